@@ -1,0 +1,68 @@
+"""The command line, installed as ``eoq.cli``: one module per family of commands, thin over the library.
+
+A command's module is imported only when the command runs, so that `eoq send` starts as fast as Python allows.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from eoq import __version__
+from eoq.errors import EoqError
+
+_HOMES = {
+    "daemon": ("daemon", "start", "stop", "status"),
+    "send": ("send",),
+    "receive": ("receive", "ack", "nack", "reject", "extend"),
+    "look": ("result", "queues", "peek", "show"),
+    "demo": ("demo",),
+}
+_HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it."""
+
+
+class _Commands(click.Group):
+    """Finds commands by name, and ends with an error's exit status instead of a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_HOME_OF)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        home = _HOME_OF.get(cmd_name)
+        if home is None:
+            return None
+        command: click.Command = getattr(import_module(f".{home}", __name__), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EoqError as error:
+            click.echo(f"eoq: {error}", err=True)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="eoq")
+def main() -> None:
+    """The exactly-once queue for one machine.
+
+    \b
+    eoq start                        the daemon, in the background
+    eoq send mail 'hello'            a message, on disk when the command returns
+    eoq receive mail --json          lease it
+    eoq ack RECEIPT                  settle it
+    eoq demo                         see it survive kill -9
+
+    \b
+    Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable ·
+    75 try again later · 77 not allowed
+    """

@@ -1,0 +1,80 @@
+"""What the commands share: their common options, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from eoq import calls, protocol
+from eoq.client import Client
+from eoq.errors import InvalidRequest, MessageTooLarge
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NOTHING_THERE = 1
+"""Exit status where there was no message or no result."""
+
+
+def socket_option(command: F) -> F:
+    """``--socket PATH``."""
+    return click.option(
+        "--socket", metavar="PATH", help="The daemon's socket; else EOQ_SOCKET, else the user's default."
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(command)
+
+
+def queue_argument(command: F) -> F:
+    """``QUEUE``, checked before anything is asked."""
+
+    def check(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+        try:
+            return calls.check_queue(value)
+        except InvalidRequest as error:
+            raise click.BadParameter(str(error)) from error
+
+    return click.argument("queue", callback=check)(command)
+
+
+def connect(socket: str | None) -> Client:
+    """A client for one command."""
+    return Client(socket)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One object on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_bytes(value: bytes) -> None:
+    """Bytes as they are, ended by a line feed where they have none."""
+    sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
+
+
+def bytes_fields(name: str, value: bytes) -> dict[str, Any]:
+    """Bytes for JSON: ``name``, or ``name_base64`` where they are no text."""
+    fields: dict[str, Any] = {}
+    protocol.put_bytes(fields, name, value)
+    return fields
+
+
+def read_body(given: str | None, what: str) -> bytes:
+    """The bytes of an argument, or standard input where it is absent or ``-``; never more than a body may have."""
+    if given is not None and given != "-":
+        return given.encode(errors="surrogateescape")
+    if sys.stdin.isatty():
+        click.echo(f"eoq: reading the {what} from the terminal; end it with Ctrl-D", err=True)
+    body = sys.stdin.buffer.read(protocol.MAX_BODY + 1)
+    if len(body) > protocol.MAX_BODY:
+        raise MessageTooLarge(
+            f"the {what} on standard input has more than {protocol.MAX_BODY:,} bytes; "
+            "store it elsewhere and send its name"
+        )
+    return body

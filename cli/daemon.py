@@ -1,0 +1,179 @@
+"""The daemon's life: ``daemon start stop status``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eoq.errors import EoqError, Unavailable
+from eoq.paths import database_path, socket_path
+
+from .common import connect, json_option, print_json, socket_option
+
+START_SECONDS = 60.0
+"""How long `start` waits for the daemon: it may have migrations to run."""
+STOP_SECONDS = 30.0
+
+
+def _database_option(command: Any) -> Any:
+    return click.option("--db", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's default.")(
+        command
+    )
+
+
+def _attempts_option(command: Any) -> Any:
+    return click.option(
+        "--max-attempts",
+        type=click.IntRange(1, 1_000_000),
+        default=10,
+        envvar="EOQ_MAX_ATTEMPTS",
+        metavar="N",
+        help="Deliveries of a message before it is a dead letter; 10 if absent.",
+    )(command)
+
+
+@click.command()
+@_database_option
+@socket_option
+@_attempts_option
+def daemon(db: str | None, socket: str | None, max_attempts: int) -> None:
+    """Run the daemon in the foreground, for a service manager.
+
+    Prints `ready` and its socket once it accepts connections. SIGTERM and Ctrl-C stop it: what was begun is
+    finished and answered first.
+
+    \b
+    eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
+    """
+    from eoq.daemon.main import Settings, run
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
+
+    def ready(path: Path) -> None:
+        try:
+            click.echo(f"ready {path}")
+        except OSError as error:
+            logging.getLogger("eoq.daemon").warning("nobody reads `ready`: %s", error)
+
+    run(Settings(database_path(db).absolute(), socket_path(socket).absolute(), max_attempts), ready)
+
+
+@click.command()
+@_database_option
+@socket_option
+@_attempts_option
+def start(db: str | None, socket: str | None, max_attempts: int) -> None:
+    """Start the daemon in the background. Does nothing if one answers already.
+
+    Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
+    """
+    path = socket_path(socket).absolute()
+    running = _status(str(path))
+    if running is not None:
+        click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
+        return
+    database = database_path(db).absolute()
+    log = database.with_name(database.name + ".log")
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        errors = log.open("ab")
+    except OSError as error:
+        from eoq.daemon.locks import cannot_use
+
+        raise cannot_use(log, error) from error
+    command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
+    with errors:
+        begin = errors.tell()
+        process = subprocess.Popen(
+            [*command, "--max-attempts", str(max_attempts)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert process.stdout is not None  # noqa: S101 # it is a pipe
+    line = process.stdout.readline()
+    if not line.startswith(b"ready"):
+        status = process.wait()
+        with log.open("rb") as said:
+            said.seek(begin)
+            click.echo(said.read().decode(errors="replace").strip(), err=True)
+        click.echo(f"eoq: the daemon did not start; its log is {log}", err=True)
+        sys.exit(status or 70)
+    click.echo(f"eoq: the daemon runs, with pid {process.pid} on {path}; its log is {log}", err=True)
+
+
+@click.command()
+@socket_option
+def stop(socket: str | None) -> None:
+    """Stop the daemon: what was begun is finished and answered first."""
+    path = socket_path(socket).absolute()
+    running = _status(str(path))
+    if running is None:
+        click.echo(f"eoq: no daemon runs on {path}", err=True)
+        return
+    pid = running["pid"]
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        from eoq.errors import Forbidden
+
+        raise Forbidden(f"the daemon with pid {pid} belongs to another user; ask its owner to stop it") from None
+    deadline = time.monotonic() + STOP_SECONDS
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            raise EoqError(f"the daemon with pid {pid} still runs after {STOP_SECONDS:g} s; see its log")
+        time.sleep(0.02)
+    click.echo(f"eoq: stopped the daemon with pid {pid}", err=True)
+
+
+@click.command()
+@json_option
+@socket_option
+def status(as_json: bool, socket: str | None) -> None:
+    """Say whether the daemon runs, and with what. Exit status 69 if it does not."""
+    with connect(socket) as client:
+        fields = client.ask("status")
+    fields.pop("rid")
+    fields.pop("ok")
+    if as_json:
+        print_json(fields)
+        return
+    fields["up"] = f"{time.time() - fields.pop('started_at'):.0f} s"
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        click.echo(f"{name:{width}}  {value}")
+
+
+def _status(path: str) -> dict[str, Any] | None:
+    try:
+        with connect(path) as client:
+            return client.ask("status")
+    except Unavailable:
+        return None
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but was not waited for by its parent does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        try:
+            return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        except (OSError, IndexError):
+            return False
+    return True

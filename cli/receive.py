@@ -1,0 +1,152 @@
+"""``eoq receive``, and what settles or keeps a message it leased: ``ack nack reject extend``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from eoq.message import Message
+from eoq.protocol import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
+
+from .common import (
+    NOTHING_THERE,
+    bytes_fields,
+    connect,
+    json_option,
+    print_bytes,
+    print_json,
+    queue_argument,
+    read_body,
+    socket_option,
+)
+
+
+@click.command()
+@queue_argument
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_BATCH),
+    default=1,
+    metavar="N",
+    help="Messages at most; 1 if absent.",
+)
+@click.option(
+    "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait so long for the first."
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=0, min_open=True, max=MAX_LEASE),
+    default=DEFAULT_LEASE,
+    metavar="SECONDS",
+    help="Time to settle it before it is delivered again; 30 if absent.",
+)
+@click.option("--ack", "acks", is_flag=True, help="Settle each message once it is printed.")
+@json_option
+@socket_option
+def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_json: bool, socket: str | None) -> None:
+    """Lease the next messages of QUEUE and print their bodies. Exit status 1 if there was none.
+
+    With --json, one object a line: id, receipt, body (or body_base64), headers, attempt and the rest. The receipt
+    is what `eoq ack`, `nack`, `reject` and `extend` take; what is not settled in time is delivered again.
+
+    \b
+    eoq receive mail --wait 10 --json
+    eoq receive mail --json | jq -r .receipt | xargs eoq ack
+    eoq receive mail --limit 100 --ack
+    """
+    from eoq.prefetch import POLL_SECONDS
+
+    with connect(socket) as client:
+        while True:
+            messages = client.receive(queue, limit, min(wait, POLL_SECONDS), lease=lease)
+            wait -= POLL_SECONDS
+            if messages or wait <= 0:
+                break
+        for message in messages:
+            if as_json:
+                print_json(_fields(message))
+            else:
+                print_bytes(message.body)
+        if acks:
+            sys.stdout.flush()
+            client.ack_many([(message, None) for message in messages])
+    if not messages:
+        sys.exit(NOTHING_THERE)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return {
+        "id": message.id,
+        "receipt": message.receipt,
+        **bytes_fields("body", message.body),
+        "headers": dict(message.headers),
+        "attempt": message.attempt,
+        "priority": message.priority,
+        "group": message.group,
+        "enqueued_at": message.enqueued_at,
+        "seq": message.seq,
+        "queue": message.queue,
+    }
+
+
+@click.command()
+@click.argument("receipt")
+@click.option("--result", metavar="TEXT|-", help="Stored as the message's result; - reads standard input.")
+@socket_option
+def ack(receipt: str, result: str | None, socket: str | None) -> None:
+    """Settle the message of RECEIPT as done.
+
+    \b
+    eoq ack "$receipt"
+    wc -l < report.csv | eoq ack "$receipt" --result -
+    """
+    body = None if result is None else read_body(result, "result")
+    with connect(socket) as client:
+        client.ack(receipt, body)
+
+
+@click.command()
+@click.argument("receipt")
+@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it again so much later.")
+@click.option("--error", metavar="TEXT", help="Why; kept with the message.")
+@socket_option
+def nack(receipt: str, delay: float | None, error: str | None, socket: str | None) -> None:
+    """Give the message of RECEIPT back, to be delivered again.
+
+    Without --delay the first retry comes at once, and later ones after growing waits.
+
+    \b
+    eoq nack "$receipt" --delay 60 --error 'the bank is closed'
+    """
+    with connect(socket) as client:
+        client.nack(receipt, delay, error)
+
+
+@click.command()
+@click.argument("receipt")
+@click.option("--error", metavar="TEXT", help="Why; kept with the message.")
+@socket_option
+def reject(receipt: str, error: str | None, socket: str | None) -> None:
+    """Make the message of RECEIPT a dead letter: kept with its error, not delivered.
+
+    \b
+    eoq reject "$receipt" --error 'no such account'
+    """
+    with connect(socket) as client:
+        client.reject(receipt, error)
+
+
+@click.command()
+@click.argument("receipt")
+@click.argument("seconds", type=click.FloatRange(min=0, min_open=True, max=MAX_LEASE))
+@socket_option
+def extend(receipt: str, seconds: float, socket: str | None) -> None:
+    """Let the lease of RECEIPT end SECONDS from now.
+
+    \b
+    eoq extend "$receipt" 300
+    """
+    with connect(socket) as client:
+        client.extend(receipt, seconds)

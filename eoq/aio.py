@@ -1,0 +1,376 @@
+"""The asyncio client: the twin of ``client.py``, around the same requests of ``calls.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from . import calls
+from .calls import Call
+from .client import GRACE_SECONDS, PIPELINED, RECONNECT_SECONDS
+from .errors import EoqError, Forbidden, Unavailable
+from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
+from .paths import socket_path
+from .prefetch import POLL_SECONDS, Prefetched
+from .protocol import Fields, LineBuffer, decode_reply, encode
+
+T = TypeVar("T")
+
+
+def connect_async(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> AsyncClient:
+    """An asyncio client of the daemon on ``socket``; the arguments are those of `connect`."""
+    return AsyncClient(socket, timeout=timeout)
+
+
+class _Dropped(Exception):
+    """The connection broke; what was under way on it may or may not have happened."""
+
+
+class _Link(asyncio.Protocol):
+    """One live connection, shared by all tasks of a client."""
+
+    def __init__(self) -> None:
+        self._lines = LineBuffer(2**63)
+        self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
+        self._last_rid = 0
+        self._broken: str | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    async def exchange(self, requests: Sequence[Fields], deadline: float) -> list[Fields | EoqError]:
+        """Sends ``requests`` in one go and waits for their replies; raises `_Dropped` or `TimeoutError`."""
+        if self._broken is not None:
+            raise _Dropped(self._broken)
+        loop = asyncio.get_running_loop()
+        lines = []
+        futures: dict[int, asyncio.Future[Fields | EoqError]] = {}
+        for request in requests:
+            self._last_rid += 1
+            line = encode({"rid": self._last_rid, **request})
+            if (too_large := calls.line_too_long(line)) is not None:
+                raise too_large
+            lines.append(line)
+            futures[self._last_rid] = loop.create_future()
+        self._replies.update(futures)
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
+                await self._writable.wait()
+                self._transport.write(b"".join(lines))
+                return await asyncio.gather(*futures.values())
+        finally:
+            for rid, future in futures.items():
+                self._replies.pop(rid, None)
+                future.cancel()
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `_Dropped`."""
+        self._break(reason)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(str(exc) if exc else "the daemon closed the connection")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            rid, reply = decode_reply(line)
+            # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+            for waiting in list(self._replies) if rid is None else [rid]:
+                future = self._replies.get(waiting)
+                if future is not None and not future.done():
+                    future.set_result(reply)
+
+    def _break(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
+        self._writable.set()
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception(_Dropped(reason))
+
+
+class AsyncClient:
+    """An asyncio client. Make it with `connect_async`; its methods do what those of `Client` do."""
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
+        self.path: Path = socket_path(socket)
+        self.timeout = timeout
+        self._link: _Link | None = None
+        self._linking = asyncio.Lock()
+        self._generation = 0
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection, and with it every bound lease."""
+        self._closed = True
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+            await asyncio.sleep(0)  # lets the transport close its socket before the loop may end
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> Sent:
+        """See `Client.send`."""
+        message = Outgoing(body, id, None, headers, priority, group, delay, at)
+        return await self._run(calls.send(queue, message))
+
+    async def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
+        """See `Client.send_many`."""
+        return [sent async for sent in self.send_stream(queue, messages)]
+
+    async def send_stream(self, queue: str, messages: Iterable[object]) -> AsyncIterator[Sent]:
+        """See `Client.send_stream`."""
+        window: list[Call[list[Sent]]] = []
+        for batch in calls.send_batches(queue, messages):
+            window.append(batch)
+            if len(window) == PIPELINED:
+                for sent in await self._run_window(window):
+                    yield sent
+                window = []
+        for sent in await self._run_window(window):
+            yield sent
+
+    async def _run_window(self, window: Sequence[Call[list[Sent]]]) -> list[Sent]:
+        confirmed: list[Sent] = []
+        for outcome in await self._run_all(window):
+            if isinstance(outcome, EoqError):
+                raise outcome
+            confirmed.extend(outcome)
+        return confirmed
+
+    # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(
+        self,
+        queue: str,
+        limit: int = 1,
+        wait: float = 0.0,
+        *,
+        lease: float | None = None,
+        bound: bool = False,
+    ) -> list[AsyncMessage]:
+        """See `Client.receive`."""
+        return await self._run(calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=bound))
+
+    async def consume(
+        self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
+    ) -> AsyncIterator[AsyncMessage]:
+        """See `Client.consume`."""
+        fetched: Prefetched[AsyncMessage] = Prefetched(lease)
+        try:
+            idle_since = time.monotonic()
+            while True:
+                await self._keep_alive(fetched)
+                if (message := fetched.next()) is not None:
+                    yield message
+                    idle_since = time.monotonic()
+                    continue
+                wait = POLL_SECONDS
+                if idle is not None:
+                    wait = min(wait, max(idle_since + idle - time.monotonic(), 0.0))
+                messages = await self.receive(queue, prefetch, wait, lease=lease, bound=True)
+                fetched.fill(messages, time.monotonic(), self._generation)
+                if not messages and idle is not None and time.monotonic() >= idle_since + idle:
+                    return
+        finally:
+            await self._give_back(fetched.drain(self._generation))
+
+    async def _keep_alive(self, fetched: Prefetched[AsyncMessage]) -> None:
+        receipts = fetched.to_extend(time.monotonic(), self._generation)
+        if receipts:
+            outcomes = await self._run_all([calls.extend(receipt, fetched.lease) for receipt in receipts])
+            lost = {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
+            fetched.extended(time.monotonic(), lost)
+
+    async def _give_back(self, receipts: Sequence[str]) -> None:
+        if receipts and not self._closed:
+            # If it fails, the leases end with the connection, or by themselves.
+            with suppress(EoqError):
+                await self._run(calls.release(receipts))
+
+    def _message(self, **fields: Any) -> AsyncMessage:
+        return AsyncMessage(settler=self, **fields)
+
+    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def ack(self, message: Delivery | str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        """See `Client.ack`."""
+        await self._run(calls.ack(message, result, list(send)))
+
+    async def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None:
+        """See `Client.ack_many`."""
+        if acks:
+            await self._run(calls.settle(acks, ()))
+
+    async def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None:
+        """See `Client.nack`."""
+        await self._run(calls.nack(message, delay, error))
+
+    async def reject(self, message: Delivery | str, error: str | None = None) -> None:
+        """See `Client.reject`."""
+        await self._run(calls.reject(message, error))
+
+    async def extend(self, message: Delivery | str, seconds: float) -> None:
+        """See `Client.extend`."""
+        await self._run(calls.extend(message, seconds))
+
+    def transaction(self) -> AsyncTransaction:
+        """See `Client.transaction`; used with ``async with``."""
+        return AsyncTransaction(self)
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def result(self, queue: str, id: str, wait: float = 0.0) -> Result | None:
+        """See `Client.result`."""
+        deadline = time.monotonic() + wait
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            found = await self._run(calls.result(queue, id, min(left, POLL_SECONDS)))
+            if found is not None or left <= POLL_SECONDS:
+                return found
+
+    async def ask(self, op: str, **fields: Any) -> Fields:
+        """See `Client.ask`."""
+        return await self._run(calls.look(op, **fields))
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self, call: Call[T]) -> T:
+        outcome = (await self._run_all([call]))[0]
+        if isinstance(outcome, EoqError):
+            raise outcome
+        return outcome
+
+    async def _run_all(self, batch: Sequence[Call[T]]) -> list[T | EoqError]:
+        """The outcome of each call; repeats them all if the connection breaks, until ``timeout`` is over."""
+        if not batch:
+            return []
+        wait = max(call.wait for call in batch)
+        requests = [call.fields for call in batch]
+        started = time.monotonic()
+        while True:
+            link = await self._linked(started + self.timeout)
+            try:
+                replies = await link.exchange(requests, time.monotonic() + wait + max(self.timeout, GRACE_SECONDS))
+            except _Dropped as dropped:
+                self._unlink(link)
+                if self._closed or time.monotonic() > started + wait + self.timeout:
+                    raise self._unavailable(str(dropped)) from dropped
+                continue
+            except TimeoutError as error:
+                # Its leases would be held for nobody; the daemon takes them back with the connection.
+                self._unlink(link)
+                link.close("a request was not answered in time")
+                raise self._unavailable(f"no answer within {wait + self.timeout:g} s") from error
+            return [
+                reply if isinstance(reply, EoqError) else call.read(reply)
+                for call, reply in zip(batch, replies, strict=True)
+            ]
+
+    async def _linked(self, deadline: float) -> _Link:
+        """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
+        pause = RECONNECT_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            async with self._linking:
+                if self._closed:
+                    raise self._unavailable("this client is closed")
+                if self._link is not None:
+                    return self._link
+                try:
+                    _, self._link = await loop.create_unix_connection(_Link, str(self.path))
+                except PermissionError as error:
+                    raise Forbidden(
+                        f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
+                    ) from error
+                except OSError as error:
+                    if self._generation == 0 or time.monotonic() > deadline:
+                        raise self._unavailable(error.strerror or str(error)) from error
+                else:
+                    self._generation += 1
+                    return self._link
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _unlink(self, link: _Link) -> None:
+        if self._link is link:
+            self._link = None
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable(
+            f"cannot reach the daemon on {self.path} ({why}); start one with `eoq start`, "
+            "or name another socket with --socket or EOQ_SOCKET"
+        )
+
+
+class AsyncTransaction:
+    """The asyncio twin of `Transaction`: used with ``async with``, it commits when the block ends."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.sent: list[Sent] = []
+        self._client = client
+        self._acks: list[tuple[Delivery | str, object]] = []
+        self._sends: list[Outgoing] = []
+
+    def ack(self, message: Delivery | str, result: object = None) -> None:
+        """Settles a message as done, with its ``result``."""
+        self._acks.append((message, result))
+
+    def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Sends a message; the arguments are those of `Client.send`."""
+        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at))
+
+    async def __aenter__(self) -> AsyncTransaction:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and (self._acks or self._sends):
+            self.sent = await self._client._run(calls.settle(self._acks, self._sends))

@@ -1,0 +1,257 @@
+"""What each client call asks, and what its reply means: shared by the blocking and the asyncio client.
+
+A `Call` is a request's fields and the function that reads the reply. Ids are chosen here, before the first
+try, so that a request whose reply was lost can be repeated without being stored twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from .errors import InvalidRequest, MessageTooLarge
+from .ids import new_id
+from .message import JSON_TYPE, Delivery, Outgoing, Result, Sent, encode_payload
+from .protocol import (
+    DEFAULT_LEASE,
+    MAX_BODY,
+    MAX_ERROR,
+    MAX_LINE,
+    QUEUE_PATTERN,
+    Fields,
+    get_bytes,
+    put_bytes,
+)
+
+T = TypeVar("T")
+M = TypeVar("M")
+
+BATCH_MESSAGES = 250
+"""Messages in one request of `send_many`: enough that the commit no longer counts."""
+BATCH_BYTES = 1024 * 1024
+"""Bytes of bodies in one request of `send_many`, so that neither side holds much at once."""
+
+_QUEUE = re.compile(QUEUE_PATTERN)
+
+
+class Call(NamedTuple, Generic[T]):
+    """A request, how to read its reply, and the seconds the daemon may take by the request's own wish."""
+
+    fields: Fields
+    read: Callable[[Fields], T]
+    wait: float = 0.0
+
+
+def _nothing(_reply: Fields) -> None:
+    return None
+
+
+def check_queue(queue: str) -> str:
+    """``queue``, or `InvalidRequest` where it is no name of a queue."""
+    if not isinstance(queue, str) or not _QUEUE.match(queue):
+        raise InvalidRequest(
+            f"{queue!r} is no queue name: use 1 to 128 letters, digits, dots, dashes and underscores, "
+            "and begin with a letter or digit"
+        )
+    return queue
+
+
+def _message_fields(message: Outgoing) -> tuple[Fields, int]:
+    """The fields of one message, its id chosen, and the bytes of its body."""
+    body, is_json = encode_payload(message.body)
+    if len(body) > MAX_BODY:
+        raise MessageTooLarge(
+            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+        )
+    fields: Fields = {"id": new_id() if message.id is None else message.id}
+    put_bytes(fields, "body", body)
+    headers = dict(message.headers) if message.headers else {}
+    if is_json:
+        headers.setdefault("content-type", JSON_TYPE)
+    if headers:
+        fields["headers"] = headers
+    if message.priority:
+        fields["priority"] = message.priority
+    if message.group is not None:
+        fields["group"] = message.group
+    if message.delay is not None:
+        fields["delay"] = message.delay
+    if message.at is not None:
+        fields["at"] = message.at
+    return fields, len(body)
+
+
+def as_outgoing(item: object) -> Outgoing:
+    """An `Outgoing` as it is; anything else becomes the body of one."""
+    return item if isinstance(item, Outgoing) else Outgoing(item)
+
+
+def send(queue: str, message: Outgoing) -> Call[Sent]:
+    """One message."""
+    fields, _ = _message_fields(message)
+    fields["op"] = "send"
+    fields["queue"] = check_queue(queue)
+    return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"]))
+
+
+def send_batches(queue: str, items: Iterable[object]) -> Iterable[Call[list[Sent]]]:
+    """Many messages, as requests of bounded size; takes from ``items`` only what the next request needs."""
+    check_queue(queue)
+    batch: list[Fields] = []
+    size = 0
+    for item in items:
+        message = as_outgoing(item)
+        fields, length = _message_fields(message)
+        if message.queue is not None and message.queue != queue:
+            raise InvalidRequest(
+                f"a message for {message.queue!r} in a batch for {queue!r}: send it there, or in a transaction"
+            )
+        if batch and (len(batch) >= BATCH_MESSAGES or size + length > BATCH_BYTES):
+            yield _send_batch(queue, batch)
+            batch, size = [], 0
+        batch.append(fields)
+        size += length
+    if batch:
+        yield _send_batch(queue, batch)
+
+
+def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
+    def read(reply: Fields) -> list[Sent]:
+        duplicates = set(reply["duplicates"])
+        return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
+
+    return Call({"op": "send_many", "queue": queue, "messages": messages}, read)
+
+
+def receive(
+    queue: str,
+    make: Callable[..., M],
+    *,
+    limit: int,
+    wait: float,
+    lease: float | None,
+    bound: bool,
+) -> Call[list[M]]:
+    """Up to ``limit`` messages; ``make`` is called with the fields of a `Delivery`."""
+    fields: Fields = {
+        "op": "receive",
+        "queue": check_queue(queue),
+        "limit": limit,
+        "wait": wait,
+        "lease": DEFAULT_LEASE if lease is None else lease,
+        "bound": bound,
+    }
+
+    def read(reply: Fields) -> list[M]:
+        watermark = reply["watermark"]
+        return [make(**_delivery(queue, watermark, message)) for message in reply["messages"]]
+
+    return Call(fields, read, wait)
+
+
+def _delivery(queue: str, watermark: int, message: Fields) -> Fields:
+    in_base64 = message.pop("body_base64", None)
+    if in_base64 is not None:
+        message["body"] = get_bytes(None, in_base64, "body")
+    else:
+        message["body"] = message["body"].encode()
+    message["queue"] = queue
+    message["watermark"] = watermark
+    return message
+
+
+def receipt_of(message: Delivery | str) -> str:
+    """The receipt of a delivered message, or the receipt itself."""
+    return message if isinstance(message, str) else message.receipt
+
+
+def _ack_fields(message: Delivery | str, result: object) -> Fields:
+    fields: Fields = {"receipt": receipt_of(message)}
+    if result is not None:
+        body, _ = encode_payload(result)
+        if len(body) > MAX_BODY:
+            raise MessageTooLarge(f"the result has {len(body):,} bytes and {MAX_BODY:,} is the limit")
+        put_bytes(fields, "result", body)
+    return fields
+
+
+def settle(acks: Sequence[tuple[Delivery | str, object]], sends: Sequence[Outgoing]) -> Call[list[Sent]]:
+    """Acks with their results, and messages to send: everything or nothing."""
+    messages = []
+    for message in sends:
+        if message.queue is None:
+            raise InvalidRequest("a message sent with an ack needs its queue: Outgoing(body, queue=…)")
+        fields, _ = _message_fields(message)
+        fields["queue"] = check_queue(message.queue)
+        messages.append(fields)
+    request: Fields = {"op": "settle", "acks": [_ack_fields(message, result) for message, result in acks]}
+    if messages:
+        request["send"] = messages
+
+    def read(reply: Fields) -> list[Sent]:
+        duplicates = set(reply["duplicates"])
+        return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
+
+    return Call(request, read)
+
+
+def ack(message: Delivery | str, result: object, sends: Sequence[Outgoing]) -> Call[None]:
+    """One ack, with its result and the messages that leave with it."""
+    if sends:
+        return Call(settle([(message, result)], sends).fields, _nothing)
+    return Call({"op": "ack", **_ack_fields(message, result)}, _nothing)
+
+
+def nack(message: Delivery | str, delay: float | None, error: str | None) -> Call[None]:
+    """A message given back."""
+    fields: Fields = {"op": "nack", "receipt": receipt_of(message)}
+    if delay is not None:
+        fields["delay"] = delay
+    return Call(_with_error(fields, error), _nothing)
+
+
+def reject(message: Delivery | str, error: str | None) -> Call[None]:
+    """A message made a dead letter."""
+    return Call(_with_error({"op": "reject", "receipt": receipt_of(message)}, error), _nothing)
+
+
+def _with_error(fields: Fields, error: str | None) -> Fields:
+    if error is not None:
+        fields["error"] = error[:MAX_ERROR].encode(errors="replace").decode()
+    return fields
+
+
+def extend(message: Delivery | str, seconds: float) -> Call[None]:
+    """A lease made to end later."""
+    return Call({"op": "extend", "receipt": receipt_of(message), "seconds": seconds}, _nothing)
+
+
+def release(receipts: Sequence[str]) -> Call[None]:
+    """Messages given back that nobody has looked at: their delivery does not count as an attempt."""
+    return Call({"op": "release", "receipts": list(receipts)}, _nothing)
+
+
+def result(queue: str, id: str, wait: float) -> Call[Result | None]:
+    """How a message ended; None while it has not, or where it is not known."""
+
+    def read(reply: Fields) -> Result | None:
+        outcome = reply["outcome"]
+        if outcome is None:
+            return None
+        body = get_bytes(reply.get("result"), reply.get("result_base64"), "result")
+        return Result(outcome, body, reply.get("error"))
+
+    return Call({"op": "result", "queue": check_queue(queue), "id": id, "wait": wait}, read, wait)
+
+
+def look(op: str, **fields: Any) -> Call[Fields]:
+    """A question about the daemon or a queue, answered with plain fields."""
+    return Call({"op": op, **fields}, lambda reply: reply)
+
+
+def line_too_long(line: bytes) -> MessageTooLarge | None:
+    """The error for a request that the daemon would close the connection over."""
+    if len(line) <= MAX_LINE:
+        return None
+    return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")

@@ -1,0 +1,461 @@
+"""The blocking client: sockets and threads around the requests of ``calls.py``.
+
+One connection serves all threads of a client. Requests are pipelined on it, and replies come in any order:
+whichever thread waits reads for all of them. A connection that breaks is made again, and what was under way on it
+is repeated under the same ids and receipts, which the daemon recognises.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from . import calls
+from .calls import Call
+from .errors import EoqError, Forbidden, Unavailable
+from .message import Delivery, Message, Outgoing, Result, Sent
+from .paths import socket_path
+from .prefetch import POLL_SECONDS, Prefetched
+from .protocol import Fields, LineBuffer, decode_reply, encode
+
+T = TypeVar("T")
+
+PIPELINED: Final = 4
+"""Requests of a bulk send that are under way at once."""
+RECONNECT_SECONDS: Final = 0.05
+"""The first wait between two tries to reach a daemon that went away; it doubles up to a second."""
+GRACE_SECONDS: Final = 5.0
+"""How much longer than it was asked to wait a daemon may take to answer."""
+
+
+def connect(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> Client:
+    """A client of the daemon on ``socket`` (else ``EOQ_SOCKET``, else the user's default one).
+
+    Connects at the first request; `Unavailable` then says where it looked. ``timeout`` is in seconds: how long a
+    request may take beyond its own ``wait``, and how long a daemon that went away may take to come back.
+    """
+    return Client(socket, timeout=timeout)
+
+
+class _Dropped(Exception):
+    """The connection broke; what was under way on it may or may not have happened."""
+
+
+class _Link:
+    """One live connection, shared by all threads of a client."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = sockets.socket(sockets.AF_UNIX)
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
+        self._lines = LineBuffer(2**63)
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._replies: dict[int, Fields | EoqError | None] = {}
+        self._last_rid = 0
+        self._reading = False
+        self._broken: str | None = None
+
+    def exchange(self, requests: Sequence[Fields], deadline: float) -> list[Fields | EoqError]:
+        """Sends ``requests`` in one go and waits for their replies; raises `_Dropped` or `TimeoutError`."""
+        with self._changed:
+            if self._broken is not None:
+                raise _Dropped(self._broken)
+            rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
+            self._last_rid += len(requests)
+            self._replies.update(dict.fromkeys(rids))
+        try:
+            self._send(rids, requests, deadline)
+            return self._wait(rids, deadline)
+        finally:
+            with self._changed:
+                for rid in rids:
+                    self._replies.pop(rid, None)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `_Dropped`."""
+        with self._changed:
+            if self._broken is None:
+                self._broken = reason
+                with suppress(OSError):  # the other side was faster
+                    self._socket.shutdown(sockets.SHUT_RDWR)
+                if not self._reading:
+                    self._socket.close()
+            self._changed.notify_all()
+
+    def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
+        lines = []
+        for rid, request in zip(rids, requests, strict=True):
+            line = encode({"rid": rid, **request})
+            if (too_large := calls.line_too_long(line)) is not None:
+                raise too_large
+            lines.append(line)
+        try:
+            with self._sending:
+                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._socket.sendall(b"".join(lines))
+        except TimeoutError:
+            self.close("the daemon took no more requests")
+            raise
+        except OSError as error:
+            self.close(str(error))
+            raise _Dropped(str(error)) from error
+
+    def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
+        with self._changed:
+            while True:
+                replies = [self._replies[rid] for rid in rids]
+                complete = [reply for reply in replies if reply is not None]
+                if len(complete) == len(replies):
+                    return complete
+                if self._broken is not None:
+                    raise _Dropped(self._broken)
+                if self._reading:
+                    if not self._changed.wait(max(deadline - time.monotonic(), 0.001)):
+                        raise TimeoutError
+                    continue
+                self._read(deadline)
+
+    def _read(self, deadline: float) -> None:
+        """Reads once, for all threads. Called with the condition held; gives it up while it waits."""
+        self._reading = True
+        self._changed.release()
+        data = b""
+        reason = "the daemon closed the connection"
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(1024 * 1024)
+        except TimeoutError:
+            reason = ""
+            raise
+        except OSError as error:
+            reason = str(error)
+        except BaseException:
+            reason = ""
+            raise
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            if data:
+                self._take(data)
+            elif reason and self._broken is None:
+                self._broken = reason
+            if self._broken is not None:
+                self._socket.close()
+            self._changed.notify_all()
+
+    def _take(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            rid, reply = decode_reply(line)
+            if rid is None:
+                # Said of the connection as a whole, before it is closed: everybody is told.
+                for waiting in self._replies:
+                    self._replies[waiting] = reply
+            elif rid in self._replies:
+                self._replies[rid] = reply
+
+
+class Client:
+    """A blocking client, safe to share between threads. Make it with `connect`.
+
+    Every method may raise `Unavailable` (no daemon, or none that came back in time), `InvalidRequest` (an argument
+    out of bounds) and the errors it names.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
+        self.path = socket_path(socket)
+        self.timeout = timeout
+        self._link: _Link | None = None
+        self._linking = threading.Lock()
+        self._generation = 0
+        self._closed = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, and with it every bound lease."""
+        self._closed = True
+        with self._linking:
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> Sent:
+        """Stores a message; when this returns, it is on disk.
+
+        ``body`` is bytes, text, or anything JSON can hold; the other arguments are those of `Outgoing`. The same
+        ``id`` with the same content is stored once and answered with ``duplicate``. Raises `IdConflict` for the
+        same id with other content, `MessageTooLarge`, `QueueFull` or `StorageFull`; then nothing was stored.
+        """
+        message = Outgoing(body, id, None, headers, priority, group, delay, at)
+        return self._run(calls.send(queue, message))
+
+    def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
+        """Stores many messages, in their order: `Outgoing` values, or bodies as for `send`.
+
+        They travel in requests of up to 250 messages, each stored as a whole or not at all. Where one is refused,
+        its error is raised, and the requests before it stay stored. For an endless source see `send_stream`.
+        """
+        return list(self.send_stream(queue, messages))
+
+    def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[Sent]:
+        """`send_many` for sources of any length: yields each confirmation, and holds a few batches at a time."""
+        window: list[Call[list[Sent]]] = []
+        for batch in calls.send_batches(queue, messages):
+            window.append(batch)
+            if len(window) == PIPELINED:
+                yield from self._run_window(window)
+                window = []
+        yield from self._run_window(window)
+
+    def _run_window(self, window: Sequence[Call[list[Sent]]]) -> Iterator[Sent]:
+        for outcome in self._run_all(window):
+            if isinstance(outcome, EoqError):
+                raise outcome
+            yield from outcome
+
+    # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(
+        self,
+        queue: str,
+        limit: int = 1,
+        wait: float = 0.0,
+        *,
+        lease: float | None = None,
+        bound: bool = False,
+    ) -> list[Message]:
+        """Leases up to ``limit`` messages (1000 at most); waits up to ``wait`` seconds for the first.
+
+        The lease ends after ``lease`` seconds (30), and a ``bound`` one also when this client's connection ends.
+        """
+        return self._run(calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=bound))
+
+    def consume(
+        self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
+    ) -> Iterator[Message]:
+        """Yields messages under bound leases, without end, or until none came for ``idle`` seconds.
+
+        Up to ``prefetch`` are fetched at a time. Those that wait here have their leases extended when the loop
+        comes back for the next one; whatever is left when the loop ends is given back, uncounted.
+        """
+        fetched: Prefetched[Message] = Prefetched(lease)
+        try:
+            idle_since = time.monotonic()
+            while True:
+                self._keep_alive(fetched)
+                if (message := fetched.next()) is not None:
+                    yield message
+                    idle_since = time.monotonic()
+                    continue
+                wait = POLL_SECONDS
+                if idle is not None:
+                    wait = min(wait, max(idle_since + idle - time.monotonic(), 0.0))
+                messages = self.receive(queue, prefetch, wait, lease=lease, bound=True)
+                fetched.fill(messages, time.monotonic(), self._generation)
+                if not messages and idle is not None and time.monotonic() >= idle_since + idle:
+                    return
+        finally:
+            self._give_back(fetched.drain(self._generation))
+
+    def _keep_alive(self, fetched: Prefetched[Message]) -> None:
+        receipts = fetched.to_extend(time.monotonic(), self._generation)
+        if receipts:
+            outcomes = self._run_all([calls.extend(receipt, fetched.lease) for receipt in receipts])
+            lost = {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
+            fetched.extended(time.monotonic(), lost)
+
+    def _give_back(self, receipts: Sequence[str]) -> None:
+        if receipts and not self._closed:
+            # If it fails, the leases end with the connection, or by themselves.
+            with suppress(EoqError):
+                self._run(calls.release(receipts))
+
+    def _message(self, **fields: Any) -> Message:
+        return Message(settler=self, **fields)
+
+    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def ack(self, message: Delivery | str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        """Settles a message, or the one a receipt names, as done. See `Message.ack`."""
+        self._run(calls.ack(message, result, list(send)))
+
+    def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None:
+        """Settles many messages as done, each with its result (or None), in one transaction: all or nothing.
+
+        Raises `LeaseLost` if one of the leases has ended.
+        """
+        if acks:
+            self._run(calls.settle(acks, ()))
+
+    def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None:
+        """Gives a message back. See `Message.nack`."""
+        self._run(calls.nack(message, delay, error))
+
+    def reject(self, message: Delivery | str, error: str | None = None) -> None:
+        """Makes a message a dead letter. See `Message.reject`."""
+        self._run(calls.reject(message, error))
+
+    def extend(self, message: Delivery | str, seconds: float) -> None:
+        """Lets a lease end ``seconds`` from now. See `Message.extend`."""
+        self._run(calls.extend(message, seconds))
+
+    def transaction(self) -> Transaction:
+        """Acks and sends over any queues, all or nothing, when its ``with`` block ends. See `Transaction`."""
+        return Transaction(self)
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def result(self, queue: str, id: str, wait: float = 0.0) -> Result | None:
+        """How a message ended; waits up to ``wait`` seconds for it. None while it has not, or is not known."""
+        deadline = time.monotonic() + wait
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            found = self._run(calls.result(queue, id, min(left, POLL_SECONDS)))
+            if found is not None or left <= POLL_SECONDS:
+                return found
+
+    def ask(self, op: str, **fields: Any) -> Fields:
+        """Sends a request of PROTOCOL.md that only looks (``status``, ``queues``, ``peek``, ``show``)."""
+        return self._run(calls.look(op, **fields))
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, call: Call[T]) -> T:
+        outcome = self._run_all([call])[0]
+        if isinstance(outcome, EoqError):
+            raise outcome
+        return outcome
+
+    def _run_all(self, batch: Sequence[Call[T]]) -> list[T | EoqError]:
+        """The outcome of each call; repeats them all if the connection breaks, until ``timeout`` is over."""
+        if not batch:
+            return []
+        wait = max(call.wait for call in batch)
+        requests = [call.fields for call in batch]
+        started = time.monotonic()
+        while True:
+            link = self._linked(started + self.timeout)
+            try:
+                replies = link.exchange(requests, time.monotonic() + wait + max(self.timeout, GRACE_SECONDS))
+            except _Dropped as dropped:
+                self._unlink(link)
+                if self._closed or time.monotonic() > started + wait + self.timeout:
+                    raise self._unavailable(str(dropped)) from dropped
+                continue
+            except TimeoutError as error:
+                # Its leases would be held for nobody; the daemon takes them back with the connection.
+                self._unlink(link)
+                link.close("a request was not answered in time")
+                raise self._unavailable(f"no answer within {wait + self.timeout:g} s") from error
+            return [
+                reply if isinstance(reply, EoqError) else call.read(reply)
+                for call, reply in zip(batch, replies, strict=True)
+            ]
+
+    def _linked(self, deadline: float) -> _Link:
+        """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
+        pause = RECONNECT_SECONDS
+        while True:
+            with self._linking:
+                if self._closed:
+                    raise self._unavailable("this client is closed")
+                if self._link is not None:
+                    return self._link
+                try:
+                    self._link = _Link(self.path)
+                except PermissionError as error:
+                    raise Forbidden(
+                        f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
+                    ) from error
+                except OSError as error:
+                    if self._generation == 0 or time.monotonic() > deadline:
+                        raise self._unavailable(error.strerror or str(error)) from error
+                else:
+                    self._generation += 1
+                    return self._link
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _unlink(self, link: _Link) -> None:
+        with self._linking:
+            if self._link is link:
+                self._link = None
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable(
+            f"cannot reach the daemon on {self.path} ({why}); start one with `eoq start`, "
+            "or name another socket with --socket or EOQ_SOCKET"
+        )
+
+
+class Transaction:
+    """Acks and sends, over any messages and queues, that happen together or not at all (G4).
+
+    They are gathered, and committed when the ``with`` block ends without an exception; then ``sent`` has what
+    became of each send. Raises `LeaseLost` if one of the leases has ended, or what `Client.send` raises: then
+    nothing at all has changed.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.sent: list[Sent] = []
+        self._client = client
+        self._acks: list[tuple[Delivery | str, object]] = []
+        self._sends: list[Outgoing] = []
+
+    def ack(self, message: Delivery | str, result: object = None) -> None:
+        """Settles a message as done, with its ``result``."""
+        self._acks.append((message, result))
+
+    def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Sends a message; the arguments are those of `Client.send`."""
+        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at))
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and (self._acks or self._sends):
+            self.sent = self._client._run(calls.settle(self._acks, self._sends))

@@ -1,0 +1,70 @@
+"""One daemon a file, one daemon a socket: advisory locks beside them that end with their process.
+
+The lock is on a file of its own (``NAME.lock``), never on the database: closing any descriptor of a database
+drops every lock that SQLite holds on it in this process. The lock file names its holder, and stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import EoqError, Forbidden, Unavailable
+
+
+class Locked(Unavailable):
+    """Another daemon holds the file or the socket."""
+
+    exit_status = 75
+
+
+class Lock:
+    """An exclusive lock on ``path``'s lock file, held until `release` or the end of the process."""
+
+    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
+        """Takes the lock; raises `Locked` with what its holder wrote, or `Forbidden`."""
+        file = path.with_name(path.name + ".lock")
+        try:
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise cannot_use(file, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            held_by = _holder(self._descriptor)
+            os.close(self._descriptor)
+            raise Locked(
+                f"{path} is in use by {held_by}; stop that daemon (`eoq stop`), or give this one another path"
+            ) from error
+        text = json.dumps(holder).encode()
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text, 0)
+        except OSError:
+            # A full disk only costs the next daemon the name of this one.
+            os.ftruncate(self._descriptor, 0)
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        os.close(self._descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f"the eoq daemon with pid {holder['pid']} on the socket {holder['socket']}"
+    except (ValueError, KeyError, TypeError):
+        return "another eoq daemon"
+
+
+def cannot_use(path: Path, error: OSError) -> EoqError:
+    """What it means that a path of the daemon's cannot be made or opened."""
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return Forbidden(f"{path} cannot be written by this user ({error.strerror}); choose a folder of your own")
+    if isinstance(error, FileNotFoundError):
+        return Forbidden(f"the folder {path.parent} does not exist; make it with `mkdir -p {path.parent}`")
+    return Forbidden(f"{path} cannot be used ({error.strerror}); choose another path")

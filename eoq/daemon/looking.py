@@ -1,0 +1,168 @@
+"""Requests that only look: results (and waiting for them), counts, peeks, the daemon's own state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
+
+from .. import __version__
+from ..errors import EoqError, NotFound
+from ..protocol import put_bytes
+from . import requests as ask
+from .broker import Fields, Reply, Session
+from .reader import Reader
+
+Key: TypeAlias = tuple[str, str]
+
+
+class _Waiter:
+    """Someone who waits for a message to end."""
+
+    def __init__(self, session: Session, reply: Reply) -> None:
+        self.session = session
+        self.reply = reply
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Looker:
+    """Answers questions from the reader's connection, and results at the moment they are stored."""
+
+    def __init__(self, reader: Reader, describe: Callable[[], Fields]) -> None:
+        self._reader = reader
+        self._describe = describe
+        self._started = time.time()
+        self._loop = asyncio.get_running_loop()
+        self._waiters: dict[Key, list[_Waiter]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handles(self, request: ask.Request) -> bool:
+        """Whether a request only looks."""
+        return isinstance(request, ask.GetResult | ask.Queues | ask.Peek | ask.Show | ask.Status)
+
+    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
+        """Answers a request; ``reply`` is called once, now or later."""
+        match request:
+            case ask.GetResult(queue=queue, id=id, wait=wait):
+                self._result(session, (queue, id), wait, reply)
+            case ask.Queues():
+                self._spawn(self._queues(), reply)
+            case ask.Peek(queue=queue, state=state, limit=limit):
+                self._spawn(self._peek(queue, state, limit), reply)
+            case ask.Show(queue=queue, id=id):
+                self._spawn(self._show(queue, id), reply)
+            case ask.Status():
+                reply(self._status())
+
+    def ended(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
+        """A message has ended: those who wait for its result have it now."""
+        for waiter in self._waiters.pop((queue, id), ()):
+            self._answer(waiter, _result(outcome, result, error))
+
+    def closed(self, session: Session) -> None:
+        """A connection has ended, and with it what it waited for."""
+        for key in [key for key, waiters in self._waiters.items() if any(w.session is session for w in waiters)]:
+            for waiter in list(self._waiters[key]):
+                if waiter.session is session:
+                    self._forget(key, waiter)
+
+    async def stop(self) -> None:
+        """Answers all who wait, and finishes what is being read."""
+        for key, waiters in list(self._waiters.items()):
+            for waiter in list(waiters):
+                self._waited(key, waiter)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _result(self, session: Session, key: Key, wait: float, reply: Reply) -> None:
+        waiter = _Waiter(session, reply)
+        # Known before the file is read, so that a message that ends meanwhile is not missed.
+        self._waiters.setdefault(key, []).append(waiter)
+
+        async def look() -> None:
+            try:
+                found = await self._reader.result(*key)
+            except EoqError as error:
+                if self._forget(key, waiter):
+                    reply(error)
+                return
+            if waiter not in self._waiters.get(key, ()):
+                return
+            if found is not None and found["state"] in ("done", "dead"):
+                self._forget(key, waiter)
+                reply(_result(found["state"], found["result"], found["error"]))
+            elif not wait:
+                self._waited(key, waiter)
+            else:
+                waiter.timer = self._loop.call_later(wait, partial(self._waited, key, waiter))
+
+        self._keep(look())
+
+    def _waited(self, key: Key, waiter: _Waiter) -> None:
+        if self._forget(key, waiter):
+            waiter.reply({"outcome": None})
+
+    def _answer(self, waiter: _Waiter, fields: Fields) -> None:
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        waiter.reply(fields)
+
+    def _forget(self, key: Key, waiter: _Waiter) -> bool:
+        """Takes a waiter off the list; False where it has been answered."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        waiters = self._waiters.get(key, [])
+        if waiter not in waiters:
+            return False
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[key]
+        return True
+
+    async def _queues(self) -> Fields:
+        return {"queues": await self._reader.queues()}
+
+    async def _peek(self, queue: str, state: str, limit: int) -> Fields:
+        return {"messages": await self._reader.peek(queue, state, limit)}
+
+    async def _show(self, queue: str, id: str) -> Fields:
+        message = await self._reader.show(queue, id)
+        if message is None:
+            raise NotFound(f"there is no message {id!r} in the queue {queue!r}; `eoq queues` lists the queues")
+        return {"message": {"queue": queue, **message}}
+
+    def _status(self) -> Fields:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "sqlite": sqlite3.sqlite_version,
+            "started_at": self._started,
+            **self._describe(),
+        }
+
+    def _spawn(self, look: Coroutine[Any, Any, Fields], reply: Reply) -> None:
+        async def run() -> None:
+            try:
+                fields: Fields | EoqError = await look
+            except EoqError as error:
+                fields = error
+            reply(fields)
+
+        self._keep(run())
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _result(outcome: str, result: bytes | None, error: str | None) -> Fields:
+    fields: Fields = {"outcome": outcome}
+    if result is not None:
+        put_bytes(fields, "result", result)
+    if error is not None:
+        fields["error"] = error
+    return fields

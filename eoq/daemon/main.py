@@ -1,0 +1,125 @@
+"""The daemon as a process: takes its locks, opens its file, serves until it is told to stop, and cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from ..errors import EoqError
+from .broker import MAX_ATTEMPTS, Broker
+from .clock import LoopClock
+from .locks import Lock, cannot_use
+from .looking import Looker
+from .reader import Reader
+from .server import Server
+from .store import QUICK_COMMIT, Store
+from .writer import Writer
+
+log = logging.getLogger("eoq.daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a daemon is started with. ``quick_commit`` is in seconds; 0 commits on a thread always."""
+
+    database: Path
+    socket: Path
+    max_attempts: int = MAX_ATTEMPTS
+    quick_commit: float = QUICK_COMMIT
+
+
+def run(settings: Settings, ready: Callable[[Path], None]) -> None:
+    """Serves until SIGTERM or SIGINT; calls ``ready`` with the socket's path once connections are accepted.
+
+    Raises `EoqError` where it cannot start, or had to stop.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, ready))
+
+
+async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
+    """See `run`."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    failures: list[EoqError] = []
+
+    def fail(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # What should never happen is not survived half-way: the file is safe, and a restart is clean.
+        error = context.get("exception")
+        log.error("stopping: %s", context["message"], exc_info=error)
+        failures.append(EoqError(f"the daemon failed inside and stopped: {error!r}; what was confirmed is safe"))
+        stopped.set()
+
+    loop.set_exception_handler(fail)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with AsyncExitStack() as stack:
+        holder = {"pid": os.getpid(), "socket": str(settings.socket)}
+        for path in (settings.database, settings.socket):
+            _make_folder(path.parent)
+            stack.callback(Lock(path, holder).release)
+        store = await Store.open(settings.database, quick_commit=settings.quick_commit)
+        stack.push_async_callback(store.close)
+        reader = await Reader.open(settings.database)
+        stack.push_async_callback(reader.close)
+        writer = Writer(store)
+
+        def describe() -> dict[str, Any]:
+            return {
+                "database": str(settings.database),
+                "socket": str(settings.socket),
+                "connections": len(server.connections),
+                "leased": broker.leased,
+                "waiting": broker.waiting,
+            }
+
+        looker = Looker(reader, describe)
+        broker = Broker(
+            store,
+            writer,
+            LoopClock(),
+            epoch=secrets.token_hex(4),
+            ended=looker.ended,
+            max_attempts=settings.max_attempts,
+        )
+        server = Server(broker, looker)
+        await server.start(settings.socket)
+        stack.callback(_remove_socket, settings.socket)
+        broker.start()
+        log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
+        ready(settings.socket)
+        await stopped.wait()
+        log.info("stopping")
+        server.refuse_new()
+        broker.stop()
+        if not failures:
+            await writer.drain()
+        await looker.stop()
+        await server.close()
+        if not failures:
+            await writer.drain()
+    if failures:
+        raise failures[0]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_use(folder, error) from error
+
+
+def _remove_socket(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

@@ -1,0 +1,162 @@
+"""Questions to the daemon's file that change nothing: results, counts, peeks.
+
+They have a connection of their own, read-only, on its own thread: a slow question holds up no send, and only the
+store's connection writes and checkpoints. What the writer has confirmed is seen here.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiosqlite
+
+from ..protocol import put_bytes
+from .store import storage_error
+
+Fields = dict[str, Any]
+
+PEEK_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of bodies in one answer."""
+
+
+class Reader:
+    """A read-only connection to the file of an open `Store`."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    @classmethod
+    async def open(cls, path: Path) -> Reader:
+        """Opens the file, which the store has made."""
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+        await connection.execute("pragma query_only = true")
+        return cls(connection, path)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def result(self, queue: str, id: str) -> Fields | None:
+        """The state of a message, its result and its last error; None where the id is not known."""
+        rows = await self._rows(
+            """
+            select state, result, error
+            from message
+            where id = ?
+              and queue = (select number from queue where name = ?)
+            """,
+            (id, queue),
+        )
+        return dict(rows[0]) if rows else None
+
+    async def queues(self) -> list[Fields]:
+        """Every queue with the number of its messages in each state, and when its oldest one was stored."""
+        rows = await self._rows(
+            """
+            with
+              delayed as (
+                select queue, count(*) as number
+                from message
+                where state = 'delayed'
+                group by queue
+              ),
+              blocked as (
+                select queue, count(*) as number
+                from message
+                where "group" is not null and state = 'blocked'
+                group by queue
+              )
+            select
+              name,
+              (select count(*) from message where queue = queue.number and state = 'ready') as ready,
+              (select count(*) from message where queue = queue.number and state = 'leased') as leased,
+              coalesce(delayed.number, 0) as delayed,
+              coalesce(blocked.number, 0) as blocked,
+              (select count(*) from message where queue = queue.number and state = 'dead') as dead,
+              (
+                select enqueued_at
+                from message
+                where queue = queue.number and settled_at is null
+                order by seq
+                limit 1
+              ) as oldest
+            from queue
+            left join delayed on delayed.queue = queue.number
+            left join blocked on blocked.queue = queue.number
+            order by name
+            """,
+        )
+        return [dict(row) for row in rows]
+
+    async def peek(self, queue: str, state: str, limit: int) -> list[Fields]:
+        """The first messages of a queue that are in ``state``, in the order of their delivery."""
+        order = "priority desc, seq" if state == "ready" else "seq"
+        messages: list[Fields] = []
+        size = 0
+        try:
+            async with self._connection.execute(
+                f"""
+                select id, seq, state, attempts, priority, "group", enqueued_at, due_at, headers, error, body
+                from message
+                where queue = (select number from queue where name = ?)
+                  and state = ?
+                  {"and settled_at is null" if state != "done" else ""}
+                order by {order}
+                limit ?
+                """,  # noqa: S608 # only our own words
+                (queue, state, limit),
+            ) as cursor:
+                names = [column[0] for column in cursor.description]
+                async for row in cursor:
+                    message = _shown(zip(names, row, strict=True))
+                    size += len(row[-1] or b"")
+                    if messages and size > PEEK_BYTES:
+                        break
+                    messages.append(message)
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+        return messages
+
+    async def show(self, queue: str, id: str) -> Fields | None:
+        """All that is known of one message."""
+        rows = await self._rows(
+            """
+            select
+              id, seq, state, attempts, fence as deliveries, priority, "group", enqueued_at, due_at, settled_at,
+              headers, error, body, result
+            from message
+            where id = ?
+              and queue = (select number from queue where name = ?)
+            """,
+            (id, queue),
+        )
+        return _shown(rows[0].items()) if rows else None
+
+    async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
+        try:
+            async with self._connection.execute(sql, parameters) as cursor:
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+
+
+def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:
+    """A row as the fields of a reply: without what is null, headers as an object, bytes as the wire writes them."""
+    fields: Fields = {}
+    for name, value in columns:
+        if value is None:
+            continue
+        if name == "headers":
+            fields[name] = json.loads(value)
+        elif isinstance(value, bytes):
+            put_bytes(fields, name, value)
+        else:
+            fields[name] = value
+    return fields

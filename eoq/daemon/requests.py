@@ -1,0 +1,250 @@
+"""Requests as typed values: a line of the wire goes in, a request with every field checked comes out.
+
+Behind this border nothing is checked again. The reply of each request is written by the broker.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from ..errors import InvalidRequest, MessageTooLarge
+from ..protocol import (
+    DEFAULT_LEASE,
+    MAX_BATCH,
+    MAX_BODY,
+    MAX_DELAY,
+    MAX_ERROR,
+    MAX_HEADERS,
+    MAX_ID,
+    MAX_LEASE,
+    MAX_PRIORITY,
+    MAX_WAIT,
+    QUEUE_PATTERN,
+    get_bytes,
+)
+from .store import NewMessage
+
+Rid: TypeAlias = int | str | None
+QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
+Receipt = Annotated[str, Meta(min_length=1, max_length=100)]
+Limit = Annotated[int, Meta(ge=1, le=MAX_BATCH)]
+Wait = Annotated[float, Meta(ge=0, le=MAX_WAIT)]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
+LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
+Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
+Moment = Annotated[float, Meta(ge=0, le=1e11)]
+
+
+class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
+    rid: Rid = None
+
+
+class _Content(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a message consists of, wherever it stands."""
+
+    body: str | None = None
+    body_base64: str | None = None
+    id: Id | None = None
+    headers: dict[str, str] | None = None
+    priority: Priority = 0
+    group: Id | None = None
+    delay: Seconds | None = None
+    at: Moment | None = None
+
+
+class Message(_Content, kw_only=True):
+    """A message of `SendMany`."""
+
+
+class AddressedMessage(_Content, kw_only=True):
+    """A message of `Settle`, with the queue it goes to."""
+
+    queue: QueueName
+
+
+class Send(_Content, tag="send", tag_field="op", kw_only=True):
+    queue: QueueName
+    rid: Rid = None
+
+
+class SendMany(_Request, tag="send_many"):
+    queue: QueueName
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class Receive(_Request, tag="receive"):
+    queue: QueueName
+    limit: Limit = 1
+    wait: Wait = 0.0
+    lease: LeaseSeconds = DEFAULT_LEASE
+    bound: bool = False
+
+
+class Ack(_Request, tag="ack"):
+    receipt: Receipt
+    result: str | None = None
+    result_base64: str | None = None
+
+
+class AckItem(Struct, forbid_unknown_fields=True):
+    """One ack of `Settle`."""
+
+    receipt: Receipt
+    result: str | None = None
+    result_base64: str | None = None
+
+
+class Settle(_Request, tag="settle"):
+    acks: Annotated[list[AckItem], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
+    send: Annotated[list[AddressedMessage], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
+
+
+class Nack(_Request, tag="nack"):
+    receipt: Receipt
+    delay: Seconds | None = None
+    error: ErrorText | None = None
+
+
+class Reject(_Request, tag="reject"):
+    receipt: Receipt
+    error: ErrorText | None = None
+
+
+class Extend(_Request, tag="extend"):
+    receipt: Receipt
+    seconds: LeaseSeconds
+
+
+class Release(_Request, tag="release"):
+    receipts: Annotated[list[Receipt], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class GetResult(_Request, tag="result"):
+    queue: QueueName
+    id: Id
+    wait: Wait = 0.0
+
+
+class Queues(_Request, tag="queues"):
+    pass
+
+
+class Peek(_Request, tag="peek"):
+    queue: QueueName
+    limit: Limit = 10
+    state: Literal["ready", "delayed", "leased", "blocked", "dead"] = "ready"
+
+
+class Show(_Request, tag="show"):
+    queue: QueueName
+    id: Id
+
+
+class Status(_Request, tag="status"):
+    pass
+
+
+Request: TypeAlias = (
+    Send
+    | SendMany
+    | Receive
+    | Ack
+    | Settle
+    | Nack
+    | Reject
+    | Extend
+    | Release
+    | GetResult
+    | Queues
+    | Peek
+    | Show
+    | Status
+)
+
+
+class _Envelope(Struct):
+    rid: Any = None
+
+
+_request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_envelope = msgspec.json.Decoder(_Envelope)
+_encode_body: Final = msgspec.json.Encoder().encode
+
+
+def decode(line: bytes) -> Request:
+    """The request on ``line``; raises `InvalidRequest`, which says what is wrong and where."""
+    try:
+        return _request.decode(line)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{error}; see PROTOCOL.md") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the line is not one JSON object in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest("the line is nested too deeply") from error
+
+
+def rid_of(line: bytes) -> Rid:
+    """The ``rid`` of a line that is no valid request, so that its error can be paired; None if it has none."""
+    try:
+        rid = _envelope.decode(line).rid
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return rid if isinstance(rid, int | str) and not isinstance(rid, bool) else None
+
+
+def encode(reply: dict[str, object]) -> bytes:
+    """A reply as one line."""
+    return _encode_body(reply) + b"\n"
+
+
+def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewMessage:
+    """A message to store, from what the wire said of it; raises `InvalidRequest` or `MessageTooLarge`."""
+    body = get_bytes(content.body, content.body_base64, "body")
+    if body is None:
+        raise InvalidRequest("a message needs `body` or `body_base64`")
+    if len(body) > MAX_BODY:
+        raise MessageTooLarge(
+            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+        )
+    id = content.id
+    if id is None:
+        id = make_id()
+    elif not id.isprintable():
+        raise InvalidRequest(f"the id {id!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones")
+    digest = blake2b(body, digest_size=16)
+    headers = None
+    if content.headers or content.group is not None:
+        headers = _headers(content.headers)
+        if content.group is not None and not content.group.isprintable():
+            raise InvalidRequest(f"the group {content.group!r} has characters that cannot be printed")
+        digest.update(json.dumps([len(body), headers, content.group]).encode())
+    due_at = content.at
+    if content.delay is not None:
+        if due_at is not None:
+            raise InvalidRequest("give `delay` or `at`, not both")
+        due_at = now + content.delay
+    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at)
+
+
+def _headers(headers: dict[str, str] | None) -> str | None:
+    if not headers:
+        return None
+    text = json.dumps(headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_HEADERS:
+        raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
+    return text
+
+
+def result_of(item: Ack | AckItem) -> bytes | None:
+    """The result of an ack; raises `InvalidRequest` or `MessageTooLarge`."""
+    result = get_bytes(item.result, item.result_base64, "result")
+    if result is not None and len(result) > MAX_BODY:
+        raise MessageTooLarge(f"the result has {len(result):,} bytes and {MAX_BODY:,} is the limit")
+    return result

@@ -1,0 +1,107 @@
+"""Every error eoq raises: its wire code, and the exit status of a command that ends with it.
+
+An error says what happened, to what, and what to do next; nothing else in eoq invents codes or statuses.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EoqError(Exception):
+    """The base of every error of eoq.
+
+    ``code`` is the stable name of the kind, as it travels on the wire; ``exit_status`` is what the command
+    line ends with.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    exit_status: ClassVar[int] = 70
+
+
+class Unavailable(EoqError):
+    """The daemon cannot be reached, or went away and did not come back in time."""
+
+    code = "unavailable"
+    exit_status = 69
+
+
+class InvalidRequest(EoqError):
+    """The request is malformed or out of bounds. Repeating it unchanged cannot succeed."""
+
+    code = "invalid_request"
+    exit_status = 65
+
+
+class IdConflict(EoqError):
+    """The id is already stored in this queue, with other content. Nothing was changed."""
+
+    code = "id_conflict"
+    exit_status = 65
+
+
+class LeaseLost(EoqError):
+    """The lease behind a receipt has ended, so nothing was changed under it.
+
+    The message is delivered again, or already was. Go on with the next one.
+    """
+
+    code = "lease_lost"
+    exit_status = 65
+
+
+class MessageTooLarge(EoqError):
+    """A body, a result or a request is over its limit. Nothing was stored."""
+
+    code = "message_too_large"
+    exit_status = 65
+
+
+class NotFound(EoqError):
+    """There is no such queue or message."""
+
+    code = "not_found"
+    exit_status = 1
+
+
+class QueueFull(EoqError):
+    """A limit on stored messages or queues is reached. Nothing was stored; try again later."""
+
+    code = "queue_full"
+    exit_status = 75
+
+
+class StorageFull(EoqError):
+    """The disk is full. Nothing was stored, and what was confirmed stays; free space and try again."""
+
+    code = "storage_full"
+    exit_status = 75
+
+
+class StorageFailed(EoqError):
+    """The daemon's file could not be read or written. What was confirmed before stays."""
+
+    code = "storage_failed"
+    exit_status = 75
+
+
+class Overloaded(EoqError):
+    """A limit on connections or on requests in flight is reached; try again later."""
+
+    code = "overloaded"
+    exit_status = 75
+
+
+class Forbidden(EoqError):
+    """This user may not do this: the socket or the file belongs to somebody else."""
+
+    code = "forbidden"
+    exit_status = 77
+
+
+_KINDS: dict[str, type[EoqError]] = {kind.code: kind for kind in EoqError.__subclasses__()}
+
+
+def from_wire(code: str, message: str) -> EoqError:
+    """The error a daemon's reply names; a code this version does not know becomes a plain `EoqError`."""
+    return _KINDS.get(code, EoqError)(message)

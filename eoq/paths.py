@@ -1,0 +1,28 @@
+"""Where the socket and the database are, unless somebody says otherwise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
+    """The socket: the path given, else ``EOQ_SOCKET``, else ``eoq/eoq.sock`` in the user's runtime directory."""
+    if given is not None:
+        return Path(given)
+    if named := os.environ.get("EOQ_SOCKET"):
+        return Path(named)
+    from platformdirs import user_runtime_path
+
+    return user_runtime_path("eoq") / "eoq.sock"
+
+
+def database_path(given: str | os.PathLike[str] | None = None) -> Path:
+    """The daemon's file: the path given, else ``EOQ_DB``, else ``eoq/eoq.db`` in the user's data directory."""
+    if given is not None:
+        return Path(given)
+    if named := os.environ.get("EOQ_DB"):
+        return Path(named)
+    from platformdirs import user_data_path
+
+    return user_data_path("eoq") / "eoq.db"

@@ -1,0 +1,59 @@
+"""Messages fetched ahead of their handling, and their leases: shared by both clients, no socket, no clock.
+
+A message is handed out only while its lease surely holds: one that has waited for half of its lease is extended
+first, and one whose lease is gone is dropped here, since the daemon delivers it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, Generic, TypeVar
+
+from .message import Delivery
+from .protocol import DEFAULT_LEASE
+
+M = TypeVar("M", bound=Delivery)
+
+POLL_SECONDS: Final = 20.0
+"""How long one request waits for messages, before the client asks again."""
+
+
+class Prefetched(Generic[M]):
+    """The messages of one consumer that wait to be handled. All times are monotonic seconds."""
+
+    def __init__(self, lease: float | None) -> None:
+        self.lease = DEFAULT_LEASE if lease is None else lease
+        self._messages: deque[M] = deque()
+        self._renewed = 0.0
+        self._generation = 0
+
+    def fill(self, messages: Iterable[M], now: float, generation: int) -> None:
+        """Takes what was received over the connection number ``generation``."""
+        self._messages.extend(messages)
+        self._renewed = now
+        self._generation = generation
+
+    def next(self) -> M | None:
+        """The next message; None where none is left."""
+        return self._messages.popleft() if self._messages else None
+
+    def to_extend(self, now: float, generation: int) -> list[str]:
+        """The receipts to extend before the next message is handed out."""
+        if generation != self._generation:
+            # Bound leases ended with the connection they came over.
+            self._messages.clear()
+        if now < self._renewed + self.lease / 2:
+            return []
+        return [message.receipt for message in self._messages]
+
+    def extended(self, now: float, lost: set[str]) -> None:
+        """Keeps what could be extended."""
+        self._messages = deque(message for message in self._messages if message.receipt not in lost)
+        self._renewed = now
+
+    def drain(self, generation: int) -> list[str]:
+        """Forgets all messages; returns the receipts of those that can be given back."""
+        receipts = [message.receipt for message in self._messages] if generation == self._generation else []
+        self._messages.clear()
+        return receipts

@@ -1,0 +1,112 @@
+"""The wire, sans-IO: lines of JSON, their limits, and how bytes travel in them. No socket, no clock.
+
+Both sides import this file; PROTOCOL.md specifies it. It needs nothing but the standard library's ``json``,
+so that a shell command which sends one message starts fast; the daemon's typed requests are in
+``daemon/requests.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .errors import EoqError, InvalidRequest, from_wire
+
+MAX_BODY: Final = 1024 * 1024
+"""Bytes of a body or a result."""
+MAX_LINE: Final = 16 * 1024 * 1024
+"""Bytes of a request line. The largest body in its longest JSON spelling (six bytes a byte) fits twice."""
+MAX_BATCH: Final = 1000
+"""Messages or receipts in one request."""
+MAX_ID: Final = 200
+"""Characters of a message id."""
+MAX_HEADERS: Final = 64 * 1024
+"""Bytes of all headers of a message, as JSON."""
+MAX_ERROR: Final = 4096
+"""Characters of an error text; a longer one is cut by the client."""
+MAX_LEASE: Final = 12 * 3600.0
+"""Seconds of a lease or an extension."""
+MAX_DELAY: Final = 366 * 86400.0
+"""Seconds a message may be delayed."""
+MAX_WAIT: Final = 3600.0
+"""Seconds one request may wait; clients ask again."""
+MAX_PRIORITY: Final = 2**31 - 1
+"""The bound of a priority, above and below zero."""
+DEFAULT_LEASE: Final = 30.0
+"""Seconds of a lease where none is asked for."""
+QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+
+Fields = dict[str, Any]
+
+
+class LineBuffer:
+    """Cuts a stream of bytes into lines. Once a line grows over ``limit`` bytes, ``overflowed`` is true and
+    nothing more is taken.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.overflowed = False
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def __len__(self) -> int:
+        """Bytes of the line that is not complete yet."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that ``data`` completes, without their line feeds."""
+        if self.overflowed:
+            return []
+        if b"\n" not in data:
+            self._buffer += data
+            self.overflowed = len(self._buffer) > self._limit
+            return []
+        lines = data.split(b"\n")
+        if self._buffer:
+            self._buffer += lines[0]
+            lines[0] = bytes(self._buffer)
+        self._buffer = bytearray(lines.pop())
+        for index, line in enumerate(lines):
+            if len(line) > self._limit:
+                self.overflowed = True
+                return lines[:index]
+        self.overflowed = len(self._buffer) > self._limit
+        return lines
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """One line of the wire."""
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
+    """A reply line as its ``rid`` and its fields, or the error it carries."""
+    reply = json.loads(line)
+    rid = reply.get("rid")
+    if reply["ok"]:
+        return rid, reply
+    error = reply["error"]
+    return rid, from_wire(error["code"], error["message"])
+
+
+def put_bytes(fields: Fields, name: str, value: bytes) -> None:
+    """Adds ``value`` to ``fields`` as ``name`` where it is UTF-8 text, else as ``name_base64``."""
+    try:
+        fields[name] = value.decode()
+    except UnicodeDecodeError:
+        fields[name + "_base64"] = base64.b64encode(value).decode()
+
+
+def get_bytes(text: str | None, in_base64: str | None, name: str) -> bytes | None:
+    """The bytes that `put_bytes` wrote, or None where there are none; raises `InvalidRequest`."""
+    if in_base64 is None:
+        return None if text is None else text.encode()
+    if text is not None:
+        raise InvalidRequest(f"give `{name}` or `{name}_base64`, not both")
+    try:
+        return base64.b64decode(in_base64, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"`{name}_base64` is not base64: {error}") from error
