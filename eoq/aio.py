@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -155,23 +156,19 @@ class AsyncClient:
 
     async def send_stream(self, queue: str, messages: Iterable[object]) -> AsyncIterator[Sent]:
         """See `Client.send_stream`."""
-        window: list[Call[list[Sent]]] = []
-        for batch in calls.send_batches(queue, messages):
-            window.append(batch)
-            if len(window) == PIPELINED:
-                for sent in await self._run_window(window):
+        under_way: deque[asyncio.Task[list[Sent]]] = deque()
+        try:
+            for batch in calls.send_batches(queue, messages):
+                under_way.append(asyncio.create_task(self._run(batch)))
+                if len(under_way) == PIPELINED:
+                    for sent in await under_way.popleft():
+                        yield sent
+            while under_way:
+                for sent in await under_way.popleft():
                     yield sent
-                window = []
-        for sent in await self._run_window(window):
-            yield sent
-
-    async def _run_window(self, window: Sequence[Call[list[Sent]]]) -> list[Sent]:
-        confirmed: list[Sent] = []
-        for outcome in await self._run_all(window):
-            if isinstance(outcome, EoqError):
-                raise outcome
-            confirmed.extend(outcome)
-        return confirmed
+        finally:
+            for task in under_way:
+                task.cancel()
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -191,14 +188,22 @@ class AsyncClient:
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
     ) -> AsyncIterator[AsyncMessage]:
         """See `Client.consume`."""
-        fetched: Prefetched[AsyncMessage] = Prefetched(lease)
+        fetched: Prefetched[AsyncMessage] = Prefetched(lease, prefetch)
+        ahead: asyncio.Task[list[AsyncMessage]] | None = None
         try:
             idle_since = time.monotonic()
             while True:
                 await self._keep_alive(fetched)
                 if (message := fetched.next()) is not None:
+                    if ahead is None and (room := fetched.room()):
+                        # Asked for while the loop is busy, and waited for only when it is needed.
+                        ahead = asyncio.create_task(self.receive(queue, room, lease=lease, bound=True))
                     yield message
                     idle_since = time.monotonic()
+                    continue
+                if ahead is not None:
+                    task, ahead = ahead, None
+                    fetched.fill(await task, time.monotonic(), self._generation)
                     continue
                 wait = POLL_SECONDS
                 if idle is not None:
@@ -208,7 +213,11 @@ class AsyncClient:
                 if not messages and idle is not None and time.monotonic() >= idle_since + idle:
                     return
         finally:
-            await self._give_back(fetched.drain(self._generation))
+            left = fetched.drain(self._generation)
+            if ahead is not None:
+                with suppress(EoqError):
+                    left.extend(message.receipt for message in await ahead)
+            await self._give_back(left)
 
     async def _keep_alive(self, fetched: Prefetched[AsyncMessage]) -> None:
         receipts = fetched.to_extend(time.monotonic(), self._generation)

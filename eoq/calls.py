@@ -57,20 +57,26 @@ def check_queue(queue: str) -> str:
     return queue
 
 
-def _message_fields(message: Outgoing) -> tuple[Fields, int]:
-    """The fields of one message, its id chosen, and the bytes of its body."""
-    body, is_json = encode_payload(message.body)
+def _message_fields(item: object) -> tuple[Fields, int]:
+    """The fields of one message, its id chosen, and the bytes of its body. What is no `Outgoing` is a body."""
+    message = item if isinstance(item, Outgoing) else None
+    body, is_json = encode_payload(item if message is None else message.body)
     if len(body) > MAX_BODY:
         raise MessageTooLarge(
             f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
         )
-    fields: Fields = {"id": new_id() if message.id is None else message.id}
+    fields: Fields = {"id": new_id() if message is None or message.id is None else message.id}
     put_bytes(fields, "body", body)
-    headers = dict(message.headers) if message.headers else {}
     if is_json:
-        headers.setdefault("content-type", JSON_TYPE)
-    if headers:
-        fields["headers"] = headers
+        fields["headers"] = {"content-type": JSON_TYPE}
+    if message is not None:
+        _add_options(fields, message)
+    return fields, len(body)
+
+
+def _add_options(fields: Fields, message: Outgoing) -> None:
+    if message.headers:
+        fields["headers"] = {**fields.get("headers", {}), **message.headers}
     if message.priority:
         fields["priority"] = message.priority
     if message.group is not None:
@@ -79,12 +85,6 @@ def _message_fields(message: Outgoing) -> tuple[Fields, int]:
         fields["delay"] = message.delay
     if message.at is not None:
         fields["at"] = message.at
-    return fields, len(body)
-
-
-def as_outgoing(item: object) -> Outgoing:
-    """An `Outgoing` as it is; anything else becomes the body of one."""
-    return item if isinstance(item, Outgoing) else Outgoing(item)
 
 
 def send(queue: str, message: Outgoing) -> Call[Sent]:
@@ -101,11 +101,10 @@ def send_batches(queue: str, items: Iterable[object]) -> Iterable[Call[list[Sent
     batch: list[Fields] = []
     size = 0
     for item in items:
-        message = as_outgoing(item)
-        fields, length = _message_fields(message)
-        if message.queue is not None and message.queue != queue:
+        fields, length = _message_fields(item)
+        if isinstance(item, Outgoing) and item.queue not in (None, queue):
             raise InvalidRequest(
-                f"a message for {message.queue!r} in a batch for {queue!r}: send it there, or in a transaction"
+                f"a message for {item.queue!r} in a batch for {queue!r}: send it there, or in a transaction"
             )
         if batch and (len(batch) >= BATCH_MESSAGES or size + length > BATCH_BYTES):
             yield _send_batch(queue, batch)

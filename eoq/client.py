@@ -11,11 +11,12 @@ import os
 import socket as sockets
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from . import calls
 from .calls import Call
@@ -66,21 +67,34 @@ class _Link:
         self._reading = False
         self._broken: str | None = None
 
-    def exchange(self, requests: Sequence[Fields], deadline: float) -> list[Fields | EoqError]:
-        """Sends ``requests`` in one go and waits for their replies; raises `_Dropped` or `TimeoutError`."""
+    def start(self, requests: Sequence[Fields], deadline: float) -> range:
+        """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
         with self._changed:
             if self._broken is not None:
                 raise _Dropped(self._broken)
             rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
             self._last_rid += len(requests)
-            self._replies.update(dict.fromkeys(rids))
+            for rid in rids:
+                self._replies[rid] = None
         try:
             self._send(rids, requests, deadline)
+        except BaseException:
+            self.forget(rids)
+            raise
+        return rids
+
+    def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `_Dropped` or `TimeoutError`."""
+        try:
             return self._wait(rids, deadline)
         finally:
-            with self._changed:
-                for rid in rids:
-                    self._replies.pop(rid, None)
+            self.forget(rids)
+
+    def forget(self, rids: range) -> None:
+        """Replies to these are thrown away when they come."""
+        with self._changed:
+            for rid in rids:
+                self._replies.pop(rid, None)
 
     def close(self, reason: str = "the client was closed") -> None:
         """Ends the connection; whoever waits on it gets `_Dropped`."""
@@ -165,6 +179,18 @@ class _Link:
                 self._replies[rid] = reply
 
 
+class _Started(NamedTuple, Generic[T]):
+    """A request under way. Without rids it could not be sent, and has to be repeated."""
+
+    call: Call[T]
+    link: _Link
+    rids: range | None
+
+    def forget(self) -> None:
+        if self.rids is not None:
+            self.link.forget(self.rids)
+
+
 class Client:
     """A blocking client, safe to share between threads. Make it with `connect`.
 
@@ -223,25 +249,24 @@ class Client:
         """Stores many messages, in their order: `Outgoing` values, or bodies as for `send`.
 
         They travel in requests of up to 250 messages, each stored as a whole or not at all. Where one is refused,
-        its error is raised, and the requests before it stay stored. For an endless source see `send_stream`.
+        its error is raised; the requests before it are stored, and some behind it may be. For an endless source
+        see `send_stream`.
         """
         return list(self.send_stream(queue, messages))
 
     def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[Sent]:
-        """`send_many` for sources of any length: yields each confirmation, and holds a few batches at a time."""
-        window: list[Call[list[Sent]]] = []
-        for batch in calls.send_batches(queue, messages):
-            window.append(batch)
-            if len(window) == PIPELINED:
-                yield from self._run_window(window)
-                window = []
-        yield from self._run_window(window)
-
-    def _run_window(self, window: Sequence[Call[list[Sent]]]) -> Iterator[Sent]:
-        for outcome in self._run_all(window):
-            if isinstance(outcome, EoqError):
-                raise outcome
-            yield from outcome
+        """`send_many` for sources of any length: yields each confirmation, and holds a few requests at a time."""
+        under_way: deque[_Started[list[Sent]]] = deque()
+        try:
+            for batch in calls.send_batches(queue, messages):
+                under_way.append(self._start(batch))
+                if len(under_way) == PIPELINED:
+                    yield from self._finish(under_way.popleft())
+            while under_way:
+                yield from self._finish(under_way.popleft())
+        finally:
+            for started in under_way:
+                started.forget()
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -268,24 +293,41 @@ class Client:
         Up to ``prefetch`` are fetched at a time. Those that wait here have their leases extended when the loop
         comes back for the next one; whatever is left when the loop ends is given back, uncounted.
         """
-        fetched: Prefetched[Message] = Prefetched(lease)
+        fetched: Prefetched[Message] = Prefetched(lease, prefetch)
+        ahead: _Started[list[Message]] | None = None
+
+        def receive(limit: int, wait: float) -> Call[list[Message]]:
+            return calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=True)
+
         try:
             idle_since = time.monotonic()
             while True:
                 self._keep_alive(fetched)
                 if (message := fetched.next()) is not None:
+                    if ahead is None and (room := fetched.room()):
+                        # Asked for while the loop is busy, and waited for only when it is needed.
+                        ahead = self._start(receive(room, 0.0))
                     yield message
                     idle_since = time.monotonic()
+                    continue
+                if ahead is not None:
+                    started, ahead = ahead, None
+                    messages = self._finish(started)
+                    fetched.fill(messages, time.monotonic(), self._generation)
                     continue
                 wait = POLL_SECONDS
                 if idle is not None:
                     wait = min(wait, max(idle_since + idle - time.monotonic(), 0.0))
-                messages = self.receive(queue, prefetch, wait, lease=lease, bound=True)
+                messages = self._run(receive(prefetch, wait))
                 fetched.fill(messages, time.monotonic(), self._generation)
                 if not messages and idle is not None and time.monotonic() >= idle_since + idle:
                     return
         finally:
-            self._give_back(fetched.drain(self._generation))
+            left = fetched.drain(self._generation)
+            if ahead is not None and not self._closed:
+                with suppress(EoqError):
+                    left.extend(message.receipt for message in self._finish(ahead))
+            self._give_back(left)
 
     def _keep_alive(self, fetched: Prefetched[Message]) -> None:
         receipts = fetched.to_extend(time.monotonic(), self._generation)
@@ -366,7 +408,8 @@ class Client:
         while True:
             link = self._linked(started + self.timeout)
             try:
-                replies = link.exchange(requests, time.monotonic() + wait + max(self.timeout, GRACE_SECONDS))
+                deadline = time.monotonic() + wait + max(self.timeout, GRACE_SECONDS)
+                replies = link.finish(link.start(requests, deadline), deadline)
             except _Dropped as dropped:
                 self._unlink(link)
                 if self._closed or time.monotonic() > started + wait + self.timeout:
@@ -381,6 +424,28 @@ class Client:
                 reply if isinstance(reply, EoqError) else call.read(reply)
                 for call, reply in zip(batch, replies, strict=True)
             ]
+
+    def _start(self, call: Call[T]) -> _Started[T]:
+        """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile."""
+        deadline = time.monotonic() + self.timeout
+        link = self._linked(deadline)
+        try:
+            return _Started(call, link, link.start([call.fields], deadline))
+        except (_Dropped, TimeoutError):
+            return _Started(call, link, None)
+
+    def _finish(self, started: _Started[T]) -> T:
+        """The outcome of a request that was started; repeats it if the connection broke."""
+        if started.rids is not None:
+            deadline = time.monotonic() + started.call.wait + max(self.timeout, GRACE_SECONDS)
+            with suppress(_Dropped, TimeoutError):
+                reply = started.link.finish(started.rids, deadline)[0]
+                if isinstance(reply, EoqError):
+                    raise reply
+                return started.call.read(reply)
+        self._unlink(started.link)
+        started.link.close("a request was not answered in time")
+        return self._run(started.call)
 
     def _linked(self, deadline: float) -> _Link:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""

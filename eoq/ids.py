@@ -11,14 +11,7 @@ import time
 
 def new_id() -> str:
     """A new UUIDv7 as text. Written by hand because ``uuid`` gained it only in Python 3.14."""
-    random = int.from_bytes(os.urandom(10), "big")
-    milliseconds = time.time_ns() // 1_000_000
-    value = (
-        (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-        | 0x7 << 76
-        | (random >> 62 & 0xFFF) << 64
-        | 0b10 << 62
-        | random & 0x3FFF_FFFF_FFFF_FFFF
-    )
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time_hex = f"{time.time_ns() // 1_000_000:012x}"
+    random_hex = os.urandom(10).hex()
+    variant = "89ab"[int(random_hex[3], 16) & 3]
+    return f"{time_hex[:8]}-{time_hex[8:]}-7{random_hex[:3]}-{variant}{random_hex[4:7]}-{random_hex[7:19]}"

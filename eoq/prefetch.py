@@ -22,8 +22,9 @@ POLL_SECONDS: Final = 20.0
 class Prefetched(Generic[M]):
     """The messages of one consumer that wait to be handled. All times are monotonic seconds."""
 
-    def __init__(self, lease: float | None) -> None:
+    def __init__(self, lease: float | None, most: int) -> None:
         self.lease = DEFAULT_LEASE if lease is None else lease
+        self._most = most
         self._messages: deque[M] = deque()
         self._renewed = 0.0
         self._generation = 0
@@ -37,6 +38,11 @@ class Prefetched(Generic[M]):
     def next(self) -> M | None:
         """The next message; None where none is left."""
         return self._messages.popleft() if self._messages else None
+
+    def room(self) -> int:
+        """How many more to ask for: none until half of them are gone, so that requests stay few and large."""
+        room = self._most - len(self._messages) - 1  # the one in hand counts
+        return room if room >= max(1, self._most // 2) else 0
 
     def to_extend(self, now: float, generation: int) -> list[str]:
         """The receipts to extend before the next message is handed out."""

@@ -41,6 +41,8 @@ QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 
 Fields = dict[str, Any]
 
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 
 class LineBuffer:
     """Cuts a stream of bytes into lines. Once a line grows over ``limit`` bytes, ``overflowed`` is true and
@@ -79,7 +81,7 @@ class LineBuffer:
 
 def encode(fields: Mapping[str, Any]) -> bytes:
     """One line of the wire."""
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return _encode_json(fields).encode("ascii") + b"\n"
 
 
 def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:

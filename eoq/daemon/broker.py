@@ -47,7 +47,7 @@ FAILED_RELEASE: Final = 1.0
 class Submitter(Protocol):
     """What the broker needs of the writer."""
 
-    def submit(self, verb: Verb, done: Done) -> None: ...
+    def submit(self, verb: Verb, done: Done, durable: bool = True) -> None: ...
 
 
 class Session:
@@ -214,7 +214,8 @@ class Broker:
         waiter.seen = line.stirred
         request = waiter.request
         verb = partial(self._store.claim, request.queue, request.limit, RECEIVE_BYTES)
-        self._writer.submit(verb, partial(self._claimed, waiter, line))
+        # A lease that is lost with the power was one of a daemon that is gone as well.
+        self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
 
     def _claimed(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
         waiter.claiming = False

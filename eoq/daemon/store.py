@@ -7,6 +7,7 @@ This is the only connection that writes and checkpoints; those that only look ar
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -32,6 +34,36 @@ MINIMUM_SQLITE: Final = (3, 40, 0)
 MAX_QUEUES: Final = 100_000
 QUICK_COMMIT: Final = 0.002
 """Seconds. A disk that commits faster than this is not worth two hops between threads (0.1 ms)."""
+
+
+MANY: Final = 50
+"""Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
+
+_NEW_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT: Final = """
+    insert into message
+      (seq, queue, id, state, priority, enqueued_at, due_at, digest, "group", headers, body)
+    values {rows}
+    on conflict (queue, id) do nothing
+    """
+_PUT_ONE: Final = _PUT.format(rows=_NEW_ROW)
+_PUT_MANY: Final = _PUT.format(rows=", ".join([_NEW_ROW] * MANY))
+
+_ACK: Final = """
+    update message
+    set state = 'done', settled_at = held.now, result = held.result, body = null, headers = null, error = null
+    from (
+      select column1 as seq, column2 as fence, column3 as result, column4 as now
+      from (values {rows})
+    ) as held
+    where message.seq = held.seq and message.fence = held.fence and message.state = 'leased'
+    """
+_ACK_ONE: Final = """
+    update message
+    set state = 'done', settled_at = ?4, result = ?3, body = null, headers = null, error = null
+    where seq = ?1 and fence = ?2 and state = 'leased'
+    """
+_ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 
 
 class NewMessage(NamedTuple):
@@ -97,6 +129,7 @@ class Store:
         self._database = database
         self._quick_commit = quick_commit
         self._last_commit = 0.0
+        self._durable = True
         self._queues: dict[str, int] = {}
         self._next_seq = 1
 
@@ -143,18 +176,19 @@ class Store:
         """Whether the disk answers so fast that waiting for it here is cheaper than asking the thread."""
         return self._last_commit < self._quick_commit
 
-    async def transact_in_thread(self, verbs: Sequence[Verb]) -> list[object]:
+    async def transact_in_thread(self, verbs: Sequence[Verb], durable: bool = True) -> list[object]:
         """`transact` on aiosqlite's thread, so that a slow disk does not hold up the event loop."""
-        return await self._connection.run(partial(self.transact, verbs))
+        return await self._connection.run(partial(self.transact, verbs, durable))
 
-    def transact(self, verbs: Sequence[Verb]) -> list[object]:
-        """Runs all ``verbs`` in one transaction with one fsync.
+    def transact(self, verbs: Sequence[Verb], durable: bool = True) -> list[object]:
+        """Runs all ``verbs`` in one transaction with one fsync, or without any where it need not be ``durable``.
 
         Returns what each returned, or the `EoqError` it raised. If the transaction fails as a whole, each verb
         is tried again in one of its own, so that an error reaches only those it belongs to.
         """
         start = time.perf_counter()
         try:
+            self._set_durable(durable)
             self._database.execute("begin immediate")
             outcomes = [self._attempt(verb) for verb in verbs]
             self._database.execute("commit")
@@ -162,10 +196,16 @@ class Store:
             self._undo()
             if len(verbs) == 1:
                 return [self._failure(error)]
-            return [self.transact([verb])[0] for verb in verbs]
+            return [self.transact([verb], durable)[0] for verb in verbs]
         finally:
             self._last_commit = time.perf_counter() - start
         return outcomes
+
+    def _set_durable(self, durable: bool) -> None:
+        # Without a sync of its own a transaction becomes durable with the next one that has: the WAL is one file.
+        if durable != self._durable:
+            self._database.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
+            self._durable = durable
 
     def _attempt(self, verb: Verb) -> object:
         try:
@@ -229,19 +269,21 @@ class Store:
                 )
             )
             self._next_seq += 1
-        cursor = self._database.executemany(
-            """
-            insert into message
-              (seq, queue, id, state, priority, enqueued_at, due_at, digest, "group", headers, body)
-            values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            on conflict (queue, id) do nothing
-            """,
-            rows,
-        )
-        duplicates = [] if cursor.rowcount == len(rows) else self._duplicates(first, messages)
+        stored = self._execute_rows(_PUT_ONE, _PUT_MANY, rows)
+        duplicates = [] if stored == len(rows) else self._duplicates(first, messages)
         if grouped:
             self._block_behind_their_group(first)
         return duplicates
+
+    def _execute_rows(self, one: str, many: str, rows: Sequence[tuple[object, ...]]) -> int:
+        """Runs a statement for all ``rows``, `MANY` at a time where there are so many; returns the rows changed."""
+        changed = 0
+        whole = len(rows) // MANY * MANY
+        for start in range(0, whole, MANY):
+            changed += self._database.execute(many, [*chain.from_iterable(rows[start : start + MANY])]).rowcount
+        for row in rows[whole:]:
+            changed += self._database.execute(one, row).rowcount
+        return changed
 
     def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
         duplicates = []
@@ -312,13 +354,13 @@ class Store:
         cursor.close()
         if not claimed:
             return Claim([], self._next_seq)
-        self._database.executemany(
+        self._database.execute(
             """
             update message
             set state = 'leased', attempts = attempts + 1, fence = fence + 1
-            where seq = ?
+            where seq in (select value from json_each(?))
             """,
-            [(message.seq,) for message in claimed],
+            (json.dumps([message.seq for message in claimed]),),
         )
         return Claim(claimed, self._watermark(number))
 
@@ -349,15 +391,8 @@ class Store:
             return self.put(now, sends) if sends else []
 
     def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> None:
-        cursor = self._database.executemany(
-            """
-            update message
-            set state = 'done', settled_at = ?, result = ?, body = null, headers = null, error = null
-            where seq = ? and fence = ? and state = 'leased'
-            """,
-            [(now, result, held.seq, held.fence) for held, result in acks if not held.ended],
-        )
-        if max(cursor.rowcount, 0) < len(acks):
+        rows = [(held.seq, held.fence, result, now) for held, result in acks if not held.ended]
+        if self._execute_rows(_ACK_ONE, _ACK_MANY, rows) < len(acks):
             for held, _ in acks:
                 self._require(held, "done")
         for held, _ in acks:
@@ -535,6 +570,7 @@ class Store:
             pragma synchronous = full;
             pragma mmap_size = 0;
             pragma cache_size = -16384;
+            pragma wal_autocheckpoint = 4000;
             pragma journal_size_limit = 67108864;
             """
         )
