@@ -1,0 +1,370 @@
+"""``eoq daemon start stop status``: one daemon a file and a socket, and clear words where it cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import (
+    NOBODY,
+    PATIENCE,
+    Daemon,
+    Ran,
+    Shell,
+    clean_environment,
+    eventually,
+    read_line_of,
+    running_daemon,
+)
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def alone(folder: Path) -> Iterator[Shell]:
+    """A shell for a folder without a daemon; one that is started there is stopped at the end."""
+    shell = Shell(folder / "s", folder)
+    try:
+        yield shell
+    finally:
+        shell.run("eoq stop")
+
+
+# ── in the foreground ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_says_ready_once_it_serves(daemon: Daemon) -> None:
+    # That the line is `ready SOCKET` and nothing else, `Daemon.start` has checked.
+    assert daemon.ask(op="status")["ok"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_cleanly_and_takes_its_socket_with_it(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.signal(number)
+    assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+    assert "Traceback" not in daemon.said
+
+
+def test_stopping_answers_what_was_begun(daemon: Daemon) -> None:
+    with daemon.wire() as wire:
+        wire.send(*({"op": "send", "queue": "q", "id": f"{n}", "body": "x", "rid": n} for n in range(500)))
+        first = wire.read()
+        daemon.signal(signal.SIGTERM)
+        replies = [first]
+        while (line := wire.read_line()) is not None:
+            replies.append(json.loads(line))
+    assert daemon.wait() == 0
+    assert all(reply["ok"] for reply in replies)
+    daemon.start()
+    stored = {message["id"] for message in daemon.ask(op="receive", queue="q", limit=1000)["messages"]}
+    assert stored >= {reply["id"] for reply in replies}
+
+
+def test_stopping_does_not_wait_for_who_waits(daemon: Daemon) -> None:
+    with daemon.wire() as wire:
+        wire.send(
+            {"op": "receive", "queue": "q", "wait": 3600}, {"op": "result", "queue": "q", "id": "m", "wait": 3600}
+        )
+        eventually(lambda: daemon.ask(op="status")["waiting"] == 1)
+        assert daemon.terminate() == 0
+
+
+def test_a_stale_socket_is_replaced(daemon: Daemon) -> None:
+    daemon.kill()
+    assert daemon.socket.is_socket()
+    daemon.start()
+    assert daemon.ask(op="status")["ok"]
+
+
+def test_the_socket_is_its_owners_alone(daemon: Daemon) -> None:
+    assert daemon.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_missing_folders_are_made_for_the_owner_alone(folder: Path) -> None:
+    with closing(_daemon_process(folder / "a" / "b" / "eoq.db", folder / "c" / "s")) as process:
+        assert read_line_of(process.popen).startswith(b"ready")
+    assert (folder / "a" / "b").stat().st_mode & 0o777 == 0o700
+    assert (folder / "c").stat().st_mode & 0o777 == 0o700
+
+
+class _daemon_process:  # noqa: N801 # used as a function
+    """A daemon of any paths; ended by `close`."""
+
+    def __init__(self, db: Path, socket: Path) -> None:
+        command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(db), "--socket", str(socket)]
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), cwd="/")
+
+    def close(self) -> None:
+        with self.popen:
+            self.popen.terminate()
+
+
+def _refused(folder: Path, db: object, socket: object) -> Ran:
+    """A daemon that cannot start: how it ends."""
+    ran = Shell(folder / "none", folder).run(f"eoq daemon --db '{db}' --socket '{socket}'", timeout=10)
+    assert ran.text == ""
+    assert len(ran.errors.splitlines()) == 1, ran.errors
+    return ran
+
+
+def test_a_second_daemon_on_the_file_is_told_who_holds_it(daemon: Daemon) -> None:
+    ran = _refused(daemon.folder, daemon.db, daemon.folder / "other")
+    assert ran.status == 75
+    assert str(daemon.pid) in ran.errors
+    assert str(daemon.socket) in ran.errors
+    assert daemon.ask(op="status")["ok"]
+
+
+def test_a_second_daemon_on_the_socket_is_told_who_holds_it(daemon: Daemon) -> None:
+    ran = _refused(daemon.folder, daemon.folder / "other.db", daemon.socket)
+    assert ran.status == 75
+    assert str(daemon.pid) in ran.errors
+    assert daemon.ask(op="status")["ok"]
+
+
+def test_the_file_is_held_under_every_name(daemon: Daemon) -> None:
+    """Two daemons on one file by two names would each believe in its own sequence of messages."""
+    link = daemon.folder / "link.db"
+    link.symlink_to(daemon.db)
+    ran = _refused(daemon.folder, link, daemon.folder / "other")
+    assert ran.status == 75
+
+
+def test_a_socket_of_another_program_is_not_taken(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / "s"))
+        other.listen()
+        ran = _refused(folder, folder / "eoq.db", folder / "s")
+        assert ran.status == 75
+        assert "another program" in ran.errors
+        assert (folder / "s").is_socket()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_no_socket_is_not_removed(folder: Path, what: str) -> None:
+    path = folder / "s"
+    path.write_text("precious") if what == "file" else path.mkdir()
+    ran = _refused(folder, folder / "eoq.db", path)
+    assert ran.status == 65
+    assert "no socket" in ran.errors
+    assert path.exists()
+
+
+def test_a_socket_path_too_long_is_told(folder: Path) -> None:
+    ran = _refused(folder, folder / "eoq.db", folder / ("s" * 120))
+    assert ran.status == 65
+    assert "too long" in ran.errors
+
+
+@pytest.mark.parametrize("place", ["db", "socket"])
+def test_a_path_below_a_file_is_77(folder: Path, place: str) -> None:
+    (folder / "file").write_text("")
+    below = folder / "file" / "x"
+    ran = _refused(folder, below if place == "db" else folder / "eoq.db", below if place == "socket" else folder / "s")
+    assert ran.status == 77
+    assert str(folder / "file") in ran.errors
+
+
+def test_a_database_that_is_a_folder_is_refused(folder: Path) -> None:
+    (folder / "eoq.db").mkdir()
+    ran = _refused(folder, folder / "eoq.db", folder / "s")
+    assert ran.status in (75, 77)
+    assert "eoq.db" in ran.errors
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 100, b"short"])
+def test_a_file_that_is_no_database_is_refused_and_kept(folder: Path, content: bytes) -> None:
+    (folder / "eoq.db").write_bytes(content)
+    ran = _refused(folder, folder / "eoq.db", folder / "s")
+    assert ran.status == 75
+    assert "no database" in ran.errors
+    assert (folder / "eoq.db").read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused_and_kept(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "eoq.db")) as database:
+        database.execute("create table theirs (x)")
+    before = (folder / "eoq.db").read_bytes()
+    ran = _refused(folder, folder / "eoq.db", folder / "s")
+    assert ran.status == 75
+    assert "another program" in ran.errors
+    assert (folder / "eoq.db").read_bytes() == before
+
+
+def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
+    daemon.terminate()
+    with closing(sqlite3.connect(daemon.db)) as database:
+        database.execute("pragma user_version = 9999")
+    ran = _refused(daemon.folder, daemon.db, daemon.socket)
+    assert ran.status == 75
+    assert "newer" in ran.errors
+
+
+# ── other users ─────────────────────────────────────────────────────────────────────────────────────────────
+
+AS_NOBODY = f"""
+import importlib, os, pkgutil, sys
+import eoq, eoq.cli, eoq.daemon
+# All that may be imported later: the other user need not be able to read where Python is.
+for package in (eoq, eoq.cli, eoq.daemon):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+eoq.cli.main(sys.argv[1:], prog_name="eoq")
+"""
+
+
+def _as_nobody(*arguments: str) -> Ran:
+    """A command run by another user."""
+    process = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *arguments],
+        capture_output=True,
+        env=clean_environment(),
+        cwd="/",
+        timeout=PATIENCE,
+        check=False,
+    )
+    ran = Ran(process.returncode, process.stdout, process.stderr)
+    assert "Traceback" not in ran.errors, ran.errors
+    return ran
+
+
+@root_only
+@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["socket closed", "folder closed"])
+@pytest.mark.parametrize("command", ["send q x", "status"])
+def test_the_daemon_of_another_user_is_77_and_told(daemon: Daemon, mode: int, command: str) -> None:
+    daemon.folder.chmod(mode)
+    ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
+    assert ran.status == 77
+    assert "another user" in ran.errors
+    assert daemon.ask(op="queues")["queues"] == []
+
+
+@root_only
+def test_another_users_daemon_cannot_be_stopped(daemon: Daemon) -> None:
+    daemon.folder.chmod(0o755)
+    ran = _as_nobody("stop", "--socket", str(daemon.socket))
+    assert ran.status == 77
+    assert daemon.running
+
+
+@root_only
+@pytest.mark.parametrize("place", ["folder", "file", "lock"])
+def test_a_daemon_that_may_not_write_is_77(folder: Path, place: str) -> None:
+    folder.chmod(0o755)
+    mine = folder / "mine"
+    mine.mkdir()
+    os.chown(mine, NOBODY, NOBODY)
+    if place == "folder":
+        db = folder / "eoq.db"
+    else:
+        db = mine / "eoq.db"
+        foreign = db if place == "file" else mine / "eoq.db.lock"
+        foreign.touch(mode=0o600)
+    ran = _as_nobody("daemon", "--db", str(db), "--socket", str(mine / "s"))
+    assert ran.status == 77, ran.errors
+    assert "eoq.db" in ran.errors
+
+
+# ── in the background ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_start_status_stop(alone: Shell) -> None:
+    ran = alone.run(
+        "eoq status; echo $?; eoq start; echo $?; eoq status --json; eoq send q x; eoq stop; echo $?; eoq status"
+    )
+    assert ran.status == 69
+    assert [ran.lines[0], ran.lines[1], ran.lines[-1]] == ["69", "0", "0"]
+    assert "runs, with pid" in ran.errors
+    assert "stopped" in ran.errors
+    assert not alone.socket.exists()
+
+
+def test_start_survives_its_shell_and_keeps_its_messages(alone: Shell) -> None:
+    alone.run("eoq start")
+    alone.run("eoq send q x --id m")
+    alone.run("eoq stop; eoq start")
+    assert alone.run("eoq receive q").text == "x\n"
+
+
+def test_start_twice_starts_one(alone: Shell) -> None:
+    first = json.loads(alone.run("eoq start; eoq status --json").text)
+    ran = alone.run("eoq start")
+    assert ran.status == 0
+    assert str(first["pid"]) in ran.errors
+    assert json.loads(alone.run("eoq status --json").text)["pid"] == first["pid"]
+
+
+def test_many_starts_at_once_start_one(alone: Shell) -> None:
+    ran = alone.run("for n in 1 2 3 4 5; do eoq start & done; wait; eoq status --json")
+    assert len(ran.rows) == 1
+
+
+def test_start_replaces_a_stale_socket(alone: Shell) -> None:
+    pid = json.loads(alone.run("eoq start 2>/dev/null; eoq status --json").text)["pid"]
+    alone.run(f"kill -9 {pid}")
+    assert alone.socket.is_socket()
+    assert alone.run("eoq status").status == 69
+    assert alone.run("eoq start; eoq status").status == 0
+
+
+def test_stop_without_a_daemon_is_no_failure(alone: Shell) -> None:
+    ran = alone.run("eoq stop")
+    assert ran.status == 0
+    assert "no daemon" in ran.errors
+
+
+def test_start_that_fails_says_why(alone: Shell, folder: Path) -> None:
+    (folder / "eoq.db").write_text("no database at all")
+    ran = alone.run("eoq start")
+    assert ran.status == 75
+    assert "no database" in ran.errors
+
+
+def test_start_that_may_not_write_is_77(alone: Shell, folder: Path) -> None:
+    (folder / "file").write_text("")
+    ran = alone.run(f"eoq start --db {folder}/file/eoq.db")
+    assert ran.status == 77
+
+
+def test_start_returns_though_its_output_is_a_pipe(alone: Shell) -> None:
+    """A daemon that kept the pipe open would let `$(eoq start)` wait for ever."""
+    assert alone.run('said=$(eoq start 2>&1); echo "$said"').text.startswith("eoq: the daemon runs")
+
+
+def test_a_daemon_that_died_is_told_from_one_that_never_was(alone: Shell) -> None:
+    alone.run("eoq start")
+    pid = json.loads(alone.run("eoq status --json").text)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    ran = alone.run("eoq send q x")
+    assert ran.status == 69
+    assert "refused" in ran.errors
+
+
+@contextmanager
+def _many_queues(count: int) -> Iterator[Daemon]:
+    with running_daemon() as daemon:
+        with daemon.wire() as wire:
+            for number in range(count):
+                wire.send({"op": "send", "queue": f"q{number}", "body": ""})
+            for _ in range(count):
+                assert wire.read()["ok"]
+        yield daemon
+
+
+def test_thousands_of_queues_are_listed() -> None:
+    with _many_queues(3000) as daemon:
+        assert len(daemon.shell().run("eoq queues --json").rows) == 3000

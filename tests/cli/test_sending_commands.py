@@ -1,0 +1,332 @@
+"""``eoq send`` in a real shell: arguments, standard input, lines, JSON lines, waiting, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+import eoq
+from tests.support import PATIENCE, Daemon, Shell, kill_group
+
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.fixture
+def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
+    """A client, to see what has arrived."""
+    with eoq.connect(shared_daemon.socket) as client:
+        yield client
+
+
+def _bodies(client: eoq.Client, queue: str) -> list[bytes]:
+    bodies: list[bytes] = []
+    while messages := client.receive(queue, 1000):
+        bodies.extend(message.body for message in messages)
+    return bodies
+
+
+def test_the_id_is_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} 'hello world'")
+    assert (ran.status, ran.errors) == (0, "")
+    (message,) = client.receive(queue)
+    assert ran.text == f"{message.id}\n"
+    assert message.text == "hello world"
+
+
+def test_all_options_arrive(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} x --id m --priority -5 --group g --header a=1 --header b==2= --header c=")
+    assert ran.text == "m\n"
+    (message,) = client.receive(queue)
+    assert (message.id, message.priority, message.group) == ("m", -5, "g")
+    assert message.headers == {"a": "1", "b": "=2=", "c": ""}
+
+
+@pytest.mark.parametrize("option", ["--delay 3600", "--at 4000000000", "--at 2095-01-31T09:00"])
+def test_a_later_delivery(shell: Shell, client: eoq.Client, queue: str, option: str) -> None:
+    assert shell.run(f"eoq send {queue} x --id m {option}").status == 0
+    assert client.ask("show", queue=queue, id="m")["message"]["state"] == "delayed"
+
+
+def test_the_same_id_again_is_a_duplicate_and_a_conflict_is_65(shell: Shell, queue: str) -> None:
+    assert shell.run(f"eoq send {queue} x --id m --json").rows == [{"id": "m", "duplicate": False}]
+    assert shell.run(f"eoq send {queue} x --id m --json").rows == [{"id": "m", "duplicate": True}]
+    ran = shell.run(f"eoq send {queue} other --id m")
+    assert (ran.status, ran.text) == (65, "")
+    assert "other content" in ran.errors
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"text", b"text\n", b"\x00\xff\n\r\n", bytes(range(256)), b"x" * MEBIBYTE], ids=range(6)
+)
+def test_standard_input_is_the_body_to_the_byte(shell: Shell, client: eoq.Client, queue: str, data: bytes) -> None:
+    assert shell.run(f"eoq send {queue}", data).status == 0
+    assert _bodies(client, queue) == [data]
+
+
+def test_a_dash_is_standard_input(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq send {queue} -", b"text").status == 0
+    assert _bodies(client, queue) == [b"text"]
+
+
+def test_one_byte_over_the_limit_is_65(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue}", b"x" * (MEBIBYTE + 1))
+    assert ran.status == 65
+    assert "1,048,576" in ran.errors
+    assert _bodies(client, queue) == []
+
+
+def test_an_endless_input_is_refused_soon(shell: Shell, queue: str) -> None:
+    assert shell.run(f"cat /dev/zero | eoq send {queue}").status == 65
+
+
+def test_an_argument_may_hold_any_bytes(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq send {queue} $'\\xff\\xfe\\n\"é\"'").status == 0
+    assert _bodies(client, queue) == [b'\xff\xfe\n"\xc3\xa9"']
+
+
+@pytest.mark.parametrize("option", ["--id", "--group", "--header"])
+def test_other_arguments_must_be_text(shell: Shell, queue: str, option: str) -> None:
+    value = "$'k=\\xff'" if option == "--header" else "$'\\xff'"
+    ran = shell.run(f"eoq send {queue} x {option} {value}")
+    assert ran.status in (2, 65)
+    assert ran.errors
+
+
+def test_an_option_like_body_needs_two_dashes(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq send {queue} -- --json").status == 0
+    assert _bodies(client, queue) == [b"--json"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "'bad name' x", "q x y", "q x --nonsense", "q x --delay -1", "q x --delay soon", "q x --at nonsense",
+     "q x --priority high", "q x --header novalue", "q x --delay 1 --at 1", "q x --lines", "q --lines --jsonl",
+     "q --lines --id m", "q --lines --wait 1", "q x --wait -1"],
+)  # fmt: skip
+def test_wrong_usage_is_2(shell: Shell, arguments: str) -> None:
+    ran = shell.run(f"eoq send {arguments}")
+    assert ran.status == 2
+    assert "Error: " in ran.errors
+    assert ran.text == ""
+
+
+@pytest.mark.parametrize("arguments", ["--id ''", "--id $'a\\nb'", "--priority 99999999999", "--group ''"])
+def test_values_out_of_bounds_are_told_in_words(shell: Shell, queue: str, arguments: str) -> None:
+    ran = shell.run(f"eoq send {queue} x {arguments}")
+    assert ran.status in (2, 65)
+    assert arguments.split()[0].strip("-") in ran.errors
+    assert "$." not in ran.errors, "a path into the wire's JSON says nothing to who typed a command"
+
+
+# ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_line_is_a_message(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} --lines --priority 3 --header k=v", b"one\n\ntwo words \r\n\xff\nlast")
+    assert ran.status == 0
+    messages = client.receive(queue, 10)
+    assert [message.body for message in messages] == [b"one", b"", b"two words \r", b"\xff", b"last"]
+    assert ran.lines == [message.id for message in messages]
+    assert {(message.priority, message.headers["k"]) for message in messages} == {(3, "v")}
+
+
+def test_no_lines_are_no_messages(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} --lines </dev/null")
+    assert (ran.status, ran.text) == (0, "")
+
+
+def test_a_hundred_thousand_lines_need_bounded_memory(shell: Shell, client: eoq.Client, queue: str) -> None:
+    measured = (
+        "import resource, subprocess, sys; "
+        f"status = subprocess.run(['eoq', 'send', '{queue}', '--lines'], stdout=open('ids', 'w')).returncode; "
+        "print(status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    ran = shell.run(f'seq 100000 | python3 -c "{measured}"; sort ids | uniq | wc -l')
+    status, kilobytes = ran.lines[0].split()
+    assert status == "0"
+    assert int(kilobytes) < 100 * 1024 or int(kilobytes) > 10 * MEBIBYTE, "macOS counts bytes"
+    assert int(ran.lines[1]) == 100_000
+    assert client.ask("queues")["queues"]
+    counts = [row["ready"] for row in client.ask("queues")["queues"] if row["name"] == queue]
+    assert counts == [100_000]
+
+
+def test_a_line_over_the_limit_is_named(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} --lines", b"one\n" + b"x" * (MEBIBYTE + 1) + b"\nthree\n")
+    assert ran.status == 65
+    assert "line 2" in ran.errors
+
+
+def test_a_line_of_exactly_the_limit_is_sent(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq send {queue} --lines", b"x" * MEBIBYTE + b"\nshort\n").status == 0
+    assert [len(body) for body in _bodies(client, queue)] == [MEBIBYTE, 5]
+
+
+def test_json_lines_carry_their_options(shell: Shell, client: eoq.Client, queue: str) -> None:
+    rows = [
+        {"body": "text", "id": "a", "headers": {"k": "own"}, "priority": 2, "group": "g"},
+        {"body": {"any": ["json"]}, "id": "b"},
+        {"body_base64": "AP8=", "id": "c"},
+        {"body": "later", "id": "d", "delay": 3600},
+    ]
+    stdin = "\n\n".join(json.dumps(row) for row in rows).encode()
+    ran = shell.run(f"eoq send {queue} --jsonl --header k=all", stdin)
+    assert ran.lines == ["a", "b", "c", "d"]
+    a, b, c = client.receive(queue, 10)
+    assert (a.text, a.priority, a.group, a.headers) == ("text", 2, "g", {"k": "own"})
+    assert b.json() == {"any": ["json"]}
+    assert b.headers["k"] == "all"
+    assert c.body == b"\x00\xff"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["nonsense", "[1]", '"text"', "5", "null", "{}", '{"id": "a"}', '{"body": "x", "prio": 1}', '{"body": "x"',
+     '{"body_base64": "!"}', '{"body": "x", "body_base64": "eA=="}', '{"body": "\\ud800"}', '{"body_base64": 5}',
+     '{"body": "x", "delay": "soon"}', '{"body": "x", "id": 5}', '{"body": "x", "priority": "high"}',
+     '{"body": "x", "headers": 5}', '{"body": "x", "headers": ["a"]}', '{"body": "x", "group": 5}',
+     '{"body": NaN}', '{"body": "x", "delay": NaN}', '{"body": "x", "delay": 1, "at": 1}',
+     "[" * 100_000, '{"body": ' + "[" * 100_000],
+    ids=lambda bad: bad[:40],
+)  # fmt: skip
+def test_a_bad_json_line_is_named(shell: Shell, queue: str, bad: str) -> None:
+    ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n\n' + bad.encode() + b"\n")
+    assert ran.status == 65
+    assert "line 3" in ran.errors
+
+
+def test_json_lines_that_are_no_utf8_are_named(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n{"body": "\xff"}\n')
+    assert ran.status == 65
+    assert "line 2" in ran.errors
+
+
+def test_many_with_json_print_one_object_a_line(shell: Shell, queue: str) -> None:
+    shell.run(f"eoq send {queue} x --id b")
+    stdin = b'{"body": "1", "id": "a"}\n{"body": "x", "id": "b"}\n'
+    rows = shell.run(f"eoq send {queue} --jsonl --json", stdin).rows
+    assert rows == [{"id": "a", "duplicate": False}, {"id": "b", "duplicate": True}]
+
+
+def test_a_conflict_in_the_middle_says_what_is_stored(shell: Shell, queue: str) -> None:
+    shell.run(f"eoq send {queue} x --id b")
+    ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "1", "id": "a"}\n{"body": "y", "id": "b"}\n')
+    assert ran.status == 65
+    assert "'b'" in ran.errors
+    assert "stopped" in ran.errors
+
+
+# ── waiting for the result ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _worker(queue: str, settle: str) -> str:
+    """A script that takes one message in the background and settles it."""
+    return f"""
+        {{
+            receipt=$(eoq receive {queue} --wait 30 --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["receipt"])')
+            {settle}
+        }} &
+    """  # noqa: E501 # a script
+
+
+def test_wait_prints_the_result(shell: Shell, queue: str) -> None:
+    worker = _worker(queue, 'echo done well | eoq ack "$receipt" --result -')
+    ran = shell.run(f"{worker} eoq send {queue} 'page 7' --wait 30; wait")
+    assert (ran.status, ran.text) == (0, "done well\n")
+
+
+def test_wait_with_json_prints_an_object(shell: Shell, queue: str) -> None:
+    worker = _worker(queue, 'printf "\\xff" | eoq ack "$receipt" --result -')
+    (row,) = shell.run(f"{worker} eoq send {queue} x --id m --wait 30 --json; wait").rows
+    assert row == {"id": "m", "duplicate": False, "outcome": "done", "result_base64": "/w=="}
+
+
+def test_wait_for_a_rejected_message_is_65_with_its_error(shell: Shell, queue: str) -> None:
+    worker = _worker(queue, 'eoq reject "$receipt" --error "no such page"')
+    ran = shell.run(f"{worker} eoq send {queue} x --wait 30; status=$?; wait; exit $status")
+    assert ran.status == 65
+    assert "no such page" in ran.errors
+
+
+def test_wait_without_a_worker_is_1_and_says_that_it_is_stored(shell: Shell, client: eoq.Client, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} x --id m --wait 0.1")
+    assert (ran.status, ran.text) == (1, "")
+    assert "is stored" in ran.errors
+    assert _bodies(client, queue) == [b"x"]
+
+
+def test_wait_for_a_duplicate_gives_the_old_result(shell: Shell, queue: str) -> None:
+    worker = _worker(queue, 'eoq ack "$receipt" --result first')
+    again = f"eoq send {queue} x --id m --wait 30"
+    assert shell.run(f"{worker} {again}; wait; {again}").lines == ["first", "first"]
+
+
+# ── progress ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal: what a person sees, and what a program writes to."""
+    seen, written = pty.openpty()
+    try:
+        yield seen, written
+    finally:
+        for descriptor in (seen, written):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def _run_at_terminal(shell: Shell, script: str) -> str:
+    """What a script writes to a terminal that is its standard error."""
+    with _terminal() as (seen, written):
+        process = shell.start(script, stdin=subprocess.DEVNULL, stderr=written)
+        with process:
+            os.close(written)
+            shown = b""
+            try:
+                with suppress(OSError):  # Linux says EIO when the last writer has gone
+                    while data := os.read(seen, 4096):
+                        shown += data
+                assert process.wait(PATIENCE) == 0
+            finally:
+                kill_group(process)
+    return shown.decode()
+
+
+def test_progress_is_shown_on_a_terminal(shell: Shell, queue: str) -> None:
+    shown = _run_at_terminal(shell, f"seq 3000 | eoq send {queue} --lines > ids")
+    assert shown.endswith("\r3,000 sent\r\n")
+
+
+def test_no_progress_in_a_pipe(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"seq 3000 | eoq send {queue} --lines")
+    assert (len(ran.lines), ran.errors) == (3000, "")
+
+
+def test_who_sends_from_a_terminal_is_told_how_to_end_it(shell: Shell, client: eoq.Client, queue: str) -> None:
+    with _terminal() as (seen, typed_into):
+        process = shell.start(f"eoq send {queue}", stdin=typed_into, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with process:
+            assert process.stderr is not None
+            assert b"Ctrl-D" in process.stderr.readline()
+            os.write(seen, b"typed\n\x04")
+            assert process.wait(PATIENCE) == 0
+    assert _bodies(client, queue) == [b"typed\n"]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq here")
+def test_json_goes_into_jq(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"""
+        eoq send {queue} '{{"amount": 5}}' --id m --json | jq -r .id
+        eoq receive {queue} --json | jq -r '.receipt' | xargs eoq ack --result paid
+        eoq result {queue} m --json | jq -r '.outcome + " " + .result'
+        eoq queues --json | jq -r 'select(.queue == "{queue}") | .ready'
+    """)
+    assert ran.lines == ["m", "done paid", "0"]

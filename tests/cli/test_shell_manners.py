@@ -1,0 +1,175 @@
+"""How every command behaves in a shell: without a daemon, at Ctrl-C, in broken and full pipes, asked for help."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group
+
+# By its name, since type checkers look for it below eoq/, where only installing puts it.
+main: click.Group = import_module("eoq.cli").main
+COMMANDS = main.list_commands(click.Context(main))
+
+CLIENT_COMMANDS = [
+    "send q x", "send q --lines", "receive q", "receive q --wait 60", "ack 0.1.1", "nack 0.1.1", "reject 0.1.1",
+    "extend 0.1.1 5", "result q m", "result q m --wait 60", "queues", "peek q", "show q m", "status",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS)
+def test_without_a_daemon_it_is_69_and_says_what_to_do(folder: Path, command: str) -> None:
+    socket = folder / "none"
+    ran = Shell(socket, folder).run(f"echo x | eoq {command}")
+    assert (ran.status, ran.text) == (69, "")
+    assert str(socket) in ran.errors
+    assert "eoq start" in ran.errors
+
+
+def test_the_socket_can_be_given(shell: Shell, folder: Path) -> None:
+    assert shell.run(f"eoq status --socket {folder}/none").status == 69
+    assert shell.run("eoq status --socket $EOQ_SOCKET", EOQ_SOCKET=f"{folder}/none").status == 69
+    assert Shell(folder / "none", folder).run(f"eoq status --socket {shell.socket}").status == 0
+
+
+# ── help ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_shows_an_example(shell: Shell, command: str) -> None:
+    ran = shell.run(f"eoq {command} --help")
+    assert ran.status == 0
+    assert ran.errors == ""
+    examples = re.findall(rf"^ .*\beoq {command}\b.*$", ran.text.partition("Options:")[0], re.MULTILINE)
+    assert examples, ran.text
+
+
+def test_help_lists_every_command(shell: Shell) -> None:
+    ran = shell.run("eoq --help")
+    assert ran.status == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}\b", ran.text, re.MULTILINE), command
+
+
+def test_help_has_a_short_name(shell: Shell) -> None:
+    assert shell.run("eoq send -h").text == shell.run("eoq send --help").text
+
+
+def test_no_command_shows_the_help(shell: Shell) -> None:
+    ran = shell.run("eoq")
+    assert ran.status in (0, 2)
+    assert "Usage:" in ran.text + ran.errors
+
+
+def test_an_unknown_command_is_2(shell: Shell) -> None:
+    ran = shell.run("eoq nonsense")
+    assert ran.status == 2
+    assert "nonsense" in ran.errors
+
+
+def test_the_version_is_told(shell: Shell) -> None:
+    assert re.fullmatch(r"eoq, version \d+\.\d+\.\d+\n", shell.run("eoq --version").text)
+
+
+# ── signals ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _interrupted(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
+    """Sends a signal; the exit status and what was said to standard error."""
+    with process:
+        try:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            kill_group(process)
+    said = errors.decode()
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+def test_ctrl_c_while_receiving_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+    process = shell.start(f"exec eoq receive {queue} --wait 60", stderr=subprocess.PIPE)
+    eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+    assert _interrupted(process)[0] == 130
+
+
+def test_ctrl_c_while_lines_are_sent_is_130_and_says_how_far_it_came(
+    shell: Shell, shared_daemon: Daemon, queue: str
+) -> None:
+    process = shell.start(
+        f"exec eoq send {queue} --lines", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"line\n" * 5000)
+    process.stdin.flush()
+    eventually(lambda: any(row["name"] == queue and row["ready"] for row in shared_daemon.ask(op="queues")["queues"]))
+    status, said = _interrupted(process)
+    assert status == 130
+    assert re.search(r"the first [\d,]+ messages are stored", said)
+
+
+def test_ctrl_c_while_a_result_is_waited_for_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+    process = shell.start(
+        f"exec eoq send {queue} x --id m --wait 60", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    eventually(lambda: shared_daemon.ask(op="show", queue=queue, id="m")["ok"])
+    assert _interrupted(process)[0] == 130
+
+
+def test_ctrl_c_on_a_receive_leaves_the_message_there(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+    process = shell.start(f"exec eoq receive {queue} --wait 60", stderr=subprocess.PIPE)
+    eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+    _interrupted(process)
+    shared_daemon.ask(op="send", queue=queue, body="x")
+    assert shell.run(f"eoq receive {queue} --wait 20").text == "x\n"
+
+
+# ── pipes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["seq 20000 | eoq send {q} --lines", "eoq peek {q} --limit 1000 --json", "eoq receive {q} --limit 1000"],
+)
+def test_a_reader_that_leaves_early_is_no_error_to_talk_about(shell: Shell, queue: str, command: str) -> None:
+    shell.run(f"seq 2000 | sed 's/$/{'x' * 500}/' | eoq send {queue} --lines")
+    ran = shell.run(f"set -o pipefail; {command.format(q=queue)} | head -1")
+    assert len(ran.lines) == 1
+    assert "Exception" not in ran.errors
+    assert "BrokenPipe" not in ran.errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["send {q} x", "receive {q}", "receive {q} --json", "queues", "peek {q}", "status"])
+def test_a_full_output_is_told_in_one_line(shell: Shell, queue: str, command: str) -> None:
+    shell.run(f"seq 3 | eoq send {queue} --lines")
+    ran = shell.run(f"eoq {command.format(q=queue)} > /dev/full")
+    assert ran.status != 0
+    assert "No space left" in ran.errors
+    assert "Exception ignored" not in ran.errors
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("command", ["send {q} x", "send {q}", "receive {q}", "queues", "status"])
+def test_closed_streams_make_no_traceback(shell: Shell, queue: str, command: str, closed: str) -> None:
+    shell.run(f"eoq send {queue} x")
+    ran = shell.run(f"eoq {command.format(q=queue)} {closed}")
+    assert "Exception ignored" not in ran.errors
+
+
+def test_output_is_utf8_whatever_the_locale(shell: Shell, queue: str) -> None:
+    shell.run(f"eoq send {queue} 'é🦆' --id 'ü'", LC_ALL="C")
+    ran = shell.run(f"eoq receive {queue} --json", LC_ALL="C")
+    assert (ran.rows[0]["id"], ran.rows[0]["body"]) == ("ü", "é🦆")
+
+
+def test_commands_may_run_side_by_side(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"for n in $(seq 20); do eoq send {queue} same --id m --json & done; wait")
+    assert sorted(row["duplicate"] for row in ran.rows) == [False] + [True] * 19
+    assert shell.run(f"eoq receive {queue} --limit 100").text == "same\n"

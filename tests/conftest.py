@@ -1,0 +1,51 @@
+"""Fixtures of all tests: a real daemon, and what talks to it. See ``support.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import Daemon, Shell, Wire, running_daemon, short_folder
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A daemon of the test's own, which it may kill and restart."""
+    with running_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon() -> Iterator[Daemon]:
+    """One daemon for all tests of a file, which therefore use queues of their own."""
+    with running_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest) -> str:
+    """The name of a queue that no other test uses."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return f"q-{name}"[:128]
+
+
+@pytest.fixture
+def wire(shared_daemon: Daemon) -> Iterator[Wire]:
+    """A raw connection to the file's daemon."""
+    with shared_daemon.wire() as wire:
+        yield wire
+
+
+@pytest.fixture
+def shell(shared_daemon: Daemon) -> Shell:
+    """A shell whose commands reach the file's daemon."""
+    return shared_daemon.shell()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder whose path is short enough for a socket."""
+    with short_folder() as folder:
+        yield folder

@@ -1,0 +1,46 @@
+"""What the tests of the examples share: where the examples are, and a shell that can run them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support import PATIENCE, Daemon, Ran, Shell
+
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
+STAND_IN: Final = Path(__file__).with_name("jq.py")
+
+
+class ExampleShell(Shell):
+    """A shell beside whose commands stands ``jq``: the real one or, where there is none, the stand-in."""
+
+    def __init__(self, shell: Shell, stand_in: bool) -> None:
+        super().__init__(shell.socket, shell.folder)
+        self._tools = self.folder / "tools"
+        if stand_in:
+            self._tools.mkdir(exist_ok=True)
+            jq = self._tools / "jq"
+            jq.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
+            jq.chmod(0o755)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        environment = super().environment
+        return {**environment, "PATH": os.pathsep.join([str(self._tools), environment["PATH"]])}
+
+    def example(self, script: str, stdin: bytes = b"", **environment: str) -> Ran:
+        """Runs a script in which ``$examples`` is the folder of the examples."""
+        return self.run(f'examples="{EXAMPLES}"; {script}', stdin, timeout=PATIENCE * 2, **environment)
+
+
+@pytest.fixture(params=["jq", "stand-in"])
+def example_shell(request: pytest.FixtureRequest, shared_daemon: Daemon) -> ExampleShell:
+    """A shell for the examples; each test runs with the real jq and with the stand-in, where both are there."""
+    if request.param == "jq" and shutil.which("jq") is None:
+        pytest.skip("there is no jq on this machine")
+    return ExampleShell(shared_daemon.shell(), stand_in=request.param == "stand-in")

@@ -1,0 +1,196 @@
+"""The shell examples, run in a real shell against a real daemon; and what holds for all examples."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.examples.conftest import EXAMPLES, ExampleShell
+from tests.support import Daemon, Shell, eventually, kill_group
+
+CRON = '"$examples/cron-enqueue.sh"'
+RECEIVE = '"$examples/receive-and-ack.sh"'
+
+
+def _outcome(daemon: Daemon, queue: str, id: str) -> tuple[object, object]:
+    reply = daemon.ask(op="result", queue=queue, id=id)
+    return reply["outcome"], reply.get("result")
+
+
+# ── all of them ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _examples() -> list[str]:
+    return sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
+
+
+@pytest.mark.parametrize("name", _examples())
+def test_the_readme_shows_each_example(name: str) -> None:
+    assert f"]({name})" in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in _examples() if name.endswith(".sh")])
+def test_scripts_can_be_run_as_they_are_and_say_how(shell: Shell, name: str) -> None:
+    ran = shell.run(f'"{EXAMPLES / name}"')
+    assert ran.status == 2
+    assert ran.errors.startswith("usage: ")
+
+
+@pytest.mark.parametrize("name", [name for name in _examples() if name.endswith(".py")])
+def test_programs_say_how_they_are_run(name: str) -> None:
+    ran = subprocess.run([sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, check=True)
+    assert "--socket" in ran.stdout
+
+
+# ── cron-enqueue.sh ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_run_on_the_same_day_is_no_second_message(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    # Twice at once, and once more: as when a person does not trust cron.
+    once = f"{CRON} {queue} report"
+    ran = example_shell.example(f"date +%F; {once} & first=$!; {once} & wait $first && wait $! && {once} && date +%F")
+    assert (ran.status, ran.errors) == (0, "")
+    day, day_after = ran.lines
+    if day != day_after:
+        pytest.skip("midnight came in between")
+    messages = shared_daemon.ask(op="peek", queue=queue)["messages"]
+    assert [message["id"] for message in messages] == [f"report-{day}"]
+    assert messages[0]["body"] == f'{{"job": "report", "day": "{day}"}}'
+    assert messages[0]["headers"] == {"content-type": "application/json"}
+
+
+def test_another_day_and_another_job_are_other_messages(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    runs = [f"{CRON} {queue} {job} {day}" for job in ("report", "backup") for day in ("2026-01-31", "2026-02-01")]
+    assert example_shell.example(" && ".join(runs)).status == 0
+    messages = shared_daemon.ask(op="peek", queue=queue)["messages"]
+    assert len({message["id"] for message in messages}) == 4
+
+
+def test_a_run_after_the_job_was_done_is_no_second_message(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    ran = example_shell.example(f"{CRON} {queue} report 2026-01-31 && eoq receive {queue} --ack > /dev/null")
+    assert ran.status == 0
+    assert example_shell.example(f"{CRON} {queue} report 2026-01-31").status == 0
+    assert shared_daemon.ask(op="peek", queue=queue)["messages"] == []
+
+
+def test_cron_hears_of_a_daemon_that_is_away(example_shell: ExampleShell, queue: str) -> None:
+    ran = example_shell.example(f"{CRON} {queue} report", EOQ_SOCKET=str(example_shell.folder / "nobody"))
+    assert ran.status == 69
+    assert "cannot reach the daemon" in ran.errors
+
+
+def test_a_job_that_json_would_escape_is_refused(example_shell: ExampleShell, queue: str) -> None:
+    ran = example_shell.example(f"{CRON} {queue} 'a\"b'")
+    assert ran.status == 2
+    assert "use letters" in ran.errors
+
+
+# ── receive-and-ack.sh ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_message_is_handled_and_its_result_stored(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    bodies = {
+        "a": "hello world",
+        "b": "",
+        "c": 'naïve "テスト" \\ \u2028 🚀\nsecond line\n',
+        "d": "tab\there \x00 \x01 \x7f",
+    }
+    for id, body in bodies.items():
+        shared_daemon.ask(op="send", queue=queue, id=id, body=body)
+    ran = example_shell.example(f"{RECEIVE} {queue} sh -c 'cat; printf \" was $EOQ_ID\"'", WAIT="0")
+    assert (ran.status, ran.errors) == (0, "")
+    for id, body in bodies.items():
+        assert _outcome(shared_daemon, queue, id) == ("done", f"{body} was {id}")
+
+
+def test_bodies_that_are_no_text_arrive_byte_for_byte(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    shared_daemon.ask(op="send", queue=queue, id="a", body_base64="AP/+Cg==")
+    assert example_shell.example(f"{RECEIVE} {queue} cat", WAIT="0").status == 0
+    assert shared_daemon.ask(op="result", queue=queue, id="a")["result_base64"] == "AP/+Cg=="
+
+
+def test_a_command_that_fails_gives_the_message_back(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    shared_daemon.ask(op="send", queue=queue, id="a", body="once more")
+    script = "cat; echo no luck >&2; [ $EOQ_ATTEMPT -gt 1 ]"
+    ran = example_shell.example(f"{RECEIVE} {queue} sh -c '{script}'", WAIT="0")
+    assert ran.status == 0
+    assert ran.errors == "no luck\nno luck\n"
+    assert _outcome(shared_daemon, queue, "a") == ("done", "once more")
+
+
+def test_the_reason_of_a_failure_is_kept_with_the_message(
+    example_shell: ExampleShell, shared_daemon: Daemon, queue: str
+) -> None:
+    shared_daemon.ask(op="send", queue=queue, id="a", body="x")
+    ran = example_shell.example(f"{RECEIVE} {queue} sh -c 'echo --no luck >&2; exit 3'", WAIT="0")
+    assert ran.status == 0
+    message = shared_daemon.ask(op="show", queue=queue, id="a")["message"]
+    assert message["error"] == "exit status 3: --no luck"
+    assert message["attempts"] == 2
+    assert message["state"] == "delayed"
+
+
+def test_a_lost_lease_does_not_stop_the_script(example_shell: ExampleShell, shared_daemon: Daemon, queue: str) -> None:
+    for id in ("slow", "next"):
+        shared_daemon.ask(op="send", queue=queue, id=id, body=id)
+    # The first delivery of "slow" is no longer the script's when the command ends.
+    command = '[ $EOQ_ID$EOQ_ATTEMPT != slow1 ] || eoq nack "$EOQ_RECEIPT" --delay 0; echo $EOQ_ID'
+    ran = example_shell.example(f'{RECEIVE} {queue} bash -c "$COMMAND"', COMMAND=command, WAIT="0")
+    assert ran.status == 0
+    assert "the lease of this receipt has ended" in ran.errors
+    assert _outcome(shared_daemon, queue, "slow") == ("done", "slow\n")
+    assert _outcome(shared_daemon, queue, "next") == ("done", "next\n")
+
+
+def test_a_killed_script_leaves_the_message_to_the_next(example_shell: ExampleShell, daemon: Daemon) -> None:
+    daemon.ask(op="send", queue="jobs", id="a", body="survives")
+    environment = {**example_shell.environment, "EOQ_SOCKET": str(daemon.socket), "LEASE": "0.5"}
+    script = f'"{EXAMPLES}/receive-and-ack.sh" jobs bash -c "echo > {daemon.folder}/begun; exec sleep 600"'
+    worker = example_shell.start(script, env=environment)
+    with worker:
+        try:
+            eventually((daemon.folder / "begun").exists, what="the command runs")
+        finally:
+            kill_group(worker)
+    ran = example_shell.example(f"{RECEIVE} jobs cat", EOQ_SOCKET=str(daemon.socket), WAIT="1")
+    assert ran.status == 0
+    assert _outcome(daemon, "jobs", "a") == ("done", "survives")
+    assert daemon.ask(op="show", queue="jobs", id="a")["message"]["attempts"] == 2
+
+
+def test_a_daemon_that_is_away_ends_the_script(example_shell: ExampleShell) -> None:
+    ran = example_shell.example(f"{RECEIVE} jobs cat", EOQ_SOCKET=str(example_shell.folder / "nobody"))
+    assert ran.status == 69
+    assert "cannot reach the daemon" in ran.errors
+
+
+def test_ctrl_c_leaves_no_files_behind(example_shell: ExampleShell, shared_daemon: Daemon, queue: str) -> None:
+    scratch = example_shell.folder / f"scratch-{queue[-8:].strip('-')}"
+    scratch.mkdir()
+    environment = {**example_shell.environment, "TMPDIR": str(scratch), "WAIT": "60"}
+    worker = example_shell.start(f'exec "{EXAMPLES}/receive-and-ack.sh" {queue} cat', env=environment)
+    with worker:
+        try:
+            eventually(lambda: shared_daemon.ask(op="status")["waiting"], what="the script waits for a message")
+            assert list(scratch.iterdir()) != []
+            os.killpg(worker.pid, signal.SIGINT)
+            worker.wait(20)
+        finally:
+            kill_group(worker)
+    assert list(scratch.iterdir()) == []

@@ -1,0 +1,170 @@
+"""The ledger worker as a real process: every payment is booked once, though it and the daemon are killed."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import eoq
+from tests.examples.conftest import EXAMPLES
+from tests.support import Daemon, clean_environment, eventually
+
+WORKER: Final = EXAMPLES / "ledger_worker.py"
+ACCOUNTS: Final = ("alice", "bob", "carol")
+
+
+@pytest.fixture
+def ledger(daemon: Daemon) -> Path:
+    """The ledger's file, beside the daemon's."""
+    return daemon.folder / "ledger.db"
+
+
+@contextmanager
+def _worker(daemon: Daemon, ledger: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, str(WORKER), "--db", str(ledger), "--socket", str(daemon.socket), *options]
+    with (ledger.parent / "worker.out").open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=clean_environment())
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _said(ledger: Path) -> str:
+    return (ledger.parent / "worker.out").read_text()
+
+
+def _finish(daemon: Daemon, ledger: Path) -> None:
+    """Runs a worker until no payment is left."""
+    with _worker(daemon, ledger, "--until-empty") as process:
+        status = process.wait(60)
+    assert status == 0, _said(ledger)
+
+
+def _rows(ledger: Path, sql: str) -> list[tuple[object, ...]]:
+    """What the ledger holds; nothing while the worker has not made it."""
+    if not ledger.exists():
+        return []
+    with closing(sqlite3.connect(ledger, timeout=30)) as database:
+        if not database.execute("select 1 from sqlite_schema where name = 'booking'").fetchone():
+            return []
+        return database.execute(sql).fetchall()
+
+
+def _booked(ledger: Path) -> int:
+    return len(_rows(ledger, "select 1 from booking"))
+
+
+def _wait_until_booked(ledger: Path, wanted: int) -> None:
+    eventually(lambda: _booked(ledger) >= wanted, 60, what=f"{wanted} payments are booked")
+
+
+def _send_payments(daemon: Daemon, count: int, seed: int) -> dict[str, tuple[str, int]]:
+    rng = random.Random(seed)
+    payments = {f"order-{number}": (rng.choice(ACCOUNTS), rng.randint(-500, 1000)) for number in range(count)}
+    with eoq.connect(daemon.socket) as client:
+        outgoing = [eoq.Outgoing({"account": a, "cents": c}, id=id) for id, (a, c) in payments.items()]
+        client.send_many("payments", outgoing)
+        assert all(sent.duplicate for sent in client.send_many("payments", outgoing))
+    return payments
+
+
+def _check(ledger: Path, payments: dict[str, tuple[str, int]]) -> None:
+    """The ledger holds each payment once, and its balances are their sums."""
+    booked = _rows(ledger, "select payment, account, cents from booking")
+    assert len(booked) == len(payments)
+    assert {str(id): (account, cents) for id, account, cents in booked} == payments
+    sums: dict[str, int] = {}
+    for account, cents in payments.values():
+        sums[account] = sums.get(account, 0) + cents
+    assert dict(_rows(ledger, "select name, cents from account")) == sums  # type: ignore[arg-type] # rows of two
+
+
+def test_payments_are_booked_and_answered(daemon: Daemon, ledger: Path) -> None:
+    payments = _send_payments(daemon, 50, seed=1)
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+    account, _ = payments["order-0"]
+    assert daemon.ask(op="result", queue="payments", id="order-0")["result"].startswith(f"{account} has ")
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+
+
+@pytest.mark.parametrize("body", ["no JSON", "[]", '{"account": "alice"}', '{"account": "", "cents": 1}', '"\\ud800"'])
+def test_what_is_no_payment_is_put_aside_and_stops_nobody(daemon: Daemon, ledger: Path, body: str) -> None:
+    daemon.ask(op="send", queue="payments", id="bad", body=body)
+    payments = _send_payments(daemon, 3, seed=2)
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+    reply = daemon.ask(op="result", queue="payments", id="bad")
+    assert reply["outcome"] == "dead"
+    assert reply["error"].startswith("no payment: ")
+
+
+def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledger: Path) -> None:
+    """The worst moment to be killed at, made for certain: after the commit, before the ack."""
+    payments = _send_payments(daemon, 1, seed=3)
+    _finish(daemon, ledger)
+    daemon.kill()
+    for file in daemon.folder.glob("eoq.db*"):
+        file.unlink()
+    daemon.start()
+    _send_payments(daemon, 1, seed=3)
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+    assert daemon.ask(op="result", queue="payments", id="order-0")["outcome"] == "done"
+
+
+def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger: Path) -> None:
+    payments = _send_payments(daemon, 600, seed=4)
+    for wanted in range(60, 420, 60):
+        with _worker(daemon, ledger) as first, _worker(daemon, ledger) as second:
+            _wait_until_booked(ledger, wanted)
+            first.kill()
+            second.kill()
+    assert _booked(ledger) < len(payments), "all were booked before the last kill; send more"
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+
+
+def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemon, ledger: Path) -> None:
+    payments = _send_payments(daemon, 600, seed=5)
+    with _worker(daemon, ledger) as worker:
+        for wanted in range(60, 420, 60):
+            _wait_until_booked(ledger, wanted)
+            daemon.restart()
+        assert _booked(ledger) < len(payments), "all were booked before the last kill; send more"
+        eventually(lambda: _booked(ledger) == len(payments), 60, what="all payments are booked")
+        assert worker.poll() is None, _said(ledger)
+    assert "Traceback" not in _said(ledger)
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+
+
+def test_both_killed_at_once(daemon: Daemon, ledger: Path) -> None:
+    payments = _send_payments(daemon, 600, seed=6)
+    for wanted in range(60, 420, 60):
+        with _worker(daemon, ledger) as worker:
+            _wait_until_booked(ledger, wanted)
+            worker.kill()
+            daemon.kill()
+        daemon.start()
+    assert _booked(ledger) < len(payments), "all were booked before the last kill; send more"
+    _finish(daemon, ledger)
+    _check(ledger, payments)
+
+
+def test_without_a_daemon_it_says_so(folder: Path) -> None:
+    command = [sys.executable, str(WORKER), "--db", str(folder / "ledger.db"), "--socket", str(folder / "nobody")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 69
+    assert ran.stderr.startswith("ledger_worker: cannot reach the daemon")

@@ -1,0 +1,209 @@
+"""PROTOCOL.md is true: each of its examples, its tables of limits, its SQL and its program, against a real daemon."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+import eoq
+from eoq import protocol
+from eoq.daemon import broker, requests, server, store
+from tests.support import Daemon, Wire, clean_environment, eventually
+
+PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+DIFFERS: Final = {"pid", "sqlite", "version", "database", "socket", "message", "oldest"}
+"""Fields of replies that are not the same on every machine and every day."""
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def _same(page: Any, real: Any, name: str = "") -> bool:
+    """Whether a reply is what the page shows, up to what differs by its nature (but not in type)."""
+    if isinstance(page, dict) and isinstance(real, dict):
+        return page.keys() == real.keys() and all(_same(page[key], real[key], key) for key in page)
+    if isinstance(page, list) and isinstance(real, list):
+        return len(page) == len(real) and all(_same(a, b) for a, b in zip(page, real, strict=True))
+    if name == "receipt":
+        return str(page).split(".")[1:] == str(real).split(".")[1:]
+    if name in DIFFERS or name.endswith("_at") or (name == "id" and UUID.fullmatch(str(page))):
+        return type(page) is type(real)
+    return type(page) is type(real) and page == real
+
+
+def _epoch_of(reply: Any) -> str | None:
+    """The part of receipts that is new at each start of the daemon."""
+    for message in reply.get("messages", ()):
+        if "receipt" in message:
+            return str(message["receipt"]).partition(".")[0]
+    return None
+
+
+def test_each_example_is_a_real_exchange(daemon: Daemon) -> None:
+    lines = [line for line in PAGE.splitlines() if line.startswith(("> ", "< "))]
+    assert len(lines) > 60
+    epochs: list[tuple[str, str]] = []
+    with daemon.wire() as wire:
+        for line in lines:
+            text = line[2:]
+            if line.startswith("> "):
+                for of_page, of_daemon in epochs:
+                    text = text.replace(of_page, of_daemon)
+                wire.write(text.encode() + b"\n")
+                continue
+            page, real = json.loads(text), wire.read()
+            assert _same(page, real), f"the page says {page}\nthe daemon says {real}"
+            if (page_epoch := _epoch_of(page)) and (real_epoch := _epoch_of(real)):
+                epochs = [(page_epoch + ".", real_epoch + ".")]
+
+
+def _operations() -> set[str]:
+    return set(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE))
+
+
+def _request_types() -> dict[str, type[msgspec.Struct]]:
+    return {str(kind.__struct_config__.tag): kind for kind in requests.Request.__args__}
+
+
+def test_every_operation_has_its_section_and_no_other() -> None:
+    assert _operations() == _request_types().keys()
+
+
+def test_each_section_names_every_field_of_its_requests() -> None:
+    for op, kind in _request_types().items():
+        section = PAGE.split(f"\n### {op}\n")[1].split("\n## ")[0].split("\n### ")[0]
+        for name in kind.__struct_fields__:
+            assert name == "rid" or f"`{name}`" in section, f"{op} does not name {name}"
+
+
+def test_every_error_code_is_explained() -> None:
+    section = PAGE.split("\n## 5 Errors\n")[1].split("\n## ")[0]
+    explained = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    kinds: list[type[eoq.EoqError]] = [eoq.EoqError, *eoq.EoqError.__subclasses__()]
+    own = {kind.code for kind in kinds if kind.__module__ == "eoq.errors"}
+    assert explained == own - {"unavailable"}  # which only a client says
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    section = PAGE.split("\n## 2 Limits\n")[1].split("\n## ")[0]
+    limits = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", section)}
+    of_the_code = [
+        *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
+        *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
+        *(broker.RECEIVE_BYTES, store.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
+        *(server.MAX_RECEIVES, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
+    ]
+    assert set(map(int, of_the_code)) <= limits
+    assert protocol.QUEUE_PATTERN.removeprefix("^").removesuffix(r"\Z") in section
+
+
+def _columns(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    with closing(database):
+        return database.execute("pragma table_info(eoq_processed)").fetchall()
+
+
+def test_the_table_is_the_one_that_the_inbox_makes(folder: Path) -> None:
+    (create, _prune) = _blocks("sql")
+    by_page = sqlite3.connect(":memory:")
+    by_page.executescript(create)
+    with eoq.Inbox(folder / "app.db"):
+        pass
+    assert _columns(by_page) == _columns(sqlite3.connect(folder / "app.db"))
+
+
+def test_the_prune_forgets_only_what_is_settled_and_old() -> None:
+    create, prune = _blocks("sql")
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(create)
+        now, day = 1_000_000.0, 86_400
+        rows = [("q", "old", 1, now - day - 1), ("q", "young", 2, now), ("q", "open", 3, now - day - 1)]
+        rows.append(("other", "old", 1, now - day - 1))
+        database.executemany("insert into eoq_processed values (?, ?, ?, null, ?)", rows)
+        database.execute(prune, {"queue": "q", "watermark": 3, "now": now})
+        left = database.execute("select queue, id from eoq_processed order by queue, seq").fetchall()
+    assert left == [("other", "old"), ("q", "young"), ("q", "open")]
+
+
+# ── the consumer of section 10 ──────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _consumer(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
+    (program,) = _blocks("python")
+    script = daemon.folder / "consumer.py"
+    script.write_text(program)
+    # -I: nothing of eoq's can be imported by chance.
+    command = [sys.executable, "-I", str(script), str(daemon.socket), str(daemon.folder / "app.db"), "payments"]
+    with (daemon.folder / "consumer.err").open("ab") as errors:
+        process = subprocess.Popen(command, stderr=errors, env=clean_environment())
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _booked(daemon: Daemon) -> list[tuple[str, int]]:
+    """What the consumer's ledger holds; nothing while it has not made it."""
+    file = daemon.folder / "app.db"
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(file, timeout=30)) as database:
+        if not database.execute("select 1 from sqlite_schema where name = 'ledger'").fetchone():
+            return []
+        return database.execute("select account, amount from ledger order by amount").fetchall()
+
+
+def _send(wire: Wire, numbers: range) -> None:
+    messages = [{"id": f"p-{n}", "body": json.dumps({"account": "alice", "amount": n})} for n in numbers]
+    assert wire.ask({"op": "send_many", "queue": "payments", "messages": messages})["ok"]
+
+
+def _wait_until_booked(daemon: Daemon, wanted: int) -> None:
+    eventually(lambda: len(_booked(daemon)) >= wanted, 60, what=f"{wanted} payments are booked")
+
+
+def _is_done(daemon: Daemon, id: str) -> bool:
+    return bool(daemon.ask(op="result", queue="payments", id=id)["outcome"] == "done")
+
+
+def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_killed(daemon: Daemon) -> None:
+    with daemon.wire() as wire:
+        _send(wire, range(200))
+    for wanted in range(30, 180, 30):
+        with _consumer(daemon) as consumer:
+            _wait_until_booked(daemon, wanted)
+            consumer.kill()
+        daemon.restart()
+    assert len(_booked(daemon)) < 200, "all were booked before the last kill; send more"
+    with _consumer(daemon) as consumer:
+        _wait_until_booked(daemon, 170)
+        daemon.restart()
+        _wait_until_booked(daemon, 200)
+        eventually(lambda: all(_is_done(daemon, f"p-{n}") for n in range(200)), what="all are acked")
+        assert consumer.poll() is None
+    assert _booked(daemon) == [("alice", n) for n in range(200)]
+    assert daemon.ask(op="result", queue="payments", id="p-0")["result"] == "booked"
+
+
+def test_the_consumer_gives_back_what_it_cannot_handle(daemon: Daemon) -> None:
+    with daemon.wire() as wire:
+        wire.ask({"op": "send", "queue": "payments", "id": "bad", "body": "no JSON"})
+        _send(wire, range(3))
+    with _consumer(daemon):
+        _wait_until_booked(daemon, 3)
+        message = eventually(lambda: daemon.ask(op="show", queue="payments", id="bad")["message"])
+        assert eventually(lambda: daemon.ask(op="show", queue="payments", id="bad")["message"].get("error"))
+    assert message["state"] != "done"
+    assert _booked(daemon) == [("alice", n) for n in range(3)]

@@ -1,0 +1,38 @@
+"""A worker of the chaos test: applies messages to the ledger through an inbox, until it is killed.
+
+python chaos_worker.py SOCKET QUEUE LEDGER
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import time
+from contextlib import suppress
+from typing import Final
+
+import eoq
+
+SCHEMA: Final = "pragma journal_mode = wal; create table effect (id text not null, amount integer not null)"
+"""Without a key: an effect that happens twice is two rows."""
+
+
+def apply(tx: sqlite3.Connection, message: eoq.Message) -> None:
+    """The effect of a message."""
+    tx.execute("insert into effect (id, amount) values (?, ?)", (message.id, message.json()["amount"]))
+
+
+def work(path: str, queue: str, ledger: str) -> None:
+    """Without end."""
+    with eoq.connect(path, timeout=60) as client, eoq.Inbox(ledger) as inbox:
+        for message in client.consume(queue, prefetch=20):
+            with suppress(eoq.LeaseLost):  # the effect is there; the message comes again, and is only acked
+                inbox.process(message, apply)
+
+
+if __name__ == "__main__":
+    while True:
+        try:
+            work(*sys.argv[1:4])
+        except eoq.Unavailable:  # it was started while there was no daemon
+            time.sleep(0.02)

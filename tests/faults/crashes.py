@@ -1,0 +1,226 @@
+"""The table of crash points of the daemon, and one crash: kill it there, look at the disk, let the client repeat.
+
+The client repeats by itself what was under way when the daemon died, under the same ids and receipts. So the disk is
+looked at first, by a daemon on a socket that the client does not know.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+import eoq
+from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all, show
+from tests.faults.planted_daemon import Die, Plant
+from tests.faults.planted_daemon import Point as PlantedPoint
+from tests.support import eventually
+
+Point: TypeAlias = PlantedPoint | Literal["replied"]
+POINTS: Final[tuple[Point, ...]] = (*get_args(PlantedPoint), "replied")
+"""The points of `Die`, and ``replied``: the client has read the reply, and then the daemon is killed."""
+COMMITTED: Final[tuple[Point, ...]] = ("committed", "replying", "replied")
+"""Where the operation is on disk. Whoever may have been told is among them: confirmed means there (G1)."""
+
+Held: TypeAlias = Sequence[eoq.Message]
+ABSENT: Final = "absent"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a client asks, and the ``verb`` of the store whose transaction it becomes.
+
+    ``before`` and ``after`` are what a restarted daemon shows of each message, by whether that transaction is on
+    disk: state, attempts, and the error or the result.
+    """
+
+    name: str
+    verb: str
+    call: Callable[[eoq.Client, Held], object]
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    prepared: tuple[eoq.Outgoing, ...] = ()
+    """What is in the queue before, and leased where ``leases``."""
+    leases: bool = False
+    if_repeated: Literal["answered", "lease lost"] = "answered"
+    """What the client is told by a repetition of what did happen. Of what did not, its lease is always lost."""
+
+
+def _send(client: eoq.Client, _held: Held) -> object:
+    return client.send("work", "body of a", id="a")
+
+
+def _send_many(client: eoq.Client, _held: Held) -> object:
+    return client.send_many("work", [eoq.Outgoing(f"body of {id}", id=id) for id in "abc"])
+
+
+def _receive(client: eoq.Client, _held: Held) -> object:
+    return client.receive("work", 10, wait=10, bound=True)
+
+
+def _ack(_client: eoq.Client, held: Held) -> None:
+    held[0].ack(result="r")
+
+
+def _settle(client: eoq.Client, held: Held) -> None:
+    with client.transaction() as tx:
+        tx.ack(held[0], result="r")
+        tx.ack(held[1])
+        tx.send("next", "joined", id="out")
+
+
+def _nack(_client: eoq.Client, held: Held) -> None:
+    held[0].nack(delay=0, error="why")
+
+
+def _reject(_client: eoq.Client, held: Held) -> None:
+    held[0].reject(error="why")
+
+
+_A: Final = (eoq.Outgoing("body of a", id="a"),)
+_A_AND_B: Final = (*_A, eoq.Outgoing("body of b", id="b"))
+_A_BEFORE_B: Final = (eoq.Outgoing("body of a", id="a", group="g"), eoq.Outgoing("body of b", id="b", group="g"))
+
+OPERATIONS: Final = (
+    Operation(
+        "send",
+        "put",
+        _send,
+        before={"work/a": ABSENT},
+        after={"work/a": "ready 0"},
+    ),
+    Operation(
+        "send_many",
+        "put",
+        _send_many,
+        before={"work/a": ABSENT, "work/b": ABSENT, "work/c": ABSENT},
+        after={"work/a": "ready 0", "work/b": "ready 0", "work/c": "ready 0"},
+    ),
+    Operation(
+        "claim",
+        "claim",
+        _receive,
+        before={"work/a": "ready 0"},
+        after={"work/a": "ready 1"},  # counted when it was delivered
+        prepared=_A,
+    ),
+    Operation(
+        "ack",
+        "settle",
+        _ack,
+        before={"work/a": "ready 1", "work/b": "blocked 0"},
+        after={"work/a": "done 1 r", "work/b": "ready 0"},
+        prepared=_A_BEFORE_B,
+        leases=True,
+    ),
+    Operation(
+        "settle",
+        "settle",
+        _settle,
+        before={"work/a": "ready 1", "work/b": "ready 1", "next/out": ABSENT},
+        after={"work/a": "done 1 r", "work/b": "done 1", "next/out": "ready 0"},
+        prepared=_A_AND_B,
+        leases=True,
+    ),
+    Operation(
+        "nack",
+        "retry",
+        _nack,
+        before={"work/a": "ready 1"},
+        after={"work/a": "ready 1 why"},
+        prepared=_A,
+        leases=True,
+        if_repeated="lease lost",
+    ),
+    Operation(
+        "reject",
+        "reject",
+        _reject,
+        before={"work/a": "ready 1"},
+        after={"work/a": "dead 1 why"},
+        prepared=_A,
+        leases=True,
+    ),
+)
+
+
+def crash(operation: Operation, point: Point, quick_commit: float | None = None) -> None:
+    """Kills a daemon at ``point`` of ``operation``; checks the disk, what the client is told, and the end."""
+    die = None if point == "replied" else Die(point, operation.verb)
+    with (
+        planted_daemon(Plant(die, quick_commit)) as daemon,
+        eoq.connect(daemon.socket) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        held = _prepare(client, operation)
+        asked = pool.submit(operation.call, client, held)
+        if point == "replied":
+            asked.result(20)
+            daemon.kill()
+        assert daemon.wait() == -signal.SIGKILL
+        happened = point in COMMITTED
+        assert _on_disk(daemon, operation) == (operation.after if happened else operation.before)
+        daemon.start_plain()
+        _check_told(operation, point, asked)
+        client.close()
+        _check_end(daemon, operation, happened)
+
+
+def _prepare(client: eoq.Client, operation: Operation) -> Held:
+    client.ask("status")  # from now on it waits for a daemon that goes away
+    if operation.prepared:
+        client.send_many("work", operation.prepared)
+    return client.receive("work", 10) if operation.leases else []
+
+
+def _on_disk(daemon: PlantedDaemon, operation: Operation) -> dict[str, str]:
+    own = daemon.socket
+    daemon.socket = own.with_name("look")
+    try:
+        daemon.start_plain()
+        with eoq.connect(daemon.socket) as client:
+            return {path: _state(client, *path.split("/")) for path in operation.after}
+    finally:
+        daemon.kill()
+        daemon.socket = own
+
+
+def _state(client: eoq.Client, queue: str, id: str) -> str:
+    message = show(client, queue, id)
+    if message is None:
+        return ABSENT
+    more = [message[name] for name in ("error", "result") if name in message]
+    return " ".join([message["state"], str(message["attempts"]), *more])
+
+
+def _check_told(operation: Operation, point: Point, asked: Future[object]) -> None:
+    """The client ends with the truth, though the daemon that knew it is gone."""
+    if point not in COMMITTED:
+        lost = operation.leases
+    else:
+        lost = operation.if_repeated == "lease lost" and point == "committed"
+    error = asked.exception(20)
+    if point == "replying" and operation.if_repeated == "lease lost":
+        assert error is None or isinstance(error, eoq.LeaseLost)  # whether the reply came through is open
+    elif lost:
+        assert isinstance(error, eoq.LeaseLost)
+    else:
+        assert error is None
+
+
+def _check_end(daemon: PlantedDaemon, operation: Operation, happened: bool) -> None:
+    """What is not settled is delivered once, and then there is nothing left."""
+    done = happened or not operation.leases  # what lost no lease was repeated until it had happened
+    states = operation.after if done else operation.before
+    expected = [path for path, state in states.items() if state.startswith(("ready", "blocked"))]
+    settled: list[str] = []
+    with eoq.connect(daemon.socket) as client:
+
+        def drained() -> bool:
+            settled.extend(f"{queue}/{id}" for queue in ("work", "next") for id in ids_of(settle_all(client, queue)))
+            return not any(left(client, queue).keys() - {"dead"} for queue in ("work", "next"))
+
+        eventually(drained, what="all is settled")
+    assert sorted(settled) == sorted(expected)

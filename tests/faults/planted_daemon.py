@@ -1,0 +1,177 @@
+"""eoq's daemon with a fault planted into it: what these tests run where a healthy one would not show enough.
+
+    python planted_daemon.py DATABASE SOCKET PLANT        PLANT is a `Plant` as JSON
+
+A fault is put around the real function, never in its place. Names of eoq that are wrapped: the verbs of `Store`
+and its `transact`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of Python, `sqlite3.connect`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal
+
+import msgspec
+
+from eoq.daemon import main
+from eoq.daemon.clock import LoopClock
+from eoq.daemon.store import Store, Verb
+from eoq.daemon.writer import Done, Writer
+
+VERBS: Final = ("put", "claim", "settle", "retry", "reject", "promote")
+FULL: Final = 2
+"""``pragma synchronous`` of a transaction that waits for the disk."""
+
+Point = Literal["begun", "written", "committed", "replying"]
+
+
+class Die(msgspec.Struct, frozen=True):
+    """``kill -9`` of the daemon by itself, once it has run ``verb`` (any verb, where it is empty) ``nth`` times.
+
+    begun: its transaction is open, nothing of the verb is written
+    written: all of the verb is written, the transaction is not committed
+    committed: the transaction is on disk, nobody has been told
+    replying: the reply is with the event loop, which may or may not have sent it
+    """
+
+    point: Point
+    verb: str = ""
+    nth: int = 1
+
+
+class Plant(msgspec.Struct, frozen=True):
+    """The faults of one daemon."""
+
+    die: Die | None = None
+    quick_commit: float | None = None
+    """`Settings.quick_commit`."""
+    commit_seconds: float = 0.0
+    """How much longer a commit takes that waits for the disk."""
+    clock: str | None = None
+    """A file with the seconds by which the wall clock is wrong; may change at any time."""
+    full: str | None = None
+    """A file; while it exists, the database may not grow."""
+    user: int | None = None
+    """The user who runs the daemon."""
+
+
+def _wrap(owner: type | ModuleType, name: str, around: Callable[[Any], Any]) -> None:
+    setattr(owner, name, around(getattr(owner, name)))
+
+
+class _Death:
+    """Counts the runs of a verb, and ends the process where the plan says."""
+
+    def __init__(self, plan: Die) -> None:
+        self._plan = plan
+        self._runs = 0
+
+    def plant(self) -> None:
+        for name in VERBS:
+            _wrap(Store, name, functools.partial(self._around_verb, name))
+        _wrap(Store, "transact", self._around_transact)
+        _wrap(Writer, "submit", self._around_submit)
+
+    def _around_verb(self, name: str, verb: Callable[..., object]) -> Callable[..., object]:
+        def dying(store: Store, *arguments: Any, **named: Any) -> object:
+            self._runs += self._plan.verb in ("", name)
+            self._reached("begun")
+            outcome = verb(store, *arguments, **named)
+            self._reached("written")
+            return outcome
+
+        return dying
+
+    def _around_transact(self, transact: Callable[..., object]) -> Callable[..., object]:
+        def dying(store: Store, *arguments: Any, **named: Any) -> object:
+            outcomes = transact(store, *arguments, **named)
+            self._reached("committed")
+            return outcomes
+
+        return dying
+
+    def _around_submit(self, submit: Callable[..., None]) -> Callable[..., None]:
+        def dying(writer: Writer, verb: Verb, done: Done, *arguments: Any, **named: Any) -> None:
+            def done_and_dead(outcome: object) -> None:
+                done(outcome)
+                self._reached("replying")
+
+            submit(writer, verb, done_and_dead, *arguments, **named)
+
+        return dying
+
+    def _reached(self, point: Point) -> None:
+        if point == self._plan.point and self._runs >= self._plan.nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Connection(sqlite3.Connection):
+    """A connection to a disk that is slow, or full."""
+
+    plant = Plant()
+    _changes = 0
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        if sql.startswith("begin"):
+            self._changes = self.total_changes
+            if self.plant.full is not None:
+                pages = 1 if Path(self.plant.full).exists() else 2**31  # never less than there are
+                super().execute(f"pragma max_page_count = {pages}")
+        if sql == "commit" and self.total_changes > self._changes and self._waits():
+            time.sleep(self.plant.commit_seconds)
+        return super().execute(sql, *parameters)
+
+    def _waits(self) -> bool:
+        (synchronous,) = super().execute("pragma synchronous").fetchone()
+        return bool(synchronous == FULL)
+
+
+def _plant_clock(file: Path) -> None:
+    class WrongClock(LoopClock):
+        """A wall clock that is wrong by what the file says."""
+
+        def wall(self) -> float:
+            return super().wall() + float(file.read_text())
+
+    _wrap(main, "LoopClock", lambda _: WrongClock)
+
+
+def _become(user: int) -> None:
+    # All that may be imported later: the other user need not be able to read where Python is.
+    for package in map(importlib.import_module, ("eoq", "eoq.cli", "eoq.daemon")):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    os.setgid(user)
+    os.setuid(user)
+
+
+def run(database: str, socket: str, plant: Plant) -> None:
+    """``eoq daemon`` with its faults."""
+    if plant.die is not None:
+        _Death(plant.die).plant()
+    if plant.quick_commit is not None:
+        _wrap(main, "Settings", lambda real: functools.partial(real, quick_commit=plant.quick_commit))
+    if plant.commit_seconds or plant.full is not None:
+        _Connection.plant = plant
+        _wrap(sqlite3, "connect", lambda real: functools.partial(real, factory=_Connection))
+    if plant.clock is not None:
+        _plant_clock(Path(plant.clock))
+    if plant.user is not None:
+        _become(plant.user)
+    options = ["--db", database, "--socket", socket, "--max-attempts", "1000"]
+    importlib.import_module("eoq.cli").main(["daemon", *options], prog_name="eoq")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], msgspec.json.decode(sys.argv[3], type=Plant))

@@ -1,0 +1,106 @@
+"""A consumer that applies messages through an inbox, and kills itself at a chosen point of the message ``b``.
+
+    python planted_worker.py SOCKET LEDGER QUEUE POINT one|many
+
+POINT is one of `POINTS`, or ``none``; ``many`` applies all it received in one transaction. The points are planted
+into what the application owns: its handler, its connection, and the process's sockets (the wire is a contract).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from contextlib import closing, suppress
+from typing import Any, Final
+
+import eoq
+
+POINTS: Final = {
+    "handler begins": False,
+    "handler has written": False,
+    "inbox commits": False,
+    "inbox has committed": True,
+    "ack leaves": True,
+    "ack has left": True,
+    "ack is answered": True,
+}
+"""Where it dies, and whether the effect is in the ledger then."""
+MESSAGE: Final = "b"
+SETTLING: Final = (b'"op":"ack"', b'"op":"settle"')
+
+planted = "none"
+handled: set[str] = set()
+"""The ids whose handler has begun."""
+acking = False
+
+
+def reached(point: str) -> None:
+    """Dies if this is the point."""
+    if point == planted and MESSAGE in handled:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Connection(sqlite3.Connection):
+    """The application's connection."""
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        commits = sql.startswith("commit")
+        if commits:
+            reached("inbox commits")
+        cursor = super().execute(sql, *parameters)
+        if commits:
+            reached("inbox has committed")
+        return cursor
+
+
+class Socket(socket.socket):
+    """The client's socket."""
+
+    def sendall(self, data: Any, *flags: int) -> None:
+        global acking
+        acking = any(op in bytes(data) for op in SETTLING)
+        if acking:
+            reached("ack leaves")
+        super().sendall(data, *flags)
+        if acking:
+            reached("ack has left")
+
+    def recv(self, *arguments: int) -> bytes:
+        data = super().recv(*arguments)
+        if acking:
+            reached("ack is answered")
+        return data
+
+
+def apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
+    """The handler: one row a message, so that an effect that happens twice is seen."""
+    handled.add(message.id)
+    reached("handler begins")
+    tx.execute("insert into effect (id) values (?)", (message.id,))
+    reached("handler has written")
+    return f"did {message.id}"
+
+
+def work(path: str, ledger: str, queue: str, many: bool) -> None:
+    """Handles all messages of the queue, until none came for a while."""
+    with (
+        eoq.connect(path) as client,
+        closing(sqlite3.connect(ledger, isolation_level=None, timeout=20, factory=Connection)) as database,
+    ):
+        inbox = eoq.Inbox(database)
+        if many:
+            while messages := client.receive(queue, 10, wait=0.2, bound=True):
+                inbox.process_many(messages, apply)
+            return
+        for message in client.consume(queue, prefetch=3, idle=0.2):
+            with suppress(eoq.LeaseLost):
+                inbox.process(message, apply)
+
+
+if __name__ == "__main__":
+    planted = sys.argv[4]
+    vars(socket)["socket"] = Socket
+    work(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[5] == "many")

@@ -1,0 +1,146 @@
+"""A daemon or a consumer killed at a chosen point: every point of every operation, each once (G1 to G5)."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import pytest
+
+import eoq
+from tests.faults import planted_worker
+from tests.faults.crashes import OPERATIONS, POINTS, Operation, Point, crash
+from tests.faults.daemons import ids_of, left, planted_daemon, settle_all
+from tests.faults.planted_daemon import Die, Plant
+from tests.faults.planted_daemon import Point as PlantedPoint
+from tests.support import PATIENCE, Daemon, clean_environment, eventually
+
+WORKER: Final = Path(planted_worker.__file__)
+LIVES: Final = 6
+
+
+# ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+Crashes: TypeAlias = dict[tuple[str, Point], Future[None]]
+
+
+@pytest.fixture(scope="module")
+def crashes() -> Iterator[Crashes]:
+    """All crashes of the table, a few at a time in the order of the tests: most of a crash is waiting."""
+    pool = ThreadPoolExecutor(4)
+    yield {
+        (operation.name, point): pool.submit(crash, operation, point) for operation in OPERATIONS for point in POINTS
+    }
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_a_daemon_killed_at_a_point_of_an_operation(crashes: Crashes, operation: Operation, point: Point) -> None:
+    """Confirmed is there; not confirmed is there once or not at all; the client ends with exactly one."""
+    crashes[operation.name, point].result()
+
+
+@pytest.mark.parametrize("point", ["begun", "written", "committed", "replying"])
+def test_a_daemon_killed_at_its_nth_transaction(point: PlantedPoint) -> None:
+    """One life after the other, each ended at a later transaction, whatever that is, while a client works on."""
+    stop = threading.Event()
+    with planted_daemon() as daemon, eoq.connect(daemon.socket) as client, ThreadPoolExecutor(1) as pool:
+        client.ask("status")  # from now on it waits for a daemon that goes away
+        working = pool.submit(_pass_on, client, stop)
+        try:
+            for nth in range(1, LIVES + 1):
+                daemon.kill()
+                daemon.plant = Plant(Die(point, nth=nth))
+                daemon.start()
+                assert daemon.wait() == -signal.SIGKILL
+            daemon.start_plain()
+        finally:
+            stop.set()
+        sent = working.result(PATIENCE)
+        effects = Counter(message.text for message in settle_all(client, "next"))
+    assert len(sent) > 1
+    assert effects == Counter(sent)
+
+
+def _pass_on(client: eoq.Client, stop: threading.Event) -> list[str]:
+    """Sends messages, and passes each on to the next queue under an id that only the client's repetition repeats."""
+    sent: list[str] = []
+    while not stop.is_set() or left(client, "work"):
+        if not stop.is_set():
+            sent.append(f"{len(sent)}")
+            client.send("work", "x", id=sent[-1], delay=0.01 if len(sent) % 4 == 0 else None, group=sent[-1][-1])
+        for message in client.receive("work", 2, wait=0.05):
+            with suppress(eoq.LeaseLost):
+                message.ack(send=[eoq.Outgoing(message.id, queue="next")])
+    return sent
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_daemon_killed_while_it_makes_its_file(folder: Path, nth: int) -> None:
+    """Wherever it was, the next daemon has a good file."""
+    with planted_daemon(folder=folder) as daemon:
+        daemon.kill()
+        for file in folder.glob("eoq.db*"):
+            file.unlink()
+        starting = subprocess.Popen(
+            [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(daemon.db), "--socket", str(daemon.socket)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment(),
+            cwd=folder,
+        )
+        with starting:
+            eventually(lambda: len(list(folder.glob("eoq.db*"))) >= nth)  # lock, database, journal
+            starting.kill()
+        daemon.start()
+        with eoq.connect(daemon.socket) as client:
+            client.send("work", "x", id="a")
+            assert ids_of(settle_all(client, "work")) == ["a"]
+
+
+# ── the consumer ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("how", ["one", "many"])
+@pytest.mark.parametrize("point", planted_worker.POINTS)
+def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder: Path, point: str, how: str) -> None:
+    """The effect is there once: either the killed one left it, or the next one makes it (G5)."""
+    ledger = folder / "ledger.db"
+    with closing(sqlite3.connect(ledger)) as database:
+        database.execute("create table effect (id text not null)")
+    with eoq.connect(shared_daemon.socket) as client:
+        client.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
+        assert _work(shared_daemon, ledger, queue, point, how) == -signal.SIGKILL
+        assert ("b" in _effects(ledger)) is planted_worker.POINTS[point]
+        eventually(lambda: left(client, queue).get("leased") is None, what="its leases end with its connection")
+        assert _work(shared_daemon, ledger, queue, "none", how) == 0
+        assert _effects(ledger) == ["a", "b", "c"]
+        assert left(client, queue) == {}
+        assert client.result(queue, "b") == eoq.Result("done", b"did b")
+
+
+def _work(daemon: Daemon, ledger: Path, queue: str, point: str, how: str) -> int:
+    ran = subprocess.run(
+        [sys.executable, str(WORKER), str(daemon.socket), str(ledger), queue, point, how],
+        env=clean_environment(),
+        cwd=ledger.parent,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return ran.returncode
+
+
+def _effects(ledger: Path) -> list[str]:
+    with closing(sqlite3.connect(ledger)) as database:
+        return sorted(id for (id,) in database.execute("select id from effect"))

@@ -1,0 +1,161 @@
+"""The face that the blocking client and the asyncio one share in tests.
+
+The asyncio client runs on a loop of its own, which runs while a call is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeVar
+
+import eoq
+from eoq.message import Delivery
+
+T = TypeVar("T")
+Kind = Literal["blocking", "asyncio"]
+
+
+class AnyTransaction(Protocol):
+    """What both kinds of transaction do."""
+
+    sent: list[eoq.Sent]
+
+    def ack(self, message: Delivery | str, result: object = None) -> None: ...
+    def send(self, queue: str, body: object, *, id: str | None = None) -> None: ...
+
+
+class AnyClient(Protocol):
+    """What both clients do, once the asyncio one is waited for."""
+
+    def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: dict[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> eoq.Sent: ...
+    def send_many(self, queue: str, messages: Iterable[object]) -> list[eoq.Sent]: ...
+    def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[eoq.Sent]: ...
+    def receive(
+        self, queue: str, limit: int = 1, wait: float = 0.0, *, lease: float | None = None, bound: bool = False
+    ) -> Sequence[Delivery]: ...
+    def consume(
+        self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
+    ) -> Iterator[Delivery]: ...
+    def ack(self, message: Delivery | str, result: object = None, send: Iterable[eoq.Outgoing] = ()) -> None: ...
+    def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None: ...
+    def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None: ...
+    def reject(self, message: Delivery | str, error: str | None = None) -> None: ...
+    def extend(self, message: Delivery | str, seconds: float) -> None: ...
+    def transaction(self) -> AbstractContextManager[AnyTransaction]: ...
+    def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None: ...
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class AsyncFace:
+    """The asyncio client, each call run to its end."""
+
+    def __init__(self, runner: asyncio.Runner, client: eoq.AsyncClient) -> None:
+        self._runner = runner
+        self.client = client
+
+    def __enter__(self) -> AsyncFace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the client's loop."""
+        return self._runner.run(coroutine)
+
+    def _each(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def step() -> T:
+            return await anext(source)
+
+        async def end() -> None:
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+        try:
+            while True:
+                try:
+                    value = self.run(step())
+                except StopAsyncIteration:
+                    return
+                yield value
+        finally:
+            self.run(end())
+
+    def send(self, queue: str, body: object, **options: Any) -> eoq.Sent:
+        return self.run(self.client.send(queue, body, **options))
+
+    def send_many(self, queue: str, messages: Iterable[object]) -> list[eoq.Sent]:
+        return self.run(self.client.send_many(queue, messages))
+
+    def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[eoq.Sent]:
+        return self._each(self.client.send_stream(queue, messages))
+
+    def receive(
+        self, queue: str, limit: int = 1, wait: float = 0.0, *, lease: float | None = None, bound: bool = False
+    ) -> Sequence[Delivery]:
+        return self.run(self.client.receive(queue, limit, wait, lease=lease, bound=bound))
+
+    def consume(
+        self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
+    ) -> Iterator[Delivery]:
+        return self._each(self.client.consume(queue, prefetch=prefetch, lease=lease, idle=idle))
+
+    def ack(self, message: Delivery | str, result: object = None, send: Iterable[eoq.Outgoing] = ()) -> None:
+        self.run(self.client.ack(message, result, send))
+
+    def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None:
+        self.run(self.client.ack_many(acks))
+
+    def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None:
+        self.run(self.client.nack(message, delay, error))
+
+    def reject(self, message: Delivery | str, error: str | None = None) -> None:
+        self.run(self.client.reject(message, error))
+
+    def extend(self, message: Delivery | str, seconds: float) -> None:
+        self.run(self.client.extend(message, seconds))
+
+    def transaction(self) -> AbstractContextManager[AnyTransaction]:
+        return _Transaction(self, self.client.transaction())
+
+    def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None:
+        return self.run(self.client.result(queue, id, wait))
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        return self.run(self.client.ask(op, **fields))
+
+    def close(self) -> None:
+        self.run(self.client.close())
+
+
+class _Transaction:
+    """``async with`` as ``with``."""
+
+    def __init__(self, face: AsyncFace, transaction: eoq.AsyncTransaction) -> None:
+        self._face = face
+        self._transaction = transaction
+
+    def __enter__(self) -> AnyTransaction:
+        return self._face.run(self._transaction.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._face.run(self._transaction.__aexit__(kind, error, trace))

@@ -1,0 +1,196 @@
+"""Many at once over one client: threads on the blocking one, tasks on the asyncio one, requests that overtake."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import eoq
+from tests.support import Daemon, eventually
+
+THREADS = 8
+EACH = 200
+
+
+@pytest.fixture
+def shared(shared_daemon: Daemon) -> Iterator[eoq.Client]:
+    """One blocking client, for all threads of a test."""
+    with eoq.connect(shared_daemon.socket) as client:
+        yield client
+
+
+def test_threads_send_over_one_client(shared: eoq.Client, queue: str) -> None:
+    def send(thread: int) -> None:
+        for number in range(EACH):
+            assert shared.send(queue, f"{thread} {number}", id=f"{thread}-{number}").id == f"{thread}-{number}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(send, range(THREADS)))
+    received = [message for _ in range(2) for message in shared.receive(queue, 1000)]
+    assert len({message.id for message in received}) == len(received) == THREADS * EACH
+    for thread in range(THREADS):
+        own = [message.text for message in received if message.text.startswith(f"{thread} ")]
+        assert own == [f"{thread} {number}" for number in range(EACH)]
+
+
+def test_threads_receive_and_ack_over_one_client(shared: eoq.Client, queue: str) -> None:
+    shared.send_many(queue, [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(THREADS * EACH)])
+    taken: list[str] = []
+
+    def work(_: int) -> None:
+        while messages := shared.receive(queue):
+            messages[0].ack(result=messages[0].body)
+            taken.append(messages[0].id)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+    assert sorted(taken, key=int) == [f"{number}" for number in range(THREADS * EACH)]
+    assert shared.result(queue, "77") == eoq.Result("done", b"77")
+
+
+def test_producers_and_consumers_share_one_client(shared: eoq.Client, queue: str) -> None:
+    taken: list[str] = []
+
+    def produce(thread: int) -> None:
+        for number in range(EACH):
+            shared.send(queue, f"{thread}-{number}")
+
+    def consume(_: int) -> None:
+        for message in shared.consume(queue, prefetch=5, idle=0.5):
+            message.ack()
+            taken.append(message.text)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        consumers = [pool.submit(consume, number) for number in range(THREADS // 2)]
+        list(pool.map(produce, range(THREADS // 2)))
+        for consumer in consumers:
+            consumer.result(60)
+    assert len(set(taken)) == len(taken) == THREADS // 2 * EACH
+
+
+def test_a_thread_that_waits_holds_up_no_other(shared: eoq.Client, shared_daemon: Daemon, queue: str) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        waits = [pool.submit(shared.receive, queue + name, 1, 60.0) for name in (".a", ".b", ".c")]
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 3)
+        start = time.monotonic()
+        for number in range(100):
+            shared.send(queue, f"{number}")
+        assert time.monotonic() - start < 5
+        for name in (".c", ".a", ".b"):
+            shared.send(queue + name, name)
+        assert [wait.result(20)[0].text for wait in waits] == [".a", ".b", ".c"]
+
+
+def test_a_thread_that_gives_up_leaves_the_reading_to_others(shared_daemon: Daemon, queue: str) -> None:
+    """The thread that reads for all may be the first to leave."""
+    with eoq.connect(shared_daemon.socket) as client, ThreadPoolExecutor(2) as pool:
+        short = pool.submit(client.receive, queue, 1, 0.3)
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+        long = pool.submit(client.receive, queue + ".long", 1, 60.0)
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 2)
+        assert short.result(20) == []
+        shared_daemon.ask(op="send", queue=queue + ".long", body="x")
+        assert [message.text for message in long.result(20)] == ["x"]
+
+
+def test_closing_wakes_the_threads_that_wait(shared_daemon: Daemon, queue: str) -> None:
+    client = eoq.connect(shared_daemon.socket)
+    with ThreadPoolExecutor(4) as pool:
+        waits = [pool.submit(client.receive, queue, 1, 60.0) for _ in range(4)]
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 4)
+        start = time.monotonic()
+        client.close()
+        for wait in waits:
+            with pytest.raises(eoq.Unavailable, match="closed"):
+                wait.result(20)
+        assert time.monotonic() - start < 5
+
+
+def test_threads_stay_on_one_connection(shared: eoq.Client, shared_daemon: Daemon, queue: str) -> None:
+    barrier = threading.Barrier(THREADS)
+
+    def send(_: int) -> None:
+        barrier.wait(20)
+        shared.send(queue, "x")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(send, range(THREADS)))
+    # This question is asked over a connection of its own.
+    assert shared_daemon.ask(op="status")["connections"] == 2
+
+
+def test_tasks_send_and_receive_over_one_client(shared_daemon: Daemon, queue: str) -> None:
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            sent = await asyncio.gather(*(client.send(queue, f"{number}", id=f"{number}") for number in range(1000)))
+            assert [one.id for one in sent] == [f"{number}" for number in range(1000)]
+            received = await asyncio.gather(*(client.receive(queue, 50) for _ in range(20)))
+            messages = [message for batch in received for message in batch]
+            assert len({message.id for message in messages}) == 1000
+            await asyncio.gather(*(message.ack(result=message.id) for message in messages))
+            results = await asyncio.gather(*(client.result(queue, f"{number}") for number in range(1000)))
+            assert results == [eoq.Result("done", f"{number}".encode()) for number in range(1000)]
+
+    asyncio.run(main())
+
+
+def test_many_tasks_may_wait_at_once(shared_daemon: Daemon, queue: str) -> None:
+    """More than one connection may have waiting: the client's matter, not its user's."""
+
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client, asyncio.timeout(20):
+            waits = [asyncio.create_task(client.receive(queue, wait=10)) for _ in range(60)]
+            await client.send_many(queue, [f"{number}" for number in range(60)])
+            received = await asyncio.gather(*waits)
+            assert sorted(batch[0].text for batch in received) == sorted(f"{number}" for number in range(60))
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_disturbs_no_other(shared_daemon: Daemon, queue: str) -> None:
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            cancelled = asyncio.create_task(client.receive(queue + ".cancelled", wait=60))
+            kept = asyncio.create_task(client.receive(queue, wait=60))
+            await asyncio.to_thread(eventually, lambda: shared_daemon.ask(op="status")["waiting"] == 2)
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            assert cancelled.cancelled()
+            await client.send(queue, "x")
+            assert [message.text for message in await kept] == ["x"]
+
+    asyncio.run(main())
+
+
+def test_settling_through_the_message_itself_with_asyncio(shared_daemon: Daemon, queue: str) -> None:
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            await client.send_many(queue, [eoq.Outgoing(id, id=id) for id in ("ack", "nack", "reject", "extend")])
+            messages = {message.id: message for message in await client.receive(queue, 4)}
+            await messages["ack"].ack(result={"n": 1}, send=[eoq.Outgoing("x", queue=queue + ".next")])
+            await messages["nack"].nack(delay=60, error="later")
+            await messages["reject"].reject(error="never")
+            await messages["extend"].extend(60)
+            states = [(await client.ask("show", queue=queue, id=id))["message"]["state"] for id in messages]
+            assert states == ["done", "delayed", "dead", "leased"]
+
+    asyncio.run(main())
+
+
+def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queue: str) -> None:
+    """More than the socket's queue of connections holds at a time."""
+
+    async def one(number: int) -> eoq.Sent:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            return await client.send(queue, "x", id=f"{number}")
+
+    async def main() -> None:
+        sent = await asyncio.gather(*(one(number) for number in range(400)))
+        assert len({message.id for message in sent}) == 400
+
+    asyncio.run(main())

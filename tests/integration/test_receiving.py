@@ -1,0 +1,547 @@
+"""Receiving with both clients: waiting, leases and what ends them, attempts, fencing, order, delays, consuming."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import pytest
+
+import eoq
+from eoq.message import Delivery
+from tests.integration.clients import AnyClient
+from tests.support import Daemon, eventually, python_process, read_line_of, running_daemon
+
+T = TypeVar("T")
+
+
+daemon_matter = pytest.mark.parametrize("kind", ["blocking"], indirect=True)
+"""Marks what only the daemon decides: time is better spent than on asking for it with each client."""
+
+
+def _one(client: AnyClient, queue: str, wait: float = 20.0, lease: float | None = None) -> Delivery:
+    (message,) = client.receive(queue, wait=wait, lease=lease)
+    return message
+
+
+def _waits(daemon: Daemon, count: int) -> bool:
+    """Whether so many receives wait."""
+    return bool(daemon.ask(op="status")["waiting"] == count)
+
+
+def _later(function: Callable[[], T]) -> Future[T]:
+    """Runs a function on a thread of its own."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(function)
+    executor.shutdown(wait=False)
+    return future
+
+
+# ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_queue_gives_nothing(client: AnyClient, queue: str) -> None:
+    assert client.receive(queue) == []
+    assert client.receive(queue, limit=1000, wait=0.1) == []
+
+
+def test_a_wait_ends_when_a_message_is_sent(
+    client: AnyClient, shared_daemon: Daemon, queue: str, blocking: eoq.Client
+) -> None:
+    received = _later(lambda: client.receive(queue, wait=60))
+    eventually(lambda: _waits(shared_daemon, 1))
+    start = time.monotonic()
+    blocking.send(queue, "now")
+    assert [message.text for message in received.result(20)] == ["now"]
+    assert time.monotonic() - start < 2
+
+
+def test_a_wait_ends_when_a_message_is_given_back(
+    client: AnyClient, shared_daemon: Daemon, queue: str, blocking: eoq.Client
+) -> None:
+    blocking.send(queue, "x")
+    (held,) = blocking.receive(queue)
+    received = _later(lambda: client.receive(queue, wait=60))
+    eventually(lambda: _waits(shared_daemon, 1))
+    held.nack()
+    assert [message.attempt for message in received.result(20)] == [2]
+
+
+def test_one_message_wakes_one_of_many_who_wait(
+    shared_daemon: Daemon, connect: Callable[..., AnyClient], queue: str, blocking: eoq.Client
+) -> None:
+    waits = [_later(partial(connect(shared_daemon.socket).receive, queue, wait=60)) for _ in range(5)]
+    for number in range(5):
+        eventually(partial(_waits, shared_daemon, 5 - number))
+        blocking.send(queue, f"{number}")
+    texts = [message.text for wait in waits for message in wait.result(20)]
+    assert sorted(texts) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_result_can_be_waited_for(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+    blocking.send(queue, "x", id="m")
+    (message,) = blocking.receive(queue)
+    assert client.result(queue, "m") is None
+    assert client.result(queue, "m", wait=0.1) is None
+    result = _later(lambda: client.result(queue, "m", wait=60))
+    message.ack({"paid": 5})
+    found = result.result(20)
+    assert found is not None
+    assert (found.outcome, found.json(), found.text) == ("done", {"paid": 5}, '{"paid":5}')
+
+
+# ── what ends a lease ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_leased_message_is_nobody_elses(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+    client.send(queue, "x")
+    _one(client, queue)
+    assert client.receive(queue) == []
+    assert blocking.receive(queue, wait=0.1) == []
+
+
+def test_it_comes_again_when_its_lease_ends(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    first = _one(client, queue, lease=0.2)
+    start = time.monotonic()
+    second = _one(client, queue)
+    assert time.monotonic() - start < 5
+    assert (second.id, second.attempt) == ("m", 2)
+    assert second.receipt != first.receipt
+    client.ack(second)
+
+
+@daemon_matter
+def test_an_extended_lease_lasts_longer(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x")
+    message = _one(client, queue, lease=0.3)
+    for _ in range(4):
+        client.extend(message, 0.3)
+        assert client.receive(queue, wait=0.15) == []
+    client.ack(message)
+
+
+@daemon_matter
+def test_an_extension_may_also_shorten(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x")
+    client.extend(_one(client, queue, lease=600), 0.05)
+    assert _one(client, queue).attempt == 2
+
+
+def test_a_bound_lease_ends_with_its_connection(
+    client: AnyClient, queue: str, shared_daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    client.send_many(queue, ["bound", "free"])
+    other = connect(shared_daemon.socket)
+    assert [message.text for message in other.receive(queue, bound=True, lease=3600)] == ["bound"]
+    assert [message.text for message in other.receive(queue, lease=3600)] == ["free"]
+    other.close()
+    again = _one(client, queue)
+    assert (again.text, again.attempt) == ("bound", 2)
+    assert client.receive(queue, wait=0.1) == []
+
+
+CONSUMER = """
+import sys, eoq
+with eoq.connect() as client:
+    for message in client.consume(sys.argv[1], lease=3600):
+        print(message.id, flush=True)
+        if sys.argv[2] == "hold": sys.stdin.read()
+"""
+
+
+def test_the_message_of_a_killed_worker_comes_again_at_once(
+    client: AnyClient, queue: str, shared_daemon: Daemon
+) -> None:
+    client.send(queue, "x", id="m")
+    with python_process(CONSUMER, queue, "hold", socket=shared_daemon.socket) as worker:
+        assert read_line_of(worker) == b"m\n"
+        worker.send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        assert _one(client, queue).attempt == 2
+        assert time.monotonic() - start < 2
+
+
+def test_a_worker_killed_while_it_waits_takes_no_message_with_it(
+    client: AnyClient, queue: str, shared_daemon: Daemon
+) -> None:
+    with python_process(CONSUMER, queue, "take", socket=shared_daemon.socket) as worker:
+        eventually(lambda: _waits(shared_daemon, 1))
+        worker.send_signal(signal.SIGKILL)
+        # Not waited for: whoever sends next does not know of it either.
+        client.send(queue, "x", id="m")
+        start = time.monotonic()
+        message = _one(client, queue)
+        assert time.monotonic() - start < 2
+        client.ack(message)
+
+
+def test_what_was_leased_comes_again_after_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send("q", "x", id="m")
+    old = _one(client, "q", lease=3600)
+    daemon.restart()
+    with pytest.raises(eoq.LeaseLost):
+        client.ack(old)
+    again = _one(client, "q")
+    assert (again.id, again.attempt) == ("m", 2)
+    with pytest.raises(eoq.LeaseLost):
+        client.ack(old)
+    client.ack(again)
+
+
+def test_a_wait_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    received = _later(lambda: client.receive("q", wait=60))
+    eventually(lambda: _waits(daemon, 1))
+    daemon.restart()
+    daemon.ask(op="send", queue="q", body="x")
+    assert [message.text for message in received.result(20)] == ["x"]
+
+
+# ── attempts ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@daemon_matter
+def test_attempts_count_deliveries_and_end_in_a_dead_letter(connect: Callable[..., AnyClient]) -> None:
+    with running_daemon("--max-attempts", "3") as daemon:
+        client = connect(daemon.socket)
+        client.send("q", "x", id="m")
+        for attempt in (1, 2, 3):
+            message = _one(client, "q")
+            assert message.attempt == attempt
+            client.nack(message, delay=0, error=f"failed {attempt}")
+        assert client.receive("q", wait=0.1) == []
+        assert client.result("q", "m") == eoq.Result("dead", error="failed 3")
+        shown = client.ask("show", queue="q", id="m")["message"]
+        assert (shown["state"], shown["attempts"], shown["body"]) == ("dead", 3, "x")
+
+
+@daemon_matter
+def test_attempts_count_leases_that_ended_and_disconnections(connect: Callable[..., AnyClient]) -> None:
+    """A message that kills its worker must not be delivered for ever."""
+    with running_daemon("--max-attempts", "3") as daemon:
+        client = connect(daemon.socket)
+        client.send("q", "x", id="m")
+        _one(client, "q", lease=0.05)
+        other = connect(daemon.socket)
+        assert [message.attempt for message in other.receive("q", wait=20, bound=True)] == [2]
+        other.close()
+        assert _one(client, "q", lease=0.05).attempt == 3
+        result = client.result("q", "m", wait=20)
+        assert result is not None
+        assert result.outcome == "dead"
+        assert result.error
+
+
+@daemon_matter
+def test_attempts_survive_a_kill_of_the_daemon(connect: Callable[..., AnyClient]) -> None:
+    with running_daemon("--max-attempts", "2") as daemon:
+        client = connect(daemon.socket)
+        client.send("q", "x", id="m")
+        assert _one(client, "q").attempt == 1
+        daemon.restart()
+        message = _one(client, "q")
+        assert message.attempt == 2
+        client.nack(message)
+        assert client.ask("show", queue="q", id="m")["message"]["state"] == "dead"
+
+
+@daemon_matter
+def test_a_message_does_not_outlive_its_attempts_over_restarts(connect: Callable[..., AnyClient]) -> None:
+    """One that kills the daemon, or is held each time the machine goes down, dies as well."""
+    with running_daemon("--max-attempts", "2") as daemon:
+        client = connect(daemon.socket)
+        client.send("q", "x", id="m")
+        for _ in range(2):
+            _one(client, "q")
+            daemon.restart()
+        assert client.receive("q", wait=0.2) == []
+        assert client.ask("show", queue="q", id="m")["message"]["state"] == "dead"
+
+
+@daemon_matter
+def test_waits_between_retries_grow(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x")
+    client.nack(_one(client, queue))
+    second = _one(client, queue, wait=0.5)
+    start = time.monotonic()
+    client.nack(second)
+    assert _one(client, queue).attempt == 3
+    assert 0.7 < time.monotonic() - start < 5
+
+
+def test_a_rejected_message_is_dead_with_its_error(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    client.reject(_one(client, queue), "no such account")
+    assert client.receive(queue) == []
+    assert client.result(queue, "m") == eoq.Result("dead", error="no such account")
+    assert client.send(queue, "x", id="m").duplicate is True
+
+
+@pytest.mark.parametrize("error", ["é" * 5000, "\ud800", "a\x00b\n", ""])
+def test_any_error_text_can_be_given(client: AnyClient, queue: str, error: str) -> None:
+    client.send(queue, "x", id="m")
+    client.reject(_one(client, queue), error)
+    result = client.result(queue, "m")
+    assert result is not None
+    assert result.outcome == "dead"
+
+
+# ── fencing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+LATE: dict[str, Callable[[AnyClient, Delivery], None]] = {
+    "ack": lambda client, message: client.ack(message, "late"),
+    "ack with a send": lambda client, message: client.ack(message, None, [eoq.Outgoing("x", queue="late")]),
+    "ack_many": lambda client, message: client.ack_many([(message, "late")]),
+    "nack": lambda client, message: client.nack(message),
+    "reject": lambda client, message: client.reject(message, "late"),
+    "extend": lambda client, message: client.extend(message, 60),
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE.keys())
+@pytest.mark.parametrize("meanwhile", ["ready", "leased by another", "settled", "dead"])
+def test_who_lost_the_lease_changes_nothing(
+    client: AnyClient, queue: str, late: Callable[[AnyClient, Delivery], None], meanwhile: str
+) -> None:
+    client.send(queue, "x", id="m")
+    old = _one(client, queue, lease=0.02)
+    new = _one(client, queue)
+    if meanwhile == "ready":
+        client.nack(new)
+    elif meanwhile == "settled":
+        client.ack(new, "first")
+    elif meanwhile == "dead":
+        client.reject(new, "first")
+    before = client.ask("show", queue=queue, id="m")["message"]
+    with pytest.raises(eoq.LeaseLost) as caught:
+        late(client, old)
+    assert caught.value.code == "lease_lost"
+    assert client.ask("show", queue=queue, id="m")["message"] == before
+    assert client.receive("late") == []
+
+
+def test_an_ack_repeated_by_its_own_delivery_is_no_error(client: AnyClient, queue: str) -> None:
+    """Its first reply may have been lost."""
+    client.send(queue, "x", id="m")
+    message = _one(client, queue)
+    client.ack(message, "r")
+    client.ack(message, "r")
+    with pytest.raises(eoq.LeaseLost):
+        client.nack(message)
+    assert client.result(queue, "m") == eoq.Result("done", b"r")
+
+
+def test_a_receipt_may_travel_as_text(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+    client.send(queue, "x", id="m")
+    blocking.ack(_one(client, queue).receipt, "r")
+    assert client.result(queue, "m") == eoq.Result("done", b"r")
+
+
+def test_what_is_no_receipt_is_told_so(client: AnyClient) -> None:
+    with pytest.raises(eoq.InvalidRequest, match="receipt"):
+        client.ack("nonsense")
+
+
+# ── order ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_first_in_first_out(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, [f"{number}" for number in range(10)])
+    assert [message.text for message in client.receive(queue, 10)] == [f"{number}" for number in range(10)]
+
+
+@daemon_matter
+def test_higher_priorities_first(client: AnyClient, queue: str) -> None:
+    for number, priority in enumerate([0, 5, -5, 5, 2**31 - 1, -(2**31) + 1]):
+        client.send(queue, f"{number}", priority=priority)
+    assert [message.text for message in client.receive(queue, 10)] == ["4", "1", "3", "0", "2", "5"]
+
+
+def test_a_group_is_delivered_one_at_a_time_in_order(client: AnyClient, queue: str) -> None:
+    for text in ("a1", "b1", "a2", "a3", "b2", "free"):
+        client.send(queue, text, group=None if text == "free" else text[0])
+    first = client.receive(queue, 10)
+    assert [message.text for message in first] == ["a1", "b1", "free"]
+    client.ack(first[0])
+    second = client.receive(queue, 10)
+    assert [message.text for message in second] == ["a2"]
+    client.reject(second[0])
+    assert [message.text for message in client.receive(queue, 10)] == ["a3"]
+
+
+@daemon_matter
+def test_a_group_waits_for_its_first_that_failed(client: AnyClient, queue: str) -> None:
+    for text in ("1", "2"):
+        client.send(queue, text, group="g")
+    client.nack(_one(client, queue), delay=0.3)
+    assert client.receive(queue) == []
+    again = _one(client, queue)
+    assert (again.text, again.attempt) == ("1", 2)
+    client.ack(again)
+    assert _one(client, queue).text == "2"
+
+
+@daemon_matter
+def test_priority_does_not_break_the_order_of_a_group(client: AnyClient, queue: str) -> None:
+    client.send(queue, "1", group="g")
+    client.send(queue, "2", group="g", priority=100)
+    message = _one(client, queue)
+    assert message.text == "1"
+    client.ack(message)
+    assert _one(client, queue).text == "2"
+
+
+def test_a_group_moves_on_to_who_waits(
+    client: AnyClient, queue: str, blocking: eoq.Client, shared_daemon: Daemon
+) -> None:
+    for text in ("1", "2"):
+        client.send(queue, text, group="g")
+    (first,) = blocking.receive(queue)
+    second = _later(lambda: client.receive(queue, wait=60))
+    eventually(lambda: _waits(shared_daemon, 1))
+    first.ack()
+    assert [message.text for message in second.result(20)] == ["2"]
+
+
+def test_a_group_keeps_its_order_with_many_consumers(shared_daemon: Daemon, queue: str, blocking: eoq.Client) -> None:
+    blocking.send_many(queue, [eoq.Outgoing(f"{n}", group=f"{n % 3}") for n in range(150)])
+    handled: list[int] = []
+    held: set[int] = set()
+    overlaps: list[int] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        with eoq.connect(shared_daemon.socket) as client:
+            for message in client.consume(queue, idle=0.3):
+                group = int(message.text) % 3
+                with lock:
+                    overlaps.extend({group} & held)
+                    held.add(group)
+                    handled.append(int(message.text))
+                with lock:
+                    held.remove(group)
+                message.ack()
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(work) for _ in range(6)]:
+            done.result(60)
+    assert overlaps == []
+    for group in range(3):
+        assert [number for number in handled if number % 3 == group] == list(range(group, 150, 3))
+
+
+@daemon_matter
+def test_a_delayed_message_comes_when_it_is_due(client: AnyClient, queue: str) -> None:
+    start = time.time()
+    client.send(queue, "later", delay=0.4)
+    client.send(queue, "at", at=start + 0.2)
+    client.send(queue, "now")
+    client.send(queue, "long past", at=1.0)
+    assert [message.text for message in client.receive(queue, 10)] == ["now", "long past"]
+    assert _one(client, queue).text == "at"
+    assert time.time() - start >= 0.19
+    assert _one(client, queue).text == "later"
+    assert 0.39 <= time.time() - start < 5
+
+
+@daemon_matter
+def test_a_delay_survives_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send("q", "soon", delay=0.3)
+    client.send("q", "much later", delay=3600)
+    daemon.restart()
+    assert _one(client, "q").text == "soon"
+    assert client.receive("q", wait=0.1) == []
+
+
+# ── consume ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_consume_yields_until_none_came_for_a_while(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, ["a", "b", "c"])
+    texts = []
+    for message in client.consume(queue, idle=0.1):
+        texts.append(message.text)
+        client.ack(message)
+    assert texts == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 100])
+def test_consume_with_prefetch_loses_and_doubles_nothing(client: AnyClient, queue: str, prefetch: int) -> None:
+    client.send_many(queue, [f"{number}" for number in range(250)])
+    texts = []
+    for message in client.consume(queue, prefetch=prefetch, idle=0.1):
+        assert message.attempt == 1
+        texts.append(message.text)
+        client.ack(message)
+    assert texts == [f"{number}" for number in range(250)]
+
+
+def test_consume_gives_back_what_it_has_fetched_uncounted(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, [f"{number}" for number in range(10)])
+    consumer = client.consume(queue, prefetch=10, lease=3600)
+    client.ack(next(consumer))
+    next(consumer)
+    consumer.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+    again = client.receive(queue, 100)
+    assert [(message.text, message.attempt) for message in again] == [(f"{number}", 1) for number in range(2, 10)]
+
+
+def test_consume_keeps_the_leases_of_what_it_has_fetched(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+    client.send_many(queue, ["a", "b", "c"])
+    texts = []
+    for message in client.consume(queue, prefetch=3, lease=1.0, idle=0.1):
+        texts.append((message.text, message.attempt))
+        # A handler of 0.6 s, under a lease of 1 s: the last one has waited 1.2 s.
+        assert blocking.receive(queue, wait=0.6) == []
+        client.ack(message)
+    assert texts == [("a", 1), ("b", 1), ("c", 1)]
+
+
+def test_consume_hands_out_nothing_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+    client.send_many(queue, ["a", "b"])
+    consumer = client.consume(queue, prefetch=2, lease=0.2)
+    client.ack(next(consumer))
+    # The handler of `a` took so long that `b` went to somebody else.
+    (stolen,) = blocking.receive(queue, wait=20)
+    assert (stolen.text, stolen.attempt) == ("b", 2)
+    client.send(queue, "c")
+    assert next(consumer).text == "c"
+    stolen.ack()
+    consumer.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+
+
+def test_consume_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send_many("q", [f"{number}" for number in range(20)])
+    done: list[str] = []
+    for number, message in enumerate(client.consume("q", prefetch=5, idle=0.4)):
+        if number == 7:
+            daemon.restart()
+        try:
+            client.ack(message)
+        except eoq.LeaseLost:
+            continue
+        done.append(message.id)
+    assert len(done) == len(set(done)) == 20
+
+
+def test_settling_through_the_message_itself(blocking: eoq.Client, queue: str) -> None:
+    """Its asyncio twin is in test_concurrency.py."""
+    client = blocking
+    client.send_many(queue, [eoq.Outgoing(text, id=text) for text in ("ack", "nack", "reject", "extend")])
+    messages = {message.id: message for message in blocking.receive(queue, 4)}
+    messages["ack"].ack(result={"n": 1}, send=[eoq.Outgoing("x", queue=queue + ".next")])
+    messages["nack"].nack(delay=60, error="later")
+    messages["reject"].reject(error="never")
+    messages["extend"].extend(60)
+    states = [client.ask("show", queue=queue, id=id)["message"]["state"] for id in messages]
+    assert states == ["done", "delayed", "dead", "leased"]
+    assert client.receive(queue + ".next")[0].text == "x"

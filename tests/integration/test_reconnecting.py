@@ -1,0 +1,220 @@
+"""No daemon, a daemon that goes and comes back, a closed client: what the clients do, and what they say."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import eoq
+from eoq.message import Delivery
+from tests.integration.clients import AnyClient
+from tests.support import Daemon, eventually
+
+
+def test_without_a_daemon_it_says_at_once_where_it_looked(connect: Callable[..., AnyClient], folder: Path) -> None:
+    path = folder / "none"
+    start = time.monotonic()
+    with pytest.raises(eoq.Unavailable, match="eoq start") as caught:
+        connect(path).send("q", "x")
+    assert time.monotonic() - start < 1
+    assert str(path) in str(caught.value)
+    assert caught.value.code == "unavailable"
+
+
+def test_a_stale_socket_is_no_daemon(connect: Callable[..., AnyClient], folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(folder / "s"))
+    with pytest.raises(eoq.Unavailable, match="refused"):
+        connect(folder / "s").send("q", "x")
+
+
+def test_a_path_too_long_for_a_socket_is_told(connect: Callable[..., AnyClient], folder: Path) -> None:
+    with pytest.raises(eoq.EoqError, match="too long"):
+        connect(folder / ("x" * 120)).send("q", "x")
+
+
+def test_a_client_that_failed_once_works_when_the_daemon_is_there(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    daemon.terminate()
+    client = connect(daemon.socket)
+    with pytest.raises(eoq.Unavailable):
+        client.send("q", "x")
+    daemon.start()
+    assert client.send("q", "x", id="m").duplicate is False
+
+
+def test_the_socket_comes_from_the_environment(
+    daemon: Daemon, connect: Callable[..., AnyClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EOQ_SOCKET", str(daemon.socket))
+    assert connect(None).ask("status")["pid"] == daemon.pid
+
+
+@pytest.mark.parametrize("restart", ["kill", "terminate"])
+def test_a_daemon_that_comes_back_is_not_noticed(
+    daemon: Daemon, connect: Callable[..., AnyClient], restart: str
+) -> None:
+    client = connect(daemon.socket)
+    client.send("q", "x", id="a")
+    daemon.kill() if restart == "kill" else daemon.terminate()
+    daemon.start()
+    assert client.send("q", "x", id="a").duplicate is True
+    assert client.send("q", "x", id="b").duplicate is False
+
+
+def test_a_send_waits_for_a_daemon_that_comes_back(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send("q", "x")
+    daemon.kill()
+    timer = threading.Timer(0.2, daemon.start)
+    timer.start()
+    assert client.send("q", "x", id="m").duplicate is False
+    timer.join()
+
+
+def test_a_daemon_that_stays_away_is_given_up(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket, timeout=0.3)
+    client.send("q", "x")
+    daemon.kill()
+    start = time.monotonic()
+    with pytest.raises(eoq.Unavailable, match=str(daemon.socket)):
+        client.send("q", "x")
+    assert 0.25 < time.monotonic() - start < 5
+
+
+def _stream_over_kills(daemon: Daemon, client: AnyClient, count: int) -> tuple[list[eoq.Sent], list[Delivery]]:
+    """Sends a stream of numbers while the daemon is killed again and again: what was confirmed, what is stored."""
+    confirmed: list[eoq.Sent] = []
+    stop = threading.Event()
+
+    def reached(number: int) -> bool:
+        return stop.is_set() or len(confirmed) > number
+
+    def kill_again_and_again() -> None:
+        for number in range(500, count, 1000):
+            eventually(partial(reached, number))
+            daemon.restart()
+
+    killer = threading.Thread(target=kill_again_and_again)
+    killer.start()
+    try:
+        for sent in client.send_stream("q", (f"{number}" for number in range(count))):
+            confirmed.append(sent)
+            time.sleep(0)  # gives the killer its turn
+    finally:
+        stop.set()
+        killer.join()
+    return confirmed, _all_of(client)
+
+
+def _all_of(client: AnyClient) -> list[Delivery]:
+    received: list[Delivery] = []
+    while messages := client.receive("q", 1000):
+        received.extend(messages)
+    return received
+
+
+def test_kills_in_the_middle_of_a_stream_lose_and_double_nothing(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    """The client repeats what was under way under the same ids; the daemon knows them (G1, G2)."""
+    confirmed, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
+    assert sorted(int(message.text) for message in received) == list(range(2500))
+    assert sorted(message.id for message in received) == sorted(sent.id for sent in confirmed)
+
+
+def test_kills_in_the_middle_of_a_stream_keep_its_order(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    """ "Stores many messages, in their order": what is repeated may not be overtaken by what comes after it."""
+    _, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
+    numbers = [int(message.text) for message in received]
+    assert numbers == sorted(numbers)
+
+
+def test_single_sends_over_kills_lose_and_double_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    stop = threading.Event()
+
+    def kill_again_and_again() -> None:
+        for _ in range(2):
+            if not stop.wait(0.1):
+                daemon.restart()
+
+    killer = threading.Thread(target=kill_again_and_again)
+    killer.start()
+    sent: list[str] = []
+    while killer.is_alive():
+        sent.append(client.send("q", f"{len(sent)}").id)
+    stop.set()
+    assert [message.id for message in _all_of(client)] == sent
+
+
+def test_acks_over_a_kill_are_done_once_or_lost_honestly(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send_many("q", [eoq.Outgoing("x", id=f"{number}") for number in range(100)])
+    acked: list[str] = []
+    lost = 0
+    while messages := client.receive("q", 50):
+        for number, message in enumerate(messages):
+            if number == 25 and message.attempt == 1:
+                daemon.restart()
+            try:
+                client.ack(message, message.id)
+            except eoq.LeaseLost:
+                lost += 1
+            else:
+                acked.append(message.id)
+    assert lost
+    assert sorted(acked, key=int) == [f"{number}" for number in range(100)]
+
+
+def test_a_closed_client_says_so(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.send("q", "x")
+    client.close()
+    client.close()
+    with pytest.raises(eoq.Unavailable, match="closed"):
+        client.send("q", "x")
+
+
+def test_a_client_never_used_can_be_closed(connect: Callable[..., AnyClient], folder: Path) -> None:
+    client = connect(folder / "none")
+    client.close()
+    with pytest.raises(eoq.Unavailable, match="closed"):
+        client.receive("q")
+
+
+def test_a_daemon_that_does_not_answer_is_given_up(connect: Callable[..., AnyClient], folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(folder / "s"))
+        mute.listen()
+        start = time.monotonic()
+        with pytest.raises(eoq.Unavailable, match=r"no answer within 0.2 s"):
+            connect(folder / "s", timeout=0.2).ask("status")
+        assert time.monotonic() - start < 2
+
+
+def test_what_is_no_eoq_daemon_is_told(connect: Callable[..., AnyClient], folder: Path) -> None:
+    """Another program's socket: an error of eoq, not a broken thread or a bare ValueError."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / "s"))
+        other.listen()
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(eoq.EoqError):
+            connect(folder / "s", timeout=0.5).send("q", "x")
+        thread.join(20)

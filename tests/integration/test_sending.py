@@ -1,0 +1,313 @@
+"""Sending with both clients: single, many, streamed, in transactions; duplicates, conflicts and limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import eoq
+from eoq.message import Delivery
+from tests.integration.clients import AnyClient
+from tests.support import Daemon, python_process, read_line_of
+
+MEBIBYTE = 1024 * 1024
+
+
+def _only(client: AnyClient, queue: str) -> Delivery:
+    (message,) = client.receive(queue, 10)
+    return message
+
+
+def test_a_message_arrives_with_all_it_was_given(client: AnyClient, queue: str) -> None:
+    before = time.time()
+    sent = client.send(queue, "body", id="m", headers={"k": "v"}, priority=7, group="g")
+    assert sent == eoq.Sent("m", duplicate=False)
+    message = _only(client, queue)
+    assert (message.id, message.queue, message.text, message.attempt) == ("m", queue, "body", 1)
+    assert (message.headers, message.priority, message.group) == ({"k": "v"}, 7, "g")
+    assert before <= message.enqueued_at <= time.time()
+    assert message.seq == message.watermark
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"\x00\xff", b"\x00\xff"),
+        (b"", b""),
+        (bytearray(b"ab"), b"ab"),
+        (memoryview(b"ab"), b"ab"),
+        ("grüße 🦆", "grüße 🦆".encode()),
+        ("", b""),
+    ],
+)
+def test_bytes_and_text_are_sent_as_they_are(client: AnyClient, queue: str, body: object, expected: bytes) -> None:
+    client.send(queue, body)
+    message = _only(client, queue)
+    assert message.body == expected
+    assert message.headers == {}
+
+
+@pytest.mark.parametrize("body", [{"a": [1, None, "é"]}, [], 5, 1.5, True, None])
+def test_anything_else_is_sent_as_json(client: AnyClient, queue: str, body: object) -> None:
+    client.send(queue, body)
+    message = _only(client, queue)
+    assert message.json() == body
+    assert message.headers == {"content-type": "application/json"}
+
+
+def test_a_content_type_of_the_callers_own_stays(client: AnyClient, queue: str) -> None:
+    client.send(queue, {"a": 1}, headers={"content-type": "application/x-mine"})
+    assert _only(client, queue).headers == {"content-type": "application/x-mine"}
+
+
+@pytest.mark.parametrize("body", [object(), {1, 2}, float("nan"), "\ud800", {"a": b"bytes"}])
+def test_what_cannot_be_sent_is_refused(client: AnyClient, queue: str, body: object) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        client.send(queue, body)
+    assert client.receive(queue) == []
+
+
+def test_the_same_id_is_stored_once(client: AnyClient, queue: str) -> None:
+    assert client.send(queue, "x", id="m").duplicate is False
+    assert client.send(queue, "x", id="m").duplicate is True
+    assert client.send(queue, "x", id="m", priority=5, delay=60).duplicate is True
+    client.ack(_only(client, queue))
+    assert client.send(queue, "x", id="m").duplicate is True
+    assert client.receive(queue) == []
+
+
+def test_the_same_id_with_other_content_is_a_conflict(client: AnyClient, queue: str) -> None:
+    client.send(queue, "first", id="m")
+    with pytest.raises(eoq.IdConflict, match="'m'") as caught:
+        client.send(queue, "second", id="m")
+    assert caught.value.code == "id_conflict"
+    assert _only(client, queue).text == "first"
+
+
+def test_a_body_of_the_limit_is_sent_and_one_byte_more_is_not(client: AnyClient, queue: str) -> None:
+    body = b"\xff" * MEBIBYTE
+    client.send(queue, body)
+    with pytest.raises(eoq.MessageTooLarge, match="1,048,577"):
+        client.send(queue, body + b"x", id="m")
+    assert _only(client, queue).body == body
+
+
+def test_a_result_over_the_limit_is_refused_and_the_lease_stays(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    message = _only(client, queue)
+    with pytest.raises(eoq.MessageTooLarge):
+        client.ack(message, b"x" * (MEBIBYTE + 1))
+    client.ack(message, b"x" * MEBIBYTE)
+    result = client.result(queue, "m")
+    assert result is not None
+    assert result.body == b"x" * MEBIBYTE
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "ä", "a" * 129, "a\n", "a/b", None, 5])
+def test_a_bad_name_of_a_queue_is_refused(client: AnyClient, name: str) -> None:
+    with pytest.raises(eoq.InvalidRequest, match="queue name"):
+        client.send(name, "x")
+    with pytest.raises(eoq.InvalidRequest, match="queue name"):
+        client.receive(name)
+
+
+@pytest.mark.parametrize("id", ["", "i" * 201, "a\nb", "a\x00b"])
+def test_a_bad_id_is_refused(client: AnyClient, queue: str, id: str) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        client.send(queue, "x", id=id)
+
+
+def test_bad_options_are_refused(client: AnyClient, queue: str) -> None:
+    several: list[dict[str, Any]] = [
+        {"delay": -1.0},
+        {"at": -1.0},
+        {"priority": 2**40},
+        {"group": ""},
+        {"delay": 1.0, "at": 1.0},
+    ]
+    for options in several:
+        with pytest.raises(eoq.InvalidRequest):
+            client.send(queue, "x", **options)
+    assert client.receive(queue) == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_refused_like_all_bad_options(client: AnyClient, queue: str, number: float) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        client.send(queue, "x", delay=number)
+    with pytest.raises(eoq.InvalidRequest):
+        client.receive(queue, lease=number)
+
+
+def test_many_are_stored_in_their_order(client: AnyClient, queue: str) -> None:
+    items: list[object] = [eoq.Outgoing(b"0", id="a"), b"1", {"any": "json"}, "3", eoq.Outgoing("4", queue=queue)]
+    sent = client.send_many(queue, items)
+    assert sent[0] == eoq.Sent("a", duplicate=False)
+    received = client.receive(queue, 10)
+    assert [message.body for message in received] == [b"0", b"1", b'{"any":"json"}', b"3", b"4"]
+    assert [message.id for message in received] == [one.id for one in sent]
+
+
+def test_many_say_which_were_duplicates(client: AnyClient, queue: str) -> None:
+    client.send(queue, "1", id="1")
+    sent = client.send_many(queue, [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(3)])
+    assert [one.duplicate for one in sent] == [False, True, False]
+
+
+def test_no_messages_are_no_request(client: AnyClient, queue: str) -> None:
+    assert client.send_many(queue, []) == []
+
+
+def test_many_over_several_requests_arrive_all(client: AnyClient, queue: str) -> None:
+    sent = client.send_many(queue, (f"{number}" for number in range(3000)))
+    assert len({one.id for one in sent}) == 3000
+    received = [message for _ in range(3) for message in client.receive(queue, 1000)]
+    assert [message.text for message in received] == [f"{number}" for number in range(3000)]
+
+
+def test_many_large_ones_are_cut_into_requests_that_fit(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, [b"\x01" * MEBIBYTE] * 12)
+    received = [message for _ in range(12) for message in client.receive(queue, 1)]
+    assert [len(message.body) for message in received] == [MEBIBYTE] * 12
+
+
+def test_many_for_another_queue_are_refused(client: AnyClient, queue: str) -> None:
+    with pytest.raises(eoq.InvalidRequest, match="other"):
+        client.send_many(queue, [eoq.Outgoing("x", queue="other")])
+
+
+def test_a_refused_batch_stores_none_of_itself(client: AnyClient, queue: str) -> None:
+    client.send(queue, "first", id="m")
+    with pytest.raises(eoq.IdConflict):
+        client.send_many(queue, ["a", eoq.Outgoing("second", id="m"), "b"])
+    assert [message.text for message in client.receive(queue, 10)] == ["first"]
+
+
+def test_a_stream_is_read_only_as_far_as_it_is_sent(client: AnyClient, queue: str) -> None:
+    taken = 0
+
+    def source() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield f"{taken}"
+
+    stream = client.send_stream(queue, source())
+    confirmed = [next(stream) for _ in range(10)]
+    assert len({sent.id for sent in confirmed}) == 10
+    assert taken < 10_000
+    stream.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+
+
+def test_an_error_of_the_source_reaches_the_caller(client: AnyClient, queue: str) -> None:
+    def source() -> Iterator[str]:
+        yield from ("a", "b")
+        raise OSError("the disk with the input broke")
+
+    with pytest.raises(OSError, match="the input broke"):
+        list(client.send_stream(queue, source()))
+
+
+def test_a_stream_of_100_000_needs_bounded_memory(shared_daemon: Daemon, queue: str) -> None:
+    code = """
+import resource, sys, eoq
+def rss():
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most // 1024 if sys.platform == "darwin" else most
+with eoq.connect() as client:
+    stream = client.send_stream(sys.argv[1], (b"x" * 100 for _ in range(100_000)))
+    for _ in range(5000): next(stream)
+    before = rss()
+    print(5000 + sum(1 for _ in stream), rss() - before, flush=True)
+"""
+    with python_process(code, queue, socket=shared_daemon.socket) as process:
+        count, grown = read_line_of(process, 60).split()
+    assert int(count) == 100_000
+    assert int(grown) < 8 * 1024
+
+
+# ── transactions ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_transaction_happens_as_a_whole(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, [eoq.Outgoing("a", id="a"), eoq.Outgoing("b", id="b")])
+    a, b = client.receive(queue, 2)
+    with client.transaction() as tx:
+        tx.ack(a, result="ok")
+        tx.ack(b)
+        tx.send(queue + ".next", {"joined": True}, id="n")
+        assert client.receive(queue + ".next") == []
+    assert tx.sent == [eoq.Sent("n", duplicate=False)]
+    assert client.result(queue, "a") == eoq.Result("done", b"ok")
+    assert client.result(queue, "b") == eoq.Result("done")
+    assert _only(client, queue + ".next").json() == {"joined": True}
+
+
+def test_a_transaction_that_raises_does_nothing(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    message = _only(client, queue)
+    with pytest.raises(ZeroDivisionError), client.transaction() as tx:
+        tx.ack(message)
+        tx.send(queue + ".next", "x")
+        raise ZeroDivisionError
+    assert client.result(queue, "m") is None
+    assert client.receive(queue + ".next") == []
+    client.ack(message)
+
+
+def test_a_transaction_with_a_lost_lease_does_nothing(client: AnyClient, queue: str) -> None:
+    client.send_many(queue, ["a", "b"])
+    kept, lost = client.receive(queue, 2)
+    client.nack(lost)
+    with pytest.raises(eoq.LeaseLost), client.transaction() as tx:
+        tx.ack(kept)
+        tx.ack(lost)
+        tx.send(queue + ".next", "x")
+    assert client.receive(queue + ".next") == []
+    client.ack(kept)
+
+
+def test_a_transaction_with_a_conflict_does_nothing(client: AnyClient, queue: str) -> None:
+    client.send(queue + ".next", "first", id="n")
+    client.send(queue, "x")
+    message = _only(client, queue)
+    with pytest.raises(eoq.IdConflict), client.transaction() as tx:
+        tx.ack(message)
+        tx.send(queue + ".next", "second", id="n")
+    client.ack(message)
+
+
+def test_an_empty_transaction_is_no_request(client: AnyClient) -> None:
+    with client.transaction() as tx:
+        pass
+    assert tx.sent == []
+
+
+def test_an_ack_sends_with_it(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    message = _only(client, queue)
+    client.ack(message, "paid", [eoq.Outgoing({"to": "x"}, queue=queue + ".receipts", id="r")])
+    assert client.result(queue, "m") == eoq.Result("done", b"paid")
+    assert _only(client, queue + ".receipts").json() == {"to": "x"}
+
+
+def test_an_ack_whose_send_has_no_queue_is_refused(client: AnyClient, queue: str) -> None:
+    client.send(queue, "x")
+    message = _only(client, queue)
+    with pytest.raises(eoq.InvalidRequest, match="queue"):
+        client.ack(message, None, [eoq.Outgoing("x")])
+    client.ack(message)
+
+
+# ── durability ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_confirmed_survives_a_kill(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    sent = client.send_many("q", (f"{number}" for number in range(1000)))
+    daemon.restart()
+    received = client.receive("q", 1000)
+    assert [message.id for message in received] == [one.id for one in sent]

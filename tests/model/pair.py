@@ -1,0 +1,445 @@
+"""The real broker and store, and the model beside them: every verb that is committed is done in both and compared.
+
+The pair stands in for the writer (`Pair.submit`), so that the test chooses what shares a transaction, and what
+happens between a commit and its answers. It never looks into a verb. What the model has to do follows from why the
+verb was submitted (a request, or leases known to have ended) and, for what the broker does by itself, from the kind
+of its outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from eoq.daemon import requests
+from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
+from eoq.daemon.store import Claim, Store, Verb
+from eoq.errors import EoqError
+from eoq.protocol import encode, get_bytes
+from tests.model.hands import Dice, ManualClock
+from tests.model.reference import Delivery, End, Key, Message, Model, Refused, Row
+
+PATIENCE: Final = 1000
+"""Steps after which something that should come to rest never will."""
+
+Effect = Callable[[], Fields]
+"""What a request does to the model, and the reply it must get; or `Refused`."""
+
+_ROWS: Final = """
+    select
+      message.seq, queue.name, id, state, attempts, priority, "group",
+      iif(state = 'delayed', due_at, null), enqueued_at, body, result
+    from message
+    join queue on queue.number = message.queue
+    order by message.seq
+    """
+
+
+@dataclass(eq=False)
+class Peer:
+    """A connection. ``bound`` are the deliveries that end with it."""
+
+    session: Session = field(default_factory=Session)
+    bound: list[Delivery] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request and what came of it."""
+
+    peer: Peer
+    fields: Fields
+    effect: Effect | None
+    about: Sequence[Delivery]
+    at_once: frozenset[str]
+    """What it may be answered with before anything is committed: codes, or ``ok``."""
+    until: float
+    """When it must have been answered, in monotonic seconds."""
+    expected: Fields | str | None = None
+    outcome: str | None = None
+    """The code of its reply, or ``ok``."""
+
+    @property
+    def is_receive(self) -> bool:
+        return self.fields.get("op") == "receive"
+
+
+@dataclass(eq=False)
+class Submitted:
+    """A verb on its way, and why it was submitted."""
+
+    verb: Verb
+    done: Callable[[Any], None]
+    durable: bool
+    wall: float
+    asked: Asked | None
+    lost: Sequence[Delivery]
+    """What the verb gives back, if giving back is what it does."""
+    counts: bool
+    claimed: list[Delivery] = field(default_factory=list)
+    taken: bool = False
+    """Whether what it claimed was given to somebody."""
+    ready: dict[str, int] = field(default_factory=dict)
+    """How many messages a claim found ready, by queue."""
+    lowest: dict[str, Message | None] = field(default_factory=dict)
+    """Where the watermarks stood after a claim, by queue."""
+
+
+class Pair:
+    """A daemon without a socket, and its model."""
+
+    def __init__(self, folder: Path, max_attempts: int, jitter: float) -> None:
+        self.clock = ManualClock()
+        self.dice = Dice(jitter)
+        self.model = Model(max_attempts)
+        self.deliveries: list[Delivery] = []
+        """Those whose receipts were given, of all daemons so far."""
+        self.seqs: dict[Key, int] = {}
+        self._path = folder / "eoq.db"
+        self._loop = asyncio.new_event_loop()
+        self._starts = 0
+        self._confirmed: set[Key] = set()
+        self._open()
+
+    def _open(self) -> None:
+        self._starts += 1
+        self._asking: Asked | None = None
+        self._closing: Peer | None = None
+        self._finishing: Submitted | None = None
+        self._stopping = False
+        self._waiting: list[Submitted] = []
+        self._committed: list[tuple[Submitted, object]] = []
+        self._open_requests: list[Asked] = []
+        self._told: list[End] = []
+        self._jumped_at = float("-inf")
+        self._store = self._loop.run_until_complete(Store.open(self._path))
+        self._reader = sqlite3.connect(self._path, isolation_level=None)
+        self._compare()
+        self._broker = Broker(
+            self._store,
+            self,
+            self.clock,
+            epoch=f"start{self._starts}",
+            ended=self._tell,
+            rng=self.dice,
+            max_attempts=self.model.max_attempts,
+        )
+        self._broker.start()
+
+    # ── what the test does ──────────────────────────────────────────────────────────────────────────────
+
+    def ask(
+        self,
+        peer: Peer,
+        fields: Fields,
+        effect: Effect | None = None,
+        about: Sequence[Delivery] = (),
+        at_once: frozenset[str] = frozenset(),
+    ) -> Asked:
+        """Sends a request over the border, as a line."""
+        until = self.clock.monotonic() + fields.get("wait", 0)
+        asked = Asked(peer, fields, effect, about, at_once, until)
+        self._open_requests.append(asked)
+        self._asking = asked
+        try:
+            self._broker.handle(peer.session, requests.decode(encode(fields)), partial(self._reply, asked))
+        except EoqError as error:
+            self._reply(asked, error)
+        finally:
+            self._asking = None
+        return asked
+
+    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
+        """The broker hands over a verb, as to the writer."""
+        asked, self._asking = self._asking, None  # a request's own verb comes first, then what it stirs
+        lost, counts = self._lost_now()
+        self._waiting.append(Submitted(verb, done, durable, self.clock.wall(), asked, lost, counts))
+        for delivery in asked.about if asked else ():
+            delivery.in_flight += 1
+
+    def _tell(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
+        self._told.append(End(queue, id, outcome, result))
+
+    def _lost_now(self) -> tuple[Sequence[Delivery], bool]:
+        """The deliveries that a release submitted at this moment must be about, and whether they count."""
+        if self._finishing is not None:
+            # Claimed for somebody who has gone: nobody has looked at them.
+            return ([] if self._finishing.taken else self._finishing.claimed), False
+        if self._closing is not None:
+            return [delivery for delivery in self._closing.bound if not delivery.ended], True
+        return [delivery for delivery in self._live() if delivery.deadline <= self.clock.monotonic()], True
+
+    def _live(self) -> list[Delivery]:
+        return [delivery for delivery in self.deliveries if not delivery.ended]
+
+    @property
+    def waiting(self) -> int:
+        """Verbs that are submitted and not committed."""
+        return len(self._waiting)
+
+    def commit(self, count: int | None = None) -> None:
+        """Runs the first ``count`` verbs in one transaction; their answers are given by `finish`."""
+        self.finish()
+        batch, self._waiting = self._waiting[:count], self._waiting[len(self._waiting[:count]) :]
+        if not batch:
+            return
+        outcomes = self._store.transact([s.verb for s in batch], any(s.durable for s in batch))
+        self._learn_seqs()
+        for submitted, outcome in zip(batch, outcomes, strict=True):
+            self._apply(submitted, outcome)
+        self._compare()
+        self._committed = list(zip(batch, outcomes, strict=True))
+
+    def finish(self) -> None:
+        """Gives the answers of what was committed."""
+        committed, self._committed = self._committed, []
+        for submitted, outcome in committed:
+            self._finishing = submitted
+            submitted.done(outcome)
+            self._finishing = None
+            for delivery in submitted.asked.about if submitted.asked else ():
+                delivery.in_flight -= 1
+                delivery.ended = delivery.ended or delivery.message.holder is not delivery
+
+    def come_to_rest(self) -> None:
+        """Commits and answers until nothing is under way any more."""
+        for _ in range(PATIENCE):
+            if self._committed or self._waiting:
+                self.commit()
+            elif self.clock.waits:
+                self.clock.fire()
+            else:
+                return
+        raise AssertionError("it never comes to rest")
+
+    def pass_time(self, seconds: float, *, prompt: bool) -> None:
+        """Time passes; if ``prompt``, the disk and the loop keep up with it, else everything piles up."""
+        target = self.clock.monotonic() + seconds
+        for _ in range(PATIENCE):
+            due = self.clock.next_due()
+            if due is None or due > target:
+                break
+            self.clock.move_to(due)
+            self.clock.fire()
+            if prompt:
+                self.come_to_rest()
+        else:
+            raise AssertionError("its timers never come to rest")
+        self.clock.move_to(target)
+        for delivery in self._live():
+            delivery.ended = delivery.deadline <= target
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock."""
+        self.clock.jump(seconds)
+        self._jumped_at = self.clock.monotonic()
+
+    def close(self, peer: Peer) -> None:
+        """A connection ends: its bound deliveries are given back, and its receives get no reply."""
+        self._closing = peer
+        self._broker.closed(peer.session)
+        self._closing = None
+        for delivery in peer.bound:
+            delivery.ended = True
+        self._open_requests = [a for a in self._open_requests if not (a.is_receive and a.peer is peer)]
+
+    def restart(self, peers: Sequence[Peer], *, crash: bool) -> None:
+        """The daemon ends and starts again. If it ends by a ``crash``, what is not committed is gone."""
+        if not crash:
+            self._stop(peers)
+        self._end_process()
+        for delivery in self._live():
+            delivery.ended = True
+        self.model.restart()
+        self._open()
+
+    def _stop(self, peers: Sequence[Peer]) -> None:
+        self._stopping = True
+        self._broker.stop()
+        self._drain()
+        for peer in peers:
+            self.close(peer)
+        self._drain()
+        assert not self._open_requests, "a daemon that stops answers everybody"
+
+    def _drain(self) -> None:
+        for _ in range(PATIENCE):
+            if not self._waiting and not self._committed:
+                return
+            self.commit()
+            self.finish()
+        raise AssertionError("it goes on writing after it was told to stop")
+
+    def _end_process(self) -> None:
+        self.clock.forget()
+        self._reader.close()
+        self._loop.run_until_complete(self._store.close())
+
+    def end(self) -> None:
+        """The test is over."""
+        self._end_process()
+        self._loop.close()
+
+    # ── what the model does ─────────────────────────────────────────────────────────────────────────────
+
+    def _apply(self, submitted: Submitted, outcome: object) -> None:
+        """Does to the model what the verb did to the file."""
+        asked = submitted.asked
+        if asked is not None and asked.effect is not None:
+            try:
+                asked.expected = asked.effect()
+            except Refused as refused:
+                asked.expected = refused.code
+        elif isinstance(outcome, Claim):
+            self._apply_claim(submitted, outcome)
+        elif isinstance(outcome, tuple):
+            self._apply_promote(submitted.wall, *outcome)
+        else:
+            assert isinstance(outcome, list), f"a verb of the broker's own failed: {outcome!r}"
+            for delivery in submitted.lost:
+                self.model.retry(submitted.wall, delivery, counts=submitted.counts)
+
+    def _apply_claim(self, submitted: Submitted, claim: Claim) -> None:
+        submitted.ready = {queue: len(self.model.ready(queue)) for queue in self.model.queues()}
+        if claim.messages:
+            names = {seq: key for key, seq in self.seqs.items()}
+            claimed = [names[message.seq] for message in claim.messages]
+            queue = claimed[0][0]
+            due = [message.draft.key for message in self.model.ready(queue)]
+            assert claimed == due[: len(claimed)], f"claimed {claimed} where {due} were ready, in this order"
+            submitted.claimed = self.model.claim(queue, len(claimed))
+        submitted.lowest = {queue: self.model.first_not_settled(queue) for queue in self.model.queues()}
+
+    def _apply_promote(self, now: float, counts: dict[str, int], next_due: float | None) -> None:
+        due = [message for message in self.model.delayed() if message.due is not None and message.due <= now]
+        assert counts == Counter(message.draft.queue for message in due)
+        self.model.promote(now)
+        assert next_due == min((m.due for m in self.model.delayed() if m.due is not None), default=None)
+
+    # ── replies ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reply(self, asked: Asked, reply: Fields | EoqError) -> None:
+        assert asked.outcome is None, f"{asked.fields} was answered twice"
+        self._open_requests.remove(asked)
+        asked.outcome = reply.code if isinstance(reply, EoqError) else "ok"
+        fields = {} if isinstance(reply, EoqError) else json.loads(requests.encode(dict(reply)))
+        if asked.is_receive:
+            assert asked.outcome == "ok"
+            self._check_delivery(asked, fields)
+        elif asked.expected is None:
+            assert asked.outcome in asked.at_once, f"{asked.fields}: {asked.outcome} before anything was committed"
+        else:
+            found = fields if asked.outcome == "ok" else asked.outcome
+            assert found == asked.expected, f"{asked.fields}: {found}, not {asked.expected}"
+            self._confirm(asked, fields)
+
+    def _confirm(self, asked: Asked, fields: Fields) -> None:
+        if asked.outcome == "ok" and asked.fields["op"] == "send":
+            self._confirmed.add((asked.fields["queue"], fields["id"]))
+        if asked.outcome == "ok" and asked.fields["op"] == "send_many":
+            self._confirmed.update((asked.fields["queue"], id) for id in fields["ids"])
+
+    def _check_delivery(self, asked: Asked, reply: Fields) -> None:
+        queue = asked.fields["queue"]
+        claim = self._finishing
+        ready = claim.ready.get(queue, 0) if claim else 0
+        assert len(reply["messages"]) == min(ready, asked.fields.get("limit", 1))
+        if not reply["messages"]:
+            assert asked.until <= self.clock.monotonic() or self._stopping, "its wait was not over"
+            return
+        assert claim is not None
+        claim.taken = True
+        lowest = claim.lowest[queue]
+        assert lowest is not None
+        assert reply["watermark"] == self.seqs[lowest.draft.key]
+        for delivery, fields in zip(claim.claimed, reply["messages"], strict=True):
+            self._check_message(delivery, fields)
+            self._give(asked, delivery, fields["receipt"])
+
+    def _check_message(self, delivery: Delivery, fields: Fields) -> None:
+        draft = delivery.message.draft
+        body = get_bytes(fields.get("body"), fields.get("body_base64"), "body")
+        assert (fields["id"], body, fields["attempt"]) == (draft.id, draft.body, delivery.attempt)
+        assert fields["seq"] == self.seqs[draft.key]
+        assert fields["enqueued_at"] == delivery.message.stored_at
+        assert fields.get("headers", {}) == dict(draft.headers)
+        assert fields.get("priority", 0) == draft.priority
+        assert fields.get("group") == draft.group
+
+    def _give(self, asked: Asked, delivery: Delivery, receipt: str) -> None:
+        assert all(receipt != other.receipt for other in self.deliveries), "a receipt was given twice"
+        delivery.receipt = receipt
+        delivery.deadline = self.clock.monotonic() + asked.fields["lease"]
+        self.deliveries.append(delivery)
+        if asked.fields.get("bound"):
+            asked.peer.bound.append(delivery)
+
+    # ── comparing ───────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _file(self) -> Iterator[list[tuple[Any, ...]]]:
+        with closing(self._reader.execute(_ROWS)) as cursor:
+            yield cursor.fetchall()
+
+    def _learn_seqs(self) -> None:
+        """Takes the numbers of new messages from the file: they only ever grow."""
+        last = max(self.seqs.values(), default=0)
+        with self._file() as rows:
+            for seq, queue, id, *_ in rows:
+                if (queue, id) not in self.seqs:
+                    assert seq > last
+                    self.seqs[queue, id] = seq
+
+    def _compare(self) -> None:
+        with self._file() as rows:
+            found = [Row(*row[1:]) for row in rows]
+            assert {(row[1], row[2]): row[0] for row in rows} == self.seqs
+        for real, model in zip(found, self.model.rows(), strict=False):
+            assert real == model
+        assert len(found) == len(self.model.messages)
+        assert self._confirmed <= self.seqs.keys(), "a confirmed message is missing (G1)"
+        self._check_groups(found)
+
+    def _check_groups(self, rows: Sequence[Row]) -> None:
+        """Of one group one is leased at most, and it is the first that has not ended (G8), whatever the model says."""
+        heads: set[tuple[str, str]] = set()
+        for row in rows:
+            if row.group is None or row.state in ("done", "dead"):
+                continue
+            assert row.state == "blocked" or (row.queue, row.group) not in heads
+            heads.add((row.queue, row.group))
+
+    def check(self) -> None:
+        """What must be so whenever nothing is under way."""
+        if self._waiting or self._committed or self.clock.waits:
+            return
+        for asked in self._open_requests:
+            assert asked.until > self.clock.monotonic(), f"{asked.fields} was never answered"
+            assert not self.model.ready(asked.fields["queue"]), "somebody waits, and a message is ready"
+        assert self._broker.waiting == len(self._open_requests)
+        self._check_leases()
+        self._check_due()
+        # A repeated ack may tell of the end again; nobody waits for it any more by then.
+        first = {(end.queue, end.id): end for end in reversed(self._told)}
+        assert first == {(end.queue, end.id): end for end in self.model.ends}, "an end was told wrongly or not at all"
+
+    def _check_leases(self) -> None:
+        leased = self.model.leased()
+        for message in leased:
+            assert message.holder in self.deliveries and not message.holder.ended, "leased to nobody"
+        assert self._broker.leased == len(leased)
+
+    def _check_due(self) -> None:
+        """No message waits past its time; after a jump of the clock not longer than the longest timer."""
+        if self.clock.monotonic() < self._jumped_at + LONGEST_TIMER:
+            return
+        for message in self.model.delayed():
+            assert message.due is not None and message.due > self.clock.wall(), "due, and nobody looks"

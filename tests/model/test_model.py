@@ -1,0 +1,388 @@
+"""Whatever is asked of the broker, in whatever order and grouping, its file does what a dictionary would (G1-4, 7, 8).
+
+Hypothesis chooses the requests, which of them share a transaction, what happens between a commit and its answers,
+how time passes, and when the daemon ends; `tests.model.pair` compares after every step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from eoq.daemon.broker import Fields
+from eoq.protocol import put_bytes
+from tests.model.pair import Pair, Peer
+from tests.model.reference import Delivery, Draft
+
+T = TypeVar("T")
+
+EXAMPLES: Final = 350
+STEPS: Final = 50
+PEERS: Final = 3
+LIFE: Final = 10
+"""Steps a daemon lives at least, so that leases have some time to be settled in."""
+BULK: Final = 55
+"""Enough for the statements that take many rows at once, and some left over."""
+
+peers = st.integers(0, PEERS - 1)
+picks = st.integers(0, 2**16)
+queues = st.sampled_from(["a", "a", "a", "b"])
+results = st.sampled_from([None, b"", b"paid", b"\xff\x00"])
+groups = st.sampled_from([None, "g", "g"])
+delays = st.sampled_from([None, None, None, 0.0, 1.0, 100.0, 400.0])
+leases = st.sampled_from([5.0, 30.0, 70.0, 200.0])
+waits = st.sampled_from([1.0, 10.0, 300.0])
+limits = st.sampled_from([1, 1, 2, 1000])
+afterwards = st.sampled_from(["rest", "commit", "leave"])
+"""What happens right after a request: everything, its commit without the answer, or nothing yet."""
+
+drafts = st.builds(
+    Draft,
+    queue=queues,
+    id=st.sampled_from([None] * 18 + ["i1", "i2"]),
+    body=st.sampled_from([b"x", b"x", b"", b"\xff\x00"]),
+    headers=st.sampled_from([(), (), (("k", "v"),)]),
+    group=groups,
+    priority=st.integers(-1, 1),
+    due=delays,
+)
+"""Messages whose ``id`` None is to be a fresh one, and whose ``due`` is in seconds from now."""
+
+
+class Machine(RuleBasedStateMachine):
+    """The rules. A request that names a delivery may name any that was ever given, also by a daemon before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="eoq-model-"))
+        self.peers = [Peer() for _ in range(PEERS)]
+        self.serial = 0
+        self.age = 0
+
+    @initialize(max_attempts=st.sampled_from([1, 2, 4]), jitter=st.sampled_from([0.8125, 1.0]))
+    def start(self, max_attempts: int, jitter: float) -> None:
+        self.pair = Pair(self.folder, max_attempts, jitter)
+
+    def teardown(self) -> None:
+        try:
+            self.pair.end()
+        finally:
+            shutil.rmtree(self.folder)
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(peer=peers, draft=drafts, then=afterwards)
+    def send(self, peer: int, draft: Draft, then: str) -> None:
+        self._send(peer, self._dated(draft), then)
+
+    @precondition(lambda self: self.pair.model.messages)
+    @rule(peer=peers, pick=picks, changed=st.booleans(), priority=st.integers(-1, 1), then=afterwards)
+    def send_again(self, peer: int, pick: int, changed: bool, priority: int, then: str) -> None:
+        """A repeated send: what is no content may differ, and changes nothing."""
+        stored = _pick(list(self.pair.model.messages.values()), pick).draft
+        body = stored.body + b"?" if changed else stored.body
+        self._send(peer, Draft(stored.queue, stored.id, body, stored.headers, stored.group, priority), then)
+
+    def _send(self, peer: int, draft: Draft, then: str) -> None:
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            return {"id": draft.id, "duplicate": bool(self.pair.model.put(now, [draft]))}
+
+        self.pair.ask(self.peers[peer], {"op": "send", "queue": draft.queue, **self._wire(draft)}, effect)
+        self._then(then)
+
+    @rule(peer=peers, queue=queues, batch=st.lists(drafts, min_size=1, max_size=4), then=afterwards)
+    def send_many(self, peer: int, queue: str, batch: list[Draft], then: str) -> None:
+        self._send_many(peer, queue, [self._dated(draft, queue) for draft in batch], then)
+
+    @rule(peer=peers, queue=queues, group=groups, conflict=st.sampled_from([False, False, True]), then=afterwards)
+    def send_bulk(self, peer: int, queue: str, group: str | None, conflict: bool, then: str) -> None:
+        """Many at once; if there is a ``conflict`` in the middle, none of them."""
+        batch = [self._dated(Draft(queue, "", group=group)) for _ in range(BULK)]
+        if conflict:
+            batch.insert(BULK // 2, Draft(queue, batch[0].id, b"other", group=group))
+        self._send_many(peer, queue, batch, then)
+
+    def _send_many(self, peer: int, queue: str, batch: list[Draft], then: str) -> None:
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            return {"ids": [draft.id for draft in batch], "duplicates": self.pair.model.put(now, batch)}
+
+        messages = [self._wire(draft) for draft in batch]
+        self.pair.ask(self.peers[peer], {"op": "send_many", "queue": queue, "messages": messages}, effect)
+        self._then(then)
+
+    def _dated(self, draft: Draft, queue: str | None = None) -> Draft:
+        """The draft with a fresh id where it has none, and with a moment for its delay."""
+        id = draft.id
+        if not id:
+            self.serial += 1
+            id = f"n{self.serial}"
+        due = None if draft.due is None else self.pair.clock.wall() + draft.due
+        return Draft(queue or draft.queue, id, draft.body, draft.headers, draft.group, draft.priority, due)
+
+    def _wire(self, draft: Draft) -> Fields:
+        fields: Fields = {"id": draft.id, "priority": draft.priority, "group": draft.group}
+        put_bytes(fields, "body", draft.body)
+        if draft.headers:
+            fields["headers"] = dict(draft.headers)
+        if draft.due is not None:
+            # Both spellings of the same moment.
+            if self.serial % 2:
+                fields["at"] = draft.due
+            else:
+                fields["delay"] = draft.due - self.pair.clock.wall()
+        return fields
+
+    # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(peer=peers, queue=queues, limit=limits, lease=leases, bound=st.booleans(), then=afterwards)
+    def receive(self, peer: int, then: str, **options: Any) -> None:
+        self.pair.ask(self.peers[peer], {"op": "receive", **options})
+        self._then(then)
+
+    @rule(peer=peers, queue=queues, limit=limits, wait=waits, lease=leases, bound=st.booleans(), then=afterwards)
+    def wait(self, peer: int, then: str, **options: Any) -> None:
+        """A receive that waits: it is answered when there is something, or when its time is over."""
+        self.pair.ask(self.peers[peer], {"op": "receive", **options})
+        self._then(then)
+
+    @precondition(lambda self: any(self.pair.model.ready(queue) for queue in "ab"))
+    @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
+    def take(self, peer: int, **options: Any) -> None:
+        """A receive from where something is ready, answered at once: so that there is something to settle."""
+        queue = next(queue for queue in "ab" if self.pair.model.ready(queue))
+        self.pair.ask(self.peers[peer], {"op": "receive", "queue": queue, **options})
+        self.pair.come_to_rest()
+
+    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(peer=peers, pick=picks, result=results, then=afterwards)
+    def ack(self, peer: int, pick: int, result: bytes | None, then: str) -> None:
+        delivery = _pick(self._most_alive(), pick)
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            self.pair.model.settle(now, [(delivery, result)])
+            return {}
+
+        self.pair.ask(self.peers[peer], {"op": "ack", **_ack(delivery, result)}, effect, [delivery])
+        self._then(then)
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(
+        peer=peers,
+        acks=st.lists(st.tuples(picks, results), max_size=3),
+        lost=st.booleans(),
+        sends=st.lists(drafts, max_size=2),
+        then=afterwards,
+    )
+    def settle(
+        self, peer: int, acks: list[tuple[int, bytes | None]], lost: bool, sends: list[Draft], then: str
+    ) -> None:
+        """Several at once; with any delivery that ever was among them if one may be ``lost``."""
+        given = self.pair.deliveries if lost else self._most_alive()
+        self._settle(peer, [(_pick(given, pick), result) for pick, result in acks], sends, then)
+
+    @precondition(lambda self: len(self.pair.deliveries) > 1)
+    @rule(peer=peers, sends=st.lists(drafts, max_size=1), then=afterwards)
+    def settle_all(self, peer: int, sends: list[Draft], then: str) -> None:
+        self._settle(peer, [(delivery, b"all") for delivery in self._most_alive()], sends, then)
+
+    def _settle(self, peer: int, acks: list[tuple[Delivery, bytes | None]], sends: list[Draft], then: str) -> None:
+        now = self.pair.clock.wall()
+        dated = [self._dated(draft) for draft in sends]
+
+        def effect() -> Fields:
+            return {"ids": [draft.id for draft in dated], "duplicates": self.pair.model.settle(now, acks, dated)}
+
+        fields = {
+            "op": "settle",
+            "acks": [_ack(delivery, result) for delivery, result in acks],
+            "send": [{"queue": draft.queue, **self._wire(draft)} for draft in dated],
+        }
+        self.pair.ask(self.peers[peer], fields, effect, [delivery for delivery, _ in acks])
+        self._then(then)
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(peer=peers, pick=picks, delay=delays, then=afterwards)
+    def nack(self, peer: int, pick: int, delay: float | None, then: str) -> None:
+        delivery = _pick(self._most_alive(), pick)
+        now = self.pair.clock.wall()
+        wait = self._backoff(delivery.attempt) if delay is None else delay
+
+        def effect() -> Fields:
+            self.pair.model.nack(now, delivery, now + wait if wait else None)
+            return {}
+
+        fields = {"op": "nack", "receipt": delivery.receipt, "delay": delay}
+        self.pair.ask(self.peers[peer], fields, effect, [delivery], _if_it_has_ended(delivery))
+        self._then(then)
+
+    def _backoff(self, attempt: int) -> float:
+        """None before the second delivery, then doubling (the cap lies beyond the attempts made here)."""
+        return 0.0 if attempt == 1 else 2.0 ** (attempt - 2) * self.pair.dice.jitter
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(peer=peers, pick=picks, then=afterwards)
+    def reject(self, peer: int, pick: int, then: str) -> None:
+        delivery = _pick(self._most_alive(), pick)
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            self.pair.model.reject(now, delivery)
+            return {}
+
+        self.pair.ask(self.peers[peer], {"op": "reject", "receipt": delivery.receipt}, effect, [delivery])
+        self._then(then)
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(peer=peers, some=st.lists(picks, min_size=1, max_size=3), then=afterwards)
+    def release(self, peer: int, some: list[int], then: str) -> None:
+        given = [_pick(self._most_alive(), pick) for pick in some]
+        live = [delivery for delivery in given if not delivery.ended]
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            for delivery in live:
+                self.pair.model.retry(now, delivery, counts=False)
+            return {}
+
+        fields = {"op": "release", "receipts": [delivery.receipt for delivery in given]}
+        self.pair.ask(self.peers[peer], fields, effect, live, frozenset({"ok"} if not live else ()))
+        self._then(then)
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(peer=peers, pick=picks, seconds=leases)
+    def extend(self, peer: int, pick: int, seconds: float) -> None:
+        delivery = _pick(self._most_alive(), pick)
+        allowed = _if_it_has_ended(delivery)
+        if not delivery.ended:
+            # While its end is under way both answers are true.
+            allowed = frozenset({"ok", "lease_lost"} if delivery.in_flight else {"ok"})
+        fields = {"op": "extend", "receipt": delivery.receipt, "seconds": seconds}
+        if self.pair.ask(self.peers[peer], fields, at_once=allowed).outcome == "ok":
+            delivery.deadline = self.pair.clock.monotonic() + seconds
+
+    def _most_alive(self) -> list[Delivery]:
+        """The deliveries given last, so that most requests are about leases that live."""
+        return [delivery for delivery in self.pair.deliveries if not delivery.ended] + self.pair.deliveries[-1:]
+
+    # ── what happens to the daemon ──────────────────────────────────────────────────────────────────────
+
+    @rule(peer=peers, then=afterwards)
+    def hang_up(self, peer: int, then: str) -> None:
+        self.pair.close(self.peers[peer])
+        self.peers[peer] = Peer()
+        self._then(then)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 1.0, 5.0, 60.0, 300.0]), prompt=st.booleans())
+    def time_passes(self, seconds: float, prompt: bool) -> None:
+        self.pair.pass_time(seconds, prompt=prompt)
+
+    @rule(seconds=st.sampled_from([-86400.0, -50.0, -1.0, 1.0, 50.0, 86400.0]))
+    def the_clock_is_set(self, seconds: float) -> None:
+        self.pair.jump(seconds)
+
+    @precondition(lambda self: self.pair.waiting)
+    @rule(count=st.one_of(st.none(), st.integers(1, 4)), finish=st.booleans())
+    def commit(self, count: int | None, finish: bool) -> None:
+        self.pair.commit(count)
+        if finish:
+            self.pair.finish()
+
+    @rule()
+    def rest(self) -> None:
+        self.pair.come_to_rest()
+
+    @precondition(lambda self: self.age > LIFE)
+    @rule(crash=st.booleans(), then=afterwards)
+    def restart(self, crash: bool, then: str) -> None:
+        self.age = 0
+        self.pair.restart(self.peers, crash=crash)
+        self.peers = [Peer() for _ in range(PEERS)]
+        self._then(then)
+
+    def _then(self, then: str) -> None:
+        if then == "rest":
+            self.pair.come_to_rest()
+        elif then == "commit":
+            self.pair.commit()
+
+    @invariant()
+    def holds(self) -> None:
+        self.age += 1
+        self.pair.check()
+
+
+def _pick(given: list[T], pick: int) -> T:
+    return given[pick % len(given)]
+
+
+def _ack(delivery: Delivery, result: bytes | None) -> Fields:
+    fields: Fields = {"receipt": delivery.receipt}
+    if result is not None:
+        put_bytes(fields, "result", result)
+    return fields
+
+
+def _if_it_has_ended(delivery: Delivery) -> frozenset[str]:
+    return frozenset({"lease_lost"} if delivery.ended else ())
+
+
+def _run(examples: int) -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            deadline=None,  # a slow disk is no failure
+            derandomize=True,
+            database=None,
+            print_blob=True,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_a_delayed_message_behind_a_dead_one_becomes_due() -> None:
+    """Found by the machine: the timer of its due time had gone by while it was blocked, and nobody set another."""
+    machine = Machine()
+    try:
+        machine.start(max_attempts=1, jitter=1.0)
+        machine.send(0, Draft("a", "first", group="g"), "rest")
+        machine.send(0, Draft("a", "second", group="g", due=100.0), "rest")
+        machine.receive(0, "rest", queue="a", lease=70.0)
+        machine.time_passes(70.0, prompt=True)
+        machine.wait(0, "rest", queue="a", lease=5.0, wait=300.0)
+        machine.time_passes(60.0, prompt=True)
+        machine.holds()
+    finally:
+        machine.teardown()
+
+
+def test_it_does_what_a_dictionary_would() -> None:
+    _run(EXAMPLES)
+
+
+@pytest.mark.slow
+def test_it_does_what_a_dictionary_would_at_length() -> None:
+    _run(10 * EXAMPLES)

@@ -1,0 +1,255 @@
+"""The hot statements use the index that 0001.sql made for them, however many messages there are (section 8).
+
+No statement is copied here: each verb is performed for real on a file with messages in every state, what it runs is
+traced on the connection that runs it, and SQLite is then asked for the plan of each statement on that connection.
+SQLite has no statistics of the file (nobody runs ``analyze``), so the plan is the same for ten and for millions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from eoq.daemon.reader import Reader
+from eoq.daemon.store import MANY, Claimed, Held, NewMessage, Store
+
+NOW: Final = 1_700_000_000.0
+LATER: Final = NOW + 1000
+FILL: Final = 4
+"""Messages in each state."""
+MOST_BYTES: Final = 1 << 20
+NO_PLAN: Final = ("begin", "commit", "pragma", "rollback", "savepoint", "release")
+HARMLESS: Final = (
+    "SCAN CONSTANT ROW",
+    r"SCAN \d+ CONSTANT ROWS",  # the rows that a statement brings along
+    r"SCAN \(subquery-\d+\)",
+    "SCAN json_each .*",
+    "SCAN message USING (COVERING )?INDEX message_leased",  # holds nothing but what is looked for
+)
+
+
+class Traced:
+    """A store whose statements can be asked for. Its connection is private; there is no other way to the plans."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._database: sqlite3.Connection = store._database
+
+    def plan(self, verb: Callable[[], object]) -> list[str]:
+        """The steps in the plans of all statements that ``verb`` runs."""
+        statements: list[str] = []
+        self._database.set_trace_callback(statements.append)
+        try:
+            _do(self.store, verb)
+        finally:
+            self._database.set_trace_callback(None)
+        return [step for statement in statements for step in self.steps(statement)]
+
+    def steps(self, statement: str) -> list[str]:
+        """The steps in the plan of one statement."""
+        if statement.strip().lower().startswith(NO_PLAN):
+            return []
+        return [row[3] for row in self._database.execute(f"explain query plan {statement}")]
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def traced(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> Iterator[Traced]:
+    """A store with two queues that hold messages in every state."""
+    store = loop.run_until_complete(Store.open(tmp_path / "eoq.db"))
+    try:
+        _fill(store, "q")
+        _fill(store, "other")
+        yield Traced(store)
+    finally:
+        loop.run_until_complete(store.close())
+
+
+def _fill(store: Store, queue: str) -> None:
+    _put(store, [_message(queue, f"done{n}") for n in range(FILL)])
+    taken = _claim(store, queue)
+    _do(store, lambda: store.settle(NOW, [(held, b"") for held in taken], []))
+    _put(store, [_message(queue, f"dead{n}") for n in range(FILL)])
+    for held in _claim(store, queue):
+        _do(store, partial(store.reject, NOW, held, "rejected"))
+    _put(store, [_message(queue, f"leased{n}") for n in range(FILL)])
+    _claim(store, queue)
+    _put(store, [_message(queue, f"delayed{n}", due_at=LATER + n) for n in range(FILL)])
+    _put(store, [_message(queue, f"in-group{n}", group="g") for n in range(FILL)])
+    _put(store, [_message(queue, f"ready{n}") for n in range(FILL)])
+
+
+def _message(queue: str, id: str, *, group: str | None = None, due_at: float | None = None) -> NewMessage:
+    return NewMessage(queue, id, b"body", b"digest", group=group, due_at=due_at)
+
+
+def _put(store: Store, messages: list[NewMessage]) -> None:
+    _do(store, lambda: store.put(NOW, messages))
+
+
+def _do(store: Store, verb: Callable[[], object]) -> None:
+    (outcome,) = store.transact([verb])
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+def _claim(store: Store, queue: str, limit: int = FILL) -> list[Held]:
+    taken: list[Claimed] = []
+    _do(store, lambda: taken.extend(store.claim(queue, limit, MOST_BYTES).messages))
+    return [Held(message.seq, message.fence, queue, message.group) for message in taken]
+
+
+def _claim_group(store: Store) -> Held:
+    """The one message of the group that is not blocked: the first that is ready."""
+    (held,) = _claim(store, "q", 1)
+    assert held.group is not None
+    return held
+
+
+def _is_walk(step: str) -> bool:
+    """Whether a step looks at rows that nobody asked for, or sorts them."""
+    if "TEMP B-TREE" in step or "AUTOMATIC" in step:
+        return True
+    return step.startswith("SCAN") and not any(re.fullmatch(harmless, step) for harmless in HARMLESS)
+
+
+def _check(steps: list[str], *expected: str) -> None:
+    for searched in expected:
+        assert any(searched in step for step in steps), f"nothing is like {searched!r} in {steps}"
+    walks = [step for step in steps if _is_walk(step)]
+    assert not walks, f"{walks} in {steps}"
+
+
+def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced) -> None:
+    _check(
+        traced.plan(lambda: traced.store.claim("q", FILL, MOST_BYTES)),
+        "INDEX message_ready (queue=?)",
+        "COVERING INDEX message_settled (queue=? AND settled_at=?)",
+        "message USING INTEGER PRIMARY KEY (rowid=?)",
+    )
+
+
+def test_a_send_finds_the_stored_message_by_id(traced: Traced) -> None:
+    message = _message("q", "ready0")
+    _check(traced.plan(lambda: traced.store.put(NOW, [message])), "INDEX message_by_id (queue=? AND id=?)")
+
+
+def test_a_send_looks_only_before_itself_in_its_group(traced: Traced) -> None:
+    batch = [_message("q", f"more{n}", group="g") for n in range(MANY + 1)]
+    _check(
+        traced.plan(lambda: traced.store.put(NOW, batch)),
+        "message USING INTEGER PRIMARY KEY (rowid>?)",
+        "COVERING INDEX message_group (queue=? AND group=? AND state=? AND seq<?)",
+    )
+
+
+def test_an_ack_finds_the_next_of_its_group(traced: Traced) -> None:
+    held = _claim_group(traced.store)
+    _check(
+        traced.plan(lambda: traced.store.settle(NOW, [(held, None)], [])),
+        "SEARCH message USING COVERING INDEX message_group (queue=? AND group=? AND state=?)",
+        "SEARCH ahead USING COVERING INDEX message_group (queue=? AND group=? AND state=?)",
+    )
+
+
+def test_acks_find_their_messages_by_place(traced: Traced) -> None:
+    _put(traced.store, [_message("q", f"more{n}") for n in range(MANY + 1)])
+    acks = [(held, b"") for held in _claim(traced.store, "q", MANY + 1)]
+    assert len(acks) > MANY
+    steps = traced.plan(lambda: traced.store.settle(NOW, acks, []))
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
+
+
+def test_a_repeated_ack_finds_what_it_did(traced: Traced) -> None:
+    (held,) = _claim(traced.store, "q", 1)
+    repeat = held._replace(ended=True, group=None)
+    _do(traced.store, lambda: traced.store.settle(NOW, [(held, None)], []))
+    steps = traced.plan(lambda: traced.store.settle(NOW, [(repeat, None)], []))
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
+
+
+@pytest.mark.parametrize("max_attempts", [1, 10], ids=["dead", "again"])
+def test_a_retry_finds_its_message_by_place(traced: Traced, max_attempts: int) -> None:
+    held = _claim_group(traced.store)
+    steps = traced.plan(lambda: traced.store.retry(NOW, [held], max_attempts=max_attempts))
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
+
+
+def test_a_reject_finds_its_message_by_place(traced: Traced) -> None:
+    held = _claim_group(traced.store)
+    steps = traced.plan(lambda: traced.store.reject(NOW, held, None))
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
+
+
+def test_the_timer_finds_what_is_due_and_what_is_next(traced: Traced) -> None:
+    _check(
+        traced.plan(lambda: traced.store.promote(LATER + 1, 500)),
+        "message USING INDEX message_delayed (due_at<?)",
+        "message USING INDEX message_delayed",
+    )
+
+
+def test_a_start_finds_the_leases_of_the_daemon_before(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening makes its connection by itself, so it is traced from its first statement on."""
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def connect_traced(*args: object, **options: object) -> sqlite3.Connection:
+        database: sqlite3.Connection = connect(*args, **options)  # type: ignore[call-overload] # passed on as they are
+        database.set_trace_callback(statements.append)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", connect_traced)
+    store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
+    loop.run_until_complete(store.close())
+    hot = [statement for statement in statements if re.search(r"\b(from|update) message\b", statement)]
+    assert hot, statements
+    steps = [step for statement in hot for step in traced.steps(statement)]
+    _check(steps, "message USING INDEX message_leased")
+
+
+@pytest.mark.parametrize(
+    ("state", "index"),
+    [("ready", "INDEX message_ready (queue=?)"), ("dead", "INDEX message_dead (queue=?)")],
+)
+def test_a_peek_walks_only_its_state(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced, state: str, index: str
+) -> None:
+    _check(loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.peek("q", state, 10))), index)
+
+
+def test_a_result_is_found_by_id(tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced) -> None:
+    steps = loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.result("q", "done0")))
+    _check(steps, "INDEX message_by_id (queue=? AND id=?)")
+
+
+async def _plan_of_reading(folder: Path, look: Callable[[Reader], Awaitable[object]]) -> list[str]:
+    reader = await Reader.open(folder / "eoq.db")
+    connection = reader._connection  # private, as that of the store
+    statements: list[str] = []
+    try:
+        await connection.set_trace_callback(statements.append)
+        await look(reader)
+        await connection.set_trace_callback(lambda _: None)
+        steps: list[str] = []
+        for statement in statements:
+            rows = await connection.execute_fetchall(f"explain query plan {statement}")
+            steps += [row[3] for row in rows]
+        return steps
+    finally:
+        await reader.close()

@@ -1,0 +1,291 @@
+"""Every operation of the wire, asked with a raw socket: what goes in, and each field that comes out."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support import Daemon, Fields, Wire, error_of, eventually
+
+
+def _send(wire: Wire, queue: str, id: str, body: str = "hi", **more: object) -> Fields:
+    return wire.ask({"op": "send", "queue": queue, "id": id, "body": body, **more})
+
+
+def _receive(wire: Wire, queue: str, **more: object) -> Fields:
+    """The one message that a receive gives."""
+    reply = wire.ask({"op": "receive", "queue": queue, **more})
+    assert len(reply["messages"]) == 1, reply
+    message: Fields = reply["messages"][0]
+    return message
+
+
+def test_send_answers_the_id_and_whether_it_was_stored_before(wire: Wire, queue: str) -> None:
+    assert _send(wire, queue, "a") == {"ok": True, "id": "a", "duplicate": False}
+    assert _send(wire, queue, "a") == {"ok": True, "id": "a", "duplicate": True}
+
+
+def test_send_without_an_id_makes_one(wire: Wire, queue: str) -> None:
+    request = {"op": "send", "queue": queue, "body": ""}
+    first, second = wire.ask(request), wire.ask(request)
+    assert len(first["id"]) == 36
+    assert first["id"] != second["id"]
+
+
+def test_the_same_id_with_other_content_is_refused_and_changes_nothing(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a", "first")
+    assert error_of(_send(wire, queue, "a", "second")) == "id_conflict"
+    assert error_of(_send(wire, queue, "a", "first", headers={"k": "v"})) == "id_conflict"
+    assert error_of(_send(wire, queue, "a", "first", group="g")) == "id_conflict"
+    assert _receive(wire, queue)["body"] == "first"
+    assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
+
+
+def test_the_same_id_in_another_queue_is_another_message(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a", "first")
+    assert _send(wire, queue + ".other", "a", "second")["duplicate"] is False
+
+
+def test_send_many_answers_ids_and_the_places_of_duplicates(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "b")
+    messages = [{"id": "a", "body": "1"}, {"id": "b", "body": "hi"}, {"body_base64": "AP8="}]
+    reply = wire.ask({"op": "send_many", "queue": queue, "messages": messages})
+    assert reply["ids"][:2] == ["a", "b"]
+    assert len(reply["ids"]) == 3
+    assert reply["duplicates"] == [1]
+
+
+def test_send_many_stores_all_or_nothing(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "b", "other")
+    messages = [{"id": "a", "body": "1"}, {"id": "b", "body": "2"}]
+    assert error_of(wire.ask({"op": "send_many", "queue": queue, "messages": messages})) == "id_conflict"
+    assert error_of(wire.ask({"op": "show", "queue": queue, "id": "a"})) == "not_found"
+
+
+def test_send_many_with_the_same_id_twice_stores_it_once(wire: Wire, queue: str) -> None:
+    message = {"id": "a", "body": "1"}
+    assert wire.ask({"op": "send_many", "queue": queue, "messages": [message, message]})["duplicates"] == [1]
+    _receive(wire, queue, limit=10)
+
+
+def test_receive_gives_all_that_was_sent(wire: Wire, queue: str) -> None:
+    before = time.time()
+    _send(wire, queue, "a", "hi", headers={"k": "v"}, priority=-3, group="g")
+    reply = wire.ask({"op": "receive", "queue": queue})
+    message = reply["messages"][0]
+    assert before <= message.pop("enqueued_at") <= time.time()
+    assert message.pop("receipt")
+    assert message.pop("seq") == reply["watermark"]
+    assert message == {"id": "a", "body": "hi", "attempt": 1, "headers": {"k": "v"}, "priority": -3, "group": "g"}
+
+
+def test_receive_leaves_out_what_was_not_given(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    assert _receive(wire, queue).keys() == {"id", "body", "attempt", "receipt", "seq", "enqueued_at"}
+
+
+def test_receive_gives_as_many_as_the_limit_allows(wire: Wire, queue: str) -> None:
+    messages = [{"id": f"{number}", "body": "x"} for number in range(5)]
+    wire.ask({"op": "send_many", "queue": queue, "messages": messages})
+    taken = [
+        [message["id"] for message in wire.ask({"op": "receive", "queue": queue, "limit": limit})["messages"]]
+        for limit in (1, 3, 1000, 1)
+    ]
+    assert taken == [["0"], ["1", "2", "3"], ["4"], []]
+
+
+def test_receive_from_a_queue_that_does_not_exist_gives_nothing(wire: Wire, queue: str) -> None:
+    assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
+
+
+def test_receive_waits_for_a_message(shared_daemon: Daemon, wire: Wire, queue: str) -> None:
+    wire.send({"op": "receive", "queue": queue, "wait": 60})
+    eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+    shared_daemon.ask(op="send", queue=queue, id="late", body="x")
+    assert wire.read()["messages"][0]["id"] == "late"
+
+
+def test_receive_answers_empty_when_its_wait_is_over(wire: Wire, queue: str) -> None:
+    start = time.monotonic()
+    assert wire.ask({"op": "receive", "queue": queue, "wait": 0.2})["messages"] == []
+    assert 0.19 <= time.monotonic() - start < 5
+
+
+def test_ack_settles_with_a_result(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    receipt = _receive(wire, queue)["receipt"]
+    ask = {"op": "result", "queue": queue, "id": "a"}
+    assert wire.ask(ask) == {"ok": True, "outcome": None}
+    assert wire.ask({"op": "ack", "receipt": receipt, "result": "paid"}) == {"ok": True}
+    assert wire.ask(ask) == {"ok": True, "outcome": "done", "result": "paid"}
+
+
+def test_a_result_that_is_no_text_travels_in_base64(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    receipt = _receive(wire, queue)["receipt"]
+    assert wire.ask({"op": "ack", "receipt": receipt, "result_base64": "AP8="})["ok"]
+    assert wire.ask({"op": "result", "queue": queue, "id": "a"})["result_base64"] == "AP8="
+
+
+def test_an_ack_without_a_result_is_done_with_none(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    wire.ask({"op": "ack", "receipt": _receive(wire, queue)["receipt"]})
+    assert wire.ask({"op": "result", "queue": queue, "id": "a"}) == {"ok": True, "outcome": "done"}
+
+
+def test_the_same_ack_again_is_answered_the_same(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    request = {"op": "ack", "receipt": _receive(wire, queue)["receipt"]}
+    assert wire.ask(request) == wire.ask(request) == {"ok": True}
+
+
+def test_a_settled_message_is_remembered_as_a_duplicate(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    wire.ask({"op": "ack", "receipt": _receive(wire, queue)["receipt"]})
+    assert _send(wire, queue, "a")["duplicate"] is True
+    assert error_of(_send(wire, queue, "a", "other")) == "id_conflict"
+    assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
+
+
+def test_settle_acks_and_sends_in_one(wire: Wire, queue: str) -> None:
+    for id in ("a", "b"):
+        _send(wire, queue, id)
+    acks = [{"receipt": _receive(wire, queue)["receipt"], "result": "r"} for _ in range(2)]
+    send = [{"queue": queue + ".next", "id": "n", "body": "1"}, {"queue": queue, "id": "a", "body": "hi"}]
+    reply = wire.ask({"op": "settle", "acks": acks, "send": send})
+    assert reply == {"ok": True, "ids": ["n", "a"], "duplicates": [1]}
+    assert _receive(wire, queue + ".next")["id"] == "n"
+    assert wire.ask({"op": "result", "queue": queue, "id": "b"})["result"] == "r"
+
+
+def test_settle_does_nothing_if_one_lease_is_lost(wire: Wire, queue: str) -> None:
+    for id in ("a", "b"):
+        _send(wire, queue, id)
+    first, second = (_receive(wire, queue)["receipt"] for _ in range(2))
+    wire.ask({"op": "nack", "receipt": second})
+    send = [{"queue": queue + ".next", "body": "1"}]
+    request = {"op": "settle", "acks": [{"receipt": first}, {"receipt": second}], "send": send}
+    assert error_of(wire.ask(request)) == "lease_lost"
+    assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "leased"
+    assert wire.ask({"op": "receive", "queue": queue + ".next"})["messages"] == []
+    assert wire.ask({"op": "ack", "receipt": first})["ok"]
+
+
+def test_settle_does_nothing_if_one_send_conflicts(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    _send(wire, queue + ".next", "n", "first")
+    receipt = _receive(wire, queue)["receipt"]
+    send = [{"queue": queue + ".next", "id": "m", "body": "1"}, {"queue": queue + ".next", "id": "n", "body": "2"}]
+    assert error_of(wire.ask({"op": "settle", "acks": [{"receipt": receipt}], "send": send})) == "id_conflict"
+    assert error_of(wire.ask({"op": "show", "queue": queue + ".next", "id": "m"})) == "not_found"
+    assert wire.ask({"op": "ack", "receipt": receipt})["ok"]
+
+
+def test_settle_may_only_send(wire: Wire, queue: str) -> None:
+    reply = wire.ask({"op": "settle", "send": [{"queue": queue, "id": "a", "body": "1"}]})
+    assert reply == {"ok": True, "ids": ["a"], "duplicates": []}
+
+
+def test_nack_gives_the_message_back_with_its_error(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    assert wire.ask({"op": "nack", "receipt": _receive(wire, queue)["receipt"], "error": "busy"}) == {"ok": True}
+    assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["error"] == "busy"
+    assert _receive(wire, queue)["attempt"] == 2
+
+
+def test_nack_with_a_delay_holds_the_message_back(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    wire.ask({"op": "nack", "receipt": _receive(wire, queue)["receipt"], "delay": 0.3})
+    assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "delayed"
+    start = time.time()
+    assert _receive(wire, queue, wait=30)["attempt"] == 2
+    assert time.time() - start > 0.1
+
+
+def test_reject_makes_a_dead_letter(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a", "payload")
+    receipt = _receive(wire, queue)["receipt"]
+    assert wire.ask({"op": "reject", "receipt": receipt, "error": "no account"}) == {"ok": True}
+    reply = wire.ask({"op": "result", "queue": queue, "id": "a"})
+    assert reply == {"ok": True, "outcome": "dead", "error": "no account"}
+    dead = wire.ask({"op": "peek", "queue": queue, "state": "dead"})["messages"]
+    assert [(message["id"], message["body"], message["error"]) for message in dead] == [("a", "payload", "no account")]
+
+
+def test_extend_lets_a_lease_end_later(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    receipt = _receive(wire, queue, lease=0.3)["receipt"]
+    assert wire.ask({"op": "extend", "receipt": receipt, "seconds": 60}) == {"ok": True}
+    assert wire.ask({"op": "receive", "queue": queue, "wait": 0.6})["messages"] == []
+    assert wire.ask({"op": "ack", "receipt": receipt})["ok"]
+
+
+def test_release_gives_messages_back_uncounted(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    receipt = _receive(wire, queue)["receipt"]
+    assert wire.ask({"op": "release", "receipts": [receipt]}) == {"ok": True}
+    assert _receive(wire, queue)["attempt"] == 1
+
+
+def test_a_lease_that_ended_is_lost_for_every_operation(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    old = _receive(wire, queue, lease=0.05)["receipt"]
+    assert _receive(wire, queue, wait=30)["attempt"] == 2
+    for request in (
+        {"op": "ack", "receipt": old},
+        {"op": "nack", "receipt": old},
+        {"op": "reject", "receipt": old},
+        {"op": "extend", "receipt": old, "seconds": 9},
+        {"op": "settle", "acks": [{"receipt": old}]},
+    ):
+        assert error_of(wire.ask(request)) == "lease_lost", request
+    assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "leased"
+
+
+def test_what_never_was_a_receipt_is_told_so(wire: Wire) -> None:
+    for receipt in ("x", "a.b", "a.b.c.d", "e.zz.1", "e.1.-1", "e.ffffffffffffffffff.1"):
+        assert error_of(wire.ask({"op": "ack", "receipt": receipt})) == "invalid_request", receipt
+
+
+def test_result_waits_for_the_end(shared_daemon: Daemon, wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    with shared_daemon.wire() as other:
+        receipt = _receive(other, queue)["receipt"]
+        wire.send({"op": "result", "queue": queue, "id": "a", "wait": 60})
+        assert wire.silent(0.1)
+        other.ask({"op": "ack", "receipt": receipt, "result": "now"})
+        assert wire.read()["result"] == "now"
+
+
+def test_queues_counts_by_state(wire: Wire, queue: str) -> None:
+    for id, more in (("r", {}), ("l", {"priority": 9}), ("d", {"delay": 600}), ("g1", {"group": "g"})):
+        _send(wire, queue, id, **more)
+    _send(wire, queue, "g2", group="g")
+    _receive(wire, queue)
+    rows = [row for row in wire.ask({"op": "queues"})["queues"] if row["name"] == queue]
+    assert len(rows) == 1
+    assert 0 < rows[0].pop("oldest") <= time.time()
+    assert rows == [{"name": queue, "ready": 2, "leased": 1, "delayed": 1, "blocked": 1, "dead": 0}]
+
+
+def test_peek_looks_without_leasing(wire: Wire, queue: str) -> None:
+    for id in ("a", "b", "c"):
+        _send(wire, queue, id)
+    seen = wire.ask({"op": "peek", "queue": queue, "limit": 2})["messages"]
+    assert [(message["id"], message["body"]) for message in seen] == [("a", "hi"), ("b", "hi")]
+    assert _receive(wire, queue)["attempt"] == 1
+
+
+def test_show_tells_all_that_is_known(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a", headers={"k": "v"})
+    shown = wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]
+    expected = {"queue": queue, "id": "a", "state": "ready", "body": "hi", "headers": {"k": "v"}, "attempts": 0}
+    assert shown.items() >= expected.items()
+    assert error_of(wire.ask({"op": "show", "queue": queue, "id": "none"})) == "not_found"
+
+
+def test_status_names_the_process_and_its_files(shared_daemon: Daemon, wire: Wire) -> None:
+    status = wire.ask({"op": "status"})
+    assert status["pid"] == shared_daemon.pid
+    assert status["database"] == str(shared_daemon.db)
+    assert status["socket"] == str(shared_daemon.socket)
+    assert status["connections"] >= 1

@@ -1,0 +1,151 @@
+"""Random, mutated and nonsensical lines: the daemon answers each, stays alive, and serves the others."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support import HAS_PROC, Daemon, Fields, Wire, running_daemon
+
+CODES = {"invalid_request", "message_too_large", "id_conflict", "lease_lost", "not_found", "queue_full", "overloaded"}
+"""What a client can bring about; anything else would be the daemon's own fault."""
+
+VALID: list[Fields] = [
+    {"op": "send", "queue": "q", "body": "x", "id": "a", "headers": {"k": "v"}, "priority": 1, "group": "g"},
+    {"op": "send", "queue": "q", "body_base64": "AP8=", "delay": 0.01},
+    {"op": "send", "queue": "q", "body": "x", "at": 1700000000},
+    {"op": "send_many", "queue": "q", "messages": [{"body": "x", "id": "b"}, {"body": "y"}]},
+    {"op": "receive", "queue": "q", "limit": 2, "wait": 0, "lease": 0.01, "bound": True},
+    {"op": "ack", "receipt": "0.1.1", "result": "r"},
+    {"op": "settle", "acks": [{"receipt": "0.1.1", "result_base64": ""}], "send": [{"queue": "r", "body": "x"}]},
+    {"op": "nack", "receipt": "0.1.1", "delay": 1, "error": "e"},
+    {"op": "reject", "receipt": "0.1.1", "error": "e"},
+    {"op": "extend", "receipt": "0.1.1", "seconds": 1},
+    {"op": "release", "receipts": ["0.1.1"]},
+    {"op": "result", "queue": "q", "id": "a", "wait": 0},
+    {"op": "queues"},
+    {"op": "peek", "queue": "q", "limit": 1, "state": "dead"},
+    {"op": "show", "queue": "q", "id": "a"},
+    {"op": "status"},
+]
+
+STRANGE: list[Any] = [
+    None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**400, 0.5, -0.0, 1e-320,
+    1e308, "", " ", "x", "\x00", "\ud800", "🦆", "q" * 300, "0.1.1", "'", "\\", [], [[]], [None], [0],
+    ["x"], ["x"] * 2000,
+    {}, {"": ""}, {"op": "send"}, {"receipt": "0.1.1"}, [{"body": "x"}], [{"receipt": "0.1.1"}] * 3,
+    [{"queue": "q", "body": "x", "id": "same"}] * 3, "ffffffff.7fffffffffffffff.7fffffffffffffff", "0.0.0", "0._1.1",
+    "0. 1.1", "0.+1.1", "0.0x1.1", "0.٣.1",
+]  # fmt: skip
+
+MARK = "the end"
+
+
+def _replies(wire: Wire, *lines: bytes) -> list[Fields]:
+    """All replies that come before that of a last, harmless request."""
+    wire.write(b"".join(line + b"\n" for line in lines))
+    wire.send({"op": "status", "rid": MARK})
+    replies = []
+    while (reply := wire.read()).get("rid") != MARK:
+        replies.append(reply)
+    return replies
+
+
+def _check(reply: Fields) -> None:
+    assert reply["ok"] or reply["error"]["code"] in CODES, reply
+
+
+@pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid["op"])
+def test_every_field_with_every_strange_value(shared_daemon: Daemon, valid: Fields) -> None:
+    fields = [*valid, "rid", "extra"]
+    with shared_daemon.wire() as wire:
+        for field in fields:
+            for value in STRANGE:
+                # A wait is left out: its reply may take an hour.
+                if (field, type(value)) not in (("wait", int), ("wait", float)):
+                    _check(wire.ask({**valid, field: value}))
+
+
+@pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid["op"])
+def test_every_field_left_out(shared_daemon: Daemon, valid: Fields) -> None:
+    with shared_daemon.wire() as wire:
+        for field in valid:
+            _check(wire.ask({name: value for name, value in valid.items() if name != field}))
+
+
+@given(st.lists(st.binary(max_size=200).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_bytes(shared_daemon: Daemon, lines: list[bytes]) -> None:
+    with shared_daemon.wire() as wire:
+        replies = _replies(wire, *lines)
+    assert len(replies) == len(lines)
+    assert {reply["error"]["code"] for reply in replies} == {"invalid_request"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(VALID), st.dictionaries(st.text(max_size=8), json_values)), max_size=10))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_requests_with_random_fields(shared_daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
+    lines = [json.dumps({**valid, **extra}).encode() for valid, extra in requests]
+    with shared_daemon.wire() as wire:
+        replies = _replies(wire, *lines)
+    assert len(replies) <= len(lines)
+    for reply in replies:
+        _check(reply)
+
+
+def _mutated(rng: random.Random, line: bytes) -> bytes:
+    data = bytearray(line)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        match rng.randrange(5):
+            case 0:
+                data[at : at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                data[at:at] = rng.choice(
+                    [b"{", b"}", b"[", b'"', b"\\", b"\xff", b"\x00", b"9" * 30, b"e9", b"-", b"\n"]
+                )
+            case 2:
+                del data[at : at + rng.randint(1, 8)]
+            case 3:
+                data[at:at] = data[at : at + rng.randint(1, 20)]
+            case _:
+                other = json.dumps(rng.choice(VALID)).encode()
+                data[at:] = other[rng.randrange(len(other)) :]
+    return bytes(data)
+
+
+def _mutate_for_a_while(rounds: int, seed: int) -> None:
+    rng = random.Random(seed)
+    with running_daemon() as daemon, daemon.wire() as other:
+        for number in range(rounds):
+            lines = [_mutated(rng, json.dumps(rng.choice(VALID)).encode()) for _ in range(100)]
+            with daemon.wire() as wire:
+                for reply in _replies(wire, *lines):
+                    _check(reply)
+            assert other.ask({"op": "send", "queue": "other", "id": f"{number}", "body": "x"})["ok"]
+        stored = other.ask({"op": "receive", "queue": "other", "limit": 1000})["messages"]
+        assert {message["id"] for message in stored} >= {f"{number}" for number in range(min(rounds, 1000))}
+        if HAS_PROC:
+            assert daemon.resident_kilobytes() < 150 * 1024
+
+
+def test_mutated_requests() -> None:
+    _mutate_for_a_while(80, seed=17)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_mutated_requests_for_long(seed: int) -> None:
+    _mutate_for_a_while(900, seed)

@@ -1,0 +1,417 @@
+"""What the tests that use a real daemon share: the process, a raw socket, a shell, and waiting with a deadline.
+
+Nothing here sleeps for a fixed time to wait for something, and nothing stands in for code of eoq.
+
+    with running_daemon() as daemon, Wire(daemon.socket) as wire:
+        assert wire.ask({"op": "send", "queue": "q", "body": "hi"})["ok"]
+        daemon.kill()        # kill -9
+        daemon.start()       # on the same files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket as sockets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+Fields = dict[str, Any]
+
+PATIENCE: Final = 20.0
+"""Seconds until a test gives up waiting: far more than anything takes, so that a loaded machine fails no test."""
+PAUSE: Final = 0.005
+"""Seconds between two looks at a condition."""
+NOBODY: Final = 65534
+"""The user id of ``nobody``, for tests of what other users may not do."""
+HAS_PROC: Final = Path("/proc/self/status").exists()
+"""Whether memory can be read from ``/proc`` (Linux)."""
+
+
+def eventually(condition: Callable[[], T], seconds: float = PATIENCE, *, what: str = "") -> T:
+    """The first true value of ``condition``; fails the test if there is none within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what or condition}")
+        time.sleep(PAUSE)
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A new folder under /tmp, removed at the end. Its path is short, as that of a socket must be."""
+    folder = Path(tempfile.mkdtemp(prefix="eoq-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without eoq's own variables, and ``more``."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("EOQ_")}, **more}
+
+
+def resident_kilobytes(pid: int) -> int:
+    """The memory of a process as it is now (VmRSS)."""
+    return _memory(pid, "VmRSS")
+
+
+def peak_kilobytes(pid: int) -> int:
+    """The most memory a process ever had (VmHWM)."""
+    return _memory(pid, "VmHWM")
+
+
+def _memory(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    raise AssertionError(f"no {name} of process {pid}: it has ended")
+
+
+# ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Daemon:
+    """A real daemon process on the files of one folder. Make it with `running_daemon`.
+
+    ``options`` are those of ``eoq daemon``. Its standard error goes to a file, whole over all its restarts.
+    """
+
+    def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.db = folder / "eoq.db"
+        self.socket = folder / "s"
+        self._options = tuple(options)
+        self._environment = clean_environment(**(environment or {}))
+        self._errors = folder / "daemon.err"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the daemon that runs, or ran last."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def said(self) -> str:
+        """All it has written to standard error."""
+        return self._errors.read_text(errors="replace") if self._errors.exists() else ""
+
+    def start(self) -> None:
+        """Starts it, and waits for its ``ready`` line."""
+        assert not self.running, "the daemon runs already"
+        command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(self.db), "--socket", str(self.socket)]
+        with self._errors.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [*command, *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=self._environment,
+                # Not the checkout: what is tested is what is installed.
+                cwd=self.folder,
+            )
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            readable, _, _ = select.select([output], [], [], PATIENCE)
+            line = output.readline() if readable else b"(nothing)"
+        if line != f"ready {self.socket}\n".encode():
+            self.kill()
+            raise AssertionError(f"the daemon said {line!r} instead of `ready`; its errors:\n{self.said}")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Waits for its end; returns the exit status (negative: the signal that killed it)."""
+        assert self._process is not None
+        return self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """``kill -9``, and waits for the end."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM, and waits for the end; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def restart(self) -> None:
+        """``kill -9`` and a new process on the same files."""
+        self.kill()
+        self.start()
+
+    def resident_kilobytes(self) -> int:
+        """Its memory now (VmRSS)."""
+        return resident_kilobytes(self.pid)
+
+    def wire(self) -> Wire:
+        """A new raw connection to it."""
+        return Wire(self.socket)
+
+    def shell(self) -> Shell:
+        """A shell whose ``EOQ_SOCKET`` is this daemon's."""
+        return Shell(self.socket, self.folder)
+
+    def ask(self, **fields: Any) -> Fields:
+        """One request on a connection of its own."""
+        with self.wire() as wire:
+            return wire.ask(fields)
+
+    def serves(self) -> bool:
+        """Whether a new connection is answered."""
+        try:
+            return bool(self.ask(op="status")["ok"])
+        except (AssertionError, ConnectionError):
+            return False
+
+    def check(self) -> None:
+        """Fails if the daemon has written a traceback."""
+        assert "Traceback" not in self.said, f"the daemon failed inside:\n{self.said}"
+
+
+@contextmanager
+def running_daemon(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Daemon]:
+    """A daemon in a folder of its own. At the end it must stop when told to, without a traceback."""
+    with short_folder() as folder:
+        daemon = Daemon(folder, options, environment)
+        try:
+            daemon.start()
+            yield daemon
+            if daemon.running:
+                assert daemon.terminate() == 0, daemon.said
+            daemon.check()
+        except BaseException as error:
+            error.add_note(f"the daemon said:\n{daemon.said}")
+            raise
+        finally:
+            daemon.kill()
+
+
+# ── the wire ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Wire:
+    """A raw connection: any bytes out, lines of JSON in. Every wait has a time limit."""
+
+    def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
+        self.socket = sockets.socket(sockets.AF_UNIX)
+        self.socket.settimeout(timeout)
+        self._received = b""
+
+        def connect() -> bool:
+            try:
+                self.socket.connect(str(path))
+            except BlockingIOError:  # so many connect at once that there is no room in the queue
+                return False
+            return True
+
+        try:
+            eventually(connect, timeout, what=f"a connection to {path}")
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.socket.close()
+
+    def half_close(self) -> None:
+        """Ends the sending side only, as ``nc -N`` does at the end of its input."""
+        self.socket.shutdown(sockets.SHUT_WR)
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes as they are."""
+        self.socket.sendall(data)
+
+    def send(self, *requests: Mapping[str, Any]) -> None:
+        """Sends requests, one a line, in one piece."""
+        self.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
+
+    def read_line(self) -> bytes | None:
+        """The next line as it is, without its line feed; None when the daemon has closed the connection."""
+        while b"\n" not in self._received:
+            try:
+                data = self.socket.recv(1024 * 1024)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                assert self._received == b"", f"the connection ended in the middle of a line: {self._received[:200]!r}"
+                return None
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def read(self) -> Fields:
+        """The next reply."""
+        line = self.read_line()
+        assert line is not None, "the daemon closed the connection"
+        reply: Fields = json.loads(line)
+        assert isinstance(reply, dict)
+        assert isinstance(reply["ok"], bool)
+        return reply
+
+    def ask(self, request: Mapping[str, Any]) -> Fields:
+        """One request and the next reply."""
+        self.send(request)
+        return self.read()
+
+    def ask_line(self, line: bytes) -> Fields:
+        """One line as it is, and the next reply."""
+        self.write(line + b"\n")
+        return self.read()
+
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing comes for so long (a claim about absence, which only time can show)."""
+        return not self._received and not select.select([self.socket], [], [], seconds)[0]
+
+    def ended(self) -> bool:
+        """Whether the daemon closes the connection, with nothing more to say."""
+        return self.read_line() is None
+
+
+def error_of(reply: Mapping[str, Any]) -> str:
+    """The code of a refusal; fails if it is none, or has no text for people."""
+    assert reply["ok"] is False, reply
+    assert reply["error"].keys() == {"code", "message"}
+    assert len(reply["error"]["message"]) > 10
+    return str(reply["error"]["code"])
+
+
+# ── other processes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that has ended."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """What it wrote to standard output."""
+        return self.stdout.decode()
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        return self.stderr.decode(errors="replace")
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of its standard output."""
+        return self.text.splitlines()
+
+    @property
+    def rows(self) -> list[Any]:
+        """Its standard output as JSON, one value a line."""
+        return [json.loads(line) for line in self.lines]
+
+
+class Shell:
+    """Runs scripts in ``bash``, with ``eoq`` on the path and ``EOQ_SOCKET`` set."""
+
+    def __init__(self, socket: Path, folder: Path) -> None:
+        self.socket = socket
+        self.folder = folder
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables a script gets."""
+        beside = str(Path(sys.executable).parent)
+        return clean_environment(
+            PATH=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
+            EOQ_SOCKET=str(self.socket),
+            EOQ_DB=str(self.folder / "eoq.db"),
+        )
+
+    def start(self, script: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Starts a script in a session of its own; ``options`` are those of `subprocess.Popen`."""
+        return subprocess.Popen(
+            ["bash", "-c", script],
+            **{"env": self.environment, "cwd": self.folder, "start_new_session": True, **options},
+        )
+
+    def run(self, script: str, stdin: bytes = b"", *, timeout: float = PATIENCE * 2, **environment: str) -> Ran:
+        """Runs a script to its end; ``environment`` is set on top. A Python traceback fails the test."""
+        process = self.start(
+            script,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**self.environment, **environment},
+        )
+        with process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout)
+            except BaseException:
+                kill_group(process)
+                raise
+        ran = Ran(process.returncode, stdout, stderr)
+        assert "Traceback" not in ran.errors, f"{script}\n{ran.errors}"
+        return ran
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process started in a session of its own, and all it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def python_process(code: str, *arguments: str, socket: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that runs ``code``, its standard output a pipe; killed at the end if it still runs."""
+    environment = clean_environment(**({} if socket is None else {"EOQ_SOCKET": str(socket)}))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environment, cwd=tempfile.gettempdir()
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_line_of(process: subprocess.Popen[bytes], seconds: float = PATIENCE) -> bytes:
+    """The next line of a process's standard output; fails after ``seconds``.
+
+    Only for pipes that get a line at a time: what Python has read ahead, no waiting can see.
+    """
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], seconds)
+    assert readable, f"no line from process {process.pid} within {seconds:g} s"
+    return process.stdout.readline()
