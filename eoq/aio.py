@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from . import calls
 from .calls import Call
-from .client import GRACE_SECONDS, PIPELINED, RECONNECT_SECONDS
+from .client import PIPELINED, RECONNECT_SECONDS
 from .errors import EoqError, Forbidden, Unavailable
 from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from .paths import socket_path
@@ -33,6 +33,13 @@ class _Dropped(Exception):
     """The connection broke; what was under way on it may or may not have happened."""
 
 
+class _Stranger(_Dropped):
+    """Whoever answers is no eoq daemon: trying again is no use."""
+
+
+Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
+
+
 class _Link(asyncio.Protocol):
     """One live connection, shared by all tasks of a client."""
 
@@ -41,33 +48,47 @@ class _Link(asyncio.Protocol):
         self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
         self._last_rid = 0
         self._broken: str | None = None
+        self._stranger = False
         self._writable = asyncio.Event()
         self._writable.set()
 
-    async def exchange(self, requests: Sequence[Fields], deadline: float) -> list[Fields | EoqError]:
-        """Sends ``requests`` in one go and waits for their replies; raises `_Dropped` or `TimeoutError`."""
-        if self._broken is not None:
-            raise _Dropped(self._broken)
+    async def start(self, requests: Sequence[Fields]) -> Replies:
+        """Sends ``requests`` in one go; what it returns is for `finish`. Raises `_Dropped`."""
+        self._raise_if_broken()
+        await self._writable.wait()
+        self._raise_if_broken()
         loop = asyncio.get_running_loop()
         lines = []
-        futures: dict[int, asyncio.Future[Fields | EoqError]] = {}
+        replies: Replies = {}
         for request in requests:
             self._last_rid += 1
             line = encode({"rid": self._last_rid, **request})
             if (too_large := calls.line_too_long(line)) is not None:
                 raise too_large
             lines.append(line)
-            futures[self._last_rid] = loop.create_future()
-        self._replies.update(futures)
+            replies[self._last_rid] = loop.create_future()
+        self._replies.update(replies)
+        self._transport.write(b"".join(lines))
+        return replies
+
+    async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `_Dropped` or `TimeoutError`."""
         try:
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0.001)):
-                await self._writable.wait()
-                self._transport.write(b"".join(lines))
-                return await asyncio.gather(*futures.values())
+            async with asyncio.timeout(seconds):
+                return [await reply for reply in replies.values()]
         finally:
-            for rid, future in futures.items():
-                self._replies.pop(rid, None)
-                future.cancel()
+            self.forget(replies)
+
+    def forget(self, replies: Replies) -> None:
+        """Replies to these are thrown away when they come."""
+        for rid, reply in replies.items():
+            self._replies.pop(rid, None)
+            if not reply.cancel() and not reply.cancelled():
+                reply.exception()  # seen: the loop need not warn of it
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (_Stranger if self._stranger else _Dropped)(self._broken)
 
     def close(self, reason: str = "the client was closed") -> None:
         """Ends the connection; whoever waits on it gets `_Dropped`."""
@@ -89,7 +110,12 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for line in self._lines.feed(data):
-            rid, reply = decode_reply(line)
+            try:
+                rid, reply = decode_reply(line)
+            except ValueError:
+                self._stranger = True
+                self.close("what answers there is no eoq daemon")
+                return
             # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
             for waiting in list(self._replies) if rid is None else [rid]:
                 future = self._replies.get(waiting)
@@ -102,7 +128,15 @@ class _Link(asyncio.Protocol):
         self._writable.set()
         for future in self._replies.values():
             if not future.done():
-                future.set_exception(_Dropped(reason))
+                future.set_exception((_Stranger if self._stranger else _Dropped)(reason))
+
+
+class _Started(NamedTuple, Generic[T]):
+    """A request under way. Without replies it could not be sent, and has to be repeated."""
+
+    call: Call[T]
+    link: _Link
+    replies: Replies | None
 
 
 class AsyncClient:
@@ -156,19 +190,21 @@ class AsyncClient:
 
     async def send_stream(self, queue: str, messages: Iterable[object]) -> AsyncIterator[Sent]:
         """See `Client.send_stream`."""
-        under_way: deque[asyncio.Task[list[Sent]]] = deque()
+        under_way: deque[_Started[list[Sent]]] = deque()
         try:
             for batch in calls.send_batches(queue, messages):
-                under_way.append(asyncio.create_task(self._run(batch)))
-                if len(under_way) == PIPELINED:
-                    for sent in await under_way.popleft():
+                under_way.append(await self._start(batch, under_way[-1].link if under_way else None))
+                # After a break all that is under way is repeated before anything new, so that the order is kept.
+                while len(under_way) == PIPELINED or (under_way and under_way[-1].replies is None):
+                    for sent in await self._finish(under_way.popleft()):
                         yield sent
             while under_way:
-                for sent in await under_way.popleft():
+                for sent in await self._finish(under_way.popleft()):
                     yield sent
         finally:
-            for task in under_way:
-                task.cancel()
+            for started in under_way:
+                if started.replies is not None:
+                    started.link.forget(started.replies)
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,10 +331,10 @@ class AsyncClient:
         while True:
             link = await self._linked(started + self.timeout)
             try:
-                replies = await link.exchange(requests, time.monotonic() + wait + max(self.timeout, GRACE_SECONDS))
+                replies = await link.finish(await link.start(requests), wait + self.timeout)
             except _Dropped as dropped:
                 self._unlink(link)
-                if self._closed or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, _Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
@@ -310,6 +346,26 @@ class AsyncClient:
                 reply if isinstance(reply, EoqError) else call.read(reply)
                 for call, reply in zip(batch, replies, strict=True)
             ]
+
+    async def _start(self, call: Call[T], link: _Link | None) -> _Started[T]:
+        """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
+        link = await self._linked(time.monotonic() + self.timeout) if link is None else link
+        try:
+            return _Started(call, link, await link.start([call.fields]))
+        except _Dropped:
+            return _Started(call, link, None)
+
+    async def _finish(self, started: _Started[T]) -> T:
+        """The outcome of a request that was started; repeats it if the connection broke."""
+        if started.replies is not None:
+            with suppress(_Dropped, TimeoutError):
+                reply = (await started.link.finish(started.replies, started.call.wait + self.timeout))[0]
+                if isinstance(reply, EoqError):
+                    raise reply
+                return started.call.read(reply)
+        self._unlink(started.link)
+        started.link.close("a request was not answered in time")
+        return await self._run(started.call)
 
     async def _linked(self, deadline: float) -> _Link:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""

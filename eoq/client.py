@@ -32,8 +32,6 @@ PIPELINED: Final = 4
 """Requests of a bulk send that are under way at once."""
 RECONNECT_SECONDS: Final = 0.05
 """The first wait between two tries to reach a daemon that went away; it doubles up to a second."""
-GRACE_SECONDS: Final = 5.0
-"""How much longer than it was asked to wait a daemon may take to answer."""
 
 
 def connect(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> Client:
@@ -47,6 +45,10 @@ def connect(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30
 
 class _Dropped(Exception):
     """The connection broke; what was under way on it may or may not have happened."""
+
+
+class _Stranger(_Dropped):
+    """Whoever answers is no eoq daemon: trying again is no use."""
 
 
 class _Link:
@@ -66,12 +68,12 @@ class _Link:
         self._last_rid = 0
         self._reading = False
         self._broken: str | None = None
+        self._stranger = False
 
     def start(self, requests: Sequence[Fields], deadline: float) -> range:
         """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
         with self._changed:
-            if self._broken is not None:
-                raise _Dropped(self._broken)
+            self._raise_if_broken()
             rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
             self._last_rid += len(requests)
             for rid in rids:
@@ -107,6 +109,10 @@ class _Link:
                     self._socket.close()
             self._changed.notify_all()
 
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (_Stranger if self._stranger else _Dropped)(self._broken)
+
     def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
         lines = []
         for rid, request in zip(rids, requests, strict=True):
@@ -132,8 +138,7 @@ class _Link:
                 complete = [reply for reply in replies if reply is not None]
                 if len(complete) == len(replies):
                     return complete
-                if self._broken is not None:
-                    raise _Dropped(self._broken)
+                self._raise_if_broken()
                 if self._reading:
                     if not self._changed.wait(max(deadline - time.monotonic(), 0.001)):
                         raise TimeoutError
@@ -161,7 +166,11 @@ class _Link:
             self._changed.acquire()
             self._reading = False
             if data:
-                self._take(data)
+                try:
+                    self._take(data)
+                except ValueError:
+                    self._broken = "what answers there is no eoq daemon"
+                    self._stranger = True
             elif reason and self._broken is None:
                 self._broken = reason
             if self._broken is not None:
@@ -259,8 +268,9 @@ class Client:
         under_way: deque[_Started[list[Sent]]] = deque()
         try:
             for batch in calls.send_batches(queue, messages):
-                under_way.append(self._start(batch))
-                if len(under_way) == PIPELINED:
+                under_way.append(self._start(batch, under_way[-1].link if under_way else None))
+                # After a break all that is under way is repeated before anything new, so that the order is kept.
+                while len(under_way) == PIPELINED or (under_way and under_way[-1].rids is None):
                     yield from self._finish(under_way.popleft())
             while under_way:
                 yield from self._finish(under_way.popleft())
@@ -408,11 +418,11 @@ class Client:
         while True:
             link = self._linked(started + self.timeout)
             try:
-                deadline = time.monotonic() + wait + max(self.timeout, GRACE_SECONDS)
+                deadline = time.monotonic() + wait + self.timeout
                 replies = link.finish(link.start(requests, deadline), deadline)
             except _Dropped as dropped:
                 self._unlink(link)
-                if self._closed or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, _Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
@@ -425,10 +435,13 @@ class Client:
                 for call, reply in zip(batch, replies, strict=True)
             ]
 
-    def _start(self, call: Call[T]) -> _Started[T]:
-        """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile."""
+    def _start(self, call: Call[T], link: _Link | None = None) -> _Started[T]:
+        """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.
+
+        With a ``link`` it goes over that one or none.
+        """
         deadline = time.monotonic() + self.timeout
-        link = self._linked(deadline)
+        link = self._linked(deadline) if link is None else link
         try:
             return _Started(call, link, link.start([call.fields], deadline))
         except (_Dropped, TimeoutError):
@@ -437,7 +450,7 @@ class Client:
     def _finish(self, started: _Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.rids is not None:
-            deadline = time.monotonic() + started.call.wait + max(self.timeout, GRACE_SECONDS)
+            deadline = time.monotonic() + started.call.wait + self.timeout
             with suppress(_Dropped, TimeoutError):
                 reply = started.link.finish(started.rids, deadline)[0]
                 if isinstance(reply, EoqError):

@@ -27,6 +27,7 @@ from typing import Any, Final, TypeAlias
 
 from .errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from .message import Message, encode_payload
+from .protocol import MAX_BODY
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
@@ -148,6 +149,10 @@ class Inbox:
                 f"the handler of {message.id!r} ended the transaction; leave commit and rollback to the inbox"
             )
         result = None if returned is None else encode_payload(returned)[0]
+        if result is not None and len(result) > MAX_BODY:
+            raise MessageTooLarge(
+                f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
+            )
         self._database.execute(
             """
             insert into eoq_processed (queue, id, seq, result, processed_at)

@@ -80,18 +80,24 @@ class LineBuffer:
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
-    """One line of the wire."""
-    return _encode_json(fields).encode("ascii") + b"\n"
+    """One line of the wire; raises `InvalidRequest` for what JSON cannot say (NaN, infinity)."""
+    try:
+        return _encode_json(fields).encode("ascii") + b"\n"
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
 
 
 def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
-    """A reply line as its ``rid`` and its fields, or the error it carries."""
+    """A reply line as its ``rid`` and its fields, or the error it carries. Raises `ValueError` for what is none."""
     reply = json.loads(line)
-    rid = reply.get("rid")
-    if reply["ok"]:
-        return rid, reply
-    error = reply["error"]
-    return rid, from_wire(error["code"], error["message"])
+    try:
+        rid = reply.get("rid")
+        if reply["ok"]:
+            return rid, reply
+        error = reply["error"]
+        return rid, from_wire(error["code"], error["message"])
+    except (AttributeError, KeyError, TypeError) as mismatch:
+        raise ValueError(f"no reply of an eoq daemon: {line[:100]!r}") from mismatch
 
 
 def put_bytes(fields: Fields, name: str, value: bytes) -> None:

@@ -20,7 +20,7 @@ from ..protocol import put_bytes
 from . import requests as ask
 from .clock import Clock, Timer
 from .leases import Lease, Leases, Receipts
-from .store import Claim, Held, NewMessage, Store, Verb
+from .store import MAX_ATTEMPTS, Claim, Held, NewMessage, Store, Verb
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
@@ -28,8 +28,6 @@ Done: TypeAlias = Callable[[Any], None]
 Ended: TypeAlias = Callable[[str, str, str, "bytes | None", "str | None"], None]
 """Told of each message that has ended: queue, id, outcome, result, error."""
 
-MAX_ATTEMPTS: Final = 10
-"""Deliveries of a message before it is dead."""
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies in one reply to a receive; a single larger message goes alone."""
 PROMOTE_BATCH: Final = 500

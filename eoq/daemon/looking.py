@@ -38,7 +38,7 @@ class Looker:
         self._started = time.time()
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[Key, list[_Waiter]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
 
     def handles(self, request: ask.Request) -> bool:
         """Whether a request only looks."""
@@ -50,11 +50,11 @@ class Looker:
             case ask.GetResult(queue=queue, id=id, wait=wait):
                 self._result(session, (queue, id), wait, reply)
             case ask.Queues():
-                self._spawn(self._queues(), reply)
+                self._spawn(session, self._queues(), reply)
             case ask.Peek(queue=queue, state=state, limit=limit):
-                self._spawn(self._peek(queue, state, limit), reply)
+                self._spawn(session, self._peek(queue, state, limit), reply)
             case ask.Show(queue=queue, id=id):
-                self._spawn(self._show(queue, id), reply)
+                self._spawn(session, self._show(queue, id), reply)
             case ask.Status():
                 reply(self._status())
 
@@ -64,18 +64,23 @@ class Looker:
             self._answer(waiter, _result(outcome, result, error))
 
     def closed(self, session: Session) -> None:
-        """A connection has ended, and with it what it waited for."""
+        """A connection has ended, and with it what it asked and waited for."""
+        for task in self._tasks.get(session, ()):
+            task.cancel()
         for key in [key for key, waiters in self._waiters.items() if any(w.session is session for w in waiters)]:
             for waiter in list(self._waiters[key]):
                 if waiter.session is session:
                     self._forget(key, waiter)
 
     async def stop(self) -> None:
-        """Answers all who wait, and finishes what is being read."""
+        """Answers all who wait, and gives up what is being read."""
         for key, waiters in list(self._waiters.items()):
             for waiter in list(waiters):
                 self._waited(key, waiter)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _result(self, session: Session, key: Key, wait: float, reply: Reply) -> None:
         waiter = _Waiter(session, reply)
@@ -99,7 +104,7 @@ class Looker:
             else:
                 waiter.timer = self._loop.call_later(wait, partial(self._waited, key, waiter))
 
-        self._keep(look())
+        self._keep(session, look())
 
     def _waited(self, key: Key, waiter: _Waiter) -> None:
         if self._forget(key, waiter):
@@ -143,7 +148,7 @@ class Looker:
             **self._describe(),
         }
 
-    def _spawn(self, look: Coroutine[Any, Any, Fields], reply: Reply) -> None:
+    def _spawn(self, session: Session, look: Coroutine[Any, Any, Fields], reply: Reply) -> None:
         async def run() -> None:
             try:
                 fields: Fields | EoqError = await look
@@ -151,12 +156,18 @@ class Looker:
                 fields = error
             reply(fields)
 
-        self._keep(run())
+        self._keep(session, run())
 
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, session: Session, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.setdefault(session, set()).add(task)
+        task.add_done_callback(partial(self._done, session))
+
+    def _done(self, session: Session, task: asyncio.Task[None]) -> None:
+        tasks = self._tasks[session]
+        tasks.discard(task)
+        if not tasks:
+            del self._tasks[session]
 
 
 def _result(outcome: str, result: bytes | None, error: str | None) -> Fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import signal
 import sqlite3
@@ -17,13 +18,13 @@ from typing import Any
 import uvloop
 
 from ..errors import EoqError
-from .broker import MAX_ATTEMPTS, Broker
+from .broker import Broker
 from .clock import LoopClock
 from .locks import Lock, cannot_use
 from .looking import Looker
 from .reader import Reader
-from .server import Server
-from .store import QUICK_COMMIT, Store
+from .server import MAX_CONNECTIONS, Server
+from .store import MAX_ATTEMPTS, QUICK_COMMIT, Store
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -68,8 +69,12 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         holder = {"pid": os.getpid(), "socket": str(settings.socket)}
         for path in (settings.database, settings.socket):
             _make_folder(path.parent)
-            stack.callback(Lock(path, holder).release)
-        store = await Store.open(settings.database, quick_commit=settings.quick_commit)
+            # Resolved, so that a link is no second name under which another daemon opens the same file.
+            stack.callback(Lock(path.resolve(), holder).release)
+        _allow_many_files()
+        store = await Store.open(
+            settings.database, max_attempts=settings.max_attempts, quick_commit=settings.quick_commit
+        )
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
@@ -111,6 +116,16 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             await writer.drain()
     if failures:
         raise failures[0]
+
+
+def _allow_many_files() -> None:
+    """Raises the soft limit of open files, so that it is our own limit of connections that answers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 100
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # then fewer clients can connect
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _make_folder(folder: Path) -> None:

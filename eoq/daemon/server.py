@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import socket
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -22,8 +23,10 @@ MAX_CONNECTIONS: Final = 4000
 """Connections at once; one more is told so and closed."""
 MAX_IN_FLIGHT: Final = 1000
 """Requests of one connection that have no reply yet; above it nothing more is read from it."""
-MAX_RECEIVES: Final = 64
-"""Receives of one connection that have no reply yet: each may bring megabytes."""
+MAX_WAITING: Final = 256
+"""Requests of one connection that wait, for messages or for a result; one more is refused."""
+MAX_HEAVY: Final = 16
+"""Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024
@@ -76,10 +79,14 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._session = Session()
         self._lines = LineBuffer(MAX_LINE)
+        self._unhandled: deque[bytes] = deque()
         self._counted = 0
         self._in_flight = 0
-        self._paused_by_load = False
-        self._paused_by_writes = False
+        self._waiting = 0
+        self._heavy = 0
+        self._unread_replies = False
+        self._reading = True
+        self._handling = False
         self._stopped = False
 
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────
@@ -103,23 +110,23 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._stopped:
             return
-        for line in self._lines.feed(data):
-            self._handle(line)
+        self._unhandled.extend(self._lines.feed(data))
+        self._handle_lines()
         self._check_partial_line()
 
     def eof_received(self) -> bool:
         # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. One
         # that was killed reads no more, and what is bound to it must be given back now, not at the first reply.
         self._stopped = True
-        return self._in_flight > 0 and not self._hung_up()
+        return (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
 
     def pause_writing(self) -> None:
-        self._paused_by_writes = True
+        self._unread_replies = True
         self._read_or_not()
 
     def resume_writing(self) -> None:
-        self._paused_by_writes = False
-        self._read_or_not()
+        self._unread_replies = False
+        self._handle_lines()
 
     def _hung_up(self) -> bool:
         poll = select.poll()
@@ -130,6 +137,7 @@ class Connection(asyncio.Protocol):
 
     def stop_reading(self) -> None:
         self._stopped = True
+        self._unhandled.clear()
 
     def close(self) -> None:
         self._transport.close()
@@ -139,17 +147,34 @@ class Connection(asyncio.Protocol):
 
     # ── one line ────────────────────────────────────────────────────────────────────────────────────────
 
+    def _full(self) -> bool:
+        """Whether this client has so much under way that its next request has to wait."""
+        return self._unread_replies or self._in_flight >= MAX_IN_FLIGHT or self._heavy >= MAX_HEAVY
+
+    def _handle_lines(self) -> None:
+        if self._handling:
+            return
+        self._handling = True
+        while self._unhandled and not self._full() and not self._session.closed:
+            self._handle(self._unhandled.popleft())
+        self._handling = False
+        self._read_or_not()
+
     def _handle(self, line: bytes) -> None:
         try:
             request = ask.decode(line)
         except EoqError as error:
             self._write(ask.rid_of(line), error)
             return
-        if isinstance(request, ask.Receive) and len(self._session.waiting) >= MAX_RECEIVES:
-            self._write(request.rid, Overloaded(f"{MAX_RECEIVES} receives of this connection wait already"))
+        waits = isinstance(request, ask.Receive | ask.GetResult) and request.wait > 0
+        heavy = not waits and isinstance(request, ask.Receive | ask.GetResult | ask.Queues | ask.Peek | ask.Show)
+        if waits and self._waiting >= MAX_WAITING:
+            self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return
         self._in_flight += 1
-        reply = partial(self._reply, request.rid)
+        self._waiting += waits
+        self._heavy += heavy
+        reply = partial(self._reply, request.rid, waits, heavy)
         try:
             if self._server.looker.handles(request):
                 self._server.looker.handle(self._session, request, reply)
@@ -157,17 +182,15 @@ class Connection(asyncio.Protocol):
                 self._server.broker.handle(self._session, request, reply)
         except EoqError as error:
             reply(error)
-        if self._in_flight > MAX_IN_FLIGHT and not self._paused_by_load:
-            self._paused_by_load = True
-            self._read_or_not()
 
-    def _reply(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+    def _reply(self, rid: ask.Rid, waited: bool, heavy: bool, outcome: Fields | EoqError) -> None:
         self._in_flight -= 1
+        self._waiting -= waited
+        self._heavy -= heavy
         self._write(rid, outcome)
-        if self._paused_by_load and self._in_flight < MAX_IN_FLIGHT // 2:
-            self._paused_by_load = False
-            self._read_or_not()
-        if self._stopped and self._in_flight == 0:
+        if self._unhandled:
+            self._handle_lines()
+        if self._stopped and self._in_flight == 0 and not self._unhandled:
             self._transport.close()
 
     def _write(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
@@ -204,12 +227,14 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def _read_or_not(self) -> None:
-        if self._transport.is_closing():
-            return
-        if self._paused_by_load or self._paused_by_writes:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
+        """Reads on only when all that was read before is under way."""
+        reading = not self._unhandled and not self._full()
+        if reading != self._reading and not self._transport.is_closing() and not self._stopped:
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
 
 def _bind(path: Path) -> socket.socket:

@@ -32,6 +32,8 @@ APPLICATION_ID: Final = 0x656F7131
 """``eoq1`` in the header of the file: tells it from other SQLite files."""
 MINIMUM_SQLITE: Final = (3, 40, 0)
 MAX_QUEUES: Final = 100_000
+MAX_ATTEMPTS: Final = 10
+"""Deliveries of a message before it is dead."""
 QUICK_COMMIT: Final = 0.002
 """Seconds. A disk that commits faster than this is not worth two hops between threads (0.1 ms)."""
 
@@ -134,8 +136,10 @@ class Store:
         self._next_seq = 1
 
     @classmethod
-    async def open(cls, path: Path, *, quick_commit: float = QUICK_COMMIT) -> Store:
+    async def open(cls, path: Path, *, max_attempts: int = MAX_ATTEMPTS, quick_commit: float = QUICK_COMMIT) -> Store:
         """Opens or makes the file, brings its schema up to date, and ends the leases of the daemon before.
+
+        Where such a lease was the last of ``max_attempts``, its message is dead.
 
         Raises `StorageFailed`, `StorageFull` or `Forbidden` with what to do about it.
         """
@@ -144,25 +148,22 @@ class Store:
                 f"Python is linked to SQLite {sqlite3.sqlite_version}; eoq needs 3.40 or newer: "
                 "use a newer Python, or one built against a newer SQLite"
             )
-        databases: list[sqlite3.Connection] = []
-
-        def connector() -> sqlite3.Connection:
+        try:
             # Two threads use it, never at once: the writer waits for the one before it asks the other.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-            databases.append(database)
-            return database
-
-        connection = _Connection(connector, 64)
-        try:
-            await connection
-            store = cls(connection, databases[0], path, quick_commit)
-            try:
-                await connection.run(store._prepare)
-            except BaseException:
-                await connection.close()
-                raise
         except sqlite3.Error as error:
             raise storage_error(error, path) from error
+        connection = _Connection(lambda: database, 64)
+        await connection
+        store = cls(connection, database, path, quick_commit)
+        try:
+            await connection.run(partial(store._prepare, max_attempts))
+        except sqlite3.Error as error:
+            await connection.close()
+            raise storage_error(error, path) from error
+        except BaseException:
+            await connection.close()
+            raise
         return store
 
     async def close(self) -> None:
@@ -549,7 +550,7 @@ class Store:
 
     # ── opening ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self) -> None:
+    def _prepare(self, max_attempts: int) -> None:
         database = self._database
         (version,) = database.execute("pragma user_version").fetchone()
         (application,) = database.execute("pragma application_id").fetchone()
@@ -584,10 +585,20 @@ class Store:
                 commit;
                 """
             )
-        self._recover()
+        self._recover(max_attempts)
 
-    def _recover(self) -> None:
-        """Leases do not outlive their daemon: what it had leased is delivered again (G3)."""
+    def _recover(self, max_attempts: int) -> None:
+        """Leases do not outlive their daemon: what it had leased is delivered again (G3), or dead."""
+        self._database.execute("begin immediate")
+        dead = self._database.execute(
+            """
+            update message
+            set state = 'dead', error = 'the daemon ended before the message was settled'
+            where state = 'leased' and attempts >= ?
+            returning queue, "group"
+            """,
+            (max_attempts,),
+        ).fetchall()
         self._database.execute(
             """
             update message
@@ -595,6 +606,10 @@ class Store:
             where state = 'leased'
             """
         )
+        for number, group in dead:
+            if group is not None:
+                self._unblock(time.time(), number, group)
+        self._database.execute("commit")
         (self._next_seq,) = self._database.execute(
             """
             select max(

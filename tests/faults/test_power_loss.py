@@ -1,7 +1,7 @@
 """Loss of power: what was written after the last fsync is gone or torn, and what was confirmed is there (G1).
 
-A power loss is made from a `kill -9`: on copies of the daemon's files, everything behind the place that the log had
-reached at a confirmation may be missing, cut or garbage. That this place was on disk by then, is shown by strace.
+How the files look after it, is in ``power.py``; that the log was on disk by the time of each confirmation, is what
+strace shows, and where there is none, the settings of the store's connection.
 """
 
 from __future__ import annotations
@@ -12,68 +12,210 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 import eoq
-from eoq.daemon.store import NewMessage, Store
-from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all
-from tests.support import eventually, short_folder
+from eoq.daemon.store import Store
+from tests.faults.daemons import PlantedDaemon, ids_of, planted_daemon, settle_all, show
+from tests.faults.planted_daemon import Plant
+from tests.faults.power import (
+    LOSSES,
+    QUEUE,
+    Loss,
+    Moment,
+    body_of,
+    copy_without_index,
+    dropped,
+    garbled,
+    live,
+    log_of,
+    written_length,
+)
+from tests.support import PATIENCE, Wire, eventually, short_folder
 
-QUEUE: Final = "q"
-SECTOR: Final = 512
-STEPS: Final = 60
-WAL_HEADER: Final = 32
-FRAME_HEADER: Final = 24
 FULL: Final = 2
+"""``pragma synchronous``: every commit waits for the disk."""
+SYNCED: Final = re.compile(r"(f(data)?sync\(\d+<.*-wal>|<\.\.\. f(data)?sync resumed).*= 0$")
+"""The log is on disk; on the thread strace may show begin and end on lines of their own."""
+MOST_SENDS: Final = 300
+"""Megabytes after which a log must have begun again."""
+
+Life = tuple[Path, list[Moment]]
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What had been confirmed when the log had this length."""
-
-    length: int
-    sent: frozenset[str]
-    acked: frozenset[str]
+@pytest.fixture(scope="module")
+def life() -> Iterator[Life]:
+    """The files of a daemon that was killed, and the moments of its confirmations."""
+    with short_folder() as folder:
+        yield folder, live(folder, random.Random(1))
 
 
-@dataclass(frozen=True)
-class Wreck:
-    """The files of a daemon that was killed, and the moments of its life. ``began_again``: see `_valid_length`."""
-
-    folder: Path
-    moments: list[Moment]
-
-
-def _log(folder: Path) -> Path:
-    return folder / "eoq.db-wal"
+def _lose(life: Life, moment: Moment, loss: Loss, seed: int, copy: Path) -> None:
+    folder, _ = life
+    copy_without_index(folder, copy)
+    data = log_of(copy).read_bytes()
+    log_of(copy).write_bytes(loss(data, moment.length, random.Random(seed)))
 
 
-def _live(folder: Path, rng: random.Random) -> list[Moment]:
-    """Sends and acks, one after the other, and kills the daemon: the moment after each confirmation."""
-    moments: list[Moment] = []
-    sent: set[str] = set()
-    acked: set[str] = set()
+def _check_integrity(db: Path) -> None:
+    with closing(sqlite3.connect(db)) as database:
+        assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
+
+
+# ── what is there afterwards ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, *(pytest.param(n / 16, marks=pytest.mark.slow) for n in range(1, 16))])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part: float) -> None:
+    moments = life[1]
+    moment = moments[int(part * len(moments))]
+    _lose(life, moment, loss, int(part * 100), folder)
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
+        known = {id: message["state"] for id in moments[-1].sent if (message := show(client, QUEUE, id))}
+        delivered = settle_all(client, QUEUE)
+        assert daemon.terminate() == 0
+    assert moment.sent <= known.keys(), "a confirmed message is lost"
+    assert all(known[id] == "done" for id in moment.acked), "a confirmed ack is lost"
+    assert sorted(ids_of(delivered)) == sorted(id for id, state in known.items() if state != "done"), "once, or not"
+    assert all(message.body == body_of(message.id) for message in delivered)
+    _check_batches(known, moments[-1])
+    _check_integrity(daemon.db)
 
-        def confirmed() -> None:
-            # Only stat: nobody else may open a file that SQLite has open (in this process it has not, but still).
-            moments.append(Moment(_log(folder).stat().st_size, frozenset(sent), frozenset(acked)))
 
-        for number in range(STEPS):
-            batch = [f"{number}-{index}" for index in range(rng.choice((1, 1, 1, 2, 20)))]
-            client.send_many(QUEUE, [eoq.Outgoing(rng.randbytes(rng.choice((10, 500, 20_000))), id=id) for id in batch])
-            sent.update(batch)
-            confirmed()
-            if number % 3 == 0:
-                message = client.receive(QUEUE)[0]
-                message.ack(result=b"r")
-                acked.add(message.id)
-                confirmed()
-    return moments
+def _check_batches(known: dict[str, Any], last: Moment) -> None:
+    """What was sent together is there as a whole, or not at all."""
+    batches: dict[str, set[bool]] = defaultdict(set)
+    for id in last.sent:
+        batches[id.partition("-")[0]].add(id in known)
+    assert all(len(there) == 1 for there in batches.values())
+
+
+def test_the_length_at_the_confirmation_is_what_it_takes(life: Life, folder: Path) -> None:
+    """One byte less loses something: so the tests above would notice a confirmation that came too early."""
+    before, moment = life[1][-3:-1]
+    _lose(life, Moment(moment.length - 1, moment.sent, moment.acked), dropped, 0, folder)
+    with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
+        lost = [id for id in moment.sent - before.sent if show(client, QUEUE, id) is None]
+        undone = [id for id in moment.acked - before.acked if (show(client, QUEUE, id) or {})["state"] != "done"]
+    assert lost or undone
+
+
+@pytest.mark.parametrize("loss", [dropped, garbled], ids=lambda loss: loss.__name__)
+def test_a_log_that_began_again_holds_what_was_confirmed_since(folder: Path, loss: Loss) -> None:
+    """A checkpoint has moved the old log into the file, and the new one is written over it."""
+    sent: list[str] = []
+    with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
+        length = -1
+        while log_of(folder).stat().st_size > length and len(sent) < MOST_SENDS:
+            length = log_of(folder).stat().st_size
+            sent.append(client.send(QUEUE, bytes([len(sent) % 256]) * 1024 * 1024).id)
+        sent += [client.send(QUEUE, b"since then").id for _ in range(20)]
+        daemon.kill()
+        data = log_of(folder).read_bytes()
+        assert written_length(data) < len(data), "the log has not begun again"
+        with short_folder() as copy:
+            copy_without_index(folder, copy)
+            log_of(copy).write_bytes(loss(data, written_length(data), random.Random(1)))
+            _check_all_there(copy, sent)
+
+
+def _check_all_there(folder: Path, sent: list[str]) -> None:
+    with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
+        assert ids_of(settle_all(client, QUEUE)) == sent
+        assert daemon.terminate() == 0
+    _check_integrity(daemon.db)
+
+
+# ── the fsync comes before the confirmation ─────────────────────────────────────────────────────────────────
+
+
+def test_the_store_commits_with_a_sync_what_must_be_durable(folder: Path) -> None:
+    """Also after a transaction that need not be durable."""
+
+    async def settings() -> list[object]:
+        store = await Store.open(folder / "eoq.db")
+
+        def pragmas() -> tuple[object, ...]:
+            names = ("synchronous", "journal_mode")
+            return tuple(store._database.execute(f"pragma {name}").fetchone()[0] for name in names)
+
+        try:
+            return [store.transact([pragmas], durable)[0] for durable in (True, False, True)]
+        finally:
+            await store.close()
+
+    first, _, last = asyncio.run(settings())
+    assert first == last == (FULL, "wal")
+
+
+def _can_trace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _can_trace(), reason="strace is not there, or may not trace")
+@pytest.mark.parametrize("quick_commit", [None, 0.0], ids=["on the loop", "on the thread"])
+def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Path, quick_commit: float | None) -> None:
+    trace = folder / "trace"
+    calls = "trace=fsync,fdatasync,pwrite64,write,writev,sendto,sendmsg"
+    daemon = PlantedDaemon(
+        folder,
+        Plant(quick_commit=quick_commit),
+        ("strace", "-D", "-f", "-y", "-s", "1000", "-e", calls, "-o", str(trace)),
+    )
+    try:
+        daemon.start()
+        with daemon.wire() as wire:
+            asked = _ask_everything(wire)
+        daemon.terminate()
+        eventually(lambda: f"{daemon.pid} +++ exited" in re.sub(" +", " ", trace.read_text()), PATIENCE)
+    finally:
+        daemon.kill()
+    confirmed = _confirmed_after_sync(trace.read_text())
+    assert confirmed == dict.fromkeys(asked, True)
+
+
+def _ask_everything(wire: Wire) -> list[str]:
+    """Every kind of request that must be durable, some of them behind a receive, which need not: their rids."""
+    asked: list[str] = []
+
+    def ask(op: str, **fields: object) -> None:
+        asked.append(f"durable-{len(asked)}-{op}")
+        assert wire.ask({"op": op, "rid": asked[-1], **fields})["ok"]
+
+    def receive() -> str:
+        return str(wire.ask({"op": "receive", "queue": QUEUE})["messages"][0]["receipt"])
+
+    for _ in range(3):
+        ask("send", queue=QUEUE, body="x")
+    ask("send_many", queue=QUEUE, messages=[{"body": "x"}] * 5)
+    ask("ack", receipt=receive(), result="r")
+    ask("settle", acks=[{"receipt": receive()}], send=[{"queue": "next", "body": "x"}])
+    ask("nack", receipt=receive(), delay=0)
+    ask("reject", receipt=receive())
+    ask("release", receipts=[receive()])
+    return asked
+
+
+def _confirmed_after_sync(trace: str) -> dict[str, bool]:
+    """For each reply that was sent: whether its transaction was in the log, and the log on disk."""
+    confirmed: dict[str, bool] = {}
+    written = synced = False
+    for line in trace.splitlines():
+        call = line.split(maxsplit=1)[1]
+        if call.startswith("pwrite64(") and "-wal>" in call:
+            written, synced = True, False
+        elif SYNCED.match(call):
+            synced = True
+        elif rid := re.search(r"durable-\d+-\w+", call):
+            confirmed[rid[0]] = written and synced
+            written = False
+    return confirmed

@@ -265,10 +265,10 @@ class Pair:
         self._stopping = True
         self._broker.stop()
         self._drain()
+        assert not self._open_requests, "a daemon that stops answers everybody"
         for peer in peers:
             self.close(peer)
         self._drain()
-        assert not self._open_requests, "a daemon that stops answers everybody"
 
     def _drain(self) -> None:
         for _ in range(PATIENCE):

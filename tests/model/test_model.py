@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eoq.daemon.broker import Fields
+from eoq.daemon.broker import LONGEST_TIMER, Fields
 from eoq.protocol import put_bytes
 from tests.model.pair import Pair, Peer
 from tests.model.reference import Delivery, Draft
@@ -176,7 +176,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.deliveries)
     @rule(peer=peers, pick=picks, result=results, then=afterwards)
     def ack(self, peer: int, pick: int, result: bytes | None, then: str) -> None:
-        delivery = _pick(self._most_alive(), pick)
+        self._ack(peer, _pick(self._most_alive(), pick), result, then)
+
+    def _ack(self, peer: int, delivery: Delivery, result: bytes | None, then: str) -> None:
         now = self.pair.clock.wall()
 
         def effect() -> Fields:
@@ -224,7 +226,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.deliveries)
     @rule(peer=peers, pick=picks, delay=delays, then=afterwards)
     def nack(self, peer: int, pick: int, delay: float | None, then: str) -> None:
-        delivery = _pick(self._most_alive(), pick)
+        self._nack(peer, _pick(self._most_alive(), pick), delay, then)
+
+    def _nack(self, peer: int, delivery: Delivery, delay: float | None, then: str) -> None:
         now = self.pair.clock.wall()
         wait = self._backoff(delivery.attempt) if delay is None else delay
 
@@ -243,7 +247,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.deliveries)
     @rule(peer=peers, pick=picks, then=afterwards)
     def reject(self, peer: int, pick: int, then: str) -> None:
-        delivery = _pick(self._most_alive(), pick)
+        self._reject(peer, _pick(self._most_alive(), pick), then)
+
+    def _reject(self, peer: int, delivery: Delivery, then: str) -> None:
         now = self.pair.clock.wall()
 
         def effect() -> Fields:
@@ -256,7 +262,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.deliveries)
     @rule(peer=peers, some=st.lists(picks, min_size=1, max_size=3), then=afterwards)
     def release(self, peer: int, some: list[int], then: str) -> None:
-        given = [_pick(self._most_alive(), pick) for pick in some]
+        self._release(peer, [_pick(self._most_alive(), pick) for pick in some], then)
+
+    def _release(self, peer: int, given: list[Delivery], then: str) -> None:
         live = [delivery for delivery in given if not delivery.ended]
         now = self.pair.clock.wall()
 
@@ -270,8 +278,8 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     @precondition(lambda self: self.pair.deliveries)
-    @rule(peer=peers, pick=picks, seconds=leases)
-    def extend(self, peer: int, pick: int, seconds: float) -> None:
+    @rule(peer=peers, pick=picks, seconds=leases, until_it_ends=st.booleans())
+    def extend(self, peer: int, pick: int, seconds: float, until_it_ends: bool) -> None:
         delivery = _pick(self._most_alive(), pick)
         allowed = _if_it_has_ended(delivery)
         if not delivery.ended:
@@ -280,6 +288,53 @@ class Machine(RuleBasedStateMachine):
         fields = {"op": "extend", "receipt": delivery.receipt, "seconds": seconds}
         if self.pair.ask(self.peers[peer], fields, at_once=allowed).outcome == "ok":
             delivery.deadline = self.pair.clock.monotonic() + seconds
+        if until_it_ends:
+            self.pair.pass_time(seconds, prompt=True)
+
+    @precondition(lambda self: self.pair.deliveries)
+    @rule(
+        peer=peers,
+        pick=picks,
+        first=st.sampled_from(["nack", "release", "reject", "ack", "hang_up"]),
+        again=st.booleans(),
+        second=st.sampled_from(["nack", "release", "reject", "ack", "settle", "settle_all"]),
+        then=afterwards,
+    )
+    def change_ones_mind(self, peer: int, pick: int, first: str, again: bool, second: str, then: str) -> None:
+        """Two endings of one delivery in one transaction, the message perhaps delivered again between the two."""
+        self.pair.come_to_rest()
+        delivery = _pick(self._most_alive(), pick)
+        if first == "hang_up":
+            self.hang_up(peer, "leave")
+        else:
+            self._ending(first, peer, delivery, "leave")
+        if again:
+            self.receive(peer, "leave", queue=delivery.message.draft.queue, limit=1000, lease=30.0)
+        self._ending(second, peer, delivery, then)
+
+    def _ending(self, how: str, peer: int, delivery: Delivery, then: str) -> None:
+        match how:
+            case "nack":
+                self._nack(peer, delivery, 0.0, then)
+            case "release":
+                self._release(peer, [delivery], then)
+            case "reject":
+                self._reject(peer, delivery, then)
+            case "ack":
+                self._ack(peer, delivery, b"mine", then)
+            case "settle":
+                self._settle(peer, [(delivery, b"mine")], [Draft("b", "")], then)
+            case "settle_all":
+                self.settle_all(peer, [], then)
+
+    @rule(peer=peers, queue=queues, times=st.integers(2, 4))
+    def fail_again(self, peer: int, queue: str, times: int) -> None:
+        """The same first message is taken and given up several times, waiting as long as it must."""
+        for _ in range(times):
+            self.receive(peer, "rest", queue=queue, limit=1, lease=30.0)
+            if self.pair.deliveries:
+                self._nack(peer, self.pair.deliveries[-1], None, "rest")
+            self.pair.pass_time(1.0, prompt=True)
 
     def _most_alive(self) -> list[Delivery]:
         """The deliveries given last, so that most requests are about leases that live."""
@@ -297,9 +352,11 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: float, prompt: bool) -> None:
         self.pair.pass_time(seconds, prompt=prompt)
 
-    @rule(seconds=st.sampled_from([-86400.0, -50.0, -1.0, 1.0, 50.0, 86400.0]))
-    def the_clock_is_set(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([-86400.0, -50.0, -1.0, 1.0, 50.0, 86400.0]), until_noticed=st.booleans())
+    def the_clock_is_set(self, seconds: float, until_noticed: bool) -> None:
         self.pair.jump(seconds)
+        if until_noticed:
+            self.pair.pass_time(LONGEST_TIMER, prompt=True)
 
     @precondition(lambda self: self.pair.waiting)
     @rule(count=st.one_of(st.none(), st.integers(1, 4)), finish=st.booleans())
@@ -363,7 +420,8 @@ def _run(examples: int) -> None:
     )
 
 
-def test_a_delayed_message_behind_a_dead_one_becomes_due() -> None:
+@pytest.mark.parametrize("how", ["ack", "reject", "nack", "time"])
+def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
     """Found by the machine: the timer of its due time had gone by while it was blocked, and nobody set another."""
     machine = Machine()
     try:
@@ -371,10 +429,15 @@ def test_a_delayed_message_behind_a_dead_one_becomes_due() -> None:
         machine.send(0, Draft("a", "first", group="g"), "rest")
         machine.send(0, Draft("a", "second", group="g", due=100.0), "rest")
         machine.receive(0, "rest", queue="a", lease=70.0)
-        machine.time_passes(70.0, prompt=True)
+        machine.time_passes(LONGEST_TIMER, prompt=True)
+        if how == "time":
+            machine.time_passes(10.0, prompt=True)
+        else:
+            machine._ending(how, 0, machine.pair.deliveries[0], "rest")
         machine.wait(0, "rest", queue="a", lease=5.0, wait=300.0)
-        machine.time_passes(60.0, prompt=True)
+        machine.time_passes(50.0, prompt=True)
         machine.holds()
+        assert len(machine.pair.deliveries) == 2
     finally:
         machine.teardown()
 

@@ -1,0 +1,258 @@
+"""A full disk: a clear error at once, nothing confirmed is lost, and it goes on by itself when there is space (G10).
+
+The disk is a small file system in memory where root can mount one; everybody has a database that may not grow.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+import pytest
+
+import eoq
+from tests.faults.daemons import PlantedDaemon, ids_of, planted_daemon, settle_all, show
+from tests.faults.planted_daemon import Plant
+from tests.support import Shell, eventually, short_folder
+
+QUEUE: Final = "q"
+DISK_BYTES: Final = 8 * 1024 * 1024
+BALLAST_BYTES: Final = 4 * 1024 * 1024
+AT_ONCE: Final = 3.0
+"""Seconds; nobody may wait for a disk that has no space."""
+
+
+class Disk(Protocol):
+    """A disk with a daemon on it, that can be filled and freed."""
+
+    daemon: PlantedDaemon
+
+    def fill(self) -> None: ...
+    def free(self) -> None: ...
+
+
+class MountedDisk:
+    """A file system of a few megabytes, filled by what is sent and freed by removing a ballast."""
+
+    def __init__(self, daemon: PlantedDaemon) -> None:
+        self.daemon = daemon
+        self._ballast = daemon.db.with_name("ballast")
+        self._ballast.write_bytes(bytes(BALLAST_BYTES))
+
+    def fill(self) -> None:
+        """Takes all space that is left."""
+        with self.daemon.db.with_name("filler").open("ab", buffering=0) as filler:
+            for size in (1024 * 1024, 4096, 1):
+                while _written(filler.fileno(), size):
+                    pass
+
+    def free(self) -> None:
+        """Gives some back."""
+        self._ballast.unlink()
+
+
+def _written(descriptor: int, size: int) -> bool:
+    try:
+        return os.write(descriptor, bytes(size)) > 0
+    except OSError:
+        return False
+
+
+class LimitedFile:
+    """A database that SQLite may not let grow, which it reports as it reports a full disk."""
+
+    def __init__(self, daemon: PlantedDaemon, full: Path) -> None:
+        self.daemon = daemon
+        self._full = full
+
+    def fill(self) -> None:
+        """From now on it may not grow."""
+        self._full.touch()
+
+    def free(self) -> None:
+        """Now it may."""
+        self._full.unlink()
+
+
+@contextmanager
+def _mounted(folder: Path) -> Iterator[Path]:
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "eoq-test", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def mounted() -> Iterator[MountedDisk]:
+    """A small disk with a daemon on it; the socket is elsewhere."""
+    with short_folder() as folder, _mounted(folder) as disk:
+        daemon = PlantedDaemon(folder)
+        daemon.db = disk / "eoq.db"
+        try:
+            daemon.start()
+            yield MountedDisk(daemon)
+            daemon.check()
+        finally:
+            daemon.kill()
+
+
+@pytest.fixture
+def limited(folder: Path) -> Iterator[LimitedFile]:
+    """A daemon whose file can be kept from growing."""
+    full = folder / "full"
+    with planted_daemon(Plant(full=str(full)), folder) as daemon:
+        yield LimitedFile(daemon, full)
+
+
+@pytest.fixture(params=["mounted", "limited"])
+def disk(request: pytest.FixtureRequest) -> Disk:
+    """A disk that is not full yet."""
+    disk: Disk = request.getfixturevalue(request.param)
+    return disk
+
+
+def _send_until_full(client: eoq.Client, size: int) -> list[str]:
+    """Sends until the disk is full; returns what was confirmed. The refusal comes at once."""
+    sent: list[str] = []
+    while True:
+        id = f"{size}-{len(sent)}"
+        start = time.monotonic()
+        try:
+            client.send(QUEUE, bytes(size), id=id)
+        except eoq.StorageFull as error:
+            assert time.monotonic() - start < AT_ONCE
+            assert "full" in str(error)
+            assert "free some space" in str(error)
+            return sent
+        sent.append(id)
+        assert len(sent) < 100_000, "the disk never fills"
+
+
+def _fill(disk: Disk, client: eoq.Client) -> list[str]:
+    """Fills the disk until not one small message fits; returns what was confirmed."""
+    sent = [client.send(QUEUE, bytes(100), id=f"first-{number}").id for number in range(10)]
+    disk.fill()
+    return sent + _send_until_full(client, 50_000) + _send_until_full(client, 1)
+
+
+def test_a_full_disk_is_said_at_once_and_what_was_confirmed_is_delivered(disk: Disk) -> None:
+    with eoq.connect(disk.daemon.socket) as client:
+        sent = _fill(disk, client)
+        for _ in range(3):
+            with pytest.raises(eoq.StorageFull):
+                client.send(QUEUE, bytes(50_000), id="refused")
+        with pytest.raises(eoq.StorageFull):
+            client.send_many(QUEUE, [bytes(50_000)] * 20)
+        assert show(client, QUEUE, "refused") is None
+        assert client.ask("status")["pid"] == disk.daemon.pid
+        disk.free()
+        assert client.send(QUEUE, bytes(50_000), id="refused").duplicate is False
+        assert ids_of(settle_all(client, QUEUE)) == [*sent, "refused"]
+
+
+def test_what_was_confirmed_survives_a_kill_on_a_full_disk(disk: Disk) -> None:
+    with eoq.connect(disk.daemon.socket) as client:
+        sent = _fill(disk, client)
+        disk.daemon.kill()
+        disk.free()
+        disk.daemon.start()
+        assert ids_of(settle_all(client, QUEUE)) == sent
+
+
+def test_on_the_command_line_it_is_status_75_and_a_sentence(disk: Disk) -> None:
+    with eoq.connect(disk.daemon.socket) as client:
+        _fill(disk, client)
+    shell = Shell(disk.daemon.socket, disk.daemon.folder)
+    ran = shell.run("head -c 50000 /dev/zero | eoq send q")
+    assert ran.status == 75
+    assert ran.text == ""
+    assert "is full" in ran.errors
+    disk.free()
+    assert shell.run("head -c 50000 /dev/zero | eoq send q").status == 0
+
+
+def test_a_transaction_on_a_full_disk_changes_nothing(disk: Disk) -> None:
+    """An ack with a large message behind it: both or none (G4)."""
+    with eoq.connect(disk.daemon.socket) as client:
+        client.send(QUEUE, "x", id="a", priority=1)
+        (message,) = client.receive(QUEUE)
+        _fill(disk, client)
+        with pytest.raises(eoq.StorageFull):
+            client.ack(message, send=[eoq.Outgoing(bytes(500_000), queue="next", id="b")])
+        assert (show(client, QUEUE, "a") or {})["state"] == "leased"
+        assert show(client, "next", "b") is None
+        disk.free()
+        client.ack(message, send=[eoq.Outgoing(bytes(500_000), queue="next", id="b")])
+        assert (show(client, QUEUE, "a") or {})["state"] == "done"
+        assert ids_of(settle_all(client, "next")) == ["b"]
+
+
+@pytest.mark.parametrize("ends", ["by time", "with its connection"])
+def test_a_lease_that_ends_on_a_full_disk_is_given_back_later(mounted: MountedDisk, ends: str) -> None:
+    with eoq.connect(mounted.daemon.socket) as client, eoq.connect(mounted.daemon.socket) as consumer:
+        client.send("held", "x", id="a")
+        (message,) = consumer.receive("held", bound=True)
+        _fill(mounted, client)
+        if ends == "by time":
+            message.extend(0.01)
+        else:
+            consumer.close()
+        eventually(lambda: client.ask("status")["leased"] == 0, what="the lease has ended")
+        assert (show(client, "held", "a") or {})["state"] == "leased", "the disk has no space for its end"
+        mounted.free()
+        (again,) = eventually(lambda: client.receive("held"), what="it is delivered again")
+        assert (again.id, again.attempt) == ("a", 2)
+        with pytest.raises(eoq.LeaseLost):
+            client.ack(message)
+        again.ack()
+
+
+def test_a_delayed_message_that_is_due_on_a_full_disk_comes_later(mounted: MountedDisk) -> None:
+    with eoq.connect(mounted.daemon.socket) as client:
+        client.send("later", "x", id="a", delay=1.0)
+        _fill(mounted, client)
+        due = time.monotonic() + 1.2
+        eventually(lambda: time.monotonic() > due)
+        assert (show(client, "later", "a") or {})["state"] == "delayed"
+        mounted.free()
+        assert ids_of(eventually(lambda: client.receive("later"), what="it is delivered")) == ["a"]
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str) -> None:
+    daemon = mounted.daemon
+    with eoq.connect(daemon.socket) as client:
+        sent = _fill(mounted, client)
+        daemon.kill() if end == "kill" else daemon.terminate()
+        mounted.fill()
+        daemon.start()
+        with pytest.raises(eoq.StorageFull):
+            client.send(QUEUE, bytes(50_000))
+        mounted.free()
+        assert ids_of(settle_all(client, QUEUE)) == sent
+
+
+def test_a_daemon_that_needs_space_to_start_says_so(mounted: MountedDisk) -> None:
+    """It has a lease of the daemon before to end."""
+    daemon = mounted.daemon
+    with eoq.connect(daemon.socket) as client:
+        client.send("held", "x", id="a")
+        client.receive("held")
+        _fill(mounted, client)
+        daemon.kill()
+        ran = Shell(daemon.socket, daemon.folder).run(f"eoq daemon --db {daemon.db} --socket {daemon.socket}")
+        assert ran.status == 75
+        assert "is full" in ran.errors
+        mounted.free()
+        daemon.start()
+        assert ids_of(settle_all(client, "held")) == ["a"]
