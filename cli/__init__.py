@@ -5,8 +5,10 @@ A command's module is imported only when the command runs, so that `eoq send` st
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +27,8 @@ _HOME_OF = {command: home for home, commands in _HOMES.items() for command in co
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
+INPUT_OUTPUT_ERROR = 74
+"""Exit status where standard input or output failed (EX_IOERR)."""
 
 
 class _Commands(click.Group):
@@ -41,13 +45,31 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        _open_closed_streams()
         try:
-            return super().invoke(ctx)
+            outcome = super().invoke(ctx)
+            sys.stdout.flush()
         except EoqError as error:
             click.echo(f"eoq: {error}", err=True)
             sys.exit(error.exit_status)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise  # nobody reads on; click ends quietly
+        except OSError as error:
+            # What is left in the buffer would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            click.echo(f"eoq: cannot read or write: {error}; see to the disk or the redirection", err=True)
+            sys.exit(INPUT_OUTPUT_ERROR)
+        return outcome
+
+
+def _open_closed_streams() -> None:
+    """Output that the caller has closed goes nowhere, instead of failing in the middle."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

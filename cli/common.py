@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -53,6 +53,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def visible(text: str) -> str:
+    """A text without what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else "·" for letter in text)
+
+
 def print_bytes(value: bytes) -> None:
     """Bytes as they are, ended by a line feed where they have none."""
     sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
@@ -65,13 +70,21 @@ def bytes_fields(name: str, value: bytes) -> dict[str, Any]:
     return fields
 
 
+def standard_input() -> BinaryIO:
+    """Standard input as bytes; `InvalidRequest` where whoever started the command has closed it."""
+    if sys.stdin is None:
+        raise InvalidRequest("standard input is closed; give the body as an argument, or redirect a file to it")
+    return sys.stdin.buffer
+
+
 def read_body(given: str | None, what: str) -> bytes:
     """The bytes of an argument, or standard input where it is absent or ``-``; never more than a body may have."""
     if given is not None and given != "-":
         return given.encode(errors="surrogateescape")
-    if sys.stdin.isatty():
+    stdin = standard_input()
+    if stdin.isatty():
         click.echo(f"eoq: reading the {what} from the terminal; end it with Ctrl-D", err=True)
-    body = sys.stdin.buffer.read(protocol.MAX_BODY + 1)
+    body = stdin.read(protocol.MAX_BODY + 1)
     if len(body) > protocol.MAX_BODY:
         raise MessageTooLarge(
             f"the {what} on standard input has more than {protocol.MAX_BODY:,} bytes; "

@@ -74,6 +74,10 @@ def start(db: str | None, socket: str | None, max_attempts: int) -> None:
     """Start the daemon in the background. Does nothing if one answers already.
 
     Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
+
+    \b
+    eoq start
+    eoq start --db shop/eoq.db --socket shop/eoq.sock
     """
     path = socket_path(socket).absolute()
     running = _status(str(path))
@@ -115,7 +119,11 @@ def start(db: str | None, socket: str | None, max_attempts: int) -> None:
 @click.command()
 @socket_option
 def stop(socket: str | None) -> None:
-    """Stop the daemon: what was begun is finished and answered first."""
+    """Stop the daemon: what was begun is finished and answered first.
+
+    \b
+    eoq stop
+    """
     path = socket_path(socket).absolute()
     running = _status(str(path))
     if running is None:
@@ -142,7 +150,12 @@ def stop(socket: str | None) -> None:
 @json_option
 @socket_option
 def status(as_json: bool, socket: str | None) -> None:
-    """Say whether the daemon runs, and with what. Exit status 69 if it does not."""
+    """Say whether the daemon runs, and with what. Exit status 69 if it does not.
+
+    \b
+    eoq status
+    eoq status --json | jq .pid
+    """
     with connect(socket) as client:
         fields = client.ask("status")
     fields.pop("rid")

@@ -22,6 +22,7 @@ from .common import (
     print_json,
     queue_argument,
     socket_option,
+    visible,
 )
 
 STATES = ("ready", "delayed", "leased", "blocked", "dead")
@@ -147,7 +148,7 @@ def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
             value = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) + f".{int(value % 1 * 1000):03d}"
         elif not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False)
-        click.echo(f"{name:{width}}  {value}")
+        click.echo(f"{name:{width}}  {visible(value)}")
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -179,6 +180,6 @@ def _body(message: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    """A text on one line, cut, with what a terminal would act on made visible."""
-    visible = "".join(letter if letter.isprintable() else "·" for letter in text[: BODY_WIDTH + 1])
-    return visible if len(visible) <= BODY_WIDTH else visible[: BODY_WIDTH - 1] + "…"
+    """A text on one line, cut."""
+    cut = visible(text[: BODY_WIDTH + 1])
+    return cut if len(cut) <= BODY_WIDTH else cut[: BODY_WIDTH - 1] + "…"

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from eoq.calls import check_options
 from eoq.client import Client
 from eoq.errors import EoqError, InvalidRequest, MessageTooLarge
-from eoq.message import Outgoing, Sent
+from eoq.message import Outgoing, Sent, encode_payload
 from eoq.protocol import MAX_BODY, MAX_LINE, get_bytes
 
 from .common import (
@@ -26,6 +27,7 @@ from .common import (
     queue_argument,
     read_body,
     socket_option,
+    standard_input,
 )
 
 PROGRESS_SECONDS = 0.1
@@ -106,7 +108,7 @@ def send(
                     "--lines and --jsonl read all messages from standard input: "
                     "without BODY, --id and --wait, and not both"
                 )
-            stdin = sys.stdin.buffer
+            stdin = standard_input()
             template = Outgoing(b"", headers=headers, **options)
             source = _text_lines(stdin, template) if lines else _json_lines(stdin, template)
             _send_stream(client, queue, source, as_json)
@@ -153,8 +155,8 @@ def _send_stream(client: Client, queue: str, source: Iterable[Outgoing], as_json
 
 
 def _text_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
-    for number, line in _bounded_lines(stdin, MAX_BODY):
-        yield _replace(template, number, body=line)
+    for _, line in _bounded_lines(stdin, MAX_BODY):
+        yield _replace(template, body=line)
 
 
 def _json_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
@@ -162,22 +164,37 @@ def _json_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise InvalidRequest(f"line {number} is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise InvalidRequest(f'line {number} is no JSON object; write {{"body": …}}')
-        if "body_base64" in fields:
-            fields["body"] = get_bytes(fields.get("body"), fields.pop("body_base64"), "body")
-        if "body" not in fields:
-            raise InvalidRequest(f"line {number} has no `body`")
-        unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at"}
-        if unknown:
-            raise InvalidRequest(f"line {number} has the unknown option {min(unknown)!r}")
-        yield _replace(template, number, **fields)
+            message = _from_json(line, template)
+            check_options(message)
+            body, _ = encode_payload(message.body)
+        except EoqError as error:
+            raise type(error)(f"line {number}: {error}") from error
+        if len(body) > MAX_BODY:
+            raise MessageTooLarge(f"line {number}: the body has {len(body):,} bytes and {MAX_BODY:,} is the limit")
+        yield message
 
 
-def _replace(template: Outgoing, number: int, **fields: Any) -> Outgoing:
+def _from_json(line: bytes, template: Outgoing) -> Outgoing:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest('no JSON object; write {"body": …}')
+    in_base64 = fields.pop("body_base64", None)
+    if in_base64 is not None:
+        if not isinstance(in_base64, str) or "body" in fields:
+            raise InvalidRequest("`body_base64` is a text in base64, and stands without `body`")
+        fields["body"] = get_bytes(None, in_base64, "body")
+    if "body" not in fields:
+        raise InvalidRequest("it has no `body`")
+    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at"}
+    if unknown:
+        raise InvalidRequest(f"the option {min(unknown)!r} is not known")
+    return _replace(template, **fields)
+
+
+def _replace(template: Outgoing, **fields: Any) -> Outgoing:
     values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at")}
     if "delay" in fields or "at" in fields:
         values["delay"] = values["at"] = None

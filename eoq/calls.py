@@ -7,7 +7,7 @@ try, so that a request whose reply was lost can be repeated without being stored
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import InvalidRequest, MessageTooLarge
@@ -16,8 +16,11 @@ from .message import JSON_TYPE, Delivery, Outgoing, Result, Sent, encode_payload
 from .protocol import (
     DEFAULT_LEASE,
     MAX_BODY,
+    MAX_DELAY,
     MAX_ERROR,
+    MAX_ID,
     MAX_LINE,
+    MAX_PRIORITY,
     QUEUE_PATTERN,
     Fields,
     get_bytes,
@@ -75,6 +78,7 @@ def _message_fields(item: object) -> tuple[Fields, int]:
 
 
 def _add_options(fields: Fields, message: Outgoing) -> None:
+    check_options(message)
     if message.headers:
         fields["headers"] = {**fields.get("headers", {}), **message.headers}
     if message.priority:
@@ -85,6 +89,36 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
         fields["delay"] = message.delay
     if message.at is not None:
         fields["at"] = message.at
+
+
+def check_options(message: Outgoing) -> None:
+    """Raises `InvalidRequest`, in words for people, where an option of a message is of no use to the daemon."""
+    _check_name("id", message.id)
+    _check_name("group", message.group)
+    if message.headers is not None and not (
+        isinstance(message.headers, Mapping)
+        and all(isinstance(text, str) for pair in message.headers.items() for text in pair)
+    ):
+        raise InvalidRequest('headers are an object of texts: {"name": "value"}')
+    priority = message.priority
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest(f"the priority is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority!r}")
+    _check_seconds("delay", message.delay, MAX_DELAY)
+    _check_seconds("at", message.at, 1e11)
+    if message.delay is not None and message.at is not None:
+        raise InvalidRequest("give `delay` or `at`, not both")
+
+
+def _check_name(what: str, name: object) -> None:
+    if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
+        raise InvalidRequest(f"the {what} {name!r} is not 1 to {MAX_ID} printable characters")
+
+
+def _check_seconds(what: str, seconds: object, most: float) -> None:
+    if seconds is not None and not (
+        isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= most
+    ):
+        raise InvalidRequest(f"`{what}` is a number of seconds from 0 to {most:.0f}, not {seconds!r}")
 
 
 def send(queue: str, message: Outgoing) -> Call[Sent]:

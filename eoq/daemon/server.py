@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
         self._waiting -= waited
         self._heavy -= heavy
         self._write(rid, outcome)
-        if self._unhandled:
+        if not self._reading:
             self._handle_lines()
         if self._stopped and self._in_flight == 0 and not self._unhandled:
             self._transport.close()

@@ -354,7 +354,7 @@ class Store:
             claimed.append(Claimed._make(row))
         cursor.close()
         if not claimed:
-            return Claim([], self._next_seq)
+            return Claim([], self._watermark(number))
         self._database.execute(
             """
             update message

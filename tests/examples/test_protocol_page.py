@@ -102,7 +102,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
         *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
         *(broker.RECEIVE_BYTES, store.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
-        *(server.MAX_RECEIVES, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
+        *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
     assert set(map(int, of_the_code)) <= limits
     assert protocol.QUEUE_PATTERN.removeprefix("^").removesuffix(r"\Z") in section

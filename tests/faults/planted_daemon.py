@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from eoq.daemon import main
+from eoq.daemon import main, store
 from eoq.daemon.clock import LoopClock
 from eoq.daemon.store import Store, Verb
 from eoq.daemon.writer import Done, Writer
@@ -83,18 +83,18 @@ class _Death:
         _wrap(Writer, "submit", self._around_submit)
 
     def _around_verb(self, name: str, verb: Callable[..., object]) -> Callable[..., object]:
-        def dying(store: Store, *arguments: Any, **named: Any) -> object:
+        def dying(own: Store, *arguments: Any, **named: Any) -> object:
             self._runs += self._plan.verb in ("", name)
             self._reached("begun")
-            outcome = verb(store, *arguments, **named)
+            outcome = verb(own, *arguments, **named)
             self._reached("written")
             return outcome
 
         return dying
 
     def _around_transact(self, transact: Callable[..., object]) -> Callable[..., object]:
-        def dying(store: Store, *arguments: Any, **named: Any) -> object:
-            outcomes = transact(store, *arguments, **named)
+        def dying(own: Store, *arguments: Any, **named: Any) -> object:
+            outcomes = transact(own, *arguments, **named)
             self._reached("committed")
             return outcomes
 
@@ -152,6 +152,8 @@ def _become(user: int) -> None:
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+    _wrap(store, "migrations", functools.cache)
+    store.migrations()
     os.setgid(user)
     os.setuid(user)
 

@@ -30,7 +30,7 @@ from tests.model.reference import Delivery, Draft
 
 T = TypeVar("T")
 
-EXAMPLES: Final = 350
+EXAMPLES: Final = 300
 STEPS: Final = 50
 PEERS: Final = 3
 LIFE: Final = 10
@@ -163,6 +163,13 @@ class Machine(RuleBasedStateMachine):
         self.pair.ask(self.peers[peer], {"op": "receive", **options})
         self._then(then)
 
+    @rule(queue=queues, limit=limits, then=afterwards)
+    def all_wait(self, queue: str, limit: int, then: str) -> None:
+        """So that there are several to wake."""
+        for peer in range(PEERS):
+            self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
+        self._then(then)
+
     @precondition(lambda self: any(self.pair.model.ready(queue) for queue in "ab"))
     @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
     def take(self, peer: int, **options: Any) -> None:
@@ -194,13 +201,23 @@ class Machine(RuleBasedStateMachine):
         acks=st.lists(st.tuples(picks, results), max_size=3),
         lost=st.booleans(),
         sends=st.lists(drafts, max_size=2),
+        conflict=st.booleans(),
         then=afterwards,
     )
     def settle(
-        self, peer: int, acks: list[tuple[int, bytes | None]], lost: bool, sends: list[Draft], then: str
+        self,
+        peer: int,
+        acks: list[tuple[int, bytes | None]],
+        lost: bool,
+        sends: list[Draft],
+        conflict: bool,
+        then: str,
     ) -> None:
-        """Several at once; with any delivery that ever was among them if one may be ``lost``."""
-        given = self.pair.deliveries if lost else self._most_alive()
+        """Several at once: among any that ever were if one may be ``lost``, and perhaps with an id that is taken."""
+        given = self._most_alive() + (self.pair.deliveries if lost else [])
+        if conflict:
+            stored = next(iter(self.pair.model.messages.values())).draft
+            sends = [*sends, Draft(stored.queue, stored.id, stored.body + b"?")]
         self._settle(peer, [(_pick(given, pick), result) for pick, result in acks], sends, then)
 
     @precondition(lambda self: len(self.pair.deliveries) > 1)
@@ -291,18 +308,17 @@ class Machine(RuleBasedStateMachine):
         if until_it_ends:
             self.pair.pass_time(seconds, prompt=True)
 
-    @precondition(lambda self: self.pair.deliveries)
     @rule(
         peer=peers,
         pick=picks,
-        first=st.sampled_from(["nack", "release", "reject", "ack", "hang_up"]),
+        first=st.sampled_from(["nack", "release", "hang_up", "reject", "ack"]),
         again=st.booleans(),
-        second=st.sampled_from(["nack", "release", "reject", "ack", "settle", "settle_all"]),
+        second=st.sampled_from(["ack", "reject", "settle", "settle_all", "nack", "release"]),
         then=afterwards,
     )
     def change_ones_mind(self, peer: int, pick: int, first: str, again: bool, second: str, then: str) -> None:
         """Two endings of one delivery in one transaction, the message perhaps delivered again between the two."""
-        self.pair.come_to_rest()
+        self._ensure_a_delivery(peer, BULK if second == "settle_all" else 1)
         delivery = _pick(self._most_alive(), pick)
         if first == "hang_up":
             self.hang_up(peer, "leave")
@@ -311,6 +327,13 @@ class Machine(RuleBasedStateMachine):
         if again:
             self.receive(peer, "leave", queue=delivery.message.draft.queue, limit=1000, lease=30.0)
         self._ending(second, peer, delivery, then)
+
+    def _ensure_a_delivery(self, peer: int, count: int) -> None:
+        """Something that can be settled, where there is nothing."""
+        self.pair.come_to_rest()
+        if sum(not delivery.ended for delivery in self.pair.deliveries) < count:
+            self._send_many(peer, "a", [self._dated(Draft("a", "")) for _ in range(count)], "rest")
+            self.receive(peer, "rest", queue="a", limit=1000, lease=30.0, bound=True)
 
     def _ending(self, how: str, peer: int, delivery: Delivery, then: str) -> None:
         match how:
@@ -337,10 +360,16 @@ class Machine(RuleBasedStateMachine):
             self.pair.pass_time(1.0, prompt=True)
 
     def _most_alive(self) -> list[Delivery]:
-        """The deliveries given last, so that most requests are about leases that live."""
-        return [delivery for delivery in self.pair.deliveries if not delivery.ended] + self.pair.deliveries[-1:]
+        """The deliveries that live, and those given last, so that most requests are about leases that live."""
+        return [delivery for delivery in self.pair.deliveries if not delivery.ended] or self.pair.deliveries[-3:]
 
     # ── what happens to the daemon ──────────────────────────────────────────────────────────────────────
+
+    @rule(peer=peers, queue=queues, then=afterwards)
+    def ask_and_hang_up(self, peer: int, queue: str, then: str) -> None:
+        """What is claimed for somebody who has gone was seen by nobody, and does not count."""
+        self.receive(peer, "leave", queue=queue, limit=2, lease=30.0)
+        self.hang_up(peer, then)
 
     @rule(peer=peers, then=afterwards)
     def hang_up(self, peer: int, then: str) -> None:

@@ -236,10 +236,10 @@ def test_who_vanishes_with_replies_unread_gives_its_leases_back(shared_daemon: D
 
 
 def test_a_connection_may_wait_in_many_queues_but_not_without_end(wire: Wire, queue: str) -> None:
-    wire.send(*({"op": "receive", "queue": queue, "wait": 60, "rid": number} for number in range(100)))
-    refused = [wire.read() for _ in range(36)]
+    wire.send(*({"op": "receive", "queue": queue, "wait": 60, "rid": number} for number in range(300)))
+    refused = [wire.read() for _ in range(44)]
     assert {error_of(reply) for reply in refused} == {"overloaded"}
-    assert [reply["rid"] for reply in refused] == list(range(64, 100))
+    assert [reply["rid"] for reply in refused] == list(range(256, 300))
     assert wire.ask({"op": "status"})["ok"]
 
 

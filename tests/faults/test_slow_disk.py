@@ -1,0 +1,160 @@
+"""A slow disk: commits wait on a thread, everything holds as it does on a fast one, and nobody else waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import pytest
+
+import eoq
+from tests.faults.crashes import OPERATIONS, Operation, Point, crash
+from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all
+from tests.faults.planted_daemon import Plant
+from tests.support import eventually
+
+ON_THREAD: Final = Plant(quick_commit=0.0)
+COMMIT: Final = 0.3
+SLOW: Final = Plant(commit_seconds=COMMIT)
+PROMPT: Final = 0.1
+"""Seconds in which the daemon answers what needs no disk: far less than a commit."""
+
+
+@pytest.fixture
+def on_thread() -> Iterator[PlantedDaemon]:
+    """A daemon that commits on its thread, always."""
+    with planted_daemon(ON_THREAD) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def slow() -> Iterator[PlantedDaemon]:
+    """A daemon whose disk needs long for each commit."""
+    with planted_daemon(SLOW) as daemon:
+        yield daemon
+
+
+# ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_message_all_the_way(on_thread: PlantedDaemon) -> None:
+    with eoq.connect(on_thread.socket) as client:
+        assert client.send("q", "x", id="a").duplicate is False
+        assert client.send("q", "x", id="a").duplicate is True
+        with pytest.raises(eoq.IdConflict):
+            client.send("q", "y", id="a")
+        (message,) = client.receive("q")
+        message.nack(delay=0.05, error="why")
+        (message,) = client.receive("q", wait=10)
+        assert message.attempt == 2
+        message.ack(result="r", send=[eoq.Outgoing("z", queue="next", id="b")])
+        assert client.result("q", "a") == eoq.Result("done", b"r")
+        assert ids_of(settle_all(client, "next")) == ["b"]
+        assert left(client, "q") == {}
+    assert on_thread.terminate() == 0
+
+
+def test_many_clients_at_once_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
+    def work(number: int) -> list[str]:
+        with eoq.connect(on_thread.socket) as client:
+            for index in range(50):
+                client.send("q", "x", id=f"{number}-{index}")
+            return [_acked(message) for message in client.consume("q", prefetch=10, idle=0.5)]
+
+    with ThreadPoolExecutor(6) as pool:
+        settled = [id for ids in pool.map(work, range(6)) for id in ids]
+    assert sorted(settled) == sorted(f"{number}-{index}" for number in range(6) for index in range(50))
+
+
+def _acked(message: eoq.Message) -> str:
+    message.ack()
+    return message.id
+
+
+def test_kills_in_the_middle_of_a_stream_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
+    confirmed: list[str] = []
+    with eoq.connect(on_thread.socket) as client, ThreadPoolExecutor(1) as pool:
+
+        def stream() -> None:
+            for sent in client.send_stream("q", (eoq.Outgoing("x", id=f"{number}") for number in range(3000))):
+                confirmed.append(sent.id)
+                time.sleep(0)  # gives the killer its turn
+
+        streaming = pool.submit(stream)
+        for reached in (300, 1500):
+            eventually(lambda reached=reached: streaming.done() or len(confirmed) > reached)  # type: ignore[misc] # bound now
+            on_thread.restart()
+        streaming.result()
+        assert sorted(ids_of(settle_all(client, "q"))) == sorted(confirmed)
+        assert len(confirmed) == 3000
+
+
+@pytest.mark.parametrize("point", ["written", "committed"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_a_kill_at_a_point_of_an_operation(operation: Operation, point: Point) -> None:
+    crash(operation, point, quick_commit=0.0)
+
+
+def test_a_stop_finishes_and_answers_what_was_begun(slow: PlantedDaemon) -> None:
+    with slow.wire() as wire:
+        wire.send(*({"op": "send", "rid": n, "queue": "q", "body": "x", "id": f"{n}"} for n in range(3)))
+        eventually(lambda: slow.said.count("pid") == 1)
+        assert wire.read()["ok"]
+        assert slow.terminate() == 0
+        assert [wire.read()["ok"], wire.read()["ok"]] == [True, True]
+        assert wire.ended()
+    slow.start_plain()
+    with eoq.connect(slow.socket) as client:
+        assert ids_of(settle_all(client, "q")) == ["0", "1", "2"]
+
+
+# ── nobody else waits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _slowest_answer(daemon: PlantedDaemon, busy: Callable[[], bool]) -> float:
+    """The longest that `status` took while something else was busy."""
+    slowest = 0.0
+    with daemon.wire() as wire:
+        while busy():
+            start = time.monotonic()
+            assert wire.ask({"op": "status"})["ok"]
+            slowest = max(slowest, time.monotonic() - start)
+    return slowest
+
+
+@pytest.mark.parametrize("receives_between", [False, True], ids=["sends", "sends and receives"])
+def test_status_is_prompt_while_commits_are_slow(slow: PlantedDaemon, receives_between: bool) -> None:
+    """Once the disk is known to be slow; a receive, which needs no sync, makes nobody forget it."""
+    known = threading.Event()
+
+    def send() -> float:
+        start = time.monotonic()
+        with eoq.connect(slow.socket) as client:
+            for number in range(6):
+                client.send("q", "x", id=f"{number}")
+                known.set()
+                if receives_between:
+                    client.receive("q")
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        assert known.wait(20)
+        slowest = _slowest_answer(slow, lambda: not sending.done())
+        assert sending.result() >= 6 * COMMIT, "the commits are slow indeed"
+    assert slowest < PROMPT
+
+
+def test_what_arrives_during_a_slow_commit_shares_the_next_one(slow: PlantedDaemon) -> None:
+    def send(number: int) -> None:
+        with eoq.connect(slow.socket) as client:
+            client.send("q", "x", id=f"{number}")
+
+    send(-1)
+    start = time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(send, range(20)))
+    assert time.monotonic() - start < 5 * COMMIT
