@@ -25,7 +25,7 @@ from tests.faults.planted_daemon import Point as PlantedPoint
 from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 WORKER: Final = Path(planted_worker.__file__)
-LIVES: Final = 6
+LIVES: Final = 5
 
 
 # ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────
