@@ -93,7 +93,7 @@ def start(db: str | None, socket: str | None, max_attempts: int) -> None:
         from eoq.daemon.locks import cannot_use
 
         raise cannot_use(log, error) from error
-    command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
+    command = [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
     with errors:
         begin = errors.tell()
         process = subprocess.Popen(

@@ -180,8 +180,9 @@ class _Cast:
         return self._start("eoq.cli.demo_roles", "produce", str(self.socket), *numbers)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        # -P: the eoq that is installed, also where the current folder holds another.
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -220,7 +220,7 @@ def status_seconds(socket: str) -> float:
 def daemon(folder: Path) -> Iterator[tuple[str, int]]:
     socket = str(folder / "s")
     process = subprocess.Popen(
-        [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(folder / "eoq.db"), "--socket", socket],
+        [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(folder / "eoq.db"), "--socket", socket],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
