@@ -418,6 +418,7 @@ class Broker:
             self._watch_due(now + delay)
         for lease in leases:
             self._stir(lease.held.queue, 1)
+            self._moved_on(lease)
 
     def _retry_wait(self, attempt: int) -> float:
         """Seconds until the next delivery: none after the first, then exponential, with up to a fifth of jitter."""

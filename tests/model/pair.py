@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -107,6 +108,7 @@ class Pair:
         self._loop = asyncio.new_event_loop()
         self._starts = 0
         self._confirmed: set[Key] = set()
+        self._watermarks: dict[str, int] = {}
         self._open()
 
     def _open(self) -> None:
@@ -120,7 +122,7 @@ class Pair:
         self._open_requests: list[Asked] = []
         self._told: list[End] = []
         self._jumped_at = float("-inf")
-        self._store = self._loop.run_until_complete(Store.open(self._path))
+        self._store = self._loop.run_until_complete(Store.open(self._path, max_attempts=self.model.max_attempts))
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
         self._broker = Broker(
@@ -258,7 +260,7 @@ class Pair:
         self._end_process()
         for delivery in self._live():
             delivery.ended = True
-        self.model.restart()
+        self.model.restart(time.time())  # the store has no other clock when it opens
         self._open()
 
     def _stop(self, peers: Sequence[Peer]) -> None:
@@ -352,17 +354,25 @@ class Pair:
         claim = self._finishing
         ready = claim.ready.get(queue, 0) if claim else 0
         assert len(reply["messages"]) == min(ready, asked.fields.get("limit", 1))
+        self._check_watermark(queue, reply, claim)
         if not reply["messages"]:
             assert asked.until <= self.clock.monotonic() or self._stopping, "its wait was not over"
             return
         assert claim is not None
         claim.taken = True
-        lowest = claim.lowest[queue]
-        assert lowest is not None
-        assert reply["watermark"] == self.seqs[lowest.draft.key]
         for delivery, fields in zip(claim.claimed, reply["messages"], strict=True):
             self._check_message(delivery, fields)
             self._give(asked, delivery, fields["receipt"])
+
+    def _check_watermark(self, queue: str, reply: Fields, claim: Submitted | None) -> None:
+        """It says what can be forgotten: below it everything is settled. With a delivery it is exact (G9)."""
+        lowest = claim.lowest.get(queue) if claim else self.model.first_not_settled(queue)
+        if lowest is not None:
+            assert reply["watermark"] <= self.seqs[lowest.draft.key], "the watermark is over a message not settled"
+        if reply["messages"]:
+            assert lowest is not None
+            assert reply["watermark"] == self.seqs[lowest.draft.key]
+        self._watermarks[queue] = max(self._watermarks.get(queue, 0), reply["watermark"])
 
     def _check_message(self, delivery: Delivery, fields: Fields) -> None:
         draft = delivery.message.draft
@@ -396,6 +406,7 @@ class Pair:
             for seq, queue, id, *_ in rows:
                 if (queue, id) not in self.seqs:
                     assert seq > last
+                    assert seq >= self._watermarks.get(queue, 0), "stored below a watermark that was given (G9)"
                     self.seqs[queue, id] = seq
 
     def _compare(self) -> None:

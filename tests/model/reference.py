@@ -240,12 +240,12 @@ class Model:
             if message.due is not None and message.due <= now:
                 message.state = "ready"
 
-    def restart(self) -> None:
-        """Leases end with the daemon that gave them."""
-        self.ends.clear()
+    def restart(self, now: float) -> None:
+        """Leases end with the daemon that gave them, and so does a message whose last attempt that was."""
         for message in self.leased():
-            message.state = "ready"
-            message.holder = None
+            assert message.holder is not None
+            self.retry(now, message.holder)
+        self.ends.clear()
 
     def _end(self, now: float, message: Message, outcome: str, result: bytes | None) -> None:
         before = self.blocked()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -90,12 +91,17 @@ class Machine(RuleBasedStateMachine):
         self._send(peer, self._dated(draft), then)
 
     @precondition(lambda self: self.pair.model.messages)
-    @rule(peer=peers, pick=picks, changed=st.booleans(), priority=st.integers(-1, 1), then=afterwards)
-    def send_again(self, peer: int, pick: int, changed: bool, priority: int, then: str) -> None:
-        """A repeated send: what is no content may differ, and changes nothing."""
+    @rule(
+        peer=peers,
+        pick=picks,
+        changed=st.sampled_from([{}, {}, {"body": b"?"}, {"headers": (("k", "?"),)}, {"group": "?"}]),
+        priority=st.integers(-1, 1),
+        then=afterwards,
+    )
+    def send_again(self, peer: int, pick: int, changed: dict[str, Any], priority: int, then: str) -> None:
+        """A repeated send: what is no content may differ, and changes nothing; content must be the same."""
         stored = _pick(list(self.pair.model.messages.values()), pick).draft
-        body = stored.body + b"?" if changed else stored.body
-        self._send(peer, Draft(stored.queue, stored.id, body, stored.headers, stored.group, priority), then)
+        self._send(peer, replace(stored, priority=priority, due=None, **changed), then)
 
     def _send(self, peer: int, draft: Draft, then: str) -> None:
         now = self.pair.clock.wall()
