@@ -19,7 +19,7 @@ from tests.support import eventually
 
 HOUR: Final = 3600.0
 JUMPS: Final = (3 * HOUR, -3 * HOUR)
-SLACK: Final = 1.0
+SLACK: Final = 2.0
 """Seconds a loaded machine may add."""
 
 

@@ -23,6 +23,8 @@ from tests.support import Shell, eventually, short_folder
 QUEUE: Final = "q"
 DISK_BYTES: Final = 8 * 1024 * 1024
 BALLAST_BYTES: Final = 4 * 1024 * 1024
+DELAY: Final = 1.5
+"""Seconds, longer than it takes to fill the disk."""
 AT_ONCE: Final = 3.0
 """Seconds; nobody may wait for a disk that has no space."""
 
@@ -219,10 +221,10 @@ def test_a_lease_that_ends_on_a_full_disk_is_given_back_later(mounted: MountedDi
 
 def test_a_delayed_message_that_is_due_on_a_full_disk_comes_later(mounted: MountedDisk) -> None:
     with eoq.connect(mounted.daemon.socket) as client:
-        client.send("later", "x", id="a", delay=1.0)
+        client.send("later", "x", id="a", delay=DELAY)
+        due = time.monotonic() + DELAY
         _fill(mounted, client)
-        due = time.monotonic() + 1.2
-        eventually(lambda: time.monotonic() > due)
+        eventually(lambda: time.monotonic() > due + 0.1)
         assert (show(client, "later", "a") or {})["state"] == "delayed"
         mounted.free()
         assert ids_of(eventually(lambda: client.receive("later"), what="it is delivered")) == ["a"]

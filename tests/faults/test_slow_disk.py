@@ -22,8 +22,8 @@ ON_THREAD_TOO: Final = ("send", "settle")
 """Operations of the table of crash points: for the thread one that stores and one that settles will do."""
 COMMIT: Final = 0.3
 SLOW: Final = Plant(commit_seconds=COMMIT)
-PROMPT: Final = 0.1
-"""Seconds in which the daemon answers what needs no disk: far less than a commit."""
+PROMPT: Final = 0.2
+"""Seconds in which the daemon answers what needs no disk, also on a loaded machine: less than a commit."""
 
 
 @pytest.fixture

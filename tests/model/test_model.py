@@ -169,12 +169,13 @@ class Machine(RuleBasedStateMachine):
         self.pair.ask(self.peers[peer], {"op": "receive", **options})
         self._then(then)
 
-    @rule(queue=queues, limit=limits, then=afterwards)
-    def all_wait(self, queue: str, limit: int, then: str) -> None:
-        """So that there are several to wake."""
+    @rule(queue=queues, limit=limits, group=groups, count=st.integers(1, PEERS + 1), then=afterwards)
+    def all_wait(self, queue: str, limit: int, group: str | None, count: int, then: str) -> None:
+        """Several are there to be woken by one send; each that can have a message must get one."""
         for peer in range(PEERS):
             self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
-        self._then(then)
+        self.pair.come_to_rest()
+        self._send_many(0, queue, [self._dated(Draft(queue, "", group=group)) for _ in range(count)], then)
 
     @precondition(lambda self: any(self.pair.model.ready(queue) for queue in "ab"))
     @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
@@ -473,6 +474,22 @@ def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
         machine.time_passes(50.0, prompt=True)
         machine.holds()
         assert len(machine.pair.deliveries) == 2
+    finally:
+        machine.teardown()
+
+
+def test_what_is_stored_after_a_restart_lies_over_every_watermark_given_before() -> None:
+    """Places in the file that duplicates used up are given again after a restart; no watermark may be over them."""
+    machine = Machine()
+    try:
+        machine.start(max_attempts=4, jitter=1.0)
+        for _ in range(3):
+            machine.send(0, Draft("a", "i1"), "rest")
+        machine.receive(0, "rest", queue="a", lease=5.0)
+        machine._ending("ack", 0, machine.pair.deliveries[0], "rest")
+        machine.receive(0, "rest", queue="a", lease=5.0)
+        machine.restart(crash=False, then="rest")
+        machine.send(0, Draft("a", "i2"), "rest")
     finally:
         machine.teardown()
 
