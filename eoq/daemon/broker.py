@@ -482,15 +482,17 @@ class Broker:
     # ── delayed messages ────────────────────────────────────────────────────────────────────────────────
 
     def _watch_due(self, due_at: float) -> None:
-        """Looks for due messages at ``due_at``, or earlier if that is planned already."""
+        """Looks for due messages at ``due_at`` (wall clock), or earlier if that is planned already."""
         if self._stopping:
             return
+        delay = min(max(0.0, due_at - self._clock.wall()), LONGEST_TIMER)
+        # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
+        moment = self._clock.monotonic() + delay
         if self._due_timer is not None:
-            if self._due_timer[0] <= due_at:
+            if self._due_timer[0] <= moment:
                 return
             self._due_timer[1].cancel()
-        delay = min(max(0.0, due_at - self._clock.wall()), LONGEST_TIMER)
-        self._due_timer = (due_at, self._clock.call_later(delay, self._promote))
+        self._due_timer = (moment, self._clock.call_later(delay, self._promote))
 
     def _promote(self) -> None:
         self._due_timer = None

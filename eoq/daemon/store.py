@@ -148,6 +148,11 @@ class Store:
                 f"Python is linked to SQLite {sqlite3.sqlite_version}; eoq needs 3.40 or newer: "
                 "use a newer Python, or one built against a newer SQLite"
             )
+        if path.is_file() and path.stat().st_nlink > 1:
+            raise StorageFailed(
+                f"{path} has more than one name (hard links), and SQLite would keep another log under each of them: "
+                "remove all names but one"
+            )
         try:
             # Two threads use it, never at once: the writer waits for the one before it asks the other.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
@@ -336,7 +341,7 @@ class Store:
         """
         number = self._queues.get(queue) or self._find_queue(queue)
         if number is None:
-            return Claim([], self._next_seq)
+            return Claim([], self._end())
         claimed: list[Claimed] = []
         size = 0
         cursor = self._database.execute(
@@ -378,7 +383,15 @@ class Store:
             """,
             (number,),
         ).fetchone()
-        return self._next_seq if row is None else int(row[0])
+        return self._end() if row is None else int(row[0])
+
+    def _end(self) -> int:
+        """A place that every message yet to come lies at or above, also one that is stored after a restart.
+
+        Not the next seq: some of those are given to duplicates, and used again after a restart.
+        """
+        (end,) = self._database.execute("select coalesce(max(seq), 0) + 1 from message").fetchone()
+        return int(end)
 
     def settle(self, now: float, acks: Sequence[tuple[Held, bytes | None]], sends: Sequence[NewMessage]) -> list[int]:
         """Acks with their results, and messages to store: everything or nothing (G4).

@@ -35,7 +35,8 @@ def produce(path: str, queue: str, seed: int, name: str, folder: Path) -> None:
     rng = random.Random(f"{seed} {name} {number}")
     with eoq.connect(path, timeout=60) as client, record.open("a") as confirmed:
         confirmed.truncate(_whole_lines(record))
-        while not (folder / "stop").exists():
+        while True:
+            # The one before may have sent this message and not lived to confirm it: also when told to stop, first this.
             id = f"{name}-{number}"
             client.send(queue, {"amount": amount(seed, id)}, id=id)
             confirmed.write(f"{id}\n")
@@ -44,6 +45,8 @@ def produce(path: str, queue: str, seed: int, name: str, folder: Path) -> None:
                 again = f"{name}-{rng.randrange(number + 1)}"
                 assert client.send(queue, {"amount": amount(seed, again)}, id=again).duplicate
             number += 1
+            if (folder / "stop").exists():
+                return
             time.sleep(PAUSE)
 
 

@@ -456,6 +456,19 @@ def _run(examples: int) -> None:
     )
 
 
+@pytest.mark.parametrize("first", ["nack", "release", "hang_up"])
+@pytest.mark.parametrize("second", ["ack", "reject", "settle", "settle_all", "nack", "release"])
+def test_a_late_ending_does_nothing_to_the_next_delivery(first: str, second: str) -> None:
+    """Given back, delivered again and ended by its first receiver, all in one transaction: the fence decides (G7)."""
+    machine = Machine()
+    try:
+        machine.start(max_attempts=4, jitter=1.0)
+        machine.change_ones_mind(0, 0, first, again=True, second=second, then="rest")
+        machine.holds()
+    finally:
+        machine.teardown()
+
+
 @pytest.mark.parametrize("how", ["ack", "reject", "nack", "time"])
 def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
     """Found by the machine: the timer of its due time had gone by while it was blocked, and nobody set another."""
