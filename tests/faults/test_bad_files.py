@@ -368,14 +368,14 @@ def test_what_a_killed_daemon_leaves_stops_no_other(daemon: Daemon) -> None:
         assert ids_of(settle_all(client, "q")) == ["a"]
 
 
-@pytest.mark.parametrize("text", ["", "garbage", '{"pid": 1, "socket": "/nowhere"}', "[]", "\0" * 5000])
+@pytest.mark.parametrize("text", ["garbage", '{"pid": 1, "socket": "/nowhere"}', "\0" * 5000])
 def test_a_stale_lock_file_says_nothing_whatever_it_says(folder: Path, text: str) -> None:
     """Only a held lock counts: the process it names may have ended, and another one have its number."""
     (folder / "eoq.db.lock").write_text(text)
     assert _sent(folder) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("text", ["", "garbage", "[1]", '{"pid": 1}'])
+@pytest.mark.parametrize("text", ["", "[1]", '{"pid": 1}'])
 def test_a_held_lock_counts_whatever_it_says(daemon: Daemon, text: str) -> None:
     daemon.db.with_name("eoq.db.lock").write_text(text)
     ran = _refused(daemon.db, daemon.folder / "other")

@@ -51,7 +51,9 @@ def test_a_daemon_killed_at_a_point_of_an_operation(crashes: Crashes, operation:
     crashes[operation.name, point].result()
 
 
-@pytest.mark.parametrize("point", ["begun", "written", "committed", "replying"])
+@pytest.mark.parametrize(
+    "point", ["written", "committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "replying"))]
+)
 def test_a_daemon_killed_at_its_nth_transaction(point: PlantedPoint) -> None:
     """One life after the other, each ended at a later transaction, whatever that is, while a client works on."""
     stop = threading.Event()

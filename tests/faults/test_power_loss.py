@@ -107,7 +107,9 @@ def test_the_length_at_the_confirmation_is_what_it_takes(life: Life, folder: Pat
     assert lost or undone
 
 
-@pytest.mark.parametrize("loss", [dropped, garbled], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize(
+    "loss", [garbled, pytest.param(dropped, marks=pytest.mark.slow)], ids=lambda loss: loss.__name__
+)
 def test_a_log_that_began_again_holds_what_was_confirmed_since(folder: Path, loss: Loss) -> None:
     """A checkpoint has moved the old log into the file, and the new one is written over it."""
     sent: list[str] = []

@@ -31,7 +31,7 @@ from tests.model.reference import Delivery, Draft
 
 T = TypeVar("T")
 
-EXAMPLES: Final = 300
+EXAMPLES: Final = 250
 STEPS: Final = 50
 PEERS: Final = 3
 LIFE: Final = 10
