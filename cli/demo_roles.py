@@ -11,6 +11,7 @@ import os
 import random
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -20,6 +21,8 @@ QUEUE: Final = "payments"
 ACCOUNTS: Final = 10
 TWICE: Final = 0.2
 """The share of payments that are sent twice, as an impatient client does."""
+
+REACH_SECONDS: Final = 30.0
 
 
 class Payment(NamedTuple):
@@ -43,10 +46,25 @@ def plan(seed: int, payments: int) -> Iterator[Payment]:
         )
 
 
+def reach(socket: str) -> eoq.Client:
+    """A client of a daemon that may be down just now: it is killed on the way, perhaps before we first connect."""
+    client = eoq.connect(socket)
+    deadline = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            client.ask("status")
+        except eoq.Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return client
+
+
 def produce(socket: str, seed: int, payments: int, part: int, parts: int) -> None:
     """Sends every ``parts``-th payment; prints how many sends there were and how many were duplicates."""
     sends = duplicates = 0
-    with eoq.connect(socket) as client:
+    with reach(socket) as client:
         for number, payment in enumerate(plan(seed, payments)):
             if number % parts != part:
                 continue
@@ -74,7 +92,7 @@ def apply_payment(tx: sqlite3.Connection, message: eoq.Message) -> str:
 def work(socket: str, ledger: str, events: str) -> None:
     """Applies payments until it is killed; notes redeliveries and replays in the file ``events``."""
     log = os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with eoq.connect(socket) as client, eoq.Inbox(ledger) as inbox:
+    with reach(socket) as client, eoq.Inbox(ledger) as inbox:
         for message in client.consume(QUEUE, prefetch=20):
             if message.attempt > 1:
                 os.write(log, b"redelivery\n")

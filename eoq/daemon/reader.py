@@ -64,7 +64,7 @@ class Reader:
             with
               delayed as (
                 select queue, count(*) as number
-                from message
+                from message indexed by message_delayed
                 where state = 'delayed'
                 group by queue
               ),
@@ -76,11 +76,23 @@ class Reader:
               )
             select
               name,
-              (select count(*) from message where queue = queue.number and state = 'ready') as ready,
-              (select count(*) from message where queue = queue.number and state = 'leased') as leased,
+              (
+                select count(*)
+                from message indexed by message_ready
+                where queue = queue.number and state = 'ready'
+              ) as ready,
+              (
+                select count(*)
+                from message indexed by message_leased
+                where queue = queue.number and state = 'leased'
+              ) as leased,
               coalesce(delayed.number, 0) as delayed,
               coalesce(blocked.number, 0) as blocked,
-              (select count(*) from message where queue = queue.number and state = 'dead') as dead,
+              (
+                select count(*)
+                from message indexed by message_dead
+                where queue = queue.number and state = 'dead'
+              ) as dead,
               (
                 select enqueued_at
                 from message
