@@ -86,5 +86,5 @@ def main() -> None:
 
     \b
     Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable ·
-    75 try again later · 77 not allowed
+    74 input or output failed · 75 try again later · 77 not allowed
     """
