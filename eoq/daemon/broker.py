@@ -19,8 +19,9 @@ from ..ids import new_id
 from ..protocol import put_bytes
 from . import requests as ask
 from .clock import Clock, Timer
+from .file import Verb
 from .leases import Lease, Leases, Receipts
-from .store import MAX_ATTEMPTS, Claim, Held, NewMessage, Store, Verb
+from .store import MAX_ATTEMPTS, Claim, Held, NewMessage, Store
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]

@@ -20,11 +20,12 @@ import uvloop
 from ..errors import EoqError
 from .broker import Broker
 from .clock import LoopClock
+from .file import QUICK_COMMIT
 from .locks import Lock, cannot_use
 from .looking import Looker
 from .reader import Reader
 from .server import MAX_CONNECTIONS, Server
-from .store import MAX_ATTEMPTS, QUICK_COMMIT, Store
+from .store import MAX_ATTEMPTS, Store
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")

@@ -16,12 +16,12 @@ from urllib.parse import quote
 import aiosqlite
 
 from ..protocol import put_bytes
-from .store import storage_error
+from .file import storage_error
 
 Fields = dict[str, Any]
 
 INDEXED_STATES: Final = ("ready", "leased", "dead")
-"""The states that have an index of their own by queue."""
+"""The states that have an index by queue of their own; the others share one."""
 PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies in one answer."""
 
@@ -96,9 +96,20 @@ class Reader:
               (
                 select enqueued_at
                 from message
-                where queue = queue.number and settled_at is null
-                order by seq
-                limit 1
+                where seq = (
+                  select min(seq)
+                  from (
+                    select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'leased'
+                    union all
+                    select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'dead'
+                  )
+                )
               ) as oldest
             from queue
             left join delayed on delayed.queue = queue.number
@@ -112,7 +123,7 @@ class Reader:
         """The first messages of a queue that are in ``state``, in the order of their delivery."""
         order = "priority desc, seq" if state == "ready" else "seq"
         # Written out, not bound: only so can SQLite see that an index of this state alone serves.
-        only = f"state = '{state}'" + ("" if state in INDEXED_STATES else " and settled_at is null")
+        only = f"state = '{state}'" + ("" if state in INDEXED_STATES else " and state in ('delayed', 'blocked')")
         messages: list[Fields] = []
         size = 0
         try:

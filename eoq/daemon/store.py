@@ -2,54 +2,40 @@
 
 A verb runs inside the transaction that `transact` opens for all verbs of the moment. It either does all of its
 work, or raises an `EoqError` having changed nothing, so that one refusal harms no other verb of the batch.
-This is the only connection that writes and checkpoints; those that only look are in ``reader.py``.
+How the file is opened, and what a transaction is, stands in ``file.py``.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
-from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self
 
-import aiosqlite
+from ..errors import EoqError, IdConflict, LeaseLost, QueueFull
+from .file import MANY, QUICK_COMMIT, File, _Connection
 
-from ..errors import EoqError, Forbidden, IdConflict, LeaseLost, QueueFull, StorageFailed, StorageFull
-
-T = TypeVar("T")
-Verb = Callable[[], object]
-
-log = logging.getLogger("eoq.store")
-
-APPLICATION_ID: Final = 0x656F7131
-"""``eoq1`` in the header of the file: tells it from other SQLite files."""
-MINIMUM_SQLITE: Final = (3, 40, 0)
 MAX_QUEUES: Final = 100_000
 MAX_ATTEMPTS: Final = 10
 """Deliveries of a message before it is dead."""
-QUICK_COMMIT: Final = 0.002
-"""Seconds. A disk that commits faster than this is not worth two hops between threads (0.1 ms)."""
 
-
-MANY: Final = 50
-"""Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
-
-_NEW_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT: Final = """
     insert into message
       (seq, queue, id, state, priority, enqueued_at, due_at, digest, "group", headers, body)
     values {rows}
     on conflict (queue, id) do nothing
     """
-_PUT_ONE: Final = _PUT.format(rows=_NEW_ROW)
-_PUT_MANY: Final = _PUT.format(rows=", ".join([_NEW_ROW] * MANY))
+_PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+# For messages of one queue that are ready now. What they share is bound once: half of the time of a row is binding.
+_PUT_MANY: Final = _PUT.format(
+    rows=", ".join(
+        "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, ?{}, ?{}, ?{}, ?{})".format(n, *range(4 + 6 * n, 10 + 6 * n))
+        for n in range(MANY)
+    )
+)
 
 _ACK: Final = """
     update message
@@ -66,6 +52,23 @@ _ACK_ONE: Final = """
     where seq = ?1 and fence = ?2 and state = 'leased'
     """
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
+
+
+# Each part is answered by the first entry of an index.
+_LOWEST_UNSETTLED: Final = """
+    select min(seq)
+    from (
+      select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'leased'
+      union all
+      select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
+      union all
+      select min(seq) from message where queue = ?1 and state = 'dead'
+    )
+    """
 
 
 class NewMessage(NamedTuple):
@@ -115,137 +118,36 @@ class Held(NamedTuple):
     ended: bool = False
 
 
-class _Connection(aiosqlite.Connection):
-    """aiosqlite, with a whole transaction as one call: each call is a hop to its thread and back."""
-
-    async def run(self, function: Callable[[], T]) -> T:
-        return await self._execute(function)  # type: ignore[no-any-return,no-untyped-call] # aiosqlite leaves it untyped
-
-
-class Store:
-    """The SQLite file of a daemon. Open it with `Store.open`; one process and one writer at a time."""
+class Store(File):
+    """The messages of a daemon, in its file. Open it with `Store.open`."""
 
     def __init__(self, connection: _Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
-        self.path = path
-        self._connection = connection
-        self._database = database
-        self._quick_commit = quick_commit
-        self._last_commit = 0.0
-        self._durable = True
+        super().__init__(connection, database, path, quick_commit)
         self._queues: dict[str, int] = {}
         self._next_seq = 1
 
     @classmethod
-    async def open(cls, path: Path, *, max_attempts: int = MAX_ATTEMPTS, quick_commit: float = QUICK_COMMIT) -> Store:
-        """Opens or makes the file, brings its schema up to date, and ends the leases of the daemon before.
+    async def open(
+        cls,
+        path: Path,
+        *,
+        quick_commit: float = QUICK_COMMIT,
+        max_attempts: int = MAX_ATTEMPTS,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """As `File.open`; then ends the leases of the daemon before.
 
         Where such a lease was the last of ``max_attempts``, its message is dead.
-
-        Raises `StorageFailed`, `StorageFull` or `Forbidden` with what to do about it.
         """
-        if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
-            raise StorageFailed(
-                f"Python is linked to SQLite {sqlite3.sqlite_version}; eoq needs 3.40 or newer: "
-                "use a newer Python, or one built against a newer SQLite"
-            )
-        if path.is_file() and path.stat().st_nlink > 1:
-            raise StorageFailed(
-                f"{path} has more than one name (hard links), and SQLite would keep another log under each of them: "
-                "remove all names but one"
-            )
-        try:
-            # Two threads use it, never at once: the writer waits for the one before it asks the other.
-            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-        except sqlite3.Error as error:
-            raise storage_error(error, path) from error
-        connection = _Connection(lambda: database, 64)
-        await connection
-        store = cls(connection, database, path, quick_commit)
-        try:
-            await connection.run(partial(store._prepare, max_attempts))
-        except sqlite3.Error as error:
-            await connection.close()
-            raise storage_error(error, path) from error
-        except BaseException:
-            await connection.close()
-            raise
+        store = await super().open(path, quick_commit=quick_commit)
+        (failure,) = await store.transact_in_thread([partial(store._recover, clock(), max_attempts)])
+        if isinstance(failure, EoqError):
+            await store.close()
+            raise failure
         return store
 
-    async def close(self) -> None:
-        """Closes the file; SQLite then moves the rest of the WAL into it."""
-        await self._connection.close()
-
-    # ── transactions ────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def quick(self) -> bool:
-        """Whether the disk answers so fast that waiting for it here is cheaper than asking the thread."""
-        return self._last_commit < self._quick_commit
-
-    async def transact_in_thread(self, verbs: Sequence[Verb], durable: bool = True) -> list[object]:
-        """`transact` on aiosqlite's thread, so that a slow disk does not hold up the event loop."""
-        return await self._connection.run(partial(self.transact, verbs, durable))
-
-    def transact(self, verbs: Sequence[Verb], durable: bool = True) -> list[object]:
-        """Runs all ``verbs`` in one transaction with one fsync, or without any where it need not be ``durable``.
-
-        Returns what each returned, or the `EoqError` it raised. If the transaction fails as a whole, each verb
-        is tried again in one of its own, so that an error reaches only those it belongs to.
-        """
-        start = time.perf_counter()
-        changes = self._database.total_changes
-        try:
-            self._set_durable(durable)
-            self._database.execute("begin immediate")
-            outcomes = [self._attempt(verb) for verb in verbs]
-            self._database.execute("commit")
-        except Exception as error:  # noqa: BLE001 # whatever it is, the transaction is undone and the error answered
-            self._undo()
-            if len(verbs) == 1:
-                return [self._failure(error)]
-            return [self.transact([verb], durable)[0] for verb in verbs]
-        if durable and self._database.total_changes != changes:
-            # Only this has asked the disk; the others are quick on any.
-            self._last_commit = time.perf_counter() - start
-        return outcomes
-
-    def _set_durable(self, durable: bool) -> None:
-        # Without a sync of its own a transaction becomes durable with the next one that has: the WAL is one file.
-        if durable != self._durable:
-            self._database.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
-            self._durable = durable
-
-    def _attempt(self, verb: Verb) -> object:
-        try:
-            return verb()
-        except EoqError as refusal:
-            return refusal
-
-    def _undo(self) -> None:
-        # A failed commit (a full disk) has rolled back by itself.
-        if self._database.in_transaction:
-            self._database.execute("rollback")
+    def _undone(self) -> None:
         self._queues.clear()
-
-    def _failure(self, error: Exception) -> EoqError:
-        if isinstance(error, sqlite3.Error):
-            return storage_error(error, self.path)
-        log.exception("a verb of the store failed", exc_info=error)
-        return EoqError(f"the daemon failed inside, and nothing was changed: {error!r}; see its log")
-
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        self._database.execute("savepoint verb")
-        try:
-            yield
-        except BaseException:
-            # A full disk has undone the whole transaction, and the savepoint with it.
-            if self._database.in_transaction:
-                self._database.execute("rollback to verb")
-                self._database.execute("release verb")
-            self._queues.clear()
-            raise
-        self._database.execute("release verb")
 
     # ── verbs ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,42 +158,46 @@ class Store:
         queues; then none of ``messages`` is stored.
         """
         first = self._next_seq
-        rows = []
-        grouped = False
-        for message in messages:
-            delayed = message.due_at is not None and message.due_at > now
-            grouped = grouped or message.group is not None
-            rows.append(
-                (
-                    self._next_seq,
-                    self._queue_number(message.queue),
-                    message.id,
-                    "delayed" if delayed else "ready",
-                    message.priority,
-                    now,
-                    message.due_at if delayed else None,
-                    message.digest,
-                    message.group,
-                    message.headers,
-                    message.body,
-                )
-            )
-            self._next_seq += 1
-        stored = self._execute_rows(_PUT_ONE, _PUT_MANY, rows)
-        duplicates = [] if stored == len(rows) else self._duplicates(first, messages)
-        if grouped:
+        many = 0
+        if len(messages) >= MANY and all(m.queue == messages[0].queue and m.due_at is None for m in messages):
+            many = len(messages) // MANY * MANY
+        stored = self._put_ready(now, messages[:many]) + self._put_each(now, messages[many:])
+        duplicates = [] if stored == len(messages) else self._duplicates(first, messages)
+        if any(message.group is not None for message in messages):
             self._block_behind_their_group(first)
         return duplicates
 
-    def _execute_rows(self, one: str, many: str, rows: Sequence[tuple[object, ...]]) -> int:
-        """Runs a statement for all ``rows``, `MANY` at a time where there are so many; returns the rows changed."""
-        changed = 0
-        whole = len(rows) // MANY * MANY
-        for start in range(0, whole, MANY):
-            changed += self._database.execute(many, [*chain.from_iterable(rows[start : start + MANY])]).rowcount
-        for row in rows[whole:]:
-            changed += self._database.execute(one, row).rowcount
-        return changed
+    def _put_ready(self, now: float, messages: Sequence[NewMessage]) -> int:
+        """Stores `MANY` at a time; they are of one queue, and none is delayed. Returns how many were not there."""
+        stored = 0
+        for start in range(0, len(messages), MANY):
+            values: list[object] = [self._next_seq, self._queue_number(messages[0].queue), now]
+            for message in messages[start : start + MANY]:
+                values += (message.id, message.priority, message.digest, message.group, message.headers, message.body)
+            stored += self._database.execute(_PUT_MANY, values).rowcount
+            self._next_seq += MANY
+        return stored
+
+    def _put_each(self, now: float, messages: Sequence[NewMessage]) -> int:
+        stored = 0
+        for message in messages:
+            delayed = message.due_at is not None and message.due_at > now
+            row = (
+                self._next_seq,
+                self._queue_number(message.queue),
+                message.id,
+                "delayed" if delayed else "ready",
+                message.priority,
+                now,
+                message.due_at if delayed else None,
+                message.digest,
+                message.group,
+                message.headers,
+                message.body,
+            )
+            stored += self._database.execute(_PUT_ONE, row).rowcount
+            self._next_seq += 1
+        return stored
 
     def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
         duplicates = []
@@ -373,17 +279,8 @@ class Store:
         return Claim(claimed, self._watermark(number))
 
     def _watermark(self, number: int) -> int:
-        row = self._database.execute(
-            """
-            select seq
-            from message
-            where queue = ? and settled_at is null
-            order by seq
-            limit 1
-            """,
-            (number,),
-        ).fetchone()
-        return self._end() if row is None else int(row[0])
+        (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (number,)).fetchone()
+        return self._end() if lowest is None else int(lowest)
 
     def _end(self) -> int:
         """A place that every message yet to come lies at or above, also one that is stored after a restart.
@@ -565,46 +462,8 @@ class Store:
 
     # ── opening ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self, max_attempts: int) -> None:
-        database = self._database
-        (version,) = database.execute("pragma user_version").fetchone()
-        (application,) = database.execute("pragma application_id").fetchone()
-        (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
-        if tables and application != APPLICATION_ID:
-            raise StorageFailed(f"{self.path} is a SQLite file of another program; give the daemon one of its own")
-        scripts = migrations()
-        if version > len(scripts):
-            raise StorageFailed(
-                f"{self.path} was written by a newer eoq (schema {version}, this one knows {len(scripts)}); "
-                "install that version again"
-            )
-        (mode,) = database.execute("pragma journal_mode = wal").fetchone()
-        if mode != "wal":
-            raise StorageFailed(f"{self.path} cannot use a write-ahead log; put it on a local file system")
-        database.executescript(
-            """
-            pragma synchronous = full;
-            pragma mmap_size = 0;
-            pragma cache_size = -16384;
-            pragma wal_autocheckpoint = 4000;
-            pragma journal_size_limit = 67108864;
-            """
-        )
-        for number, script in enumerate(scripts[version:], start=version + 1):
-            database.executescript(
-                f"""
-                begin immediate;
-                {script}
-                pragma application_id = {APPLICATION_ID};
-                pragma user_version = {number};
-                commit;
-                """
-            )
-        self._recover(max_attempts)
-
-    def _recover(self, max_attempts: int) -> None:
+    def _recover(self, now: float, max_attempts: int) -> None:
         """Leases do not outlive their daemon: what it had leased is delivered again (G3), or dead."""
-        self._database.execute("begin immediate")
         dead = self._database.execute(
             """
             update message
@@ -623,8 +482,7 @@ class Store:
         )
         for number, group in dead:
             if group is not None:
-                self._unblock(time.time(), number, group)
-        self._database.execute("commit")
+                self._unblock(now, number, group)
         (self._next_seq,) = self._database.execute(
             """
             select max(
@@ -633,25 +491,3 @@ class Store:
             )
             """
         ).fetchone()
-
-
-def migrations() -> list[str]:
-    """The scripts of ``schema/``, in the order of their numbers."""
-    files = [entry for entry in resources.files("eoq.daemon.schema").iterdir() if entry.name.endswith(".sql")]
-    return [entry.read_text() for entry in sorted(files, key=lambda entry: entry.name)]
-
-
-def storage_error(error: sqlite3.Error, path: Path) -> EoqError:
-    """What a failure of SQLite means for whoever asked."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return StorageFull(f"the disk of {path} is full, so nothing was stored; free some space and try again")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return Forbidden(
-            f"{path} or its folder cannot be written by this user; mend its permissions or give another --db"
-        )
-    if code == sqlite3.SQLITE_CANTOPEN:
-        return Forbidden(f"{path} cannot be opened; check that its folder exists and that this user may write there")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StorageFailed(f"{path} is damaged or no database ({error}); restore it from a backup")
-    return StorageFailed(f"{path} could not be read or written ({error}); nothing was changed; see to the disk")

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from .store import Store, Verb
+from .file import Verb
+from .store import Store
 
 Done = Callable[[Any], None]
 

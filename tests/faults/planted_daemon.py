@@ -23,9 +23,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from eoq.daemon import main, store
+from eoq.daemon import file, main
 from eoq.daemon.clock import LoopClock
-from eoq.daemon.store import Store, Verb
+from eoq.daemon.file import Verb
+from eoq.daemon.store import Store
 from eoq.daemon.writer import Done, Writer
 
 VERBS: Final = ("put", "claim", "settle", "retry", "reject", "promote")
@@ -152,8 +153,8 @@ def _become(user: int) -> None:
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    _wrap(store, "migrations", functools.cache)
-    store.migrations()
+    _wrap(file, "migrations", functools.cache)
+    file.migrations()
     os.setgid(user)
     os.setuid(user)
 

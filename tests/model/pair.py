@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from eoq.daemon import requests
 from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
-from eoq.daemon.store import Claim, Store, Verb
+from eoq.daemon.file import Verb
+from eoq.daemon.store import Claim, Store
 from eoq.errors import EoqError
 from eoq.protocol import encode, get_bytes
 from tests.model.hands import Dice, ManualClock

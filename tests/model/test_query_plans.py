@@ -17,8 +17,9 @@ from typing import Final
 
 import pytest
 
+from eoq.daemon.file import MANY
 from eoq.daemon.reader import Reader
-from eoq.daemon.store import MANY, Claimed, Held, NewMessage, Store
+from eoq.daemon.store import Claimed, Held, NewMessage, Store
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000
@@ -137,7 +138,11 @@ def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced
     _check(
         traced.plan(lambda: traced.store.claim("q", FILL, MOST_BYTES)),
         "INDEX message_ready (queue=?)",
-        "COVERING INDEX message_settled (queue=? AND settled_at=?)",
+        "INDEX message_ready (queue=? AND priority=?)",
+        "INDEX message_ready_by_seq (queue=?)",
+        "INDEX message_leased (queue=?)",
+        "INDEX message_later (queue=?)",
+        "INDEX message_dead (queue=?)",
         "message USING INTEGER PRIMARY KEY (rowid=?)",
     )
 
