@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Self
 
 from ..errors import EoqError, IdConflict, LeaseLost, QueueFull
 from .file import MANY, QUICK_COMMIT, File, _Connection
+from .once_table import OnceTable
 
 MAX_QUEUES: Final = 100_000
 MAX_ATTEMPTS: Final = 10
@@ -54,6 +55,12 @@ _ACK_ONE: Final = """
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 
 
+_END: Final = """
+    select max(
+      (select coalesce(max(seq), 0) + 1 from message),
+      (select coalesce(max(value), 1) from counter where name = 'next_seq')
+    )
+    """
 # Each part is answered by the first entry of an index.
 _LOWEST_UNSETTLED: Final = """
     select min(seq)
@@ -118,7 +125,7 @@ class Held(NamedTuple):
     ended: bool = False
 
 
-class Store(File):
+class Store(OnceTable, File):
     """The messages of a daemon, in its file. Open it with `Store.open`."""
 
     def __init__(self, connection: _Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
@@ -287,7 +294,7 @@ class Store(File):
 
         Not the next seq: some of those are given to duplicates, and used again after a restart.
         """
-        (end,) = self._database.execute("select coalesce(max(seq), 0) + 1 from message").fetchone()
+        (end,) = self._database.execute(_END).fetchone()
         return int(end)
 
     def settle(self, now: float, acks: Sequence[tuple[Held, bytes | None]], sends: Sequence[NewMessage]) -> list[int]:
@@ -436,6 +443,49 @@ class Store(File):
         (next_due,) = self._database.execute("select min(due_at) from message where state = 'delayed'").fetchone()
         return counts, next_due
 
+    def forget(self, after: int, settled_before: Callable[[str], float], limit: int) -> tuple[int, int | None]:
+        """Drops settled records of the next queue behind number ``after``: at most ``limit`` of those settled before
+        the moment that ``settled_before`` gives for the queue's name.
+
+        Returns how many went, and where to go on: the same place if there may be more, None after the last queue.
+        """
+        row = self._database.execute(
+            """
+            select number, name
+            from queue
+            where number > ?
+            order by number
+            limit 1
+            """,
+            (after,),
+        ).fetchone()
+        if row is None:
+            return 0, None
+        number, name = row
+        # A seq is never used twice, also when the rows that had the highest are gone.
+        self._database.execute(
+            """
+            insert into counter (name, value)
+            values ('next_seq', ?)
+            on conflict (name) do update set value = max(value, excluded.value)
+            """,
+            (self._end(),),
+        )
+        gone = self._database.execute(
+            """
+            delete from message
+            where seq in (
+              select seq
+              from message
+              where queue = ? and settled_at < ?
+              order by settled_at
+              limit ?
+            )
+            """,
+            (number, settled_before(name), limit),
+        ).rowcount
+        return gone, after if gone == limit else number
+
     # ── queues ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _queue_number(self, name: str) -> int:
@@ -483,11 +533,4 @@ class Store(File):
         for number, group in dead:
             if group is not None:
                 self._unblock(now, number, group)
-        (self._next_seq,) = self._database.execute(
-            """
-            select max(
-              (select coalesce(max(seq), 0) + 1 from message),
-              (select coalesce(max(value), 1) from counter where name = 'next_seq')
-            )
-            """
-        ).fetchone()
+        self._next_seq = self._end()
