@@ -20,6 +20,7 @@ _HOMES = {
     "daemon": ("daemon", "start", "stop", "status"),
     "send": ("send",),
     "receive": ("receive", "ack", "nack", "reject", "extend"),
+    "once": ("once",),
     "look": ("result", "queues", "peek", "show"),
     "demo": ("demo",),
 }

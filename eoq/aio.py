@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -297,6 +297,22 @@ class AsyncClient:
     def transaction(self) -> AsyncTransaction:
         """See `Client.transaction`; used with ``async with``."""
         return AsyncTransaction(self)
+
+    # ── once ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def once(
+        self,
+        key: str,
+        function: Callable[[], Awaitable[object]],
+        *,
+        ttl: float | None = None,
+        fingerprint: str | None = None,
+        wait: float | None = None,
+    ) -> bytes:
+        """See `Client.once`; ``function`` is awaited."""
+        from .once import once_async
+
+        return await once_async(self, key, function, ttl=ttl, fingerprint=fingerprint, wait=wait)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ try, so that a request whose reply was lost can be repeated without being stored
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from .protocol import (
     MAX_ID,
     MAX_LINE,
     MAX_PRIORITY,
+    MAX_TTL,
     QUEUE_PATTERN,
     Fields,
     get_bytes,
@@ -276,6 +278,56 @@ def result(queue: str, id: str, wait: float) -> Call[Result | None]:
         return Result(outcome, body, reply.get("error"))
 
     return Call({"op": "result", "queue": check_queue(queue), "id": id, "wait": wait}, read, wait)
+
+
+class OnceState(NamedTuple):
+    """What the daemon says of a key: ``run`` (do it), ``running`` (another does), or ``done`` with what came of it."""
+
+    state: str
+    status: int = 0
+    output: bytes | None = None
+    output_bytes: int = 0
+
+
+def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[OnceState]:
+    """Takes a key of the dedup service, or waits for who has it."""
+    _check_name("key", key)
+    _check_name("fingerprint", fingerprint)
+    fields: Fields = {"op": "once", "key": key, "token": token, "wait": wait}
+    if fingerprint is not None:
+        fields["fingerprint"] = fingerprint
+
+    def read(reply: Fields) -> OnceState:
+        if reply["state"] != "done":
+            return OnceState(reply["state"])
+        output = get_bytes(reply.get("output"), reply.get("output_base64"), "output")
+        return OnceState("done", reply["status"], output, reply["output_bytes"])
+
+    return Call(fields, read, wait)
+
+
+def check_ttl(ttl: float | None) -> None:
+    """Raises `InvalidRequest` where ``ttl`` is no number of seconds for something to be kept."""
+    if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl <= MAX_TTL):
+        raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
+
+
+def once_done(key: str, token: str, status: int, output: bytes | None, size: int, ttl: float | None) -> Call[None]:
+    """What came of a key. ``output`` is None where it is too large to keep."""
+    fields: Fields = {"op": "once_done", "key": key, "token": token, "status": status, "output_bytes": size}
+    if output is not None and len(output) <= MAX_BODY:
+        put_bytes(fields, "output", output)
+    elif output is not None:
+        # As text it could need six bytes a byte, more than a line may have.
+        fields["output_base64"] = base64.b64encode(output).decode()
+    if ttl is not None:
+        fields["ttl"] = ttl
+    return Call(fields, _nothing)
+
+
+def once_release(key: str, token: str) -> Call[None]:
+    """A key opened again."""
+    return Call({"op": "once_release", "key": key, "token": token}, _nothing)
 
 
 def look(op: str, **fields: Any) -> Call[Fields]:

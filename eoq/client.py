@@ -12,7 +12,7 @@ import socket as sockets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -384,6 +384,33 @@ class Client:
     def transaction(self) -> Transaction:
         """Acks and sends over any queues, all or nothing, when its ``with`` block ends. See `Transaction`."""
         return Transaction(self)
+
+    # ── once ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def once(
+        self,
+        key: str,
+        function: Callable[[], object],
+        *,
+        ttl: float | None = None,
+        fingerprint: str | None = None,
+        wait: float | None = None,
+    ) -> bytes:
+        """Runs ``function`` unless ``key`` is done already; returns its result as bytes, now or from the first time.
+
+        Of several callers at once the first runs, and the others wait for it: up to ``wait`` seconds, without end
+        where it is None; then `Overloaded` is raised. If the function raises, or its process dies, the key is open
+        again. ``ttl`` is how many seconds the result is kept; None is for ever. A ``fingerprint`` (1 to 200
+        characters) says what the key stands for: `IdConflict` is raised where it was used with another.
+
+        The result is stored once. The function runs again if its process is killed before that: what it does
+        elsewhere has to be idempotent under the same key. Raises `LeaseLost` where this caller was cut off from the
+        daemon so long that another has run meanwhile, and `MessageTooLarge` for a result of more than 8 MiB, which
+        is not kept though the key is done.
+        """
+        from .once import once
+
+        return once(self, key, function, ttl=ttl, fingerprint=fingerprint, wait=wait)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -17,6 +17,8 @@ from .errors import EoqError, InvalidRequest, from_wire
 
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""
+MAX_OUTPUT: Final = 8 * 1024 * 1024
+"""Bytes of an output that the dedup service keeps."""
 MAX_LINE: Final = 16 * 1024 * 1024
 """Bytes of a request line. The largest body in its longest JSON spelling (six bytes a byte) fits twice."""
 MAX_BATCH: Final = 1000
@@ -31,6 +33,8 @@ MAX_LEASE: Final = 12 * 3600.0
 """Seconds of a lease or an extension."""
 MAX_DELAY: Final = 366 * 86400.0
 """Seconds a message may be delayed."""
+MAX_TTL: Final = 100 * 366 * 86400.0
+"""Seconds that a result may be asked to be kept."""
 MAX_WAIT: Final = 3600.0
 """Seconds one request may wait; clients ask again."""
 MAX_PRIORITY: Final = 2**31 - 1

@@ -21,8 +21,10 @@ from ..errors import EoqError
 from .broker import Broker
 from .clock import LoopClock
 from .file import QUICK_COMMIT
+from .forgetting import RETENTION, Forgetter
 from .locks import Lock, cannot_use
 from .looking import Looker
+from .once import Deduplicator
 from .reader import Reader
 from .server import MAX_CONNECTIONS, Server
 from .store import MAX_ATTEMPTS, Store
@@ -33,12 +35,17 @@ log = logging.getLogger("eoq.daemon")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a daemon is started with. ``quick_commit`` is in seconds; 0 commits on a thread always."""
+    """What a daemon is started with.
+
+    ``quick_commit`` is in seconds; 0 commits on a thread always. ``retention`` is in seconds: how long the record of a
+    settled message is kept.
+    """
 
     database: Path
     socket: Path
     max_attempts: int = MAX_ATTEMPTS
     quick_commit: float = QUICK_COMMIT
+    retention: float = RETENTION
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -80,6 +87,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
         writer = Writer(store)
+        clock = LoopClock()
 
         def describe() -> dict[str, Any]:
             return {
@@ -94,21 +102,25 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         broker = Broker(
             store,
             writer,
-            LoopClock(),
+            clock,
             epoch=secrets.token_hex(4),
             ended=looker.ended,
             max_attempts=settings.max_attempts,
         )
-        server = Server(broker, looker)
+        deduplicator = Deduplicator(store, writer, clock)
+        forgetter = Forgetter(store, writer, clock, retention=settings.retention)
+        server = Server(broker, looker, deduplicator)
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
-        broker.start()
+        for part in (broker, deduplicator, forgetter):
+            part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
         server.refuse_new()
-        broker.stop()
+        for part in (broker, deduplicator, forgetter):
+            part.stop()
         if not failures:
             await writer.drain()
         await looker.stop()

@@ -105,9 +105,7 @@ class Deduplicator:
 
     def _begin(self, waiter: _Waiter) -> None:
         request = waiter.request
-        verb = partial(
-            self._table.once_begin, self._clock.wall(), request.key, request.token, request.fingerprint
-        )
+        verb = partial(self._table.once_begin, self._clock.wall(), request.key, request.token, request.fingerprint)
         # A run that is lost with the power was one of a process that is gone as well.
         self._writer.submit(verb, partial(self._began, waiter), durable=False)
 
@@ -126,9 +124,6 @@ class Deduplicator:
             self._waiters.setdefault(key, deque()).append(waiter)
             if waiter.timer is None:
                 waiter.timer = self._clock.call_later(waiter.request.wait, partial(self._waited, waiter))
-            if key not in self._holders:
-                # It was released while this one asked.
-                self._next(key)
         else:
             self._answer(waiter, {"state": "running"})
 
@@ -182,9 +177,7 @@ class Deduplicator:
         if size is None:
             raise InvalidRequest("give `output`, `output_base64`, or `output_bytes` where it is too large to keep")
         expires_at = None if request.ttl is None else self._clock.wall() + request.ttl
-        verb = partial(
-            self._table.once_finish, request.key, request.token, request.status, output, size, expires_at
-        )
+        verb = partial(self._table.once_finish, request.key, request.token, request.status, output, size, expires_at)
         self._end(request.key, request.token, verb, reply, durable=True)
 
     def _give_up(self, key: str, token: str, reply: Reply) -> None:

@@ -23,6 +23,7 @@ from ..protocol import (
     MAX_ID,
     MAX_LEASE,
     MAX_PRIORITY,
+    MAX_TTL,
     MAX_WAIT,
     QUEUE_PATTERN,
     get_bytes,
@@ -132,6 +133,28 @@ class GetResult(_Request, tag="result"):
     wait: Wait = 0.0
 
 
+class Once(_Request, tag="once"):
+    key: Id
+    token: Receipt
+    fingerprint: Id | None = None
+    wait: Wait = 0.0
+
+
+class OnceDone(_Request, tag="once_done"):
+    key: Id
+    token: Receipt
+    status: Annotated[int, Meta(ge=0, le=255)] = 0
+    output: str | None = None
+    output_base64: str | None = None
+    output_bytes: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
+
+
+class OnceRelease(_Request, tag="once_release"):
+    key: Id
+    token: Receipt
+
+
 class Queues(_Request, tag="queues"):
     pass
 
@@ -161,6 +184,9 @@ Request: TypeAlias = (
     | Reject
     | Extend
     | Release
+    | Once
+    | OnceDone
+    | OnceRelease
     | GetResult
     | Queues
     | Peek

@@ -18,6 +18,7 @@ from . import requests as ask
 from .broker import Broker, Fields, Session
 from .locks import Locked, cannot_use
 from .looking import Looker
+from .once import Deduplicator
 
 MAX_CONNECTIONS: Final = 4000
 """Connections at once; one more is told so and closed."""
@@ -27,6 +28,7 @@ MAX_WAITING: Final = 256
 """Requests of one connection that wait, for messages or for a result; one more is refused."""
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
+HEAVY: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show)
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024
@@ -36,11 +38,12 @@ WRITE_HIGH: Final = 1024 * 1024
 
 
 class Server:
-    """Accepts connections on a Unix socket and hands their requests to the broker or the looker."""
+    """Accepts connections on a Unix socket and hands their requests to whom they are for."""
 
-    def __init__(self, broker: Broker, looker: Looker) -> None:
+    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator) -> None:
         self.broker = broker
         self.looker = looker
+        self.deduplicator = deduplicator
         self.connections: set[Connection] = set()
         self.partial = 0
         self._server: asyncio.AbstractServer | None = None
@@ -105,6 +108,7 @@ class Connection(asyncio.Protocol):
         self._counted = 0
         self._server.broker.closed(self._session)
         self._server.looker.closed(self._session)
+        self._server.deduplicator.closed(self._session)
         self.gone.set()
 
     def data_received(self, data: bytes) -> None:
@@ -166,8 +170,8 @@ class Connection(asyncio.Protocol):
         except EoqError as error:
             self._write(ask.rid_of(line), error)
             return
-        waits = isinstance(request, ask.Receive | ask.GetResult) and request.wait > 0
-        heavy = not waits and isinstance(request, ask.Receive | ask.GetResult | ask.Queues | ask.Peek | ask.Show)
+        waits = isinstance(request, ask.Receive | ask.GetResult | ask.Once) and request.wait > 0
+        heavy = not waits and isinstance(request, HEAVY)
         if waits and self._waiting >= MAX_WAITING:
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return
@@ -178,6 +182,8 @@ class Connection(asyncio.Protocol):
         try:
             if self._server.looker.handles(request):
                 self._server.looker.handle(self._session, request, reply)
+            elif self._server.deduplicator.handles(request):
+                self._server.deduplicator.handle(self._session, request, reply)
             else:
                 self._server.broker.handle(self._session, request, reply)
         except EoqError as error:

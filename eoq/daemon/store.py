@@ -444,47 +444,51 @@ class Store(OnceTable, File):
         return counts, next_due
 
     def forget(self, after: int, settled_before: Callable[[str], float], limit: int) -> tuple[int, int | None]:
-        """Drops settled records of the next queue behind number ``after``: at most ``limit`` of those settled before
+        """Drops settled records of the queues behind number ``after``: at most ``limit``, of those settled before
         the moment that ``settled_before`` gives for the queue's name.
 
-        Returns how many went, and where to go on: the same place if there may be more, None after the last queue.
+        Returns how many went, and the ``after`` to go on with; None when the last queue is done.
         """
-        row = self._database.execute(
+        end = self._end()
+        gone = 0
+        queues = self._database.execute(
             """
             select number, name
             from queue
             where number > ?
             order by number
-            limit 1
+            limit ?
             """,
-            (after,),
-        ).fetchone()
-        if row is None:
-            return 0, None
-        number, name = row
-        # A seq is never used twice, also when the rows that had the highest are gone.
-        self._database.execute(
-            """
-            insert into counter (name, value)
-            values ('next_seq', ?)
-            on conflict (name) do update set value = max(value, excluded.value)
-            """,
-            (self._end(),),
-        )
-        gone = self._database.execute(
-            """
-            delete from message
-            where seq in (
-              select seq
-              from message
-              where queue = ? and settled_at < ?
-              order by settled_at
-              limit ?
+            (after, limit),
+        ).fetchall()
+        for number, name in queues:
+            gone += self._database.execute(
+                """
+                delete from message
+                where seq in (
+                  select seq
+                  from message
+                  where queue = ? and settled_at < ?
+                  order by settled_at
+                  limit ?
+                )
+                """,
+                (number, settled_before(name), limit - gone),
+            ).rowcount
+            if gone == limit:
+                break
+            after = number
+        if gone:
+            # A seq is never used twice, also when the rows that had the highest are gone.
+            self._database.execute(
+                """
+                insert into counter (name, value)
+                values ('next_seq', ?)
+                on conflict (name) do update set value = max(value, excluded.value)
+                """,
+                (end,),
             )
-            """,
-            (number, settled_before(name), limit),
-        ).rowcount
-        return gone, after if gone == limit else number
+        return gone, None if gone < limit and len(queues) < limit else after
 
     # ── queues ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,136 @@
+"""`eoq once`: a command that runs once for a key, and whose output is repeated ever after."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from subprocess import PIPE
+from types import FrameType
+from typing import IO, cast
+
+import click
+
+from eoq.once import Ran, once_status
+from eoq.protocol import MAX_OUTPUT
+
+from .common import connect, socket_option
+
+CANNOT_RUN = 126
+NOT_FOUND = 127
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  eoq once "report-$(date +%F)" -- ./make-report      # cron, on any number of tries
+  eoq once charge:order-17 -- ./charge 17 5.00        # prints the first run's output ever after
+  eoq once import-42 --ttl 86400 --fingerprint @command -- ./import 42""",
+)
+@click.argument("key")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--ttl", type=float, metavar="SECONDS", help="How long the outcome is kept (for ever).")
+@click.option("--wait", type=float, metavar="SECONDS", help="How long to wait for another run of KEY (without end).")
+@click.option("--keep-failure", is_flag=True, help="Keep also the outcome of a command that fails.")
+@click.option(
+    "--fingerprint",
+    metavar="TEXT",
+    help="What KEY stands for; with another text KEY is refused. @command takes the command line.",
+)
+@socket_option
+def once(
+    key: str,
+    command: tuple[str, ...],
+    ttl: float | None,
+    wait: float | None,
+    keep_failure: bool,
+    fingerprint: str | None,
+    socket: str | None,
+) -> None:
+    """Run COMMAND unless KEY is done already; then repeat its stored output and exit status.
+
+    Of two at once the second waits for the first. A command that fails (exit status not 0) leaves KEY open, unless
+    --keep-failure; so does one that is killed, or whose `eoq once` is. COMMAND finds KEY in EOQ_ID: what it does
+    elsewhere should carry it on as idempotency key, since a run that is killed in the middle runs again.
+
+    Standard output is stored, up to 8 MiB of any bytes; standard error passes through. The exit status is the
+    command's (128 and the signal's number if it was killed).
+    """
+    if fingerprint == "@command":
+        fingerprint = _fingerprint(command)
+    ran_here = False
+    with connect(socket) as client:
+
+        def run() -> tuple[Ran, bool]:
+            nonlocal ran_here
+            ran_here = True
+            ran = _run(command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path)})
+            return ran, ran.status == 0 or (keep_failure and ran.status not in (CANNOT_RUN, NOT_FOUND))
+
+        ran = once_status(client, key, run, ttl=ttl, fingerprint=fingerprint, wait=wait)
+    if ran.output is None:
+        click.echo(
+            f"eoq: the output of {key!r} has {ran.output_bytes:,} bytes, more than the {MAX_OUTPUT:,} that are kept: "
+            "it is printed by the first run alone",
+            err=True,
+        )
+    elif not ran_here:
+        sys.stdout.buffer.write(ran.output)
+        sys.stdout.buffer.flush()
+    sys.exit(ran.status)
+
+
+def _fingerprint(command: tuple[str, ...]) -> str:
+    import hashlib
+
+    return "command:" + hashlib.sha256("\0".join(command).encode(errors="surrogateescape")).hexdigest()
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str]) -> Ran:
+    """Runs the command; its output goes on to ours as it comes, and is gathered."""
+    try:
+        process = subprocess.Popen(command, stdout=PIPE, env=environment)
+    except FileNotFoundError:
+        click.echo(f"eoq: {command[0]}: no such command; KEY is open", err=True)
+        return Ran(NOT_FOUND, b"", 0)
+    except OSError as error:
+        click.echo(f"eoq: {command[0]} cannot be run: {error.strerror}; KEY is open", err=True)
+        return Ran(CANNOT_RUN, b"", 0)
+
+    output = cast(IO[bytes], process.stdout)
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        """Ctrl-C reaches the command by itself: what it makes of it decides."""
+
+    before = [
+        (number, signal.signal(number, act)) for number, act in ((signal.SIGTERM, forward), (signal.SIGINT, leave))
+    ]
+    try:
+        size = 0
+        kept: list[bytes] = []
+        while chunk := os.read(output.fileno(), 64 * 1024):
+            size += len(chunk)
+            if size <= MAX_OUTPUT:
+                kept.append(chunk)
+            else:
+                kept.clear()
+            _print(chunk)
+        status = process.wait()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    status = 128 - status if status < 0 else status
+    return Ran(status, b"".join(kept) if size <= MAX_OUTPUT else None, size)
+
+
+def _print(chunk: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Whoever read it has left; the command goes on, and its output is stored.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
