@@ -20,6 +20,8 @@ _HOMES = {
     "daemon": ("daemon", "start", "stop", "status"),
     "send": ("send",),
     "receive": ("receive", "ack", "nack", "reject", "extend"),
+    "work": ("work",),
+    "apply": ("apply",),
     "look": ("result", "queues", "peek", "show"),
     "demo": ("demo",),
 }
