@@ -124,6 +124,7 @@ class _Worker:
                     await asyncio.wait(self._running)
                 await asyncio.wait([releasing], timeout=STOP_SECONDS)
         finally:
+            self._stopped.set()  # a cancelled handler must not make room for the next
             tasks = [*helpers, *self._running]
             for task in tasks:
                 task.cancel()
