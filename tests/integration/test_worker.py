@@ -302,7 +302,7 @@ def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect
         sender.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(30)])
         handled: list[str] = []
 
-        def handler(message: Any) -> str:
+        def handler(message: eoq.Message) -> str:
             handled.append(message.id)
             if len(handled) in (3, 11):
                 daemon.restart()
@@ -566,7 +566,7 @@ def _apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
 
 @pytest.mark.parametrize("options", [{}, {"batch": 7}, {"concurrency": 3, "batch": 5, "prefetch": 20}])
 def test_the_inbox_applies_each_once(
-    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: dict[str, int]
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: dict[str, Any]
 ) -> None:
     put(*_many(60))
     with eoq.Inbox(file) as inbox:
@@ -705,8 +705,7 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
             task = asyncio.create_task(client.work(queue, handler, prefetch=1))
-            while (await client.ask("show", queue=queue, id="b"))["message"]["state"] != "leased":
-                await asyncio.sleep(0.01)  # a look at a condition, like `eventually`
+            await asyncio.to_thread(eventually, lambda: show("b")["state"] == "leased")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
