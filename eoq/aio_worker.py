@@ -60,7 +60,7 @@ async def work(
     if stop is not None and stop.is_set():
         return Summary()
     async with client._sibling() as own:
-        return await _Worker(own, queue, apply, held, concurrency, lease, seconds, idle).run(stop)
+        return await _Worker(own, queue, apply, held, concurrency, lease, seconds, idle, stop).run()
 
 
 def _plainly(handler: AnyHandler) -> Callable[[Entry[AsyncMessage]], Awaitable[object]]:
@@ -92,6 +92,7 @@ class _Worker:
         lease: float | None,
         seconds: float | None,
         idle: float | None,
+        stop: asyncio.Event | None,
     ) -> None:
         self._client = client
         self._queue = queue
@@ -101,6 +102,7 @@ class _Worker:
         self._lease = DEFAULT_LEASE if lease is None else lease
         self._seconds = seconds
         self._idle = idle
+        self._stop_event = stop
         self._waiting: deque[Entry[AsyncMessage]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -108,13 +110,13 @@ class _Worker:
         self._stopped = asyncio.Event()
         self._failure: BaseException | None = None
 
-    async def run(self, stop: asyncio.Event | None) -> Summary:
+    async def run(self) -> Summary:
         """Until it is stopped."""
         loop = asyncio.get_running_loop()
         keeping = asyncio.create_task(self._guarded(self._keep()))
         helpers = [keeping, asyncio.create_task(self._guarded(self._fetch()))]
-        if stop is not None:
-            helpers.append(asyncio.create_task(self._watch(stop)))
+        if self._stop_event is not None:
+            helpers.append(asyncio.create_task(self._watch(self._stop_event)))
         try:
             with on_signals(lambda: loop.call_soon_threadsafe(self._stopped.set)):
                 await self._stopped.wait()
@@ -194,6 +196,8 @@ class _Worker:
     # ── handling ────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_more(self) -> None:
+        if self._stop_event is not None and self._stop_event.is_set():
+            self._stopped.set()  # not when its watcher gets to it: nothing begins after the stop
         while self._waiting and len(self._running) < self._concurrency and not self._stopped.is_set():
             entry = self._waiting.popleft()
             if self._held.begin(entry, self._client._generation, None):

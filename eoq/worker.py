@@ -88,7 +88,7 @@ def work(
     if stop is not None and stop.is_set():
         return Summary()
     with client._sibling() as own:
-        return _Worker(own, queue, apply, held, concurrency, batch, lease, timeout, idle).run(stop)
+        return _Worker(own, queue, apply, held, concurrency, batch, lease, timeout, idle, stop).run()
 
 
 def check_arguments(
@@ -144,6 +144,7 @@ class _Worker:
         lease: float | None,
         timeout: float | None,
         idle: float | None,
+        stop: threading.Event | None,
     ) -> None:
         self._client = client
         self._queue = queue
@@ -154,6 +155,7 @@ class _Worker:
         self._lease = DEFAULT_LEASE if lease is None else lease
         self._timeout = timeout
         self._idle = idle
+        self._stop_event = stop
         self._changed = threading.Condition()
         """Guards what is held. A signal's handler must not touch it; the simple queues are safe there."""
         self._ready: SimpleQueue[Entry[Message] | None] = SimpleQueue()
@@ -162,8 +164,9 @@ class _Worker:
         self._over = False
         self._failure: BaseException | None = None
 
-    def run(self, stop: threading.Event | None) -> Summary:
+    def run(self) -> Summary:
         """Until it is stopped."""
+        stop = self._stop_event
         keeping = self._thread(self._keep, "keeps leases")
         fetching = self._thread(self._fetch, "fetches")
         handling = [self._thread(self._handle, "handles") for _ in range(self._concurrency - 1)]
@@ -282,6 +285,8 @@ class _Worker:
         """What runs now: ``entry`` and, in a batch, what waits behind it."""
         entries: list[Entry[Message]] = []
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        if self._stop_event is not None and self._stop_event.is_set() and not self._stopping:
+            self.stop()  # not when its watcher gets to it: nothing begins after the stop
         with self._changed:
             following: Entry[Message] | None = entry
             while following is not None and not self._stopping:
