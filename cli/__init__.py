@@ -21,6 +21,8 @@ _HOMES = {
     "send": ("send",),
     "receive": ("receive", "ack", "nack", "reject", "extend"),
     "once": ("once",),
+    "work": ("work",),
+    "apply": ("apply",),
     "look": ("result", "queues", "peek", "show"),
     "demo": ("demo",),
 }

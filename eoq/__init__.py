@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from .errors import StorageFailed as StorageFailed
     from .errors import StorageFull as StorageFull
     from .errors import Unavailable as Unavailable
+    from .held import Summary as Summary
     from .inbox import Inbox as Inbox
     from .message import AsyncMessage as AsyncMessage
     from .message import Message as Message
     from .message import Outgoing as Outgoing
     from .message import Result as Result
     from .message import Sent as Sent
+    from .verdicts import Reject as Reject
+    from .verdicts import Retry as Retry
 
 __version__ = "0.1.0"
 
@@ -54,8 +57,10 @@ _HOMES = {
         "StorageFull",
         "Unavailable",
     ),
+    "held": ("Summary",),
     "inbox": ("Inbox",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
+    "verdicts": ("Reject", "Retry"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

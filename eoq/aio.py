@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from . import calls
 from .calls import Call
@@ -20,6 +20,10 @@ from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
 from .protocol import Fields, LineBuffer, decode_reply, encode
+
+if TYPE_CHECKING:
+    from .aio_worker import AsyncProcessor
+    from .held import Summary
 
 T = TypeVar("T")
 
@@ -258,9 +262,12 @@ class AsyncClient:
     async def _keep_alive(self, fetched: Prefetched[AsyncMessage]) -> None:
         receipts = fetched.to_extend(time.monotonic(), self._generation)
         if receipts:
-            outcomes = await self._run_all([calls.extend(receipt, fetched.lease) for receipt in receipts])
-            lost = {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
-            fetched.extended(time.monotonic(), lost)
+            fetched.extended(time.monotonic(), await self._extend_all(receipts, fetched.lease))
+
+    async def _extend_all(self, receipts: Sequence[str], seconds: float) -> set[str]:
+        """Extends leases; returns the receipts of those that have ended."""
+        outcomes = await self._run_all([calls.extend(receipt, seconds) for receipt in receipts])
+        return {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
 
     async def _give_back(self, receipts: Sequence[str]) -> None:
         if receipts and not self._closed:
@@ -270,6 +277,47 @@ class AsyncClient:
 
     def _message(self, **fields: Any) -> AsyncMessage:
         return AsyncMessage(settler=self, **fields)
+
+    async def work(
+        self,
+        queue: str,
+        handler: Callable[..., Awaitable[object]],
+        *,
+        inbox: AsyncProcessor | None = None,
+        concurrency: int = 1,
+        prefetch: int = 0,
+        lease: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 # it is the handler's, not the loop's
+        until_empty: bool = False,
+        idle: float | None = None,
+        stop: asyncio.Event | None = None,
+    ) -> Summary:
+        """`Client.work` with ``await handler(message)``, or ``await handler(tx, message)`` with an ``inbox``.
+
+        Up to ``concurrency`` handlers run as tasks. One whose ``timeout`` is over is cancelled, and its message
+        given back with an error that says so. If this call is cancelled itself, so are the handlers, and their
+        messages are delivered again. A handler must not block the loop: the leases could not be extended.
+        """
+        from .aio_worker import work
+
+        return await work(
+            self,
+            queue,
+            handler,
+            inbox=inbox,
+            concurrency=concurrency,
+            prefetch=prefetch,
+            lease=lease,
+            seconds=timeout,
+            idle=0.0 if until_empty and idle is None else idle,
+            stop=stop,
+        )
+
+    def _sibling(self) -> AsyncClient:
+        """A client with a connection of its own, as patient as this one."""
+        sibling = AsyncClient(self.path, timeout=self.timeout)
+        sibling._generation = self._generation
+        return sibling
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
 

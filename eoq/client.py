@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from . import calls
 from .calls import Call
@@ -25,6 +25,11 @@ from .message import Delivery, Message, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
 from .protocol import Fields, LineBuffer, decode_reply, encode
+
+if TYPE_CHECKING:
+    from .held import Summary
+    from .inbox import Handler
+    from .worker import Processor
 
 T = TypeVar("T")
 
@@ -342,9 +347,12 @@ class Client:
     def _keep_alive(self, fetched: Prefetched[Message]) -> None:
         receipts = fetched.to_extend(time.monotonic(), self._generation)
         if receipts:
-            outcomes = self._run_all([calls.extend(receipt, fetched.lease) for receipt in receipts])
-            lost = {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
-            fetched.extended(time.monotonic(), lost)
+            fetched.extended(time.monotonic(), self._extend_all(receipts, fetched.lease))
+
+    def _extend_all(self, receipts: Sequence[str], seconds: float) -> set[str]:
+        """Extends leases; returns the receipts of those that have ended."""
+        outcomes = self._run_all([calls.extend(receipt, seconds) for receipt in receipts])
+        return {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
 
     def _give_back(self, receipts: Sequence[str]) -> None:
         if receipts and not self._closed:
@@ -354,6 +362,67 @@ class Client:
 
     def _message(self, **fields: Any) -> Message:
         return Message(settler=self, **fields)
+
+    def work(
+        self,
+        queue: str,
+        handler: Callable[[Message], object] | Handler,
+        *,
+        inbox: Processor | None = None,
+        concurrency: int = 1,
+        prefetch: int = 0,
+        batch: int = 1,
+        lease: float | None = None,
+        timeout: float | None = None,
+        until_empty: bool = False,
+        idle: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Summary:
+        """Handles the messages of ``queue`` until it is told to stop; says what became of them. See ``worker.py``.
+
+        ``handler(message)`` is called for each; what it returns is the result that the ack stores. With an
+        ``inbox`` it is ``handler(tx, message)``, called through `Inbox.process`, so that each message takes effect
+        once. A handler that raises gives the message back with the error's text, `Reject` makes it a dead letter,
+        and `Retry` says when to try again; each is logged, and none ends the loop. A handler may also settle its
+        message itself (``message.ack(result, send=[…])``), and is then left alone.
+
+        Leases are bound, and extended while their handlers run. Up to ``concurrency`` handlers run at once, the
+        first of them in the calling thread; ``prefetch`` more messages may wait here. With an inbox, up to
+        ``batch`` messages that wait share one transaction (`Inbox.process_many`).
+
+        ``timeout`` is in seconds for one run of a handler, or of a whole batch. A thread cannot be killed: when its
+        time is over, the message is given back with an error that says so, and what the handler does later counts
+        no more; but it goes on, and keeps its place among ``concurrency``, until it ends. With an inbox its late
+        commit may still happen; the message then comes again and is found processed.
+
+        SIGTERM and SIGINT (where this is the main thread) and ``stop`` end the loop cleanly: what runs is finished,
+        what waits is given back, uncounted. A second signal does what it would do without eoq. ``until_empty``
+        ends it when nothing is ready and nothing of ours runs, ``idle`` when that was so for so many seconds.
+
+        Raises `Unavailable` if the daemon did not come back in time, or another error of the daemon's (its disk is
+        full, say) that is no message's fault; the handlers that run are finished first.
+        """
+        from .worker import work
+
+        return work(
+            self,
+            queue,
+            handler,
+            inbox=inbox,
+            concurrency=concurrency,
+            prefetch=prefetch,
+            batch=batch,
+            lease=lease,
+            timeout=timeout,
+            idle=0.0 if until_empty and idle is None else idle,
+            stop=stop,
+        )
+
+    def _sibling(self) -> Client:
+        """A client with a connection of its own, as patient as this one."""
+        sibling = Client(self.path, timeout=self.timeout)
+        sibling._generation = self._generation
+        return sibling
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -28,6 +28,7 @@ from typing import Any, Final, TypeAlias
 from .errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from .message import Message, encode_payload
 from .protocol import MAX_BODY
+from .verdicts import Retry, error_text, give_back
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
@@ -100,9 +101,9 @@ class Inbox:
     def process(self, message: Message, handler: Handler) -> bytes | None:
         """Applies a message once, and acks it. Returns the handler's result as bytes, now or from the first time.
 
-        If the handler raises, its writes are rolled back, the message is given back with the error's text, and
-        the exception goes on to the caller. Raises `LeaseLost` if the lease ended before the ack: the effect is
-        in place, the message comes again, and is then only acked.
+        If the handler raises, its writes are rolled back, the message is given back with the error's text (or as
+        `Reject` and `Retry` say), and the exception goes on to the caller. Raises `LeaseLost` if the lease ended
+        before the ack: the effect is in place, the message comes again, and is then only acked.
         """
         try:
             with self._transaction():
@@ -127,8 +128,9 @@ class Inbox:
                 for message in batch:
                     outcomes.append(self._apply_alone(message, handler))
         except Exception as error:
-            for message in batch:
-                self._give_back(message, error)
+            for index, message in enumerate(batch):
+                # What a handler says (`Reject`, say) it says of its own message alone.
+                self._give_back(message, error if index == len(outcomes) else Retry(reason=error_text(error)))
             raise
         for message, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -177,7 +179,7 @@ class Inbox:
 
     def _give_back(self, message: Message, error: Exception) -> None:
         try:
-            message.nack(error=f"{type(error).__name__}: {error}")
+            give_back(message, error)
         except EoqError as failure:
             # The lease ends by itself; what the handler raised is the news.
             error.add_note(f"eoq: the message {message.id!r} could not be given back: {failure}")

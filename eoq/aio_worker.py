@@ -1,0 +1,273 @@
+"""The worker's loop for asyncio: the twin of ``worker.py``, with tasks where that one has threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from .errors import EoqError, LeaseLost, Unavailable
+from .held import Entry, Held, Summary
+from .message import AsyncMessage, Outgoing
+from .prefetch import POLL_SECONDS
+from .protocol import DEFAULT_LEASE, MAX_BATCH
+from .verdicts import give_back_async
+from .worker import (
+    BEATS,
+    OF_THE_MESSAGE,
+    RECHECK_SECONDS,
+    STOP_SECONDS,
+    check_arguments,
+    described,
+    log,
+    on_signals,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+
+AnyHandler: TypeAlias = Callable[..., Awaitable[object]]
+
+
+class AsyncProcessor(Protocol):
+    """What the loop needs of an inbox."""
+
+    def process(self, message: AsyncMessage, handler: AnyHandler, /) -> Awaitable[object]: ...
+
+
+async def work(
+    client: AsyncClient,
+    queue: str,
+    handler: AnyHandler,
+    *,
+    inbox: AsyncProcessor | None = None,
+    concurrency: int = 1,
+    prefetch: int = 0,
+    lease: float | None = None,
+    seconds: float | None = None,
+    idle: float | None = None,
+    stop: asyncio.Event | None = None,
+) -> Summary:
+    """See `AsyncClient.work`. ``idle`` is None for a loop without end; ``seconds`` is the time of a handler."""
+    check_arguments(concurrency, prefetch, lease, seconds, idle)
+    apply = _plainly(handler) if inbox is None else _through(inbox, handler)
+    held: Held[AsyncMessage] = Held(concurrency + prefetch, max(1, prefetch // 2))
+    if stop is not None and stop.is_set():
+        return Summary()
+    async with client._sibling() as own:
+        return await _Worker(own, queue, apply, held, concurrency, lease, seconds, idle, stop).run()
+
+
+def _plainly(handler: AnyHandler) -> Callable[[Entry[AsyncMessage]], Awaitable[object]]:
+    async def apply(entry: Entry[AsyncMessage]) -> None:
+        result = await handler(entry.message)
+        if not entry.settled:
+            await entry.message.ack(result)
+
+    return apply
+
+
+def _through(inbox: AsyncProcessor, handler: AnyHandler) -> Callable[[Entry[AsyncMessage]], Awaitable[object]]:
+    def apply(entry: Entry[AsyncMessage]) -> Awaitable[object]:
+        return inbox.process(entry.message, handler)
+
+    return apply
+
+
+class _Worker:
+    """One run of the loop. Its messages are settled through it, so that it knows how each ended."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        queue: str,
+        apply: Callable[[Entry[AsyncMessage]], Awaitable[object]],
+        held: Held[AsyncMessage],
+        concurrency: int,
+        lease: float | None,
+        seconds: float | None,
+        idle: float | None,
+        stop: asyncio.Event | None,
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._apply = apply
+        self._held = held
+        self._concurrency = concurrency
+        self._lease = DEFAULT_LEASE if lease is None else lease
+        self._seconds = seconds
+        self._idle = idle
+        self._stop_event = stop
+        self._waiting: deque[Entry[AsyncMessage]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        """Set whenever a message is held no more; whoever waits for that clears it first."""
+        self._stopped = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> Summary:
+        """Until it is stopped."""
+        loop = asyncio.get_running_loop()
+        keeping = asyncio.create_task(self._guarded(self._keep()))
+        helpers = [keeping, asyncio.create_task(self._guarded(self._fetch()))]
+        if self._stop_event is not None:
+            helpers.append(asyncio.create_task(self._watch(self._stop_event)))
+        try:
+            with on_signals(lambda: loop.call_soon_threadsafe(self._stopped.set)):
+                await self._stopped.wait()
+                releasing = asyncio.create_task(self._release_waiting())
+                helpers.append(releasing)
+                while self._running:
+                    await asyncio.wait(self._running)
+                await asyncio.wait([releasing], timeout=STOP_SECONDS)
+        finally:
+            self._stopped.set()  # a cancelled handler must not make room for the next
+            tasks = [*helpers, *self._running]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+        return self._held.summary()
+
+    async def _fail(self, error: BaseException) -> None:
+        """Begins the end that raises ``error``."""
+        if self._failure is None:
+            self._failure = error
+        self._stopped.set()
+        if isinstance(error, Unavailable):
+            await self._client.close()  # it has been patient already; nobody else need be
+
+    async def _guarded(self, helper: Awaitable[None]) -> None:
+        try:
+            await helper
+        except Exception as error:  # noqa: BLE001 # it is raised by `run`
+            if not (self._stopped.is_set() and isinstance(error, EoqError)):
+                await self._fail(error)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stopped.set()
+
+    # ── fetching ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _fetch(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            while not (room := self._held.room()):
+                self._changed.clear()
+                await self._changed.wait()
+            if self._stopped.is_set():
+                return
+            busy = bool(self._held)
+            now = time.monotonic()
+            idle_since = now if busy else idle_since
+            wait = POLL_SECONDS
+            if self._idle is not None:
+                # While handlers run, their end is what is waited for: it may make more ready, or nothing.
+                wait = 0.0 if busy else min(wait, max(idle_since + self._idle - now, 0.0))
+                self._changed.clear()
+            count = await self._take(room, wait)
+            if count or self._idle is None:
+                continue
+            if busy:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), RECHECK_SECONDS)
+            elif time.monotonic() >= idle_since + self._idle:
+                self._stopped.set()
+
+    async def _take(self, room: int, wait: float) -> int:
+        limit = min(room, MAX_BATCH)
+        messages = await self._client.receive(self._queue, limit, wait, lease=self._lease, bound=True)
+        if self._stopped.is_set():
+            await self._client._give_back([message.receipt for message in messages])
+            return 0
+        # Settled through this loop.
+        mine = [replace(message, settler=self) for message in messages]
+        self._waiting.extend(self._held.add(mine, self._client._generation))
+        self._start_more()
+        return len(mine)
+
+    # ── handling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_more(self) -> None:
+        if self._stop_event is not None and self._stop_event.is_set():
+            self._stopped.set()  # not when its watcher gets to it: nothing begins after the stop
+        while self._waiting and len(self._running) < self._concurrency and not self._stopped.is_set():
+            entry = self._waiting.popleft()
+            if self._held.begin(entry, self._client._generation, None):
+                task = asyncio.create_task(self._handle(entry))
+                self._running.add(task)
+                task.add_done_callback(self._handled)
+        self._changed.set()
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._start_more()
+
+    async def _handle(self, entry: Entry[AsyncMessage]) -> None:
+        try:
+            await self._guarded(self._run(entry))
+        finally:
+            self._held.end(entry)
+
+    async def _run(self, entry: Entry[AsyncMessage]) -> None:
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                await self._apply(entry)
+        except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
+            if limit.expired() and isinstance(error, TimeoutError):
+                error = TimeoutError(f"the handler took longer than {self._seconds:g} s")
+            tell(entry, error)
+            if entry.open and self._failure is None:
+                with suppress(EoqError):  # it is logged, or ends the loop
+                    await give_back_async(entry.message, error)
+
+    # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _keep(self) -> None:
+        next_beat = time.monotonic()
+        while True:
+            next_beat = max(next_beat + self._lease / BEATS, time.monotonic())
+            await asyncio.sleep(next_beat - time.monotonic())
+            if receipts := self._held.to_extend():
+                lost = await self._client._extend_all(receipts, self._lease)
+                for entry in self._held.lose(lost):
+                    log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
+
+    async def _release_waiting(self) -> None:
+        receipts = self._held.drop_waiting()
+        self._waiting.clear()
+        self._changed.set()
+        await self._client._give_back(receipts)
+
+    # ── settling, for the messages ──────────────────────────────────────────────────────────────────────
+
+    async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        await self._settle(receipt, "done", self._client.ack(receipt, result, send))
+
+    async def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None:
+        await self._settle(receipt, "retried", self._client.nack(receipt, delay, error))
+
+    async def reject(self, receipt: str, error: str | None = None) -> None:
+        await self._settle(receipt, "rejected", self._client.reject(receipt, error))
+
+    async def extend(self, receipt: str, seconds: float) -> None:
+        await self._client.extend(receipt, seconds)
+
+    async def _settle(self, receipt: str, outcome: str, request: Awaitable[None]) -> None:
+        self._held.settling(receipt)
+        try:
+            await request
+        except BaseException as error:
+            self._held.not_settled(receipt, isinstance(error, LeaseLost))
+            if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
+                await self._fail(error)
+            raise
+        self._held.settled(receipt, outcome)

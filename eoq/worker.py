@@ -1,0 +1,467 @@
+"""The worker's loop: messages are fetched, handled by threads and settled, their leases kept alive meanwhile, until
+it is told to stop. `Client.work` says what it promises.
+
+Who does what:
+
+    the caller's thread     handles messages, like the ``concurrency - 1`` others; gets the signals
+    one thread fetches      waits for room, then for messages
+    one thread keeps        extends all leases every third of their length, ends the time of slow handlers
+
+The loop has a connection of its own. So a stop can end the request that waits for messages, without ending the
+leases of anybody else, and every lease ends with the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from enum import Enum
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from .errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull, Unavailable
+from .held import Entry, Held, Summary
+from .message import Message, Outgoing
+from .prefetch import POLL_SECONDS
+from .protocol import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
+from .verdicts import Reject, Retry, give_back
+
+if TYPE_CHECKING:
+    from .client import Client
+
+log = logging.getLogger("eoq.worker")
+
+BEATS: Final = 3
+"""How often a lease is extended within its length: two beats may be late before it ends."""
+RECHECK_SECONDS: Final = 1.0
+"""How soon a loop that ends when the queue is empty looks again while its own handlers run."""
+STOP_SECONDS: Final = 2.0
+"""How long the end of the loop waits for a daemon that is asked to take back what waited here."""
+OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
+"""Errors of settling that concern one message; any other ends the loop."""
+
+AnyHandler: TypeAlias = Callable[..., object]
+
+
+class Processor(Protocol):
+    """What the loop needs of an `Inbox`."""
+
+    def process(self, message: Message, handler: AnyHandler, /) -> object: ...
+    def process_many(self, messages: Iterable[Message], handler: AnyHandler, /) -> Sequence[object]: ...
+
+
+class _Mail(Enum):
+    """What the keeping thread is told."""
+
+    LOOK = "there is a new deadline"
+    STOP = "give back what waits"
+    END = "the loop has ended"
+
+
+def work(
+    client: Client,
+    queue: str,
+    handler: AnyHandler,
+    *,
+    inbox: Processor | None = None,
+    concurrency: int = 1,
+    prefetch: int = 0,
+    batch: int = 1,
+    lease: float | None = None,
+    timeout: float | None = None,
+    idle: float | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """See `Client.work`. ``idle`` is None for a loop without end."""
+    check_arguments(concurrency, prefetch, lease, timeout, idle)
+    if batch < 1 or (batch > 1 and inbox is None):
+        raise InvalidRequest(f"batch is 1, or more with an inbox, and not {batch!r}")
+    apply = _plainly(handler) if inbox is None else _through(inbox, handler)
+    places = concurrency * batch
+    held: Held[Message] = Held(places + prefetch, min(places, max(1, prefetch // 2)))
+    if stop is not None and stop.is_set():
+        return Summary()
+    with client._sibling() as own:
+        return _Worker(own, queue, apply, held, concurrency, batch, lease, timeout, idle, stop).run()
+
+
+def check_arguments(
+    concurrency: int, prefetch: int, lease: float | None, timeout: float | None, idle: float | None
+) -> None:
+    """Raises `InvalidRequest` for what is out of bounds."""
+    if concurrency < 1 or prefetch < 0:
+        raise InvalidRequest(f"concurrency is 1 or more and prefetch 0 or more, not {concurrency!r} and {prefetch!r}")
+    if lease is not None and not 0 < lease <= MAX_LEASE:
+        raise InvalidRequest(f"a lease has up to {MAX_LEASE:,.0f} seconds, and not {lease!r}")
+    if timeout is not None and not timeout > 0:
+        raise InvalidRequest(f"a timeout is more than 0 seconds, and not {timeout!r}")
+    if idle is not None and not idle >= 0:
+        raise InvalidRequest(f"idle is 0 or more seconds, and not {idle!r}")
+
+
+def _plainly(handler: AnyHandler) -> Callable[[list[Entry[Message]]], None]:
+    def apply(entries: list[Entry[Message]]) -> None:
+        (entry,) = entries
+        result = handler(entry.message)
+        if entry.overdue:
+            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
+        elif not entry.settled:
+            entry.message.ack(result)
+
+    return apply
+
+
+def _through(inbox: Processor, handler: AnyHandler) -> Callable[[list[Entry[Message]]], None]:
+    def apply(entries: list[Entry[Message]]) -> None:
+        if len(entries) == 1:
+            inbox.process(entries[0].message, handler)
+            return
+        outcomes = inbox.process_many([entry.message for entry in entries], handler)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                tell(entry, outcome)
+
+    return apply
+
+
+class _Worker:
+    """One run of the loop. Its messages are settled through it, so that it knows how each ended."""
+
+    def __init__(
+        self,
+        client: Client,
+        queue: str,
+        apply: Callable[[list[Entry[Message]]], None],
+        held: Held[Message],
+        concurrency: int,
+        batch: int,
+        lease: float | None,
+        timeout: float | None,
+        idle: float | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._apply = apply
+        self._held = held
+        self._concurrency = concurrency
+        self._batch = batch
+        self._lease = DEFAULT_LEASE if lease is None else lease
+        self._timeout = timeout
+        self._idle = idle
+        self._stop_event = stop
+        self._changed = threading.Condition()
+        """Guards what is held. A signal's handler must not touch it; the simple queues are safe there."""
+        self._ready: SimpleQueue[Entry[Message] | None] = SimpleQueue()
+        self._mail: SimpleQueue[_Mail] = SimpleQueue()
+        self._stopping = False
+        self._over = False
+        self._failure: BaseException | None = None
+
+    def run(self) -> Summary:
+        """Until it is stopped."""
+        stop = self._stop_event
+        keeping = self._thread(self._keep, "keeps leases")
+        fetching = self._thread(self._fetch, "fetches")
+        handling = [self._thread(self._handle, "handles") for _ in range(self._concurrency - 1)]
+        watching = [] if stop is None else [self._thread(partial(self._watch, stop), "watches for the stop")]
+        try:
+            with on_signals(self.stop):
+                for thread in (keeping, fetching, *handling, *watching):
+                    thread.start()
+                self._handle()
+                for thread in handling:
+                    thread.join()
+                self._mail.put(_Mail.END)
+                keeping.join(STOP_SECONDS)
+        finally:
+            self._stopping = self._over = True
+            self._mail.put(_Mail.END)
+            self._client.close()
+            with self._changed:
+                self._changed.notify_all()
+        keeping.join()
+        fetching.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._held.summary()
+
+    def stop(self) -> None:
+        """Begins the clean end. Safe in a signal's handler."""
+        self._stopping = True
+        self._mail.put(_Mail.STOP)
+        for _ in range(self._concurrency):
+            self._ready.put(None)
+
+    def _fail(self, error: BaseException) -> None:
+        """Begins the end that raises ``error``."""
+        if self._failure is None:
+            self._failure = error
+        if isinstance(error, Unavailable):
+            self._client.close()  # it has been patient already; nobody else need be
+        self.stop()
+
+    def _thread(self, target: Callable[[], None], does: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001 # it is raised in the caller's thread
+                self._fail(error)
+
+        # Daemons: after a second signal the process may end although handlers run.
+        return threading.Thread(target=run, name=f"eoq worker of {self._queue}: {does}", daemon=True)
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(RECHECK_SECONDS):
+            if self._over:
+                return
+        self.stop()
+
+    # ── fetching ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fetch(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._held.room())
+                if self._stopping:
+                    return
+                room, busy = self._held.room(), bool(self._held)
+            now = time.monotonic()
+            idle_since = now if busy else idle_since
+            wait = POLL_SECONDS
+            if self._idle is not None:
+                # While handlers run, their end is what is waited for: it may make more ready, or nothing.
+                wait = 0.0 if busy else min(wait, max(idle_since + self._idle - now, 0.0))
+            try:
+                count = self._take(room, wait)
+            except EoqError:
+                if self._stopping:
+                    return
+                raise
+            if count or self._idle is None:
+                continue
+            if busy:
+                with self._changed:
+                    self._changed.wait(RECHECK_SECONDS)
+            elif time.monotonic() >= idle_since + self._idle:
+                self.stop()
+
+    def _take(self, room: int, wait: float) -> int:
+        limit = min(room, MAX_BATCH)
+        messages = self._client.receive(self._queue, limit, wait, lease=self._lease, bound=True)
+        with self._changed:
+            if not self._stopping:
+                # Settled through this loop.
+                messages = [replace(message, settler=self) for message in messages]
+                for entry in self._held.add(messages, self._client._generation):
+                    self._ready.put(entry)
+                return len(messages)
+        self._client._give_back([message.receipt for message in messages])
+        return 0
+
+    # ── handling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self) -> None:
+        while (entry := self._ready.get()) is not None:
+            entries = self._begin(entry)
+            if not entries:
+                continue
+            try:
+                self._run(entries)
+            finally:
+                with self._changed:
+                    for each in entries:
+                        self._held.end(each)
+                    self._changed.notify_all()
+
+    def _begin(self, entry: Entry[Message]) -> list[Entry[Message]]:
+        """What runs now: ``entry`` and, in a batch, what waits behind it."""
+        entries: list[Entry[Message]] = []
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        if self._stop_event is not None and self._stop_event.is_set() and not self._stopping:
+            self.stop()  # not when its watcher gets to it: nothing begins after the stop
+        with self._changed:
+            following: Entry[Message] | None = entry
+            while following is not None and not self._stopping:
+                if entries and following.message.attempt > 1:
+                    # One that was tried before goes alone: it may be the one that takes a whole batch down.
+                    self._ready.put(following)
+                    break
+                if self._held.begin(following, self._client._generation, deadline):
+                    entries.append(following)
+                    if len(entries) == self._batch or following.message.attempt > 1:
+                        break
+                try:
+                    following = self._ready.get_nowait() if entries else None
+                except Empty:
+                    break
+                if following is None and entries:
+                    self._ready.put(None)  # it is for the end of this thread
+            self._changed.notify_all()
+        if deadline is not None and entries:
+            self._mail.put(_Mail.LOOK)
+        return entries
+
+    def _run(self, entries: list[Entry[Message]]) -> None:
+        try:
+            self._apply(entries)
+        except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
+            for entry in entries:
+                tell(entry, error)
+                if entry.open and self._failure is None:
+                    with suppress(EoqError):  # it is logged, or ends the loop
+                        give_back(entry.message, error)
+
+    # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
+
+    def _keep(self) -> None:
+        next_beat = time.monotonic() + self._lease / BEATS
+        while True:
+            with self._changed:
+                deadline = self._held.next_deadline()
+            wake = next_beat if deadline is None else min(next_beat, deadline)
+            mail = None
+            with suppress(Empty):
+                mail = self._mail.get(timeout=max(0.0, wake - time.monotonic()))
+            if mail is _Mail.END:
+                return
+            try:
+                if mail is _Mail.STOP:
+                    self._release_waiting()
+                now = time.monotonic()
+                self._end_overdue(now)
+                if now >= next_beat:
+                    next_beat = now + self._lease / BEATS
+                    self._extend()
+            except EoqError:
+                if self._over or self._failure is not None:
+                    return
+                raise
+
+    def _release_waiting(self) -> None:
+        with self._changed:
+            receipts = self._held.drop_waiting()
+            self._changed.notify_all()
+        self._client._give_back(receipts)
+
+    def _extend(self) -> None:
+        with self._changed:
+            receipts = self._held.to_extend()
+        if receipts:
+            lost = self._client._extend_all(receipts, self._lease)
+            with self._changed:
+                news = self._held.lose(lost)
+                self._changed.notify_all()
+            for entry in news:
+                log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
+
+    def _end_overdue(self, now: float) -> None:
+        with self._changed:
+            overdue = self._held.overtake(now)
+            stuck = bool(overdue) and self._held.overdue() >= self._concurrency * self._batch
+        for entry in overdue:
+            error = f"TimeoutError: the handler took longer than {self._timeout:g} s"
+            log.error("%s: %s; given back", described(entry.message), error)
+            try:
+                self._client.nack(entry.message.receipt, error=error)
+            except LeaseLost:
+                log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
+        if stuck:
+            log.error("every place is taken by a handler whose time is over; nothing is handled until one ends")
+
+    # ── settling, for the messages ──────────────────────────────────────────────────────────────────────
+
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        self._settle([receipt], "done", lambda: self._client.ack(receipt, result, send))
+
+    def ack_many(self, acks: Sequence[tuple[Message, object]]) -> None:
+        self._settle([message.receipt for message, _ in acks], "done", lambda: self._client.ack_many(acks))
+
+    def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None:
+        self._settle([receipt], "retried", lambda: self._client.nack(receipt, delay, error))
+
+    def reject(self, receipt: str, error: str | None = None) -> None:
+        self._settle([receipt], "rejected", lambda: self._client.reject(receipt, error))
+
+    def extend(self, receipt: str, seconds: float) -> None:
+        self._client.extend(receipt, seconds)
+
+    def _settle(self, receipts: list[str], outcome: str, request: Callable[[], None]) -> None:
+        with self._changed:
+            for receipt in receipts:
+                self._held.settling(receipt)
+        try:
+            request()
+        except BaseException as error:
+            # Of many acks one was refused, and nobody knows which: they are tried one by one.
+            lost = isinstance(error, LeaseLost) and len(receipts) == 1
+            with self._changed:
+                for receipt in receipts:
+                    self._held.not_settled(receipt, lost)
+            if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
+                self._fail(error)
+            raise
+        with self._changed:
+            for receipt in receipts:
+                self._held.settled(receipt, outcome)
+
+
+# ── shared with the asyncio twin ────────────────────────────────────────────────────────────────────────────
+
+
+def described(message: Any) -> str:
+    """A message in a line of the log."""
+    return f"message {message.id!r} of {message.queue!r}"
+
+
+def tell(entry: Entry[Any], error: Exception) -> None:
+    """Logs how a handler, or the settling behind it, failed."""
+    what = described(entry.message)
+    if isinstance(error, Reject):
+        log.warning("%s: rejected: %s", what, error)
+    elif isinstance(error, Retry):
+        log.warning("%s: to be tried again: %s", what, error)
+    elif isinstance(error, LeaseLost) and entry.lost:
+        # Knowingly no more than a line: the message comes again, and with an inbox it is found processed.
+        log.warning("%s: its lease was lost before it was settled; it is delivered again", what)
+    elif isinstance(error, LeaseLost) and entry.overdue:
+        log.warning("%s: its handler has ended after its time; it was given back before", what)
+    elif isinstance(error, LeaseLost) and entry.settled:
+        pass  # another one's of its batch
+    elif isinstance(error, EoqError):
+        log.error("%s: %s", what, error)
+    else:
+        log.error("%s: %s: %s", what, type(error).__name__, error, exc_info=error if error.__traceback__ else None)
+
+
+@contextmanager
+def on_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Calls ``stop`` at the first SIGTERM or SIGINT, in the main thread; the next one does what it did before.
+
+    One that is ignored (SIGINT, in a shell's background job) stays so.
+    """
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
+
+    def first(_number: int, _frame: object) -> None:
+        restore()
+        stop()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                previous[number] = signal.signal(number, first)
+    try:
+        yield
+    finally:
+        restore()

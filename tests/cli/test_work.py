@@ -1,0 +1,332 @@
+"""``eoq work`` in a real shell: a command for each message, its exit status, its output, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eoq
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group
+
+
+@pytest.fixture
+def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
+    """A client, to put messages there and see what became of them."""
+    with eoq.connect(shared_daemon.socket) as client:
+        yield client
+
+
+@pytest.fixture
+def show(client: eoq.Client, queue: str) -> Callable[[str], dict[str, Any]]:
+    """What the daemon knows of a message."""
+
+    def show(id: str) -> dict[str, Any]:
+        message: dict[str, Any] = client.ask("show", queue=queue, id=id)["message"]
+        return message
+
+    return show
+
+
+Show = Callable[[str], dict[str, Any]]
+
+
+def test_the_body_goes_in_and_the_result_comes_out(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, b"\x00\xffbody", id="m")
+    ran = shell.run(f"eoq work {queue} --until-empty -- cat")
+    assert (ran.status, ran.text, ran.errors) == (0, "", "")
+    assert client.result(queue, "m") == eoq.Result("done", b"\x00\xffbody")
+
+
+def test_the_environment_names_the_message(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x", id="with group", group="g")
+    client.send(queue, "x", id="without")
+    names = "$EOQ_ID|$EOQ_QUEUE|$EOQ_ATTEMPT|${EOQ_RECEIPT:+some}|$EOQ_SOCKET|${EOQ_GROUP-none}"
+    assert shell.run(f"eoq work {queue} --until-empty -- sh -c 'printf %s \"{names}\"'", EOQ_GROUP="outer").status == 0
+    results = [client.result(queue, id) for id in ("with group", "without")]
+    assert [result.text for result in results if result] == [
+        f"with group|{queue}|1|some|{shell.socket}|g",
+        f"without|{queue}|1|some|{shell.socket}|none",
+    ]
+
+
+def test_a_command_may_use_its_receipt(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    assert shell.run(f"eoq work {queue} --until-empty -- sh -c 'eoq extend $EOQ_RECEIPT 60 && echo ok'").status == 0
+    assert client.result(queue, "m") == eoq.Result("done", b"ok\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("exit 3", "exit status 3"),
+        ("echo 'no such host' >&2; exit 1", "exit status 1: no such host"),
+        ("kill -9 $$", "ended by signal 9 (Killed)"),
+        ("exit 101", "exit status 101"),
+    ],
+)
+def test_another_status_is_a_retry_with_what_was_said(
+    shell: Shell, client: eoq.Client, queue: str, show: Show, command: str, error: str
+) -> None:
+    client.send(queue, "x", id="m")
+    ran = shell.run(f'eoq work {queue} --until-empty --json -- sh -c "{command.replace("$$", chr(92) + "$" * 2)}"')
+    assert (ran.status, ran.rows) == (0, [{"done": 0, "retried": 2, "rejected": 0, "lost": 0}])
+    assert (show("m")["state"], show("m")["attempts"], show("m")["error"]) == ("delayed", 2, error)
+
+
+def test_100_is_a_reject(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+    client.send(queue, "x", id="m")
+    ran = shell.run(f"eoq work {queue} --until-empty --json -- sh -c 'echo no such user >&2; exit 100'")
+    assert ran.rows == [{"done": 0, "retried": 0, "rejected": 1, "lost": 0}]
+    assert (show("m")["state"], show("m")["error"]) == ("dead", "exit status 100: no such user")
+
+
+def test_standard_error_passes_through(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x")
+    ran = shell.run(f"eoq work {queue} --until-empty -- sh -c 'echo progress >&2; echo out'")
+    assert (ran.text, ran.errors) == ("", "progress\n")
+
+
+def test_of_a_long_standard_error_the_end_is_kept(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+    client.send(queue, "x", id="m")
+    ran = shell.run(f"eoq work {queue} --until-empty -- sh -c 'seq 200000 >&2; exit 100'")
+    assert "199999\n200000\n" in ran.errors
+    assert len(show("m")["error"]) < 1100
+    assert show("m")["error"].endswith("199999\n200000")
+
+
+# ── large input and output ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", ["cat", "tee /dev/stderr"])
+def test_the_largest_body_goes_through(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
+    body = os.urandom(2**20)
+    client.send(queue, body, id="m")
+    shell.run(f"eoq work {queue} --until-empty -- {command} 2> /dev/null")
+    assert client.result(queue, "m") == eoq.Result("done", body)
+
+
+def test_a_command_that_does_not_read_its_input_is_no_failure(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, b"x" * 2**20, id="m")
+    shell.run(f"eoq work {queue} --until-empty -- echo done")
+    assert client.result(queue, "m") == eoq.Result("done", b"done\n")
+
+
+@pytest.mark.parametrize("command", ["yes", "head -c 1048577 /dev/zero", "sh -c 'yes & yes'"])
+def test_output_over_the_limit_is_a_dead_letter_that_says_so(
+    shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
+) -> None:
+    client.send(queue, "x", id="m")
+    assert shell.run(f"eoq work {queue} --until-empty -- {command}").status == 0
+    assert show("m")["state"] == "dead"
+    assert "1,048,576 bytes" in show("m")["error"]
+
+
+def test_a_process_left_in_the_background_holds_nobody_up(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    start = time.monotonic()
+    shell.run(f"eoq work {queue} --until-empty -- sh -c 'sleep 8 & echo done'")
+    assert time.monotonic() - start < 6
+    assert client.result(queue, "m") == eoq.Result("done", b"done\n")
+
+
+# ── the result queue ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_output_goes_to_the_result_queue_under_the_same_id(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "5", id="order-1")
+    shell.run(f"eoq work {queue} --until-empty --result-queue {queue}.next -- sed 's/$/ paid/'")
+    (message,) = client.receive(f"{queue}.next")
+    assert (message.id, message.text) == ("order-1", "5 paid")
+    assert client.result(queue, "order-1") == eoq.Result("done", b"5 paid")
+
+
+def test_a_failed_command_sends_nothing_on(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "5", id="order-1")
+    shell.run(f"eoq work {queue} --until-empty --result-queue {queue}.next -- sh -c 'echo 5; exit 1'")
+    assert client.receive(f"{queue}.next") == []
+
+
+def test_an_id_that_the_result_queue_has_with_other_content_is_a_dead_letter(
+    shell: Shell, client: eoq.Client, queue: str, show: Show
+) -> None:
+    client.send(queue, "5", id="order-1")
+    client.send(f"{queue}.next", "other", id="order-1")
+    ran = shell.run(f"eoq work {queue} --until-empty --json --result-queue {queue}.next -- cat")
+    assert ran.rows[0]["rejected"] == 1
+    assert "other content" in show("order-1")["error"]
+
+
+@pytest.mark.parametrize("name", ["{q}", "'no name'"])
+def test_a_result_queue_that_cannot_be_is_2(
+    shell: Shell, client: eoq.Client, queue: str, show: Show, name: str
+) -> None:
+    client.send(queue, "5", id="m")
+    assert shell.run(f"eoq work {queue} --until-empty --result-queue {name.format(q=queue)} -- cat").status == 2
+    assert show("m")["deliveries"] == 0
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_it_has_started(
+    shell: Shell, client: eoq.Client, queue: str, show: Show
+) -> None:
+    client.send(queue, "x", id="m")
+    script = "echo $$ >> pids; sleep 600 & echo $! >> pids; wait"
+    shell.run(f"eoq work {queue} --until-empty --timeout 0.3 -- sh -c '{script}'")
+    assert show("m")["error"].startswith("it took longer than its time")
+    pids = (shell.folder / "pids").read_text().split()
+    assert len(pids) == 4
+    eventually(lambda: not any(_runs(int(pid)) for pid in pids))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, 0)
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def test_the_lease_is_kept_while_the_command_runs(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+    client.send(queue, "x", id="m")
+    shell.run(f"eoq work {queue} --until-empty --lease 0.3 -- sleep 1")
+    assert (show("m")["state"], show("m")["deliveries"]) == ("done", 1)
+
+
+def test_commands_run_side_by_side(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send_many(queue, ["a", "b", "c"])
+    # Each waits until the others are there.
+    script = "mkdir at.$EOQ_ID; while [ $(ls -d at.* | wc -l) -lt 3 ]; do sleep 0.02; done"
+    ran = shell.run(f"eoq work {queue} --until-empty --json --concurrency 3 --timeout 15 -- sh -c '{script}'")
+    assert ran.rows == [{"done": 3, "retried": 0, "rejected": 0, "lost": 0}]
+
+
+# ── wrong usage ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", ["no-such-command", "./no-such-file", "/etc/passwd", ""])
+def test_a_command_that_cannot_be_started_is_2_before_anything_is_leased(
+    shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
+) -> None:
+    client.send(queue, "x", id="m")
+    ran = shell.run(f"eoq work {queue} --until-empty -- {command}")
+    assert ran.status == 2
+    assert show("m")["deliveries"] == 0
+
+
+def test_a_command_that_goes_away_ends_the_worker_not_the_messages(
+    shell: Shell, client: eoq.Client, queue: str, show: Show
+) -> None:
+    client.send_many(queue, [eoq.Outgoing("x", id=id) for id in ("a", "b", "c")])
+    (shell.folder / "once").write_text("#!/bin/sh\nrm once\n")
+    (shell.folder / "once").chmod(0o700)
+    ran = shell.run(f"eoq work {queue} -- ./once")
+    assert ran.status == 75
+    assert "cannot start './once'" in ran.errors
+    assert [show(id)["state"] for id in ("a", "b", "c")] == ["done", "ready", "ready"]
+    assert show("c")["attempts"] == 0
+
+
+@pytest.mark.parametrize("options", ["--concurrency 0", "--lease 0", "--timeout 0", "--nonsense"])
+def test_wrong_options_are_2(shell: Shell, queue: str, options: str) -> None:
+    assert shell.run(f"eoq work {queue} {options} -- cat").status == 2
+
+
+def test_without_a_daemon_it_is_69_at_once(folder: Path) -> None:
+    ran = Shell(folder / "none", folder).run("eoq work q -- cat")
+    assert ran.status == 69
+    assert "eoq start" in ran.errors
+
+
+# ── signals ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def working(shell: Shell, client: eoq.Client, queue: str, show: Show) -> Iterator[subprocess.Popen[bytes]]:
+    """``eoq work`` on three messages, while its first command runs; that one ends when there is a file ``go``."""
+    client.send_many(queue, [eoq.Outgoing("x", id=id) for id in ("a", "b", "c")])
+    for name in ("go", "pid"):
+        (shell.folder / name).unlink(missing_ok=True)
+    script = "echo $$ > pid.new; mv pid.new pid; while [ ! -e go ]; do sleep 0.02; done; echo finished"
+    process = shell.start(f"exec eoq work {queue} --json -- sh -c '{script}'", stdout=-1, stderr=-1)
+    with process:
+        try:
+            eventually((shell.folder / "pid").exists)
+            yield process
+        finally:
+            kill_group(process)
+
+
+def _pid(shell: Shell) -> int:
+    return int((shell.folder / "pid").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_finish(
+    shell: Shell, working: subprocess.Popen[bytes], client: eoq.Client, queue: str, show: Show, number: signal.Signals
+) -> None:
+    os.killpg(working.pid, number)  # as Ctrl-C at a terminal does: all of its group
+    with pytest.raises(subprocess.TimeoutExpired):
+        working.wait(0.3)
+    assert _runs(_pid(shell))
+    (shell.folder / "go").touch()
+    out, errors = working.communicate(timeout=PATIENCE)
+    assert (working.returncode, errors) == (0, b"")
+    assert out == b'{"done": 1, "retried": 0, "rejected": 0, "lost": 0}\n'
+    assert client.result(queue, "a") == eoq.Result("done", b"finished\n")
+    assert [(show(id)["state"], show(id)["attempts"]) for id in ("b", "c")] == [("ready", 0)] * 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_kills_what_runs(
+    shell: Shell, working: subprocess.Popen[bytes], show: Show, number: signal.Signals, status: int
+) -> None:
+    pid = _pid(shell)
+    working.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        working.wait(0.3)
+    working.send_signal(number)
+    _, errors = working.communicate(timeout=PATIENCE)
+    assert working.returncode == status
+    assert b"Traceback" not in errors
+    eventually(lambda: not _runs(pid))
+    eventually(lambda: show("a")["state"] == "ready")
+
+
+def test_kill_9_takes_the_commands_along(shell: Shell, working: subprocess.Popen[bytes], show: Show) -> None:
+    pid = _pid(shell)
+    working.kill()
+    eventually(lambda: not _runs(pid))
+    eventually(lambda: show("a")["state"] == "ready")
+
+
+def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.send_many("q", [eoq.Outgoing("x", id=f"m{n}") for n in range(20)])
+        process = daemon.shell().start("exec eoq work q --concurrency 2 -- echo done")
+        try:
+            for id in ("m3", "m9"):
+                eventually(partial(client.result, "q", id))
+                daemon.restart()
+            eventually(partial(client.result, "q", "m19"))
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            kill_group(process)
+            process.wait()
+
+
+def test_a_terminal_gets_a_line_and_a_pipe_gets_none(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x")
+    ran = shell.run(f"python -c 'import pty, sys; pty.spawn(sys.argv[1:])' eoq work {queue} --until-empty -- cat")
+    assert "1 done, 0 retried, 0 rejected, 0 lost" in ran.text

@@ -1,0 +1,715 @@
+"""``client.work`` of both clients: heartbeats, concurrency, time-outs, what handlers may raise, a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eoq
+from tests.integration.clients import AnyClient, AsyncFace, Kind
+from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
+
+Handler = Callable[[Any], object]
+Work = Callable[..., eoq.Summary]
+
+
+def _run(client: AnyClient, queue: str, handler: Handler, stop: threading.Event | None, **options: Any) -> eoq.Summary:
+    """``client.work`` of either kind; for asyncio the handler runs in a thread, so that it may block as well."""
+    if isinstance(client, eoq.Client):
+        return client.work(queue, handler, stop=stop, **options)
+    assert isinstance(client, AsyncFace)
+
+    async def handle(*arguments: Any) -> object:
+        result = await asyncio.to_thread(handler, *arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    async def work() -> eoq.Summary:
+        event = asyncio.Event()
+        if stop is None:
+            return await client.client.work(queue, handle, **options)
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.is_set() and not stop.wait(0.01):
+                pass
+            loop.call_soon_threadsafe(event.set)
+
+        loop = asyncio.get_running_loop()
+        watching = loop.run_in_executor(None, watch)
+        try:
+            return await client.client.work(queue, handle, stop=event, **options)
+        finally:
+            over.set()
+            await watching
+
+    return client.run(work())
+
+
+@pytest.fixture
+def work(client: AnyClient, queue: str) -> Work:
+    """``client.work`` on the test's queue, until it is empty unless there is a ``stop``."""
+
+    def work(handler: Handler, *, stop: threading.Event | None = None, **options: Any) -> eoq.Summary:
+        return _run(client, queue, handler, stop, **{"until_empty": stop is None, **options})
+
+    return work
+
+
+@pytest.fixture
+def put(blocking: eoq.Client, queue: str) -> Callable[..., None]:
+    """Sends messages whose ids are their bodies."""
+
+    def put(*ids: str, **options: Any) -> None:
+        blocking.send_many(queue, [eoq.Outgoing(id, id=id, **options) for id in ids])
+
+    return put
+
+
+@pytest.fixture
+def show(blocking: eoq.Client, queue: str) -> Callable[[str], dict[str, Any]]:
+    """What the daemon knows of a message."""
+
+    def show(id: str) -> dict[str, Any]:
+        message: dict[str, Any] = blocking.ask("show", queue=queue, id=id)["message"]
+        return message
+
+    return show
+
+
+def _many(*numbers: int) -> list[str]:
+    return [f"m{number}" for number in range(*numbers)]
+
+
+# ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 20}, {"concurrency": 4}, {"concurrency": 3, "prefetch": 5}])
+def test_each_message_is_handled_and_acked_with_its_result(
+    work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, options: dict[str, int]
+) -> None:
+    put(*_many(50))
+    seen: list[str] = []
+
+    def handler(message: Any) -> str:
+        seen.append(message.id)
+        return f"did {message.text}"
+
+    assert work(handler, **options) == eoq.Summary(done=50)
+    assert sorted(seen) == sorted(_many(50))
+    assert blocking.result(queue, "m7") == eoq.Result("done", b"did m7")
+
+
+def test_nothing_returned_is_no_result(work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str) -> None:
+    put("a")
+    work(lambda message: None)
+    assert blocking.result(queue, "a") == eoq.Result("done", None)
+
+
+def test_an_empty_queue_is_nothing_done(work: Work) -> None:
+    assert work(lambda message: None) == eoq.Summary()
+
+
+def test_a_handler_may_settle_its_message_itself(
+    kind: Kind, work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, show: Callable[[str], Any]
+) -> None:
+    put("a", "r", "n")
+
+    def handler(message: Any) -> object:
+        if message.id == "a":
+            return message.ack("mine", send=[eoq.Outgoing("on", id="a", queue=queue + ".next")])
+        if message.id == "r":
+            return message.reject("bad")
+        return message.nack(60, "later")
+
+    assert work(handler) == eoq.Summary(done=1, retried=1, rejected=1)
+    assert blocking.result(queue, "a") == eoq.Result("done", b"mine")
+    assert [message.id for message in blocking.receive(queue + ".next")] == ["a"]
+    assert (show("r")["state"], show("n")["state"]) == ("dead", "delayed")
+
+
+def test_a_group_is_handled_in_order_whatever_the_concurrency(work: Work, put: Callable[..., None], queue: str) -> None:
+    put(*_many(20), group="g")
+    seen: list[str] = []
+    assert work(lambda message: seen.append(message.id), concurrency=4, prefetch=4).done == 20
+    assert seen == _many(20)
+
+
+def test_so_many_run_at_once_and_no_more(work: Work, put: Callable[..., None]) -> None:
+    put(*_many(12))
+    together = threading.Barrier(4)
+    running = 0
+    most = 0
+    lock = threading.Lock()
+
+    def handler(_message: Any) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait(PATIENCE)  # four of them must be here at once
+        with lock:
+            running -= 1
+
+    assert work(handler, concurrency=4, prefetch=8).done == 12
+    assert most == 4
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_no_more_is_held_than_was_asked_for(
+    work: Work, put: Callable[..., None], shared_daemon: Daemon, queue: str, prefetch: int
+) -> None:
+    put(*_many(10))
+    leased: list[int] = []
+
+    def handler(_message: Any) -> None:
+        with eoq.connect(shared_daemon.socket) as other:
+            eventually(lambda: _leased(other, queue) >= min(1 + prefetch, 10 - len(leased)))
+            leased.append(_leased(other, queue))
+
+    work(handler, prefetch=prefetch)
+    assert max(leased) == 1 + prefetch
+
+
+def _leased(client: eoq.Client, queue: str) -> int:
+    return next(int(row["leased"]) for row in client.ask("queues")["queues"] if row["name"] == queue)
+
+
+# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_handler_raises_goes_with_its_message_and_ends_nothing(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    put("good", "bad", "never", "later", "unable")
+
+    def handler(message: Any) -> object:
+        match message.id:
+            case "bad" if message.attempt == 1:
+                raise ValueError("cannot read it")
+            case "never":
+                raise eoq.Reject("no such account")
+            case "later":
+                raise eoq.Retry(60, "the bank is closed")
+            case "unable":
+                return object() if message.attempt == 1 else None
+        return None
+
+    assert work(handler) == eoq.Summary(done=3, retried=3, rejected=1)
+    assert (show("never")["state"], show("never")["error"]) == ("dead", "no such account")
+    later = show("later")
+    assert (later["state"], later["error"]) == ("delayed", "the bank is closed")
+    assert 50 < later["due_at"] - time.time() < 61
+    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker"]
+    assert any("'bad'" in line and "ValueError: cannot read it" in line for line in said)
+    assert any("'unable'" in line and "neither bytes, text nor JSON" in line for line in said)
+
+
+def test_the_error_text_is_kept_with_the_message(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("m")
+
+    def handler(message: Any) -> None:
+        if message.attempt < 3:
+            raise LookupError("no such thing")
+        raise eoq.Retry
+
+    work(handler)
+    assert (show("m")["state"], show("m")["error"]) == ("delayed", "LookupError: no such thing")
+
+
+def test_a_retry_out_of_bounds_is_an_error_of_the_handler(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("m")
+
+    def handler(message: Any) -> None:
+        if message.attempt == 1:
+            raise eoq.Retry(-1)
+
+    assert work(handler) == eoq.Summary(done=1, retried=1)
+
+
+def test_a_result_that_is_too_large_is_an_error_of_the_handler(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("m")
+    assert work(lambda message: b"x" * (2**20 + (message.attempt == 1))) == eoq.Summary(done=1, retried=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"concurrency": 0}, {"prefetch": -1}, {"lease": 0}, {"lease": 1e9}, {"timeout": 0}, {"idle": -1}],
+)
+def test_wrong_arguments_are_refused_at_once(work: Work, options: dict[str, Any]) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        work(lambda message: None, **options)
+
+
+# ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_leases_are_kept_alive_for_what_runs_and_what_waits(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("a", "b", "c")
+    attempts: list[int] = []
+
+    def handler(message: Any) -> None:
+        attempts.append(message.attempt)
+        if message.id == "a":
+            time.sleep(1.2)  # four leases long: it is the time itself that is tested
+
+    assert work(handler, lease=0.3, prefetch=5) == eoq.Summary(done=3)
+    assert attempts == [1, 1, 1]
+    assert [show(id)["deliveries"] for id in ("a", "b", "c")] == [1, 1, 1]
+
+
+def test_a_lost_lease_is_told_and_the_message_comes_again(
+    work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put("m")
+    stolen: list[eoq.Message] = []
+
+    def handler(message: Any) -> str:
+        if message.attempt == 1:
+            # Released as if its lease had ended; somebody else has it now.
+            blocking.nack(message.receipt, delay=0)
+            stolen.extend(blocking.receive(queue, wait=PATIENCE))
+            eventually(lambda: any("lost" in record.getMessage() for record in caplog.records))
+            stolen[0].nack(delay=0)
+            return "too late"
+        return "again"
+
+    assert work(handler, lease=0.3) == eoq.Summary(done=1, lost=1)
+    assert blocking.result(queue, "m") == eoq.Result("done", b"again")
+
+
+def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    with eoq.connect(daemon.socket) as sender:
+        sender.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(30)])
+        handled: list[str] = []
+
+        def handler(message: eoq.Message) -> str:
+            handled.append(message.id)
+            if len(handled) in (3, 11):
+                daemon.restart()
+            return message.id.upper()
+
+        summary = _run(connect(daemon.socket), "q", handler, None, until_empty=True, prefetch=5)
+        assert summary.done == 30
+        assert summary.lost >= 2
+        assert set(handled) == set(_many(30))
+        assert len(handled) <= 34, "only what ran when the daemon was killed may run again"
+        assert sender.result("q", "m29") == eoq.Result("done", b"M29")
+
+
+def test_a_daemon_that_stays_away_ends_the_loop_once_what_runs_is_finished(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    with eoq.connect(daemon.socket) as sender:
+        sender.send("q", "x")
+    finished = []
+
+    def handler(_message: Any) -> None:
+        daemon.kill()
+        time.sleep(1.0)  # longer than the client's patience
+        finished.append(True)
+
+    with pytest.raises(eoq.Unavailable):
+        _run(connect(daemon.socket, timeout=0.3), "q", handler, None, concurrency=2)
+    assert finished
+
+
+def test_without_a_daemon_it_is_unavailable_at_once(folder: Path, connect: Callable[..., AnyClient]) -> None:
+    start = time.monotonic()
+    with pytest.raises(eoq.Unavailable):
+        _run(connect(folder / "none"), "q", lambda message: None, None)
+    assert time.monotonic() - start < 5
+
+
+# ── time-outs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
+    kind: Kind, work: Work, put: Callable[..., None], show: Callable[[str], Any], blocking: eoq.Client, queue: str
+) -> None:
+    put("slow", "fast")
+    given_back = []
+
+    def handler(message: Any) -> object:
+        if message.id == "slow" and message.attempt == 1:
+            if kind == "asyncio":
+                return asyncio.sleep(60)
+            eventually(lambda: show("slow")["state"] != "leased" or show("slow")["attempts"] > 1)
+            given_back.append(show("slow"))
+            return "too late"
+        return "in time"
+
+    assert work(handler, timeout=0.3, concurrency=2) == eoq.Summary(done=2, retried=1)
+    assert blocking.result(queue, "slow") == eoq.Result("done", b"in time")
+    assert show("slow")["attempts"] == 2
+
+
+def test_the_text_of_a_time_out(work: Work, put: Callable[..., None], show: Callable[[str], Any]) -> None:
+    put("m", "n")
+
+    def handler(message: Any) -> object:
+        if message.id == "m" and message.attempt == 1:
+            time.sleep(0.3)
+            return None
+        if message.id == "m":
+            raise eoq.Retry(60)
+        return None
+
+    work(handler, timeout=0.1)
+    assert show("m")["error"] == "TimeoutError: the handler took longer than 0.1 s"
+
+
+# ── the stop ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stop_finishes_what_runs_and_gives_back_what_waits_uncounted(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put(*_many(6))
+    stop = threading.Event()
+
+    def handler(_message: Any) -> str:
+        eventually(lambda: [show(id)["state"] for id in _many(5)] == ["leased"] * 5)
+        stop.set()
+        eventually(lambda: [show(id)["state"] for id in _many(1, 5)] == ["ready"] * 4)
+        return "finished"
+
+    assert work(handler, stop=stop, prefetch=4) == eoq.Summary(done=1)
+    assert show("m0")["result"] == "finished"
+    assert [(show(id)["state"], show(id)["attempts"]) for id in _many(1, 6)] == [("ready", 0)] * 5
+
+
+def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> None:
+    stop = threading.Event()
+
+    def stop_it() -> None:
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"])
+        stop.set()
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    start = time.monotonic()
+    assert work(lambda message: None, stop=stop) == eoq.Summary()
+    assert time.monotonic() - start < 10
+    thread.join()
+    assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
+
+
+def test_a_stop_that_was_before_handles_nothing(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any], kind: Kind
+) -> None:
+    put("m")
+    stop = threading.Event()
+    stop.set()
+    if kind == "blocking":
+        assert work(lambda message: None, stop=stop) == eoq.Summary()
+        assert show("m")["deliveries"] == 0
+
+
+def test_idle_waits_for_so_long(work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str) -> None:
+    put("a")
+    sender = threading.Timer(0.3, lambda: blocking.send(queue, "b"))
+    sender.start()
+    assert work(lambda message: None, idle=1.5).done == 2
+    sender.join()
+
+
+def test_until_empty_does_not_wait_for_delayed_messages(work: Work, put: Callable[..., None]) -> None:
+    put("now")
+    put("later", delay=60)
+    assert work(lambda message: None) == eoq.Summary(done=1)
+
+
+def test_a_worker_takes_what_is_sent_while_it_waits(
+    work: Work, blocking: eoq.Client, queue: str, shared_daemon: Daemon
+) -> None:
+    stop = threading.Event()
+
+    def send() -> None:
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"])
+        blocking.send(queue, "x")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert work(lambda message: stop.set(), stop=stop) == eoq.Summary(done=1)
+    thread.join()
+
+
+PROGRAM = """
+import asyncio, sys, threading, time
+import eoq
+
+kind, queue, log = sys.argv[1:4]
+
+def say(text):
+    print(text, flush=True)
+
+def handler(message):
+    say("begun")
+    for _ in range(1000):
+        if not sys.stdin.readline():
+            break
+        say("finished")
+        return "finished"
+
+async def async_handler(message):
+    return await asyncio.to_thread(handler, message)
+
+async def main():
+    async with eoq.connect_async() as client:
+        say(await client.work(queue, async_handler, prefetch=3))
+
+import signal
+before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+if kind == "blocking":
+    with eoq.connect() as client:
+        say(client.work(queue, handler, prefetch=3))
+else:
+    asyncio.run(main())
+assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+say("restored")
+"""
+
+
+@pytest.fixture
+def program(kind: Kind, shared_daemon: Daemon, queue: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker in a process of its own, whose handler ends when it is given a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, kind, queue, os.devnull],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(EOQ_SOCKET=str(shared_daemon.socket)),
+        cwd=shared_daemon.folder,
+        bufsize=0,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [15, 2])
+def test_a_signal_stops_cleanly_and_is_as_before_afterwards(
+    program: subprocess.Popen[bytes], put: Callable[..., None], show: Callable[[str], Any], number: int
+) -> None:
+    put("a", "b")
+    assert read_line_of(program) == b"begun\n"
+    eventually(lambda: show("b")["state"] == "leased")
+    program.send_signal(number)
+    eventually(lambda: show("b")["state"] == "ready")
+    assert show("a")["state"] == "leased"
+    assert program.stdin is not None
+    program.stdin.write(b"go on\n")
+    assert read_line_of(program) == b"finished\n"
+    assert read_line_of(program) == b"Summary(done=1, retried=0, rejected=0, lost=0)\n"
+    assert read_line_of(program) == b"restored\n"
+    assert program.wait(PATIENCE) == 0
+    assert (show("a")["state"], show("a")["result"]) == ("done", "finished")
+    assert (show("b")["state"], show("b")["attempts"]) == ("ready", 0)
+
+
+def test_a_second_sigterm_ends_it_as_ever(
+    program: subprocess.Popen[bytes], put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("a", "b")
+    assert read_line_of(program) == b"begun\n"
+    eventually(lambda: show("b")["state"] == "leased")
+    program.terminate()
+    eventually(lambda: show("b")["state"] == "ready")
+    program.terminate()
+    assert program.wait(PATIENCE) == -15
+    eventually(lambda: show("a")["state"] == "ready")
+
+
+# ── with an inbox ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    """The application's file."""
+    with closing(sqlite3.connect(folder / "app.db")) as database:
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table effect (id text)")
+    return folder / "app.db"
+
+
+def _effects(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file)) as database:
+        return [id for (id,) in database.execute("select id from effect order by id")]
+
+
+def _apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
+    tx.execute("insert into effect values (?)", (message.id,))
+    return "applied"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 7}, {"concurrency": 3, "batch": 5, "prefetch": 20}])
+def test_the_inbox_applies_each_once(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: dict[str, Any]
+) -> None:
+    put(*_many(60))
+    with eoq.Inbox(file) as inbox:
+        assert blocking.work(queue, _apply, inbox=inbox, until_empty=True, **options) == eoq.Summary(done=60)
+    assert _effects(file) == sorted(_many(60))
+    assert blocking.result(queue, "m3") == eoq.Result("done", b"applied")
+
+
+def test_an_inbox_on_a_connection_of_this_thread_will_do(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path
+) -> None:
+    put("a")
+    with closing(sqlite3.connect(file)) as database:
+        blocking.work(queue, _apply, inbox=eoq.Inbox(database), until_empty=True)
+    assert _effects(file) == ["a"]
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_reject_and_retry_through_the_inbox_roll_back(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any], batch: int
+) -> None:
+    put("good", "never", "later", "bad")
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        match message.id:
+            case "never":
+                raise eoq.Reject("no such account")
+            case "later":
+                raise eoq.Retry(60, "closed")
+            case "bad" if message.attempt == 1:
+                raise ValueError("broken")
+
+    with eoq.Inbox(file) as inbox:
+        summary = blocking.work(queue, handler, inbox=inbox, batch=batch, until_empty=True)
+    assert summary == eoq.Summary(done=2, retried=2, rejected=1)
+    assert _effects(file) == ["bad", "good"]
+    assert (show("never")["state"], show("never")["error"]) == ("dead", "no such account")
+    assert (show("later")["state"], show("later")["error"]) == ("delayed", "closed")
+    assert show("later")["due_at"] > time.time() + 50
+
+
+def test_one_that_takes_the_whole_transaction_down_costs_its_neighbours_one_attempt(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
+) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute(
+            """
+            create trigger no_poison before insert on effect when new.id = 'poison'
+            begin select raise(rollback, 'poison'); end
+            """
+        )
+    put(*_many(5), "poison", *_many(5, 10))
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        if message.id == "poison" and message.attempt > 2:
+            raise eoq.Reject("enough")
+        _apply(tx, message)
+
+    with eoq.Inbox(file) as inbox:
+        blocking.work(queue, handler, inbox=inbox, batch=100, until_empty=True, idle=2.0)
+    assert _effects(file) == sorted(_many(10))
+    assert show("poison")["state"] == "dead"
+    assert max(show(id)["attempts"] for id in _many(10)) == 2
+
+
+def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        blocking.work(queue, lambda message: None, batch=2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_late_commit_after_a_time_out_is_found_processed(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any], batch: int
+) -> None:
+    put("m")
+    runs: list[int] = []
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> str:
+        runs.append(message.attempt)
+        eventually(lambda: show("m")["state"] == "ready")
+        return _apply(tx, message)
+
+    with eoq.Inbox(file) as inbox:
+        summary = blocking.work(queue, handler, inbox=inbox, timeout=0.2, batch=batch, until_empty=True)
+    assert summary == eoq.Summary(done=1, retried=1)
+    assert (runs, _effects(file)) == ([1], ["m"])
+    assert blocking.result(queue, "m") == eoq.Result("done", b"applied")
+
+
+class _AsyncInbox:
+    """Anything with an async ``process`` will do: here the blocking inbox's work, on the loop's own thread."""
+
+    def __init__(self, file: Path) -> None:
+        self.database = sqlite3.connect(file)
+
+    async def process(self, message: eoq.AsyncMessage, handler: Callable[..., Any]) -> object:
+        with self.database:
+            result = await handler(self.database, message)
+        await message.ack(result)
+        return result
+
+
+def test_the_asyncio_client_takes_any_inbox(
+    shared_daemon: Daemon, blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path
+) -> None:
+    put("a", "b")
+
+    async def apply(tx: sqlite3.Connection, message: eoq.AsyncMessage) -> str:
+        tx.execute("insert into effect values (?)", (message.id,))
+        return "applied"
+
+    async def main() -> eoq.Summary:
+        inbox = _AsyncInbox(file)
+        with closing(inbox.database):
+            async with eoq.connect_async(shared_daemon.socket) as client:
+                return await client.work(queue, apply, inbox=inbox, until_empty=True)
+
+    assert asyncio.run(main()) == eoq.Summary(done=2)
+    assert _effects(file) == ["a", "b"]
+    assert blocking.result(queue, "a") == eoq.Result("done", b"applied")
+
+
+def test_cancelling_the_asyncio_loop_ends_its_leases(
+    shared_daemon: Daemon, queue: str, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("a", "b")
+    ended: list[str] = []
+
+    async def handler(message: eoq.AsyncMessage) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(message.id)
+
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            task = asyncio.create_task(client.work(queue, handler, prefetch=1))
+            await asyncio.to_thread(eventually, lambda: show("b")["state"] == "leased")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert ended == ["a"]
+    eventually(lambda: (show("a")["state"], show("b")["state"]) == ("ready", "ready"))
