@@ -82,7 +82,7 @@ class Inbox:
                 if processed.known(message):
                     result = processed.result(message)
                 else:
-                    processed.guard(True)
+                    processed.guard()
                     result = processed.accept(message, handler(self._database, message))
         except Exception as error:
             give_back(message, error)
@@ -122,12 +122,10 @@ class Inbox:
     def _apply_alone(self, processed: Processed, message: Message, handler: Handler) -> bytes | Exception | None:
         processed.mark()
         try:
-            result = processed.accept(message, handler(self._database, message))
+            return processed.accept(message, handler(self._database, message))
         except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's outcome
             processed.back_to_mark(error)
             return error
-        processed.release()
-        return result
 
     # ── looking and forgetting ──────────────────────────────────────────────────────────────────────────
 

@@ -101,6 +101,7 @@ class Processed:
         self._owned = owned
         self._joined = False
         self._guarded = False
+        self._marked = False
         self._known: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
@@ -164,12 +165,14 @@ class Processed:
         """Rolls back what `begin` began."""
         self._guarded = False
         try:
-            if self._database.in_transaction and not self._joined:
+            # What was joined is rolled back by whom it belongs to.
+            if not self._joined and self._database.in_transaction:
                 self._database.execute(_ROLLBACK)
         finally:
             self._rest()
 
     def _rest(self) -> None:
+        self._marked = False
         self._known.clear()
         self._new.clear()
         self._again.clear()
@@ -226,6 +229,9 @@ class Processed:
             raise MessageTooLarge(
                 f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
             )
+        if self._marked:
+            self._database.execute("release eoq_message")
+            self._marked = False
         self._known[message.queue, message.id] = result
         self._new.append(message)
         return result
@@ -259,22 +265,20 @@ class Processed:
 
     # ── handlers ────────────────────────────────────────────────────────────────────────────────────────
 
-    def guard(self, on: bool) -> None:
-        """While a handler runs, nobody may end the transaction."""
-        self._guarded = on
-
-    def mark(self) -> None:
-        """Before a handler whose failure shall undo only its own writes."""
-        self._database.execute("savepoint eoq_message")
+    def guard(self) -> None:
+        """A handler is about to run: until `accept` nobody may end the transaction."""
         self._guarded = True
 
-    def release(self) -> None:
-        """It has not failed."""
-        self._database.execute("release eoq_message")
+    def mark(self) -> None:
+        """`guard`, for a handler whose failure shall undo only its own writes."""
+        self._database.execute("savepoint eoq_message")
+        self._marked = True
+        self._guarded = True
 
     def back_to_mark(self, error: Exception) -> None:
         """It has failed. Raises its ``error`` where that has undone the whole transaction."""
         self._guarded = False
+        self._marked = False
         if not self._database.in_transaction:
             raise error
         self._database.execute("rollback to eoq_message")
@@ -298,4 +302,8 @@ class Processed:
     def forget(self, queue: str, after: int | None) -> tuple[int, int | None]:
         """One step of forgetting, in a transaction of its own. See `Forgetting.forget`."""
         with self.transaction():
-            return self._forgetting.forget(self._database, queue, after, time.time())
+            return self.forget_here(queue, after)
+
+    def forget_here(self, queue: str, after: int | None) -> tuple[int, int | None]:
+        """`forget` inside a transaction that is open."""
+        return self._forgetting.forget(self._database, queue, after, time.time())
