@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -39,8 +40,15 @@ class AsyncInbox:
     rolls back before it ends; its message comes again when its lease ends.
     """
 
-    def __init__(self, database: str | os.PathLike[str] | aiosqlite.Connection, *, keep: float = KEEP_SECONDS) -> None:
+    def __init__(
+        self,
+        database: str | os.PathLike[str] | aiosqlite.Connection,
+        *,
+        keep: float = KEEP_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._forgetting = Forgetting(keep)
+        self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
         self._connection = (
             database
@@ -172,7 +180,7 @@ class AsyncInbox:
         database: sqlite3.Connection = self._connection._conn  # aiosqlite gives it no other name
         if self._owned:
             database.execute("pragma synchronous = full")
-        processed = Processed(database, self._forgetting, owned=self._owned)
+        processed = Processed(database, self._forgetting, self._clock, owned=self._owned)
         processed.create()
         return processed
 

@@ -9,6 +9,7 @@ The library's ``with`` block is entered and left in here, so the ack can only co
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Generic, TypeVar
@@ -40,10 +41,12 @@ class GuestInbox(Generic[T]):
         connection: Callable[[T], sqlite3.Connection],
         *,
         keep: float = KEEP_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._begin = begin
         self._connection_of = connection
         self._forgetting = Forgetting(keep)
+        self._clock = clock
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
         """See `Inbox.process`: one transaction of the library's, and after its commit the ack."""
@@ -88,7 +91,7 @@ class GuestInbox(Generic[T]):
                 f"`connection` gave a {type(database).__name__}, not the sqlite3.Connection of the transaction; "
                 "the inbox works in SQLite files only"
             )
-        processed = Processed(database, self._forgetting, owned=False)
+        processed = Processed(database, self._forgetting, self._clock, owned=False)
         try:
             processed.join(messages)
             yield processed

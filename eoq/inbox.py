@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -35,13 +36,20 @@ class Inbox:
     ``keep`` is how many seconds a processed id is kept at least: one day. It should be longer than the age of any
     backup that the daemon's file may be restored from. Ids older than that are forgotten on the way, a few with
     every hundred messages, once the daemon's watermark has passed them: ``forgetting.py`` says why that is safe.
+    ``clock`` gives seconds since the epoch.
 
     A handler gets the connection inside a transaction. It may use savepoints; it cannot commit or roll back:
     trying raises `sqlite3.DatabaseError` ("not authorized"), and the message is given back like after any other
     exception. On a connection of the application's this takes the connection's authorizer during a transaction.
     """
 
-    def __init__(self, database: str | os.PathLike[str] | sqlite3.Connection, *, keep: float = KEEP_SECONDS) -> None:
+    def __init__(
+        self,
+        database: str | os.PathLike[str] | sqlite3.Connection,
+        *,
+        keep: float = KEEP_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         forgetting = Forgetting(keep)
         self._lock = threading.RLock()
         self._owned = not isinstance(database, sqlite3.Connection)
@@ -54,7 +62,7 @@ class Inbox:
         )
         if self._owned:
             self._database.execute("pragma synchronous = full")
-        self._processed = Processed(self._database, forgetting, owned=self._owned)
+        self._processed = Processed(self._database, forgetting, clock, owned=self._owned)
         self._processed.create()
 
     def __enter__(self) -> Inbox:

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Final, TypeAlias
@@ -95,9 +94,12 @@ class Processed:
     Raises the errors of `sqlite3` as they are, and `InvalidRequest` for what a caller or a handler may not do.
     """
 
-    def __init__(self, database: sqlite3.Connection, forgetting: Forgetting, *, owned: bool) -> None:
+    def __init__(
+        self, database: sqlite3.Connection, forgetting: Forgetting, clock: Callable[[], float], *, owned: bool
+    ) -> None:
         self._database = database
         self._forgetting = forgetting
+        self._clock = clock
         self._owned = owned
         self._joined = False
         self._guarded = False
@@ -154,7 +156,7 @@ class Processed:
 
     def finish(self) -> None:
         """Records what was accepted, forgets a little where it is time to, and commits."""
-        now = time.time()
+        now = self._clock()
         self._record(now)
         self._forgetting.go_on(self._database, chain(self._new, self._again), now)
         if not self._joined:
@@ -306,4 +308,4 @@ class Processed:
 
     def forget_here(self, queue: str, after: int | None) -> tuple[int, int | None]:
         """`forget` inside a transaction that is open."""
-        return self._forgetting.forget(self._database, queue, after, time.time())
+        return self._forgetting.forget(self._database, queue, after, self._clock())
