@@ -27,12 +27,14 @@ class GuestInbox(Generic[T]):
     """`Inbox` in a transaction of the application's own library.
 
     ``begin`` gives a context manager that begins a transaction, commits it at its end, and rolls it back after an
-    exception: ``Session.begin`` of SQLAlchemy, ``transaction.atomic`` of Django. What it yields is handed to the
-    handler in place of a connection. ``connection`` finds the `sqlite3.Connection` of the transaction, given what
-    ``begin`` yielded. ``keep`` is that of `Inbox`.
+    exception: ``sessionmaker(engine).begin`` of SQLAlchemy, ``partial(transaction.atomic, durable=True)`` of Django.
+    It has to be the outermost one, since the message is acked at its end. What it yields is handed to the handler
+    in place of a connection. ``connection`` finds the `sqlite3.Connection` of the transaction, given what ``begin``
+    yielded. ``keep`` and ``clock`` are those of `Inbox`.
 
-    A handler cannot commit, as with `Inbox`. It may use savepoints (``session.begin_nested()``). Each message has
-    a transaction of its own: undoing one of several is the library's business.
+    A handler that tries to commit or roll back is refused, its writes are undone, and its message is given back. It
+    may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: undoing one of
+    several is the library's business.
     """
 
     def __init__(

@@ -104,6 +104,7 @@ class Processed:
         self._joined = False
         self._guarded = False
         self._marked = False
+        self._refused = False
         self._known: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
@@ -164,11 +165,11 @@ class Processed:
         self._rest()
 
     def undo(self) -> None:
-        """Rolls back what `begin` began."""
+        """Rolls back what `begin` began, or `join` found."""
         self._guarded = False
         try:
-            # What was joined is rolled back by whom it belongs to.
-            if not self._joined and self._database.in_transaction:
+            # Also what was joined: its library may have lost sight of it, and it must not wait in a pool.
+            if self._database.in_transaction:
                 self._database.execute(_ROLLBACK)
         finally:
             self._rest()
@@ -222,7 +223,8 @@ class Processed:
         it could not be acked any more.
         """
         self._guarded = False
-        if not self._database.in_transaction:
+        # A library that was refused a commit no longer knows of the transaction, and would not commit it later.
+        if not self._database.in_transaction or (self._joined and self._refused):
             raise InvalidRequest(
                 f"the handler of {message.id!r} ended the transaction; leave commit and rollback to the inbox"
             )
@@ -292,6 +294,7 @@ class Processed:
             sqlite3.SQLITE_ATTACH,
             sqlite3.SQLITE_DETACH,
         ):
+            self._refused = True
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
