@@ -50,12 +50,7 @@ class AsyncInbox:
         self._forgetting = Forgetting(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
-        self._connection = (
-            database
-            if isinstance(database, aiosqlite.Connection)
-            # Not in autocommit mode: see `Inbox`.
-            else aiosqlite.connect(os.fspath(database), timeout=BUSY_SECONDS, isolation_level="IMMEDIATE")
-        )
+        self._database = database
         self._processed: Processed | None = None
         self._lock = asyncio.Lock()
         self._holder: asyncio.Task[object] | None = None
@@ -165,28 +160,45 @@ class AsyncInbox:
         if self._closed:
             raise InvalidRequest("this inbox is closed; make a new one")
         if self._processed is None:
-            try:
-                if self._owned:
-                    await self._connection
-                self._processed = await self._run(self._prepare)
-            except BaseException:
-                if self._owned:
-                    self._closed = True
-                    await _to_its_end(self._connection.close())
-                raise
+            if isinstance(self._database, aiosqlite.Connection):
+                self._processed = await self._prepare(self._database)
+            else:
+                self._processed = await self._open(self._database)
         return self._processed
 
-    def _prepare(self) -> Processed:
-        database: sqlite3.Connection = self._connection._conn  # aiosqlite gives it no other name
-        if self._owned:
-            database.execute("pragma synchronous = full")
-        processed = Processed(database, self._forgetting, self._clock, owned=self._owned)
-        processed.create()
+    async def _open(self, path: str | os.PathLike[str]) -> Processed:
+        # Not in autocommit mode: see `Inbox`. Two threads use it, never at once.
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False)
+        database.execute("pragma synchronous = full")
+        connection = aiosqlite.Connection(lambda: database, 64)
+        await _to_its_end(connection)
+        try:
+            processed = await self._prepare(connection)
+        except BaseException:
+            await _to_its_end(connection.close())
+            raise
+        self._database = connection
         return processed
 
+    async def _prepare(self, connection: aiosqlite.Connection) -> Processed:
+        def prepare() -> Processed:
+            database: sqlite3.Connection = connection._conn  # aiosqlite gives it no other name
+            processed = Processed(database, self._forgetting, self._clock, owned=self._owned)
+            processed.create()
+            return processed
+
+        try:
+            return await _call(connection, prepare)
+        except ValueError as error:
+            raise InvalidRequest("the aiosqlite connection is not open: await it, or use `async with`") from error
+
+    @property
+    def _connection(self) -> aiosqlite.Connection:
+        assert isinstance(self._database, aiosqlite.Connection)  # noqa: S101 # it is, once it is opened
+        return self._database
+
     async def _run(self, function: Callable[[], T]) -> T:
-        """Runs a function on the connection's thread, which runs them in their order, one at a time."""
-        return await self._connection._execute(function)  # type: ignore[no-any-return,no-untyped-call] # aiosqlite leaves it untyped
+        return await _call(self._connection, function)
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Processed]:
@@ -218,6 +230,11 @@ class AsyncInbox:
                 # It waits in line behind whatever the thread still does for a task that was cancelled.
                 await _to_its_end(self._run(processed.undo))
                 raise
+
+
+async def _call(connection: aiosqlite.Connection, function: Callable[[], T]) -> T:
+    """Runs a function on the connection's thread, which runs them in their order, one at a time."""
+    return await connection._execute(function)  # type: ignore[no-any-return,no-untyped-call] # aiosqlite leaves it untyped
 
 
 async def _to_its_end(work: Awaitable[T]) -> T:
