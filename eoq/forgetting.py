@@ -2,8 +2,9 @@
 
 An id may go when its message can no longer come. The daemon knows that: each delivery carries its queue's
 watermark, the lowest place in the daemon's file that is not settled; ready, delayed, blocked, leased and dead
-messages all hold it back. What an inbox keeps of it is a sentence with a date: "at L everything below W was
-settled". By it an id goes when its place is below W *and* it was processed, or last came again, before L - keep.
+messages all hold it back. What an inbox keeps of it is a sentence with a date: "at L, when this delivery came,
+everything below W was settled". By it an id goes when its place is below W *and* it was processed, or last came
+again, before L - keep.
 
 Why a sentence stays true whatever happens after it. Let the daemon's file be replaced at R by a backup made at B, no
 older than ``keep``: R - B <= keep. Then a message that the backup holds unsettled comes again. But it was
@@ -17,9 +18,9 @@ from L and not from now: an inbox that has heard nothing for a week does not for
 file that begins with seq 1 has low watermarks, which only hold back. A wall clock that jumps ahead shortens
 ``keep`` by as much, so that only the watermark protects: enough as long as no backup is restored.
 
-What this does not cover: a backup that is older than ``keep`` (less the time a delivery waits in its worker), and a
-message whose ack was lost and that somebody settled without the inbox (dropped it as a dead letter), restored
-to before that, ``keep`` or longer after it was processed.
+What this does not cover: a backup that is older than ``keep``; a second restore that goes back behind the first, or
+one of each file; and a message whose ack was lost and that somebody settled without the inbox (dropped it as a
+dead letter), restored to before that, ``keep`` or longer after it was processed.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ class Forgetting:
         """Learns from deliveries that were just processed; makes a step where enough came since the last one."""
         queues = set()
         for message in messages:
-            heard = self._heard.get(message.queue)
-            if heard is None:
-                heard = self._heard[message.queue] = _Heard(message.watermark, now)
-            # Of those that came together any may stand last; the lowest is true for sure.
-            elif message.queue not in queues or message.watermark < heard.watermark:
-                heard.watermark = message.watermark
-                heard.at = now
+            at = min(message.received_at, now)
+            heard = self._heard.setdefault(message.queue, _Heard(message.watermark, at))
+            if message.queue not in queues:
+                heard.watermark, heard.at = message.watermark, at
+            else:
+                # Of several that were processed together any may have come last.
+                heard.watermark, heard.at = min(heard.watermark, message.watermark), min(heard.at, at)
             heard.since += 1
             queues.add(message.queue)
         for queue in queues:

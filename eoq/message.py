@@ -6,6 +6,7 @@ All are frozen values. A delivered message knows its client, so that it can be s
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -94,7 +95,7 @@ class Delivery:
 
     ``attempt`` counts deliveries from 1. ``receipt`` names this delivery and is what settles it. ``seq`` is
     the message's place in the daemon's file, ``watermark`` the lowest place of the queue not settled yet.
-    ``enqueued_at`` is in seconds since the epoch.
+    ``enqueued_at`` and ``received_at``, when it came here, are in seconds since the epoch.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Delivery:
     enqueued_at: float = 0.0
     seq: int = 0
     watermark: int = 0
+    received_at: float = field(default_factory=time.time, compare=False)
 
     @property
     def text(self) -> str:

@@ -38,8 +38,8 @@ EXAMPLES: Final = 50
 STEPS: Final = 60
 PATIENCE: Final = 1000
 KEEP: Final = 100.0
-HELD: Final = 20.0
-"""Seconds a delivery waits in its worker at most; a backup is as safe as it is younger than KEEP - HELD."""
+HELD: Final = 6
+"""Deliveries that a worker holds at most, for as long as it likes."""
 LEASE: Final = 30.0
 LIFE: Final = 15
 """Steps between two events after which there is little left to forget."""
@@ -202,7 +202,7 @@ class Machine(RuleBasedStateMachine):
             database.execute("create table effect (queue text, id text)")
         self.daemon = Daemon(self.folder / "eoq.db", self.clock)
         self.inbox = self._open_inbox()
-        self.held: list[tuple[eoq.Message, float]] = []
+        self.held: list[eoq.Message] = []
         self.backups: list[Backup] = []
         self.app_backup: Path | None = None
         self.serial = 0
@@ -234,14 +234,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, limit=st.integers(1, 3), bound=st.booleans())
     def receive(self, queue: str, limit: int, bound: bool) -> None:
-        make = partial(eoq.Message, settler=self.daemon)
+        make = partial(eoq.Message, settler=self.daemon, received_at=self.clock.wall())
         messages = self.daemon.run(calls.receive(queue, make, limit=limit, wait=0, lease=LEASE, bound=bound))
-        self.held += [(message, self.clock.monotonic()) for message in messages]
+        self.held += messages
 
     def _waiting(self) -> list[eoq.Message]:
         """What the worker holds, also what it has handled or lost already: it may be slow, or do things twice."""
-        self.held = [(m, since) for m, since in self.held if since >= self.clock.monotonic() - HELD][-6:]
-        return [message for message, _ in self.held]
+        self.held = self.held[-HELD:]
+        return self.held
 
     @rule(queue=queues, pick=picks, ack=acks, fails=st.sampled_from([False, False, False, True]))
     def process(self, queue: str, pick: int, ack: str, fails: bool) -> None:
@@ -343,7 +343,7 @@ class Machine(RuleBasedStateMachine):
             self.prune(elsewhere=False)
 
     def _restorable(self) -> list[Backup]:
-        return [backup for backup in self.backups if backup.made >= self.clock.monotonic() - (KEEP - HELD)]
+        return [backup for backup in self.backups if backup.made >= self.clock.monotonic() - KEEP]
 
     @precondition(lambda self: self._restorable())
     @rule(pick=picks, queue=queues, then=st.sampled_from(["go on", "be quiet", "work"]))
@@ -454,6 +454,7 @@ def _known(machine: Machine) -> int:
 
 def test_what_is_below_the_watermark_and_old_is_forgotten(machine: Machine) -> None:
     machine.process_all("a", "arrives", 0.0)
+    machine.held.clear()
     machine.process_all("a", "arrives", KEEP + 1)
     assert machine.inbox.prune() == 3
     assert machine.inbox.prune() == 0
