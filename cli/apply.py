@@ -16,8 +16,9 @@ import click
 from eoq.client import Client
 from eoq.errors import EoqError, Forbidden, InvalidRequest, StorageFull
 from eoq.held import Summary
-from eoq.inbox import BUSY_SECONDS, Handler, Inbox
+from eoq.inbox import Handler, Inbox
 from eoq.message import Delivery, Message
+from eoq.processed import BUSY_SECONDS
 
 from .common import json_option, queue_argument, socket_option, visible
 from .working import lease_option, until_empty_option, work_on

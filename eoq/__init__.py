@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .aio import AsyncClient as AsyncClient
     from .aio import AsyncTransaction as AsyncTransaction
     from .aio import connect_async as connect_async
+    from .aio_inbox import AsyncInbox as AsyncInbox
     from .client import Client as Client
     from .client import Transaction as Transaction
     from .client import connect as connect
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import StorageFailed as StorageFailed
     from .errors import StorageFull as StorageFull
     from .errors import Unavailable as Unavailable
+    from .guest_inbox import GuestInbox as GuestInbox
     from .held import Summary as Summary
     from .inbox import Inbox as Inbox
     from .message import AsyncMessage as AsyncMessage
@@ -58,6 +60,8 @@ _HOMES = {
         "Unavailable",
     ),
     "held": ("Summary",),
+    "aio_inbox": ("AsyncInbox",),
+    "guest_inbox": ("GuestInbox",),
     "inbox": ("Inbox",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
     "verdicts": ("Reject", "Retry"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -250,24 +250,32 @@ class _Worker:
     # ── settling, for the messages ──────────────────────────────────────────────────────────────────────
 
     async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        await self._settle(receipt, "done", self._client.ack(receipt, result, send))
+        await self._settle([receipt], "done", self._client.ack(receipt, result, send))
+
+    async def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]]) -> None:
+        await self._settle([message.receipt for message, _ in acks], "done", self._client.ack_many(acks))
 
     async def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None:
-        await self._settle(receipt, "retried", self._client.nack(receipt, delay, error))
+        await self._settle([receipt], "retried", self._client.nack(receipt, delay, error))
 
     async def reject(self, receipt: str, error: str | None = None) -> None:
-        await self._settle(receipt, "rejected", self._client.reject(receipt, error))
+        await self._settle([receipt], "rejected", self._client.reject(receipt, error))
 
     async def extend(self, receipt: str, seconds: float) -> None:
         await self._client.extend(receipt, seconds)
 
-    async def _settle(self, receipt: str, outcome: str, request: Awaitable[None]) -> None:
-        self._held.settling(receipt)
+    async def _settle(self, receipts: list[str], outcome: str, request: Awaitable[None]) -> None:
+        for receipt in receipts:
+            self._held.settling(receipt)
         try:
             await request
         except BaseException as error:
-            self._held.not_settled(receipt, isinstance(error, LeaseLost))
+            # Of many acks one was refused, and nobody knows which: they are tried one by one.
+            lost = isinstance(error, LeaseLost) and len(receipts) == 1
+            for receipt in receipts:
+                self._held.not_settled(receipt, lost)
             if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
                 await self._fail(error)
             raise
-        self._held.settled(receipt, outcome)
+        for receipt in receipts:
+            self._held.settled(receipt, outcome)

@@ -6,6 +6,7 @@ All are frozen values. A delivered message knows its client, so that it can be s
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -94,7 +95,7 @@ class Delivery:
 
     ``attempt`` counts deliveries from 1. ``receipt`` names this delivery and is what settles it. ``seq`` is
     the message's place in the daemon's file, ``watermark`` the lowest place of the queue not settled yet.
-    ``enqueued_at`` is in seconds since the epoch.
+    ``enqueued_at`` and ``received_at``, when it came here, are in seconds since the epoch.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Delivery:
     enqueued_at: float = 0.0
     seq: int = 0
     watermark: int = 0
+    received_at: float = field(default_factory=time.time, compare=False)
 
     @property
     def text(self) -> str:
@@ -133,6 +135,7 @@ class AsyncSettler(Protocol):
     """What an `AsyncMessage` needs of its client."""
 
     def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> Awaitable[None]: ...
+    def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]]) -> Awaitable[None]: ...
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> Awaitable[None]: ...
     def reject(self, receipt: str, error: str | None = None) -> Awaitable[None]: ...
     def extend(self, receipt: str, seconds: float) -> Awaitable[None]: ...

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,28 @@ def blocking(shared_daemon: Daemon) -> Iterator[eoq.Client]:
     """A blocking client of the file's daemon."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
+
+
+# ── tests that are coroutines ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def at_end() -> AsyncExitStack:
+    """What a coroutine's test leaves to be closed, in its own event loop."""
+    return AsyncExitStack()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that is a coroutine in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+
+    async def run() -> None:
+        stack = pyfuncitem.funcargs.get("at_end")
+        async with stack if isinstance(stack, AsyncExitStack) else AsyncExitStack():
+            await pyfuncitem.obj(**arguments)
+
+    asyncio.run(run())
+    return True

@@ -1,0 +1,96 @@
+"""Books payments in a ledger with SQLAlchemy, each of them once.
+
+    eoq send payments '{"account": "alice", "cents": 500}' --id order-17
+    python examples/sqlalchemy_worker.py --db ledger.db --until-empty
+
+The booking, the message's id and its result commit in one transaction of the session's, and then the message is
+acked. Needs SQLAlchemy 2, which eoq itself does not. Kill it, or the daemon, at any moment, and start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+from typing import cast
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+import eoq
+
+IDLE_SECONDS = 1.0
+"""How long no payment may come before `--until-empty` ends."""
+
+
+class Base(DeclarativeBase):
+    """The tables of this example."""
+
+
+class Account(Base):
+    __tablename__ = "account"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    cents: Mapped[int]
+
+
+class Booking(Base):
+    __tablename__ = "booking"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    account: Mapped[str]
+    cents: Mapped[int]
+    payment: Mapped[str]  # the message's id; not unique, so that the table would show a double booking
+
+
+def connection_of(session: Session) -> sqlite3.Connection:
+    """The connection of the session's transaction, as SQLite's own driver knows it."""
+    return cast(sqlite3.Connection, session.connection().connection.driver_connection)
+
+
+def book(session: Session, message: eoq.Message) -> str:
+    """The handler: uses the session as ever, but leaves the commit to the inbox."""
+    payment = message.json()
+    account = session.get(Account, payment["account"]) or Account(name=payment["account"], cents=0)
+    account.cents += payment["cents"]
+    session.add_all([account, Booking(account=payment["account"], cents=payment["cents"], payment=message.id)])
+    return f"{account.name} has {account.cents} cents"
+
+
+def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
+    """Handles payments without end, or until there are no more."""
+    engine = create_engine(f"sqlite:///{db}", connect_args={"timeout": 30})
+    Base.metadata.create_all(engine)
+    inbox = eoq.GuestInbox(sessionmaker(engine).begin, connection_of)
+    with eoq.connect(socket, timeout=60) as client:
+        for message in client.consume(queue, prefetch=20, idle=IDLE_SECONDS if until_empty else None):
+            try:
+                result = inbox.process(message, book)
+            except eoq.LeaseLost:
+                print(f"{message.id}: the lease was lost; it comes again", file=sys.stderr, flush=True)
+            except (ValueError, KeyError, TypeError) as error:
+                # Rolled back and given back; after its last attempt it is a dead letter.
+                print(f"{message.id}: {error!r}", file=sys.stderr, flush=True)
+            else:
+                print(f"{message.id}: {(result or b'').decode()}", flush=True)
+    engine.dispose()
+
+
+def main() -> int:
+    """Reads the arguments; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Books payments in a ledger with SQLAlchemy, each of them once.")
+    parser.add_argument("--db", default="ledger.db", help="the ledger's SQLite file; ledger.db if absent")
+    parser.add_argument("--queue", default="payments", help="payments if absent")
+    parser.add_argument("--socket", help="the daemon's socket; else EOQ_SOCKET, else the user's default")
+    parser.add_argument("--until-empty", action="store_true", help="end when no payment came for a second")
+    arguments = parser.parse_args()
+    try:
+        work(arguments.db, arguments.queue, arguments.socket, arguments.until_empty)
+    except eoq.EoqError as error:
+        print(f"sqlalchemy_worker: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
