@@ -21,6 +21,7 @@ _HOMES = {
     "send": ("send",),
     "receive": ("receive", "ack", "nack", "reject", "extend"),
     "once": ("once",),
+    "relay": ("relay",),
     "work": ("work",),
     "apply": ("apply",),
     "look": ("result", "queues", "peek", "show"),

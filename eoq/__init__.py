@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .message import Outgoing as Outgoing
     from .message import Result as Result
     from .message import Sent as Sent
+    from .outbox import AsyncOutbox as AsyncOutbox
+    from .outbox import Outbox as Outbox
+    from .relay import Relay as Relay
     from .verdicts import Reject as Reject
     from .verdicts import Retry as Retry
 
@@ -63,6 +66,8 @@ _HOMES = {
     "aio_inbox": ("AsyncInbox",),
     "guest_inbox": ("GuestInbox",),
     "inbox": ("Inbox",),
+    "outbox": ("AsyncOutbox", "Outbox"),
+    "relay": ("Relay",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
     "verdicts": ("Reject", "Retry"),
 }

@@ -156,7 +156,8 @@ class Row(NamedTuple):
     """A message in an outbox: what is to be sent, or why it never can be."""
 
     seq: int
-    id: object
+    key: bytes
+    """Its id as it stands in the file: a seq may mean another row in a file that was restored meanwhile."""
     message: Outgoing | InvalidRequest | MessageTooLarge
 
 
@@ -165,11 +166,13 @@ def read(connection: sqlite3.Connection, limit: int, most_bytes: int, full: Iter
 
     Not those that were set aside, nor those of the same group behind them (G8), nor those of ``full`` queues.
     """
-    rows = []
+    rows: list[Row] = []
     size = 0
     cursor = connection.execute(
         """
-        select seq, id, queue, substr(body, 1, :most + 1), substr(headers, 1, :most + 1), priority, "group", at
+        select
+          seq, cast(id as blob), id, queue, substr(body, 1, :most + 1),
+          substr(headers, 1, :most + 1), priority, "group", at
         from eoq_outbox as next
         where error is null
           and queue not in (select value from json_each(:full))
@@ -186,11 +189,11 @@ def read(connection: sqlite3.Connection, limit: int, most_bytes: int, full: Iter
         """,
         {"most": MAX_BODY, "limit": limit, "full": json.dumps(list(full))},
     )
-    for seq, id, *columns in cursor:
-        size += len(columns[1]) if isinstance(columns[1], str | bytes) else 0
+    for seq, key, id, queue, body, *options in cursor:
+        size += len(body) if isinstance(body, str | bytes) else 0
         if rows and size > most_bytes:
             break
-        rows.append(Row(seq, id, _read_message(id, *columns)))
+        rows.append(Row(seq, key, _read_message(id, queue, body, *options)))
     cursor.close()
     return rows
 
@@ -226,30 +229,30 @@ def _read_headers(text: object) -> dict[str, str] | None:
 
 def remove(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Removes messages that are confirmed. Without effect for those that are gone."""
-    with _transaction(connection):
+    with _Transaction(connection):
         connection.executemany(
             """
             delete from eoq_outbox
-            where seq = ? and id is ?
+            where seq = ? and cast(id as blob) is ?
             """,
-            [(row.seq, row.id) for row in rows],
+            [(row.seq, row.key) for row in rows],
         )
 
 
 def set_aside(connection: sqlite3.Connection, row: Row, error: str) -> None:
     """Marks a message that can never be sent, so that it holds up only its group."""
-    with _transaction(connection):
+    with _Transaction(connection):
         connection.execute(
             """
             update eoq_outbox
             set error = ?
-            where seq = ? and id is ?
+            where seq = ? and cast(id as blob) is ?
             """,
-            (error, row.seq, row.id),
+            (error, row.seq, row.key),
         )
 
 
-class _transaction:
+class _Transaction:
     """A short transaction of the relay's, on a connection in autocommit mode."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from watchfiles import Change, awatch
 
@@ -85,8 +85,6 @@ class Relay:
         """Raises `InvalidRequest` where the file is none."""
         if not self.path.is_file():
             raise InvalidRequest(f"{self.path} is not there; name the application's SQLite file that has the outbox")
-        if not self.path.parent.is_dir():
-            raise InvalidRequest(f"{self.path.parent} is no directory")
 
     def close(self) -> None:
         """Closes the file."""
@@ -171,12 +169,11 @@ class Relay:
                 return
 
     async def _send_one(self, row: Row, full: set[str]) -> bool:
-        if not isinstance(row.message, Outgoing):
-            raise TypeError(row)
+        message = cast(Outgoing, row.message)
         try:
-            await self._client._run(calls.settle((), [row.message]))
+            await self._client._run(calls.settle((), [message]))
         except QueueFull:
-            full.add(str(row.message.queue))
+            full.add(str(message.queue))
             return False
         except NEVER as error:
             await self._set_aside(row, error)
@@ -189,15 +186,19 @@ class Relay:
         self.sent += len(rows)
 
     async def _set_aside(self, row: Row, error: EoqError) -> None:
-        log.error("%s: the message %r (seq %d) can never be sent: %s", self.path, row.id, row.seq, error)
+        log.error("%s: row %d of the outbox can never be sent, and is set aside: %s", self.path, row.seq, error)
         await self._in_thread(lambda: outbox.set_aside(self._open(), row, str(error)))
         self.set_aside += 1
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        # Not left alone when this is cancelled: the connection is closed right behind.
-        return await asyncio.shield(task) if (task := asyncio.ensure_future(asyncio.to_thread(work))) else await task
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])  # the connection it uses is closed right behind
+            raise
 
     def _read(self, full: set[str]) -> list[Row]:
         try:
