@@ -1,0 +1,88 @@
+"""``eoq once`` in a real shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import Daemon, Shell, eventually
+
+
+def test_the_output_and_the_status_are_repeated(shell: Shell, queue: str, tmp_path: Path) -> None:
+    script = f"eoq once {queue} -- sh -c 'echo run >> {tmp_path}/runs; printf \"a\\0b\"; echo err >&2'"
+    first, second = shell.run(script), shell.run(script)
+    assert (first.status, first.stdout, first.errors) == (0, b"a\0b", "err\n")
+    assert (second.status, second.stdout, second.errors) == (0, b"a\0b", "")
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_a_failure_leaves_the_key_open_unless_kept(shell: Shell, queue: str) -> None:
+    assert shell.run(f"eoq once {queue} -- sh -c 'echo out; exit 3'").status == 3
+    kept = shell.run(f"eoq once {queue} --keep-failure -- sh -c 'echo kept; exit 4'")
+    again = shell.run(f"eoq once {queue} -- echo no")
+    assert (kept.status, kept.text) == (again.status, again.text) == (4, "kept\n")
+
+
+def test_the_key_is_in_the_environment(shell: Shell, queue: str) -> None:
+    assert shell.run(f"eoq once {queue} -- sh -c 'echo $EOQ_ID'").text == f"{queue}\n"
+
+
+def test_two_at_once(shell: Shell, queue: str, tmp_path: Path) -> None:
+    ran = shell.run(
+        f"""
+        mkfifo {tmp_path}/go
+        eoq once {queue} -- sh -c 'echo run >> {tmp_path}/runs; cat {tmp_path}/go' > {tmp_path}/1 &
+        while ! test -e {tmp_path}/runs; do :; done
+        eoq once {queue} -- echo no > {tmp_path}/2 &
+        echo went > {tmp_path}/go
+        wait
+        cat {tmp_path}/1 {tmp_path}/2
+        """
+    )
+    assert ran.text == "went\nwent\n"
+
+
+def test_another_command_or_text_is_refused(shell: Shell, queue: str) -> None:
+    assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
+    assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
+    refused = shell.run(f"eoq once {queue} --fingerprint @command -- echo 2")
+    assert (refused.status, refused.text) == (65, "")
+    assert "was used for something else" in refused.errors
+
+
+def test_a_command_that_is_not_there(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"eoq once {queue} --keep-failure -- no-such-command")
+    assert (ran.status, "no such command" in ran.errors) == (127, True)
+    assert shell.run(f"eoq once {queue} -- echo open").text == "open\n"
+
+
+def test_a_killed_caller_opens_the_key(daemon: Daemon, tmp_path: Path) -> None:
+    shell = daemon.shell()
+    running = shell.start(f"exec eoq once k -- sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000'")
+    pid = eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    running.kill()
+    running.wait()
+    assert shell.run(f"kill {pid}; eoq once k -- echo taken").text == "taken\n"
+
+
+def test_a_terminated_one_ends_its_command(daemon: Daemon, tmp_path: Path) -> None:
+    shell = daemon.shell()
+    running = shell.start(f"exec eoq once k -- sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000'")
+    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    running.terminate()
+    assert running.wait() == 128 + 15
+    assert shell.run("eoq once k -- echo open").text == "open\n"
+
+
+@pytest.mark.parametrize("options", ["--ttl 0", "--ttl -1", "--wait x", ""])
+def test_what_is_no_call(shell: Shell, options: str) -> None:
+    ran = shell.run(f"eoq once k {options} --" + (" echo" if options else ""))
+    assert ran.status in (2, 65)
+    assert "Traceback" not in ran.errors
+
+
+def test_no_daemon_runs_nothing(shell: Shell, tmp_path: Path) -> None:
+    ran = shell.run(f"eoq once k --socket {tmp_path}/s -- touch {tmp_path}/ran")
+    assert ran.status == 69
+    assert not (tmp_path / "ran").exists()
