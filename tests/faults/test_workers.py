@@ -1,0 +1,187 @@
+"""Workers that are killed, or frozen until their lease has ended: each message has one effect.
+
+``EOQ_SEED`` repeats the order of the kills of an earlier run (not its timing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import eoq
+from tests.faults import frozen_worker
+from tests.faults.daemons import PlantedDaemon, left, planted_daemon, show
+from tests.support import PATIENCE, clean_environment, eventually, read_line_of
+
+COMMANDS: Final = 20
+"""Messages for ``eoq work`` between two kills: enough that one mostly runs when the kill comes."""
+STATEMENTS: Final = 1000
+"""Messages for ``eoq apply`` alone between two kills."""
+LONGEST_LIFE: Final = 0.6
+"""Seconds between two kills, at most."""
+END: Final = 60.0
+"""Seconds in which the rest must be handled once the killing is over."""
+
+# The command's own trace has a line for each time it began: at least once is all that a command can have.
+COMMAND: Final = 'read -r n; echo "$EOQ_ID" >> "$0"; sleep 0.03; echo "{\\"n\\": $n}"'
+SQL: Final = "insert into effect values (:id, :body ->> '$.n')"
+
+
+def _ledger(folder: Path) -> Path:
+    with closing(sqlite3.connect(folder / "ledger.db")) as database:
+        database.execute("pragma journal_mode = wal")
+        database.execute("create table effect (id text not null, n integer not null)")  # no key: twice is two rows
+    return folder / "ledger.db"
+
+
+class Program:
+    """An ``eoq`` command that is killed and started again."""
+
+    def __init__(self, daemon: PlantedDaemon, name: str, *arguments: object) -> None:
+        self._errors = daemon.folder / f"{name}.err"
+        self._command = [sys.executable, "-m", "eoq.cli", *map(str, arguments)]
+        self._environment = clean_environment(EOQ_SOCKET=str(daemon.socket))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._errors.open("ab") as errors:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stderr=errors, env=self._environment, cwd="/"
+            )
+
+    def kill(self) -> None:
+        """``kill -9``. It may have ended only where there was no daemon when it started."""
+        if self._process is not None:
+            ended = self._process.poll()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            assert ended in (None, 69), f"it has ended with {ended}: {self._errors.read_text()}"
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
+def _kill_at_random(
+    victims: dict[str, Callable[[], None]], send: Callable[[], None], rng: random.Random, seconds: float
+) -> Counter[str]:
+    """Sends some, kills and restarts one, and so on; returns how often each was killed."""
+    kills: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        send()
+        time.sleep(rng.uniform(0.0, LONGEST_LIFE))
+        name = rng.choice(list(victims))
+        victims[name]()
+        kills[name] += 1
+    return kills
+
+
+@pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: float) -> None:
+    seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"EOQ_SEED={seed}")
+    numbers = iter(range(10**6))
+    sent: dict[str, int] = {}
+    with planted_daemon() as daemon, ExitStack() as stack:
+        ledger, trace = _ledger(daemon.folder), daemon.folder / "trace"
+        command = ("--result-queue", "out", "--", "sh", "-c", COMMAND, trace)
+        programs = {
+            "work 1": Program(daemon, "work1", "work", "in", "--concurrency", 2, *command),
+            "work 2": Program(daemon, "work2", "work", "in", *command),
+            "apply 1": Program(daemon, "apply1", "apply", "out", "--db", ledger, "--sql", SQL),
+            "apply 2": Program(daemon, "apply2", "apply", "out", "--db", ledger, "--sql", SQL),
+        }
+        for program in programs.values():
+            stack.callback(program.kill)
+            program.start()
+        with eoq.connect(daemon.socket, timeout=60) as client:
+
+            def send() -> None:
+                commands = {f"c{n}": n for n in islice(numbers, COMMANDS)}
+                statements = {f"s{n}": n for n in islice(numbers, STATEMENTS)}
+                client.send_many("in", [eoq.Outgoing(str(n), id=id) for id, n in commands.items()])
+                client.send_many("out", [eoq.Outgoing({"n": n}, id=id) for id, n in statements.items()])
+                sent.update(commands | statements)
+
+            victims = {"daemon": daemon.restart, **{name: program.restart for name, program in programs.items()}}
+            kills = _kill_at_random(victims, send, random.Random(seed), seconds)
+            for program in programs.values():
+                program.restart()  # one may have found no daemon
+            eventually(lambda: not left(client, "in") and not left(client, "out"), END, what="the queues are drained")
+        with closing(sqlite3.connect(ledger)) as database:
+            effects = dict(database.execute("select id, n from effect"))
+            (rows,) = database.execute("select count(*) from effect").fetchone()
+        runs = Counter(trace.read_text().split())
+    assert rows == len(effects), "effects that happened twice"
+    assert effects == sent
+    assert runs.keys() == {id for id in sent if id.startswith("c")}
+    print(f"{len(sent)} messages over {dict(kills)}; {runs.total() - len(runs)} commands ran again")
+    assert kills.total() >= seconds
+
+
+# ── two workers with the same message ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("point", ["before", "handler"])
+def test_two_workers_with_the_same_message_have_one_effect(point: str) -> None:
+    with planted_daemon() as daemon, eoq.connect(daemon.socket) as client, ExitStack() as stack:
+        ledger = _ledger(daemon.folder)
+
+        def worker(point: str) -> subprocess.Popen[bytes]:
+            arguments = [frozen_worker.__file__, str(daemon.socket), "q", str(ledger), point]
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=-1,
+                stdout=-1,
+                stderr=-1,
+                env=clean_environment(),
+                cwd="/",
+                bufsize=0,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert read_line_of(process) == b"open\n"
+            return process
+
+        def begin(process: subprocess.Popen[bytes]) -> None:
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+
+        client.send("q", "x", id="m")
+        slow, fast = worker(point), worker("never")
+        begin(slow)
+        os.waitpid(slow.pid, os.WUNTRACED)  # it is frozen
+        # Its connection is there, but nobody extends its lease.
+        eventually(lambda: (show(client, "q", "m") or {})["state"] == "ready")
+        begin(fast)
+        eventually(lambda: (show(client, "q", "m") or {})["attempts"] == 2)
+        if point == "before":
+            assert fast.wait(PATIENCE) == 0
+        slow.send_signal(signal.SIGCONT)
+        outs = [process.communicate(timeout=PATIENCE) for process in (slow, fast)]
+        assert [json.loads(out) for out, _ in outs] == [
+            {"done": 0, "retried": 0, "rejected": 0, "lost": 1},
+            {"done": 1, "retried": 0, "rejected": 0, "lost": 0},
+        ]
+        winner = fast if point == "before" else slow
+        with closing(sqlite3.connect(ledger)) as database:
+            assert database.execute("select id, n from effect").fetchall() == [("m", winner.pid)]
+        # Found processed where the other one had committed: its result is what is stored.
+        assert client.result("q", "m") == eoq.Result("done", str(winner.pid).encode())
+        assert b"lost" in outs[0][1]
