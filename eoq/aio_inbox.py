@@ -170,8 +170,8 @@ class AsyncInbox:
         return self._processed
 
     async def _open(self, path: str | os.PathLike[str]) -> Processed:
-        # Not in autocommit mode: see `Inbox`. Two threads use it, never at once.
-        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False)
+        # Two threads use it, never at once.
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         database.execute("pragma synchronous = full")
         connection = aiosqlite.Connection(lambda: database, 64)
         await _to_its_end(connection)

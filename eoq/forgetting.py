@@ -72,7 +72,7 @@ class Forgetting:
         """Learns from deliveries that were just processed; makes a step where enough came since the last one."""
         queues = set()
         for message in messages:
-            at = min(message.received_at, now)
+            at = message.received_at
             heard = self._heard.setdefault(message.queue, _Heard(message.watermark, at))
             if message.queue not in queues:
                 heard.watermark, heard.at = message.watermark, at
@@ -99,7 +99,7 @@ class Forgetting:
 
         Returns how many were forgotten, and where the next step goes on; None at the end.
         """
-        watermark, at = self._latest(database, queue)
+        watermark, at = self._latest(database, queue, now)
         after = _START if after is None else after
         (last,) = _row(
             database,
@@ -122,16 +122,22 @@ class Forgetting:
             delete from eoq_processed
             where queue = ? and seq > ? and seq <= ? and processed_at < ?
             """,
-            (queue, after, last, min(at, now) - self.keep),  # a clock that was ahead and is set back says too much
+            (queue, after, last, at - self.keep),
         )
         return cursor.rowcount, last
 
-    def _latest(self, database: sqlite3.Connection, queue: str) -> tuple[int, float]:
-        """The latest sentence: what was heard here, which is then stored for other processes, or what they stored."""
+    def _latest(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
+        """The latest sentence: what was heard here, which is then stored for other processes, or what they stored.
+
+        One that is dated in the future, by a clock that was ahead, is none.
+        """
         heard = self._heard.get(queue)
-        stored = _row(database, "select watermark, seen_at from eoq_watermark where queue = ?", (queue,))
-        if heard is None or (stored is not None and stored[1] > heard.at):
-            return stored or (0, 0.0)
+        stored: tuple[int, float] = (0, 0.0)
+        row = _row(database, "select watermark, seen_at from eoq_watermark where queue = ?", (queue,))
+        if row is not None and row[1] <= now:
+            stored = row
+        if heard is None or heard.at > now or heard.at < stored[1]:
+            return stored
         database.execute(
             """
             insert into eoq_watermark (queue, watermark, seen_at)

@@ -55,12 +55,10 @@ class Inbox:
         forgetting = Forgetting(keep)
         self._lock = threading.RLock()
         self._owned = not isinstance(database, sqlite3.Connection)
-        # Not in autocommit mode: should a statement of a handler's undo the transaction (`insert or rollback`), the
-        # next one that writes would commit by itself, where now it begins a transaction and meets the guard.
         self._database = (
             database
             if isinstance(database, sqlite3.Connection)
-            else sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False)
+            else sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         )
         if self._owned:
             self._database.execute("pragma synchronous = full")

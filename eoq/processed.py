@@ -105,6 +105,7 @@ class Processed:
         self._guarded = False
         self._marked = False
         self._refused = False
+        self._isolation_level = database.isolation_level
         self._known: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
@@ -139,6 +140,11 @@ class Processed:
         try:
             if not self._owned:
                 self._database.set_authorizer(self._authorize)
+                self._isolation_level = self._database.isolation_level
+            # Not in autocommit mode: should a statement of a handler's undo the transaction (`insert or rollback`),
+            # the next one that writes would commit by itself, where now it begins a transaction and meets the guard.
+            if self._database.isolation_level is None:
+                self._database.isolation_level = "IMMEDIATE"
             self._database.execute(_BEGIN)
             self._find(messages)
         except BaseException:
@@ -181,6 +187,8 @@ class Processed:
         self._again.clear()
         if not self._owned:
             self._database.set_authorizer(None)
+            if not self._joined and not self._database.in_transaction:  # which this would commit
+                self._database.isolation_level = self._isolation_level
 
     def refuse_open_transaction(self) -> None:
         """Raises `InvalidRequest` where the application has a transaction open on its connection."""

@@ -114,7 +114,7 @@ def test_a_daemon_killed_while_it_makes_its_file(folder: Path, nth: int) -> None
 # ── the consumer ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("how", ["one", "many"])
+@pytest.mark.parametrize("how", ["one", "many", "async-one", pytest.param("async-many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", planted_worker.POINTS)
 def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder: Path, point: str, how: str) -> None:
     """The effect is there once: either the killed one left it, or the next one makes it (G5)."""

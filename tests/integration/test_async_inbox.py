@@ -172,7 +172,7 @@ async def _open(file: Path, given: str, at_end: AsyncExitStack) -> eoq.AsyncInbo
     return eoq.AsyncInbox(database)
 
 
-@pytest.mark.parametrize("given", ["path", "legacy"])
+@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
 async def test_what_undoes_the_transaction_lets_nothing_slip_through(
     world: World, given: str, at_end: AsyncExitStack
 ) -> None:

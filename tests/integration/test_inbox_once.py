@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -274,6 +274,32 @@ def test_a_handler_that_closes_the_connection_leaves_nothing_and_is_told(
 
 
 @pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
+@pytest.mark.parametrize("many", [False, True])
+def test_what_undoes_the_transaction_lets_nothing_slip_through(
+    blocking: eoq.Client, queue: str, file: Path, given: str, many: bool
+) -> None:
+    """SQLite itself rolls back, the handler goes on: what it writes then must not commit by itself."""
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        tx.execute("create unique index if not exists one on payment (id)")
+        tx.execute("insert into payment (id) values ('same')")
+        with suppress(sqlite3.IntegrityError):
+            tx.execute("insert or rollback into payment (id) values ('same')")
+        with suppress(sqlite3.DatabaseError):
+            tx.execute("insert into payment (id) values ('by itself')")
+
+    with closing(_open(file, given)) as inbox:
+        message = _delivered(blocking, queue)
+        with pytest.raises((eoq.InvalidRequest, sqlite3.DatabaseError)):
+            if many:
+                inbox.process_many([message], handler)
+            else:
+                inbox.process(message, handler)
+    assert _payments(file) == []
+    assert _state(blocking, queue)[0] == "ready"
+
+
+@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
 def test_a_handler_may_use_savepoints_and_many_statements(
     blocking: eoq.Client, queue: str, file: Path, given: str
 ) -> None:
@@ -473,6 +499,46 @@ def test_of_many_a_lost_lease_stops_no_other_ack(
     assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "ready", "done"]
     inbox.process(_receive(blocking, queue)[0], _apply)
     assert _payments(file) == ["0", "1", "2"]
+
+
+def test_of_many_one_that_comes_twice_takes_effect_once(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
+) -> None:
+    message = _delivered(blocking, queue, lease=0.02)
+    (again,) = _receive(blocking, queue)
+    with pytest.raises(eoq.LeaseLost):
+        inbox.process_many([message, again, message], _apply)
+    assert _payments(file) == ["m"]
+    assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
+
+
+def test_of_many_one_that_comes_twice_and_fails_first_is_tried_twice(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
+) -> None:
+    message = _delivered(blocking, queue)
+    tries = iter([OSError("once"), None])
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
+        result = _apply(tx, message)
+        if error := next(tries):
+            raise error
+        return result
+
+    with suppress(eoq.LeaseLost):  # given back after the first try
+        inbox.process_many([message, message], handler)
+    assert _payments(file) == ["m"]
+    assert inbox.seen(queue, "m")
+
+
+def test_of_many_each_queue_is_asked_for_its_own(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
+) -> None:
+    other = queue[:100] + ".other"
+    messages = [_delivered(blocking, name, id) for name in (queue, other) for id in ("a", "b")]
+    inbox.process(messages[0], _apply)
+    assert inbox.process_many(messages, _apply) == [b'{"paid":5}'] * 4
+    assert _payments(file) == ["a", "b", "a", "b"]
+    assert [inbox.seen(name, id) for name in (queue, other) for id in ("a", "b")] == [True] * 4
 
 
 def test_no_messages_are_nothing_to_do(inbox: eoq.Inbox) -> None:
