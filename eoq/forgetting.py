@@ -74,6 +74,10 @@ class Forgetting:
         for message in messages:
             at = message.received_at
             heard = self._heard.setdefault(message.queue, _Heard(message.watermark, at))
+            if now < heard.at:
+                # The clock was set back, and what is processed now looks older than it is to a sentence of before:
+                # the step replaces it, also where it is stored.
+                heard.since = EVERY
             if message.queue not in queues:
                 heard.watermark, heard.at = message.watermark, at
             else:
