@@ -44,8 +44,8 @@ BUSY_SECONDS: Final = 30.0
 MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
-# The index is for forgetting. It costs a message 3 µs when it comes alone and less than 1 among many; without it each
-# step would read all that is kept.
+# The index is for forgetting: without it each step would read all that is kept. With the steps it costs a message
+# that comes alone some 6 µs of 600, and one among many about 1 of 35.
 _SCHEMA: Final = (
     """
     create table if not exists eoq_processed (
