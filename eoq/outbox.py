@@ -166,6 +166,13 @@ def read(connection: sqlite3.Connection, limit: int, most_bytes: int, full: Iter
 
     Not those that were set aside, nor those of the same group behind them (G8), nor those of ``full`` queues.
     """
+    # A commit becomes visible only when its sync is done, after the writes that woke us, and without another event. Who
+    # writes has the write lock until then: waiting for it is waiting for the commit.
+    with _Transaction(connection):
+        return _next_rows(connection, limit, most_bytes, full)
+
+
+def _next_rows(connection: sqlite3.Connection, limit: int, most_bytes: int, full: Iterable[str]) -> list[Row]:
     rows: list[Row] = []
     size = 0
     cursor = connection.execute(
