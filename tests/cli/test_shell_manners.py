@@ -138,7 +138,8 @@ def test_ctrl_c_on_a_receive_leaves_the_message_there(shell: Shell, shared_daemo
     ["seq 20000 | eoq send {q} --lines", "eoq peek {q} --limit 1000 --json", "eoq receive {q} --limit 1000"],
 )
 def test_a_reader_that_leaves_early_is_no_error_to_talk_about(shell: Shell, queue: str, command: str) -> None:
-    shell.run(f"seq 2000 | sed 's/$/{'x' * 500}/' | eoq send {queue} --lines")
+    sent = shell.run(f"seq 2000 | sed 's/$/{'x' * 500}/' | eoq send {queue} --lines")
+    assert (sent.status, len(sent.lines)) == (0, 2000), sent.errors
     ran = shell.run(f"set -o pipefail; {command.format(q=queue)} | head -1")
     assert len(ran.lines) == 1
     assert "Exception" not in ran.errors
