@@ -1,4 +1,4 @@
-"""A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET POINT exit|kill``.
+"""A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET QUEUE POINT exit|kill``.
 
 Each point is a place between two effects of the relay on the world: on the daemon, or on the application's file. They
 are planted around the verbs of the relay's file, the statements of its connection, and its one request.
@@ -40,7 +40,7 @@ STATEMENTS: Final = {
     "delete from eoq_outbox_sending": "marks are removed too",
 }
 
-point = how = ""
+queue = point = how = ""
 verb = ""
 
 
@@ -108,7 +108,7 @@ class Client(AsyncClient):
         if point == "the daemon has committed":
             # Another connection tells; the reply to the first is never looked at.
             async with connect_async(self.path) as other:
-                while not (await other.ask("queues"))["queues"]:  # noqa: ASYNC110 # no event tells of the daemon's file
+                while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
                     await asyncio.sleep(0)
             reached("the daemon has committed")
         reply = await request
@@ -124,7 +124,7 @@ async def main(file: Path, socket: str) -> None:
 
 
 if __name__ == "__main__":
-    point, how = sys.argv[3:]
+    queue, point, how = sys.argv[3:]
     connect = sqlite3.connect
     vars(sqlite3)["connect"] = lambda *arguments, **options: connect(*arguments, **options, factory=Connection)
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
