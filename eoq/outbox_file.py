@@ -122,15 +122,23 @@ class OutboxFile:
             self._connection = None
 
     def read(
-        self, limit: int, most_bytes: int, *, without: Collection[str] = (), resend_within: float, anew: bool = False
+        self,
+        limit: int,
+        most_bytes: int,
+        *,
+        without: Collection[str] = (),
+        resend_within: float,
+        behind_writers: bool = False,
+        anew: bool = False,
     ) -> list[Row]:
         """The next messages, in order: at most ``limit``, and ``most_bytes`` unless the first alone has more.
 
         Not those of the queues in ``without``, nor those that were set aside, nor those of the same queue and group
         behind them (G8). A row that was first tried longer than ``resend_within`` seconds ago has an error instead
-        of its message. ``anew`` also finds rows that somebody has changed while they waited.
+        of its message. ``behind_writers`` waits for a transaction that is being written now. ``anew`` also finds rows
+        that somebody has changed while they waited.
         """
-        with self._transaction("begin") as database:
+        with self._transaction("begin immediate" if behind_writers else "begin") as database:
             # All that waits below the floor waits for something that stands here.
             holds = (*database.execute(_COUNT_SET_ASIDE).fetchone(), sorted(without))
             if anew or holds != self._floor_holds:

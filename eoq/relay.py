@@ -51,6 +51,8 @@ SWEEP_SECONDS: Final = 30.0
 """How often to look without having been woken."""
 BUSY_SECONDS: Final = 30.0
 """How long another writer of the application's file is waited for in silence."""
+BUSY_PAUSE: Final = 1.0
+"""Seconds until a transaction is looked for again that is being written for so long."""
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 """Seconds between two tries of what was refused for now; they double from the first to the longest."""
@@ -145,7 +147,8 @@ class Relay:
             swept = time.monotonic() if anew else swept
             wait = SWEEP_SECONDS
             try:
-                await self._pass(anew)
+                if not await self._pass(anew):
+                    wait = BUSY_PAUSE
             except EoqError as error:
                 if str(error) != said:
                     said = str(error)
@@ -164,8 +167,12 @@ class Relay:
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _pass(self, anew: bool) -> None:
-        """Sends all that can be sent now. Raises what is wrong with the file."""
+    async def _pass(self, anew: bool) -> bool:
+        """Sends all that can be sent now. Returns False if a writer may be about to commit more.
+
+        Raises what is wrong with the file.
+        """
+        behind_writers = False
         while not self._waits(None):
             read = partial(
                 self._file.read,
@@ -173,15 +180,27 @@ class Relay:
                 BATCH_BYTES,
                 without=[queue for queue in self._holds if queue is not None and self._waits(queue)],
                 resend_within=self._resend_within,
+                behind_writers=behind_writers,
                 anew=anew,
             )
-            rows = await self._in_thread(read)
-            if not rows:
+            try:
+                rows = await self._in_thread(read, 0.0 if behind_writers else BUSY_SECONDS)
+            except FileBusy:
+                if behind_writers:
+                    return False
+                raise
+            if rows:
+                anew = behind_writers = False
+                await self._send_batch(rows)
+            elif not behind_writers:
+                # What woke us may be a commit that is written but not synced yet: it cannot be seen before that, and
+                # nothing wakes us again. Its lock is held until it can.
+                behind_writers = True
+            else:
                 # What was tried again by now has nothing left that waits.
                 self._holds = {what: hold for what, hold in self._holds.items() if self._waits(what)}
-                return
-            anew = False
-            await self._send_batch(rows)
+                break
+        return True
 
     async def _send_batch(self, rows: list[Row]) -> None:
         stuck: set[object] = set()
@@ -252,9 +271,9 @@ class Relay:
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Runs one transaction of the file; waits for another writer of it, and raises `FileBusy` in the end."""
-        deadline = time.monotonic() + BUSY_SECONDS
+    async def _in_thread(self, work: Callable[[], T], patience: float = BUSY_SECONDS) -> T:
+        """Runs one transaction of the file; raises `FileBusy` if another writer held it for ``patience`` seconds."""
+        deadline = time.monotonic() + patience
         while True:
             task = asyncio.ensure_future(asyncio.to_thread(work))
             try:
