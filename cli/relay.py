@@ -74,7 +74,10 @@ def relay(
 async def _run(files: tuple[Path, ...], socket: str | None, resend_within: float) -> None:
     """Relays until SIGTERM; Ctrl-C cancels it as it does any command."""
     async with connect_async(socket) as client:
-        tasks = [asyncio.create_task(Relay(path, client, resend_within=resend_within).run()) for path in files]
+        relays = [Relay(path, client, resend_within=resend_within) for path in files]
+        for one in relays:
+            await one.check()
+        tasks = [asyncio.create_task(one.run()) for one in relays]
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         stopping = asyncio.create_task(stopped.wait())

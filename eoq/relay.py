@@ -92,24 +92,22 @@ class Relay:
         """What waits: queues, or under None everything."""
         self._woken = asyncio.Event()
 
-    async def run(self, *, wait: bool = False) -> None:
-        """Sends what is there, and what comes, until it is cancelled.
-
-        Raises `Unavailable` where there never was a daemon. Raises what is wrong with the file (`FileGone`,
-        `InvalidRequest`, `Forbidden`) if that is so at the start, unless it may ``wait``; later troubles are logged and
-        outlived.
+    async def check(self) -> None:
+        """Raises `Unavailable` without a daemon, and what is wrong with the file: `FileGone`, `InvalidRequest` where
+        it is no database, `Forbidden`. That the table is not there yet is not wrong.
         """
         await self._client.ask("status")
+        with suppress(NoOutbox, FileBusy):
+            await self._in_thread(self._file.count_set_aside)
+
+    async def run(self) -> None:
+        """Sends what is there, and what comes, until it is cancelled. Troubles are logged, and outlived."""
+        watching = asyncio.create_task(watch_database(self.path, self._woken.set, SWEEP_SECONDS))
         try:
-            if not wait:
-                await self._check()
-            watching = asyncio.create_task(watch_database(self.path, self._woken.set, SWEEP_SECONDS))
-            try:
-                await self._serve()
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            await self._serve()
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             self._file.close()
 
     async def flush(self) -> int:
@@ -118,7 +116,7 @@ class Relay:
         Waits for nobody for longer than the client does: raises what keeps it from sending all (`Unavailable`,
         `QueueFull`, …), after it has sent what could be sent.
         """
-        await self._client.ask("status")
+        await self.check()
         try:
             try:
                 await self._pass(anew=True)
@@ -130,12 +128,6 @@ class Relay:
             return await self._in_thread(self._file.count_set_aside)
         finally:
             self._file.close()
-
-    async def _check(self) -> None:
-        try:
-            await self._in_thread(self._file.count_set_aside)
-        except (NoOutbox, FileBusy):
-            return  # said, and waited for, later
 
     async def _serve(self) -> None:
         pause = FIRST_PAUSE
@@ -282,7 +274,8 @@ class Relay:
                 if time.monotonic() > deadline:
                     raise
             except asyncio.CancelledError:
-                await asyncio.wait([task])  # the connection it uses is closed right behind
+                # The connection it uses is closed right behind.
+                await asyncio.gather(task, return_exceptions=True)
                 raise
 
 

@@ -31,9 +31,10 @@ DEBOUNCE_MS: Final = 5
 """Those of watchfiles, where it is used."""
 
 # From linux/inotify.h.
-_MODIFY, _MOVED_TO, _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF, _OVERFLOW, _IGNORED = (
-    0x2, 0x80, 0x100, 0x200, 0x400, 0x800, 0x4000, 0x8000,
-)  # fmt: skip
+_MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
+_OF_FILES: Final = _MODIFY | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
+_OF_FOLDER: Final = _DELETE_SELF | _MOVE_SELF
 _EVENT: Final = struct.Struct("iIII")
 
 
@@ -96,8 +97,7 @@ def _inotify(folder: Path) -> Iterator[int]:
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), f"inotify: {os.strerror(ctypes.get_errno())}")
     try:
-        mask = _MODIFY | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
-        if libc.inotify_add_watch(descriptor, os.fsencode(folder), mask) < 0:
+        if libc.inotify_add_watch(descriptor, os.fsencode(folder), _OF_FILES | _OF_FOLDER) < 0:
             raise OSError(ctypes.get_errno(), f"inotify: {os.strerror(ctypes.get_errno())}")
         yield descriptor
     finally:
@@ -114,7 +114,7 @@ def _concerns(names: set[str], descriptor: int) -> bool:
     while events:
         _, mask, _, length = _EVENT.unpack_from(events)
         name = os.fsdecode(events[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
-        concerns = concerns or name in names or bool(mask & (_DELETE_SELF | _MOVE_SELF | _OVERFLOW | _IGNORED))
+        concerns = concerns or name in names or bool(mask & (_OF_FOLDER | _OVERFLOW | _IGNORED))
         events = events[_EVENT.size + length :]
     return concerns
 
