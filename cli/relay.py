@@ -65,7 +65,7 @@ def relay(
     elif until_empty:
         aside = asyncio.run(_flush(files, socket, resend_within, as_json))
         if aside:
-            click.echo(f"eoq relay: {aside:,} rows are set aside; see eoq relay --list", err=True)
+            click.echo(f"eoq relay: rows set aside: {aside:,}; see eoq relay --list", err=True)
             sys.exit(SET_ASIDE)
     else:
         asyncio.run(_run(files, socket, resend_within))

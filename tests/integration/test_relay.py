@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import sqlite3
 import threading
 import time
@@ -521,6 +520,7 @@ def test_it_ends_quietly_when_it_is_cancelled(shared_daemon: Daemon, file: Path,
             with pytest.raises(asyncio.CancelledError):
                 await task
 
+    asyncio.run(run())  # SQLite keeps a descriptor as long as this process has a lock of the file
     before = _descriptors()
     for _ in range(5):
         asyncio.run(run())
@@ -530,10 +530,3 @@ def test_it_ends_quietly_when_it_is_cancelled(shared_daemon: Daemon, file: Path,
 def _descriptors() -> int:
     """How many this process has open; 0 where that cannot be known."""
     return len(list(Path("/proc/self/fd").iterdir())) if HAS_PROC else 0
-
-
-def test_signals(shared_daemon: Daemon, file: Path, database: sqlite3.Connection) -> None:
-    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-        with relaying(shared_daemon, file) as relay:
-            relay.process.send_signal(number)
-            assert relay.process.wait(20) == status
