@@ -29,6 +29,7 @@ from . import calls
 from .aio import AsyncClient
 from .errors import (
     EoqError,
+    Forbidden,
     IdConflict,
     InvalidRequest,
     MessageTooLarge,
@@ -60,7 +61,7 @@ RESEND_WITHIN: Final = 6 * 86400.0
 """Seconds after its first try within which a row is sent again: less than the daemon's retention (7 days)."""
 NEVER: Final = (IdConflict, InvalidRequest, MessageTooLarge)
 """Refusals that trying again does not change."""
-NOBODY: Final = (Unavailable, Overloaded, StorageFull, StorageFailed)
+NOBODY: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
 """Refusals that have nothing to do with what was sent. Any other concerns one queue."""
 
 
@@ -204,9 +205,7 @@ class Relay:
                 await self._set_aside(row, row.message, stuck)
             else:
                 sendable.append(row)
-        if sendable:
-            await self._in_thread(partial(self._file.mark, sendable))
-            await self._send(sendable, stuck)
+        await self._send(sendable, stuck)
 
     async def _send(self, rows: list[Row], stuck: set[object]) -> None:
         """Sends rows in one transaction of the daemon's, and where it refuses them, half of them at a time.
@@ -216,14 +215,16 @@ class Relay:
         rows = [row for row in rows if self._may_go(row, stuck)]
         if not rows:
             return
+        await self._in_thread(partial(self._file.mark, rows))
         try:
             await self._client._run(calls.settle((), [_message(row) for row in rows]))
-        except NOBODY as error:
-            self._hold(None, error)
-            if not isinstance(error, Unavailable):
-                await self._in_thread(partial(self._file.unmark, rows))
+        except Unavailable as error:
+            self._hold(None, error)  # they may have arrived, so the marks stay
         except EoqError as error:
-            if len(rows) > 1:
+            await self._in_thread(partial(self._file.unmark, rows))
+            if isinstance(error, NOBODY):
+                self._hold(None, error)
+            elif len(rows) > 1:
                 middle = len(rows) // 2
                 await self._send(rows[:middle], stuck)
                 await self._send(rows[middle:], stuck)
@@ -231,7 +232,6 @@ class Relay:
                 await self._set_aside(rows[0], error, stuck)
             else:
                 self._hold(_message(rows[0]).queue, error)
-                await self._in_thread(partial(self._file.unmark, rows))
         else:
             await self._in_thread(partial(self._file.remove, rows))
             self.sent += len(rows)
