@@ -234,15 +234,15 @@ def outbox_to_consumer(socket: str, path: Path, count: int) -> float:
 
 
 def eoq_relay_rows(socket: str, path: Path, count: int) -> float:
-    """Rows a second from an outbox that is full to a daemon that has them all."""
+    """Rows a second of one large transaction, from its commit to an empty outbox."""
     database = open_raw(path)
     outbox = eoq.Outbox(database)
-    database.execute("begin immediate")
-    for _ in range(count):
-        outbox.send("bench", BODY)
-    database.execute("commit")
-    start = time.perf_counter()
     with relay(socket, path):
+        database.execute("begin immediate")
+        for _ in range(count):
+            outbox.send("bench", BODY)
+        database.execute("commit")
+        start = time.perf_counter()
         while holds_rows(database):
             time.sleep(0.001)  # unlike a busy loop, it takes no processor from the relay
         seconds = time.perf_counter() - start

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_each_order_is_asked_for_once_whatever_is_killed(daemon: Daemon, shop: P
         relay = daemon.shell().start(f"exec eoq relay {shop}", stderr=subprocess.DEVNULL)
         wanted = known + chance.randint(1, 60)
         eventually(partial(_has_orders, shop, wanted))
-        for kill in chance.sample([seller.kill, partial(kill_group, relay), daemon.restart], 3):
+        kills: list[Callable[[], None]] = [seller.kill, partial(kill_group, relay), daemon.restart]
+        for kill in chance.sample(kills, len(kills)):
             kill()
         seller.wait()
         relay.wait()
