@@ -40,11 +40,22 @@ def _attempts_option(command: Any) -> Any:
     )(command)
 
 
+def _config_option(command: Any) -> Any:
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="EOQ_CONFIG",
+        metavar="FILE",
+        help="Settings of queues, and outboxes to relay, in TOML; else EOQ_CONFIG, else none.",
+    )(command)
+
+
 @click.command()
 @_database_option
 @socket_option
 @_attempts_option
-def daemon(db: str | None, socket: str | None, max_attempts: int) -> None:
+@_config_option
+def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
     """Run the daemon in the foreground, for a service manager.
 
     Prints `ready` and its socket once it accepts connections. SIGTERM and Ctrl-C stop it: what was begun is
@@ -52,8 +63,21 @@ def daemon(db: str | None, socket: str | None, max_attempts: int) -> None:
 
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
+    eoq daemon --config eoq.toml
+
+    The file given with --config has settings by queue, and outboxes that the daemon relays by itself:
+
+    \b
+    [queues."mail.*"]
+    retention = 86400      # seconds a settled record is kept; 7 days if absent
+    [[relay]]
+    path = "shop.db"       # relative to the file's folder
     """
+    from eoq.daemon.config import Config, load
     from eoq.daemon.main import Settings, run
+
+    loaded = Config() if config is None else load(config)
+    folder = Path.cwd() if config is None else config.absolute().parent
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
 
@@ -63,14 +87,18 @@ def daemon(db: str | None, socket: str | None, max_attempts: int) -> None:
         except OSError as error:
             logging.getLogger("eoq.daemon").warning("nobody reads `ready`: %s", error)
 
-    run(Settings(database_path(db).absolute(), socket_path(socket).absolute(), max_attempts), ready)
+    settings = Settings(
+        database_path(db).absolute(), socket_path(socket).absolute(), max_attempts, config=loaded, folder=folder
+    )
+    run(settings, ready)
 
 
 @click.command()
 @_database_option
 @socket_option
 @_attempts_option
-def start(db: str | None, socket: str | None, max_attempts: int) -> None:
+@_config_option
+def start(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
     """Start the daemon in the background. Does nothing if one answers already.
 
     Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
@@ -94,10 +122,11 @@ def start(db: str | None, socket: str | None, max_attempts: int) -> None:
 
         raise cannot_use(log, error) from error
     command = [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
+    configured = [] if config is None else ["--config", str(config.absolute())]
     with errors:
         begin = errors.tell()
         process = subprocess.Popen(
-            [*command, "--max-attempts", str(max_attempts)],
+            [*command, "--max-attempts", str(max_attempts), *configured],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -172,7 +172,11 @@ class AsyncInbox:
     async def _open(self, path: str | os.PathLike[str]) -> Processed:
         # Two threads use it, never at once.
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        database.execute("pragma synchronous = full")
+        try:
+            database.execute("pragma synchronous = full")
+        except BaseException:
+            database.close()
+            raise
         connection = aiosqlite.Connection(lambda: database, 64)
         await _to_its_end(connection)
         try:

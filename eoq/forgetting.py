@@ -70,20 +70,21 @@ class Forgetting:
 
     def go_on(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
         """Learns from deliveries that were just processed; makes a step where enough came since the last one."""
-        queues = set()
+        by_queue: dict[str, list[Delivery]] = {}
         for message in messages:
-            at = message.received_at
-            heard = self._heard.setdefault(message.queue, _Heard(message.watermark, at))
-            if message.queue not in queues:
-                heard.watermark, heard.at = message.watermark, at
-            else:
-                # Of several that were processed together any may have come last.
-                heard.watermark, heard.at = min(heard.watermark, message.watermark), min(heard.at, at)
-            heard.since += 1
-            queues.add(message.queue)
-        for queue in queues:
-            if self._heard[queue].since >= EVERY:
-                self._heard[queue].since = 0
+            by_queue.setdefault(message.queue, []).append(message)
+        for queue, together in by_queue.items():
+            heard = self._heard.setdefault(queue, _Heard(0, -math.inf))
+            heard.since += len(together)
+            if now < heard.at:
+                # The clock was set back, and what is processed now looks older than it is to a sentence of before:
+                # the step replaces it, also where it is stored.
+                heard.since = EVERY
+            # Of several that were processed together any may have come last.
+            heard.watermark = min([message.watermark for message in together])
+            heard.at = min([message.received_at for message in together])
+            if heard.since >= EVERY:
+                heard.since = 0
                 # Always from the lowest place on. What it cannot get past (ids that came again lately), `prune` can.
                 self.forget(database, queue, None, now)
 

@@ -60,10 +60,14 @@ class Inbox:
             if isinstance(database, sqlite3.Connection)
             else sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         )
-        if self._owned:
-            self._database.execute("pragma synchronous = full")
-        self._processed = Processed(self._database, forgetting, clock, owned=self._owned)
-        self._processed.create()
+        try:
+            if self._owned:
+                self._database.execute("pragma synchronous = full")
+            self._processed = Processed(self._database, forgetting, clock, owned=self._owned)
+            self._processed.create()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Inbox:
         return self

@@ -12,8 +12,14 @@ else's. The tables are plain SQL, so that a consumer in any language can keep th
       primary key (queue, id)
     ) without rowid
 
-A message that is found there runs nothing; its ``seq`` and ``processed_at`` are only ever raised, to those of now.
-What may be forgotten again is said in ``forgetting.py``.
+    create table eoq_watermark (
+      queue text not null primary key,
+      watermark integer not null,  -- as a delivery brought it
+      seen_at real not null        -- when that delivery came, seconds since the epoch
+    ) without rowid
+
+A message that is found runs nothing; its ``seq`` and ``processed_at`` are only ever raised, to those of now. What may
+be forgotten again is said in ``forgetting.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +44,8 @@ BUSY_SECONDS: Final = 30.0
 MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
-# The index is for forgetting. It costs an insert 3 % of its time; a scan without it would read all that is kept.
+# The index is for forgetting: without it each step would read all that is kept. With the steps it costs a message
+# that comes alone some 6 µs of 600, and one among many about 1 of 35.
 _SCHEMA: Final = (
     """
     create table if not exists eoq_processed (

@@ -35,7 +35,6 @@ MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 LOG_PAGES: Final = 4000
 """Pages of the write-ahead log between two checkpoints."""
-PAGE_BYTES: Final = 4096
 
 
 class _Connection(aiosqlite.Connection):
@@ -216,22 +215,6 @@ class File:
                 commit;
                 """
             )
-        self._reserve_log()
-
-    def _reserve_log(self) -> None:
-        """Gives the log its size at once: a sync that only overwrites takes two thirds of one that also grows a file.
-
-        A transaction too large for the cache is written to the log before it commits; undone, it leaves the space.
-        """
-        self._database.execute("pragma cache_size = -64")
-        self._database.execute("begin immediate")
-        try:
-            self._database.execute("create table reserved (space blob)")
-            self._database.execute("insert into reserved values (zeroblob(?))", (LOG_PAGES * PAGE_BYTES,))
-        finally:
-            if self._database.in_transaction:
-                self._database.execute("rollback")
-        self._database.execute("pragma cache_size = -16384")
 
 
 def migrations() -> list[str]:

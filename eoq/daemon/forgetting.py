@@ -5,6 +5,7 @@ In small steps, each behind what came meanwhile, so that no send waits for a mil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -22,13 +23,19 @@ LONGEST_PAUSE: Final = 600.0
 
 
 class Forgetter:
-    """Goes round all queues now and then."""
+    """Goes round all queues now and then.
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, *, retention: float = RETENTION) -> None:
+    ``retention`` gives the seconds for a queue's name, ``shortest`` the least it can give.
+    """
+
+    def __init__(
+        self, store: Store, writer: Submitter, clock: Clock, *, retention: Callable[[str], float], shortest: float
+    ) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
         self._retention = retention
+        self._pause_seconds = min(max(shortest / 10, 1.0), LONGEST_PAUSE)
         self._timer: Timer | None = None
         self._stopped = False
 
@@ -42,8 +49,8 @@ class Forgetter:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _settled_before(self, now: float, _queue: str) -> float:
-        return now - self._retention
+    def _settled_before(self, now: float, queue: str) -> float:
+        return now - self._retention(queue)
 
     def _messages(self, after: int) -> None:
         def done(outcome: tuple[int, int | None] | EoqError) -> None:
@@ -69,5 +76,4 @@ class Forgetter:
 
     def _pause(self) -> None:
         if not self._stopped:
-            pause = min(max(self._retention / 10, 1.0), LONGEST_PAUSE)
-            self._timer = self._clock.call_later(pause, partial(self._messages, 0))
+            self._timer = self._clock.call_later(self._pause_seconds, partial(self._messages, 0))

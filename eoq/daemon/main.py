@@ -11,17 +11,18 @@ import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
 from ..errors import EoqError
 from .broker import Broker
 from .clock import LoopClock
+from .config import Config
 from .file import QUICK_COMMIT
-from .forgetting import RETENTION, Forgetter
+from .forgetting import Forgetter
 from .locks import Lock, cannot_use
 from .looking import Looker
 from .once import Deduplicator
@@ -32,20 +33,23 @@ from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
 
+RELAY_PAUSE: Final = 5.0
+"""Seconds between two looks for an application's file that is not there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a daemon is started with.
 
-    ``quick_commit`` is in seconds; 0 commits on a thread always. ``retention`` is in seconds: how long the record of a
-    settled message is kept.
+    ``quick_commit`` is in seconds; 0 commits on a thread always. Paths in ``config`` are relative to ``folder``.
     """
 
     database: Path
     socket: Path
     max_attempts: int = MAX_ATTEMPTS
     quick_commit: float = QUICK_COMMIT
-    retention: float = RETENTION
+    config: Config = field(default_factory=Config)
+    folder: Path = Path()
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -108,16 +112,29 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             max_attempts=settings.max_attempts,
         )
         deduplicator = Deduplicator(store, writer, clock)
-        forgetter = Forgetter(store, writer, clock, retention=settings.retention)
+        config = settings.config
+        forgetter = Forgetter(
+            store,
+            writer,
+            clock,
+            retention=lambda queue: config.queue(queue).retention,
+            shortest=config.shortest_retention,
+        )
         server = Server(broker, looker, deduplicator)
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
         for part in (broker, deduplicator, forgetter):
             part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
+        relaying = [
+            loop.create_task(_relay(settings.folder / relay.path, settings.socket)) for relay in settings.config.relay
+        ]
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
+        for task in relaying:
+            task.cancel()
+        await asyncio.gather(*relaying, return_exceptions=True)
         server.refuse_new()
         for part in (broker, deduplicator, forgetter):
             part.stop()
@@ -129,6 +146,23 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             await writer.drain()
     if failures:
         raise failures[0]
+
+
+async def _relay(path: Path, socket: Path) -> None:
+    """Sends an application's outbox through the daemon's own socket, also when the file comes later or goes."""
+    from ..aio import connect_async
+    from ..relay import Relay
+
+    missing = False
+    while True:
+        try:
+            async with connect_async(socket) as client:
+                await Relay(path, client).run()
+        except (EoqError, OSError) as error:
+            if not missing:
+                log.warning("the outbox of %s is not sent: %s; trying again every %g s", path, error, RELAY_PAUSE)
+            missing = True
+        await asyncio.sleep(RELAY_PAUSE)
 
 
 def _allow_many_files() -> None:

@@ -79,8 +79,7 @@ def test_what_is_done_is_forgotten(blocking: eoq.Client, queue: str, inbox: eoq.
 
 
 def test_the_rest_stays_for_as_long_as_it_is_kept(blocking: eoq.Client, queue: str, file: Path) -> None:
-    now = time.time()
-    with eoq.Inbox(file, keep=3600, clock=lambda: now) as inbox:
+    with eoq.Inbox(file, keep=3600) as inbox:
         for number in range(5):
             _process(blocking, queue, inbox, number)
         assert inbox.prune() == 0

@@ -554,3 +554,9 @@ def test_the_table_is_plain_sql(blocking: eoq.Client, queue: str, inbox: eoq.Inb
     ((*row, processed_at),) = rows
     assert row == [queue, "m", message.seq, b'{"paid":5}']
     assert before <= processed_at <= time.time()
+
+
+def test_what_is_no_database_is_an_error_and_left_closed(folder: Path) -> None:
+    (folder / "app.db").write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        eoq.Inbox(folder / "app.db")

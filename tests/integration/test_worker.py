@@ -270,9 +270,9 @@ def test_leases_are_kept_alive_for_what_runs_and_what_waits(
     def handler(message: Any) -> None:
         attempts.append(message.attempt)
         if message.id == "a":
-            time.sleep(1.2)  # four leases long: it is the time itself that is tested
+            time.sleep(2.5)  # longer than the lease: it is the time itself that is tested
 
-    assert work(handler, lease=0.3, prefetch=5) == eoq.Summary(done=3)
+    assert work(handler, lease=1.0, prefetch=5) == eoq.Summary(done=3)
     assert attempts == [1, 1, 1]
     assert [show(id)["deliveries"] for id in ("a", "b", "c")] == [1, 1, 1]
 

@@ -537,6 +537,21 @@ def test_a_clock_that_was_ahead_stops_nothing_and_makes_nothing_old(machine: Mac
     assert _known(machine) == 6, "those that are dated in the future, and the last ones"
 
 
+def test_a_clock_that_is_set_back_makes_nothing_older_than_it_is(machine: Machine) -> None:
+    """What is processed then is dated before a watermark that was heard before, and may have a place of before."""
+    machine.back_up("a", then_work=True)
+    machine.process_all("a", "arrives", 0.0)
+    machine.prune(elsewhere=False)
+    machine.restore(0, "a", "go on")
+    machine.age = LIFE + 1
+    machine.the_clock_is_set(-500.0)
+    machine.back_up("a", then_work=False)
+    machine.process_all("a", "arrives", 1.0)
+    machine.restore(1, "a", "go on")
+    machine.time_passes(600.0)
+    machine.prune(elsewhere=True)
+
+
 def test_no_id_is_forgotten_whose_message_can_still_come() -> None:
     _run(EXAMPLES)
 
