@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -12,9 +11,14 @@ from pathlib import Path
 import click
 
 from eoq.aio import connect_async
-from eoq.relay import Relay
+from eoq.outbox_file import OutboxFile
+from eoq.relay import RESEND_WITHIN, Relay
 
-from .common import json_option, print_json, socket_option
+from .common import json_option, print_json, socket_option, visible
+
+SET_ASIDE = 65
+"""Exit status while rows are set aside: they are bad data until a person has looked."""
+LISTED = 1000
 
 
 @click.command()
@@ -22,48 +26,90 @@ from .common import json_option, print_json, socket_option
     "files", metavar="APP.db…", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--until-empty", is_flag=True, help="Send what is there, then end.")
+@click.option("--list", "only_list", is_flag=True, help="Print the rows that are set aside, and send nothing.")
+@click.option(
+    "--resend-within",
+    type=click.FloatRange(min=0),
+    default=RESEND_WITHIN,
+    metavar="SECONDS",
+    help="Set a row aside that was first sent longer ago and never confirmed; 6 days if absent. "
+    "It must be less than the daemon's retention.",
+)
 @json_option
 @socket_option
-def relay(files: tuple[Path, ...], until_empty: bool, as_json: bool, socket: str | None) -> None:
+def relay(
+    files: tuple[Path, ...],
+    until_empty: bool,
+    only_list: bool,
+    resend_within: float,
+    as_json: bool,
+    socket: str | None,
+) -> None:
     """Send what the outboxes of APP.db… hold to the daemon, each message once.
 
-    Woken by writes to the files; runs until it is stopped (Ctrl-C or SIGTERM). Any number of relays may run on one
-    file. A message that can never be sent (a body too large, an id used for something else) is set aside in its row,
-    with the reason in the column `error`, and holds up only its own group.
+    Woken by writes to the files; runs until it is stopped (Ctrl-C or SIGTERM), and outlives the daemon. Any number of
+    relays may run on one file. A message that cannot be sent (a body too large, an id used for something else) is set
+    aside in its row, with the reason in the column `error`, and holds up only its own group. Mend the row and set its
+    `error` to null, or delete it.
 
     \b
     eoq relay shop.db
-    eoq relay shop.db --until-empty          # from cron; exit status 1 if something was set aside
+    eoq relay shop.db --until-empty     # exit status 65 while rows are set aside
+    eoq relay shop.db --list
     """
-    logging.basicConfig(level=logging.WARNING, format="eoq relay: %(message)s", stream=sys.stderr)
-    relays = asyncio.run(_relay(files, until_empty, socket))
-    for one in relays:
-        if as_json:
-            print_json({"file": str(one.path), "sent": one.sent, "set_aside": one.set_aside})
-    if until_empty and any(one.set_aside for one in relays):
-        sys.exit(1)
+    logging.basicConfig(level=logging.INFO, format="eoq relay: %(message)s", stream=sys.stderr)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    if only_list:
+        for path in files:
+            _list(path, as_json)
+    elif until_empty:
+        aside = asyncio.run(_flush(files, socket, resend_within, as_json))
+        if aside:
+            click.echo(f"eoq relay: rows set aside: {aside:,}; see eoq relay --list", err=True)
+            sys.exit(SET_ASIDE)
+    else:
+        asyncio.run(_run(files, socket, resend_within))
 
 
-async def _relay(files: tuple[Path, ...], until_empty: bool, socket: str | None) -> list[Relay]:
+async def _run(files: tuple[Path, ...], socket: str | None, resend_within: float) -> None:
+    """Relays until SIGTERM; Ctrl-C cancels it as it does any command."""
     async with connect_async(socket) as client:
-        relays = [Relay(path, client) for path in files]
-        await client.ask("status")  # a daemon that was never there is told at once
-        loop = asyncio.get_running_loop()
-        tasks = [asyncio.create_task(one.flush() if until_empty else one.run()) for one in relays]
-
-        def stop() -> None:
-            for task in tasks:
-                task.cancel()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        if not until_empty:
-            click.echo(f"relaying {', '.join(map(str, files))}", err=True)
+        relays = [Relay(path, client, resend_within=resend_within) for path in files]
+        for one in relays:
+            await one.check()
+        tasks = [asyncio.create_task(one.run()) for one in relays]
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        stopping = asyncio.create_task(stopped.wait())
         try:
-            for task in asyncio.as_completed(tasks):
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            click.echo(f"eoq relay: {', '.join(map(str, files))} to {client.path}", err=True)
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
         finally:
-            stop()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    return relays
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+
+
+async def _flush(files: tuple[Path, ...], socket: str | None, resend_within: float, as_json: bool) -> int:
+    aside = 0
+    async with connect_async(socket) as client:
+        for path in files:
+            one = Relay(path, client, resend_within=resend_within)
+            there = await one.flush()
+            aside += there
+            if as_json:
+                print_json({"file": str(path), "sent": one.sent, "set_aside": there})
+    return aside
+
+
+def _list(path: Path, as_json: bool) -> None:
+    file = OutboxFile(path)
+    rows = file.list_set_aside(LISTED)
+    file.close()
+    for row in rows:
+        if as_json:
+            print_json({"file": str(path), **row._asdict()})
+        else:
+            click.echo(visible(f"{row.seq}  {row.queue}  {row.id}  {row.error}"))

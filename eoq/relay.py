@@ -1,29 +1,46 @@
-"""The relay: sends what the outbox of an application's file holds, each message once.
+"""The relay: sends what the outbox of an application's file holds, each message once (G6).
 
-Read, send, remove when confirmed. Killed between the last two, it sends again under the same ids, which the daemon
-answers as duplicates. Several relays on one file do no harm for the same reason.
+    read → mark → send → remove
 
-It is woken by writes to the file: watched is its directory, since a process that opened and closed the file itself
-would lose SQLite's locks on it. A wake-up is a hint that may be lost, so it also looks every half a minute.
+Each arrow is a place to be killed at. The mark is on disk before the first try, the removal comes after the daemon's
+confirmation; killed between the two, the relay sends again under the same ids, which the daemon answers as
+duplicates. Several relays on one file do no harm for the same reason.
+
+The daemon forgets the ids of settled messages after its retention. So a row whose first try is nearly that long ago
+(`RESEND_WITHIN`), because the relay was killed at just that moment and not started again for days, is not sent again
+by itself: it is set aside for a person, who can find out whether it arrived.
+
+It is woken by writes to the file. A wake-up is a hint that may be lost, so it also looks every half a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
-from watchfiles import Change, awatch
-
-from . import calls, outbox
+from . import calls
 from .aio import AsyncClient
-from .errors import EoqError, IdConflict, InvalidRequest, MessageTooLarge, QueueFull
+from .errors import (
+    EoqError,
+    Forbidden,
+    IdConflict,
+    InvalidRequest,
+    MessageTooLarge,
+    Overloaded,
+    StorageFailed,
+    StorageFull,
+    Unavailable,
+)
 from .message import Outgoing
-from .outbox import Row
+from .outbox_file import FileBusy, NoOutbox, OutboxFile, Row
+from .watch import watch_database
 
 T = TypeVar("T")
 
@@ -34,198 +51,234 @@ BATCH_BYTES: Final = 1024 * 1024
 SWEEP_SECONDS: Final = 30.0
 """How often to look without having been woken."""
 BUSY_SECONDS: Final = 30.0
-"""How long to wait for another writer of the application's file."""
+"""How long another writer of the application's file is waited for in silence."""
+BUSY_PAUSE: Final = 1.0
+"""Seconds until a transaction is looked for again that is being written for so long."""
 FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
-"""Seconds between two tries while the daemon cannot take more; they double from the first to the longest."""
-DEBOUNCE_MS: Final = 5
+LONGEST_PAUSE: Final = 10.0
+"""Seconds between two tries of what was refused for now; they double from the first to the longest."""
+RESEND_WITHIN: Final = 6 * 86400.0
+"""Seconds after its first try within which a row is sent again: less than the daemon's retention (7 days)."""
 NEVER: Final = (IdConflict, InvalidRequest, MessageTooLarge)
 """Refusals that trying again does not change."""
+NOBODY: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
+"""Refusals that have nothing to do with what was sent. Any other concerns one queue."""
+
+
+@dataclass(slots=True)
+class _Hold:
+    """Something waits, because the daemon would not take it for now."""
+
+    error: EoqError
+    pause: float
+    until: float
 
 
 class Relay:
-    """Sends the outbox in the SQLite file ``path`` over ``client``."""
+    """Sends the outbox in the SQLite file ``path`` over ``client``.
 
-    def __init__(self, path: Path, client: AsyncClient) -> None:
+    ``resend_within`` is in seconds, and must be less than the retention of every queue that is sent to.
+    """
+
+    def __init__(self, path: Path, client: AsyncClient, *, resend_within: float = RESEND_WITHIN) -> None:
         self.path = path
         self.sent = 0
         """Messages sent and removed, duplicates included."""
         self.set_aside = 0
-        """Messages marked because they can never be sent."""
+        """Messages marked because they cannot be sent."""
         self._client = client
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+        self._resend_within = resend_within
+        self._file = OutboxFile(path)
+        self._holds: dict[str | None, _Hold] = {}
+        """What waits: queues, or under None everything."""
         self._woken = asyncio.Event()
 
+    async def check(self) -> None:
+        """Raises `Unavailable` without a daemon, and what is wrong with the file: `FileGone`, `InvalidRequest` where
+        it is no database, `Forbidden`. That the table is not there yet is not wrong.
+        """
+        await self._client.ask("status")
+        with suppress(NoOutbox, FileBusy):
+            await self._in_thread(self._file.count_set_aside)
+
     async def run(self) -> None:
-        """Sends what is there, and what comes, until it is cancelled. Raises `InvalidRequest` without a file."""
-        self.check()
-        watching = asyncio.create_task(self._watch())
+        """Sends what is there, and what comes, until it is cancelled. Troubles are logged, and outlived."""
+        watching = asyncio.create_task(watch_database(self.path, self._woken.set, SWEEP_SECONDS))
         try:
-            await asyncio.sleep(0)  # so that it watches before the first look
-            while not watching.done():
-                self._woken.clear()
-                await self._send_all()
-                await self._woken.wait()
-            await watching
+            await self._serve()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            self.close()
+            self._file.close()
 
-    async def flush(self) -> None:
-        """Sends what is there, and returns. Waits for a daemon that is gone or full. Raises as `run`."""
-        self.check()
+    async def flush(self) -> int:
+        """Sends what is there, and returns how many rows are set aside.
+
+        Waits for nobody for longer than the client does: raises what keeps it from sending all (`Unavailable`,
+        `QueueFull`, …), after it has sent what could be sent.
+        """
+        await self.check()
         try:
-            await self._send_all()
+            try:
+                await self._pass(anew=True)
+            except NoOutbox as error:
+                log.warning("%s", error)
+                return 0
+            for hold in self._holds.values():
+                raise hold.error
+            return await self._in_thread(self._file.count_set_aside)
         finally:
-            self.close()
+            self._file.close()
 
-    def check(self) -> None:
-        """Raises `InvalidRequest` where the file is none."""
-        if not self.path.is_file():
-            raise InvalidRequest(f"{self.path} is not there; name the application's SQLite file that has the outbox")
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _watch(self) -> None:
-        try:
-            names = {self.path.name + suffix for suffix in ("", "-wal", "-journal")}
-
-            def ours(_change: Change, path: str) -> bool:
-                return Path(path).name in names
-
-            async for _ in awatch(
-                self.path.parent,
-                watch_filter=ours,
-                recursive=False,
-                step=1,
-                debounce=DEBOUNCE_MS,
-                rust_timeout=int(SWEEP_SECONDS * 1000),
-                yield_on_timeout=True,
-            ):
-                self._woken.set()
-        finally:
-            self._woken.set()
-
-    # ── one round ───────────────────────────────────────────────────────────────────────────────────────
-
-    async def _send_all(self) -> None:
+    async def _serve(self) -> None:
         pause = FIRST_PAUSE
-        full: set[str] = set()
+        said = ""
+        swept = -SWEEP_SECONDS
         while True:
+            self._woken.clear()
+            anew = time.monotonic() >= swept + SWEEP_SECONDS
+            swept = time.monotonic() if anew else swept
+            wait = SWEEP_SECONDS
             try:
-                rows = await self._in_thread(partial(self._read, full))
-                if not rows and not full:
-                    return
-                if rows:
-                    await self._send(rows, full)
-                    pause = FIRST_PAUSE
-                    continue
-                log.warning("%s: the queues %s are full; trying again", self.path, ", ".join(sorted(full)))
-                full.clear()
-            except sqlite3.Error as error:
-                log.warning("%s: %s; trying again", self.path, error)
-                self.close()
+                if not await self._pass(anew):
+                    wait = BUSY_PAUSE
             except EoqError as error:
-                if isinstance(error, NEVER):
-                    raise
-                log.warning("%s: %s; trying again", self.path, error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("%s; waiting", error)
+                # A wake-up may mean that it has passed; if not, the pauses grow.
+                wait, pause = pause, min(pause * 2, LONGEST_PAUSE)
+            else:
+                if said:
+                    log.info("%s: goes on", self.path)
+                pause, said = FIRST_PAUSE, ""
+            for hold in self._holds.values():
+                wait = min(wait, max(hold.until - time.monotonic(), 0.0))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
 
-    async def _send(self, rows: list[Row], full: set[str]) -> None:
-        messages = [row.message for row in rows if isinstance(row.message, Outgoing)]
-        if len(messages) == len(rows):
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pass(self, anew: bool) -> bool:
+        """Sends all that can be sent now. Returns False if a writer may be about to commit more.
+
+        Raises what is wrong with the file.
+        """
+        behind_writers = False
+        while not self._waits(None):
+            read = partial(
+                self._file.read,
+                BATCH_ROWS,
+                BATCH_BYTES,
+                without=[queue for queue in self._holds if queue is not None and self._waits(queue)],
+                resend_within=self._resend_within,
+                behind_writers=behind_writers,
+                anew=anew,
+            )
             try:
-                await self._client._run(calls.settle((), messages))
-            except (*NEVER, QueueFull):
-                if len(rows) == 1:
-                    await self._send_one(rows[0], full)
-                    return
+                rows = await self._in_thread(read, 0.0 if behind_writers else BUSY_SECONDS)
+            except FileBusy:
+                if behind_writers:
+                    return False
+                raise
+            if rows:
+                anew = behind_writers = False
+                await self._send_batch(rows)
+            elif not behind_writers:
+                # What woke us may be a commit that is written but not synced yet: it cannot be seen before that, and
+                # nothing wakes us again. Its lock is held until it can.
+                behind_writers = True
             else:
-                await self._remove(rows)
-                return
-        # One by one, so that the bad ones are found; those that wait for one of them are left out.
-        stopped: set[tuple[str, str]] = set()
-        for row in rows:
-            message = row.message
-            if isinstance(message, Outgoing):
-                queue = str(message.queue)
-                group = None if message.group is None else (queue, message.group)
-                if queue in full or group in stopped:
-                    continue
-                if not await self._send_one(row, full) and group is not None:
-                    stopped.add(group)
-            else:
-                await self._set_aside(row, message)
-                # Its group is not known here; the next look leaves out who waits for it.
-                return
-
-    async def _send_one(self, row: Row, full: set[str]) -> bool:
-        message = cast(Outgoing, row.message)
-        try:
-            await self._client._run(calls.settle((), [message]))
-        except QueueFull:
-            full.add(str(message.queue))
-            return False
-        except NEVER as error:
-            await self._set_aside(row, error)
-            return False
-        await self._remove([row])
+                # What was tried again by now has nothing left that waits.
+                self._holds = {what: hold for what, hold in self._holds.items() if self._waits(what)}
+                break
         return True
 
-    async def _remove(self, rows: list[Row]) -> None:
-        await self._in_thread(lambda: outbox.remove(self._open(), rows))
-        self.sent += len(rows)
+    async def _send_batch(self, rows: list[Row]) -> None:
+        stuck: set[object] = set()
+        sendable = []
+        for row in rows:
+            if row.stream is not None and row.stream in stuck:
+                continue
+            if isinstance(row.message, EoqError):
+                await self._set_aside(row, row.message, stuck)
+            else:
+                sendable.append(row)
+        await self._send(sendable, stuck)
 
-    async def _set_aside(self, row: Row, error: EoqError) -> None:
-        log.error("%s: row %d of the outbox can never be sent, and is set aside: %s", self.path, row.seq, error)
-        await self._in_thread(lambda: outbox.set_aside(self._open(), row, str(error)))
+    async def _send(self, rows: list[Row], stuck: set[object]) -> None:
+        """Sends rows in one transaction of the daemon's, and where it refuses them, half of them at a time.
+
+        So the one that is refused is found, and those before and behind it are stored in their order.
+        """
+        rows = [row for row in rows if self._may_go(row, stuck)]
+        if not rows:
+            return
+        await self._in_thread(partial(self._file.mark, rows))
+        try:
+            await self._client._run(calls.settle((), [_message(row) for row in rows]))
+        except Unavailable as error:
+            self._hold(None, error)  # they may have arrived, so the marks stay
+        except EoqError as error:
+            await self._in_thread(partial(self._file.unmark, rows))
+            if isinstance(error, NOBODY):
+                self._hold(None, error)
+            elif len(rows) > 1:
+                middle = len(rows) // 2
+                await self._send(rows[:middle], stuck)
+                await self._send(rows[middle:], stuck)
+            elif isinstance(error, NEVER):
+                await self._set_aside(rows[0], error, stuck)
+            else:
+                self._hold(_message(rows[0]).queue, error)
+        else:
+            await self._in_thread(partial(self._file.remove, rows))
+            self.sent += len(rows)
+            for what in {None, *(_message(row).queue for row in rows)}:
+                if self._holds.pop(what, None) is not None:
+                    log.info("%s: %s takes messages again", self.path, what or "the daemon")
+
+    def _may_go(self, row: Row, stuck: set[object]) -> bool:
+        behind = row.stream is not None and row.stream in stuck
+        return not behind and not self._waits(None) and not self._waits(_message(row).queue)
+
+    async def _set_aside(self, row: Row, error: EoqError, stuck: set[object]) -> None:
+        await self._in_thread(partial(self._file.set_aside, row, str(error)))
+        log.error("%s: row %d of the outbox is set aside: %s", self.path, row.seq, error)
         self.set_aside += 1
+        if row.stream is not None:
+            stuck.add(row.stream)
+
+    def _hold(self, what: str | None, error: EoqError) -> None:
+        before = self._holds.get(what)
+        pause = FIRST_PAUSE if before is None else min(before.pause * 2, LONGEST_PAUSE)
+        self._holds[what] = _Hold(error, pause, time.monotonic() + pause)
+        if before is None:
+            log.warning("%s: waiting, since %s", self.path, error)
+
+    def _waits(self, what: str | None) -> bool:
+        hold = self._holds.get(what)
+        return hold is not None and time.monotonic() < hold.until
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        task = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])  # the connection it uses is closed right behind
-            raise
+    async def _in_thread(self, work: Callable[[], T], patience: float = BUSY_SECONDS) -> T:
+        """Runs one transaction of the file; raises `FileBusy` if another writer held it for ``patience`` seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            task = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(task)
+            except FileBusy:
+                if time.monotonic() > deadline:
+                    raise
+            except asyncio.CancelledError:
+                # The connection it uses is closed right behind.
+                await asyncio.gather(task, return_exceptions=True)
+                raise
 
-    def _read(self, full: set[str]) -> list[Row]:
-        try:
-            return outbox.read(self._open(), BATCH_ROWS, BATCH_BYTES, full)
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                return []  # the application makes it when it first sends
-            raise
 
-    def _open(self) -> sqlite3.Connection:
-        """The connection; a new one where the file was replaced (a restore)."""
-        inode = self.path.stat().st_ino if self.path.exists() else 0
-        if self._connection is not None and inode == self._inode:
-            return self._connection
-        self.close()
-        if not inode:
-            raise sqlite3.OperationalError("the file is gone")
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        # Another program may have written what is no UTF-8; it is set aside like all that cannot be sent.
-        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-        connection.execute("pragma synchronous = full")
-        self._connection = connection
-        self._inode = inode
-        return connection
+def _message(row: Row) -> Outgoing:
+    assert isinstance(row.message, Outgoing)  # noqa: S101 # others are set aside as they are read
+    return row.message

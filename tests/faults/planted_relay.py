@@ -1,6 +1,7 @@
-"""A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET POINT exit|kill``.
+"""A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET QUEUE POINT exit|kill``.
 
-Each point is a place between two effects of the relay on the world: on the daemon, or on the application's file.
+Each point is a place between two effects of the relay on the world: on the daemon, or on the application's file. They
+are planted around the verbs of the relay's file, the statements of its connection, and its one request.
 """
 
 from __future__ import annotations
@@ -8,78 +9,122 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from eoq import outbox
 from eoq.aio import AsyncClient, connect_async
+from eoq.outbox_file import OutboxFile
 from eoq.relay import Relay
 
 POINTS: Final = (
     "before reading",
     "after reading",
-    "after sending, before the reply",
+    "marking has begun",
+    "marks are written",
+    "marks are committed",
+    "the request has left",
+    "the daemon has committed",
     "after the reply",
-    "before removing",
-    "inside the removal, before its commit",
-    "after the removal",
+    "removal has begun",
+    "rows are removed",
+    "marks are removed too",
+    "removal is committed",
+    "after the second step",
 )
+"""In their order. Up to ``marks are committed`` the daemon has nothing."""
+STATEMENTS: Final = {
+    "insert or ignore into eoq_outbox_sending": "marks are written",
+    "delete from eoq_outbox where": "rows are removed",
+    "delete from eoq_outbox_sending": "marks are removed too",
+}
+
+queue = point = how = ""
+verb = ""
 
 
-def main() -> None:
-    file, socket, point, how = sys.argv[1:]
-
-    def die() -> None:
+def reached(name: str) -> None:
+    """Dies if this is the point."""
+    if name == point:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(9)
 
-    def planted(name: str) -> Callable[[], None]:
-        return die if name == point else lambda: None
 
-    read, remove, run, leave = outbox.read, outbox.remove, AsyncClient._run, outbox._Transaction.__exit__
+class Connection(sqlite3.Connection):
+    """The relay's connection to the application's file."""
 
-    def dying_read(*arguments: Any) -> Any:
-        planted("before reading")()
-        rows = read(*arguments)
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        cursor = super().execute(sql, *parameters)
+        if sql == "begin immediate":
+            reached({"mark": "marking has begun", "remove": "removal has begun"}.get(verb, ""))
+        if sql == "commit":
+            reached({"mark": "marks are committed", "remove": "removal is committed"}.get(verb, ""))
+        return cursor
+
+    def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        cursor = super().executemany(sql, *parameters)
+        for begin, name in STATEMENTS.items():
+            if " ".join(sql.split()).startswith(begin):
+                reached(name)
+        return cursor
+
+
+class File(OutboxFile):
+    """The relay's end of the outbox."""
+
+    def read(self, *arguments: Any, **options: Any) -> Any:
+        reached("before reading")
+        rows = super().read(*arguments, **options)
         if rows:
-            planted("after reading")()
+            reached("after reading")
         return rows
 
-    def dying_remove(*arguments: Any) -> None:
-        planted("before removing")()
-        remove(*arguments)
-        planted("after the removal")()
+    def mark(self, rows: Any) -> None:
+        global verb
+        verb = "mark"
+        super().mark(rows)
 
-    def dying_leave(*arguments: Any) -> None:
-        planted("inside the removal, before its commit")()
-        leave(*arguments)
+    def remove(self, rows: Any) -> None:
+        global verb
+        verb = "remove"
+        super().remove(rows)
+        if rows[0].seq > 1:
+            reached("after the second step")
 
-    async def dying_run(client: AsyncClient, call: Any) -> Any:
-        if call.fields["op"] == "settle" and point == "after sending, before the reply":
-            # Another connection tells when the daemon has done it: the reply to the first is never read.
-            asyncio.get_running_loop().create_task(run(client, call))
-            async with connect_async(socket) as other:
-                while not (await other.ask("queues"))["queues"]:  # noqa: ASYNC110 # no event tells of the daemon's file
+
+class Client(AsyncClient):
+    """The relay's client."""
+
+    async def _run(self, call: Any) -> Any:
+        if call.fields["op"] != "settle":
+            return await super()._run(call)
+        request = asyncio.create_task(super()._run(call))
+        if point == "the request has left":
+            while not any(link._replies for link in [self._link] if link is not None):  # noqa: ASYNC110 # no event
+                await asyncio.sleep(0)
+            reached("the request has left")
+        if point == "the daemon has committed":
+            # Another connection tells; the reply to the first is never looked at.
+            async with connect_async(self.path) as other:
+                while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
                     await asyncio.sleep(0)
-            die()
-        reply = await run(client, call)
-        planted("after the reply")()
+            reached("the daemon has committed")
+        reply = await request
+        reached("after the reply")
         return reply
 
-    outbox.read = dying_read  # type: ignore[assignment] # planted
-    outbox.remove = dying_remove  # type: ignore[assignment] # planted
-    AsyncClient._run = dying_run  # type: ignore[method-assign,assignment] # planted
-    outbox._Transaction.__exit__ = dying_leave  # type: ignore[method-assign] # planted
 
-    async def relay() -> None:
-        async with connect_async(socket) as client:
-            await Relay(Path(file), client).flush()
-
-    asyncio.run(relay())
+async def main(file: Path, socket: str) -> None:
+    async with Client(socket) as client:
+        relay = Relay(file, client)
+        relay._file = File(file)
+        await relay.flush()
 
 
 if __name__ == "__main__":
-    main()
+    queue, point, how = sys.argv[3:]
+    connect = sqlite3.connect
+    vars(sqlite3)["connect"] = lambda *arguments, **options: connect(*arguments, **options, factory=Connection)
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

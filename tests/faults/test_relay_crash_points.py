@@ -2,42 +2,87 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 import eoq
+from tests.faults import planted_relay
 from tests.faults.planted_relay import POINTS
 from tests.support import PATIENCE, Daemon, clean_environment
 
-MESSAGES = 300
+RELAY: Final = Path(planted_relay.__file__)
+MESSAGES: Final = 300
 """More than one batch."""
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [
+        ("exit", "wal"),
+        ("kill", "delete"),
+        pytest.param("exit", "delete", marks=pytest.mark.slow),
+        pytest.param("kill", "wal", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_relay_loses_and_doubles_nothing(daemon: Daemon, tmp_path: Path, point: str, how: str) -> None:
+def test_a_killed_relay_loses_and_doubles_nothing(
+    shared_daemon: Daemon, queue: str, tmp_path: Path, point: str, how: str, mode: str
+) -> None:
     file = tmp_path / "app.db"
     with closing(sqlite3.connect(file)) as database:
+        database.execute(f"pragma journal_mode = {mode}")
         box = eoq.Outbox(database)
         with database:
-            ids = [box.send("q", f"body {number}") for number in range(MESSAGES)]
+            ids = [box.send(queue, f"body {number}", group=str(number % 3)) for number in range(MESSAGES)]
+    _die(shared_daemon, file, queue, point, how)
+    with eoq.connect(shared_daemon.socket) as client:
+        # Settled before the relay comes back: only the daemon's record can tell it that they arrived.
+        arrived = _settle(client, queue)
+        assert (arrived == []) is (POINTS.index(point) <= POINTS.index("marks are committed")) or (
+            point == "the request has left"  # it may have come through or not
+        )
+        asyncio.run(_relay(shared_daemon, file))
+        arrived += _settle(client, queue)
+    assert arrived == ids
+    assert _rows(file) == (0, 0)
+
+
+async def _relay(daemon: Daemon, file: Path) -> None:
+    async with eoq.connect_async(daemon.socket) as client:
+        assert await eoq.Relay(file, client).flush() == 0
+
+
+def _die(daemon: Daemon, file: Path, queue: str, point: str, how: str) -> None:
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.faults.planted_relay", str(file), str(daemon.socket), point, how],
+        [sys.executable, str(RELAY), str(file), str(daemon.socket), queue, point, how],
         env=clean_environment(),
-        cwd=Path(__file__).parents[2],
+        cwd=file.parent,
         timeout=PATIENCE,
         check=False,
     )
     assert killed.returncode == (9 if how == "exit" else -9)
-    ran = daemon.shell().run(f"eoq relay {file} --until-empty")
-    assert ran.status == 0, ran.errors
-    with eoq.connect(daemon.socket) as client:
-        arrived = [message.id for message in client.receive("q", 1000)]
-    assert arrived == ids
+
+
+def _settle(client: eoq.Client, queue: str) -> list[str]:
+    """What is there, in the order it was stored, acked."""
+    settled: list[eoq.Message] = []
+    while messages := client.receive(queue, 1000):
+        client.ack_many([(message, None) for message in messages])
+        settled.extend(messages)
+    return [message.id for message in sorted(settled, key=lambda message: message.seq)]
+
+
+def _rows(file: Path) -> tuple[int, int]:
+    """How many rows are left, and how many marks."""
     with closing(sqlite3.connect(file)) as database:
-        assert database.execute("select count(*) from eoq_outbox").fetchone() == (0,)
+        rows: tuple[int, int] = database.execute(
+            "select (select count(*) from eoq_outbox), (select count(*) from eoq_outbox_sending)"
+        ).fetchone()
+    return rows

@@ -1,13 +1,12 @@
-"""The outbox and the relay: what commits is sent, once and in order; what does not is not."""
+"""The application's end of the outbox: written in its own transaction, in whatever way it keeps transactions."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sqlite3
-import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,220 +14,209 @@ import aiosqlite
 import pytest
 
 import eoq
-from tests.support import Daemon, eventually
+from tests.support import Daemon
+
+MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    """The application's file."""
     return tmp_path / "app.db"
 
 
-@contextmanager
-def relaying(daemon: Daemon, *files: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A real `eoq relay` that watches the files."""
-    process = daemon.shell().start("exec eoq relay " + " ".join(map(str, files)), stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    process.stderr.readline()
-    try:
-        yield process
-    finally:
-        process.terminate()
-        assert process.wait() == 0
-        process.stderr.close()
-
-
-def _bodies(client: eoq.Client, queue: str, count: int) -> list[str]:
-    """The next ``count`` messages, acked; and that there is no other."""
-    found: list[str] = []
-    while len(found) < count:
-        messages = client.receive(queue, count - len(found), 20)
-        assert messages, f"only {found} came"
-        for message in messages:
-            found.append(message.text)
-            message.ack()
-    return found
-
-
-def _left(file: Path) -> int:
+@pytest.fixture
+def database(file: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of the application, as Python opens it by default."""
     with closing(sqlite3.connect(file)) as database:
-        return int(database.execute("select count(*) from eoq_outbox where error is null").fetchone()[0])
+        yield database
 
 
-@pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
-def test_a_commit_wakes_the_relay_and_a_rollback_sends_nothing(daemon: Daemon, file: Path, mode: str) -> None:
+def _relay(daemon: Daemon, file: Path) -> None:
+    async def flush() -> None:
+        async with eoq.connect_async(daemon.socket) as client:
+            assert await eoq.Relay(file, client).flush() == 0
+
+    asyncio.run(flush())
+
+
+def _ids(file: Path) -> list[str]:
+    """What is committed."""
     with closing(sqlite3.connect(file)) as database:
-        database.execute(f"pragma journal_mode = {mode}")
-        database.execute("create table orders (id integer primary key)")
-        box = eoq.Outbox(database)
-        database.commit()
-        with relaying(daemon, file), eoq.connect(daemon.socket) as client:
-            for number in range(5):
-                with database:
-                    database.execute("insert into orders values (?)", (number,))
-                    box.send("q", f"kept {number}")
-                with pytest.raises(ZeroDivisionError), database:
-                    box.send("q", "undone")
-                    _ = 1 / 0
-                # One after the other: each commit has to wake it anew.
-                assert _bodies(client, "q", 1) == [f"kept {number}"]
-        eventually(lambda: _left(file) == 0)
+        return [id for (id,) in database.execute("select id from eoq_outbox order by seq")]
 
 
-def test_every_option_travels(daemon: Daemon, file: Path) -> None:
-    with closing(sqlite3.connect(file)) as database:
-        box = eoq.Outbox(database)
-        with database:
-            assert box.send("q", {"a": 1}, id="x", headers={"k": "v"}, priority=5, group="g") == "x"
-            box.send("q", b"\x00\xff", delay=3600)
-        assert daemon.shell().run(f"eoq relay {file} --until-empty").status == 0
-    with eoq.connect(daemon.socket) as client:
-        (message,) = client.receive("q", 10)
+def test_every_option_travels(shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection) -> None:
+    box = eoq.Outbox(database)
+    with database:
+        assert box.send(queue, {"a": 1}, id="x", headers={"k": "é"}, priority=5, group="g") == "x"
+        later = box.send(queue, b"\x00\xff", delay=3600)
+        box.send(queue, "at", id="z", at=4e9)
+    _relay(shared_daemon, file)
+    with eoq.connect(shared_daemon.socket) as client:
+        (message,) = client.receive(queue, 10)
         assert (message.id, message.json(), message.priority, message.group) == ("x", {"a": 1}, 5, "g")
-        assert message.headers == {"k": "v", "content-type": "application/json"}
-        (delayed,) = client.ask("peek", queue="q", state="delayed")["messages"]
+        assert message.headers == {"k": "é", "content-type": "application/json"}
+        delayed = client.ask("show", queue=queue, id=later)["message"]
         assert delayed["body_base64"] == "AP8="
         assert delayed["due_at"] - delayed["enqueued_at"] == pytest.approx(3600, abs=60)
+        assert client.ask("show", queue=queue, id="z")["message"]["due_at"] == 4e9
+
+
+def test_a_delay_counts_from_the_send(
+    shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    box = eoq.Outbox(database)
+    with database:
+        box.send(queue, "x", delay=60)
+        # As if it had waited two minutes for a relay.
+        database.execute("update eoq_outbox set at = at - 120, created_at = created_at - 120")
+    _relay(shared_daemon, file)
+    with eoq.connect(shared_daemon.socket) as client:
+        assert [message.text for message in client.receive(queue)] == ["x"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error"),
     [
         (("no good", b""), {}, eoq.InvalidRequest),
-        (("q", b"x" * (1024 * 1024 + 1)), {}, eoq.MessageTooLarge),
+        (("", b""), {}, eoq.InvalidRequest),
+        (("q", b"x" * (MEBIBYTE + 1)), {}, eoq.MessageTooLarge),
+        (("q", "é" * (MEBIBYTE // 2) + "x"), {}, eoq.MessageTooLarge),
         (("q", object()), {}, eoq.InvalidRequest),
+        (("q", "\ud800"), {}, eoq.InvalidRequest),
         (("q", b""), {"id": ""}, eoq.InvalidRequest),
+        (("q", b""), {"id": "x" * 201}, eoq.InvalidRequest),
+        (("q", b""), {"group": "\n"}, eoq.InvalidRequest),
+        (("q", b""), {"priority": 2**31}, eoq.InvalidRequest),
         (("q", b""), {"delay": -1}, eoq.InvalidRequest),
+        (("q", b""), {"at": float("nan")}, eoq.InvalidRequest),
         (("q", b""), {"delay": 1, "at": 1}, eoq.InvalidRequest),
+        (("q", b""), {"headers": {"k": 1}}, eoq.InvalidRequest),
+        (("q", b""), {"headers": {"k": "\ud800"}}, eoq.InvalidRequest),
         (("q", b""), {"headers": {"k": "v" * 70_000}}, eoq.MessageTooLarge),
     ],
 )
 def test_what_the_daemon_would_refuse_is_refused_to_the_application(
-    file: Path, arguments: Any, options: Any, error: type[Exception]
+    database: sqlite3.Connection, arguments: Any, options: Any, error: type[Exception]
 ) -> None:
-    with closing(sqlite3.connect(file)) as database:
+    box = eoq.Outbox(database)
+    with pytest.raises(error):
+        box.send(*arguments, **options)
+    assert database.execute("select count(*) from eoq_outbox").fetchone() == (0,)
+    assert not database.in_transaction
+
+
+def test_the_largest_that_is_allowed_is_sent(
+    shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    headers = {"k": "é" * 65_000}
+    with database:
+        eoq.Outbox(database).send(queue, b"\xff" * MEBIBYTE, id="i" * 200, headers=headers, group="g" * 200)
+    _relay(shared_daemon, file)
+    with eoq.connect(shared_daemon.socket) as client:
+        (message,) = client.receive(queue)
+    assert (message.body, message.headers) == (b"\xff" * MEBIBYTE, headers)
+
+
+# ── the application's transactions ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("level", ["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"])
+def test_a_send_opens_a_transaction_as_any_insert_does(file: Path, level: Any) -> None:
+    with closing(sqlite3.connect(file, isolation_level=level)) as database:
         box = eoq.Outbox(database)
-        with pytest.raises(error):
-            box.send(*arguments, **options)
-        assert database.execute("select count(*) from eoq_outbox").fetchone() == (0,)
-
-
-def test_a_new_outbox_leaves_an_open_transaction_open(file: Path) -> None:
-    with closing(sqlite3.connect(file)) as database:
-        database.row_factory = lambda cursor, row: {c[0]: v for c, v in zip(cursor.description, row, strict=True)}
-        database.execute("create table t (x)")
-        database.execute("insert into t values (1)")
-        eoq.Outbox(database).send("q", "x")
+        box.send("q", "undone", id="undone")
         assert database.in_transaction
         database.rollback()
-        assert database.execute("select * from t").fetchall() == []
-        assert database.execute("select name from sqlite_schema where name like 'eoq%'").fetchall() == []
-
-
-def test_rows_of_a_trigger_and_of_strangers(daemon: Daemon, file: Path) -> None:
-    with closing(sqlite3.connect(file)) as database:
-        eoq.Outbox(database)
-        database.executescript(
-            """
-            create table orders (name text);
-            create trigger sends after insert on orders
-            begin
-              insert into eoq_outbox (queue, body) values ('q', new.name);
-            end;
-            insert into orders values ('first');
-            insert into eoq_outbox (queue, body) values ('no queue', 'x');
-            insert into eoq_outbox (queue, body, headers) values ('q', 'x', '{no json');
-            insert into eoq_outbox (queue, body, headers) values ('q', 'x', '[1]');
-            insert into eoq_outbox (queue, body, headers) values ('q', 'x', '{"k": 1}');
-            insert into eoq_outbox (queue, body) values ('q', zeroblob(2000000));
-            insert into eoq_outbox (id, queue, body) values ('', 'q', 'x');
-            insert into eoq_outbox (id, queue, body) values (cast(x'ff' as text), 'q', 'x');
-            insert into eoq_outbox (queue, body) values ('q', cast(x'ff' as text));
-            insert into eoq_outbox (queue, body, priority) values ('q', 'x', 'high');
-            insert into eoq_outbox (queue, body, at) values ('q', 'x', 'tomorrow');
-            insert into eoq_outbox (queue, body, "group") values ('q', 'stuck', x'00');
-            insert into orders values ('last');
-            """
-        )
-    ran = daemon.shell().run(f"eoq relay {file} --until-empty --json")
-    assert ran.status == 1
-    assert ran.rows == [{"file": str(file), "sent": 2, "set_aside": 11}]
-    assert "Traceback" not in ran.errors
-    with eoq.connect(daemon.socket) as client:
-        assert _bodies(client, "q", 2) == ["first", "last"]
-    with closing(sqlite3.connect(file)) as database:
-        errors = database.execute("select error from eoq_outbox order by seq").fetchall()
-    assert all(error for (error,) in errors)
-
-
-def test_a_row_set_aside_holds_up_its_group_alone(daemon: Daemon, file: Path) -> None:
-    with eoq.connect(daemon.socket) as client, closing(sqlite3.connect(file)) as database:
-        client.send("q", "other content", id="taken")
-        box = eoq.Outbox(database)
-        with database:
-            box.send("q", "1", group="g")
-            box.send("q", "conflict", id="taken", group="g")
-            box.send("q", "2", group="g")
-            box.send("q", "free", group="h")
-            box.send("q", "free too")
-        assert daemon.shell().run(f"eoq relay {file} --until-empty").status == 1
-        assert sorted(_bodies(client, "q", 4)) == ["1", "free", "free too", "other content"]
-        assert _left(file) == 1
-        # A person decides: the row goes, and its group goes on.
-        with database:
-            database.execute("delete from eoq_outbox where error is not null")
-        assert daemon.shell().run(f"eoq relay {file} --until-empty").status == 0
-        assert _bodies(client, "q", 1) == ["2"]
-
-
-def test_two_relays_and_a_daemon_that_is_killed(daemon: Daemon, file: Path) -> None:
-    with closing(sqlite3.connect(file, timeout=30)) as database, eoq.connect(daemon.socket) as client:
-        box = eoq.Outbox(database)
+        box.send("q", "kept", id="kept")
         database.commit()
-        with relaying(daemon, file), relaying(daemon, file):
-            for number in range(200):
-                with database:
-                    box.send("q", str(number))
-                if number % 60 == 30:
-                    daemon.kill()
-                    daemon.restart()
-            eventually(lambda: _left(file) == 0, 60)
-        messages = client.receive("q", 1000)
-        assert [message.text for message in messages] == [str(number) for number in range(200)]
+    assert _ids(file) == ["kept"]
 
 
-def test_a_file_that_is_replaced_is_opened_anew(daemon: Daemon, file: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "app.db"
-    other.parent.mkdir()
-    for path, text in ((file, "before"), (other, "after")):
-        with closing(sqlite3.connect(path)) as database, database:
-            eoq.Outbox(database).send("q", text)
-    with relaying(daemon, file), eoq.connect(daemon.socket) as client:
-        assert _bodies(client, "q", 1) == ["before"]
-        eventually(lambda: _left(file) == 0)
-        shutil.move(other, file)
-        assert _bodies(client, "q", 1) == ["after"]
+def test_in_autocommit_mode_it_wants_a_transaction(file: Path) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        box = eoq.Outbox(database)
+        with pytest.raises(eoq.InvalidRequest, match="begin"):
+            box.send("q", "alone")
+        database.execute("begin")
+        box.send("q", "x", id="kept")
+        database.execute("savepoint part")
+        box.send("q", "x", id="undone")
+        database.execute("rollback to part")
+        assert database.in_transaction
+        database.execute("commit")
+        database.execute("savepoint whole")
+        box.send("q", "x", id="of a savepoint")
+        database.execute("release whole")
+    assert _ids(file) == ["kept", "of a savepoint"]
 
 
-def test_the_asyncio_outbox(daemon: Daemon, file: Path) -> None:
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="these modes came with Python 3.12")
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_the_modes_of_python_3_12(file: Path, autocommit: bool) -> None:
+    options: Any = {"autocommit": autocommit}
+    with closing(sqlite3.connect(file, **options)) as database:
+        box = eoq.Outbox(database)
+        if autocommit:
+            with pytest.raises(eoq.InvalidRequest, match="begin"):
+                box.send("q", "alone")
+            database.execute("begin")
+        box.send("q", "x", id="kept")
+        database.execute("commit") if autocommit else database.commit()
+        if not autocommit:
+            box.send("q", "x", id="undone")
+            database.rollback()
+    assert _ids(file) == ["kept"]
+
+
+def test_a_new_outbox_leaves_an_open_transaction_open(database: sqlite3.Connection) -> None:
+    database.row_factory = lambda cursor, row: {c[0]: v for c, v in zip(cursor.description, row, strict=True)}
+    database.execute("create table t (x)")
+    database.execute("insert into t values (1)")
+    eoq.Outbox(database).send("q", "x")
+    assert database.in_transaction
+    database.rollback()
+    assert database.execute("select * from t").fetchall() == []
+    assert database.execute("select name from sqlite_schema where name like 'eoq%'").fetchall() == []
+
+
+def test_a_rollback_that_undid_the_table_is_no_trouble(file: Path, database: sqlite3.Connection) -> None:
+    database.execute("begin")
+    box = eoq.Outbox(database)
+    database.rollback()
+    with database:
+        box.send("q", "x", id="kept")
+    assert _ids(file) == ["kept"]
+
+
+def test_an_outbox_that_is_there_is_opened_without_the_lock(file: Path, database: sqlite3.Connection) -> None:
+    eoq.Outbox(database)
+    with (
+        closing(sqlite3.connect(file, isolation_level=None)) as writer,
+        closing(sqlite3.connect(file, timeout=0)) as other,
+    ):
+        writer.execute("begin immediate")
+        eoq.Outbox(other)
+
+
+def test_the_asyncio_outbox(shared_daemon: Daemon, queue: str, file: Path) -> None:
     async def send() -> None:
         async with aiosqlite.connect(file) as database:
-            box = await eoq.AsyncOutbox.open(database)
-            await box.send("q", "undone")
+            box = eoq.AsyncOutbox(database)
+            await box.send(queue, "undone with its table")
             await database.rollback()
-            await box.send("q", "kept", id="k")
+            await box.send(queue, "kept", id="k", headers={"a": "b"})
             await database.commit()
+            with pytest.raises(eoq.InvalidRequest):
+                await box.send("no queue", "x")
+        async with aiosqlite.connect(file, isolation_level=None) as database:
+            box = await eoq.AsyncOutbox.open(database)
+            with pytest.raises(eoq.InvalidRequest, match="begin"):
+                await box.send(queue, "alone")
 
     asyncio.run(send())
-    assert daemon.shell().run(f"eoq relay {file} --until-empty").status == 0
-    with eoq.connect(daemon.socket) as client:
-        (message,) = client.receive("q", 10)
-        assert (message.id, message.text) == ("k", "kept")
-
-
-def test_the_command_says_what_is_wrong(daemon: Daemon, tmp_path: Path) -> None:
-    ran = daemon.shell().run(f"eoq relay {tmp_path}/none.db")
-    assert ran.status == 2
-    assert "none.db" in ran.errors
-    (tmp_path / "app.db").touch()
-    ran = daemon.shell().run(f"eoq relay {tmp_path}/app.db --socket {tmp_path}/s")
-    assert ran.status == 69
+    _relay(shared_daemon, file)
+    with eoq.connect(shared_daemon.socket) as client:
+        (message,) = client.receive(queue, 10)
+        assert (message.id, message.text, message.headers) == ("k", "kept", {"a": "b"})

@@ -1,0 +1,118 @@
+"""Being woken by a database's files, in each of the two ways, whichever this system would take."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from eoq import watch
+from tests.support import PATIENCE
+
+WAYS = [
+    pytest.param(watch._watch_by_inotify, marks=pytest.mark.skipif(sys.platform != "linux", reason="only on Linux")),
+    watch._watch_by_watchfiles,
+]
+SILENCE = 0.1
+"""Seconds without a wake-up, after which there is none to come; a claim that only time can show."""
+
+
+@pytest.fixture(params=WAYS, ids=["inotify", "watchfiles"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system, this way is taken."""
+    for name in ("_watch_by_inotify", "_watch_by_watchfiles"):
+        monkeypatch.setattr(watch, name, request.param)
+
+
+@asynccontextmanager
+async def _watching(path: Path, sweep: float = 60) -> AsyncIterator[asyncio.Event]:
+    woken = asyncio.Event()
+    task = asyncio.create_task(watch.watch_database(path, woken.set, sweep))
+    try:
+        await asyncio.wait_for(woken.wait(), PATIENCE)  # it watches
+        yield woken
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _wakes(woken: asyncio.Event) -> None:
+    await asyncio.wait_for(woken.wait(), PATIENCE)
+
+
+async def _calm(woken: asyncio.Event) -> None:
+    """Waits until nothing is to come of what was."""
+    woken.set()
+    while woken.is_set():
+        woken.clear()
+        await asyncio.sleep(SILENCE)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
+def test_each_commit_wakes(tmp_path: Path, mode: str) -> None:
+    async def run() -> None:
+        with closing(sqlite3.connect(tmp_path / "app.db")) as database:
+            database.execute(f"pragma journal_mode = {mode}")
+            database.execute("create table t (x)")
+            async with _watching(tmp_path / "app.db") as woken:
+                for _ in range(3):
+                    await _calm(woken)
+                    with database:
+                        database.execute("insert into t values (1)")
+                    await _wakes(woken)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("way")
+def test_other_files_do_not(tmp_path: Path) -> None:
+    async def run() -> None:
+        (tmp_path / "app.db").touch()
+        async with _watching(tmp_path / "app.db") as woken:
+            await _calm(woken)
+            (tmp_path / "other.db").write_text("x")
+            (tmp_path / "app.db2").write_text("x")
+            await asyncio.sleep(SILENCE)
+            assert not woken.is_set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("way")
+def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        (tmp_path / "app.db").touch()
+        async with _watching(tmp_path / "app.db") as woken:
+            await _calm(woken)
+            (tmp_path / "new.db").touch()
+            (tmp_path / "new.db").rename(tmp_path / "app.db")
+            await _wakes(woken)
+        async with _watching(tmp_path / "app.db", sweep=0.2) as woken:
+            for _ in range(3):
+                woken.clear()
+                await _wakes(woken)
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_cannot_be_watched_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
+
+    async def run() -> None:
+        async with _watching(tmp_path / "later" / "app.db") as woken:
+            assert "cannot be watched" in caplog.text
+            (tmp_path / "later").mkdir()
+            await _calm(woken)
+            (tmp_path / "later" / "app.db").touch()
+            await _wakes(woken)
+
+    asyncio.run(run())
+    assert caplog.text.count("cannot be watched") == 1
