@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -324,6 +325,40 @@ def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
         finally:
             kill_group(process)
             process.wait()
+
+
+def test_a_signal_while_the_daemon_is_away_is_heard(daemon: Daemon) -> None:
+    process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
+    with process:
+        try:
+            eventually(lambda: daemon.ask(op="status")["waiting"])
+            daemon.kill()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+            _, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            kill_group(process)
+    assert (process.returncode, errors) == (0, b"")
+
+
+@pytest.mark.slow
+def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon: Daemon) -> None:
+    process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
+    with process:
+        try:
+            eventually(lambda: daemon.ask(op="status")["waiting"])
+            daemon.kill()
+            assert process.stderr is not None
+            readable, _, _ = select.select([process.stderr], [], [], 60)
+            assert readable
+            assert b"it is waited for" in process.stderr.readline()
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+                client.send("q", "x", id="m")
+                assert client.result("q", "m", wait=PATIENCE) == eoq.Result("done", b"x")
+        finally:
+            kill_group(process)
 
 
 def test_a_terminal_gets_a_line_and_a_pipe_gets_none(shell: Shell, client: eoq.Client, queue: str) -> None:

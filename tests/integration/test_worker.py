@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -631,6 +631,31 @@ def test_one_that_takes_the_whole_transaction_down_costs_its_neighbours_one_atte
     assert _effects(file) == sorted(_many(10))
     assert show("poison")["state"] == "dead"
     assert max(show(id)["attempts"] for id in _many(10)) == 2
+
+
+def test_one_that_was_tried_before_shares_no_transaction(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
+) -> None:
+    put("tried")
+    (message,) = blocking.receive(queue)
+    message.nack(delay=0)
+    put("new 1", "new 2", priority=1)
+    put("new 3")
+    batches: list[list[str]] = []
+
+    class Watched:
+        def process(self, message: eoq.Message, handler: Callable[..., Any]) -> object:
+            batches.append([message.id])
+            return inbox.process(message, handler)
+
+        def process_many(self, messages: Iterable[eoq.Message], handler: Callable[..., Any]) -> Sequence[object]:
+            batch = list(messages)
+            batches.append([message.id for message in batch])
+            return inbox.process_many(batch, handler)
+
+    with eoq.Inbox(file) as inbox:
+        blocking.work(queue, _apply, inbox=Watched(), batch=10, until_empty=True)
+    assert batches == [["new 1", "new 2"], ["new 3"], ["tried"]]
 
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
