@@ -304,11 +304,19 @@ def test_a_second_signal_kills_what_runs(
     eventually(lambda: show("a")["state"] == "ready")
 
 
-def test_kill_9_takes_the_commands_along(shell: Shell, working: subprocess.Popen[bytes], show: Show) -> None:
-    pid = _pid(shell)
-    working.kill()
-    eventually(lambda: not _runs(pid))
-    eventually(lambda: show("a")["state"] == "ready")
+def test_kill_9_takes_the_commands_along(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+    client.send(queue, "x", id="m")
+    process = shell.start(f"exec eoq work {queue} -- sh -c 'echo $$ >&2; exec sleep 600'", stderr=subprocess.PIPE)
+    with process:
+        try:
+            assert process.stderr is not None
+            pid = int(process.stderr.readline())
+            assert _runs(pid)
+            process.kill()
+            eventually(lambda: not _runs(pid))
+        finally:
+            kill_group(process)
+    eventually(lambda: show("m")["state"] == "ready")
 
 
 def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:

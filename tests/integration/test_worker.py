@@ -414,6 +414,22 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
     assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
 
 
+def test_what_is_delivered_while_it_stops_is_given_back_uncounted(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    put("m")
+    for attempt in range(1, 6):
+        stop = threading.Event()
+
+        def handler(message: Any, stop: threading.Event = stop) -> None:
+            stop.set()
+            raise eoq.Retry(0)  # it comes back at once, to a loop that is about to end
+
+        assert work(handler, stop=stop) == eoq.Summary(retried=1)
+        eventually(lambda: show("m")["state"] == "ready")
+        assert show("m")["attempts"] == attempt
+
+
 def test_a_stop_that_was_before_handles_nothing(
     work: Work, put: Callable[..., None], show: Callable[[str], Any], kind: Kind
 ) -> None:
