@@ -415,17 +415,25 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
 
 
 def test_what_is_delivered_while_it_stops_is_given_back_uncounted(
-    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+    kind: Kind, work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     put("m")
-    for attempt in range(1, 6):
+    for attempt in range(1, 9):
         stop = threading.Event()
 
-        def handler(message: Any, stop: threading.Event = stop) -> None:
-            stop.set()
-            raise eoq.Retry(0)  # it comes back at once, to a loop that is about to end
+        def handler(message: Any, stop: threading.Event = stop) -> object:
+            # It comes back at once, to a loop that has room for it, and is about to end.
+            given_back = message.nack(delay=0)
+            if kind == "blocking":
+                return stop.set()
 
-        assert work(handler, stop=stop) == eoq.Summary(retried=1)
+            async def finish() -> None:
+                await given_back
+                stop.set()
+
+            return finish()
+
+        assert work(handler, stop=stop, prefetch=1) == eoq.Summary(retried=1)
         eventually(lambda: show("m")["state"] == "ready")
         assert show("m")["attempts"] == attempt
 
