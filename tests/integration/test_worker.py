@@ -414,26 +414,37 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
     assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
 
 
-def test_what_is_delivered_while_it_stops_is_given_back_uncounted(
-    kind: Kind, work: Work, put: Callable[..., None], show: Callable[[str], Any]
+def test_what_is_delivered_to_an_ending_loop_is_given_back_uncounted(
+    kind: Kind,
+    shared_daemon: Daemon,
+    blocking: eoq.Client,
+    queue: str,
+    put: Callable[..., None],
+    show: Callable[[str], Any],
 ) -> None:
-    put("m")
-    for attempt in range(1, 9):
+    # It comes back at once, to a loop that has room for it, and is about to end.
+    def work() -> eoq.Summary:
         stop = threading.Event()
 
-        def handler(message: Any, stop: threading.Event = stop) -> object:
-            # It comes back at once, to a loop that has room for it, and is about to end.
-            given_back = message.nack(delay=0)
-            if kind == "blocking":
-                return stop.set()
+        def handler(message: eoq.Message) -> None:
+            message.nack(delay=0)
+            stop.set()
 
-            async def finish() -> None:
-                await given_back
-                stop.set()
+        return blocking.work(queue, handler, stop=stop, prefetch=1)
 
-            return finish()
+    async def async_work() -> eoq.Summary:
+        stop = asyncio.Event()
 
-        assert work(handler, stop=stop, prefetch=1) == eoq.Summary(retried=1)
+        async def handler(message: eoq.AsyncMessage) -> None:
+            await message.nack(delay=0)
+            stop.set()
+
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            return await client.work(queue, handler, stop=stop, prefetch=1)
+
+    put("m")
+    for attempt in range(1, 9):
+        assert (work() if kind == "blocking" else asyncio.run(async_work())) == eoq.Summary(retried=1)
         eventually(lambda: show("m")["state"] == "ready")
         assert show("m")["attempts"] == attempt
 
