@@ -1,7 +1,8 @@
 """A small process beside ``eoq work``, which kills its commands if it is itself killed with -9.
 
 Nobody can catch SIGKILL; but the pipe between the two closes with the worker, whatever ends it. What the guard has
-been told of and still runs then is killed, so that a message which is delivered again finds no old copy at work.
+been told of and still runs then is killed, so that a message which is delivered again finds no old copy at work. Only
+a command that was started in that very instant is not known to it yet.
 """
 
 from __future__ import annotations

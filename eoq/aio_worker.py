@@ -18,6 +18,7 @@ from .protocol import DEFAULT_LEASE, MAX_BATCH
 from .verdicts import give_back_async
 from .worker import (
     BEATS,
+    LAST_SECONDS,
     OF_THE_MESSAGE,
     RECHECK_SECONDS,
     STOP_SECONDS,
@@ -114,7 +115,8 @@ class _Worker:
         """Until it is stopped."""
         loop = asyncio.get_running_loop()
         keeping = asyncio.create_task(self._guarded(self._keep()))
-        helpers = [keeping, asyncio.create_task(self._guarded(self._fetch()))]
+        fetching = asyncio.create_task(self._guarded(self._fetch()))
+        helpers = [keeping, fetching]
         if self._stop_event is not None:
             helpers.append(asyncio.create_task(self._watch(self._stop_event)))
         try:
@@ -124,7 +126,10 @@ class _Worker:
                 helpers.append(releasing)
                 while self._running:
                     await asyncio.wait(self._running)
-                await asyncio.wait([releasing], timeout=STOP_SECONDS)
+                catching_up = asyncio.create_task(self._catch_up())
+                helpers.append(catching_up)
+                await asyncio.wait([releasing, catching_up], timeout=STOP_SECONDS)
+                await asyncio.wait([fetching], timeout=LAST_SECONDS)
         finally:
             self._stopped.set()  # a cancelled handler must not make room for the next
             tasks = [*helpers, *self._running]
@@ -246,6 +251,11 @@ class _Worker:
         self._waiting.clear()
         self._changed.set()
         await self._client._give_back(receipts)
+
+    async def _catch_up(self) -> None:
+        """Reads all that the daemon has delivered by now, so that the task which fetches gives it back, uncounted."""
+        with suppress(EoqError):
+            await self._client.ask("status")  # its reply comes behind what was delivered before
 
     # ── settling, for the messages ──────────────────────────────────────────────────────────────────────
 

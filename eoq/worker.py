@@ -43,6 +43,8 @@ RECHECK_SECONDS: Final = 1.0
 """How soon a loop that ends when the queue is empty looks again while its own handlers run."""
 STOP_SECONDS: Final = 2.0
 """How long the end of the loop waits for a daemon that is asked to take back what waited here."""
+LAST_SECONDS: Final = 0.1
+"""How long the end of the loop waits for what was delivered meanwhile to be given back. Mostly there is nothing."""
 OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
 """Errors of settling that concern one message; any other ends the loop."""
 
@@ -180,6 +182,7 @@ class _Worker:
                     thread.join()
                 self._mail.put(_Mail.END)
                 keeping.join(STOP_SECONDS)
+                fetching.join(LAST_SECONDS)
         finally:
             self._stopping = self._over = True
             self._mail.put(_Mail.END)
@@ -331,6 +334,7 @@ class _Worker:
             with suppress(Empty):
                 mail = self._mail.get(timeout=max(0.0, wake - time.monotonic()))
             if mail is _Mail.END:
+                self._catch_up()
                 return
             try:
                 if mail is _Mail.STOP:
@@ -350,6 +354,11 @@ class _Worker:
             receipts = self._held.drop_waiting()
             self._changed.notify_all()
         self._client._give_back(receipts)
+
+    def _catch_up(self) -> None:
+        """Reads all that the daemon has delivered by now, so that the thread which fetches gives it back, uncounted."""
+        with suppress(EoqError):
+            self._client.ask("status")  # its reply comes behind what was delivered before
 
     def _extend(self) -> None:
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -303,11 +304,19 @@ def test_a_second_signal_kills_what_runs(
     eventually(lambda: show("a")["state"] == "ready")
 
 
-def test_kill_9_takes_the_commands_along(shell: Shell, working: subprocess.Popen[bytes], show: Show) -> None:
-    pid = _pid(shell)
-    working.kill()
-    eventually(lambda: not _runs(pid))
-    eventually(lambda: show("a")["state"] == "ready")
+def test_kill_9_takes_the_commands_along(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+    client.send(queue, "x", id="m")
+    process = shell.start(f"exec eoq work {queue} -- sh -c 'echo $$ >&2; exec sleep 600'", stderr=subprocess.PIPE)
+    with process:
+        try:
+            assert process.stderr is not None
+            pid = int(process.stderr.readline())
+            assert _runs(pid)
+            process.kill()
+            eventually(lambda: not _runs(pid))
+        finally:
+            kill_group(process)
+    eventually(lambda: show("m")["state"] == "ready")
 
 
 def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
@@ -324,6 +333,40 @@ def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
         finally:
             kill_group(process)
             process.wait()
+
+
+def test_a_signal_while_the_daemon_is_away_is_heard(daemon: Daemon) -> None:
+    process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
+    with process:
+        try:
+            eventually(lambda: daemon.ask(op="status")["waiting"])
+            daemon.kill()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+            _, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            kill_group(process)
+    assert (process.returncode, errors) == (0, b"")
+
+
+@pytest.mark.slow
+def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon: Daemon) -> None:
+    process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
+    with process:
+        try:
+            eventually(lambda: daemon.ask(op="status")["waiting"])
+            daemon.kill()
+            assert process.stderr is not None
+            readable, _, _ = select.select([process.stderr], [], [], 60)
+            assert readable
+            assert b"it is waited for" in process.stderr.readline()
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+                client.send("q", "x", id="m")
+                assert client.result("q", "m", wait=PATIENCE) == eoq.Result("done", b"x")
+        finally:
+            kill_group(process)
 
 
 def test_a_terminal_gets_a_line_and_a_pipe_gets_none(shell: Shell, client: eoq.Client, queue: str) -> None:

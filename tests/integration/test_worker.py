@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -414,6 +414,41 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
     assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
 
 
+def test_what_is_delivered_to_an_ending_loop_is_given_back_uncounted(
+    kind: Kind,
+    shared_daemon: Daemon,
+    blocking: eoq.Client,
+    queue: str,
+    put: Callable[..., None],
+    show: Callable[[str], Any],
+) -> None:
+    # It comes back at once, to a loop that has room for it, and is about to end.
+    def work() -> eoq.Summary:
+        stop = threading.Event()
+
+        def handler(message: eoq.Message) -> None:
+            message.nack(delay=0)
+            stop.set()
+
+        return blocking.work(queue, handler, stop=stop, prefetch=1)
+
+    async def async_work() -> eoq.Summary:
+        stop = asyncio.Event()
+
+        async def handler(message: eoq.AsyncMessage) -> None:
+            await message.nack(delay=0)
+            stop.set()
+
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            return await client.work(queue, handler, stop=stop, prefetch=1)
+
+    put("m")
+    for attempt in range(1, 9):
+        assert (work() if kind == "blocking" else asyncio.run(async_work())) == eoq.Summary(retried=1)
+        eventually(lambda: show("m")["state"] == "ready")
+        assert show("m")["attempts"] == attempt
+
+
 def test_a_stop_that_was_before_handles_nothing(
     work: Work, put: Callable[..., None], show: Callable[[str], Any], kind: Kind
 ) -> None:
@@ -631,6 +666,31 @@ def test_one_that_takes_the_whole_transaction_down_costs_its_neighbours_one_atte
     assert _effects(file) == sorted(_many(10))
     assert show("poison")["state"] == "dead"
     assert max(show(id)["attempts"] for id in _many(10)) == 2
+
+
+def test_one_that_was_tried_before_shares_no_transaction(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
+) -> None:
+    put("tried")
+    (message,) = blocking.receive(queue)
+    message.nack(delay=0)
+    put("new 1", "new 2", priority=1)
+    put("new 3")
+    batches: list[list[str]] = []
+
+    class Watched:
+        def process(self, message: eoq.Message, handler: Callable[..., Any]) -> object:
+            batches.append([message.id])
+            return inbox.process(message, handler)
+
+        def process_many(self, messages: Iterable[eoq.Message], handler: Callable[..., Any]) -> Sequence[object]:
+            batch = list(messages)
+            batches.append([message.id for message in batch])
+            return inbox.process_many(batch, handler)
+
+    with eoq.Inbox(file) as inbox:
+        blocking.work(queue, _apply, inbox=Watched(), batch=10, until_empty=True)
+    assert batches == [["new 1", "new 2"], ["new 3"], ["tried"]]
 
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
