@@ -33,6 +33,17 @@ _BUSY_SECONDS: Final = 1.0
 """How long one try waits for another writer. Short, so that a relay can be stopped; it tries again."""
 _KEY: Final = "substr(cast(id as blob), 1, 1000)"
 """An id as it stands in the file, whatever type it has. Valid ones are shorter."""
+
+
+def _bounded(column: str, most: int) -> str:
+    """A column's value, or the first bytes of one that is over the limit, which `_read_message` then refuses.
+
+    The text itself is never cut: ``substr`` and ``length`` end a text at its first NUL.
+    """
+    as_blob = f"cast({column} as blob)"
+    return f"iif(length({as_blob}) <= {most}, {column}, substr({as_blob}, 1, {most} + 1))"
+
+
 _COUNT_SET_ASIDE: Final = "select count(*), total(seq) from eoq_outbox where error is not null"
 # What is cut off here is far over its limit, and refused by `_read_message`.
 _READ: Final = f"""
@@ -40,11 +51,11 @@ _READ: Final = f"""
       next.seq,
       {_KEY},
       (select since from eoq_outbox_sending as sending where sending.seq = next.seq),
-      substr(queue, 1, 200),
-      substr("group", 1, {MAX_ID + 1}),
-      substr(body, 1, {MAX_BODY + 1}),
-      substr(headers, 1, {2 * MAX_HEADERS}),
-      substr(id, 1, {MAX_ID + 1}),
+      {_bounded("queue", 4 * MAX_ID)},
+      {_bounded('"group"', 4 * MAX_ID)},
+      iif(typeof(body) in ('integer', 'real'), cast(body as text), {_bounded("body", MAX_BODY)}),
+      {_bounded("headers", 4 * MAX_HEADERS)},
+      {_bounded("id", 4 * MAX_ID)},
       priority,
       at,
       ttl

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import uvloop
 
@@ -32,9 +32,6 @@ from .store import MAX_ATTEMPTS, Store
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
-
-RELAY_PAUSE: Final = 5.0
-"""Seconds between two looks for an application's file that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +123,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         for part in (broker, deduplicator, forgetter):
             part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
-        relaying = [
-            loop.create_task(_relay(settings.folder / relay.path, settings.socket)) for relay in settings.config.relay
-        ]
+        relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
@@ -148,21 +143,15 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         raise failures[0]
 
 
-async def _relay(path: Path, socket: Path) -> None:
+async def _relay(path: Path, settings: Settings) -> None:
     """Sends an application's outbox through the daemon's own socket, also when the file comes later or goes."""
     from ..aio import connect_async
     from ..relay import Relay
 
-    missing = False
-    while True:
-        try:
-            async with connect_async(socket) as client:
-                await Relay(path, client).run()
-        except (EoqError, OSError) as error:
-            if not missing:
-                log.warning("the outbox of %s is not sent: %s; trying again every %g s", path, error, RELAY_PAUSE)
-            missing = True
-        await asyncio.sleep(RELAY_PAUSE)
+    # Some time before the daemon may have forgotten what it settled.
+    resend_within = settings.config.shortest_retention * 6 / 7
+    async with connect_async(settings.socket) as client:
+        await Relay(path, client, resend_within=resend_within).run()
 
 
 def _allow_many_files() -> None:

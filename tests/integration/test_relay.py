@@ -380,6 +380,10 @@ def test_rows_of_a_trigger_and_of_strangers(
         insert into eoq_outbox (id, queue, body) values (hex(zeroblob(500000)), '{queue}', 'x');
         insert into eoq_outbox (id, queue, body) values (cast(x'ff' as text), '{queue}', 'x');
         insert into eoq_outbox (id, queue, body) values (char(0), '{queue}', 'x');
+        insert into eoq_outbox (id, queue, body) values ('order-1' || char(0), '{queue}', 'x');
+        insert into eoq_outbox (queue, body) values ('{queue}' || char(0), 'x');
+        insert into eoq_outbox (queue, body, "group") values ('{queue}', 'stuck', 'g' || char(0));
+        insert into eoq_outbox (queue, body) values ('{queue}', 'left' || char(0) || 'right');
         insert into eoq_outbox (queue, body, priority) values ('{queue}', 'x', 'high');
         insert into eoq_outbox (queue, body, priority) values ('{queue}', 'x', 1e300);
         insert into eoq_outbox (queue, body, at) values ('{queue}', 'x', 'tomorrow');
@@ -389,14 +393,14 @@ def test_rows_of_a_trigger_and_of_strangers(
         insert into orders values (2, 'last');
         """
     )
-    assert _flush(shared_daemon.socket, file) == 18
+    assert _flush(shared_daemon.socket, file) == 21
     sent = [(message.id, message.body) for message in client.receive(queue, 100)]
-    assert [body for _, body in sent] == [b"first", b"1", b"\xff", b"last", b"2"]
+    assert [body for _, body in sent] == [b"first", b"1", b"left\0right", b"\xff", b"last", b"2"]
     assert [id for id, _ in sent if id.startswith("order-")] == ["order-1", "order-2"]
     rows = database.execute("select error, failed_at from eoq_outbox order by seq").fetchall()
     assert all(isinstance(error, str) and 10 < len(error) <= 4096 for error, _ in rows)
     assert all(failed_at == pytest.approx(time.time(), abs=60) for _, failed_at in rows)
-    assert _flush(shared_daemon.socket, file) == 18, "they are left alone"
+    assert _flush(shared_daemon.socket, file) == 21, "they are left alone"
 
 
 def test_a_table_made_otherwise_is_told_of(shared_daemon: Daemon, queue: str, file: Path) -> None:
