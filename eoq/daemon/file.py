@@ -37,7 +37,7 @@ LOG_PAGES: Final = 4000
 """Pages of the write-ahead log between two checkpoints."""
 
 
-class _Connection(aiosqlite.Connection):
+class Connection(aiosqlite.Connection):
     """aiosqlite, with a whole transaction as one call: each call is a hop to its thread and back."""
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -47,7 +47,7 @@ class _Connection(aiosqlite.Connection):
 class File:
     """A SQLite file of the daemon: one process and one writer at a time."""
 
-    def __init__(self, connection: _Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
         self.path = path
         self._connection = connection
         self._database = database
@@ -76,7 +76,7 @@ class File:
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
         except sqlite3.Error as error:
             raise storage_error(error, path) from error
-        connection = _Connection(lambda: database, 64)
+        connection = Connection(lambda: database, 64)
         await connection
         file = cls(connection, database, path, quick_commit)
         try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-import aiosqlite
-
 from ..protocol import put_bytes
-from .file import storage_error
+from .file import Connection, storage_error
 
 Fields = dict[str, Any]
 
@@ -29,17 +29,20 @@ PEEK_BYTES: Final = 2 * 1024 * 1024
 class Reader:
     """A read-only connection to the file of an open `Store`."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._database = database
         self._path = path
 
     @classmethod
     async def open(cls, path: Path) -> Reader:
         """Opens the file, which the store has made."""
         uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
-        await connection.execute("pragma query_only = true")
-        return cls(connection, path)
+        database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        database.execute("pragma query_only = true")
+        connection = Connection(lambda: database, 64)
+        await connection
+        return cls(connection, database, path)
 
     async def close(self) -> None:
         await self._connection.close()
@@ -124,30 +127,19 @@ class Reader:
         order = "priority desc, seq" if state == "ready" else "seq"
         # Written out, not bound: only so can SQLite see that an index of this state alone serves.
         only = f"state = '{state}'" + ("" if state in INDEXED_STATES else " and state in ('delayed', 'blocked')")
-        messages: list[Fields] = []
-        size = 0
-        try:
-            async with self._connection.execute(
-                f"""
-                select id, seq, state, attempts, priority, "group", enqueued_at, due_at, headers, error, body
-                from message
-                where queue = (select number from queue where name = ?)
-                  and {only}
-                order by {order}
-                limit ?
-                """,  # noqa: S608 # the state is one of our own words: requests.Peek
-                (queue, limit),
-            ) as cursor:
-                names = [column[0] for column in cursor.description]
-                async for row in cursor:
-                    message = _shown(zip(names, row, strict=True))
-                    size += len(row[-1] or b"")
-                    if messages and size > PEEK_BYTES:
-                        break
-                    messages.append(message)
-        except sqlite3.Error as error:
-            raise storage_error(error, self._path) from error
-        return messages
+        rows = await self._rows(
+            f"""
+            select id, seq, state, attempts, priority, "group", enqueued_at, due_at, headers, error, body
+            from message
+            where queue = (select number from queue where name = ?)
+              and {only}
+            order by {order}
+            limit ?
+            """,  # noqa: S608 # the state is one of our own words: requests.Peek
+            (queue, limit),
+            most_bytes=PEEK_BYTES,
+        )
+        return [_shown(row.items()) for row in rows]
 
     async def show(self, queue: str, id: str) -> Fields | None:
         """All that is known of one message."""
@@ -164,13 +156,29 @@ class Reader:
         )
         return _shown(rows[0].items()) if rows else None
 
-    async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
+    async def _rows(
+        self, sql: str, parameters: tuple[object, ...] = (), *, most_bytes: int | None = None
+    ) -> list[Fields]:
+        """All rows; where ``most_bytes`` of bodies are given, those that fit, or the first."""
         try:
-            async with self._connection.execute(sql, parameters) as cursor:
-                names = [column[0] for column in cursor.description]
-                return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+            return await self._connection.run(partial(self._fetch, sql, parameters, most_bytes))
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
+
+    def _fetch(self, sql: str, parameters: tuple[object, ...], most_bytes: int | None) -> list[Fields]:
+        # The whole question is one call on the thread. Were it several, one whose client has left would stop between
+        # them, its statement open, and the next question would see the file as it was then.
+        rows: list[Fields] = []
+        size = 0
+        with closing(self._database.execute(sql, parameters)) as cursor:
+            names = [column[0] for column in cursor.description]
+            for values in cursor:
+                row = dict(zip(names, values, strict=True))
+                size += len(row.get("body") or b"")
+                if most_bytes is not None and rows and size > most_bytes:
+                    break
+                rows.append(row)
+        return rows
 
 
 def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:

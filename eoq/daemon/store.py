@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from ..errors import EoqError, IdConflict, LeaseLost, QueueFull
-from .file import MANY, QUICK_COMMIT, File, _Connection
+from .file import MANY, QUICK_COMMIT, Connection, File
 from .once_table import OnceTable
 
 MAX_QUEUES: Final = 100_000
@@ -128,7 +128,7 @@ class Held(NamedTuple):
 class Store(OnceTable, File):
     """The messages of a daemon, in its file. Open it with `Store.open`."""
 
-    def __init__(self, connection: _Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
         super().__init__(connection, database, path, quick_commit)
         self._queues: dict[str, int] = {}
         self._next_seq = 1

@@ -194,3 +194,16 @@ def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queu
         assert len({message.id for message in sent}) == 400
 
     asyncio.run(main())
+
+
+def test_who_leaves_in_the_middle_of_a_question_leaves_no_old_view_of_the_file(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.send_many("many", [b"x" * 1000] * 2000)
+    with daemon.wire() as wire:
+        for number in range(300):
+            with daemon.wire() as leaving:
+                # Answered one after the other: some are under way when it leaves.
+                leaving.send(*[{"op": "peek", "queue": "many", "limit": 200 + number}] * 8)
+            sent = wire.ask({"op": "send", "queue": "q", "body": "", "id": str(number)})
+            assert sent["ok"]
+            assert wire.ask({"op": "show", "queue": "q", "id": str(number)})["ok"]
