@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Final
 import pytest
 
 import eoq
-from tests.faults import frozen_worker
+from tests.faults import frozen_worker, outbox_producer
 from tests.faults.daemons import PlantedDaemon, left, planted_daemon, show
 from tests.support import PATIENCE, clean_environment, eventually, read_line_of
 
@@ -51,9 +51,11 @@ def _ledger(folder: Path) -> Path:
 class Program:
     """An ``eoq`` command that is killed and started again."""
 
-    def __init__(self, daemon: PlantedDaemon, name: str, *arguments: object) -> None:
+    def __init__(
+        self, daemon: PlantedDaemon, name: str, *arguments: object, program: Sequence[str] = ("-m", "eoq.cli")
+    ) -> None:
         self._errors = daemon.folder / f"{name}.err"
-        self._command = [sys.executable, "-m", "eoq.cli", *map(str, arguments)]
+        self._command = [sys.executable, *program, *map(str, arguments)]
         self._environment = clean_environment(EOQ_SOCKET=str(daemon.socket))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -133,6 +135,52 @@ def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: f
     assert runs.keys() == {id for id in sent if id.startswith("c")}
     print(f"{len(sent)} messages over {dict(kills)}; {runs.total() - len(runs)} commands ran again")
     assert kills.total() >= seconds
+
+
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(65.0, marks=pytest.mark.slow)])
+def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(seconds: float) -> None:
+    """Outbox → queue → a worker that acks and sends → SQL in another file: the id of the order goes all the way."""
+    seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"EOQ_SEED={seed}")
+    with planted_daemon() as daemon, ExitStack() as stack:
+        shop, ledger, trace = daemon.folder / "shop.db", _ledger(daemon.folder), daemon.folder / "trace"
+        with closing(sqlite3.connect(shop)) as database:
+            database.execute("pragma journal_mode = wal")
+            database.execute("create table orders (number integer primary key)")
+        command = ("--result-queue", "out", "--", "sh", "-c", COMMAND, trace)
+        programs = {
+            "producer": Program(daemon, "producer", shop, COMMANDS, program=[outbox_producer.__file__]),
+            "relay 1": Program(daemon, "relay1", "relay", shop),
+            "relay 2": Program(daemon, "relay2", "relay", shop),
+            "work": Program(daemon, "work", "work", "in", "--concurrency", 2, *command),
+            "apply": Program(daemon, "apply", "apply", "out", "--db", ledger, "--sql", SQL),
+        }
+        for program in programs.values():
+            stack.callback(program.kill)
+            program.start()
+        victims = {"daemon": daemon.restart, **{name: program.restart for name, program in programs.items()}}
+        kills = _kill_at_random(victims, programs["producer"].restart, random.Random(seed), seconds)
+        programs.pop("producer").kill()
+        for program in programs.values():
+            program.restart()  # one may have found no daemon
+        with closing(sqlite3.connect(shop)) as database:
+            orders = {f"o{n}": n for (n,) in database.execute("select number from orders")}
+
+        def effects() -> list[tuple[str, int]]:
+            with closing(sqlite3.connect(ledger, timeout=60)) as database:
+                return database.execute("select id, n from effect").fetchall()
+
+        eventually(lambda: len(effects()) >= len(orders), END + seconds, what="all has arrived")
+        with eoq.connect(daemon.socket, timeout=60) as client:
+            eventually(lambda: not left(client, "in") and not left(client, "out"), END, what="the queues are drained")
+        for program in programs.values():
+            program.kill()
+        with closing(sqlite3.connect(shop)) as database:
+            assert database.execute("select count(*) from eoq_outbox").fetchone() == (0,)
+        found = effects()
+    assert sorted(found) == sorted(orders.items())
+    print(f"{len(orders)} orders over {dict(kills)}")
+    assert len(orders) > 0
 
 
 # ── two workers with the same message ───────────────────────────────────────────────────────────────────────
