@@ -19,8 +19,8 @@ file that begins with seq 1 has low watermarks, which only hold back. A wall clo
 ``keep`` by as much, so that only the watermark protects: enough as long as no backup is restored.
 
 What this does not cover: a backup that is older than ``keep``; a second restore that goes back behind the first, or
-one of each file; and a message whose ack was lost and that somebody settled without the inbox (dropped it as a
-dead letter), restored to before that, ``keep`` or longer after it was processed.
+one of each file (a new daemon's file counts as one); and a message whose ack was lost and that somebody settled
+without the inbox (dropped it as a dead letter), restored to before that, ``keep`` or longer after it was processed.
 """
 
 from __future__ import annotations

@@ -359,6 +359,7 @@ class Machine(RuleBasedStateMachine):
         restorable = self._restorable()
         chosen = pick % len(restorable)
         self.backups = restorable[: chosen + 1]
+        self.app_backup = None  # as in `begin_anew`
         self.daemon.replace(restorable[chosen].file)
         if then == "work":
             self.held.clear()
@@ -377,6 +378,7 @@ class Machine(RuleBasedStateMachine):
         """A new file of the daemon's: places in it begin with 1 again, and an id may come to another place."""
         self.age = 0
         self.backups.clear()
+        self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/forgetting.py
         with closing(sqlite3.connect(self.app)) as database:
             known = database.execute("select id from eoq_processed where queue = ? order by seq", (queue,)).fetchall()
         self.daemon.replace(None)
