@@ -1,4 +1,4 @@
-"""A small process beside ``eoq work``, which kills its commands if it is itself killed with -9.
+"""A small process beside ``eoq work`` and ``eoq once``, which kills their commands if they are killed with -9.
 
 Nobody can catch SIGKILL; but the pipe between the two closes with the worker, whatever ends it. What the guard has
 been told of and still runs then is killed, so that a message which is delivered again finds no old copy at work. Only

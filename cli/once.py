@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from subprocess import PIPE
 from types import FrameType
 from typing import IO, cast
@@ -16,6 +17,7 @@ from eoq.once import Ran, once_status
 from eoq.protocol import MAX_OUTPUT
 
 from .common import connect, socket_option
+from .guard import Guard
 
 CANNOT_RUN = 126
 NOT_FOUND = 127
@@ -54,18 +56,21 @@ def once(
     --keep-failure; so does one that is killed, or whose `eoq once` is. COMMAND finds KEY in EOQ_ID: what it does
     elsewhere should carry it on as idempotency key, since a run that is killed in the middle runs again.
 
+    A command started from a terminal is the only one that outlives a `kill -9` of its `eoq once`.
+
     Standard output is stored, up to 8 MiB of any bytes; standard error passes through. The exit status is the
     command's (128 and the signal's number if it was killed).
     """
     if fingerprint == "@command":
         fingerprint = _fingerprint(command)
     ran_here = False
+    guard = Guard()  # before there is a connection that it would keep open
     with connect(socket) as client:
 
         def run() -> tuple[Ran, bool]:
             nonlocal ran_here
             ran_here = True
-            ran = _run(command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path)})
+            ran = _run(guard, command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path)})
             return ran, ran.status == 0 or (keep_failure and ran.status not in (CANNOT_RUN, NOT_FOUND))
 
         ran = once_status(client, key, run, ttl=ttl, fingerprint=fingerprint, wait=wait)
@@ -87,10 +92,12 @@ def _fingerprint(command: tuple[str, ...]) -> str:
     return "command:" + hashlib.sha256("\0".join(command).encode(errors="surrogateescape")).hexdigest()
 
 
-def _run(command: tuple[str, ...], environment: dict[str, str]) -> Ran:
+def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) -> Ran:
     """Runs the command; its output goes on to ours as it comes, and is gathered."""
+    # At a terminal it stays in our process group, since no other may read from it.
+    own_group = not sys.stdin.isatty()
     try:
-        process = subprocess.Popen(command, stdout=PIPE, env=environment)
+        process = subprocess.Popen(command, stdout=PIPE, env=environment, process_group=0 if own_group else None)
     except FileNotFoundError:
         click.echo(f"eoq: {command[0]}: no such command; KEY is open", err=True)
         return Ran(NOT_FOUND, b"", 0)
@@ -101,14 +108,15 @@ def _run(command: tuple[str, ...], environment: dict[str, str]) -> Ran:
     output = cast(IO[bytes], process.stdout)
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        with suppress(ProcessLookupError):  # it has just ended
+            if own_group:
+                os.killpg(process.pid, number)
+            elif number != signal.SIGINT:  # Ctrl-C has reached it by itself
+                process.send_signal(number)
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        """Ctrl-C reaches the command by itself: what it makes of it decides."""
-
-    before = [
-        (number, signal.signal(number, act)) for number, act in ((signal.SIGTERM, forward), (signal.SIGINT, leave))
-    ]
+    before = [(number, signal.signal(number, forward)) for number in (signal.SIGTERM, signal.SIGINT)]
+    if own_group:
+        guard.add(process.pid)
     try:
         size = 0
         kept: list[bytes] = []
@@ -121,6 +129,8 @@ def _run(command: tuple[str, ...], environment: dict[str, str]) -> Ran:
             _print(chunk)
         status = process.wait()
     finally:
+        if own_group:
+            guard.remove(process.pid)
         for number, handler in before:
             signal.signal(number, handler)
     status = 128 - status if status < 0 else status

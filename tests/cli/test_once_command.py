@@ -63,7 +63,8 @@ def test_a_killed_caller_opens_the_key(daemon: Daemon, tmp_path: Path) -> None:
     pid = eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
     running.kill()
     running.wait()
-    assert shell.run(f"kill {pid}; eoq once k -- echo taken").text == "taken\n"
+    assert shell.run("eoq once k -- echo taken").text == "taken\n"
+    eventually(lambda: shell.run(f"kill -0 {pid}").status != 0, what="the command has ended with it")
 
 
 def test_a_terminated_one_ends_its_command(daemon: Daemon, tmp_path: Path) -> None:

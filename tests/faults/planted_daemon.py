@@ -29,7 +29,10 @@ from eoq.daemon.file import Verb
 from eoq.daemon.store import Store
 from eoq.daemon.writer import Done, Writer
 
-VERBS: Final = ("put", "claim", "settle", "retry", "reject", "promote")
+VERBS: Final = (
+    *("put", "claim", "settle", "retry", "reject", "promote"),
+    *("once_begin", "once_finish", "once_release"),
+)
 FULL: Final = 2
 """``pragma synchronous`` of a transaction that waits for the disk."""
 

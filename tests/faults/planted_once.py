@@ -1,0 +1,64 @@
+"""A caller of ``once`` that dies at one point: ``planted_once.py SOCKET TRACE POINT exit|kill``.
+
+Its function writes a line to TRACE, so that each run can be counted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from eoq.client import Client, _Link
+
+POINTS: Final = {
+    "before it asks": (0, False),
+    "when it has asked": (0, False),
+    "when it may run": (0, False),
+    "when it has run": (1, False),
+    "when it has said how it ended": (1, True),
+    "when it was told that this is stored": (1, True),
+}
+"""Each with how often the function has run then, and whether the outcome is sure to be stored soon."""
+
+
+def main() -> None:
+    socket, trace, point, how = sys.argv[1:]
+
+    def reached(name: str) -> None:
+        if name == point:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(9)
+
+    start, run = _Link.start, Client._run
+
+    def dying_start(link: _Link, requests: Any, deadline: float) -> Any:
+        rids = start(link, requests, deadline)
+        op = requests[0]["op"]
+        reached({"once": "when it has asked", "once_done": "when it has said how it ended"}.get(op, ""))
+        return rids
+
+    def dying_run(client: Client, call: Any) -> Any:
+        op = call.fields["op"]
+        reached("before it asks" if op == "once" else "")
+        outcome = run(client, call)
+        reached({"once": "when it may run", "once_done": "when it was told that this is stored"}.get(op, ""))
+        return outcome
+
+    def function() -> str:
+        with Path(trace).open("a") as lines:
+            lines.write("run\n")
+        reached("when it has run")
+        return "first"
+
+    _Link.start = dying_start  # type: ignore[method-assign,assignment] # planted
+    Client._run = dying_run  # type: ignore[method-assign,assignment] # planted
+    with Client(socket) as client:
+        client.once("k", function)
+
+
+if __name__ == "__main__":
+    main()
