@@ -21,7 +21,7 @@ from . import requests as ask
 from .clock import Clock, Timer
 from .file import Verb
 from .leases import Lease, Leases, Receipts
-from .store import MAX_ATTEMPTS, Claim, Held, NewMessage, Store
+from .store import MAX_ATTEMPTS, Claim, DeliveryLost, Held, NewMessage, Store
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
@@ -355,7 +355,7 @@ class Broker:
     ) -> None:
         def done(outcome: list[int] | EoqError) -> None:
             if isinstance(outcome, EoqError):
-                reply(outcome)
+                reply(_which(outcome, [lease for lease, _ in acks]))
                 return
             reply(answer(outcome))
             for lease, result in acks:
@@ -509,3 +509,14 @@ class Broker:
                 self._watch_due(next_due)
 
         self._writer.submit(partial(self._store.promote, self._clock.wall(), PROMOTE_BATCH), done)
+
+
+def _which(error: EoqError, leases: Sequence[Lease]) -> EoqError:
+    """Of several acks, the one whose lease has ended is named."""
+    if not isinstance(error, DeliveryLost) or len(leases) == 1:
+        return error
+    receipt = next(lease.receipt for lease in leases if lease.held is error.held)
+    return LeaseLost(
+        f"the lease of the receipt {receipt} has ended, so nothing at all was changed: leave that message out, and "
+        "settle the others again"
+    )

@@ -125,6 +125,14 @@ class Held(NamedTuple):
     ended: bool = False
 
 
+class DeliveryLost(LeaseLost):
+    """The lease of ``held`` has ended."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__("the lease of this receipt has ended, so nothing was changed; go on with the next message")
+        self.held = held
+
+
 class Store(OnceTable, File):
     """The messages of a daemon, in its file. Open it with `Store.open`."""
 
@@ -307,17 +315,39 @@ class Store(OnceTable, File):
             self._ack(now, acks)
             return []
         with self._all_or_nothing():
-            self._ack(now, acks)
-            return self.put(now, sends) if sends else []
+            repeated = self._ack(now, acks)
+            duplicates = self.put(now, sends) if sends else []
+            if duplicates and repeated:
+                duplicates = self._duplicates_at_first(acks[0][0], sends, duplicates)
+            return duplicates
 
-    def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> None:
+    def _duplicates_at_first(self, held: Held, sends: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:
+        """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate."""
+        (settled_at,) = self._database.execute("select settled_at from message where seq = ?", (held.seq,)).fetchone()
+        return [
+            index
+            for index in duplicates
+            if self._database.execute(
+                """
+                select 1
+                from message
+                where queue = ? and id = ? and enqueued_at <> ?
+                """,
+                (self._queue_number(sends[index].queue), sends[index].id, settled_at),
+            ).fetchone()
+        ]
+
+    def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+        """Returns whether some of them were done before, by the same delivery."""
         rows = [(held.seq, held.fence, result, now) for held, result in acks if not held.ended]
-        if self._execute_rows(_ACK_ONE, _ACK_MANY, rows) < len(acks):
+        repeated = self._execute_rows(_ACK_ONE, _ACK_MANY, rows) < len(acks)
+        if repeated:
             for held, _ in acks:
                 self._require(held, "done")
         for held, _ in acks:
             if held.group is not None:
                 self._unblock(now, self._queue_number(held.queue), held.group)
+        return repeated
 
     def _require(self, held: Held, state: str) -> None:
         """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""
@@ -330,7 +360,7 @@ class Store(OnceTable, File):
             (held.seq,),
         ).fetchone()
         if found != (state, held.fence):
-            raise LeaseLost("the lease of this receipt has ended, so nothing was changed; go on with the next message")
+            raise DeliveryLost(held)
 
     def _unblock(self, now: float, number: int, group: str) -> None:
         self._database.execute(

@@ -58,6 +58,7 @@ class Message:
     last: Delivery | None = None
     """The newest delivery, whatever became of it."""
     result: bytes | None = None
+    ended_at: float | None = None
 
 
 @dataclass(eq=False)
@@ -204,6 +205,11 @@ class Model:
             if message.holder is not delivery and not (message.state == "done" and message.last is delivery):
                 raise Refused("lease_lost")
         duplicates = self.put(now, sends)  # raises before it changes anything
+        deliveries = [delivery for delivery, _ in acks]
+        if any(d.message.holder is not d for d in deliveries) or len(set(map(id, deliveries))) < len(acks):
+            # Repeated, it answers as the first did: what it sent itself is no duplicate.
+            first = now if deliveries[0].message.holder is deliveries[0] else deliveries[0].message.ended_at
+            duplicates = [i for i in duplicates if self.messages[sends[i].key].stored_at != first]
         for delivery, result in acks:
             if delivery.message.holder is delivery:
                 self._end(now, delivery.message, "done", result)
@@ -252,6 +258,7 @@ class Model:
         message.state = outcome
         message.holder = None
         message.result = result
+        message.ended_at = now
         self.ends.append(End(*message.draft.key, outcome, result))
         for follower in before - self.blocked():
             # Its delay ran on while it was blocked.

@@ -164,7 +164,10 @@ def test_settle_does_nothing_if_one_lease_is_lost(wire: Wire, queue: str) -> Non
     wire.ask({"op": "nack", "receipt": second})
     send = [{"queue": queue + ".next", "body": "1"}]
     request = {"op": "settle", "acks": [{"receipt": first}, {"receipt": second}], "send": send}
-    assert error_of(wire.ask(request)) == "lease_lost"
+    refused = wire.ask(request)
+    assert error_of(refused) == "lease_lost"
+    assert second in refused["error"]["message"]
+    assert first not in refused["error"]["message"]
     assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "leased"
     assert wire.ask({"op": "receive", "queue": queue + ".next"})["messages"] == []
     assert wire.ask({"op": "ack", "receipt": first})["ok"]
@@ -289,3 +292,14 @@ def test_status_names_the_process_and_its_files(shared_daemon: Daemon, wire: Wir
     assert status["database"] == str(shared_daemon.db)
     assert status["socket"] == str(shared_daemon.socket)
     assert status["connections"] >= 1
+
+
+def test_a_repeated_settle_answers_as_the_first_did(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    _send(wire, queue + ".next", "old")
+    receipt = _receive(wire, queue)["receipt"]
+    send = [{"queue": queue + ".next", "id": "new", "body": "1"}, {"queue": queue + ".next", "id": "old", "body": "hi"}]
+    request = {"op": "settle", "acks": [{"receipt": receipt}], "send": send}
+    first = wire.ask(request)
+    assert first["duplicates"] == [1]
+    assert wire.ask(request) == first
