@@ -21,7 +21,8 @@ from . import requests as ask
 from .clock import Clock, Timer
 from .file import Verb
 from .leases import Lease, Leases, Receipts
-from .store import MAX_ATTEMPTS, Claim, DeliveryLost, Held, NewMessage, Store
+from .settings import SettingsOf, defaults
+from .store import Claim, DeliveryLost, Held, NewMessage, Store
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
@@ -33,10 +34,6 @@ RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies in one reply to a receive; a single larger message goes alone."""
 PROMOTE_BATCH: Final = 500
 """Due messages made ready in one step, so that no send waits behind a million of them."""
-RETRY_BASE: Final = 1.0
-"""Seconds before the third delivery; the second comes at once, since most failures pass."""
-RETRY_CAP: Final = 300.0
-"""Seconds, the longest wait between two deliveries."""
 LONGEST_TIMER: Final = 60.0
 """Seconds after which a due time is looked at again, should the wall clock have jumped."""
 FAILED_RELEASE: Final = 1.0
@@ -94,13 +91,13 @@ class Broker:
         epoch: str,
         ended: Ended,
         rng: random.Random | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
+        settings: SettingsOf = defaults,
     ) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
-        self._max_attempts = max_attempts
+        self._settings = settings
         self._ended = ended
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
@@ -376,7 +373,7 @@ class Broker:
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)
-        delay = self._retry_wait(lease.attempt) if request.delay is None else request.delay
+        delay = self._retry_wait(lease) if request.delay is None else request.delay
         self._retry([lease], delay, request.error, reply)
 
     def _release(self, session: Session, request: ask.Release, reply: Reply) -> None:
@@ -410,7 +407,6 @@ class Broker:
             now,
             [lease.held for lease in leases],
             due_at=now + delay if delay else None,
-            max_attempts=self._max_attempts,
             error=error,
             counts=counts,
         )
@@ -421,12 +417,15 @@ class Broker:
             self._stir(lease.held.queue, 1)
             self._moved_on(lease)
 
-    def _retry_wait(self, attempt: int) -> float:
-        """Seconds until the next delivery: none after the first, then exponential, with up to a fifth of jitter."""
-        if attempt <= 1:
-            return 0.0
-        wait = min(RETRY_BASE * 2.0 ** min(attempt - 2, 32), RETRY_CAP)
-        return wait * self._rng.uniform(0.8, 1.0)
+    def _retry_wait(self, lease: Lease) -> float:
+        """Seconds until the next delivery, growing exponentially, with some of it left to chance."""
+        settings = self._settings(lease.held.queue)
+        if lease.attempt <= 1:
+            wait = settings.retry_first
+        else:
+            # The exponent is bounded, so that no power overflows; the cap is reached long before.
+            wait = min(settings.retry_base * settings.retry_factor ** min(lease.attempt - 2, 100), settings.retry_cap)
+        return wait * self._rng.uniform(1.0 - settings.retry_jitter, 1.0)
 
     def _reject(self, session: Session, request: ask.Reject, reply: Reply) -> None:
         lease = self._lease_of(request.receipt)

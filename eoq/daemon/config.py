@@ -1,7 +1,7 @@
 """The daemon's configuration file: TOML, checked as a whole before anything of it counts.
 
-[queues."mail.*"]        # a name, or a pattern with * ? [...]; the first that fits a queue counts
-retention = 86400        # seconds that the record of a settled message is kept
+[queues."mail.*"]        # a name, or a pattern with * ? [...]
+retention = 86400        # any setting of `QueueSettings`; of the patterns that fit, the first that has it counts
 
 [[relay]]
 path = "shop.db"         # an application's file whose outbox is sent; relative to this file's folder
@@ -10,22 +10,16 @@ path = "shop.db"         # an application's file whose outbox is sent; relative 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ..errors import InvalidRequest
-from ..protocol import MAX_TTL
-from .forgetting import RETENTION
-
-
-class QueueConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """What is set for the queues of a pattern."""
-
-    retention: Annotated[float, Meta(ge=0, le=MAX_TTL)] = RETENTION
+from .settings import RETENTION, QueueSettings
 
 
 class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -37,20 +31,49 @@ class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
     """The whole file. Without one, all is as by default."""
 
-    queues: dict[str, QueueConfig] = {}
+    queues: dict[str, dict[str, Any]] = {}
     relay: list[RelayConfig] = []
+
+    def __post_init__(self) -> None:
+        for pattern, section in self.queues.items():
+            try:
+                msgspec.convert(section, QueueSettings)
+            except msgspec.ValidationError as error:
+                raise msgspec.ValidationError(f'[queues."{pattern}"]: {error}') from error
 
     @property
     def shortest_retention(self) -> float:
         """Seconds; the least of all queues."""
-        return min([RETENTION, *(settings.retention for settings in self.queues.values())])
+        return min([RETENTION, *(float(section.get("retention", RETENTION)) for section in self.queues.values())])
 
-    def queue(self, name: str) -> QueueConfig:
-        """What is set for the queue ``name``."""
-        for pattern, settings in self.queues.items():
+    def queue(self, name: str, defaults: Mapping[str, Any] | None = None) -> QueueSettings:
+        """What holds for the queue ``name``; ``defaults`` stand for what the file does not say."""
+        merged = dict(defaults or {})
+        for pattern, section in reversed(self.queues.items()):
             if fnmatchcase(name, pattern):
-                return settings
-        return QueueConfig()
+                merged.update(section)
+        return msgspec.convert(merged, QueueSettings)
+
+
+class Current:
+    """The configuration that counts now, and what it says of each queue."""
+
+    def __init__(self, config: Config, defaults: Mapping[str, Any] | None = None) -> None:
+        self._defaults = defaults or {}
+        self.replace(config)
+
+    def replace(self, config: Config) -> None:
+        """From now on ``config`` counts."""
+        self.config = config
+        self._queues: dict[str, QueueSettings] = {}
+
+    def queue(self, name: str) -> QueueSettings:
+        """What holds for the queue ``name`` now."""
+        settings = self._queues.get(name)
+        if settings is None:
+            # As many as there can be queues: the daemon makes no more.
+            settings = self._queues[name] = self.config.queue(name, self._defaults)
+        return settings
 
 
 def load(path: Path) -> Config:

@@ -5,17 +5,15 @@ In small steps, each behind what came meanwhile, so that no send waits for a mil
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from ..errors import EoqError
 from .broker import Submitter
 from .clock import Clock, Timer
+from .config import Current
 from .store import Store
 
-RETENTION: Final = 7 * 86400.0
-"""Seconds that the record of a settled message is kept: so long its id is known, and its result."""
 STEP_ROWS: Final = 200
 """Rows dropped in one step."""
 LONGEST_PAUSE: Final = 600.0
@@ -23,19 +21,13 @@ LONGEST_PAUSE: Final = 600.0
 
 
 class Forgetter:
-    """Goes round all queues now and then.
+    """Goes round all queues now and then."""
 
-    ``retention`` gives the seconds for a queue's name, ``shortest`` the least it can give.
-    """
-
-    def __init__(
-        self, store: Store, writer: Submitter, clock: Clock, *, retention: Callable[[str], float], shortest: float
-    ) -> None:
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, current: Current) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
-        self._retention = retention
-        self._pause_seconds = min(max(shortest / 10, 1.0), LONGEST_PAUSE)
+        self._current = current
         self._timer: Timer | None = None
         self._stopped = False
 
@@ -50,7 +42,7 @@ class Forgetter:
             self._timer.cancel()
 
     def _settled_before(self, now: float, queue: str) -> float:
-        return now - self._retention(queue)
+        return now - self._current.queue(queue).retention
 
     def _messages(self, after: int) -> None:
         def done(outcome: tuple[int, int | None] | EoqError) -> None:
@@ -76,4 +68,5 @@ class Forgetter:
 
     def _pause(self) -> None:
         if not self._stopped:
-            self._timer = self._clock.call_later(self._pause_seconds, partial(self._messages, 0))
+            pause = min(max(self._current.config.shortest_retention / 10, 1.0), LONGEST_PAUSE)
+            self._timer = self._clock.call_later(pause, partial(self._messages, 0))

@@ -20,7 +20,7 @@ import uvloop
 from ..errors import EoqError
 from .broker import Broker
 from .clock import LoopClock
-from .config import Config
+from .config import Config, Current
 from .file import QUICK_COMMIT
 from .forgetting import Forgetter
 from .locks import Lock, cannot_use
@@ -28,7 +28,8 @@ from .looking import Looker
 from .once import Deduplicator
 from .reader import Reader
 from .server import MAX_CONNECTIONS, Server
-from .store import MAX_ATTEMPTS, Store
+from .settings import MAX_ATTEMPTS
+from .store import Store
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -81,9 +82,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
         _allow_many_files()
-        store = await Store.open(
-            settings.database, max_attempts=settings.max_attempts, quick_commit=settings.quick_commit
-        )
+        current = Current(settings.config, {"max_attempts": settings.max_attempts})
+        store = await Store.open(settings.database, settings=current.queue, quick_commit=settings.quick_commit)
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
@@ -106,17 +106,10 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             clock,
             epoch=secrets.token_hex(4),
             ended=looker.ended,
-            max_attempts=settings.max_attempts,
+            settings=current.queue,
         )
         deduplicator = Deduplicator(store, writer, clock)
-        config = settings.config
-        forgetter = Forgetter(
-            store,
-            writer,
-            clock,
-            retention=lambda queue: config.queue(queue).retention,
-            shortest=config.shortest_retention,
-        )
+        forgetter = Forgetter(store, writer, clock, current)
         server = Server(broker, looker, deduplicator)
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)

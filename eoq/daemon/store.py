@@ -18,10 +18,9 @@ from typing import Final, NamedTuple, Self
 from ..errors import EoqError, IdConflict, LeaseLost, QueueFull
 from .file import MANY, QUICK_COMMIT, Connection, File
 from .once_table import OnceTable
+from .settings import SettingsOf, defaults
 
 MAX_QUEUES: Final = 100_000
-MAX_ATTEMPTS: Final = 10
-"""Deliveries of a message before it is dead."""
 
 _PUT: Final = """
     insert into message
@@ -138,6 +137,7 @@ class Store(OnceTable, File):
 
     def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
         super().__init__(connection, database, path, quick_commit)
+        self._settings: SettingsOf = defaults
         self._queues: dict[str, int] = {}
         self._next_seq = 1
 
@@ -147,15 +147,16 @@ class Store(OnceTable, File):
         path: Path,
         *,
         quick_commit: float = QUICK_COMMIT,
-        max_attempts: int = MAX_ATTEMPTS,
+        settings: SettingsOf = defaults,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """As `File.open`; then ends the leases of the daemon before.
 
-        Where such a lease was the last of ``max_attempts``, its message is dead.
+        Where such a lease was the last of its queue's ``max_attempts``, its message is dead.
         """
         store = await super().open(path, quick_commit=quick_commit)
-        (failure,) = await store.transact_in_thread([partial(store._recover, clock(), max_attempts)])
+        store._settings = settings
+        (failure,) = await store.transact_in_thread([partial(store._recover, clock())])
         if isinstance(failure, EoqError):
             await store.close()
             raise failure
@@ -389,7 +390,6 @@ class Store(OnceTable, File):
         now: float,
         deliveries: Sequence[Held],
         *,
-        max_attempts: int,
         due_at: float | None = None,
         error: str | None = None,
         counts: bool = True,
@@ -420,7 +420,7 @@ class Store(OnceTable, File):
                     "now": now,
                     "due_at": due_at,
                     "counts": counts,
-                    "max_attempts": max_attempts,
+                    "max_attempts": self._settings(held.queue).max_attempts,
                     "error": error,
                     "seq": held.seq,
                     "fence": held.fence,
@@ -546,25 +546,37 @@ class Store(OnceTable, File):
 
     # ── opening ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _recover(self, now: float, max_attempts: int) -> None:
+    def _recover(self, now: float) -> None:
         """Leases do not outlive their daemon: what it had leased is delivered again (G3), or dead."""
+        queues = self._database.execute(
+            """
+            select number, name
+            from queue
+            where number in (select queue from message where state = 'leased')
+            """
+        ).fetchall()
+        for number, name in queues:
+            self._recover_queue(now, number, self._settings(name).max_attempts)
+        self._next_seq = self._end()
+
+    def _recover_queue(self, now: float, number: int, max_attempts: int) -> None:
         dead = self._database.execute(
             """
             update message
             set state = 'dead', error = 'the daemon ended before the message was settled'
-            where state = 'leased' and attempts >= ?
-            returning queue, "group"
+            where queue = ? and state = 'leased' and attempts >= ?
+            returning "group"
             """,
-            (max_attempts,),
+            (number, max_attempts),
         ).fetchall()
         self._database.execute(
             """
             update message
             set state = 'ready'
-            where state = 'leased'
-            """
+            where queue = ? and state = 'leased'
+            """,
+            (number,),
         )
-        for number, group in dead:
+        for (group,) in dead:
             if group is not None:
                 self._unblock(now, number, group)
-        self._next_seq = self._end()

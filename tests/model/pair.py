@@ -23,6 +23,7 @@ from typing import Any, Final
 from eoq.daemon import requests
 from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
 from eoq.daemon.file import Verb
+from eoq.daemon.settings import QueueSettings
 from eoq.daemon.store import Claim, Store
 from eoq.errors import EoqError
 from eoq.protocol import encode, get_bytes
@@ -123,7 +124,8 @@ class Pair:
         self._open_requests: list[Asked] = []
         self._told: list[End] = []
         self._jumped_at = float("-inf")
-        self._store = self._loop.run_until_complete(Store.open(self._path, max_attempts=self.model.max_attempts))
+        settings = QueueSettings(max_attempts=self.model.max_attempts)
+        self._store = self._loop.run_until_complete(Store.open(self._path, settings=lambda _: settings))
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
         self._broker = Broker(
@@ -133,7 +135,7 @@ class Pair:
             epoch=f"start{self._starts}",
             ended=self._tell,
             rng=self.dice,
-            max_attempts=self.model.max_attempts,
+            settings=lambda _: settings,
         )
         self._broker.start()
 

@@ -29,6 +29,7 @@ from eoq import calls
 from eoq.daemon import requests
 from eoq.daemon.broker import Broker, Session
 from eoq.daemon.file import Verb
+from eoq.daemon.settings import QueueSettings
 from eoq.daemon.store import Store
 from eoq.protocol import Fields, encode
 from tests.model.hands import Dice, ManualClock
@@ -44,7 +45,7 @@ HELD: Final = 6
 LEASE: Final = 30.0
 LIFE: Final = 15
 """Steps between two events after which there is little left to forget."""
-MAX_ATTEMPTS: Final = 3
+SETTINGS: Final = QueueSettings(max_attempts=3)
 UNSETTLED: Final = """
     select queue.name, message.id
     from message
@@ -72,7 +73,7 @@ class Daemon:
     def _start(self) -> None:
         self._starts += 1
         self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
-        self._store = self._loop.run_until_complete(Store.open(self.path, max_attempts=MAX_ATTEMPTS))
+        self._store = self._loop.run_until_complete(Store.open(self.path, settings=lambda _: SETTINGS))
         self._broker = Broker(
             self._store,
             self,
@@ -80,7 +81,7 @@ class Daemon:
             epoch=f"start{self._starts}",
             ended=lambda *_: None,
             rng=Dice(1.0),
-            max_attempts=MAX_ATTEMPTS,
+            settings=lambda _: SETTINGS,
         )
         self._broker.start()
         self.rest()

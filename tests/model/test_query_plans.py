@@ -19,6 +19,7 @@ import pytest
 
 from eoq.daemon.file import MANY
 from eoq.daemon.reader import Reader
+from eoq.daemon.settings import QueueSettings
 from eoq.daemon.store import Claimed, Held, NewMessage, Store
 
 NOW: Final = 1_700_000_000.0
@@ -39,8 +40,9 @@ HARMLESS: Final = (
 class Traced:
     """A store whose statements can be asked for. Its connection is private; there is no other way to the plans."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, settings: dict[str, QueueSettings]) -> None:
         self.store = store
+        self.settings = settings
         self._database: sqlite3.Connection = store._database
 
     def plan(self, verb: Callable[[], object]) -> list[str]:
@@ -70,11 +72,14 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture
 def traced(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> Iterator[Traced]:
     """A store with two queues that hold messages in every state."""
-    store = loop.run_until_complete(Store.open(tmp_path / "eoq.db"))
+    settings: dict[str, QueueSettings] = {}
+    store = loop.run_until_complete(
+        Store.open(tmp_path / "eoq.db", settings=lambda queue: settings.get(queue, QueueSettings()))
+    )
     try:
         _fill(store, "q")
         _fill(store, "other")
-        yield Traced(store)
+        yield Traced(store, settings)
     finally:
         loop.run_until_complete(store.close())
 
@@ -188,8 +193,9 @@ def test_a_repeated_ack_finds_what_it_did(traced: Traced) -> None:
 
 @pytest.mark.parametrize("max_attempts", [1, 10], ids=["dead", "again"])
 def test_a_retry_finds_its_message_by_place(traced: Traced, max_attempts: int) -> None:
+    traced.settings["q"] = QueueSettings(max_attempts=max_attempts)
     held = _claim_group(traced.store)
-    steps = traced.plan(lambda: traced.store.retry(NOW, [held], max_attempts=max_attempts))
+    steps = traced.plan(lambda: traced.store.retry(NOW, [held]))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
