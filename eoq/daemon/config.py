@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..errors import InvalidRequest
-from .settings import RETENTION, QueueSettings
+from .settings import RETENTION, QueueSettings, StorageSettings
 
 
 class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -33,6 +33,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
 
     queues: dict[str, dict[str, Any]] = {}
     relay: list[RelayConfig] = []
+    storage: StorageSettings = StorageSettings()
 
     def __post_init__(self) -> None:
         for pattern, section in self.queues.items():

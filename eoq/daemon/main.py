@@ -29,7 +29,9 @@ from .once import Deduplicator
 from .reader import Reader
 from .server import MAX_CONNECTIONS, Server
 from .settings import MAX_ATTEMPTS
+from .steward import Steward
 from .store import Store
+from .topics import Topics
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -83,7 +85,12 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             stack.callback(Lock(path.resolve(), holder).release)
         _allow_many_files()
         current = Current(settings.config, {"max_attempts": settings.max_attempts})
-        store = await Store.open(settings.database, settings=current.queue, quick_commit=settings.quick_commit)
+        store = await Store.open(
+            settings.database,
+            settings=current.queue,
+            storage=lambda: current.config.storage,
+            quick_commit=settings.quick_commit,
+        )
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
@@ -99,18 +106,23 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "waiting": broker.waiting,
             }
 
-        looker = Looker(reader, describe)
+        topics = Topics(store, writer)
+        topics.load(store.bindings(), ())
+        looker = Looker(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
             store,
             writer,
             clock,
             epoch=secrets.token_hex(4),
             ended=looker.ended,
+            arrived=looker.arrived,
+            topics=topics,
             settings=current.queue,
         )
         deduplicator = Deduplicator(store, writer, clock)
         forgetter = Forgetter(store, writer, clock, current)
-        server = Server(broker, looker, deduplicator)
+        steward = Steward(store, writer, clock, broker)
+        server = Server(broker, looker, deduplicator, (steward, topics))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
         for part in (broker, deduplicator, forgetter):

@@ -28,7 +28,7 @@ from ..protocol import (
     QUEUE_PATTERN,
     get_bytes,
 )
-from .store import NewMessage
+from .rows import NewMessage
 
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
@@ -41,6 +41,7 @@ LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
 Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
 Moment = Annotated[float, Meta(ge=0, le=1e11)]
+Place = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,7 @@ class _Content(Struct, forbid_unknown_fields=True, kw_only=True):
     group: Id | None = None
     delay: Seconds | None = None
     at: Moment | None = None
+    ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
 
 
 class Message(_Content, kw_only=True):
@@ -162,7 +164,17 @@ class Queues(_Request, tag="queues"):
 class Peek(_Request, tag="peek"):
     queue: QueueName
     limit: Limit = 10
-    state: Literal["ready", "delayed", "leased", "blocked", "dead"] = "ready"
+    state: Literal["ready", "delayed", "leased", "blocked", "dead", "done", "expired", "dropped"] = "ready"
+    group: Id | None = None
+    headers: dict[str, str] | None = None
+    contains: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
+
+
+class Tail(_Request, tag="tail"):
+    queue: QueueName
+    after: Place | None = None
+    last: Annotated[int, Meta(ge=0, le=MAX_BATCH)] = 0
+    wait: Wait = 0.0
 
 
 class Show(_Request, tag="show"):
@@ -171,6 +183,50 @@ class Show(_Request, tag="show"):
 
 
 class Status(_Request, tag="status"):
+    pass
+
+
+class Pause(_Request, tag="pause"):
+    queue: QueueName
+
+
+class Resume(_Request, tag="resume"):
+    queue: QueueName
+
+
+class Purge(_Request, tag="purge"):
+    queue: QueueName
+    upto: Place | None = None
+
+
+class Redrive(_Request, tag="redrive"):
+    queue: QueueName
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+    failed_before: Moment | None = None
+    all: bool = False
+    after: Place = 0
+
+
+class Drop(_Request, tag="drop"):
+    queue: QueueName
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+    failed_before: Moment | None = None
+    all: bool = False
+    after: Place = 0
+
+
+class Bind(_Request, tag="bind"):
+    topic: QueueName
+    queue: QueueName
+    headers: dict[str, str] | None = None
+
+
+class Unbind(_Request, tag="unbind"):
+    topic: QueueName
+    queue: QueueName
+
+
+class Topics(_Request, tag="topics"):
     pass
 
 
@@ -192,6 +248,15 @@ Request: TypeAlias = (
     | Peek
     | Show
     | Status
+    | Tail
+    | Pause
+    | Resume
+    | Purge
+    | Redrive
+    | Drop
+    | Bind
+    | Unbind
+    | Topics
 )
 
 
@@ -256,7 +321,8 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
         if due_at is not None:
             raise InvalidRequest("give `delay` or `at`, not both")
         due_at = now + content.delay
-    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at)
+    expires_at = None if content.ttl is None else now + content.ttl
+    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, expires_at)
 
 
 def _headers(headers: dict[str, str] | None) -> str | None:

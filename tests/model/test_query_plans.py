@@ -18,9 +18,10 @@ from typing import Final
 import pytest
 
 from eoq.daemon.file import MANY
-from eoq.daemon.reader import Reader
+from eoq.daemon.reader import Filter, Reader
+from eoq.daemon.rows import Claimed, Held, NewMessage
 from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Claimed, Held, NewMessage, Store
+from eoq.daemon.store import Store
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000
@@ -114,7 +115,7 @@ def _do(store: Store, verb: Callable[[], object]) -> None:
 
 def _claim(store: Store, queue: str, limit: int = FILL) -> list[Held]:
     taken: list[Claimed] = []
-    _do(store, lambda: taken.extend(store.claim(queue, limit, MOST_BYTES).messages))
+    _do(store, lambda: taken.extend(store.claim(NOW, queue, limit, MOST_BYTES).messages))
     return [Held(message.seq, message.fence, queue, message.group) for message in taken]
 
 
@@ -141,7 +142,7 @@ def _check(steps: list[str], *expected: str) -> None:
 
 def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced) -> None:
     _check(
-        traced.plan(lambda: traced.store.claim("q", FILL, MOST_BYTES)),
+        traced.plan(lambda: traced.store.claim(NOW, "q", FILL, MOST_BYTES)),
         "INDEX message_ready (queue=?)",
         "INDEX message_ready (queue=? AND priority=?)",
         "INDEX message_ready_by_seq (queue=?)",
@@ -207,7 +208,7 @@ def test_a_reject_finds_its_message_by_place(traced: Traced) -> None:
 
 def test_the_timer_finds_what_is_due_and_what_is_next(traced: Traced) -> None:
     _check(
-        traced.plan(lambda: traced.store.promote(LATER + 1, 500)),
+        traced.plan(lambda: traced.store.advance(LATER + 1, 500)),
         "message USING INDEX message_delayed (due_at<?)",
         "message USING INDEX message_delayed",
     )
@@ -225,6 +226,8 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
         database.set_trace_callback(statements.append)
         return database
 
+    store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
+    loop.run_until_complete(store.close())
     monkeypatch.setattr(sqlite3, "connect", connect_traced)
     store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
     loop.run_until_complete(store.close())
@@ -241,7 +244,9 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
 def test_a_peek_walks_only_its_state(
     tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced, state: str, index: str
 ) -> None:
-    _check(loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.peek("q", state, 10))), index)
+    _check(
+        loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.peek("q", state, 10, Filter()))), index
+    )
 
 
 def test_a_result_is_found_by_id(tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced) -> None:

@@ -1,0 +1,85 @@
+"""Topics: what is sent to one goes to each queue that is bound to it, in one transaction, under the same id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from ..errors import EoqError
+from . import requests as ask
+from .broker import Reply, Session, Submitter
+from .rows import NewMessage, Routed
+from .topic_table import Binding, TopicTable, check
+
+
+class Topics:
+    """All bindings: those in the file, and those of the configuration."""
+
+    def __init__(self, table: TopicTable, writer: Submitter) -> None:
+        self._table = table
+        self._writer = writer
+        self._stored: list[Binding] = []
+        self._configured: list[Binding] = []
+        self._by_topic: dict[str, list[Binding]] = {}
+
+    def load(self, stored: Sequence[Binding], configured: Sequence[Binding]) -> None:
+        """What is bound when the daemon starts, or its configuration is read again. Raises as `check`."""
+        check([*stored, *configured])
+        self._stored, self._configured = list(stored), list(configured)
+        self._by_topic = {}
+        for binding in {(binding.topic, binding.queue): binding for binding in [*stored, *configured]}.values():
+            self._by_topic.setdefault(binding.topic, []).append(binding)
+
+    def configure(self, configured: Sequence[Binding]) -> None:
+        """From now on these stand in the configuration. Raises as `check`, and then nothing changes."""
+        self.load(self._stored, configured)
+
+    def route(self, messages: Sequence[NewMessage]) -> Routed:
+        """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
+        if not any(message.queue in self._by_topic for message in messages):
+            return Routed(messages, None)
+        routed: list[NewMessage] = []
+        origins: list[int] = []
+        for index, message in enumerate(messages):
+            for queue in self._queues_of(message):
+                routed.append(message._replace(queue=queue))
+                origins.append(index)
+        return Routed(routed, origins)
+
+    def _queues_of(self, message: NewMessage) -> list[str]:
+        bindings = self._by_topic.get(message.queue)
+        if bindings is None:
+            return [message.queue]
+        headers = json.loads(message.headers) if message.headers else {}
+        return [b.queue for b in bindings if b.headers.items() <= headers.items()]
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
+
+    def handles(self, request: ask.Request) -> bool:
+        """Whether a request is about topics."""
+        return isinstance(request, ask.Bind | ask.Unbind | ask.Topics)
+
+    def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
+        """Acts on a request; ``reply`` is called once, now or later."""
+
+        def done(outcome: list[Binding] | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                reply(outcome)
+                return
+            self.load(outcome, self._configured)
+            reply({})
+
+        match request:
+            case ask.Bind(topic=topic, queue=queue, headers=headers):
+                binding = Binding(topic, queue, headers or {})
+                self._writer.submit(lambda: self._table.bind(binding, self._configured), done)
+            case ask.Unbind(topic=topic, queue=queue):
+                self._writer.submit(lambda: self._table.unbind(topic, queue), done)
+            case ask.Topics():
+                bindings = [b for topic in sorted(self._by_topic) for b in self._by_topic[topic]]
+                reply({"bindings": [_shown(binding) for binding in bindings]})
+
+
+def _shown(binding: Binding) -> dict[str, object]:
+    fields: dict[str, object] = {"topic": binding.topic, "queue": binding.queue}
+    return {**fields, "headers": binding.headers} if binding.headers else fields
