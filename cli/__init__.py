@@ -24,7 +24,10 @@ _HOMES = {
     "relay": ("relay",),
     "work": ("work",),
     "apply": ("apply",),
-    "look": ("result", "queues", "peek", "show"),
+    "look": ("result", "queues", "peek", "tail", "show"),
+    "steer": ("pause", "resume", "purge"),
+    "dead": ("dead",),
+    "topics": ("bind", "unbind", "topics"),
     "demo": ("demo",),
 }
 _HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}

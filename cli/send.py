@@ -21,11 +21,13 @@ from .common import (
     NOTHING_THERE,
     bytes_fields,
     connect,
+    header_option,
     json_option,
     print_bytes,
     print_json,
     queue_argument,
     read_body,
+    refuse_failed,
     socket_option,
     standard_input,
 )
@@ -48,25 +50,16 @@ def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
         ) from None
 
 
-def _headers(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    headers = {}
-    for value in values:
-        name, separator, content = value.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{value!r} is no header; write NAME=VALUE")
-        headers[name] = content
-    return headers
-
-
 @click.command()
 @queue_argument
 @click.argument("body", required=False)
 @click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
 @click.option("--at", callback=_moment, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
+@click.option("--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not after so long.")
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@click.option("--header", "headers", multiple=True, callback=_headers, metavar="K=V", help="May be repeated.")
+@header_option("May be repeated.")
 @click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
 @click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")
@@ -78,6 +71,7 @@ def send(
     id_: str | None,
     delay: float | None,
     at: float | None,
+    ttl: float | None,
     priority: int,
     group: str | None,
     headers: dict[str, str],
@@ -98,7 +92,7 @@ def send(
     seq 1000 | eoq send numbers --lines
     eoq send render 'page 7' --wait 30
     """
-    options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at}
+    options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at, "ttl": ttl}
     if delay is not None and at is not None:
         raise click.UsageError("give --delay or --at, not both")
     with connect(socket) as client:
@@ -132,8 +126,7 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
         print_json({"id": sent.id, "duplicate": sent.duplicate, "outcome": result.outcome, **fields})
     elif result.body is not None:
         print_bytes(result.body)
-    if result.outcome == "dead":
-        raise InvalidRequest(f"{sent.id} is a dead letter: {result.error or 'no reason was given'}")
+    refuse_failed(sent.id, result)
 
 
 def _send_stream(client: Client, queue: str, source: Iterable[Outgoing], as_json: bool) -> None:
@@ -188,14 +181,14 @@ def _from_json(line: bytes, template: Outgoing) -> Outgoing:
         fields["body"] = get_bytes(None, in_base64, "body")
     if "body" not in fields:
         raise InvalidRequest("it has no `body`")
-    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at"}
+    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at", "ttl"}
     if unknown:
         raise InvalidRequest(f"the option {min(unknown)!r} is not known")
     return _replace(template, **fields)
 
 
 def _replace(template: Outgoing, **fields: Any) -> Outgoing:
-    values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at")}
+    values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at", "ttl")}
     if "delay" in fields or "at" in fields:
         values["delay"] = values["at"] = None
     return Outgoing(**{**values, **fields})

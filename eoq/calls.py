@@ -91,6 +91,8 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
         fields["delay"] = message.delay
     if message.at is not None:
         fields["at"] = message.at
+    if message.ttl is not None:
+        fields["ttl"] = message.ttl
 
 
 def check_options(message: Outgoing) -> None:
@@ -109,6 +111,7 @@ def check_options(message: Outgoing) -> None:
     _check_seconds("at", message.at, 1e11)
     if message.delay is not None and message.at is not None:
         raise InvalidRequest("give `delay` or `at`, not both")
+    check_ttl(message.ttl)
 
 
 def _check_name(what: str, name: object) -> None:
@@ -308,7 +311,7 @@ def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[Onc
 
 def check_ttl(ttl: float | None) -> None:
     """Raises `InvalidRequest` where ``ttl`` is no number of seconds for something to be kept."""
-    if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl <= MAX_TTL):
+    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= MAX_TTL):
         raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
 
 

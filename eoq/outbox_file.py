@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +32,8 @@ _SENDING: Final = """
 """
 _BUSY_SECONDS: Final = 1.0
 """How long one try waits for another writer. Short, so that a relay can be stopped; it tries again."""
+SHORTEST_TTL: Final = 0.001
+"""Seconds to live of a message that came too late."""
 _KEY: Final = "substr(cast(id as blob), 1, 1000)"
 """An id as it stands in the file, whatever type it has. Valid ones are shorter."""
 
@@ -58,7 +61,8 @@ _READ: Final = f"""
       {_bounded("id", 4 * MAX_ID)},
       priority,
       at,
-      ttl
+      ttl,
+      created_at
     from eoq_outbox as next
     where next.seq > :floor
       and error is null
@@ -334,7 +338,7 @@ def _doubt(since: Any, resend_within: float) -> InvalidRequest | None:
 
 
 def _read_message(
-    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any
+    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any, created_at: Any
 ) -> Outgoing | InvalidRequest | MessageTooLarge:
     """A row as a message, whoever wrote it; or what is wrong with it."""
     try:
@@ -346,13 +350,20 @@ def _read_message(
         content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
         if len(content) > MAX_BODY:
             raise MessageTooLarge(f"the body has more than {MAX_BODY:,} bytes; store it elsewhere and send its name")
-        if ttl is not None:
-            raise InvalidRequest("this version of eoq knows no `ttl`; set it to null")
-        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at)
+        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at, ttl)
         check_options(message)
+        if ttl is not None:
+            message = replace(message, ttl=_time_left(ttl, created_at))
     except (InvalidRequest, MessageTooLarge) as error:
         return error
     return message
+
+
+def _time_left(ttl: float, created_at: object) -> float:
+    """The seconds a message still has to live. One whose time is over is sent all the same, and expires at once."""
+    if not isinstance(created_at, int | float):
+        raise InvalidRequest("its `created_at` is no number of seconds, so that its `ttl` cannot be counted from it")
+    return min(max(created_at + ttl - time.time(), SHORTEST_TTL), ttl)
 
 
 def _read_headers(text: object) -> dict[str, str] | None:
