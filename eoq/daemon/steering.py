@@ -17,8 +17,6 @@ STEP_ROWS: Final = 500
 STEP_LOOKS: Final = 5000
 """Dead letters looked at in one step, for those of the right age."""
 
-_DEAD_COLUMNS: Final = f"{ENDING_COLUMNS}, failed_at"
-
 
 class Step(NamedTuple):
     """What one step did.
@@ -106,17 +104,16 @@ class Steering(MessageTable):
         if ids is not None:
             rows = self._database.execute(
                 f"""
-                select {_DEAD_COLUMNS}
-                from message
+                select {ENDING_COLUMNS}
+                from message indexed by message_by_id
                 where queue = ? and id in (select value from json_each(?)) and state = 'dead'
-                order by seq
                 """,  # noqa: S608 # a constant
                 (number, json.dumps(ids)),
             ).fetchall()
-            return [Ending._make(row[:-1]) for row in rows], None
+            return [Ending._make(row) for row in sorted(rows)], None
         rows = self._database.execute(
             f"""
-            select {_DEAD_COLUMNS}
+            select {ENDING_COLUMNS}, failed_at
             from message
             where queue = ? and state = 'dead' and seq > ?
             order by seq

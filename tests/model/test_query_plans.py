@@ -11,12 +11,14 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import pytest
 
+import eoq
 from eoq.daemon.file import MANY
 from eoq.daemon.reader import Filter, Reader
 from eoq.daemon.rows import Claimed, Held, NewMessage
@@ -206,12 +208,50 @@ def test_a_reject_finds_its_message_by_place(traced: Traced) -> None:
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
-def test_the_timer_finds_what_is_due_and_what_is_next(traced: Traced) -> None:
+def test_a_reject_finds_the_next_of_its_group(traced: Traced) -> None:
+    held = _claim_group(traced.store)
+    steps = traced.plan(lambda: traced.store.reject(NOW, held, None))
+    _check(steps, "SEARCH message USING COVERING INDEX message_group (queue=? AND group=? AND state=?)")
+
+
+def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: Traced) -> None:
+    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW + 1)])
     _check(
         traced.plan(lambda: traced.store.advance(LATER + 1, 500)),
         "message USING INDEX message_delayed (due_at<?)",
         "message USING INDEX message_delayed",
+        "message USING INDEX message_expiring (expires_at<?)",
+        "message USING INDEX message_expiring (expires_at>?)",
     )
+
+
+def test_a_claim_that_finds_an_expired_message_looks_at_few(traced: Traced) -> None:
+    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW, priority=1)])
+    steps = traced.plan(lambda: traced.store.claim(NOW + 1, "q", 1, MOST_BYTES))
+    _check(steps, "message USING INDEX message_ready (queue=?)")
+
+
+@pytest.mark.parametrize("when_full", ["refuse", "drop_oldest"])
+def test_a_queue_with_a_limit_is_counted_once_and_its_oldest_found(
+    traced: Traced, when_full: Literal["refuse", "drop_oldest"]
+) -> None:
+    traced.settings["q"] = QueueSettings(max_depth=FILL, when_full=when_full)
+    with suppress(eoq.QueueFull):
+        _put(traced.store, [_message("q", "counted")])
+    steps: list[str] = []
+    with suppress(eoq.QueueFull):
+        steps = traced.plan(lambda: traced.store.put(NOW, [_message("q", "more")]))
+    _check(steps)
+    assert not any("COUNT" in step or step == "message_ready (queue=?)" for step in steps)
+
+
+def test_steering_finds_what_it_changes(traced: Traced) -> None:
+    redriven = traced.plan(lambda: traced.store.redrive(NOW, "q", ids=["dead0", "ready0"], failed_before=None, after=0))
+    _check(redriven, "INDEX message_by_id (queue=? AND id=?)")
+    dropped = traced.plan(lambda: traced.store.drop(NOW, "q", ids=None, failed_before=LATER, after=0))
+    _check(dropped, "INDEX message_dead (queue=? AND seq>?)")
+    purged = traced.plan(lambda: traced.store.purge(NOW, "q", None))
+    _check(purged, "INDEX message_later (queue=? AND seq<?)")
 
 
 def test_a_start_finds_the_leases_of_the_daemon_before(
