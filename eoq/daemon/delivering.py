@@ -30,7 +30,8 @@ _ACK_ONE: Final = """
     """
 
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
-# Each part is answered by the first entry of an index.
+# Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
+# its ack lost: it counts as long as its record is kept, so that no backup from before its end finds its id forgotten.
 _LOWEST_UNSETTLED: Final = """
     select min(seq)
     from (
@@ -43,6 +44,8 @@ _LOWEST_UNSETTLED: Final = """
       select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
       union all
       select min(seq) from message where queue = ?1 and state = 'dead'
+      union all
+      select min(seq) from message where queue = ?1 and state in ('expired', 'dropped') and fence > 0
     )
     """
 

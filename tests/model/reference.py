@@ -173,8 +173,11 @@ class Model:
         return {queue for queue, _ in self.messages}
 
     def first_not_settled(self, queue: str) -> Message | None:
-        """Where the watermark stands; a dead letter can be redriven, so it is not settled."""
-        return next((m for m in self._of(queue) if m.state not in SETTLED), None)
+        """Where the watermark stands.
+
+        A dead letter can be redriven, so it is not settled. What was delivered and then given up may be processed.
+        """
+        return next((m for m in self._of(queue) if m.state not in SETTLED or _given_up(m)), None)
 
     def rows(self) -> list[Row]:
         blocked = self.blocked()
@@ -416,3 +419,7 @@ class Model:
             if follower.state not in FINISHED:
                 # Its delay ran on while it was blocked.
                 follower.state = "delayed" if follower.due is not None and follower.due > now else "ready"
+
+
+def _given_up(message: Message) -> bool:
+    return message.state in ("expired", "dropped") and message.last is not None

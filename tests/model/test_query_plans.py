@@ -151,6 +151,7 @@ def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced
         "INDEX message_leased (queue=?)",
         "INDEX message_later (queue=?)",
         "INDEX message_dead (queue=?)",
+        "INDEX message_given_up (queue=?)",
         "message USING INTEGER PRIMARY KEY (rowid=?)",
     )
 

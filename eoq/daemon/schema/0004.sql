@@ -11,6 +11,9 @@ alter table message add column failed_at real;    -- when the newest failed: the
 create index message_expiring on message (expires_at)
   where expires_at is not null and state in ('ready', 'delayed', 'blocked');
 
+-- watermark: what was delivered and then given up may have been processed all the same, so it holds the watermark back
+create index message_given_up on message (queue, seq) where state in ('expired', 'dropped') and fence > 0;
+
 -- Deliveries that failed, for people: show, dead letters. The newest delivery stands with its message.
 create table failure (
   seq integer not null,
