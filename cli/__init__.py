@@ -26,6 +26,7 @@ _HOMES = {
     "apply": ("apply",),
     "look": ("result", "queues", "peek", "show"),
     "demo": ("demo",),
+    "config": ("config",),
 }
 _HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}
 

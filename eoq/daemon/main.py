@@ -27,8 +27,9 @@ from .locks import Lock, cannot_use
 from .looking import Looker
 from .once import Deduplicator
 from .reader import Reader
+from .relaying import Relays
+from .reloading import Reloader
 from .server import MAX_CONNECTIONS, Server
-from .settings import MAX_ATTEMPTS
 from .store import Store
 from .writer import Writer
 
@@ -39,15 +40,21 @@ log = logging.getLogger("eoq.daemon")
 class Settings:
     """What a daemon is started with.
 
-    ``quick_commit`` is in seconds; 0 commits on a thread always. Paths in ``config`` are relative to ``folder``.
+    ``max_attempts`` counts before the configuration; None leaves it to that. ``quick_commit`` is in seconds; 0 commits
+    on a thread always. ``config`` was read from ``config_path``, and is read from there again.
     """
 
     database: Path
     socket: Path
-    max_attempts: int = MAX_ATTEMPTS
+    max_attempts: int | None = None
     quick_commit: float = QUICK_COMMIT
     config: Config = field(default_factory=Config)
-    folder: Path = Path()
+    config_path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which paths in ``config`` are relative."""
+        return Path() if self.config_path is None else self.config_path.parent
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -75,6 +82,11 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     loop.set_exception_handler(fail)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
+    current = Current(settings.config, overrides)
+    reloader = Reloader(settings.config_path, current)
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    hold_hangups(False)
     async with AsyncExitStack() as stack:
         holder = {"pid": os.getpid(), "socket": str(settings.socket)}
         for path in (settings.database, settings.socket):
@@ -82,7 +94,6 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
         _allow_many_files()
-        current = Current(settings.config, {"max_attempts": settings.max_attempts})
         store = await Store.open(settings.database, settings=current.queue, quick_commit=settings.quick_commit)
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
@@ -97,6 +108,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "connections": len(server.connections),
                 "leased": broker.leased,
                 "waiting": broker.waiting,
+                **reloader.describe(),
             }
 
         looker = Looker(reader, describe)
@@ -116,13 +128,16 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         for part in (broker, deduplicator, forgetter):
             part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
-        relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
+        relays = Relays(settings.socket, settings.folder)
+        relays.follow(Config(), current.config)
+        reloader.listeners += [relays.follow, lambda _old, _new: forgetter.hurry()]
+        reloading = loop.create_task(reloader.run())
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
-        for task in relaying:
-            task.cancel()
-        await asyncio.gather(*relaying, return_exceptions=True)
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
+        await relays.stop()
         server.refuse_new()
         for part in (broker, deduplicator, forgetter):
             part.stop()
@@ -132,19 +147,15 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         await server.close()
         if not failures:
             await writer.drain()
+    # The loop gives the signal back its default when it ends.
+    hold_hangups(True)
     if failures:
         raise failures[0]
 
 
-async def _relay(path: Path, settings: Settings) -> None:
-    """Sends an application's outbox through the daemon's own socket, also when the file comes later or goes."""
-    from ..aio import connect_async
-    from ..relay import Relay
-
-    # Some time before the daemon may have forgotten what it settled.
-    resend_within = settings.config.shortest_retention * 6 / 7
-    async with connect_async(settings.socket) as client:
-        await Relay(path, client, resend_within=resend_within).run()
+def hold_hangups(hold: bool) -> None:
+    """Makes SIGHUP wait where nobody listens to it yet, or any more: its default would kill the daemon."""
+    signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, [signal.SIGHUP])
 
 
 def _allow_many_files() -> None:
