@@ -27,8 +27,9 @@ MAX_FILE: Final = 1024 * 1024
 """Bytes of a configuration file."""
 MAX_LINE: Final = 2000
 """Characters of a line of it."""
+MAX_FOUND: Final = 100
 MAX_TOLD: Final = 20
-"""Problems that an error lists."""
+"""Problems that are looked for, and those that an error lists."""
 NO_LIMIT: Final = "none"
 """How the section of a queue says that a limit of a later, wider section does not hold for it."""
 
@@ -53,8 +54,9 @@ class WrongConfig(InvalidRequest):
         if len(problems) == 1:
             text = f"the configuration {path} is wrong: {told[0]}"
         else:
-            more = [f"and {len(problems) - MAX_TOLD} more"] if len(problems) > MAX_TOLD else []
-            text = "\n  ".join([f"the configuration {path} is wrong in {len(problems)} places:", *told, *more])
+            count = f"{len(problems)}" if len(problems) < MAX_FOUND else f"{MAX_FOUND} or more"
+            more = ["and more"] if len(problems) > MAX_TOLD else []
+            text = "\n  ".join([f"the configuration {path} is wrong in {count} places:", *told, *more])
         super().__init__(text)
         self.problems = problems
 
@@ -183,6 +185,8 @@ def _check_struct(value: Any, struct: type[msgspec.Struct], place: str, problems
     before = len(problems)
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     for key, item in value.items():
+        if len(problems) >= MAX_FOUND:
+            return
         if key not in fields:
             problems.append(Problem(_below(place, key), _unknown(place, key, item, fields)))
         elif struct is Config and key == "queues":

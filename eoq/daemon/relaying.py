@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ class Relays:
     def __init__(self, socket: Path, folder: Path) -> None:
         self._socket = socket
         self._folder = folder
+        self._resend_within = math.inf
         self._running: dict[Path, tuple[Relay, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         """With those that are about to end."""
@@ -32,14 +34,14 @@ class Relays:
         wanted = dict.fromkeys(self._folder / relay.path for relay in new.relay)
         for path in [path for path in self._running if path not in wanted]:
             self._running.pop(path)[1].cancel()
-        # Some time before the daemon may have forgotten what it settled.
-        resend_within = new.shortest_retention * 6 / 7
+        # Some time before the daemon may have forgotten what it settled. It does not grow with a longer retention: that
+        # brings back nothing that was forgotten under the shorter one.
+        self._resend_within = min(self._resend_within, new.shortest_retention * 6 / 7)
         for relay, _ in self._running.values():
-            # A longer retention brings back nothing that was forgotten under the shorter one.
-            relay.resend_within = min(relay.resend_within, resend_within)
+            relay.resend_within = self._resend_within
         for path in wanted:
             if path not in self._running:
-                self._start(path, resend_within)
+                self._start(path)
 
     async def stop(self) -> None:
         """Ends all. What they were in the middle of is sent again by the next daemon, under the same ids."""
@@ -47,12 +49,12 @@ class Relays:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, path: Path, resend_within: float) -> None:
+    def _start(self, path: Path) -> None:
         from ..aio import connect_async
         from ..relay import Relay
 
         client = connect_async(self._socket)
-        relay = Relay(path, client, resend_within=resend_within)
+        relay = Relay(path, client, resend_within=self._resend_within)
         task = asyncio.get_running_loop().create_task(_run(relay, client))
         self._running[path] = relay, task
         self._tasks.add(task)
@@ -61,10 +63,8 @@ class Relays:
     def _ended(self, path: Path, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Troubles with the file or the daemon it outlives by itself.
-            log.error("the relay of %s failed inside; a reload starts it again", path, exc_info=error)
-            if path in self._running and self._running[path][1] is task:
-                del self._running[path]
+            # Not for troubles with the file or the daemon, which it outlives.
+            log.error("the relay of %s failed inside and ended; restart the daemon", path, exc_info=error)
 
 
 async def _run(relay: Relay, client: AsyncClient) -> None:
