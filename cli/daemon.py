@@ -48,8 +48,8 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     [[relay]]
     path = "shop.db"       # relative to the file's folder
     """
-    # Until the daemon listens to it: its default would end the process.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    # Until the daemon listens to it, which then looks at the file in any case: its default would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     from eoq.daemon.main import Settings, run
     from eoq.daemon.precedence import choose

@@ -62,8 +62,11 @@ def run(settings: Settings, ready: Callable[[Path], None]) -> None:
 
     Raises `EoqError` where it cannot start, or had to stop.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, ready))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, ready))
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -85,8 +88,13 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
     current = Current(settings.config, overrides)
     reloader = Reloader(settings.config_path, current)
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
-    hold_hangups(False)
+
+    def hangup(_number: int, _frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(reloader.ask)
+
+    # Not through the loop, which gives a signal its default back when it ends: this one's would kill what is stopping.
+    signal.signal(signal.SIGHUP, hangup)
     async with AsyncExitStack() as stack:
         holder = {"pid": os.getpid(), "socket": str(settings.socket)}
         for path in (settings.database, settings.socket):
@@ -147,15 +155,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         await server.close()
         if not failures:
             await writer.drain()
-    # The loop gives the signal back its default when it ends.
-    hold_hangups(True)
     if failures:
         raise failures[0]
-
-
-def hold_hangups(hold: bool) -> None:
-    """Makes SIGHUP wait where nobody listens to it yet, or any more: its default would kill the daemon."""
-    signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, [signal.SIGHUP])
 
 
 def _allow_many_files() -> None:

@@ -380,14 +380,14 @@ def test_sighup_never_kills_it_while_it_starts_or_stops(folder: Path) -> None:
             cwd=folder,
         )
 
-    def holds_hangups() -> bool:
-        blocked = Path(f"/proc/{process.pid}/status").read_text().partition("\nSigBlk:")[2].split()[0]
-        return bool(int(blocked, 16) & 1 << (signal.SIGHUP - 1))
+    def withstands() -> bool:
+        ignored = Path(f"/proc/{process.pid}/status").read_text().partition("\nSigIgn:")[2].split()[0]
+        return bool(int(ignored, 16) & 1 << (signal.SIGHUP - 1))
 
     with process:
         try:
             # Before that it is Python that starts, and nothing of eoq has run.
-            eventually(holds_hangups)
+            eventually(withstands)
             assert process.stdout is not None
             while not select.select([process.stdout], [], [], 0.0005)[0]:
                 process.send_signal(signal.SIGHUP)
