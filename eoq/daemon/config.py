@@ -143,15 +143,22 @@ class Current:
         self._overrides = overrides or {}
         self.replace(config)
 
+    @property
+    def config(self) -> Config:
+        """What counts now."""
+        return self._now[0]
+
     def replace(self, config: Config) -> None:
         """From now on ``config`` counts."""
-        self.config = config
-        self._queues: dict[str, QueueSettings] = {}
+        queues: dict[str, QueueSettings] = {}
+        # Together, since threads look things up meanwhile: what the old one said is kept with the old one.
+        self._now = config, queues
 
     def queue(self, name: str) -> QueueSettings:
         """What holds for the queue ``name`` now."""
-        settings = self._queues.get(name)
+        config, queues = self._now
+        settings = queues.get(name)
         if settings is None:
             # As many as there can be queues: the daemon makes no more.
-            settings = self._queues[name] = self.config.queue(name, self._overrides)
+            settings = queues[name] = config.queue(name, self._overrides)
         return settings

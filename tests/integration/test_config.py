@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eoq
-from eoq.daemon.config import Config
+from eoq.daemon.config import Config, Current
 from eoq.daemon.config_file import WrongConfig, load
 from eoq.daemon.reloading import changes
 from eoq.daemon.settings import QueueSettings
@@ -104,6 +105,28 @@ def test_of_the_sections_that_fit_the_first_that_has_a_setting_counts(folder: Pa
     assert config.queue("other", {"max_attempts": 7}).max_attempts == 7
     assert config.origins("mail.high") == {"max_attempts": "mail.high", "max_depth": "mail.high", "retention": "mail.*"}
     assert config.shortest_retention == 60
+
+
+def test_what_is_looked_up_while_the_configuration_is_replaced_is_not_kept(folder: Path) -> None:
+    """The writer's thread looks settings up while the event loop takes a new file."""
+    old, new = (_load(folder, f"[queues.q]\nmax_attempts = {number}\n") for number in (1, 2))
+
+    class Replacing(Mapping[str, int]):
+        """Overrides that are read just as the configuration is replaced."""
+
+        def __iter__(self) -> Iterator[str]:
+            current.replace(new)
+            yield "burst"
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, key: str) -> int:
+            return 1
+
+    current = Current(old, Replacing())
+    current.queue("q")
+    assert current.queue("q").max_attempts == 2
 
 
 @pytest.mark.parametrize(
