@@ -29,6 +29,7 @@ _HOMES = {
     "dead": ("dead",),
     "topics": ("bind", "unbind", "topics"),
     "demo": ("demo",),
+    "config": ("config",),
 }
 _HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}
 

@@ -86,8 +86,9 @@ class Relay:
         """Messages sent and removed, duplicates included."""
         self.set_aside = 0
         """Messages marked because they cannot be sent."""
+        self.resend_within = resend_within
+        """May be changed while it runs."""
         self._client = client
-        self._resend_within = resend_within
         self._file = OutboxFile(path)
         self._holds: dict[str | None, _Hold] = {}
         """What waits: queues, or under None everything."""
@@ -172,7 +173,7 @@ class Relay:
                 BATCH_ROWS,
                 BATCH_BYTES,
                 without=[queue for queue in self._holds if queue is not None and self._waits(queue)],
-                resend_within=self._resend_within,
+                resend_within=self.resend_within,
                 behind_writers=behind_writers,
                 anew=anew,
             )

@@ -172,6 +172,11 @@ class Broker:
             if timer is not None:
                 timer[1].cancel()
 
+    def settings_changed(self) -> None:
+        """What holds for the queues may be something else now: those who wait may be allowed more."""
+        for queue in list(self._lines):
+            self.stir_all(queue)
+
     @property
     def leased(self) -> int:
         """Messages leased now."""

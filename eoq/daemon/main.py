@@ -27,10 +27,12 @@ from .locks import Lock, cannot_use
 from .looking import Looker
 from .once import Deduplicator
 from .reader import Reader
+from .relaying import Relays
+from .reloading import Reloader
 from .server import MAX_CONNECTIONS, Server
-from .settings import MAX_ATTEMPTS
 from .steward import Steward
 from .store import Store
+from .topic_table import Binding
 from .topics import Topics
 from .writer import Writer
 
@@ -41,15 +43,21 @@ log = logging.getLogger("eoq.daemon")
 class Settings:
     """What a daemon is started with.
 
-    ``quick_commit`` is in seconds; 0 commits on a thread always. Paths in ``config`` are relative to ``folder``.
+    ``max_attempts`` counts before the configuration; None leaves it to that. ``quick_commit`` is in seconds; 0 commits
+    on a thread always. ``config`` was read from ``config_path``, and is read from there again.
     """
 
     database: Path
     socket: Path
-    max_attempts: int = MAX_ATTEMPTS
+    max_attempts: int | None = None
     quick_commit: float = QUICK_COMMIT
     config: Config = field(default_factory=Config)
-    folder: Path = Path()
+    config_path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which paths in ``config`` are relative."""
+        return Path() if self.config_path is None else self.config_path.parent
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -57,8 +65,11 @@ def run(settings: Settings, ready: Callable[[Path], None]) -> None:
 
     Raises `EoqError` where it cannot start, or had to stop.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, ready))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, ready))
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -77,6 +88,16 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     loop.set_exception_handler(fail)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
+    current = Current(settings.config, overrides)
+    reloader = Reloader(settings.config_path, current)
+
+    def hangup(_number: int, _frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(reloader.ask)
+
+    # Not through the loop, which gives a signal its default back when it ends: this one's would kill what is stopping.
+    signal.signal(signal.SIGHUP, hangup)
     async with AsyncExitStack() as stack:
         holder = {"pid": os.getpid(), "socket": str(settings.socket)}
         for path in (settings.database, settings.socket):
@@ -84,7 +105,6 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
         _allow_many_files()
-        current = Current(settings.config, {"max_attempts": settings.max_attempts})
         store = await Store.open(
             settings.database,
             settings=current.queue,
@@ -104,10 +124,12 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "connections": len(server.connections),
                 "leased": broker.leased,
                 "waiting": broker.waiting,
+                **reloader.describe(),
             }
 
         topics = Topics(store, writer)
-        topics.load(store.bindings(), ())
+        topics.load(store.bindings())
+        topics.configure(_bindings(current.config))
         looker = Looker(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
             store,
@@ -128,13 +150,21 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         for part in (broker, deduplicator, forgetter):
             part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
-        relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
+        relays = Relays(settings.socket, settings.folder)
+        relays.follow(Config(), current.config)
+        reloader.listeners += [
+            relays.follow,
+            lambda _, new: topics.configure(_bindings(new)),
+            lambda _old, _new: forgetter.hurry(),
+            lambda _old, _new: broker.settings_changed(),
+        ]
+        reloading = loop.create_task(reloader.run())
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
-        for task in relaying:
-            task.cancel()
-        await asyncio.gather(*relaying, return_exceptions=True)
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
+        await relays.stop()
         server.refuse_new()
         for part in (broker, deduplicator, forgetter):
             part.stop()
@@ -148,15 +178,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         raise failures[0]
 
 
-async def _relay(path: Path, settings: Settings) -> None:
-    """Sends an application's outbox through the daemon's own socket, also when the file comes later or goes."""
-    from ..aio import connect_async
-    from ..relay import Relay
-
-    # Some time before the daemon may have forgotten what it settled.
-    resend_within = settings.config.shortest_retention * 6 / 7
-    async with connect_async(settings.socket) as client:
-        await Relay(path, client, resend_within=resend_within).run()
+def _bindings(config: Config) -> list[Binding]:
+    return [Binding(bind.topic, bind.queue, bind.headers) for bind in config.bind]
 
 
 def _allow_many_files() -> None:

@@ -14,6 +14,8 @@ RETENTION: Final = 7 * 86400.0
 MAX_ATTEMPTS: Final = 10
 """Deliveries of a message before it is dead."""
 MAX_COUNT: Final = 2**53
+LEAST_FILE: Final = 1024 * 1024
+"""Bytes of the daemon's file; below this no queue would have room."""
 MOST_KEPT_FREE: Final = 16 * 1024 * 1024
 """Bytes of the disk that sends leave free by default, on a large one."""
 
@@ -64,7 +66,7 @@ class QueueSettings(Struct, forbid_unknown_fields=True, frozen=True):
 class StorageSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """What holds for the daemon's file."""
 
-    max_file_bytes: Annotated[int, Meta(ge=65536, le=MAX_COUNT)] | None = None
+    max_file_bytes: Annotated[int, Meta(ge=LEAST_FILE, le=MAX_COUNT)] | None = None
     """Bytes of the file above which sends are refused; None is no limit."""
     min_free_bytes: Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None = None
     """Bytes of the disk that sends leave free; None is a twentieth of it, 16 MiB at most."""

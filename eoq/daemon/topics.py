@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 
 from ..errors import EoqError
@@ -10,6 +11,8 @@ from . import requests as ask
 from .broker import Reply, Session, Submitter
 from .rows import NewMessage, Routed
 from .topic_table import Binding, TopicTable, check
+
+log = logging.getLogger("eoq.topics")
 
 
 class Topics:
@@ -22,17 +25,25 @@ class Topics:
         self._configured: list[Binding] = []
         self._by_topic: dict[str, list[Binding]] = {}
 
-    def load(self, stored: Sequence[Binding], configured: Sequence[Binding]) -> None:
-        """What is bound when the daemon starts, or its configuration is read again. Raises as `check`."""
-        check([*stored, *configured])
-        self._stored, self._configured = list(stored), list(configured)
-        self._by_topic = {}
-        for binding in {(binding.topic, binding.queue): binding for binding in [*stored, *configured]}.values():
-            self._by_topic.setdefault(binding.topic, []).append(binding)
+    def load(self, stored: Sequence[Binding]) -> None:
+        """What the file has: at the start of the daemon, and as it changes."""
+        self._stored = list(stored)
+        self._arrange()
 
     def configure(self, configured: Sequence[Binding]) -> None:
-        """From now on these stand in the configuration. Raises as `check`, and then nothing changes."""
-        self.load(self._stored, configured)
+        """From now on these stand in the configuration. For the same topic and queue it counts before the file."""
+        self._configured = list(configured)
+        try:
+            check([*self._stored, *configured])
+        except EoqError as error:
+            log.warning("the bindings of the configuration and those made with `eoq bind` do not agree: %s", error)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        together = {(binding.topic, binding.queue): binding for binding in [*self._stored, *self._configured]}
+        self._by_topic = {}
+        for key in sorted(together):
+            self._by_topic.setdefault(key[0], []).append(together[key])
 
     def route(self, messages: Sequence[NewMessage]) -> Routed:
         """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
@@ -66,7 +77,7 @@ class Topics:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
-            self.load(outcome, self._configured)
+            self.load(outcome)
             reply({})
 
         match request:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import eoq
-from tests.support import Daemon, eventually, running_daemon
+from tests.support import Daemon, Shell, eventually, running_daemon
 
 
 @contextmanager
@@ -216,7 +215,7 @@ def test_several_workers_share_what_a_queue_allows(folder: Path, setting: str) -
 
 
 def test_a_full_file_refuses_sends_and_goes_on_settling(folder: Path) -> None:
-    with _configured(folder, "[storage]\nmax_file_bytes = 1000000\n") as (_, client):
+    with _configured(folder, "[storage]\nmax_file_bytes = 2000000\n") as (_, client):
         sent = []
 
         def fill() -> bool:
@@ -229,10 +228,11 @@ def test_a_full_file_refuses_sends_and_goes_on_settling(folder: Path) -> None:
 
         eventually(fill)
         assert len(sent) > 10
-        messages = client.receive("q", 100)
-        assert [message.id for message in messages] == sent
-        for message in messages:
-            message.ack()
+        received = []
+        while messages := client.receive("q", 100):
+            received += [message.id for message in messages]
+            client.ack_many([(message, None) for message in messages])
+        assert received == sent
         # What is settled has made room.
         eventually(lambda: _sends(client))
 
@@ -285,11 +285,29 @@ def _sends(client: eoq.Client) -> bool:
 def test_a_setting_out_of_bounds_is_named(folder: Path, setting: str) -> None:
     config = folder / "eoq.toml"
     config.write_text(f"[queues.q]\n{setting}\n")
-    with pytest.raises(eoq.InvalidRequest) as refused:
-        from eoq.daemon.config import load
+    ran = Shell(folder / "none", folder).run(f"eoq daemon --db {folder}/eoq.db --config {config}")
+    assert ran.status == 65
+    assert f"queues.q.{setting.partition(' ')[0]}" in ran.errors
 
-        load(config)
-    assert json.dumps(setting.partition(" ")[0])[1:-1] in str(refused.value)
+
+def test_bindings_and_limits_follow_the_configuration(folder: Path) -> None:
+    """While it runs, and without anybody being told to look again."""
+    config = folder / "eoq.toml"
+    with _configured(folder, "[queues.q]\nmax_in_flight = 1\n") as (daemon, client):
+        client.send_many("q", [b""] * 3)
+        assert len(client.receive("q", 10)) == 1
+        with ThreadPoolExecutor(1) as thread, eoq.connect(daemon.socket) as another:
+            waiting = thread.submit(another.receive, "q", 10, 60)
+            eventually(lambda: daemon.ask(op="status")["waiting"] == 1)
+            config.write_text('[queues.q]\nmax_in_flight = 2\n[[bind]]\ntopic = "t"\nqueue = "bound"\n')
+            assert len(waiting.result(20)) == 1
+        eventually(client.topics)
+        client.send("t", "x")
+        assert [message.text for message in client.receive("bound")] == ["x"]
+        config.write_text("")
+        eventually(lambda: not client.topics())
+        client.send("t", "y")
+        assert client.receive("bound") == []
 
 
 def test_waits_between_retries_follow_the_settings(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Being woken by a database's files, in each of the two ways, whichever this system would take."""
+"""Being woken by a file, or a database's files, in each of the two ways, whichever this system would take."""
 
 from __future__ import annotations
 
@@ -97,6 +97,35 @@ def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
             for _ in range(3):
                 woken.clear()
                 await _wakes(woken)
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("way")
+def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "at" / name).mkdir(parents=True)
+        (tmp_path / "at" / name / "file").touch()
+    (tmp_path / "now").symlink_to("at/one")
+    (tmp_path / "file").symlink_to("now/../../at/one/file")
+
+    async def run() -> None:
+        woken = asyncio.Event()
+        task = asyncio.create_task(watch.watch_file(tmp_path / "file", woken.set, 60))
+        await _wakes(woken)
+        await _calm(woken)
+        (tmp_path / "at" / "one" / "file").write_text("x")
+        await _wakes(woken)
+        for name in ("two", "one"):
+            await _calm(woken)
+            (tmp_path / "next").symlink_to(f"at/{name}")
+            (tmp_path / "next").rename(tmp_path / "now")
+            await _wakes(woken)
+        await _calm(woken)
+        (tmp_path / "at" / "one" / "file").write_text("y")
+        await _wakes(woken)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
 

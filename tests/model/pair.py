@@ -139,7 +139,7 @@ class Pair:
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
         self._topics = Topics(self._store, self)
-        self._topics.load(self._store.bindings(), ())
+        self._topics.load(self._store.bindings())
         self.model.bindings = dict(self.bindings)
         self._broker = Broker(
             self._store,
