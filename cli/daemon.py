@@ -50,12 +50,23 @@ def _config_option(command: Any) -> Any:
     )(command)
 
 
+def _spool_option(command: Any) -> Any:
+    return click.option(
+        "--spool",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="EOQ_SPOOL",
+        metavar="DIR",
+        help="Take files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+    )(command)
+
+
 @click.command()
 @_database_option
 @socket_option
 @_attempts_option
 @_config_option
-def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
+@_spool_option
+def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path | None, spool: Path | None) -> None:
     """Run the daemon in the foreground, for a service manager.
 
     Prints `ready` and its socket once it accepts connections. SIGTERM and Ctrl-C stop it: what was begun is
@@ -64,6 +75,7 @@ def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path |
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
     eoq daemon --config eoq.toml
+    eoq daemon --spool /var/spool/shop      # what is renamed to /var/spool/shop/QUEUE/NAME is a message
 
     The file given with --config has settings by queue, and outboxes that the daemon relays by itself:
 
@@ -88,7 +100,12 @@ def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path |
             logging.getLogger("eoq.daemon").warning("nobody reads `ready`: %s", error)
 
     settings = Settings(
-        database_path(db).absolute(), socket_path(socket).absolute(), max_attempts, config=loaded, folder=folder
+        database_path(db).absolute(),
+        socket_path(socket).absolute(),
+        max_attempts,
+        config=loaded,
+        folder=folder,
+        spool=None if spool is None else spool.absolute(),
     )
     run(settings, ready)
 
@@ -98,7 +115,8 @@ def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path |
 @socket_option
 @_attempts_option
 @_config_option
-def start(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
+@_spool_option
+def start(db: str | None, socket: str | None, max_attempts: int, config: Path | None, spool: Path | None) -> None:
     """Start the daemon in the background. Does nothing if one answers already.
 
     Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
@@ -123,6 +141,8 @@ def start(db: str | None, socket: str | None, max_attempts: int, config: Path | 
         raise cannot_use(log, error) from error
     command = [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
     configured = [] if config is None else ["--config", str(config.absolute())]
+    if spool is not None:
+        configured += ["--spool", str(spool.absolute())]
     with errors:
         begin = errors.tell()
         process = subprocess.Popen(

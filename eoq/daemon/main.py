@@ -29,6 +29,8 @@ from .once import Deduplicator
 from .reader import Reader
 from .server import MAX_CONNECTIONS, Server
 from .settings import MAX_ATTEMPTS
+from .spool import Taker
+from .spool_folder import SpoolFolder
 from .store import Store
 from .writer import Writer
 
@@ -48,6 +50,7 @@ class Settings:
     quick_commit: float = QUICK_COMMIT
     config: Config = field(default_factory=Config)
     folder: Path = Path()
+    spool: Path | None = None
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -81,6 +84,10 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             _make_folder(path.parent)
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
+        spool = None
+        if settings.spool is not None:
+            spool = SpoolFolder(settings.spool, holder)
+            stack.callback(spool.close)
         _allow_many_files()
         current = Current(settings.config, {"max_attempts": settings.max_attempts})
         store = await Store.open(settings.database, settings=current.queue, quick_commit=settings.quick_commit)
@@ -89,6 +96,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         stack.push_async_callback(reader.close)
         writer = Writer(store)
         clock = LoopClock()
+        # Some time before the daemon may have forgotten what it settled.
+        taker = None if spool is None else Taker(spool, lambda queue: current.queue(queue).retention * 6 / 7)
 
         def describe() -> dict[str, Any]:
             return {
@@ -97,6 +106,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "connections": len(server.connections),
                 "leased": broker.leased,
                 "waiting": broker.waiting,
+                **({} if taker is None else taker.describe()),
             }
 
         looker = Looker(reader, describe)
@@ -116,13 +126,17 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         for part in (broker, deduplicator, forgetter):
             part.start()
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
-        relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
+        inner = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
+        if taker is not None:
+            inner.append(loop.create_task(_take(taker, settings)))
+        for task in inner:
+            task.add_done_callback(_tell_failure)
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
-        for task in relaying:
+        for task in inner:
             task.cancel()
-        await asyncio.gather(*relaying, return_exceptions=True)
+        await asyncio.gather(*inner, return_exceptions=True)
         server.refuse_new()
         for part in (broker, deduplicator, forgetter):
             part.stop()
@@ -145,6 +159,20 @@ async def _relay(path: Path, settings: Settings) -> None:
     resend_within = settings.config.shortest_retention * 6 / 7
     async with connect_async(settings.socket) as client:
         await Relay(path, client, resend_within=resend_within).run()
+
+
+async def _take(taker: Taker, settings: Settings) -> None:
+    """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
+    from ..aio import connect_async
+
+    async with connect_async(settings.socket) as client:
+        await taker.run(client)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    """A part of the daemon that ends by itself has failed inside."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "a part of the daemon failed", "exception": error})
 
 
 def _allow_many_files() -> None:
