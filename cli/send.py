@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from eoq.spool import Left
 
 PROGRESS_SECONDS = 0.1
-SPOOL_SECONDS = 5.0
-"""How long a daemon that does not answer is waited for where there is a spool."""
+SPOOL_SECONDS = 2.0
+"""How long one try of a daemon that went away or does not answer may take, where there is a spool."""
 
 
 def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:

@@ -191,8 +191,9 @@ async def _watch_by_watchfiles(
     from watchfiles import awatch
 
     def concerns(_change: object, changed: str) -> bool:
-        *folders, name = Path(changed).relative_to(target.folder).parts or ("",)
-        return all(target.concerns(part, _ISDIR) for part in folders) and target.concerns(name, _MOVED_TO)
+        # It does not say what is a folder; in a spool that are those at its top.
+        kinds = (_ISDIR, _MOVED_TO, _MOVED_TO)
+        return all(map(target.concerns, Path(changed).relative_to(target.folder).parts, kinds))
 
     changes = awatch(
         target.folder,
