@@ -82,7 +82,7 @@ class Spool:
         answer; see `send_or_leave`.
         """
         check_queue(queue)
-        prepared = [_prepare(message) for message in messages]
+        prepared = [_prepare(queue, message) for message in messages]
         # In the order of their names they are taken.
         begin = f"{time.time_ns():020d}-{os.urandom(4).hex()}"
         files = {
@@ -223,9 +223,11 @@ def check_size(size: int) -> None:
         )
 
 
-def _prepare(item: object) -> Outgoing:
+def _prepare(queue: str, item: object) -> Outgoing:
     """A message as it is left: its body as bytes, its id chosen, its delay counted from now. Refuses what is wrong."""
     message = item if isinstance(item, Outgoing) else Outgoing(item)
+    if message.queue not in (None, queue):
+        raise InvalidRequest(f"a message for {message.queue!r} among those for {queue!r}: leave it there")
     check_options(message)
     body, is_json = encode_payload(message.body)
     check_size(len(body))

@@ -106,18 +106,28 @@ class Taker:
             return SWEEP_SECONDS
         self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
         wait = SWEEP_SECONDS
-        for queue in self._queues.values():
+        for queue in await _in_thread(partial(self._look, anew)):
             try:
-                wait = min(wait, await self._take_from(queue, anew))
+                await self._take_from(queue)
             except EoqError as error:
                 self._holds.hold(queue.queue, error)
+            else:
+                wait = wait if queue.complete else 0.0
         self._holds.forget_due()
-        return wait
+        return min(wait, *(LINK_SECONDS for queue in self._queues.values() if queue.settling), SWEEP_SECONDS)
 
-    async def _take_from(self, folder: QueueFolder, anew: bool) -> float:
-        if not self._may_go(folder):
-            return SWEEP_SECONDS
-        await _in_thread(partial(folder.look, anew))
+    def _look(self, anew: bool) -> list[QueueFolder]:
+        """The queues that have something to take. In one go for all of them: most have nothing."""
+        found = []
+        for queue in self._queues.values():
+            try:
+                if self._may_go(queue) and queue.look(anew):
+                    found.append(queue)
+            except EoqError as error:
+                self._holds.hold(queue.queue, error)
+        return found
+
+    async def _take_from(self, folder: QueueFolder) -> None:
         while self._may_go(folder):
             batch = await _in_thread(partial(folder.take, self._resend_within(folder.queue)))
             if not batch:
@@ -126,9 +136,6 @@ class Taker:
                 if isinstance(message, EoqError):
                     await self._reject(folder, file, message)
             await self._send(folder, [taken for taken in batch if isinstance(taken.message, Outgoing)])
-        if folder.settling:
-            return LINK_SECONDS
-        return SWEEP_SECONDS if folder.complete else 0.0
 
     async def _send(self, folder: QueueFolder, batch: Sequence[Taken]) -> None:
         """Stores files in one transaction of the daemon's, and where it refuses them, half of them at a time.

@@ -150,15 +150,26 @@ class QueueFolder:
         self._synced = False
         """Whether what stands in ``.taking`` is there after a loss of power as well, and nowhere else."""
 
-    def look(self, anew: bool) -> None:
-        """Notes what is ready to be taken, in the order of the names. ``anew`` tries again what could not be moved."""
+    def look(self, anew: bool) -> bool:
+        """Whether there is something to take; notes it, in the order of the names.
+
+        ``anew`` tries again what could not be moved.
+        """
         if anew:
             self._stuck.clear()
         self.settling = False
-        with self._trouble(), ExitStack() as stack, os.scandir(self._enter(stack)) as entries:
-            names = (one.name for one in entries if is_ready(one.name) and self._may_take(one))
-            self._names = deque(nsmallest(LISTED, names))
-        self.complete = len(self._names) < LISTED
+        with self._trouble(), ExitStack() as stack:
+            here = self._enter(stack)
+            with os.scandir(here) as entries:
+                names = (one.name for one in entries if is_ready(one.name) and self._may_take(one))
+                self._names = deque(nsmallest(LISTED, names))
+            self.complete = len(self._names) < LISTED
+            if self._names:
+                return True
+            try:
+                return bool(self._left(_enter_folder(stack, TAKING, here)))
+            except FileNotFoundError:
+                return False
 
     def _may_take(self, entry: os.DirEntry[str]) -> bool:
         if entry.name in self._stuck:
@@ -188,9 +199,7 @@ class QueueFolder:
                 taking = _enter_folder(stack, TAKING, here)
             except FileNotFoundError:
                 return []
-            with os.scandir(taking) as entries:
-                names = (one.name for one in entries if _TOKEN.match(one.name) and one.name not in self._stuck)
-                files = nsmallest(BATCH_FILES, names)
+            files = self._left(taking)
             self._renew(files, taking, resend_within)
             files += self._move(BATCH_FILES - len(files), here, taking)
             if files and not self._synced:
@@ -198,6 +207,12 @@ class QueueFolder:
                 os.fsync(here)
                 self._synced = True
             return self._read(files, taking, resend_within)
+
+    def _left(self, taking: int) -> list[str]:
+        """The first that were taken and not removed."""
+        with os.scandir(taking) as entries:
+            names = (one.name for one in entries if _TOKEN.match(one.name) and one.name not in self._stuck)
+            return nsmallest(BATCH_FILES, names)
 
     def _renew(self, files: list[str], taking: int, resend_within: float) -> None:
         """Gives those a new token that are old, though nothing has been stored under it."""

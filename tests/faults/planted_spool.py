@@ -104,10 +104,10 @@ def _unlinking(name: Any, **folders: Any) -> None:
         _unlink(name, **folders)
 
 
-def _look(look: Callable[..., None]) -> Callable[..., None]:
-    def looking(*arguments: Any) -> None:
+def _look(look: Callable[..., bool]) -> Callable[..., bool]:
+    def looking(*arguments: Any) -> bool:
         reached("before looking")
-        look(*arguments)
+        return look(*arguments)
 
     return looking
 
