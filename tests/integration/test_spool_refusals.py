@@ -76,8 +76,8 @@ def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
 
     async def take(socket: Path) -> None:
         async with taking(folder / "spool", socket, lambda _: 0.0) as taker:
-            await within(lambda: waiting(folder / "spool", queue) == [])
-            assert (taker.taken, taker.rejected) == (10, 0)
+            await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+            assert waiting(folder / "spool", queue) == []
 
     with refusing(shared_daemon, refuse) as socket:
         asyncio.run(take(socket))
@@ -116,8 +116,8 @@ def test_those_refused_for_ever_are_found_among_the_others(
 
     async def take(socket: Path) -> None:
         async with taking(folder / "spool", socket) as taker:
-            await within(lambda: waiting(folder / "spool", queue) == [])
-            assert (taker.taken, taker.rejected) == (96, 4)
+            await within(lambda: (taker.taken, taker.rejected) == (96, 4))
+            assert waiting(folder / "spool", queue) == []
 
     with refusing(shared_daemon, lambda request: "invalid_request" if bad & _bodies(request) else None) as socket:
         asyncio.run(take(socket))
@@ -148,8 +148,8 @@ async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
     assert len(waiting(folder / "spool", queue)) == 10
     async with taking(folder / "spool", shared_daemon.socket) as taker:
-        await within(lambda: waiting(folder / "spool", queue) == [])
-        assert (taker.taken, taker.rejected) == (10, 0)
+        await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+        assert waiting(folder / "spool", queue) == []
     assert client.receive(queue) == []
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +104,31 @@ def test_their_order_is_kept(folder: Path) -> None:
         own.send_many("q", [f"{batch * 200 + number}" for number in range(200)])
     files = sorted((folder / "spool" / "q").iterdir())
     assert [file.read_text().splitlines()[1] for file in files] == [f"{number}" for number in range(600)]
+
+
+def test_the_file_is_on_disk_before_it_is_ready_and_its_name_when_this_returns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def syncing(descriptor: int) -> None:
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        files = [path for path in (folder, *folder.rglob("*")) if os.path.samestat(path.lstat(), found)]
+        done.extend("sync " + re.sub(r"[0-9a-f-]{30,}", "FILE", path.name) for path in files)
+
+    def renaming(*arguments: Any, **options: Any) -> None:
+        rename(*arguments, **options)
+        done.append("rename")
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    Spool(folder / "spool").send_many("q", ["a", "b"])
+    assert done == [f"sync {folder.name}", "sync .FILE.eoq.tmp", "sync .FILE.eoq.tmp"] + ["rename"] * 2 + [
+        "sync q",
+        "sync spool",
+    ]
 
 
 DYING = """
