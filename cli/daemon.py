@@ -36,6 +36,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
     eoq daemon --config eoq.toml
+    eoq daemon --spool /var/spool/shop      # what is renamed to /var/spool/shop/QUEUE/NAME is a message
 
     The configuration is TOML, with settings by queue, and outboxes that the daemon relays by itself. `eoq config
     check` says whether it is right, and `eoq config show` what counts. A flag counts before a variable, and that
@@ -69,6 +70,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
         choice.queue_overrides.get("max_attempts"),
         config=choice.config,
         config_path=choice.config_path.value,
+        spool=choice.spool.value,
     )
     run(settings, ready)
 

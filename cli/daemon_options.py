@@ -27,7 +27,7 @@ def config_option(command: F) -> F:
 
 
 def daemon_options(command: F) -> F:
-    """``--db --socket --max-attempts --config``."""
+    """``--db --socket --max-attempts --config --spool``."""
     options = [
         click.option("--db", envvar="EOQ_DB", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's."),
         click.option(
@@ -41,6 +41,13 @@ def daemon_options(command: F) -> F:
             help="Deliveries of a message before it is a dead letter, in all queues; else EOQ_MAX_ATTEMPTS, else 10.",
         ),
         config_option,
+        click.option(
+            "--spool",
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="EOQ_SPOOL",
+            metavar="DIR",
+            help="Take files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -32,7 +33,12 @@ from .common import (
     standard_input,
 )
 
+if TYPE_CHECKING:
+    from eoq.spool import Left
+
 PROGRESS_SECONDS = 0.1
+SPOOL_SECONDS = 2.0
+"""How long one try of a daemon that went away or does not answer may take, where there is a spool."""
 
 
 def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -63,6 +69,12 @@ def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
 @click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")
+@click.option(
+    "--spool",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="If the daemon cannot be reached, leave it in this spool, on disk, for when it runs.",
+)
 @json_option
 @socket_option
 def send(
@@ -78,6 +90,7 @@ def send(
     lines: bool,
     jsonl: bool,
     wait: float | None,
+    spool: Path | None,
     as_json: bool,
     socket: str | None,
 ) -> None:
@@ -91,11 +104,14 @@ def send(
     pg_dump shop | gzip | eoq send backups -
     seq 1000 | eoq send numbers --lines
     eoq send render 'page 7' --wait 30
+    eoq send mail 'hello' --spool /var/spool/shop     # also while no daemon runs
     """
     options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at, "ttl": ttl}
     if delay is not None and at is not None:
         raise click.UsageError("give --delay or --at, not both")
-    with connect(socket) as client:
+    if spool is not None and wait is not None:
+        raise click.UsageError("give --wait or --spool, not both: what is left in a spool has no result yet")
+    with connect(socket) if spool is None else Client(socket, timeout=SPOOL_SECONDS) as client:
         if lines or jsonl:
             if body is not None or id_ is not None or wait is not None or (lines and jsonl):
                 raise click.UsageError(
@@ -105,15 +121,46 @@ def send(
             stdin = standard_input()
             template = Outgoing(b"", headers=headers, **options)
             source = _text_lines(stdin, template) if lines else _json_lines(stdin, template)
-            _send_stream(client, queue, source, as_json)
+            _send_stream(_sending(client, spool, queue, source), as_json)
             return
-        sent = client.send(queue, read_body(body, "body"), id=id_, headers=headers, **options)
+        content = read_body(body, "body")
+        if spool is not None:
+            (either,) = _sending(client, spool, queue, [Outgoing(content, id=id_, headers=headers, **options)])
+            click.echo(_line(either, as_json))
+            return
+        sent = client.send(queue, content, id=id_, headers=headers, **options)
         if wait is not None:
             _print_result(client, queue, sent, wait, as_json)
-        elif as_json:
-            print_json({"id": sent.id, "duplicate": sent.duplicate})
         else:
-            click.echo(sent.id)
+            click.echo(_line(sent, as_json))
+
+
+def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Outgoing]) -> Iterator[Sent | Left]:
+    """What becomes of each message."""
+    if spool is None:
+        yield from client.send_stream(queue, source)
+        return
+    from eoq.spool import Spool, send_or_leave
+
+    left = 0
+    try:
+        for sent in send_or_leave(client, Spool(spool), queue, source):
+            left += not isinstance(sent, Sent)
+            yield sent
+    finally:
+        if left:
+            click.echo(
+                f"eoq: cannot reach the daemon on {client.path}; {'it is' if left == 1 else f'{left:,} messages are'} "
+                f"in the spool, on disk, until a daemon runs with --spool {spool}",
+                err=True,
+            )
+
+
+def _line(sent: Sent | Left, as_json: bool) -> str:
+    if not as_json:
+        return sent.id
+    more = {"duplicate": sent.duplicate} if isinstance(sent, Sent) else {"spooled": True}
+    return json.dumps({"id": sent.id, **more}, ensure_ascii=False)
 
 
 def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: bool) -> None:
@@ -129,15 +176,12 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
     refuse_failed(sent.id, result)
 
 
-def _send_stream(client: Client, queue: str, source: Iterable[Outgoing], as_json: bool) -> None:
+def _send_stream(sending: Iterator[Sent | Left], as_json: bool) -> None:
     progress = _Progress()
     output = sys.stdout
     try:
-        for sent in client.send_stream(queue, source):
-            if as_json:
-                output.write(json.dumps({"id": sent.id, "duplicate": sent.duplicate}) + "\n")
-            else:
-                output.write(sent.id + "\n")
+        for sent in sending:
+            output.write(_line(sent, as_json) + "\n")
             progress.step()
     except (EoqError, KeyboardInterrupt):
         progress.end()

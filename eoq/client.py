@@ -237,6 +237,11 @@ class Client(Steering):
                 self._link.close()
                 self._link = None
 
+    @property
+    def reached(self) -> bool:
+        """Whether there ever was a connection. If not, nothing that was asked can have happened."""
+        return self._generation > 0
+
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     def send(

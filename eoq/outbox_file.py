@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .calls import check_options, check_queue
+from .calls import check_options, check_queue, time_left
 from .errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
 from .message import Outgoing
 from .outbox import INDEX
@@ -32,8 +32,6 @@ _SENDING: Final = """
 """
 _BUSY_SECONDS: Final = 1.0
 """How long one try waits for another writer. Short, so that a relay can be stopped; it tries again."""
-SHORTEST_TTL: Final = 0.001
-"""Seconds to live of a message that came too late."""
 _KEY: Final = "substr(cast(id as blob), 1, 1000)"
 """An id as it stands in the file, whatever type it has. Valid ones are shorter."""
 
@@ -353,17 +351,12 @@ def _read_message(
         message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at, ttl)
         check_options(message)
         if ttl is not None:
-            message = replace(message, ttl=_time_left(ttl, created_at))
+            if not isinstance(created_at, int | float):
+                raise InvalidRequest("its `created_at` is no number of seconds, from which its `ttl` could be counted")
+            message = replace(message, ttl=time_left(ttl, created_at))
     except (InvalidRequest, MessageTooLarge) as error:
         return error
     return message
-
-
-def _time_left(ttl: float, created_at: object) -> float:
-    """The seconds a message still has to live. One whose time is over is sent all the same, and expires at once."""
-    if not isinstance(created_at, int | float):
-        raise InvalidRequest("its `created_at` is no number of seconds, so that its `ttl` cannot be counted from it")
-    return min(max(created_at + ttl - time.time(), SHORTEST_TTL), ttl)
 
 
 def _read_headers(text: object) -> dict[str, str] | None:

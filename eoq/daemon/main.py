@@ -30,6 +30,8 @@ from .reader import Reader
 from .relaying import Relays
 from .reloading import Reloader
 from .server import MAX_CONNECTIONS, Server
+from .spool import Taker
+from .spool_folder import SpoolFolder
 from .steward import Steward
 from .store import Store
 from .topic_table import Binding
@@ -53,6 +55,7 @@ class Settings:
     quick_commit: float = QUICK_COMMIT
     config: Config = field(default_factory=Config)
     config_path: Path | None = None
+    spool: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -104,6 +107,10 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             _make_folder(path.parent)
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
+        spool = None
+        if settings.spool is not None:
+            spool = SpoolFolder(settings.spool, holder)
+            stack.callback(spool.close)
         _allow_many_files()
         store = await Store.open(
             settings.database,
@@ -116,6 +123,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         stack.push_async_callback(reader.close)
         writer = Writer(store)
         clock = LoopClock()
+        # Some time before the daemon may have forgotten what it settled.
+        taker = None if spool is None else Taker(spool, lambda queue: current.queue(queue).retention * 6 / 7)
 
         def describe() -> dict[str, Any]:
             return {
@@ -125,6 +134,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "leased": broker.leased,
                 "waiting": broker.waiting,
                 **reloader.describe(),
+                **({} if taker is None else taker.describe()),
             }
 
         topics = Topics(store, writer)
@@ -158,12 +168,17 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             lambda _old, _new: forgetter.hurry(),
             lambda _old, _new: broker.settings_changed(),
         ]
-        reloading = loop.create_task(reloader.run())
+        inner = [loop.create_task(reloader.run())]
+        if taker is not None:
+            inner.append(loop.create_task(_take(taker, settings)))
+        for task in inner:
+            task.add_done_callback(_tell_failure)
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
-        reloading.cancel()
-        await asyncio.gather(reloading, return_exceptions=True)
+        for task in inner:
+            task.cancel()
+        await asyncio.gather(*inner, return_exceptions=True)
         await relays.stop()
         server.refuse_new()
         for part in (broker, deduplicator, forgetter):
@@ -180,6 +195,20 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
 
 def _bindings(config: Config) -> list[Binding]:
     return [Binding(bind.topic, bind.queue, bind.headers) for bind in config.bind]
+
+
+async def _take(taker: Taker, settings: Settings) -> None:
+    """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
+    from ..aio import connect_async
+
+    async with connect_async(settings.socket) as client:
+        await taker.run(client)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    """A part of the daemon that ends by itself has failed inside."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "a part of the daemon failed", "exception": error})
 
 
 def _allow_many_files() -> None:
