@@ -23,7 +23,7 @@ from .file import Verb
 from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
-from .rows import Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Stored
+from .rows import Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored
 from .settings import SettingsOf, defaults
 from .store import Store
 
@@ -41,6 +41,8 @@ ADVANCE_BATCH: Final = 500
 """Due messages made ready, or expired ones ended, in one step: so that no send waits behind a million of them."""
 LONGEST_TIMER: Final = 60.0
 """Seconds after which a due time is looked at again, should the wall clock have jumped."""
+JUMP: Final = 1.0
+"""Seconds by which a wall clock must be off to have been set; less is how clocks are kept right."""
 FAILED_RELEASE: Final = 1.0
 """Seconds until a release that the disk refused is tried again."""
 
@@ -127,6 +129,7 @@ class Broker:
         self._lines: dict[str, Line] = {}
         self._lease_timer: tuple[float, Timer] | None = None
         self._moment_timer: tuple[float, Timer] | None = None
+        self._wall_ahead = clock.wall() - clock.elapsed()
         self._stopping = False
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
             ask.Send: self._send,
@@ -145,6 +148,24 @@ class Broker:
     def start(self) -> None:
         """Finds out when the first delayed message is due, and when the first expires."""
         self._advance()
+
+    def look_at_clock(self) -> None:
+        """To be called before each request, so that all that was stored before a jump of the wall clock is shifted with
+        it, and nothing that comes after.
+        """
+        wall_ahead = self._clock.wall() - self._clock.elapsed()
+        jump = wall_ahead - self._wall_ahead
+        self._wall_ahead = wall_ahead
+        if abs(jump) >= JUMP and not self._stopping:
+            self._shift(jump)
+
+    def _shift(self, seconds: float) -> None:
+        def done(outcome: Shifted | EoqError) -> None:
+            if isinstance(outcome, EoqError) and not self._stopping:
+                self._clock.call_later(FAILED_RELEASE, partial(self._shift, seconds))
+
+        self._writer.submit(partial(self._store.shift, seconds), done)
+        self._watch(self._clock.wall())
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
@@ -345,7 +366,7 @@ class Broker:
                     request.queue,
                     message.group,
                     len(message.body),
-                    message.expires_at,
+                    message.expires_at is not None,
                 ),
                 message.id,
                 message.attempt,
@@ -543,8 +564,8 @@ class Broker:
         if delay:
             self._watch(now + delay)
         for lease in leases:
-            if lease.held.expires_at is not None:
-                self._watch(lease.held.expires_at)
+            if lease.held.expires:
+                self._watch(now)  # looks when the next expires
             self._stir(lease.held.queue, 1)
             self._moved_on(lease)
 
@@ -627,6 +648,7 @@ class Broker:
 
     def _advance(self) -> None:
         self._moment_timer = None
+        self.look_at_clock()
 
         def done(outcome: Advanced | EoqError) -> None:
             if isinstance(outcome, EoqError):

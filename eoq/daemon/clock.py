@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
+
+_ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""On macOS the monotonic clock itself counts sleep."""
 
 
 class Timer(Protocol):
@@ -28,6 +31,10 @@ class Clock(Protocol):
         """Seconds since some moment; never goes back."""
         ...
 
+    def elapsed(self) -> float:
+        """As `monotonic`, and counts the time that the machine slept, where the system can tell."""
+        ...
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Runs ``callback`` once, ``seconds`` from now."""
         ...
@@ -44,6 +51,9 @@ class LoopClock:
 
     def monotonic(self) -> float:
         return self._loop.time()
+
+    def elapsed(self) -> float:
+        return time.clock_gettime(_ELAPSED)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         return self._loop.call_later(seconds, callback)

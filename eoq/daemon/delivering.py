@@ -233,6 +233,7 @@ class Delivering(Sending):
               end,
               attempts = attempts - not :counts,
               due_at = iif(:due_at > :now, :due_at, null),
+              fixed = 0,
               error = coalesce(:error, error),
               failed_at = iif(:counts, :now, failed_at)
             where seq = :seq and fence = :fence and state = 'leased'

@@ -317,12 +317,15 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
             raise InvalidRequest(f"the group {content.group!r} has characters that cannot be printed")
         digest.update(json.dumps([len(body), headers, content.group]).encode())
     due_at = content.at
+    fixed = due_at is not None
     if content.delay is not None:
         if due_at is not None:
             raise InvalidRequest("give `delay` or `at`, not both")
         due_at = now + content.delay
     expires_at = None if content.ttl is None else now + content.ttl
-    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, expires_at)
+    return NewMessage(
+        queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, fixed, expires_at
+    )
 
 
 def _headers(headers: dict[str, str] | None) -> str | None:

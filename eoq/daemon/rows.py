@@ -19,6 +19,8 @@ class NewMessage(NamedTuple):
     priority: int = 0
     group: str | None = None
     due_at: float | None = None
+    fixed: bool = False
+    """Whether ``due_at`` is a moment that was asked for, which stays when the clock jumps; else it is a wait."""
     expires_at: float | None = None
 
 
@@ -93,7 +95,7 @@ class Held(NamedTuple):
     queue: str = ""
     group: str | None = None
     size: int = 0
-    expires_at: float | None = None
+    expires: bool = False
     ended: bool = False
 
 
@@ -103,6 +105,12 @@ class Advanced(NamedTuple):
     ready: dict[str, int]
     ended: Sequence[End]
     next_at: float | None
+
+
+class Shifted(NamedTuple):
+    """Waits and times to live were moved with the wall clock, by so many seconds."""
+
+    seconds: float
 
 
 class DeliveryLost(LeaseLost):

@@ -22,15 +22,15 @@ SPACE_SECONDS: Final = 0.1
 
 _PUT: Final = """
     insert into message
-      (seq, queue, id, state, priority, enqueued_at, due_at, expires_at, digest, "group", headers, body)
+      (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
     values {rows}
     on conflict (queue, id) do nothing
     """
-_PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+_PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
 # For messages of one queue that are ready now. What they share is bound once: half of the time of a row is binding.
 _PUT_MANY: Final = _PUT.format(
     rows=", ".join(
-        "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, ?4, ?{}, ?{}, ?{}, ?{})".format(n, *range(5 + 6 * n, 11 + 6 * n))
+        "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, 0, ?4, ?{}, ?{}, ?{}, ?{})".format(n, *range(5 + 6 * n, 11 + 6 * n))
         for n in range(MANY)
     )
 )
@@ -117,6 +117,7 @@ class Sending(MessageTable):
                 message.priority,
                 now,
                 message.due_at if delayed else None,
+                message.fixed,
                 message.expires_at,
                 message.digest,
                 message.group,

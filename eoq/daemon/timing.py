@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 
 from .message_table import ENDING_COLUMNS, Ending, MessageTable
-from .rows import Advanced, End
+from .rows import Advanced, End, Shifted
 
 
 class Timing(MessageTable):
-    """The verbs `advance` and `forget`. Both go in steps, so that no send waits behind a million rows."""
+    """The verbs `advance`, `shift` and `forget`. What has a million rows to do goes in steps, so that no send waits."""
 
     def advance(self, now: float, limit: int) -> Advanced:
         """Ends up to ``limit`` messages that have expired, and makes up to ``limit`` due ones ready."""
@@ -59,6 +59,46 @@ class Timing(MessageTable):
             """
         ).fetchone()
         return min((moment for moment in (due_at, expires_at) if moment is not None), default=None)
+
+    def shift(self, seconds: float) -> Shifted:
+        """The wall clock was set ahead by so many seconds, or back: waits and times to live go on for as long as they
+        had left. Moments that were asked for stay.
+
+        Not in steps, so that nothing is moved twice: a clock does not jump often.
+        """
+        self._database.execute(
+            """
+            update message
+            set due_at = due_at + ?
+            where state in ('delayed', 'blocked') and due_at is not null and not fixed
+            """,
+            (seconds,),
+        )
+        self._database.execute(
+            """
+            update message
+            set expires_at = expires_at + ?
+            where expires_at is not null and state in ('ready', 'delayed', 'blocked')
+            """,
+            (seconds,),
+        )
+        self._database.execute(
+            """
+            update message
+            set expires_at = expires_at + ?
+            where expires_at is not null and state = 'leased'
+            """,
+            (seconds,),
+        )
+        self._database.execute(
+            """
+            update once
+            set expires_at = expires_at + ?
+            where expires_at is not null
+            """,
+            (seconds,),
+        )
+        return Shifted(seconds)
 
     def forget(self, after: int, settled_before: Callable[[str], float], limit: int) -> tuple[int, int | None]:
         """Drops settled records of the queues behind number ``after``: at most ``limit``, of those settled before

@@ -35,6 +35,9 @@ class ManualClock:
     def monotonic(self) -> float:
         return self._monotonic
 
+    def elapsed(self) -> float:
+        return self._monotonic
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> ManualTimer:
         timer = ManualTimer(self._monotonic + seconds, callback)
         self._timers.append(timer)

@@ -22,7 +22,7 @@ from typing import Any, Final
 from eoq.daemon import requests
 from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
 from eoq.daemon.file import Verb
-from eoq.daemon.rows import Advanced, Claim
+from eoq.daemon.rows import Advanced, Claim, Shifted
 from eoq.daemon.settings import QueueSettings
 from eoq.daemon.steward import Steward
 from eoq.daemon.store import Store
@@ -169,6 +169,7 @@ class Pair:
         """Sends a request over the border, as a line."""
         until = self.clock.monotonic() + fields.get("wait", 0)
         asked = Asked(peer, fields, effect, about, at_once, stores, then, until)
+        self._broker.look_at_clock()
         self._open_requests.append(asked)
         self._asking = asked
         try:
@@ -330,6 +331,8 @@ class Pair:
             self._apply_claim(submitted, outcome)
         elif isinstance(outcome, Advanced):
             self._apply_advance(submitted.wall, outcome)
+        elif isinstance(outcome, Shifted):
+            self.model.shift(outcome.seconds)
         else:
             assert isinstance(outcome, list), f"a verb of the broker's own failed: {outcome!r}"
             for delivery in submitted.lost:

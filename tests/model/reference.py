@@ -39,6 +39,8 @@ class Draft:
     priority: int = 0
     due: float | None = None
     expires: float | None = None
+    fixed: bool = False
+    """Whether ``due`` was asked for as a moment, and not as a wait."""
 
     @property
     def key(self) -> Key:
@@ -67,6 +69,7 @@ class Message:
     ended_at: float | None = None
     failed_at: float | None = None
     failures: int = 0
+    fixed: bool = False
 
 
 @dataclass(eq=False)
@@ -240,7 +243,7 @@ class Model:
         for draft in fresh:
             due = draft.due if draft.due is not None and draft.due > now else None
             state = "ready" if due is None else "delayed"
-            self.messages[draft.key] = Message(draft, state, due, now, draft.expires)
+            self.messages[draft.key] = Message(draft, state, due, now, draft.expires, fixed=draft.fixed)
         for key in dropped:
             self._end(now, self.messages[key], "dropped", None)
         return sorted(old - new)
@@ -327,6 +330,7 @@ class Model:
         with self._groups_move_on(now):
             message.holder = None
             message.due = due if due is not None and due > now else None
+            message.fixed = False
             message.state = "ready" if message.due is None else "delayed"
         if not starting and message.expires is not None and message.expires <= now:
             self.expire(now, message)
@@ -363,6 +367,17 @@ class Model:
         for message in self.delayed():
             if message.due is not None and message.due <= now:
                 message.state = "ready"
+                message.due = None
+
+    def shift(self, seconds: float) -> None:
+        """The wall clock was set: waits and times to live go on for as long as they had left."""
+        for message in self.messages.values():
+            if message.state in FINISHED:
+                continue
+            if message.due is not None and not message.fixed:
+                message.due += seconds
+            if message.expires is not None:
+                message.expires += seconds
 
     def restart(self, now: float) -> None:
         """Leases end with the daemon that gave them, and so does a message whose last attempt that was."""

@@ -163,7 +163,8 @@ class Machine(RuleBasedStateMachine):
         now = self.pair.clock.wall()
         due = None if draft.due is None else now + draft.due
         expires = None if draft.expires is None else now + draft.expires
-        return replace(draft, queue=queue or draft.queue, id=id, due=due, expires=expires)
+        fixed = due is not None and bool(self.serial % 2)
+        return replace(draft, queue=queue or draft.queue, id=id, due=due, expires=expires, fixed=fixed)
 
     def _wire(self, draft: Draft) -> Fields:
         fields: Fields = {"id": draft.id, "priority": draft.priority, "group": draft.group}
@@ -172,7 +173,7 @@ class Machine(RuleBasedStateMachine):
             fields["headers"] = dict(draft.headers)
         if draft.due is not None:
             # Both spellings of the same moment.
-            if self.serial % 2:
+            if draft.fixed:
                 fields["at"] = draft.due
             else:
                 fields["delay"] = draft.due - self.pair.clock.wall()

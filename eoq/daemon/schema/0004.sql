@@ -6,6 +6,7 @@ alter table message add column expires_at real;
 alter table message add column delivered_at real; -- the newest delivery,
 alter table message add column consumer text;     -- and to whom
 alter table message add column failed_at real;    -- when the newest failed: the moment of `error`
+alter table message add column fixed integer not null default 0; -- due_at is a moment that was asked for, not a wait
 
 -- the timer of expiry: what has expired, and when does the next?
 create index message_expiring on message (expires_at)
