@@ -90,7 +90,15 @@ def queues(as_json: bool, socket: str | None) -> None:
                 ]
                 for row in rows
             ],
+            _colour,
         )
+
+
+def _colour(column: str, value: Any) -> str | None:
+    """What asks for somebody to look."""
+    if column == "dead" and value:
+        return "red"
+    return "yellow" if value == "paused" else None
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -14,19 +14,31 @@ from .common import visible
 BODY_WIDTH = 60
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns, numbers to the right; the head only at a terminal, so that a pipe gets nothing but rows."""
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], colour: Callable[[str, Any], str | None] = lambda *_: None
+) -> None:
+    """Columns, numbers to the right; the head only at a terminal, so that a pipe gets nothing but rows.
+
+    ``colour`` is asked for each cell of a column, and counts at a terminal only.
+    """
+    terminal = sys.stdout.isatty()
     texts = [[str(cell) for cell in row] for row in rows]
-    lines = [list(head), *texts] if sys.stdout.isatty() else texts
+    lines = [list(head), *texts] if terminal else texts
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     numeric = [all(isinstance(row[column], int) for row in rows) for column in range(len(head))]
-    for number, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        text = "  ".join(cells).rstrip()
-        click.echo(click.style(text, bold=True) if number == 0 and lines is not texts else text)
+
+    def padded(line: Sequence[str]) -> list[str]:
+        cells = zip(line, widths, numeric, strict=True)
+        return [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells]
+
+    if terminal:
+        click.echo(click.style("  ".join(padded(head)).rstrip(), bold=True))
+    for row, text in zip(rows, texts, strict=True):
+        cells = padded(text)
+        if terminal:
+            colours = [colour(name, cell) for name, cell in zip(head, row, strict=True)]
+            cells = [click.style(cell, fg=fg) if fg else cell for cell, fg in zip(cells, colours, strict=True)]
+        click.echo("  ".join(cells).rstrip())
 
 
 def age(seconds: float | None) -> str:
