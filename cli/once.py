@@ -87,7 +87,8 @@ def once(
 
 
 def _fingerprint(command: tuple[str, ...]) -> str:
-    import hashlib
+    import errno
+import hashlib
 
     return "command:" + hashlib.sha256("\0".join(command).encode(errors="surrogateescape")).hexdigest()
 
@@ -99,10 +100,11 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
     try:
         process = subprocess.Popen(command, stdout=PIPE, env=environment, process_group=0 if own_group else None)
     except FileNotFoundError:
-        click.echo(f"eoq: {command[0]}: no such command; KEY is open", err=True)
+        click.echo(f"eoq: {command[0]}: no such command; the key stays open", err=True)
         return Ran(NOT_FOUND, b"", 0)
     except OSError as error:
-        click.echo(f"eoq: {command[0]} cannot be run: {error.strerror}; KEY is open", err=True)
+        hint = "; a script needs a first line such as #!/bin/sh" if error.errno == errno.ENOEXEC else ""
+        click.echo(f"eoq: {command[0]} cannot be run: {error.strerror}{hint}; the key stays open", err=True)
         return Ran(CANNOT_RUN, b"", 0)
 
     output = cast(IO[bytes], process.stdout)
