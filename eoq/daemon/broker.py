@@ -188,6 +188,10 @@ class Broker:
         due = [message.due_at for message in messages if message.due_at is not None]
         self._stored(request.queue, len(messages), min(due, default=None))
 
+    def stored(self, queue: str, count: int) -> None:
+        """Somebody else has stored messages in ``queue``, ready now."""
+        self._stored(queue, count, None)
+
     def _stored(self, queue: str, count: int, due_at: float | None) -> None:
         """Messages are about to be stored in ``queue``: waiters may claim them, a timer may be needed."""
         if due_at is not None:

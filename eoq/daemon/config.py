@@ -5,10 +5,17 @@ retention = 86400        # any setting of `QueueSettings`; of the patterns that 
 
 [[relay]]
 path = "shop.db"         # an application's file whose outbox is sent; relative to this file's folder
+
+[[schedule]]             # the fields of `requests.Schedule`: what `eoq schedule add` takes
+name = "report"
+queue = "reports"
+cron = "30 6 * * MON-FRI"
+timezone = "Europe/Berlin"
 """
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -18,7 +25,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from ..errors import InvalidRequest
+from ..errors import EoqError, InvalidRequest
+from .requests import Schedule, new_schedule
+from .schedule_table import MAX_SCHEDULES
 from .settings import RETENTION, QueueSettings
 
 
@@ -33,6 +42,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
 
     queues: dict[str, dict[str, Any]] = {}
     relay: list[RelayConfig] = []
+    schedule: Annotated[list[Schedule], Meta(max_length=MAX_SCHEDULES)] = []
 
     def __post_init__(self) -> None:
         for pattern, section in self.queues.items():
@@ -40,6 +50,15 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
                 msgspec.convert(section, QueueSettings)
             except msgspec.ValidationError as error:
                 raise msgspec.ValidationError(f'[queues."{pattern}"]: {error}') from error
+        names = set()
+        for schedule in self.schedule:
+            try:
+                new_schedule(schedule, time.time())
+            except EoqError as error:
+                raise msgspec.ValidationError(f"[[schedule]] {schedule.name}: {error}") from error
+            if schedule.name in names:
+                raise msgspec.ValidationError(f"[[schedule]] {schedule.name}: the name stands there twice")
+            names.add(schedule.name)
 
     @property
     def shortest_retention(self) -> float:

@@ -27,6 +27,7 @@ from .locks import Lock, cannot_use
 from .looking import Looker
 from .once import Deduplicator
 from .reader import Reader
+from .schedules import Scheduler
 from .server import MAX_CONNECTIONS, Server
 from .settings import MAX_ATTEMPTS
 from .store import Store
@@ -110,11 +111,13 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         )
         deduplicator = Deduplicator(store, writer, clock)
         forgetter = Forgetter(store, writer, clock, current)
-        server = Server(broker, looker, deduplicator)
+        scheduler = Scheduler(store, writer, clock, broker.stored)
+        server = Server(broker, looker, deduplicator, scheduler)
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
         for part in (broker, deduplicator, forgetter):
             part.start()
+        scheduler.apply(current.config)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
         relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
         ready(settings.socket)
@@ -124,6 +127,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             task.cancel()
         await asyncio.gather(*relaying, return_exceptions=True)
         server.refuse_new()
+        scheduler.stop()
         for part in (broker, deduplicator, forgetter):
             part.stop()
         if not failures:

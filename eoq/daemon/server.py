@@ -19,6 +19,7 @@ from .broker import Broker, Fields, Session
 from .locks import Locked, cannot_use
 from .looking import Looker
 from .once import Deduplicator
+from .schedules import Scheduler
 
 MAX_CONNECTIONS: Final = 4000
 """Connections at once; one more is told so and closed."""
@@ -28,7 +29,10 @@ MAX_WAITING: Final = 256
 """Requests of one connection that wait, for messages or for a result; one more is refused."""
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
-HEAVY: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show)
+HEAVY: Final = (
+    *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show),
+    *(ask.ScheduleShow, ask.Schedules),
+)
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024
@@ -40,10 +44,11 @@ WRITE_HIGH: Final = 1024 * 1024
 class Server:
     """Accepts connections on a Unix socket and hands their requests to whom they are for."""
 
-    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator) -> None:
+    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, scheduler: Scheduler) -> None:
         self.broker = broker
         self.looker = looker
         self.deduplicator = deduplicator
+        self.scheduler = scheduler
         self.connections: set[Connection] = set()
         self.partial = 0
         self._server: asyncio.AbstractServer | None = None
@@ -184,6 +189,8 @@ class Connection(asyncio.Protocol):
                 self._server.looker.handle(self._session, request, reply)
             elif self._server.deduplicator.handles(request):
                 self._server.deduplicator.handle(self._session, request, reply)
+            elif self._server.scheduler.handles(request):
+                self._server.scheduler.handle(request, reply)
             else:
                 self._server.broker.handle(self._session, request, reply)
         except EoqError as error:

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Self
 from ..errors import EoqError, IdConflict, LeaseLost, QueueFull
 from .file import MANY, QUICK_COMMIT, Connection, File
 from .once_table import OnceTable
+from .schedule_table import ScheduleTable
 from .settings import SettingsOf, defaults
 
 MAX_QUEUES: Final = 100_000
@@ -132,7 +133,7 @@ class DeliveryLost(LeaseLost):
         self.held = held
 
 
-class Store(OnceTable, File):
+class Store(OnceTable, ScheduleTable, File):
     """The messages of a daemon, in its file. Open it with `Store.open`."""
 
     def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:

@@ -1,0 +1,294 @@
+"""The schedules in the daemon's file: what each sends and when, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from ..errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
+from .file import File
+from .schedule_rule import Timing, due, rule_of
+
+if TYPE_CHECKING:
+    from .store import NewMessage
+
+    Put: TypeAlias = Callable[[float, Sequence[NewMessage]], object]
+
+MAX_SCHEDULES: Final = 10_000
+STEP: Final = 100
+"""Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
+SET_BACK: Final = 3 * 3600.0
+"""Seconds. A clock that is set back by more is believed, as by Debian's cron; by less, it is waited for."""
+REFUSED: Final = 10.0
+"""Seconds until an occurrence that could not be stored is tried again."""
+
+_COLUMNS: Final = (
+    "name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, number"
+)
+
+
+class Definition(NamedTuple):
+    """What a schedule sends and when, already validated. ``content`` is JSON: the fields of a send."""
+
+    name: str
+    queue: str
+    timing: Timing
+    catch_up: str
+    content: str
+
+
+class Schedule(NamedTuple):
+    """A schedule as it is stored."""
+
+    definition: Definition
+    origin: str
+    seen_at: float
+    next_at: int | None
+    last_at: int | None
+    error: str | None
+    number: int
+
+
+class Fired(NamedTuple):
+    """What one step of firing did: messages stored, by queue; what a person should know; when to go on."""
+
+    counts: dict[str, int]
+    notes: list[str]
+    look_at: float | None
+
+
+class _Firing(NamedTuple):
+    """One step of firing, and what it has done so far."""
+
+    now: float
+    put: Put
+    message_of: Callable[[Definition, int], NewMessage]
+    counts: dict[str, int]
+    notes: list[str]
+
+
+def occurrence_id(name: str, at: int) -> str:
+    """The id of the message that a schedule sends for that time."""
+    return f"{name}@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+class ScheduleTable(File):
+    """The verbs of the table ``schedule``; see ``file.py`` for what a verb is."""
+
+    # ── adding and removing ─────────────────────────────────────────────────────────────────────────────
+
+    def schedule_add(self, now: float, definition: Definition, replace: bool) -> tuple[bool, int | None]:
+        """Stores a schedule, whose first occurrence is the first one after ``now``.
+
+        Returns whether that changed anything, and when the next occurrence is. Raises `IdConflict` where the name
+        stands for another definition and that is not to be replaced, `InvalidRequest` where the configuration file
+        declares it, `QueueFull` where there are too many.
+        """
+        changed = self._add_schedule(now, definition, "client", replace)
+        return changed, self._require_schedule(definition.name).next_at
+
+    def schedule_apply(self, now: float, definitions: Sequence[Definition]) -> list[str]:
+        """Makes the schedules of the configuration file exactly these; returns what that changed, for people."""
+        notes = []
+        with self._all_or_nothing():
+            for definition in definitions:
+                if self._add_schedule(now, definition, "config", replace=True):
+                    notes.append(f"the schedule {definition.name} is as the configuration says")
+            gone = self._database.execute(
+                """
+                delete from schedule
+                where origin = 'config' and name not in (select value from json_each(?))
+                returning name
+                """,
+                (json.dumps([definition.name for definition in definitions]),),
+            ).fetchall()
+        return notes + [f"the schedule {name} is removed: it is no longer in the configuration" for (name,) in gone]
+
+    def _add_schedule(self, now: float, definition: Definition, origin: str, replace: bool) -> bool:
+        old = self._find_schedule(definition.name)
+        timing = definition.timing
+        if timing.every is not None and timing.at is None:
+            same = old is not None and old.definition.timing.every == timing.every
+            timing = timing._replace(at=old.definition.timing.at if old is not None and same else int(now))
+            definition = definition._replace(timing=timing)
+        if old is None:
+            self._require_room()
+        elif old.definition == definition and old.origin in (origin, "config"):
+            return False
+        elif old.origin == "config" and origin == "client":
+            raise InvalidRequest(
+                f"the schedule {definition.name!r} is declared in the daemon's configuration file; change it there"
+            )
+        elif not replace:
+            raise IdConflict(
+                f"there is a schedule {definition.name!r} with another definition, and nothing was changed; replace "
+                "it (`--replace`), or take another name"
+            )
+        if old is not None and old.definition.timing == timing:
+            # The same occurrences as before, also those that are late.
+            seen_at, next_at = old.seen_at, old.next_at
+        else:
+            seen_at, next_at = now, rule_of(timing, now).after(now)
+        self._database.execute(
+            """
+            insert into schedule
+              (name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, try_at)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11)
+            on conflict (name) do update
+            set
+              queue = excluded.queue,
+              cron = excluded.cron,
+              timezone = excluded.timezone,
+              every = excluded.every,
+              at = excluded.at,
+              catch_up = excluded.catch_up,
+              content = excluded.content,
+              origin = excluded.origin,
+              seen_at = excluded.seen_at,
+              next_at = excluded.next_at,
+              try_at = excluded.try_at,
+              error = null
+            """,
+            (*definition[:2], *timing, *definition[3:], origin, seen_at, next_at),
+        )
+        return True
+
+    def _require_room(self) -> None:
+        (count,) = self._database.execute("select count(*) from schedule").fetchone()
+        if count >= MAX_SCHEDULES:
+            raise QueueFull(f"there are {MAX_SCHEDULES:,} schedules, and no more can be made; remove some")
+
+    def schedule_remove(self, name: str) -> None:
+        """Drops a schedule. Raises `NotFound`, or `InvalidRequest` where the configuration file declares it."""
+        if self._require_schedule(name).origin == "config":
+            raise InvalidRequest(
+                f"the schedule {name!r} is declared in the daemon's configuration file; remove it there"
+            )
+        self._database.execute("delete from schedule where name = ?", (name,))
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def schedule_show(self, name: str) -> Schedule:
+        """A schedule; raises `NotFound`."""
+        return self._require_schedule(name)
+
+    def schedule_list(self) -> list[Schedule]:
+        """All schedules, by name, without their contents."""
+        columns = _COLUMNS.replace("content", "''")
+        rows = self._database.execute(f"select {columns} from schedule order by name")  # noqa: S608 # our own columns
+        return [_schedule(row) for row in rows]
+
+    def _find_schedule(self, name: str) -> Schedule | None:
+        row = self._database.execute(
+            f"select {_COLUMNS} from schedule where name = ?",  # noqa: S608 # our own columns
+            (name,),
+        ).fetchone()
+        return None if row is None else _schedule(row)
+
+    def _require_schedule(self, name: str) -> Schedule:
+        found = self._find_schedule(name)
+        if found is None:
+            raise NotFound(f"there is no schedule {name!r}; `eoq schedule list` lists them")
+        return found
+
+    # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def schedule_fire(self, now: float, put: Put, message_of: Callable[[Definition, int], NewMessage]) -> Fired:
+        """Stores the messages of occurrences whose time has come, and plans the next ones, in one transaction.
+
+        Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``put``
+        refuses is kept and tried again, and once it is so late that it was missed, the schedule's ``catch_up`` holds
+        for it. One whose id is stored with other content is passed over.
+        """
+        firing = _Firing(now, put, message_of, {}, [])
+        room = STEP - self._plan_anew(now)
+        while room > 0 and (schedule := self._due_schedule(now)) is not None:
+            room -= max(self._fire(firing, schedule, room), 1)
+        look_at = now if room <= 0 else self._next_look()
+        return Fired(firing.counts, firing.notes, look_at)
+
+    def _plan_anew(self, now: float) -> int:
+        """Where the clock was ahead and has been set back: what it has seen there may come again.
+
+        What was sent there comes under the same ids. Returns how many schedules were planned.
+        """
+        rows = self._database.execute(
+            f"select {_COLUMNS} from schedule where seen_at > ? limit ?",  # noqa: S608 # our own columns
+            (now + SET_BACK, STEP),
+        ).fetchall()
+        for schedule in map(_schedule, rows):
+            following = rule_of(schedule.definition.timing, now).after(now)
+            self._plan(schedule._replace(seen_at=now, next_at=following, error=None), following)
+        return len(rows)
+
+    def _due_schedule(self, now: float) -> Schedule | None:
+        row = self._database.execute(
+            f"select {_COLUMNS} from schedule where try_at <= ? order by try_at limit 1",  # noqa: S608 # our own columns
+            (now,),
+        ).fetchone()
+        return None if row is None else _schedule(row)
+
+    def _next_look(self) -> float | None:
+        (earliest,) = self._database.execute("select min(try_at) from schedule where try_at is not null").fetchone()
+        return None if earliest is None else float(earliest)
+
+    def _fire(self, firing: _Firing, schedule: Schedule, room: int) -> int:
+        """Sends up to ``room`` occurrences of one schedule; returns how many it has dealt with."""
+        now = firing.now
+        name = schedule.definition.name
+        planned = schedule.next_at
+        assert planned is not None  # noqa: S101 # without one it is never due
+        try:
+            rule = rule_of(schedule.definition.timing, now)
+            chosen = due(rule, schedule.definition.catch_up, planned, now)
+        except InvalidRequest as error:  # its time zone is gone from this machine
+            self._postpone(firing, schedule, planned, error)
+            return 1
+        if chosen[:1] != [planned]:
+            until = chosen[0] if chosen else int(now)
+            firing.notes.append(
+                f"schedule {name}: from {occurrence_id(name, planned)} until {occurrence_id(name, until)} its "
+                f"occurrences were missed, and are not sent (catch_up is {schedule.definition.catch_up!r})"
+            )
+        for number, at in enumerate(chosen[:room]):
+            try:
+                firing.put(now, [firing.message_of(schedule.definition, at)])
+            except IdConflict as error:
+                firing.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
+                schedule = schedule._replace(error=str(error))
+            except EoqError as error:
+                self._postpone(firing, schedule, at, error)
+                return number + 1
+            else:
+                firing.counts[schedule.definition.queue] = firing.counts.get(schedule.definition.queue, 0) + 1
+                schedule = schedule._replace(last_at=at, error=None)
+        if len(chosen) > room:
+            self._plan(schedule._replace(next_at=chosen[room]), now)
+        else:
+            following = rule.after(now)
+            self._plan(schedule._replace(seen_at=now, next_at=following), following)
+        return len(chosen)
+
+    def _postpone(self, firing: _Firing, schedule: Schedule, at: int, error: EoqError) -> None:
+        """An occurrence cannot be sent now; said once, not at each try."""
+        if schedule.error is None:
+            name = schedule.definition.name
+            firing.notes.append(f"schedule {name}: {occurrence_id(name, at)} waits, and is tried again: {error}")
+        self._plan(schedule._replace(next_at=at, error=str(error)), firing.now + REFUSED)
+
+    def _plan(self, schedule: Schedule, try_at: float | None) -> None:
+        self._database.execute(
+            """
+            update schedule
+            set seen_at = ?, next_at = ?, last_at = ?, error = ?, try_at = ?
+            where number = ?
+            """,
+            (schedule.seen_at, schedule.next_at, schedule.last_at, schedule.error, try_at, schedule.number),
+        )
+
+
+def _schedule(row: Sequence[Any]) -> Schedule:
+    name, queue, cron, timezone, every, at, catch_up, content, *rest = row
+    return Schedule(Definition(name, queue, Timing(cron, timezone, every, at), catch_up, content), *rest)
