@@ -24,6 +24,7 @@ _HOMES = {
     "relay": ("relay",),
     "work": ("work",),
     "apply": ("apply",),
+    "schedule": ("schedule",),
     "look": ("result", "queues", "peek", "show"),
     "demo": ("demo",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, BinaryIO, TypeVar
 
 import click
@@ -31,6 +32,23 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(command)
 
 
+def headers_option(command: F) -> F:
+    """``--header K=V``, any number of times."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+        headers = {}
+        for value in values:
+            name, separator, content = value.partition("=")
+            if not separator or not name:
+                raise click.BadParameter(f"{value!r} is no header; write NAME=VALUE")
+            headers[name] = content
+        return headers
+
+    return click.option("--header", "headers", multiple=True, callback=parse, metavar="K=V", help="May be repeated.")(
+        command
+    )
+
+
 def queue_argument(command: F) -> F:
     """``QUEUE``, checked before anything is asked."""
 
@@ -41,6 +59,22 @@ def queue_argument(command: F) -> F:
             raise click.BadParameter(str(error)) from error
 
     return click.argument("queue", callback=check)(command)
+
+
+def moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """The callback of an option that takes a time: seconds since the epoch."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time; use seconds since the epoch or ISO 8601, such as 2030-01-31T09:00"
+        ) from None
 
 
 def connect(socket: str | None) -> Client:

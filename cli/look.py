@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from .common import (
     socket_option,
     visible,
 )
+from .table import print_table
 
 STATES = ("ready", "delayed", "leased", "blocked", "dead")
 BODY_WIDTH = 60
@@ -77,7 +77,7 @@ def queues(as_json: bool, socket: str | None) -> None:
         for row in rows:
             print_json({column: row[column] for column in columns})
     elif rows:
-        _print_table(
+        print_table(
             ("queue", *STATES, "oldest"),
             [[row["queue"], *(row[state] for state in STATES), _age(row["oldest_seconds"])] for row in rows],
         )
@@ -109,7 +109,7 @@ def peek(queue: str, limit: int, state: str, as_json: bool, socket: str | None) 
             print_json(message)
     elif messages:
         now = time.time()
-        _print_table(
+        print_table(
             ("id", "attempts", "priority", "age", "body" if state != "dead" else "error"),
             [
                 [
@@ -149,21 +149,6 @@ def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
         elif not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False)
         click.echo(f"{name:{width}}  {visible(value)}")
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns, numbers to the right; the head only at a terminal, so that a pipe gets nothing but rows."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    lines = [list(head), *texts] if sys.stdout.isatty() else texts
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    numeric = [all(isinstance(row[column], int) for row in rows) for column in range(len(head))]
-    for number, line in enumerate(lines):
-        cells = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        text = "  ".join(cells).rstrip()
-        click.echo(click.style(text, bold=True) if number == 0 and lines is not texts else text)
 
 
 def _age(seconds: float | None) -> str:

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import Any, BinaryIO
 
 import click
@@ -21,7 +20,9 @@ from .common import (
     NOTHING_THERE,
     bytes_fields,
     connect,
+    headers_option,
     json_option,
+    moment,
     print_bytes,
     print_json,
     queue_argument,
@@ -33,40 +34,15 @@ from .common import (
 PROGRESS_SECONDS = 0.1
 
 
-def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(value).timestamp()
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is no time; use seconds since the epoch or ISO 8601, such as 2030-01-31T09:00"
-        ) from None
-
-
-def _headers(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    headers = {}
-    for value in values:
-        name, separator, content = value.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{value!r} is no header; write NAME=VALUE")
-        headers[name] = content
-    return headers
-
-
 @click.command()
 @queue_argument
 @click.argument("body", required=False)
 @click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
-@click.option("--at", callback=_moment, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
+@click.option("--at", callback=moment, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@click.option("--header", "headers", multiple=True, callback=_headers, metavar="K=V", help="May be repeated.")
+@headers_option
 @click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
 @click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")

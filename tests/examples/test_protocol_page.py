@@ -16,7 +16,7 @@ import msgspec
 
 import eoq
 from eoq import protocol
-from eoq.daemon import broker, requests, server, store
+from eoq.daemon import broker, requests, schedule_rule, schedule_table, server, store
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
@@ -101,6 +101,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     of_the_code = [
         *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
         *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
+        *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(broker.RECEIVE_BYTES, store.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
