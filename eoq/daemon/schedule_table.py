@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ..errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from .file import File
-from .schedule_rule import Timing, due, rule_of
+from .schedule_rule import GRACE, Timing, due, rule_of
 
 if TYPE_CHECKING:
     from .store import NewMessage
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 MAX_SCHEDULES: Final = 10_000
 STEP: Final = 100
 """Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
-SET_BACK: Final = 3 * 3600.0
-"""Seconds. A clock that is set back by more is believed, as by Debian's cron; by less, it is waited for."""
 REFUSED: Final = 10.0
 """Seconds until an occurrence that could not be stored is tried again."""
 
@@ -210,17 +208,18 @@ class ScheduleTable(File):
         return Fired(firing.counts, firing.notes, look_at)
 
     def _plan_anew(self, now: float) -> int:
-        """Where the clock was ahead and has been set back: what it has seen there may come again.
+        """Where the clock was set back: what it has passed comes again, under the same ids where it was sent.
 
-        What was sent there comes under the same ids. Returns how many schedules were planned.
+        A step of less than `GRACE` is waited for. Returns how many schedules were planned.
         """
         rows = self._database.execute(
             f"select {_COLUMNS} from schedule where seen_at > ? limit ?",  # noqa: S608 # our own columns
-            (now + SET_BACK, STEP),
+            (now + GRACE, STEP),
         ).fetchall()
+        since = now - GRACE  # it may have been set back some time ago
         for schedule in map(_schedule, rows):
-            following = rule_of(schedule.definition.timing, now).after(now)
-            self._plan(schedule._replace(seen_at=now, next_at=following, error=None), following)
+            following = rule_of(schedule.definition.timing, now).after(since)
+            self._plan(schedule._replace(seen_at=since, next_at=following, error=None), following)
         return len(rows)
 
     def _due_schedule(self, now: float) -> Schedule | None:
