@@ -73,7 +73,7 @@ Examples:
     "--at",
     callback=moment,
     metavar="TIME",
-    help="The first occurrence of --every, and what it counts from: epoch seconds or ISO 8601; now if absent.",
+    help="The first occurrence of --every: epoch seconds or ISO 8601; SECONDS from now if absent.",
 )
 @click.option(
     "--catch-up",

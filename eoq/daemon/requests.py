@@ -30,7 +30,7 @@ from ..protocol import (
     get_bytes,
     put_bytes,
 )
-from .schedule_rule import DEFAULT_ZONE, Timing, rule_of
+from .schedule_rule import DEFAULT_ZONE, Timing, first_of, rule_of
 from .schedule_table import Definition, occurrence_id
 from .store import NewMessage
 
@@ -318,7 +318,7 @@ def new_schedule(schedule: Schedule, now: float) -> Definition:
         schedule.every,
         None if schedule.at is None else int(schedule.at),
     )
-    if rule_of(timing, now).after(now) is None:
+    if rule_of(first_of(timing, now)).after(now) is None:
         raise InvalidRequest(f"{timing.cron!r} has no occurrence within the next 50 years")
     text = json.dumps(content, sort_keys=True)
     return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text)

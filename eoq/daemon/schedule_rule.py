@@ -34,7 +34,7 @@ NICKNAMES: Final = {
 
 
 class Timing(NamedTuple):
-    """When: ``cron`` in a ``timezone``, or ``every`` so many seconds from ``at`` on; None is when it is added."""
+    """When: ``cron`` in a ``timezone``, or ``every`` so many seconds from ``at`` on."""
 
     cron: str | None
     timezone: str | None
@@ -110,14 +110,23 @@ class Cron:
 AnyRule: TypeAlias = Every | Cron
 
 
-def rule_of(timing: Timing, added_at: float) -> AnyRule:
-    """What ``timing`` says, of a schedule that was added then; raises `InvalidRequest`."""
+def first_of(timing: Timing, added_at: float) -> Timing:
+    """The timing with an ``at`` where it needs one: the first occurrence is a whole interval after it was added."""
+    if timing.every is None or timing.at is not None:
+        return timing
+    return timing._replace(at=int(added_at) + timing.every)
+
+
+def rule_of(timing: Timing) -> AnyRule:
+    """What ``timing`` says; raises `InvalidRequest`."""
     if (timing.cron is None) == (timing.every is None):
         raise InvalidRequest("give either `cron` or `every`")
     if timing.every is not None:
         if timing.timezone is not None:
             raise InvalidRequest("`timezone` belongs to `cron`; `every` counts seconds, which are the same everywhere")
-        return Every(timing.every, int(added_at) if timing.at is None else timing.at)
+        if timing.at is None:
+            raise InvalidRequest("`every` needs `at`, the time that it counts from")
+        return Every(timing.every, timing.at)
     if timing.at is not None:
         raise InvalidRequest("`at` belongs to `every`: the time that the seconds are counted from")
     assert timing.cron is not None  # noqa: S101 # said above, in words that mypy does not follow

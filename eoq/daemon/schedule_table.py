@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ..errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from .file import File
-from .schedule_rule import GRACE, Timing, due, rule_of
+from .schedule_rule import GRACE, Timing, due, first_of, rule_of
 
 if TYPE_CHECKING:
     from .store import NewMessage
@@ -107,10 +107,10 @@ class ScheduleTable(File):
     def _add_schedule(self, now: float, definition: Definition, origin: str, replace: bool) -> bool:
         old = self._find_schedule(definition.name)
         timing = definition.timing
-        if timing.every is not None and timing.at is None:
-            same = old is not None and old.definition.timing.every == timing.every
-            timing = timing._replace(at=old.definition.timing.at if old is not None and same else int(now))
-            definition = definition._replace(timing=timing)
+        if timing.at is None and old is not None and timing.every == old.definition.timing.every:
+            timing = timing._replace(at=old.definition.timing.at)
+        timing = first_of(timing, now)
+        definition = definition._replace(timing=timing)
         if old is None:
             self._require_room()
         elif old.definition == definition and old.origin in (origin, "config"):
@@ -128,7 +128,7 @@ class ScheduleTable(File):
             # The same occurrences as before, also those that are late.
             seen_at, next_at = old.seen_at, old.next_at
         else:
-            seen_at, next_at = now, rule_of(timing, now).after(now)
+            seen_at, next_at = now, rule_of(timing).after(now)
         self._database.execute(
             """
             insert into schedule
@@ -218,7 +218,7 @@ class ScheduleTable(File):
         ).fetchall()
         since = now - GRACE  # it may have been set back some time ago
         for schedule in map(_schedule, rows):
-            following = rule_of(schedule.definition.timing, now).after(since)
+            following = rule_of(schedule.definition.timing).after(since)
             self._plan(schedule._replace(seen_at=since, next_at=following, error=None), following)
         return len(rows)
 
@@ -240,7 +240,7 @@ class ScheduleTable(File):
         planned = schedule.next_at
         assert planned is not None  # noqa: S101 # without one it is never due
         try:
-            rule = rule_of(schedule.definition.timing, now)
+            rule = rule_of(schedule.definition.timing)
             chosen = due(rule, schedule.definition.catch_up, planned, now)
         except InvalidRequest as error:  # its time zone is gone from this machine
             self._postpone(firing, schedule, planned, error)

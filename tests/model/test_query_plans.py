@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from eoq.daemon import requests
 from eoq.daemon.file import MANY
 from eoq.daemon.reader import Reader
 from eoq.daemon.settings import QueueSettings
@@ -210,6 +211,21 @@ def test_the_timer_finds_what_is_due_and_what_is_next(traced: Traced) -> None:
         traced.plan(lambda: traced.store.promote(LATER + 1, 500)),
         "message USING INDEX message_delayed (due_at<?)",
         "message USING INDEX message_delayed",
+    )
+
+
+def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
+    for n in range(FILL):
+        fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
+        definition = requests.new_schedule(fields, NOW)
+        _do(traced.store, partial(traced.store.schedule_add, NOW, definition, False))
+    fire = partial(traced.store.schedule_fire, NOW + 602, traced.store.put, requests.scheduled_message)
+    _check(
+        traced.plan(fire),
+        "schedule USING INDEX schedule_due (try_at<?)",
+        "schedule USING COVERING INDEX schedule_due",
+        "schedule USING INDEX schedule_seen (seen_at>?)",
+        "schedule USING INTEGER PRIMARY KEY (rowid=?)",
     )
 
 

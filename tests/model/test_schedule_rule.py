@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eoq.daemon.schedule_rule import MOST_MISSED, Every, Rule, Timing, due, rule_of
+from eoq.daemon.schedule_rule import MOST_MISSED, Every, Rule, Timing, due, first_of, rule_of
 from eoq.errors import InvalidRequest
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -20,7 +20,7 @@ DAY = 86400
 
 
 def _cron(expression: str, zone: str | None = "Europe/Berlin") -> Rule:
-    return rule_of(Timing(expression, zone, None, None), 0.0)
+    return rule_of(Timing(expression, zone, None, None))
 
 
 def _berlin(text: str) -> float:
@@ -83,7 +83,7 @@ def test_every_counts_from_its_start_and_never_drifts(start: int) -> None:
 
 
 def test_the_first_of_every_is_so_long_after_it_was_added() -> None:
-    assert rule_of(Timing(None, None, 60, None), 1000.75).after(1000.75) == 1060
+    assert rule_of(first_of(Timing(None, None, 60, None), 1000.75)).after(1000.75) == 1060
 
 
 _FIELDS = ["*", "0", "5", "59", "*/7", "1-5", "3,4", "MON", "L", "*/2", "1-20/3"]
@@ -155,11 +155,12 @@ def test_what_is_no_time_zone(zone: str) -> None:
         (Timing("* * * * *", None, 5, None), "either"),
         (Timing(None, "UTC", 5, None), "timezone"),
         (Timing("* * * * *", None, None, 5), "`at`"),
+        (Timing(None, None, 5, None), "`at`"),
     ],
 )
 def test_what_does_not_go_together(timing: Timing, word: str) -> None:
     with pytest.raises(InvalidRequest, match=word):
-        rule_of(timing, 0.0)
+        rule_of(timing)
 
 
 def test_a_moment_beyond_all_years_has_no_occurrence() -> None:

@@ -230,18 +230,19 @@ class Run:
                 self.owed.update(_id(name, at) for at in due)
 
 
-def _start(folder: str, catch_up: Sequence[str]) -> Run:
+def _start(folder: str, catch_up: Sequence[str | None]) -> Run:
     daemon = Daemon(Path(folder) / "eoq.db", ManualClock())
-    run = Run(daemon, {f"s{n}": kind for n, kind in enumerate(KINDS)}, daemon.clock.wall())
-    for (name, kind), rule in zip(run.kinds.items(), catch_up, strict=True):
+    kinds = {f"s{n}": kind for n, kind in enumerate(KINDS) if catch_up[n] is not None}
+    for (name, kind), rule in zip(kinds.items(), filter(None, catch_up), strict=True):
         daemon.ask("schedule_add", name=name, queue="q", catch_up=rule, body=name, **kind.fields)
-    return run
+    return Run(daemon, kinds, daemon.clock.wall())
 
 
-rules = st.lists(st.sampled_from(["last", "all", "none"]), min_size=len(KINDS), max_size=len(KINDS))
+# None: without this schedule, so that the others do not wake at its occurrences.
+rules = st.tuples(*(st.sampled_from([None, "last", "all", "none"]) for _ in KINDS))
 
 
-def _check_run(catch_up: Sequence[str], steps: Sequence[tuple[str, float]]) -> None:
+def _check_run(catch_up: Sequence[str | None], steps: Sequence[tuple[str, float]]) -> None:
     with tempfile.TemporaryDirectory(prefix="eoq-schedule-") as folder:
         run = _start(folder, catch_up)
         try:
@@ -254,15 +255,17 @@ def _check_run(catch_up: Sequence[str], steps: Sequence[tuple[str, float]]) -> N
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rules, st.lists(STEPS, max_size=12))
-def test_what_passes_while_it_runs_is_stored_once(catch_up: list[str], steps: list[tuple[str, float]]) -> None:
+def test_what_passes_while_it_runs_is_stored_once(
+    catch_up: Sequence[str | None], steps: list[tuple[str, float]]
+) -> None:
     _check_run(catch_up, steps)
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rules, st.lists(STEPS, max_size=25))
 def test_what_passes_while_it_runs_is_stored_once_at_length(
-    catch_up: list[str], steps: list[tuple[str, float]]
+    catch_up: Sequence[str | None], steps: list[tuple[str, float]]
 ) -> None:
     _check_run(catch_up, steps)
 
@@ -270,7 +273,7 @@ def test_what_passes_while_it_runs_is_stored_once_at_length(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rules, st.lists(STEPS.filter(lambda step: step[0] != "jump" or step[1] > -20.0), max_size=12))
 def test_nothing_is_stored_twice_though_all_ids_are_forgotten(
-    catch_up: list[str], steps: list[tuple[str, float]]
+    catch_up: Sequence[str | None], steps: list[tuple[str, float]]
 ) -> None:
     """Where the clock is not set back by more than a minute, what has come so far is known without the ids."""
     with tempfile.TemporaryDirectory(prefix="eoq-schedule-") as folder:
@@ -299,6 +302,29 @@ def test_occurrences_are_stored_at_their_very_time_and_receivers_are_woken(daemo
     daemon.pass_time(35)
     assert daemon.rows() == [("q", _id("s", start + n), start + n) for n in (10, 20, 30)]
     assert daemon.told == ["q"] * 3
+
+
+@pytest.mark.parametrize("catch_up", ["last", "all", "none"])
+def test_what_comes_right_after_a_jump_is_in_time(daemon: Daemon, clock: ManualClock, catch_up: str) -> None:
+    daemon.ask("schedule_add", name="s", queue="q", cron="@hourly", catch_up=catch_up)
+    hour = clock.wall() // HOUR * HOUR + 10 * HOUR
+    clock.jump(hour - 1 - clock.wall())
+    daemon.pass_time(LONGEST_TIMER + 1)
+    assert daemon.messages()[-1:] == [_id("s", hour)]
+
+
+@pytest.mark.parametrize("catch_up", ["last", "none"])
+def test_what_comes_right_after_the_clock_is_set_back(daemon: Daemon, clock: ManualClock, catch_up: str) -> None:
+    daemon.ask("schedule_add", name="s", queue="q", cron="@hourly", catch_up=catch_up)
+    hour = clock.wall() // HOUR * HOUR + 10 * HOUR
+    clock.jump(24 * HOUR)
+    daemon.pass_time(100)
+    clock.jump(hour - 1 - clock.wall())
+    daemon.pass_time(LONGEST_TIMER + 1)
+    assert daemon.messages()[-1:] == [_id("s", hour)]
+    daemon.pass_time(24 * HOUR)
+    assert len(daemon.messages()) in (24, 25)
+    assert len(set(daemon.messages())) == len(daemon.messages())
 
 
 def test_one_added_later_does_not_wait_for_the_timer_of_another(daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ create table schedule (
   queue text not null,
   cron text,                   -- either this
   timezone text,
-  every integer,               -- or that: seconds, counted from at
+  every integer,               -- or that: seconds, from at on
   at integer,
   catch_up text not null,      -- last, all, none
   content text not null,       -- the message, as JSON with the fields of a send
