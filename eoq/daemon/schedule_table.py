@@ -93,7 +93,7 @@ class ScheduleTable(File):
         with self._all_or_nothing():
             for definition in definitions:
                 if self._add_schedule(now, definition, "config", replace=True):
-                    notes.append(f"the schedule {definition.name} is as the configuration says")
+                    notes.append(f"the schedule {definition.name} is new in the configuration, or changed")
             gone = self._database.execute(
                 """
                 delete from schedule
@@ -197,8 +197,8 @@ class ScheduleTable(File):
         """Stores the messages of occurrences whose time has come, and plans the next ones, in one transaction.
 
         Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``put``
-        refuses is kept and tried again, and once it is so late that it was missed, the schedule's ``catch_up`` holds
-        for it. One whose id is stored with other content is passed over.
+        refuses is tried again until it is so late that it was missed, and the schedule's ``catch_up`` holds for it.
+        One whose id is stored with other content is passed over.
         """
         firing = _Firing(now, put, message_of, {}, [])
         room = STEP - self._plan_anew(now)
@@ -218,7 +218,10 @@ class ScheduleTable(File):
         ).fetchall()
         since = now - GRACE  # it may have been set back some time ago
         for schedule in map(_schedule, rows):
-            following = rule_of(schedule.definition.timing).after(since)
+            try:
+                following = rule_of(schedule.definition.timing).after(since)
+            except InvalidRequest:  # its time zone is gone: nothing is known but what was planned
+                following = schedule.next_at
             self._plan(schedule._replace(seen_at=since, next_at=following, error=None), following)
         return len(rows)
 

@@ -46,7 +46,10 @@ class Scheduler:
         self._stopping = False
 
     def apply(self, config: Config) -> None:
-        """The schedules of the configuration are these from now on; begins to send what is due."""
+        """The schedules of the configuration are these from now on; begins to send what is due.
+
+        Raises `InvalidRequest` where one of them is wrong.
+        """
         self._config = config
 
         def done(outcome: list[str] | EoqError) -> None:

@@ -27,7 +27,7 @@ from eoq.daemon import requests
 from eoq.daemon.config import Config
 from eoq.daemon.file import Verb
 from eoq.daemon.schedule_rule import GRACE
-from eoq.daemon.schedule_table import MAX_SCHEDULES, REFUSED, STEP, Definition
+from eoq.daemon.schedule_table import REFUSED, STEP, Definition
 from eoq.daemon.schedules import LONGEST_TIMER, Scheduler
 from eoq.daemon.store import NewMessage, Store
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
@@ -473,17 +473,33 @@ def test_what_is_removed_sends_nothing_more(daemon: Daemon, clock: ManualClock) 
 
 
 def test_there_is_a_limit(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    definition = requests.new_schedule(requests.Schedule(name="s", queue="q", every=10), 0.0)
-
-    def fill() -> None:
-        for n in range(MAX_SCHEDULES):
-            daemon.store.schedule_add(0.0, definition._replace(name=f"s{n}"), False)
-
-    (outcome,) = daemon.store.transact([fill])
-    assert outcome is None
+    monkeypatch.setattr("eoq.daemon.schedule_table.MAX_SCHEDULES", 2)
+    for name in "ab":
+        daemon.ask("schedule_add", name=name, queue="q", every=10)
     with pytest.raises(QueueFull):
-        daemon.ask("schedule_add", name="one-more", queue="q", every=10)
-    assert daemon.ask("schedule_add", name="s7", queue="q", every=10)["changed"] is False
+        daemon.ask("schedule_add", name="c", queue="q", every=10)
+    assert daemon.ask("schedule_add", name="a", queue="q", every=10)["changed"] is False
+
+
+@pytest.mark.parametrize("set_back", [False, True])
+def test_a_time_zone_that_goes_away_holds_up_its_schedule_alone(
+    daemon: Daemon, clock: ManualClock, set_back: bool
+) -> None:
+    for name, catch_up in (("gone", "all"), ("stays", "none")):
+        daemon.ask("schedule_add", name=name, queue=name, cron="@hourly", timezone="Europe/Berlin", catch_up=catch_up)
+    clock.jump(2 * HOUR)
+    daemon.pass_time(60)
+    with closing(sqlite3.connect(daemon.store.path)) as database, database:
+        database.execute("update schedule set timezone = 'Gone/Away' where name = 'gone'")
+    if set_back:
+        clock.jump(-2 * HOUR)
+    daemon.pass_time(3 * HOUR)
+    assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (2, 3)
+    assert "Gone/Away" in daemon.ask("schedule_show", name="gone")["schedule"]["error"]
+    with closing(sqlite3.connect(daemon.store.path)) as database, database:
+        database.execute("update schedule set timezone = 'Europe/Berlin' where name = 'gone'")
+    daemon.pass_time(HOUR)
+    assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (4 if set_back else 6, 4)
 
 
 def test_requests_are_answered_when_the_daemon_stops(daemon: Daemon) -> None:
