@@ -24,9 +24,13 @@ _HOMES = {
     "relay": ("relay",),
     "work": ("work",),
     "apply": ("apply",),
+    "look": ("result", "queues", "peek", "tail", "show"),
+    "steer": ("pause", "resume", "purge"),
+    "dead": ("dead",),
     "schedule": ("schedule",),
-    "look": ("result", "queues", "peek", "show"),
+    "topics": ("bind", "unbind", "topics"),
     "demo": ("demo",),
+    "config": ("config",),
 }
 _HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}
 

@@ -13,6 +13,7 @@ import click
 from eoq import calls, protocol
 from eoq.client import Client
 from eoq.errors import InvalidRequest, MessageTooLarge
+from eoq.message import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,10 +33,10 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(command)
 
 
-def headers_option(command: F) -> F:
-    """``--header K=V``, any number of times."""
+def header_option(help: str) -> Callable[[F], F]:
+    """``--header K=V``, any number of them, as a dictionary ``headers``."""
 
-    def parse(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    def read(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
         headers = {}
         for value in values:
             name, separator, content = value.partition("=")
@@ -44,24 +45,27 @@ def headers_option(command: F) -> F:
             headers[name] = content
         return headers
 
-    return click.option("--header", "headers", multiple=True, callback=parse, metavar="K=V", help="May be repeated.")(
-        command
-    )
+    return click.option("--header", "headers", multiple=True, callback=read, metavar="K=V", help=help)
 
 
 def queue_argument(command: F) -> F:
     """``QUEUE``, checked before anything is asked."""
-
-    def check(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-        try:
-            return calls.check_queue(value)
-        except InvalidRequest as error:
-            raise click.BadParameter(str(error)) from error
-
-    return click.argument("queue", callback=check)(command)
+    return click.argument("queue", callback=_check_queue)(command)
 
 
-def moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+def topic_argument(command: F) -> F:
+    """``TOPIC``, checked before anything is asked."""
+    return click.argument("topic", callback=_check_queue)(command)
+
+
+def _check_queue(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        return calls.check_queue(value)
+    except InvalidRequest as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def read_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """The callback of an option that takes a time: seconds since the epoch."""
     if value is None:
         return None
@@ -82,6 +86,15 @@ def connect(socket: str | None) -> Client:
     return Client(socket)
 
 
+def confirm(question: str, yes: bool, flag: str = "--yes") -> None:
+    """Asks at a terminal, and goes on only at a yes; elsewhere ``flag`` has to be given."""
+    if yes:
+        return
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise click.UsageError(f"{question} Nobody can be asked here: give {flag} to do it.")
+    click.confirm(question, abort=True, err=True)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """One object on one line."""
     click.echo(json.dumps(value, ensure_ascii=False))
@@ -95,6 +108,13 @@ def visible(text: str) -> str:
 def print_bytes(value: bytes) -> None:
     """Bytes as they are, ended by a line feed where they have none."""
     sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
+
+
+def refuse_failed(id: str, result: Result) -> None:
+    """Raises `InvalidRequest` where a message ended without having been done."""
+    if result.outcome != "done":
+        how = {"dead": "is a dead letter", "expired": "has expired", "dropped": "was dropped"}.get(result.outcome)
+        raise InvalidRequest(f"{id} {how or result.outcome}: {result.error or 'no reason was given'}")
 
 
 def bytes_fields(name: str, value: bytes) -> dict[str, Any]:

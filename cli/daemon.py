@@ -14,71 +14,48 @@ from typing import Any
 import click
 
 from eoq.errors import EoqError, Unavailable
-from eoq.paths import database_path, socket_path
+from eoq.paths import socket_path
 
-from .common import connect, json_option, print_json, socket_option
+from .common import connect, json_option, print_json, socket_option, visible
+from .daemon_options import daemon_options, given
 
 START_SECONDS = 60.0
 """How long `start` waits for the daemon: it may have migrations to run."""
 STOP_SECONDS = 30.0
 
 
-def _database_option(command: Any) -> Any:
-    return click.option("--db", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's default.")(
-        command
-    )
-
-
-def _attempts_option(command: Any) -> Any:
-    return click.option(
-        "--max-attempts",
-        type=click.IntRange(1, 1_000_000),
-        default=10,
-        envvar="EOQ_MAX_ATTEMPTS",
-        metavar="N",
-        help="Deliveries of a message before it is a dead letter; 10 if absent.",
-    )(command)
-
-
-def _config_option(command: Any) -> Any:
-    return click.option(
-        "--config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        envvar="EOQ_CONFIG",
-        metavar="FILE",
-        help="Settings of queues, and outboxes to relay, in TOML; else EOQ_CONFIG, else none.",
-    )(command)
-
-
 @click.command()
-@_database_option
-@socket_option
-@_attempts_option
-@_config_option
-def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
+@daemon_options
+@click.pass_context
+def daemon(ctx: click.Context, /, **_options: object) -> None:
     """Run the daemon in the foreground, for a service manager.
 
     Prints `ready` and its socket once it accepts connections. SIGTERM and Ctrl-C stop it: what was begun is
-    finished and answered first.
+    finished and answered first. SIGHUP, and any change of the configuration file, makes it read that file again.
 
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
     eoq daemon --config eoq.toml
+    eoq daemon --spool /var/spool/shop      # what is renamed to /var/spool/shop/QUEUE/NAME is a message
 
-    The file given with --config has settings by queue, and outboxes that the daemon relays by itself:
+    The configuration is TOML, with settings by queue, and outboxes that the daemon relays by itself. `eoq config
+    check` says whether it is right, and `eoq config show` what counts. A flag counts before a variable, and that
+    before the file; `--max-attempts` therefore holds for all queues.
 
     \b
     [queues."mail.*"]
     retention = 86400      # seconds a settled record is kept; 7 days if absent
+    max_attempts = 3       # deliveries before a message is a dead letter; 10 if absent
     [[relay]]
     path = "shop.db"       # relative to the file's folder
     """
-    from eoq.daemon.config import Config, load
+    # Until the daemon listens to it, which then looks at the file in any case: its default would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     from eoq.daemon.main import Settings, run
+    from eoq.daemon.precedence import choose
 
-    loaded = Config() if config is None else load(config)
-    folder = Path.cwd() if config is None else config.absolute().parent
-
+    choice = choose(given(ctx))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
 
     def ready(path: Path) -> None:
@@ -88,17 +65,20 @@ def daemon(db: str | None, socket: str | None, max_attempts: int, config: Path |
             logging.getLogger("eoq.daemon").warning("nobody reads `ready`: %s", error)
 
     settings = Settings(
-        database_path(db).absolute(), socket_path(socket).absolute(), max_attempts, config=loaded, folder=folder
+        choice.db.value,
+        choice.socket.value,
+        choice.queue_overrides.get("max_attempts"),
+        config=choice.config,
+        config_path=choice.config_path.value,
+        spool=choice.spool.value,
     )
     run(settings, ready)
 
 
 @click.command()
-@_database_option
-@socket_option
-@_attempts_option
-@_config_option
-def start(db: str | None, socket: str | None, max_attempts: int, config: Path | None) -> None:
+@daemon_options
+@click.pass_context
+def start(ctx: click.Context, /, **_options: object) -> None:
     """Start the daemon in the background. Does nothing if one answers already.
 
     Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
@@ -107,12 +87,16 @@ def start(db: str | None, socket: str | None, max_attempts: int, config: Path | 
     eoq start
     eoq start --db shop/eoq.db --socket shop/eoq.sock
     """
-    path = socket_path(socket).absolute()
+    from eoq.daemon.precedence import choose
+
+    said = given(ctx)
+    choice = choose(said)
+    path = choice.socket.value
     running = _status(str(path))
     if running is not None:
         click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
         return
-    database = database_path(db).absolute()
+    database = choice.db.value
     log = database.with_name(database.name + ".log")
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,12 +105,15 @@ def start(db: str | None, socket: str | None, max_attempts: int, config: Path | 
         from eoq.daemon.locks import cannot_use
 
         raise cannot_use(log, error) from error
-    command = [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(database), "--socket", str(path)]
-    configured = [] if config is None else ["--config", str(config.absolute())]
+    command = [sys.executable, "-P", "-m", "eoq.cli", "daemon"]
+    for name, chosen in said.items():
+        # A path was relative to this folder, which the daemon does not stay in.
+        value = chosen.value if name == "max_attempts" else Path(chosen.value).absolute()
+        command += [f"--{name.replace('_', '-')}", str(value)]
     with errors:
         begin = errors.tell()
         process = subprocess.Popen(
-            [*command, "--max-attempts", str(max_attempts), *configured],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -193,9 +180,13 @@ def status(as_json: bool, socket: str | None) -> None:
         print_json(fields)
         return
     fields["up"] = f"{time.time() - fields.pop('started_at'):.0f} s"
+    read_at = fields.pop("config_read_at", None)
+    if fields.get("config") is not None and read_at is not None:
+        fields["config"] += f", read {time.time() - read_at:.0f} s ago"
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        click.echo(f"{name:{width}}  {value}")
+        if value is not None:
+            click.echo(f"{name:{width}}  {visible(str(value))}")
 
 
 def _status(path: str) -> dict[str, Any] | None:

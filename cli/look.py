@@ -1,4 +1,4 @@
-"""Commands that only look: ``result queues peek show``."""
+"""Commands that only look: ``result queues peek tail show``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 
 import click
 
-from eoq.errors import InvalidRequest
 from eoq.protocol import MAX_BATCH
 
 from .common import (
     NOTHING_THERE,
     bytes_fields,
     connect,
+    header_option,
     json_option,
     print_bytes,
     print_json,
     queue_argument,
+    refuse_failed,
     socket_option,
     visible,
 )
-from .table import print_table
+from .table import age, body_text, moment, print_table, short
 
-STATES = ("ready", "delayed", "leased", "blocked", "dead")
-BODY_WIDTH = 60
+COUNTED = ("ready", "delayed", "leased", "blocked", "dead")
+STATES = (*COUNTED, "done", "expired", "dropped")
 
 
 @click.command()
@@ -51,15 +52,14 @@ def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None)
         print_json({"queue": queue, "id": id_, "outcome": found.outcome, **fields, **error})
     elif found.body is not None:
         print_bytes(found.body)
-    if found.outcome == "dead":
-        raise InvalidRequest(f"{id_} is a dead letter: {found.error or 'no reason was given'}")
+    refuse_failed(id_, found)
 
 
 @click.command()
 @json_option
 @socket_option
 def queues(as_json: bool, socket: str | None) -> None:
-    """List the queues, with how many messages of each wait, and since when.
+    """List the queues: messages in each state, since when the oldest waits, and how many a second come and get done.
 
     \b
     eoq queues
@@ -67,19 +67,29 @@ def queues(as_json: bool, socket: str | None) -> None:
     """
     now = time.time()
     with connect(socket) as client:
-        rows = client.ask("queues")["queues"]
+        rows = client.queues()
     for row in rows:
         row["queue"] = row.pop("name")
         oldest = row.pop("oldest")
         row["oldest_seconds"] = None if oldest is None else round(max(now - oldest, 0.0), 3)
-    columns = ("queue", *STATES, "oldest_seconds")
+    columns = ("queue", *COUNTED, "oldest_seconds", "sent_rate", "done_rate", "paused")
     if as_json:
         for row in rows:
             print_json({column: row[column] for column in columns})
     elif rows:
         print_table(
-            ("queue", *STATES, "oldest"),
-            [[row["queue"], *(row[state] for state in STATES), _age(row["oldest_seconds"])] for row in rows],
+            ("queue", *COUNTED, "oldest", "sent/s", "done/s", ""),
+            [
+                [
+                    row["queue"],
+                    *(row[state] for state in COUNTED),
+                    age(row["oldest_seconds"]),
+                    f"{row['sent_rate']:.1f}",
+                    f"{row['done_rate']:.1f}",
+                    "paused" if row["paused"] else "",
+                ]
+                for row in rows
+            ],
         )
 
 
@@ -93,37 +103,58 @@ def queues(as_json: bool, socket: str | None) -> None:
     help="Messages at most; 10 if absent.",
 )
 @click.option("--state", type=click.Choice(STATES), default="ready", help="Of which state; ready if absent.")
+@click.option("--group", metavar="NAME", help="Only of this group.")
+@header_option("Only with this header; may be repeated.")
+@click.option("--contains", metavar="TEXT", help="Only with this text in the body.")
 @json_option
 @socket_option
-def peek(queue: str, limit: int, state: str, as_json: bool, socket: str | None) -> None:
+def peek(
+    queue: str,
+    limit: int,
+    state: str,
+    group: str | None,
+    headers: dict[str, str],
+    contains: str | None,
+    as_json: bool,
+    socket: str | None,
+) -> None:
     """Look at the next messages of QUEUE without leasing them. Exit status 1 if there is none.
 
     \b
     eoq peek mail
     eoq peek mail --state dead --json | jq -r .error
+    eoq peek payments --group alice --contains refund
     """
     with connect(socket) as client:
-        messages = client.ask("peek", queue=queue, limit=limit, state=state)["messages"]
+        messages = client.peek(queue, state, limit=limit, group=group, headers=headers or None, contains=contains)
     if as_json:
         for message in messages:
             print_json(message)
     elif messages:
-        now = time.time()
-        print_table(
-            ("id", "attempts", "priority", "age", "body" if state != "dead" else "error"),
-            [
-                [
-                    message["id"],
-                    message["attempts"],
-                    message["priority"],
-                    _age(now - message["enqueued_at"]),
-                    _short(message.get("error", "") if state == "dead" else _body(message)),
-                ]
-                for message in messages
-            ],
-        )
+        print_messages(messages)
     if not messages:
         sys.exit(NOTHING_THERE)
+
+
+@click.command()
+@queue_argument
+@click.option("-n", "--last", type=click.IntRange(0, MAX_BATCH), default=10, help="First so many that are there; 10.")
+@json_option
+@socket_option
+def tail(queue: str, last: int, as_json: bool, socket: str | None) -> None:
+    """Follow QUEUE: print each message as it is stored, until Ctrl-C. Nothing is leased.
+
+    \b
+    eoq tail mail
+    eoq tail payments -n 0 --json | jq -r .body
+    """
+    with connect(socket) as client:
+        for message in client.tail(queue, last=last):
+            if as_json:
+                print_json(message)
+            else:
+                click.echo(f"{moment(message['enqueued_at'])}  {visible(message['id'])}  {short(body_text(message))}")
+            sys.stdout.flush()
 
 
 @click.command()
@@ -132,39 +163,47 @@ def peek(queue: str, limit: int, state: str, as_json: bool, socket: str | None) 
 @json_option
 @socket_option
 def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
-    """Show all that is known of one message. Exit status 1 if it is not known.
+    """Show the whole life of one message. Exit status 1 if it is not known.
 
     \b
     eoq show payments order-17
     """
     with connect(socket) as client:
-        message = client.ask("show", queue=queue, id=id_)["message"]
+        message = client.show(queue, id_)
     if as_json:
         print_json(message)
         return
+    history = message.pop("history", [])
     width = max(len(name) for name in message)
     for name, value in message.items():
         if name.endswith("_at"):
-            value = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) + f".{int(value % 1 * 1000):03d}"
+            value = moment(value)
         elif not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False)
         click.echo(f"{name:{width}}  {visible(value)}")
+    for delivery in history:
+        told = [f"delivery {delivery['delivery']}"]
+        if "delivered_at" in delivery:
+            told.append(f"{moment(delivery['delivered_at'])} to {visible(delivery.get('consumer', 'somebody'))}")
+        if "failed_at" in delivery:
+            told.append(f"failed {moment(delivery['failed_at'])}: {visible(delivery.get('error', 'no reason given'))}")
+        click.echo("  ".join(told))
 
 
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f}{unit}"
-    return f"{max(seconds, 0.0):.1f}s"
-
-
-def _body(message: dict[str, Any]) -> str:
-    return str(message["body"]) if "body" in message else "base64:" + str(message.get("body_base64", ""))
-
-
-def _short(text: str) -> str:
-    """A text on one line, cut."""
-    cut = visible(text[: BODY_WIDTH + 1])
-    return cut if len(cut) <= BODY_WIDTH else cut[: BODY_WIDTH - 1] + "…"
+def print_messages(messages: list[dict[str, Any]]) -> None:
+    """A line a message, with the error of one that failed."""
+    now = time.time()
+    dead = messages[0]["state"] == "dead"
+    print_table(
+        ("id", "attempts", "priority", "age", "error" if dead else "body"),
+        [
+            [
+                visible(message["id"]),
+                message["attempts"],
+                message["priority"],
+                age(now - message["enqueued_at"]),
+                short(message.get("error", "") if dead else body_text(message)),
+            ]
+            for message in messages
+        ],
+    )

@@ -16,12 +16,12 @@ from eoq.protocol import QUEUE_PATTERN, put_bytes
 from .common import (
     F,
     connect,
-    headers_option,
+    header_option,
     json_option,
-    moment,
     print_json,
     queue_argument,
     read_body,
+    read_time,
     socket_option,
     visible,
 )
@@ -71,7 +71,7 @@ Examples:
 @click.option("--every", type=click.IntRange(min=1), metavar="SECONDS", help="Instead of --cron.")
 @click.option(
     "--at",
-    callback=moment,
+    callback=read_time,
     metavar="TIME",
     help="The first occurrence of --every: epoch seconds or ISO 8601; SECONDS from now if absent.",
 )
@@ -81,9 +81,12 @@ Examples:
     default="last",
     help="What is sent of missed occurrences; last if absent.",
 )
+@click.option(
+    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not so long after its occurrence."
+)
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@headers_option
+@header_option("May be repeated.")
 @click.option("--replace", is_flag=True, help="Also where NAME stands for something else so far.")
 @json_option
 @socket_option
@@ -96,6 +99,7 @@ def add(
     every: int | None,
     at: float | None,
     catch_up: str,
+    ttl: float | None,
     priority: int,
     group: str | None,
     headers: dict[str, str],
@@ -120,8 +124,9 @@ def add(
     if at is not None and every is None:
         raise click.UsageError("--at belongs to --every")
     content = b"" if body is None else read_body(body, "body")
-    check_options(Outgoing(content, headers=headers, priority=priority, group=group))
-    options = {"cron": cron, "timezone": timezone, "every": every, "at": at, "priority": priority, "group": group}
+    check_options(Outgoing(content, headers=headers, priority=priority, group=group, ttl=ttl))
+    options = {"cron": cron, "timezone": timezone, "every": every, "at": at}
+    options |= {"ttl": ttl, "priority": priority, "group": group}
     fields: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     if headers:
         fields["headers"] = headers

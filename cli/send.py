@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -20,18 +21,24 @@ from .common import (
     NOTHING_THERE,
     bytes_fields,
     connect,
-    headers_option,
+    header_option,
     json_option,
-    moment,
     print_bytes,
     print_json,
     queue_argument,
     read_body,
+    read_time,
+    refuse_failed,
     socket_option,
     standard_input,
 )
 
+if TYPE_CHECKING:
+    from eoq.spool import Left
+
 PROGRESS_SECONDS = 0.1
+SPOOL_SECONDS = 2.0
+"""How long one try of a daemon that went away or does not answer may take, where there is a spool."""
 
 
 @click.command()
@@ -39,13 +46,20 @@ PROGRESS_SECONDS = 0.1
 @click.argument("body", required=False)
 @click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
-@click.option("--at", callback=moment, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
+@click.option("--at", callback=read_time, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
+@click.option("--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not after so long.")
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@headers_option
+@header_option("May be repeated.")
 @click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
 @click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")
+@click.option(
+    "--spool",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="If the daemon cannot be reached, leave it in this spool, on disk, for when it runs.",
+)
 @json_option
 @socket_option
 def send(
@@ -54,12 +68,14 @@ def send(
     id_: str | None,
     delay: float | None,
     at: float | None,
+    ttl: float | None,
     priority: int,
     group: str | None,
     headers: dict[str, str],
     lines: bool,
     jsonl: bool,
     wait: float | None,
+    spool: Path | None,
     as_json: bool,
     socket: str | None,
 ) -> None:
@@ -73,11 +89,14 @@ def send(
     pg_dump shop | gzip | eoq send backups -
     seq 1000 | eoq send numbers --lines
     eoq send render 'page 7' --wait 30
+    eoq send mail 'hello' --spool /var/spool/shop     # also while no daemon runs
     """
-    options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at}
+    options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at, "ttl": ttl}
     if delay is not None and at is not None:
         raise click.UsageError("give --delay or --at, not both")
-    with connect(socket) as client:
+    if spool is not None and wait is not None:
+        raise click.UsageError("give --wait or --spool, not both: what is left in a spool has no result yet")
+    with connect(socket) if spool is None else Client(socket, timeout=SPOOL_SECONDS) as client:
         if lines or jsonl:
             if body is not None or id_ is not None or wait is not None or (lines and jsonl):
                 raise click.UsageError(
@@ -87,15 +106,46 @@ def send(
             stdin = standard_input()
             template = Outgoing(b"", headers=headers, **options)
             source = _text_lines(stdin, template) if lines else _json_lines(stdin, template)
-            _send_stream(client, queue, source, as_json)
+            _send_stream(_sending(client, spool, queue, source), as_json)
             return
-        sent = client.send(queue, read_body(body, "body"), id=id_, headers=headers, **options)
+        content = read_body(body, "body")
+        if spool is not None:
+            (either,) = _sending(client, spool, queue, [Outgoing(content, id=id_, headers=headers, **options)])
+            click.echo(_line(either, as_json))
+            return
+        sent = client.send(queue, content, id=id_, headers=headers, **options)
         if wait is not None:
             _print_result(client, queue, sent, wait, as_json)
-        elif as_json:
-            print_json({"id": sent.id, "duplicate": sent.duplicate})
         else:
-            click.echo(sent.id)
+            click.echo(_line(sent, as_json))
+
+
+def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Outgoing]) -> Iterator[Sent | Left]:
+    """What becomes of each message."""
+    if spool is None:
+        yield from client.send_stream(queue, source)
+        return
+    from eoq.spool import Spool, send_or_leave
+
+    left = 0
+    try:
+        for sent in send_or_leave(client, Spool(spool), queue, source):
+            left += not isinstance(sent, Sent)
+            yield sent
+    finally:
+        if left:
+            click.echo(
+                f"eoq: cannot reach the daemon on {client.path}; {'it is' if left == 1 else f'{left:,} messages are'} "
+                f"in the spool, on disk, until a daemon runs with --spool {spool}",
+                err=True,
+            )
+
+
+def _line(sent: Sent | Left, as_json: bool) -> str:
+    if not as_json:
+        return sent.id
+    more = {"duplicate": sent.duplicate} if isinstance(sent, Sent) else {"spooled": True}
+    return json.dumps({"id": sent.id, **more}, ensure_ascii=False)
 
 
 def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: bool) -> None:
@@ -108,19 +158,15 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
         print_json({"id": sent.id, "duplicate": sent.duplicate, "outcome": result.outcome, **fields})
     elif result.body is not None:
         print_bytes(result.body)
-    if result.outcome == "dead":
-        raise InvalidRequest(f"{sent.id} is a dead letter: {result.error or 'no reason was given'}")
+    refuse_failed(sent.id, result)
 
 
-def _send_stream(client: Client, queue: str, source: Iterable[Outgoing], as_json: bool) -> None:
+def _send_stream(sending: Iterator[Sent | Left], as_json: bool) -> None:
     progress = _Progress()
     output = sys.stdout
     try:
-        for sent in client.send_stream(queue, source):
-            if as_json:
-                output.write(json.dumps({"id": sent.id, "duplicate": sent.duplicate}) + "\n")
-            else:
-                output.write(sent.id + "\n")
+        for sent in sending:
+            output.write(_line(sent, as_json) + "\n")
             progress.step()
     except (EoqError, KeyboardInterrupt):
         progress.end()
@@ -164,14 +210,14 @@ def _from_json(line: bytes, template: Outgoing) -> Outgoing:
         fields["body"] = get_bytes(None, in_base64, "body")
     if "body" not in fields:
         raise InvalidRequest("it has no `body`")
-    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at"}
+    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at", "ttl"}
     if unknown:
         raise InvalidRequest(f"the option {min(unknown)!r} is not known")
     return _replace(template, **fields)
 
 
 def _replace(template: Outgoing, **fields: Any) -> Outgoing:
-    values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at")}
+    values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at", "ttl")}
     if "delay" in fields or "at" in fields:
         values["delay"] = values["at"] = None
     return Outgoing(**{**values, **fields})

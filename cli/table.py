@@ -1,12 +1,17 @@
-"""Tables, as the commands that look print them."""
+"""How commands show rows to people: columns at a terminal, plain rows in a pipe."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from .common import visible
+
+BODY_WIDTH = 60
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -22,3 +27,27 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         ]
         text = "  ".join(cells).rstrip()
         click.echo(click.style(text, bold=True) if number == 0 and lines is not texts else text)
+
+
+def age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f}{unit}"
+    return f"{max(seconds, 0.0):.1f}s"
+
+
+def body_text(message: dict[str, Any]) -> str:
+    return str(message["body"]) if "body" in message else "base64:" + str(message.get("body_base64", ""))
+
+
+def short(text: str) -> str:
+    """A text on one line, cut."""
+    cut = visible(text[: BODY_WIDTH + 1])
+    return cut if len(cut) <= BODY_WIDTH else cut[: BODY_WIDTH - 1] + "…"
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as local time, to the millisecond."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .outbox import AsyncOutbox as AsyncOutbox
     from .outbox import Outbox as Outbox
     from .relay import Relay as Relay
+    from .spool import Spool as Spool
     from .verdicts import Reject as Reject
     from .verdicts import Retry as Retry
 
@@ -68,6 +69,7 @@ _HOMES = {
     "inbox": ("Inbox",),
     "outbox": ("AsyncOutbox", "Outbox"),
     "relay": ("Relay",),
+    "spool": ("Spool",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
     "verdicts": ("Reject", "Retry"),
 }

@@ -20,6 +20,7 @@ from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
 from .protocol import Fields, LineBuffer, decode_reply, encode
+from .steering import AsyncSteering
 
 if TYPE_CHECKING:
     from .aio_worker import AsyncProcessor
@@ -143,7 +144,7 @@ class _Started(NamedTuple, Generic[T]):
     replies: Replies | None
 
 
-class AsyncClient:
+class AsyncClient(AsyncSteering):
     """An asyncio client. Make it with `connect_async`; its methods do what those of `Client` do."""
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
@@ -183,9 +184,10 @@ class AsyncClient:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> Sent:
         """See `Client.send`."""
-        message = Outgoing(body, id, None, headers, priority, group, delay, at)
+        message = Outgoing(body, id, None, headers, priority, group, delay, at, ttl)
         return await self._run(calls.send(queue, message))
 
     async def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
@@ -491,9 +493,10 @@ class AsyncTransaction:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> None:
         """Sends a message; the arguments are those of `Client.send`."""
-        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at))
+        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
 
     async def __aenter__(self) -> AsyncTransaction:
         return self

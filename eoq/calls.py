@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -36,6 +37,9 @@ BATCH_MESSAGES = 250
 """Messages in one request of `send_many`: enough that the commit no longer counts."""
 BATCH_BYTES = 1024 * 1024
 """Bytes of bodies in one request of `send_many`, so that neither side holds much at once."""
+
+SHORTEST_TTL = 0.001
+"""Seconds to live of a message that came too late."""
 
 _QUEUE = re.compile(QUEUE_PATTERN)
 
@@ -91,6 +95,8 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
         fields["delay"] = message.delay
     if message.at is not None:
         fields["at"] = message.at
+    if message.ttl is not None:
+        fields["ttl"] = message.ttl
 
 
 def check_options(message: Outgoing) -> None:
@@ -109,6 +115,7 @@ def check_options(message: Outgoing) -> None:
     _check_seconds("at", message.at, 1e11)
     if message.delay is not None and message.at is not None:
         raise InvalidRequest("give `delay` or `at`, not both")
+    check_ttl(message.ttl)
 
 
 def _check_name(what: str, name: object) -> None:
@@ -308,8 +315,16 @@ def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[Onc
 
 def check_ttl(ttl: float | None) -> None:
     """Raises `InvalidRequest` where ``ttl`` is no number of seconds for something to be kept."""
-    if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl <= MAX_TTL):
+    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= MAX_TTL):
         raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
+
+
+def time_left(ttl: float, since: float) -> float:
+    """The seconds left of a ``ttl`` that counts from ``since`` (seconds since the epoch).
+
+    A message whose time is over is sent all the same, and expires at once: so its id is known, and its end.
+    """
+    return min(max(since + ttl - time.time(), SHORTEST_TTL), ttl)
 
 
 def once_done(key: str, token: str, status: int, output: bytes | None, size: int, ttl: float | None) -> Call[None]:

@@ -25,6 +25,7 @@ from .message import Delivery, Message, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
 from .protocol import Fields, LineBuffer, decode_reply, encode
+from .steering import Steering
 
 if TYPE_CHECKING:
     from .held import Summary
@@ -205,7 +206,7 @@ class _Started(NamedTuple, Generic[T]):
             self.link.forget(self.rids)
 
 
-class Client:
+class Client(Steering):
     """A blocking client, safe to share between threads. Make it with `connect`.
 
     Every method may raise `Unavailable` (no daemon, or none that came back in time), `InvalidRequest` (an argument
@@ -236,6 +237,11 @@ class Client:
                 self._link.close()
                 self._link = None
 
+    @property
+    def reached(self) -> bool:
+        """Whether there ever was a connection. If not, nothing that was asked can have happened."""
+        return self._generation > 0
+
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     def send(
@@ -249,6 +255,7 @@ class Client:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> Sent:
         """Stores a message; when this returns, it is on disk.
 
@@ -256,7 +263,7 @@ class Client:
         ``id`` with the same content is stored once and answered with ``duplicate``. Raises `IdConflict` for the
         same id with other content, `MessageTooLarge`, `QueueFull` or `StorageFull`; then nothing was stored.
         """
-        message = Outgoing(body, id, None, headers, priority, group, delay, at)
+        message = Outgoing(body, id, None, headers, priority, group, delay, at, ttl)
         return self._run(calls.send(queue, message))
 
     def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
@@ -621,9 +628,10 @@ class Transaction:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> None:
         """Sends a message; the arguments are those of `Client.send`."""
-        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at))
+        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
 
     def __enter__(self) -> Transaction:
         return self

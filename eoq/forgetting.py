@@ -3,12 +3,14 @@
 An id may go when its message can no longer come. The daemon knows that: each delivery carries its queue's
 watermark, the lowest place in the daemon's file that is not settled; ready, delayed, blocked, leased and dead
 messages all hold it back. What an inbox keeps of it is a sentence with a date: "at L, when this delivery came,
-everything below W was settled". By it an id goes when its place is below W *and* it was processed, or last came
-again, before L - keep.
+everything below W was settled". (What was delivered and then expired or was dropped, by a person or a full queue,
+counts as not settled for its queue's retention.) By it an id goes when its place is below W *and* it was processed,
+or last came again, before L - keep.
 
 Why a sentence stays true whatever happens after it. Let the daemon's file be replaced at R by a backup made at B, no
 older than ``keep``: R - B <= keep. Then a message that the backup holds unsettled comes again. But it was
-processed at B or later, or came again to be settled after B, since it was settled by being processed and acked.
+processed at B or later, or came again to be settled after B, if it was settled by being processed and acked. If it
+was given up after B, W was below it for the retention, which is no shorter than ``keep``: L > B + keep >= R.
 
 - R > L: an id goes only if it was processed before L - keep < R - keep <= B. So it is none of these.
 - R <= L: the sentence is of the new file. What is not settled there is not below W.
@@ -19,8 +21,7 @@ file that begins with seq 1 has low watermarks, which only hold back. A wall clo
 ``keep`` by as much, so that only the watermark protects: enough as long as no backup is restored.
 
 What this does not cover: a backup that is older than ``keep``; a second restore that goes back behind the first, or
-one of each file (a new daemon's file counts as one); and a message whose ack was lost and that somebody settled
-without the inbox (dropped it as a dead letter), restored to before that, ``keep`` or longer after it was processed.
+one of each file (a new daemon's file counts as one); and a queue whose retention is set shorter than ``keep``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ class Outgoing:
     ``body`` is bytes, text, or anything JSON can hold. ``id`` is the idempotency key (1 to 200 printable
     characters; a UUIDv7 where it is None). ``queue`` may be left out where the call names one. A higher
     ``priority`` is delivered first. Messages of one ``group`` are delivered one at a time, in order.
-    ``delay`` is in seconds from now, ``at`` in seconds since the epoch; give one of them at most.
+    ``delay`` is in seconds from now, ``at`` in seconds since the epoch; give one of them at most. After ``ttl``
+    seconds from now it is no longer delivered.
     """
 
     body: object
@@ -57,6 +58,7 @@ class Outgoing:
     group: str | None = None
     delay: float | None = None
     at: float | None = None
+    ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class Sent:
 class Result:
     """How a message ended.
 
-    ``outcome`` is ``done``, or ``dead`` when it was rejected or ran out of attempts; then ``error`` says why.
+    ``outcome`` is ``done``, or ``dead`` when it was rejected or ran out of attempts, ``expired`` when its time to live
+    was over, ``dropped`` when a person or a full queue dropped it; then ``error`` says why.
     ``body`` is the result that the ack stored, None where it stored none.
     """
 

@@ -12,7 +12,7 @@ removes them once they are confirmed. The table is plain SQL, so that any langua
       priority integer not null default 0,
       "group" text,
       at real,                                               -- not before, in seconds since the epoch
-      ttl real,
+      ttl real,                                              -- seconds from created_at; then it is not delivered
       created_at real not null default ((julianday('now') - 2440587.5) * 86400.0),
       error text,                                            -- why it is set aside: written by the relay
       failed_at real                                         -- and when
@@ -63,8 +63,8 @@ INDEX: Final = """
     create index if not exists eoq_outbox_set_aside on eoq_outbox (queue, "group", seq) where error is not null
 """
 _INSERT: Final = """
-    insert into eoq_outbox (id, queue, body, headers, priority, "group", at, created_at)
-    values (?, ?, ?, ?, ?, ?, ?, ?)
+    insert into eoq_outbox (id, queue, body, headers, priority, "group", at, ttl, created_at)
+    values (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -89,15 +89,16 @@ class Outbox:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> str:
         """Writes a message to the outbox, in the transaction the connection is in; returns its id.
 
         It is sent if that transaction commits, and never if it does not. The arguments are those of `Client.send`;
-        ``delay`` counts from now, not from when it is relayed. Raises `InvalidRequest` or `MessageTooLarge` for what
-        the daemon would refuse, and `InvalidRequest` where the connection is in autocommit mode and no transaction
-        is open, since then the message would not be tied to anything. Then nothing was written.
+        ``delay`` and ``ttl`` count from now, not from when it is relayed. Raises `InvalidRequest` or
+        `MessageTooLarge` for what the daemon would refuse, and `InvalidRequest` where the connection is in autocommit
+        mode and no transaction is open, since then the message would not be tied to anything. Then nothing was written.
         """
-        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at))
+        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
         _refuse_autocommit(self._connection, getattr(self._connection, "autocommit", None))
         try:
             self._connection.execute(_INSERT, row)
@@ -139,9 +140,10 @@ class AsyncOutbox:
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> str:
         """See `Outbox.send`."""
-        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at))
+        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
         # aiosqlite does not show this attribute of the connection it wraps.
         _refuse_autocommit(self._connection, getattr(self._connection._conn, "autocommit", None))
         try:
@@ -178,6 +180,7 @@ def _row(message: Outgoing) -> tuple[object, ...]:
         message.priority,
         message.group,
         at,
+        message.ttl,
         now,
     )
 

@@ -11,10 +11,11 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .calls import check_options, check_queue
+from .calls import check_options, check_queue, time_left
 from .errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
 from .message import Outgoing
 from .outbox import INDEX
@@ -58,7 +59,8 @@ _READ: Final = f"""
       {_bounded("id", 4 * MAX_ID)},
       priority,
       at,
-      ttl
+      ttl,
+      created_at
     from eoq_outbox as next
     where next.seq > :floor
       and error is null
@@ -334,7 +336,7 @@ def _doubt(since: Any, resend_within: float) -> InvalidRequest | None:
 
 
 def _read_message(
-    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any
+    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any, created_at: Any
 ) -> Outgoing | InvalidRequest | MessageTooLarge:
     """A row as a message, whoever wrote it; or what is wrong with it."""
     try:
@@ -346,10 +348,12 @@ def _read_message(
         content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
         if len(content) > MAX_BODY:
             raise MessageTooLarge(f"the body has more than {MAX_BODY:,} bytes; store it elsewhere and send its name")
-        if ttl is not None:
-            raise InvalidRequest("this version of eoq knows no `ttl`; set it to null")
-        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at)
+        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at, ttl)
         check_options(message)
+        if ttl is not None:
+            if not isinstance(created_at, int | float):
+                raise InvalidRequest("its `created_at` is no number of seconds, from which its `ttl` could be counted")
+            message = replace(message, ttl=time_left(ttl, created_at))
     except (InvalidRequest, MessageTooLarge) as error:
         return error
     return message

@@ -1,4 +1,4 @@
-"""Where the socket and the database are, unless somebody says otherwise."""
+"""Where the socket, the database and the configuration are, unless somebody says otherwise."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def database_path(given: str | os.PathLike[str] | None = None) -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("eoq") / "eoq.db"
+
+
+def config_path() -> Path:
+    """The daemon's configuration where none is named: ``eoq/eoq.toml`` in the user's configuration directory."""
+    from platformdirs import user_config_path
+
+    return user_config_path("eoq") / "eoq.toml"

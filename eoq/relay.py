@@ -20,24 +20,14 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from . import calls
 from .aio import AsyncClient
-from .errors import (
-    EoqError,
-    Forbidden,
-    IdConflict,
-    InvalidRequest,
-    MessageTooLarge,
-    Overloaded,
-    StorageFailed,
-    StorageFull,
-    Unavailable,
-)
+from .errors import EoqError, Unavailable
+from .holds import FIRST_PAUSE, LONGEST_PAUSE, NEVER, NOBODY, Holds
 from .message import Outgoing
 from .outbox_file import FileBusy, NoOutbox, OutboxFile, Row
 from .watch import watch_database
@@ -54,24 +44,8 @@ BUSY_SECONDS: Final = 30.0
 """How long another writer of the application's file is waited for in silence."""
 BUSY_PAUSE: Final = 1.0
 """Seconds until a transaction is looked for again that is being written for so long."""
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 10.0
-"""Seconds between two tries of what was refused for now; they double from the first to the longest."""
 RESEND_WITHIN: Final = 6 * 86400.0
 """Seconds after its first try within which a row is sent again: less than the daemon's retention (7 days)."""
-NEVER: Final = (IdConflict, InvalidRequest, MessageTooLarge)
-"""Refusals that trying again does not change."""
-NOBODY: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
-"""Refusals that have nothing to do with what was sent. Any other concerns one queue."""
-
-
-@dataclass(slots=True)
-class _Hold:
-    """Something waits, because the daemon would not take it for now."""
-
-    error: EoqError
-    pause: float
-    until: float
 
 
 class Relay:
@@ -86,11 +60,11 @@ class Relay:
         """Messages sent and removed, duplicates included."""
         self.set_aside = 0
         """Messages marked because they cannot be sent."""
+        self.resend_within = resend_within
+        """May be changed while it runs."""
         self._client = client
-        self._resend_within = resend_within
         self._file = OutboxFile(path)
-        self._holds: dict[str | None, _Hold] = {}
-        """What waits: queues, or under None everything."""
+        self._holds = Holds(str(path), log)
         self._woken = asyncio.Event()
 
     async def check(self) -> None:
@@ -124,8 +98,8 @@ class Relay:
             except NoOutbox as error:
                 log.warning("%s", error)
                 return 0
-            for hold in self._holds.values():
-                raise hold.error
+            for held in self._holds.errors():
+                raise held
             return await self._in_thread(self._file.count_set_aside)
         finally:
             self._file.close()
@@ -152,10 +126,8 @@ class Relay:
                 if said:
                     log.info("%s: goes on", self.path)
                 pause, said = FIRST_PAUSE, ""
-            for hold in self._holds.values():
-                wait = min(wait, max(hold.until - time.monotonic(), 0.0))
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(self._holds.seconds(wait)):
                     await self._woken.wait()
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
@@ -166,13 +138,13 @@ class Relay:
         Raises what is wrong with the file.
         """
         behind_writers = False
-        while not self._waits(None):
+        while not self._holds.waits(None):
             read = partial(
                 self._file.read,
                 BATCH_ROWS,
                 BATCH_BYTES,
-                without=[queue for queue in self._holds if queue is not None and self._waits(queue)],
-                resend_within=self._resend_within,
+                without=self._holds.waiting(),
+                resend_within=self.resend_within,
                 behind_writers=behind_writers,
                 anew=anew,
             )
@@ -190,8 +162,7 @@ class Relay:
                 # nothing wakes us again. Its lock is held until it can.
                 behind_writers = True
             else:
-                # What was tried again by now has nothing left that waits.
-                self._holds = {what: hold for what, hold in self._holds.items() if self._waits(what)}
+                self._holds.forget_due()
                 break
         return True
 
@@ -219,11 +190,11 @@ class Relay:
         try:
             await self._client._run(calls.settle((), [_message(row) for row in rows]))
         except Unavailable as error:
-            self._hold(None, error)  # they may have arrived, so the marks stay
+            self._holds.hold(None, error)  # they may have arrived, so the marks stay
         except EoqError as error:
             await self._in_thread(partial(self._file.unmark, rows))
             if isinstance(error, NOBODY):
-                self._hold(None, error)
+                self._holds.hold(None, error)
             elif len(rows) > 1:
                 middle = len(rows) // 2
                 await self._send(rows[:middle], stuck)
@@ -231,17 +202,15 @@ class Relay:
             elif isinstance(error, NEVER):
                 await self._set_aside(rows[0], error, stuck)
             else:
-                self._hold(_message(rows[0]).queue, error)
+                self._holds.hold(_message(rows[0]).queue, error)
         else:
             await self._in_thread(partial(self._file.remove, rows))
             self.sent += len(rows)
-            for what in {None, *(_message(row).queue for row in rows)}:
-                if self._holds.pop(what, None) is not None:
-                    log.info("%s: %s takes messages again", self.path, what or "the daemon")
+            self._holds.release({None, *(_message(row).queue for row in rows)})
 
     def _may_go(self, row: Row, stuck: set[object]) -> bool:
         behind = row.stream is not None and row.stream in stuck
-        return not behind and not self._waits(None) and not self._waits(_message(row).queue)
+        return not behind and not self._holds.waits(None) and not self._holds.waits(_message(row).queue)
 
     async def _set_aside(self, row: Row, error: EoqError, stuck: set[object]) -> None:
         await self._in_thread(partial(self._file.set_aside, row, str(error)))
@@ -249,17 +218,6 @@ class Relay:
         self.set_aside += 1
         if row.stream is not None:
             stuck.add(row.stream)
-
-    def _hold(self, what: str | None, error: EoqError) -> None:
-        before = self._holds.get(what)
-        pause = FIRST_PAUSE if before is None else min(before.pause * 2, LONGEST_PAUSE)
-        self._holds[what] = _Hold(error, pause, time.monotonic() + pause)
-        if before is None:
-            log.warning("%s: waiting, since %s", self.path, error)
-
-    def _waits(self, what: str | None) -> bool:
-        hold = self._holds.get(what)
-        return hold is not None and time.monotonic() < hold.until
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -62,8 +62,9 @@ def short_folder() -> Iterator[Path]:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without eoq's own variables, and ``more``."""
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("EOQ_")}, **more}
+    """This process's environment without eoq's own variables and the user's configuration, and ``more``."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("EOQ_")}
+    return {**others, "XDG_CONFIG_HOME": "/nonexistent", **more}
 
 
 def resident_kilobytes(pid: int) -> int:

@@ -20,20 +20,25 @@ from ..protocol import put_bytes
 from . import requests as ask
 from .clock import Clock, Timer
 from .file import Verb
+from .flow import Flow
 from .leases import Lease, Leases, Receipts
+from .rates import Rates
+from .rows import Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Stored
 from .settings import SettingsOf, defaults
-from .store import Claim, DeliveryLost, Held, NewMessage, Store
+from .store import Store
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
 Done: TypeAlias = Callable[[Any], None]
 Ended: TypeAlias = Callable[[str, str, str, "bytes | None", "str | None"], None]
 """Told of each message that has ended: queue, id, outcome, result, error."""
+Arrived: TypeAlias = Callable[[str], None]
+"""Told of each queue in which messages were stored."""
 
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies in one reply to a receive; a single larger message goes alone."""
-PROMOTE_BATCH: Final = 500
-"""Due messages made ready in one step, so that no send waits behind a million of them."""
+ADVANCE_BATCH: Final = 500
+"""Due messages made ready, or expired ones ended, in one step: so that no send waits behind a million of them."""
 LONGEST_TIMER: Final = 60.0
 """Seconds after which a due time is looked at again, should the wall clock have jumped."""
 FAILED_RELEASE: Final = 1.0
@@ -46,10 +51,17 @@ class Submitter(Protocol):
     def submit(self, verb: Verb, done: Done, durable: bool = True) -> None: ...
 
 
-class Session:
-    """What the broker knows of one connection."""
+class Router(Protocol):
+    """What the broker needs of topics."""
 
-    def __init__(self) -> None:
+    def route(self, messages: Sequence[NewMessage]) -> Routed: ...
+
+
+class Session:
+    """What the broker knows of one connection. ``consumer`` names the program at its other end."""
+
+    def __init__(self, consumer: str | None = None) -> None:
+        self.consumer = consumer
         self.closed = False
         self.leases: set[Lease] = set()
         """The bound leases; they end with the connection."""
@@ -66,17 +78,22 @@ class Waiter:
         self.timer: Timer | None = None
         self.claiming = False
         self.answered = False
+        self.allowed = 0
+        """How many messages its claim under way may take."""
         self.patient = request.wait > 0
         self.seen = 0
         """How often its queue had been stirred when its last claim was submitted."""
 
 
 class Line:
-    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready."""
+    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready, ``timer``
+    runs until the queue's rate allows another delivery.
+    """
 
     def __init__(self) -> None:
         self.waiters: deque[Waiter] = deque()
         self.stirred = 0
+        self.timer: Timer | None = None
 
 
 class Broker:
@@ -90,6 +107,8 @@ class Broker:
         *,
         epoch: str,
         ended: Ended,
+        arrived: Arrived = lambda _: None,
+        topics: Router | None = None,
         rng: random.Random | None = None,
         settings: SettingsOf = defaults,
     ) -> None:
@@ -99,11 +118,15 @@ class Broker:
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
         self._settings = settings
         self._ended = ended
+        self._arrived = arrived
+        self._topics = topics
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
+        self._flow = Flow(settings, clock, self._leases.count)
+        self.rates = Rates(clock)
         self._lines: dict[str, Line] = {}
         self._lease_timer: tuple[float, Timer] | None = None
-        self._due_timer: tuple[float, Timer] | None = None
+        self._moment_timer: tuple[float, Timer] | None = None
         self._stopping = False
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
             ask.Send: self._send,
@@ -120,8 +143,8 @@ class Broker:
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Finds out when the first delayed message is due."""
-        self._promote()
+        """Finds out when the first delayed message is due, and when the first expires."""
+        self._advance()
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
@@ -145,9 +168,14 @@ class Broker:
             for waiter in tuple(line.waiters):
                 if not waiter.claiming:
                     self._answer(waiter, Claim([], 0))
-        for timer in (self._lease_timer, self._due_timer):
+        for timer in (self._lease_timer, self._moment_timer):
             if timer is not None:
                 timer[1].cancel()
+
+    def settings_changed(self) -> None:
+        """What holds for the queues may be something else now: those who wait may be allowed more."""
+        for queue in list(self._lines):
+            self.stir_all(queue)
 
     @property
     def leased(self) -> int:
@@ -162,41 +190,77 @@ class Broker:
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, session: Session, request: ask.Send, reply: Reply) -> None:
-        now = self._clock.wall()
-        message = ask.new_message(request.queue, request, now, new_id)
-
-        def done(outcome: list[int] | EoqError) -> None:
-            if isinstance(outcome, EoqError):
-                reply(outcome)
-            else:
-                reply({"id": message.id, "duplicate": bool(outcome)})
-
-        self._writer.submit(partial(self._store.put, now, (message,)), done)
-        self._stored(message.queue, 1, message.due_at)
+        message = ask.new_message(request.queue, request, self._clock.wall(), new_id)
+        self._put([message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
 
     def _send_many(self, session: Session, request: ask.SendMany, reply: Reply) -> None:
         now = self._clock.wall()
         messages = [ask.new_message(request.queue, message, now, new_id) for message in request.messages]
+        ids = [message.id for message in messages]
+        self._put(messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
 
-        def done(outcome: list[int] | EoqError) -> None:
+    def _put(self, messages: Sequence[NewMessage], answer: Callable[[list[int]], Fields], reply: Reply) -> None:
+        now = self._clock.wall()
+        routed = self.route(messages, now)
+
+        def done(outcome: Stored | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(outcome)
-            else:
-                reply({"ids": [message.id for message in messages], "duplicates": outcome})
+                return
+            reply(answer(routed.duplicates(outcome.duplicates)))
+            self.arrive(routed.messages, outcome)
 
-        self._writer.submit(partial(self._store.put, now, messages), done)
-        due = [message.due_at for message in messages if message.due_at is not None]
-        self._stored(request.queue, len(messages), min(due, default=None))
+        self._writer.submit(partial(self._store.put, now, routed.messages), done)
+        self.stored(routed.messages)
 
-    def stored(self, queue: str, count: int) -> None:
-        """Somebody else has stored messages in ``queue``, ready now."""
-        self._stored(queue, count, None)
+    def route(self, messages: Sequence[NewMessage], now: float) -> Routed:
+        """Messages as they are to be stored: in the queues bound to their topic, with their queue's time to live."""
+        routed = Routed(messages, None) if self._topics is None else self._topics.route(messages)
+        ttls = {queue: self._settings(queue).ttl for queue in {message.queue for message in routed.messages}}
+        if not any(ttls.values()):
+            return routed
+        living = [
+            message._replace(expires_at=now + ttl)
+            if message.expires_at is None and (ttl := ttls[message.queue]) is not None
+            else message
+            for message in routed.messages
+        ]
+        return Routed(living, routed.origins)
 
-    def _stored(self, queue: str, count: int, due_at: float | None) -> None:
-        """Messages are about to be stored in ``queue``: waiters may claim them, a timer may be needed."""
-        if due_at is not None:
-            self._watch_due(due_at)
-        self._stir(queue, count)
+    def stored(self, messages: Sequence[NewMessage]) -> None:
+        """A verb that stores ``messages`` was just submitted: waiters may claim them, a timer may be needed."""
+        counts: dict[str, int] = {}
+        moment: float | None = None
+        for message in messages:
+            counts[message.queue] = counts.get(message.queue, 0) + 1
+            for planned in (message.due_at, message.expires_at):
+                if planned is not None and (moment is None or planned < moment):
+                    moment = planned
+        if moment is not None:
+            self._watch(moment)
+        for queue, count in counts.items():
+            self._stir(queue, count)
+
+    def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
+        """Messages were stored: those who look on are told."""
+        duplicates = set(stored.duplicates)
+        counts: dict[str, int] = {}
+        for index, message in enumerate(messages):
+            if index not in duplicates:
+                counts[message.queue] = counts.get(message.queue, 0) + 1
+        for queue, count in counts.items():
+            self.rates.sent(queue, count)
+            self._arrived(queue)
+        self.ended(stored.ended)
+
+    def ended(self, ends: Sequence[End]) -> None:
+        """Messages have ended that nobody settled: those who wait for their results are told, their groups move on."""
+        for end in ends:
+            self._ended(end.queue, end.id, end.outcome, None, end.error)
+        for queue in {end.queue for end in ends}:
+            self._stir(queue, len(ends))
+        if ends:
+            self._watch(self._clock.wall())
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -210,30 +274,64 @@ class Broker:
         self._claim(waiter, line)
 
     def _claim(self, waiter: Waiter, line: Line) -> None:
-        waiter.claiming = True
-        waiter.seen = line.stirred
         request = waiter.request
-        verb = partial(self._store.claim, request.queue, request.limit, RECEIVE_BYTES)
+        waiter.seen = line.stirred
+        waiter.allowed = self._flow.allow(request.queue, request.limit)
+        if not waiter.allowed:
+            self._hold_back(waiter, line)
+            return
+        waiter.claiming = True
+        consumer = waiter.session.consumer
+        now = self._clock.wall()
+        verb = partial(self._store.claim, now, request.queue, waiter.allowed, RECEIVE_BYTES, consumer)
         # A lease that is lost with the power was one of a daemon that is gone as well.
         self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
 
+    def _hold_back(self, waiter: Waiter, line: Line) -> None:
+        """The settings of its queue allow no more for now: a lease that ends, or some time, lets the next one claim."""
+        queue = waiter.request.queue
+        seconds = self._flow.seconds(queue)
+        if seconds is not None and line.timer is None:
+
+            def again() -> None:
+                line.timer = None
+                self._stir(queue, len(line.waiters))
+
+            line.timer = self._clock.call_later(seconds, again)
+        if not waiter.patient or self._stopping:
+            self._answer(waiter, Claim([], 0))
+
     def _claimed(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
         waiter.claiming = False
+        queue = waiter.request.queue
+        claim = outcome if isinstance(outcome, Claim) else Claim([], 0)
+        self._flow.claimed(queue, waiter.allowed, len(claim.messages))
+        unseen = len(claim.messages) < waiter.allowed and waiter.seen != line.stirred
+        self._conclude(waiter, line, outcome)
+        if unseen and waiter.answered:
+            # What came meanwhile was offered to nobody, if this one had all that the queue's settings allow.
+            self._stir(queue, 1)
+        self.ended(claim.ended)
+
+    def _conclude(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
         if waiter.answered:
             # It left while its claim was under way (a closed connection, a wait that ended).
             if isinstance(outcome, Claim):
                 self._give_back(self._lease(waiter, outcome), None, counts=False)
-            return
-        if isinstance(outcome, EoqError):
+        elif isinstance(outcome, EoqError):
             self._leave(waiter)
             waiter.reply(outcome)
-        elif outcome.messages or not waiter.patient or self._stopping:
+        elif outcome.messages:
             self._answer(waiter, outcome)
-            if len(outcome.messages) == waiter.request.limit:
+            if len(outcome.messages) == waiter.allowed:
                 # There may be more than this one could take.
                 self._stir(waiter.request.queue, 1)
-        elif waiter.seen != line.stirred:
+        elif self._stopping:
+            self._answer(waiter, outcome)
+        elif outcome.unfinished or (waiter.patient and waiter.seen != line.stirred):
             self._claim(waiter, line)
+        elif not waiter.patient:
+            self._answer(waiter, outcome)
 
     def _lease(self, waiter: Waiter, claim: Claim) -> list[Lease]:
         request = waiter.request
@@ -241,7 +339,14 @@ class Broker:
         owner = waiter.session.leases if request.bound else None
         return [
             Lease(
-                Held(message.seq, message.fence, request.queue, message.group),
+                Held(
+                    message.seq,
+                    message.fence,
+                    request.queue,
+                    message.group,
+                    len(message.body),
+                    message.expires_at,
+                ),
                 message.id,
                 message.attempt,
                 self._receipts.write(message.seq, message.fence),
@@ -298,7 +403,15 @@ class Broker:
         else:
             line.waiters.remove(waiter)
         if not line.waiters:
+            if line.timer is not None:
+                line.timer.cancel()
             del self._lines[queue]
+
+    def stir_all(self, queue: str) -> None:
+        """Any number of messages of ``queue`` may just have become ready, by a verb just submitted."""
+        line = self._lines.get(queue)
+        if line is not None:
+            self._stir(queue, len(line.waiters))
 
     def _stir(self, queue: str, count: int) -> None:
         """Up to ``count`` messages of ``queue`` may just have become ready: the next waiters claim them."""
@@ -306,8 +419,8 @@ class Broker:
         if line is None or self._stopping:
             return
         line.stirred += 1
-        for waiter in line.waiters:
-            if not waiter.claiming:
+        for waiter in tuple(line.waiters):
+            if not waiter.claiming and not waiter.answered:
                 self._claim(waiter, line)
                 count -= 1
                 if count <= 0:
@@ -344,8 +457,6 @@ class Broker:
         sends = [ask.new_message(message.queue, message, now, new_id) for message in request.send]
         ids = [message.id for message in sends]
         self._submit_settle(acks, sends, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
-        for message in sends:
-            self._stored(message.queue, 1, message.due_at)
 
     def _submit_settle(
         self,
@@ -354,26 +465,41 @@ class Broker:
         answer: Callable[[list[int]], Fields],
         reply: Reply,
     ) -> None:
-        def done(outcome: list[int] | EoqError) -> None:
+        now = self._clock.wall()
+        routed = self.route(sends, now) if sends else Routed((), None)
+
+        def done(outcome: Stored | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(_which(outcome, [lease for lease, _ in acks]))
                 return
-            reply(answer(outcome))
+            reply(answer(routed.duplicates(outcome.duplicates)))
             for lease, result in acks:
                 if not lease.held.ended:
-                    self._leases.remove(lease)
+                    self._free(lease)
+                    self.rates.done(lease.held.queue)
                     self._ended(lease.held.queue, lease.id, "done", result, None)
+            if sends:
+                self.arrive(routed.messages, outcome)
 
         held = [(lease.held, result) for lease, result in acks]
-        self._writer.submit(partial(self._store.settle, self._clock.wall(), held, sends), done)
+        self._writer.submit(partial(self._store.settle, now, held, routed.messages), done)
         for lease, _ in acks:
             self._moved_on(lease)
+        if sends:
+            self.stored(routed.messages)
+
+    def _free(self, lease: Lease) -> None:
+        """A lease is over; where its queue has a limit of messages in flight, another may be given now."""
+        self._leases.remove(lease)
+        queue = lease.held.queue
+        if self._settings(queue).max_in_flight is not None:
+            self._stir(queue, 1)
 
     def _moved_on(self, lease: Lease) -> None:
         """A message is about to end; the next of its group may become ready, or delayed until it is due."""
         if lease.held.group is not None:
             self._stir(lease.held.queue, 1)
-            self._watch_due(self._clock.wall())
+            self._watch(self._clock.wall())
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)
@@ -389,15 +515,14 @@ class Broker:
     ) -> None:
         now = self._clock.wall()
 
-        def done(outcome: list[str | None] | EoqError) -> None:
+        def done(outcome: list[End | bool] | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
-            for lease, state in zip(leases, outcome, strict=True):
-                self._leases.remove(lease)
-                if state == "dead":
-                    self._ended(lease.held.queue, lease.id, "dead", None, error)
-            if counts and None in outcome:
+            for lease in leases:
+                self._free(lease)
+            self.ended([end for end in outcome if isinstance(end, End)])
+            if counts and False in outcome:
                 reply(
                     LeaseLost(
                         "the lease of this receipt has ended, so nothing was changed; go on with the next message"
@@ -416,8 +541,10 @@ class Broker:
         )
         self._writer.submit(verb, done)
         if delay:
-            self._watch_due(now + delay)
+            self._watch(now + delay)
         for lease in leases:
+            if lease.held.expires_at is not None:
+                self._watch(lease.held.expires_at)
             self._stir(lease.held.queue, 1)
             self._moved_on(lease)
 
@@ -440,7 +567,7 @@ class Broker:
                 return
             reply({})
             if not lease.held.ended:
-                self._leases.remove(lease)
+                self._free(lease)
                 self._ended(lease.held.queue, lease.id, "dead", None, request.error)
 
         self._writer.submit(partial(self._store.reject, self._clock.wall(), lease.held, request.error), done)
@@ -483,35 +610,35 @@ class Broker:
         if leases:
             self._retry(leases, 0.0, error, done, counts)
 
-    # ── delayed messages ────────────────────────────────────────────────────────────────────────────────
+    # ── what time does ──────────────────────────────────────────────────────────────────────────────────
 
-    def _watch_due(self, due_at: float) -> None:
-        """Looks for due messages at ``due_at`` (wall clock), or earlier if that is planned already."""
+    def _watch(self, moment: float) -> None:
+        """Looks for due and for expired messages at ``moment`` (wall clock), or earlier if that is planned already."""
         if self._stopping:
             return
-        delay = min(max(0.0, due_at - self._clock.wall()), LONGEST_TIMER)
+        delay = min(max(0.0, moment - self._clock.wall()), LONGEST_TIMER)
         # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
-        moment = self._clock.monotonic() + delay
-        if self._due_timer is not None:
-            if self._due_timer[0] <= moment:
+        planned = self._clock.monotonic() + delay
+        if self._moment_timer is not None:
+            if self._moment_timer[0] <= planned:
                 return
-            self._due_timer[1].cancel()
-        self._due_timer = (moment, self._clock.call_later(delay, self._promote))
+            self._moment_timer[1].cancel()
+        self._moment_timer = (planned, self._clock.call_later(delay, self._advance))
 
-    def _promote(self) -> None:
-        self._due_timer = None
+    def _advance(self) -> None:
+        self._moment_timer = None
 
-        def done(outcome: tuple[dict[str, int], float | None] | EoqError) -> None:
+        def done(outcome: Advanced | EoqError) -> None:
             if isinstance(outcome, EoqError):
-                self._watch_due(self._clock.wall() + FAILED_RELEASE)
+                self._watch(self._clock.wall() + FAILED_RELEASE)
                 return
-            counts, next_due = outcome
-            for queue, count in counts.items():
+            for queue, count in outcome.ready.items():
                 self._stir(queue, count)
-            if next_due is not None:
-                self._watch_due(next_due)
+            if outcome.next_at is not None:
+                self._watch(outcome.next_at)
+            self.ended(outcome.ended)
 
-        self._writer.submit(partial(self._store.promote, self._clock.wall(), PROMOTE_BATCH), done)
+        self._writer.submit(partial(self._store.advance, self._clock.wall(), ADVANCE_BATCH), done)
 
 
 def _which(error: EoqError, leases: Sequence[Lease]) -> EoqError:

@@ -117,6 +117,7 @@ class File:
             self._database.execute("begin immediate")
             outcomes = [self._attempt(verb) for verb in verbs]
             self._database.execute("commit")
+            self._kept()
         except Exception as error:  # noqa: BLE001 # whatever it is, the transaction is undone and the error answered
             self._undo()
             if len(verbs) == 1:
@@ -143,10 +144,19 @@ class File:
         # A failed commit (a full disk) has rolled back by itself.
         if self._database.in_transaction:
             self._database.execute("rollback")
-        self._undone()
+        self._undone(0)
 
-    def _undone(self) -> None:
-        """Changes were taken back: what is known of them by heart is to be forgotten."""
+    # What a subclass knows by heart of the file's content follows the transaction.
+
+    def _mark(self) -> int:
+        """How much was changed in this transaction so far."""
+        return 0
+
+    def _undone(self, mark: int) -> None:
+        """What was changed since ``mark`` is taken back."""
+
+    def _kept(self) -> None:
+        """The transaction is committed."""
 
     def _failure(self, error: Exception) -> EoqError:
         if isinstance(error, sqlite3.Error):
@@ -156,6 +166,7 @@ class File:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
+        mark = self._mark()
         self._database.execute("savepoint verb")
         try:
             yield
@@ -164,7 +175,7 @@ class File:
             if self._database.in_transaction:
                 self._database.execute("rollback to verb")
                 self._database.execute("release verb")
-            self._undone()
+            self._undone(mark)
             raise
         self._database.execute("release verb")
 

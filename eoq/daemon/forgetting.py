@@ -29,6 +29,7 @@ class Forgetter:
         self._clock = clock
         self._current = current
         self._timer: Timer | None = None
+        self._pausing = False
         self._stopped = False
 
     def start(self) -> None:
@@ -41,10 +42,18 @@ class Forgetter:
         if self._timer is not None:
             self._timer.cancel()
 
+    def hurry(self) -> None:
+        """Ends the pause, if it is one: some retention may be shorter now."""
+        if self._pausing and self._timer is not None and not self._stopped:
+            self._timer.cancel()
+            self._messages(0)
+
     def _settled_before(self, now: float, queue: str) -> float:
         return now - self._current.queue(queue).retention
 
     def _messages(self, after: int) -> None:
+        self._pausing = False
+
         def done(outcome: tuple[int, int | None] | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 self._pause()
@@ -68,5 +77,6 @@ class Forgetter:
 
     def _pause(self) -> None:
         if not self._stopped:
+            self._pausing = True
             pause = min(max(self._current.config.shortest_retention / 10, 1.0), LONGEST_PAUSE)
             self._timer = self._clock.call_later(pause, partial(self._messages, 0))

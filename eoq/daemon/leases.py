@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .store import Held
+from .rows import Held
 
 
 @dataclass(slots=True, eq=False)
@@ -61,13 +61,19 @@ class Leases:
         self._ended = ended
         self._by_receipt: dict[str, Lease] = {}
         self._by_deadline: list[tuple[float, int, Lease]] = []
+        self._by_queue: dict[str, int] = {}
         self._serial = 0
 
     def __len__(self) -> int:
         return len(self._by_receipt)
 
+    def count(self, queue: str) -> int:
+        """How many messages of a queue are leased."""
+        return self._by_queue.get(queue, 0)
+
     def add(self, lease: Lease) -> None:
         self._by_receipt[lease.receipt] = lease
+        self._by_queue[lease.held.queue] = self._by_queue.get(lease.held.queue, 0) + 1
         if lease.owner is not None:
             lease.owner.add(lease)
         self._schedule(lease)
@@ -81,7 +87,10 @@ class Leases:
             self._schedule(lease)
 
     def remove(self, lease: Lease) -> None:
-        self._by_receipt.pop(lease.receipt, None)
+        if self._by_receipt.pop(lease.receipt, None) is not None:
+            count = self._by_queue.pop(lease.held.queue) - 1
+            if count:
+                self._by_queue[lease.held.queue] = count
         if lease.owner is not None:
             lease.owner.discard(lease)
 

@@ -1,4 +1,4 @@
-"""One daemon a file, one daemon a socket: advisory locks beside them that end with their process.
+"""One daemon a file, a socket and a spool: advisory locks that end with their process.
 
 The lock is on a file of its own (``NAME.lock``), never on the database: closing any descriptor of a database
 drops every lock that SQLite holds on it in this process. The lock file names its holder, and stays.
@@ -25,9 +25,12 @@ class Locked(Unavailable):
 class Lock:
     """An exclusive lock on ``path``'s lock file, held until `release` or the end of the process."""
 
-    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
-        """Takes the lock; raises `Locked` with what its holder wrote, or `Forbidden`."""
-        file = path.with_name(path.name + ".lock")
+    def __init__(self, path: Path, holder: dict[str, Any], file: Path | None = None) -> None:
+        """Takes the lock; raises `Locked` with what its holder wrote, or `Forbidden`.
+
+        The lock file is ``file``, or stands beside ``path``.
+        """
+        file = file or path.with_name(path.name + ".lock")
         try:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:

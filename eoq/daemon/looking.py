@@ -1,4 +1,4 @@
-"""Requests that only look: results (and waiting for them), counts, peeks, the daemon's own state."""
+"""Requests that only look: results and new messages (and waiting for them), counts, peeks, the daemon's own state."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .. import __version__
 from ..errors import EoqError, NotFound
-from ..protocol import put_bytes
+from ..protocol import MAX_BATCH, put_bytes
 from . import requests as ask
 from .broker import Fields, Reply, Session
-from .reader import Reader
+from .rates import Rate
+from .reader import Filter, Reader
 
 Key: TypeAlias = tuple[str, str]
+
+OUTCOMES: Final = ("done", "dead", "expired", "dropped")
+"""The states in which a message has ended."""
+STOP_SECONDS: Final = 0.5
+"""How long those who follow a queue may take to be answered when the daemon stops."""
 
 
 class _Waiter:
@@ -32,17 +39,20 @@ class _Waiter:
 class Looker:
     """Answers questions from the reader's connection, and results at the moment they are stored."""
 
-    def __init__(self, reader: Reader, describe: Callable[[], Fields]) -> None:
+    def __init__(self, reader: Reader, describe: Callable[[], Fields], rate: Callable[[str], Rate]) -> None:
         self._reader = reader
         self._describe = describe
+        self._rate = rate
         self._started = time.time()
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[Key, list[_Waiter]] = {}
+        self._tails: dict[str, set[asyncio.Future[None]]] = {}
+        self._stopping = False
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
 
     def handles(self, request: ask.Request) -> bool:
         """Whether a request only looks."""
-        return isinstance(request, ask.GetResult | ask.Queues | ask.Peek | ask.Show | ask.Status)
+        return isinstance(request, ask.GetResult | ask.Queues | ask.Peek | ask.Show | ask.Tail | ask.Status)
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Answers a request; ``reply`` is called once, now or later."""
@@ -51,8 +61,10 @@ class Looker:
                 self._result(session, (queue, id), wait, reply)
             case ask.Queues():
                 self._spawn(session, self._queues(), reply)
-            case ask.Peek(queue=queue, state=state, limit=limit):
-                self._spawn(session, self._peek(queue, state, limit), reply)
+            case ask.Peek():
+                self._spawn(session, self._peek(request), reply)
+            case ask.Tail():
+                self._spawn(session, self._tail(request), reply)
             case ask.Show(queue=queue, id=id):
                 self._spawn(session, self._show(queue, id), reply)
             case ask.Status():
@@ -62,6 +74,12 @@ class Looker:
         """A message has ended: those who wait for its result have it now."""
         for waiter in self._waiters.pop((queue, id), ()):
             self._answer(waiter, _result(outcome, result, error))
+
+    def arrived(self, queue: str) -> None:
+        """Messages were stored in a queue: those who follow it look again."""
+        for arrival in self._tails.pop(queue, ()):
+            if not arrival.done():
+                arrival.set_result(None)
 
     def closed(self, session: Session) -> None:
         """A connection has ended, and with it what it asked and waited for."""
@@ -77,7 +95,12 @@ class Looker:
         for key, waiters in list(self._waiters.items()):
             for waiter in list(waiters):
                 self._waited(key, waiter)
+        self._stopping = True
+        for queue in list(self._tails):
+            self.arrived(queue)
         tasks = [task for tasks in self._tasks.values() for task in tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_SECONDS)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,7 +119,7 @@ class Looker:
                 return
             if waiter not in self._waiters.get(key, ()):
                 return
-            if found is not None and found["state"] in ("done", "dead"):
+            if found is not None and found["state"] in OUTCOMES:
                 self._forget(key, waiter)
                 reply(_result(found["state"], found["result"], found["error"]))
             elif not wait:
@@ -128,10 +151,44 @@ class Looker:
         return True
 
     async def _queues(self) -> Fields:
-        return {"queues": await self._reader.queues()}
+        queues = await self._reader.queues()
+        for queue in queues:
+            rate = self._rate(queue["name"])
+            queue.update(paused=bool(queue["paused"]), sent_rate=rate.sent, done_rate=rate.done)
+        return {"queues": queues}
 
-    async def _peek(self, queue: str, state: str, limit: int) -> Fields:
-        return {"messages": await self._reader.peek(queue, state, limit)}
+    async def _peek(self, request: ask.Peek) -> Fields:
+        wanted = Filter(request.group, request.headers, request.contains)
+        found = await self._reader.peek(request.queue, request.state, request.limit, wanted)
+        return {"messages": found.messages, "more": found.more}
+
+    async def _tail(self, request: ask.Tail) -> Fields:
+        after = request.after
+        deadline = self._loop.time() + request.wait
+        while True:
+            arrival = self._loop.create_future()
+            # Known before the file is read, so that what comes meanwhile is not missed.
+            self._tails.setdefault(request.queue, set()).add(arrival)
+            try:
+                messages, place = await self._reader.tail(request.queue, after, request.last, MAX_BATCH)
+                if messages or self._stopping or self._loop.time() >= deadline:
+                    return {"messages": messages, "after": place}
+                if after is not None and place > after:
+                    after = place
+                    continue  # there may be more rows to look through
+                after = place
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        await arrival
+            finally:
+                self._leave_tail(request.queue, arrival)
+
+    def _leave_tail(self, queue: str, arrival: asyncio.Future[None]) -> None:
+        arrivals = self._tails.get(queue)
+        if arrivals is not None:
+            arrivals.discard(arrival)
+            if not arrivals:
+                del self._tails[queue]
 
     async def _show(self, queue: str, id: str) -> Fields:
         message = await self._reader.show(queue, id)

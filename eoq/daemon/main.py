@@ -27,10 +27,16 @@ from .locks import Lock, cannot_use
 from .looking import Looker
 from .once import Deduplicator
 from .reader import Reader
+from .relaying import Relays
+from .reloading import Reloader
 from .schedules import Scheduler
 from .server import MAX_CONNECTIONS, Server
-from .settings import MAX_ATTEMPTS
+from .spool import Taker
+from .spool_folder import SpoolFolder
+from .steward import Steward
 from .store import Store
+from .topic_table import Binding
+from .topics import Topics
 from .writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -40,15 +46,22 @@ log = logging.getLogger("eoq.daemon")
 class Settings:
     """What a daemon is started with.
 
-    ``quick_commit`` is in seconds; 0 commits on a thread always. Paths in ``config`` are relative to ``folder``.
+    ``max_attempts`` counts before the configuration; None leaves it to that. ``quick_commit`` is in seconds; 0 commits
+    on a thread always. ``config`` was read from ``config_path``, and is read from there again.
     """
 
     database: Path
     socket: Path
-    max_attempts: int = MAX_ATTEMPTS
+    max_attempts: int | None = None
     quick_commit: float = QUICK_COMMIT
     config: Config = field(default_factory=Config)
-    folder: Path = Path()
+    config_path: Path | None = None
+    spool: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which paths in ``config`` are relative."""
+        return Path() if self.config_path is None else self.config_path.parent
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -56,8 +69,11 @@ def run(settings: Settings, ready: Callable[[Path], None]) -> None:
 
     Raises `EoqError` where it cannot start, or had to stop.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, ready))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, ready))
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -76,20 +92,40 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     loop.set_exception_handler(fail)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
+    current = Current(settings.config, overrides)
+    reloader = Reloader(settings.config_path, current)
+
+    def hangup(_number: int, _frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(reloader.ask)
+
+    # Not through the loop, which gives a signal its default back when it ends: this one's would kill what is stopping.
+    signal.signal(signal.SIGHUP, hangup)
     async with AsyncExitStack() as stack:
         holder = {"pid": os.getpid(), "socket": str(settings.socket)}
         for path in (settings.database, settings.socket):
             _make_folder(path.parent)
             # Resolved, so that a link is no second name under which another daemon opens the same file.
             stack.callback(Lock(path.resolve(), holder).release)
+        spool = None
+        if settings.spool is not None:
+            spool = SpoolFolder(settings.spool, holder)
+            stack.callback(spool.close)
         _allow_many_files()
-        current = Current(settings.config, {"max_attempts": settings.max_attempts})
-        store = await Store.open(settings.database, settings=current.queue, quick_commit=settings.quick_commit)
+        store = await Store.open(
+            settings.database,
+            settings=current.queue,
+            storage=lambda: current.config.storage,
+            quick_commit=settings.quick_commit,
+        )
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
         writer = Writer(store)
         clock = LoopClock()
+        # Some time before the daemon may have forgotten what it settled.
+        taker = None if spool is None else Taker(spool, lambda queue: current.queue(queue).retention * 6 / 7)
 
         def describe() -> dict[str, Any]:
             return {
@@ -98,34 +134,56 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "connections": len(server.connections),
                 "leased": broker.leased,
                 "waiting": broker.waiting,
+                **reloader.describe(),
+                **({} if taker is None else taker.describe()),
             }
 
-        looker = Looker(reader, describe)
+        topics = Topics(store, writer)
+        topics.load(store.bindings())
+        topics.configure(_bindings(current.config))
+        looker = Looker(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
             store,
             writer,
             clock,
             epoch=secrets.token_hex(4),
             ended=looker.ended,
+            arrived=looker.arrived,
+            topics=topics,
             settings=current.queue,
         )
         deduplicator = Deduplicator(store, writer, clock)
         forgetter = Forgetter(store, writer, clock, current)
-        scheduler = Scheduler(store, writer, clock, broker.stored)
-        server = Server(broker, looker, deduplicator, scheduler)
+        steward = Steward(store, writer, clock, broker)
+        scheduler = Scheduler(store, writer, clock, broker)
+        server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
         for part in (broker, deduplicator, forgetter):
             part.start()
         scheduler.apply(current.config)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
-        relaying = [loop.create_task(_relay(settings.folder / relay.path, settings)) for relay in settings.config.relay]
+        relays = Relays(settings.socket, settings.folder)
+        relays.follow(Config(), current.config)
+        reloader.listeners += [
+            relays.follow,
+            lambda _, new: topics.configure(_bindings(new)),
+            lambda _old, _new: forgetter.hurry(),
+            lambda _, new: scheduler.apply(new),
+            lambda _old, _new: broker.settings_changed(),
+        ]
+        inner = [loop.create_task(reloader.run())]
+        if taker is not None:
+            inner.append(loop.create_task(_take(taker, settings)))
+        for task in inner:
+            task.add_done_callback(_tell_failure)
         ready(settings.socket)
         await stopped.wait()
         log.info("stopping")
-        for task in relaying:
+        for task in inner:
             task.cancel()
-        await asyncio.gather(*relaying, return_exceptions=True)
+        await asyncio.gather(*inner, return_exceptions=True)
+        await relays.stop()
         server.refuse_new()
         scheduler.stop()
         for part in (broker, deduplicator, forgetter):
@@ -140,15 +198,22 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         raise failures[0]
 
 
-async def _relay(path: Path, settings: Settings) -> None:
-    """Sends an application's outbox through the daemon's own socket, also when the file comes later or goes."""
-    from ..aio import connect_async
-    from ..relay import Relay
+def _bindings(config: Config) -> list[Binding]:
+    return [Binding(bind.topic, bind.queue, bind.headers) for bind in config.bind]
 
-    # Some time before the daemon may have forgotten what it settled.
-    resend_within = settings.config.shortest_retention * 6 / 7
+
+async def _take(taker: Taker, settings: Settings) -> None:
+    """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
+    from ..aio import connect_async
+
     async with connect_async(settings.socket) as client:
-        await Relay(path, client, resend_within=resend_within).run()
+        await taker.run(client)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    """A part of the daemon that ends by itself has failed inside."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "a part of the daemon failed", "exception": error})
 
 
 def _allow_many_files() -> None:

@@ -30,9 +30,8 @@ from ..protocol import (
     get_bytes,
     put_bytes,
 )
-from .schedule_rule import DEFAULT_ZONE, Timing, first_of, rule_of
-from .schedule_table import Definition, occurrence_id
-from .store import NewMessage
+from .rows import NewMessage
+from .schedule_rule import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
@@ -45,6 +44,7 @@ LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
 Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
 Moment = Annotated[float, Meta(ge=0, le=1e11)]
+Place = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +62,7 @@ class _Content(Struct, forbid_unknown_fields=True, kw_only=True):
     group: Id | None = None
     delay: Seconds | None = None
     at: Moment | None = None
+    ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
 
 
 class Message(_Content, kw_only=True):
@@ -159,13 +160,91 @@ class OnceRelease(_Request, tag="once_release"):
     token: Receipt
 
 
+class Queues(_Request, tag="queues"):
+    pass
+
+
+class Peek(_Request, tag="peek"):
+    queue: QueueName
+    limit: Limit = 10
+    state: Literal["ready", "delayed", "leased", "blocked", "dead", "done", "expired", "dropped"] = "ready"
+    group: Id | None = None
+    headers: dict[str, str] | None = None
+    contains: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
+
+
+class Tail(_Request, tag="tail"):
+    queue: QueueName
+    after: Place | None = None
+    last: Annotated[int, Meta(ge=0, le=MAX_BATCH)] = 0
+    wait: Wait = 0.0
+
+
+class Show(_Request, tag="show"):
+    queue: QueueName
+    id: Id
+
+
+class Status(_Request, tag="status"):
+    pass
+
+
+class Pause(_Request, tag="pause"):
+    queue: QueueName
+
+
+class Resume(_Request, tag="resume"):
+    queue: QueueName
+
+
+class Purge(_Request, tag="purge"):
+    queue: QueueName
+    upto: Place | None = None
+
+
+class Redrive(_Request, tag="redrive"):
+    queue: QueueName
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+    failed_before: Moment | None = None
+    all: bool = False
+    after: Place = 0
+
+
+class Drop(_Request, tag="drop"):
+    queue: QueueName
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+    failed_before: Moment | None = None
+    all: bool = False
+    after: Place = 0
+
+
+class Bind(_Request, tag="bind"):
+    topic: QueueName
+    queue: QueueName
+    headers: dict[str, str] | None = None
+
+
+class Unbind(_Request, tag="unbind"):
+    topic: QueueName
+    queue: QueueName
+
+
+class Topics(_Request, tag="topics"):
+    pass
+
+
+Name = Annotated[
+    str, Meta(pattern=QUEUE_PATTERN, description="a name of letters, digits and . _ -, with at most 128 characters")
+]
+
+
 class Schedule(Struct, forbid_unknown_fields=True, kw_only=True):
     """What is sent when: of `ScheduleAdd`, and of the configuration file."""
 
-    name: QueueName
-    queue: QueueName
-    cron: Annotated[str, Meta(max_length=200)] | None = None
-    timezone: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    name: Name
+    queue: Name
+    cron: Annotated[str, Meta(max_length=200, description="a text of at most 200 characters")] | None = None
+    timezone: Annotated[str, Meta(min_length=1, max_length=100, description="the name of a time zone")] | None = None
     every: Annotated[int, Meta(ge=1, le=int(MAX_DELAY))] | None = None
     at: Moment | None = None
     catch_up: Literal["last", "all", "none"] = "last"
@@ -174,6 +253,7 @@ class Schedule(Struct, forbid_unknown_fields=True, kw_only=True):
     headers: dict[str, str] | None = None
     priority: Priority = 0
     group: Id | None = None
+    ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
 
 
 class ScheduleAdd(Schedule, tag="schedule_add", tag_field="op", kw_only=True):
@@ -190,25 +270,6 @@ class ScheduleShow(_Request, tag="schedule_show"):
 
 
 class Schedules(_Request, tag="schedules"):
-    pass
-
-
-class Queues(_Request, tag="queues"):
-    pass
-
-
-class Peek(_Request, tag="peek"):
-    queue: QueueName
-    limit: Limit = 10
-    state: Literal["ready", "delayed", "leased", "blocked", "dead"] = "ready"
-
-
-class Show(_Request, tag="show"):
-    queue: QueueName
-    id: Id
-
-
-class Status(_Request, tag="status"):
     pass
 
 
@@ -230,6 +291,15 @@ Request: TypeAlias = (
     | Peek
     | Show
     | Status
+    | Tail
+    | Pause
+    | Resume
+    | Purge
+    | Redrive
+    | Drop
+    | Bind
+    | Unbind
+    | Topics
     | ScheduleAdd
     | ScheduleRemove
     | ScheduleShow
@@ -298,7 +368,8 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
         if due_at is not None:
             raise InvalidRequest("give `delay` or `at`, not both")
         due_at = now + content.delay
-    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at)
+    expires_at = None if content.ttl is None else now + content.ttl
+    return NewMessage(queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, expires_at)
 
 
 def new_schedule(schedule: Schedule, now: float) -> Definition:
@@ -308,7 +379,7 @@ def new_schedule(schedule: Schedule, now: float) -> Definition:
     """
     content: dict[str, Any] = {}
     put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")
-    for name in ("headers", "priority", "group"):
+    for name in ("headers", "priority", "group", "ttl"):
         if value := getattr(schedule, name):
             content[name] = value
     new_message(schedule.queue, msgspec.convert(content, Message), now, new_id)  # whose bounds are its own

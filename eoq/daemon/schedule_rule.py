@@ -42,6 +42,16 @@ class Timing(NamedTuple):
     at: int | None
 
 
+class Definition(NamedTuple):
+    """What a schedule sends and when, already validated. ``content`` is JSON: the fields of a send."""
+
+    name: str
+    queue: str
+    timing: Timing
+    catch_up: str
+    content: str
+
+
 class Rule(Protocol):
     """A series of occurrences."""
 
@@ -174,3 +184,8 @@ def _between(rule: Rule, planned: int, now: float) -> Iterator[int]:
                 break
             yield found
     yield planned
+
+
+def occurrence_id(name: str, at: int) -> str:
+    """The id of the message that a schedule sends for that time."""
+    return f"{name}@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"

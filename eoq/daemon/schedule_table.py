@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from .file import File
-from .schedule_rule import GRACE, Timing, due, first_of, rule_of
-
-if TYPE_CHECKING:
-    from .store import NewMessage
-
-    Put: TypeAlias = Callable[[float, Sequence[NewMessage]], object]
+from .rows import NewMessage, Stored
+from .schedule_rule import GRACE, Definition, Timing, due, first_of, occurrence_id, rule_of
 
 MAX_SCHEDULES: Final = 10_000
 STEP: Final = 100
 """Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
-REFUSED: Final = 10.0
+REFUSED: Final = 5.0
 """Seconds until an occurrence that could not be stored is tried again."""
 
 _COLUMNS: Final = (
     "name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, number"
 )
-
-
-class Definition(NamedTuple):
-    """What a schedule sends and when, already validated. ``content`` is JSON: the fields of a send."""
-
-    name: str
-    queue: str
-    timing: Timing
-    catch_up: str
-    content: str
 
 
 class Schedule(NamedTuple):
@@ -49,10 +34,21 @@ class Schedule(NamedTuple):
     number: int
 
 
-class Fired(NamedTuple):
-    """What one step of firing did: messages stored, by queue; what a person should know; when to go on."""
+class Sent(NamedTuple):
+    """The messages of one occurrence, one for each queue it went to, and what came of storing them."""
 
-    counts: dict[str, int]
+    messages: Sequence[NewMessage]
+    stored: Stored
+
+
+Send: TypeAlias = Callable[[float, Definition, int], Sent]
+"""Stores the messages of an occurrence, now."""
+
+
+class Fired(NamedTuple):
+    """What one step of firing did: what was stored, what a person should know, and when to go on."""
+
+    sent: list[Sent]
     notes: list[str]
     look_at: float | None
 
@@ -61,15 +57,9 @@ class _Firing(NamedTuple):
     """One step of firing, and what it has done so far."""
 
     now: float
-    put: Put
-    message_of: Callable[[Definition, int], NewMessage]
-    counts: dict[str, int]
+    send: Send
+    sent: list[Sent]
     notes: list[str]
-
-
-def occurrence_id(name: str, at: int) -> str:
-    """The id of the message that a schedule sends for that time."""
-    return f"{name}@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class ScheduleTable(File):
@@ -193,19 +183,19 @@ class ScheduleTable(File):
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def schedule_fire(self, now: float, put: Put, message_of: Callable[[Definition, int], NewMessage]) -> Fired:
+    def schedule_fire(self, now: float, send: Send) -> Fired:
         """Stores the messages of occurrences whose time has come, and plans the next ones, in one transaction.
 
-        Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``put``
+        Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``send``
         refuses is tried again until it is so late that it was missed, and the schedule's ``catch_up`` holds for it.
         One whose id is stored with other content is passed over.
         """
-        firing = _Firing(now, put, message_of, {}, [])
+        firing = _Firing(now, send, [], [])
         room = STEP - self._plan_anew(now)
         while room > 0 and (schedule := self._due_schedule(now)) is not None:
             room -= max(self._fire(firing, schedule, room), 1)
         look_at = now if room <= 0 else self._next_look()
-        return Fired(firing.counts, firing.notes, look_at)
+        return Fired(firing.sent, firing.notes, look_at)
 
     def _plan_anew(self, now: float) -> int:
         """Where the clock was set back: what it has passed comes again, under the same ids where it was sent.
@@ -256,7 +246,7 @@ class ScheduleTable(File):
             )
         for number, at in enumerate(chosen[:room]):
             try:
-                firing.put(now, [firing.message_of(schedule.definition, at)])
+                firing.sent.append(firing.send(now, schedule.definition, at))
             except IdConflict as error:
                 firing.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
                 schedule = schedule._replace(error=str(error))
@@ -264,7 +254,6 @@ class ScheduleTable(File):
                 self._postpone(firing, schedule, at, error)
                 return number + 1
             else:
-                firing.counts[schedule.definition.queue] = firing.counts.get(schedule.definition.queue, 0) + 1
                 schedule = schedule._replace(last_at=at, error=None)
         if len(chosen) > room:
             self._plan(schedule._replace(next_at=chosen[room]), now)

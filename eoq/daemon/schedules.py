@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import EoqError
 from . import requests as ask
-from .broker import Fields, Reply, Submitter
+from .broker import Broker, Fields, Reply, Session, Submitter
 from .clock import Clock, Timer
-from .schedule_rule import GRACE
-from .schedule_table import REFUSED, Fired, Schedule
+from .schedule_rule import GRACE, Definition
+from .schedule_table import REFUSED, Fired, Schedule, Sent
 from .store import Store
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ log = logging.getLogger("eoq.schedule")
 
 
 class Scheduler:
-    """Knows when to look for what is due. ``stored`` is told of messages that were stored: a queue, and how many."""
+    """Knows when to look for what is due."""
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, stored: Callable[[str, int], None]) -> None:
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
-        self._stored = stored
+        self._broker = broker
         self._asked: deque[tuple[ask.Request, Reply]] = deque()
         self._timer: tuple[float, Timer] | None = None
         self._config: Config | None = None
@@ -84,7 +84,7 @@ class Scheduler:
         """Whether a request is about schedules."""
         return isinstance(request, ask.ScheduleAdd | ask.ScheduleRemove | ask.ScheduleShow | ask.Schedules)
 
-    def handle(self, request: ask.Request, reply: Reply) -> None:
+    def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request, one in each turn of the event loop; ``reply`` is called once, later.
 
         To find out that a cron expression has no occurrence takes a hundredth of a second, which a thousand of them
@@ -156,8 +156,11 @@ class Scheduler:
         self._timer = None
         if self._stopping:
             return
-        verb = partial(self._store.schedule_fire, self._clock.wall(), self._store.put, ask.scheduled_message)
-        self._writer.submit(verb, self._fired)
+        self._writer.submit(partial(self._store.schedule_fire, self._clock.wall(), self._send), self._fired)
+
+    def _send(self, now: float, definition: Definition, at: int) -> Sent:
+        messages = self._broker.route([ask.scheduled_message(definition, at)], now).messages
+        return Sent(messages, self._store.put(now, messages))
 
     def _fired(self, outcome: Fired | EoqError) -> None:
         if isinstance(outcome, EoqError):
@@ -169,8 +172,9 @@ class Scheduler:
         self._failing = False
         for note in outcome.notes:
             log.warning(note)
-        for queue, count in outcome.counts.items():
-            self._stored(queue, count)
+        for messages, stored in outcome.sent:
+            self._broker.stored(messages)
+            self._broker.arrive(messages, stored)
         if outcome.look_at is not None:
             self._watch(outcome.look_at)
 

@@ -7,19 +7,20 @@ import contextlib
 import os
 import select
 import socket
+import struct
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from ..errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
 from ..protocol import MAX_LINE, LineBuffer
 from . import requests as ask
-from .broker import Broker, Fields, Session
+from .broker import Broker, Fields, Reply, Session
 from .locks import Locked, cannot_use
 from .looking import Looker
 from .once import Deduplicator
-from .schedules import Scheduler
 
 MAX_CONNECTIONS: Final = 4000
 """Connections at once; one more is told so and closed."""
@@ -29,8 +30,9 @@ MAX_WAITING: Final = 256
 """Requests of one connection that wait, for messages or for a result; one more is refused."""
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
+WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
 HEAVY: Final = (
-    *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show),
+    *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show, ask.Tail),
     *(ask.ScheduleShow, ask.Schedules),
 )
 MAX_PARTIAL: Final = 256 * 1024 * 1024
@@ -40,15 +42,29 @@ PARTIAL_ALLOWANCE: Final = 256 * 1024
 WRITE_HIGH: Final = 1024 * 1024
 """Bytes of replies that a connection may leave unread; above it nothing more is read from it."""
 
+SOL_LOCAL: Final = 0
+LOCAL_PEERPID: Final = 2
+"""How macOS is asked which process is at the other end; Python has no names for them."""
+
+
+class Handler(Protocol):
+    """Who answers some of the requests."""
+
+    def handles(self, request: ask.Request) -> bool: ...
+    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None: ...
+
 
 class Server:
-    """Accepts connections on a Unix socket and hands their requests to whom they are for."""
+    """Accepts connections on a Unix socket and hands their requests to whom they are for.
 
-    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, scheduler: Scheduler) -> None:
+    ``handlers`` are asked in turn; what none of them handles is for the broker.
+    """
+
+    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, handlers: Sequence[Handler]) -> None:
         self.broker = broker
         self.looker = looker
         self.deduplicator = deduplicator
-        self.scheduler = scheduler
+        self.handlers: tuple[Handler, ...] = (looker, deduplicator, *handlers)
         self.connections: set[Connection] = set()
         self.partial = 0
         self._server: asyncio.AbstractServer | None = None
@@ -103,6 +119,7 @@ class Connection(asyncio.Protocol):
         # A stream socket's transport is one, though uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        self._session.consumer = _peer(self._transport.get_extra_info("socket"))
         self._server.connections.add(self)
         if len(self._server.connections) > MAX_CONNECTIONS:
             self._refuse(Overloaded(f"{MAX_CONNECTIONS:,} clients are connected; try again when some have left"))
@@ -175,7 +192,7 @@ class Connection(asyncio.Protocol):
         except EoqError as error:
             self._write(ask.rid_of(line), error)
             return
-        waits = isinstance(request, ask.Receive | ask.GetResult | ask.Once) and request.wait > 0
+        waits = isinstance(request, WAITING) and request.wait > 0
         heavy = not waits and isinstance(request, HEAVY)
         if waits and self._waiting >= MAX_WAITING:
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
@@ -185,12 +202,10 @@ class Connection(asyncio.Protocol):
         self._heavy += heavy
         reply = partial(self._reply, request.rid, waits, heavy)
         try:
-            if self._server.looker.handles(request):
-                self._server.looker.handle(self._session, request, reply)
-            elif self._server.deduplicator.handles(request):
-                self._server.deduplicator.handle(self._session, request, reply)
-            elif self._server.scheduler.handles(request):
-                self._server.scheduler.handle(request, reply)
+            for handler in self._server.handlers:
+                if handler.handles(request):
+                    handler.handle(self._session, request, reply)
+                    break
             else:
                 self._server.broker.handle(self._session, request, reply)
         except EoqError as error:
@@ -248,6 +263,18 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+
+
+def _peer(connection: socket.socket) -> str | None:
+    """The process at the other end, as the kernel names it; None where it does not."""
+    try:
+        if hasattr(socket, "SO_PEERCRED"):
+            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        else:
+            pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
+    except OSError:
+        return None
+    return f"pid {pid}"
 
 
 def _bind(path: Path) -> socket.socket:

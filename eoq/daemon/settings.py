@@ -14,6 +14,10 @@ RETENTION: Final = 7 * 86400.0
 MAX_ATTEMPTS: Final = 10
 """Deliveries of a message before it is dead."""
 MAX_COUNT: Final = 2**53
+LEAST_FILE: Final = 1024 * 1024
+"""Bytes of the daemon's file; below this no queue would have room."""
+MOST_KEPT_FREE: Final = 16 * 1024 * 1024
+"""Bytes of the disk that sends leave free by default, on a large one."""
 
 Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
 Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
@@ -52,6 +56,24 @@ class QueueSettings(Struct, forbid_unknown_fields=True, frozen=True):
     """Bytes of their bodies."""
     when_full: Literal["refuse", "drop_oldest"] = "refuse"
     """Whether a send over a limit is refused (`QueueFull`), or the oldest message that is not leased makes room."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit to what may wait."""
+        return self.max_depth is not None or self.max_bytes is not None
+
+
+class StorageSettings(Struct, forbid_unknown_fields=True, frozen=True):
+    """What holds for the daemon's file."""
+
+    max_file_bytes: Annotated[int, Meta(ge=LEAST_FILE, le=MAX_COUNT)] | None = None
+    """Bytes of the file above which sends are refused; None is no limit."""
+    min_free_bytes: Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None = None
+    """Bytes of the disk that sends leave free; None is a twentieth of it, 16 MiB at most."""
+
+    def least_free(self, disk_bytes: int) -> int:
+        """The bytes that sends leave free on a disk of this size."""
+        return min(disk_bytes // 20, MOST_KEPT_FREE) if self.min_free_bytes is None else self.min_free_bytes
 
 
 SettingsOf: TypeAlias = Callable[[str], QueueSettings]

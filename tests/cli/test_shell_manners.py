@@ -20,6 +20,8 @@ COMMANDS = main.list_commands(click.Context(main))
 CLIENT_COMMANDS = [
     "send q x", "send q --lines", "receive q", "receive q --wait 60", "ack 0.1.1", "nack 0.1.1", "reject 0.1.1",
     "extend 0.1.1 5", "result q m", "result q m --wait 60", "queues", "peek q", "show q m", "status",
+    "tail q", "pause q", "resume q", "purge q --yes", "dead list q", "dead show q m", "dead redrive q m",
+    "dead drop q m --yes", "bind t q", "unbind t q", "topics",
 ]  # fmt: skip
 
 

@@ -16,12 +16,23 @@ import msgspec
 
 import eoq
 from eoq import protocol
-from eoq.daemon import broker, requests, schedule_rule, schedule_table, server, store
+from eoq.daemon import broker, queue_table, reader, requests, schedule_rule, schedule_table, server, topic_table
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-DIFFERS: Final = {"pid", "sqlite", "version", "database", "socket", "message", "oldest"}
+DIFFERS: Final = {
+    "pid",
+    "sqlite",
+    "version",
+    "database",
+    "socket",
+    "message",
+    "oldest",
+    "consumer",
+    "sent_rate",
+    "done_rate",
+}
 """Fields of replies that are not the same on every machine and every day."""
 
 
@@ -101,8 +112,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     of_the_code = [
         *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
         *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
+        *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_table.MAX_BINDINGS, topic_table.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
-        *(broker.RECEIVE_BYTES, store.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
+        *(broker.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
     assert set(map(int, of_the_code)) <= limits

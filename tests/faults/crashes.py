@@ -26,6 +26,8 @@ COMMITTED: Final[tuple[Point, ...]] = ("committed", "replying", "replied")
 
 Held: TypeAlias = Sequence[eoq.Message]
 ABSENT: Final = "absent"
+LOST: Final = "ready 1 the daemon ended before the message was settled"
+"""Leased when the daemon was killed: it comes again, and its delivery counts."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Operation:
     prepared: tuple[eoq.Outgoing, ...] = ()
     """What is in the queue before, and leased where ``leases``."""
     leases: bool = False
+    dead: bool = False
+    """Whether what is prepared has died."""
     if_repeated: Literal["answered", "lease lost"] = "answered"
     """What the client is told by a repetition of what did happen. Of what did not, its lease is always lost."""
 
@@ -79,6 +83,24 @@ def _reject(_client: eoq.Client, held: Held) -> None:
     held[0].reject(error="why")
 
 
+def _redrive(client: eoq.Client, _held: Held) -> object:
+    return client.redrive("work", ["a"])
+
+
+def _drop(client: eoq.Client, _held: Held) -> object:
+    return client.drop("work", everything=True)
+
+
+def _purge(client: eoq.Client, _held: Held) -> object:
+    return client.purge("work")
+
+
+def _send_to_topic(client: eoq.Client, _held: Held) -> object:
+    client.bind("topic", "work")
+    client.bind("topic", "next")
+    return client.send("topic", "body of a", id="a")
+
+
 _A: Final = (eoq.Outgoing("body of a", id="a"),)
 _A_AND_B: Final = (*_A, eoq.Outgoing("body of b", id="b"))
 _A_BEFORE_B: Final = (eoq.Outgoing("body of a", id="a", group="g"), eoq.Outgoing("body of b", id="b", group="g"))
@@ -103,14 +125,14 @@ OPERATIONS: Final = (
         "claim",
         _receive,
         before={"work/a": "ready 0"},
-        after={"work/a": "ready 1"},  # counted when it was delivered
+        after={"work/a": LOST},
         prepared=_A,
     ),
     Operation(
         "ack",
         "settle",
         _ack,
-        before={"work/a": "ready 1", "work/b": "blocked 0"},
+        before={"work/a": LOST, "work/b": "blocked 0"},
         after={"work/a": "done 1 r", "work/b": "ready 0"},
         prepared=_A_BEFORE_B,
         leases=True,
@@ -119,7 +141,7 @@ OPERATIONS: Final = (
         "settle",
         "settle",
         _settle,
-        before={"work/a": "ready 1", "work/b": "ready 1", "next/out": ABSENT},
+        before={"work/a": LOST, "work/b": LOST, "next/out": ABSENT},
         after={"work/a": "done 1 r", "work/b": "done 1", "next/out": "ready 0"},
         prepared=_A_AND_B,
         leases=True,
@@ -128,7 +150,7 @@ OPERATIONS: Final = (
         "nack",
         "retry",
         _nack,
-        before={"work/a": "ready 1"},
+        before={"work/a": LOST},
         after={"work/a": "ready 1 why"},
         prepared=_A,
         leases=True,
@@ -138,10 +160,43 @@ OPERATIONS: Final = (
         "reject",
         "reject",
         _reject,
-        before={"work/a": "ready 1"},
+        before={"work/a": LOST},
         after={"work/a": "dead 1 why"},
         prepared=_A,
         leases=True,
+    ),
+    Operation(
+        "redrive",
+        "redrive",
+        _redrive,
+        before={"work/a": "dead 1 why", "work/b": "dead 1 why"},
+        after={"work/a": "ready 0 why", "work/b": "dead 1 why"},
+        prepared=_A_BEFORE_B,
+        dead=True,
+    ),
+    Operation(
+        "drop",
+        "drop",
+        _drop,
+        before={"work/a": "dead 1 why", "work/b": "dead 1 why"},
+        after=dict.fromkeys(("work/a", "work/b"), "dropped 1 a person dropped the dead letter"),
+        prepared=_A_AND_B,
+        dead=True,
+    ),
+    Operation(
+        "purge",
+        "purge",
+        _purge,
+        before={"work/a": "ready 0", "work/b": "blocked 0"},
+        after=dict.fromkeys(("work/a", "work/b"), "dropped 0 the queue was purged"),
+        prepared=_A_BEFORE_B,
+    ),
+    Operation(
+        "send to a topic",
+        "put",
+        _send_to_topic,
+        before={"work/a": ABSENT, "next/a": ABSENT},
+        after={"work/a": "ready 0", "next/a": "ready 0"},
     ),
 )
 
@@ -172,6 +227,9 @@ def _prepare(client: eoq.Client, operation: Operation) -> Held:
     client.ask("status")  # from now on it waits for a daemon that goes away
     if operation.prepared:
         client.send_many("work", operation.prepared)
+    while operation.dead and (held := client.receive("work", 10)):
+        for message in held:
+            message.reject(error="why")
     return client.receive("work", 10) if operation.leases else []
 
 

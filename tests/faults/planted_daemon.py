@@ -30,7 +30,7 @@ from eoq.daemon.store import Store
 from eoq.daemon.writer import Done, Writer
 
 VERBS: Final = (
-    *("put", "claim", "settle", "retry", "reject", "promote"),
+    *("put", "claim", "settle", "retry", "reject", "advance", "pause", "purge", "redrive", "drop", "bind", "unbind"),
     *("once_begin", "once_finish", "once_release"),
     *("schedule_add", "schedule_fire"),
 )

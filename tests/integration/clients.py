@@ -6,13 +6,15 @@ The asyncio client runs on a loop of its own, which runs while a call is under w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import eoq
 from eoq.message import Delivery
+from eoq.protocol import Fields
+from eoq.steering import Changed
 
 T = TypeVar("T")
 Kind = Literal["blocking", "asyncio"]
@@ -41,6 +43,7 @@ class AnyClient(Protocol):
         group: str | None = None,
         delay: float | None = None,
         at: float | None = None,
+        ttl: float | None = None,
     ) -> eoq.Sent: ...
     def send_many(self, queue: str, messages: Iterable[object]) -> list[eoq.Sent]: ...
     def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[eoq.Sent]: ...
@@ -57,6 +60,41 @@ class AnyClient(Protocol):
     def extend(self, message: Delivery | str, seconds: float) -> None: ...
     def transaction(self) -> AbstractContextManager[AnyTransaction]: ...
     def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None: ...
+    def queues(self) -> list[Fields]: ...
+    def peek(
+        self,
+        queue: str,
+        state: str = "ready",
+        *,
+        limit: int = 10,
+        group: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        contains: str | None = None,
+    ) -> list[Fields]: ...
+    def show(self, queue: str, id: str) -> Fields: ...
+    def tail(self, queue: str, *, last: int = 0) -> Iterator[Fields]: ...
+    def pause(self, queue: str) -> bool: ...
+    def resume(self, queue: str) -> bool: ...
+    def purge(self, queue: str) -> int: ...
+    def redrive(
+        self,
+        queue: str,
+        ids: Sequence[str] | None = None,
+        *,
+        failed_before: float | None = None,
+        everything: bool = False,
+    ) -> Changed: ...
+    def drop(
+        self,
+        queue: str,
+        ids: Sequence[str] | None = None,
+        *,
+        failed_before: float | None = None,
+        everything: bool = False,
+    ) -> Changed: ...
+    def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None: ...
+    def unbind(self, topic: str, queue: str) -> None: ...
+    def topics(self) -> list[Fields]: ...
     def ask(self, op: str, **fields: Any) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
@@ -137,6 +175,42 @@ class AsyncFace:
 
     def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None:
         return self.run(self.client.result(queue, id, wait))
+
+    def queues(self) -> list[Fields]:
+        return self.run(self.client.queues())
+
+    def peek(self, queue: str, state: str = "ready", **options: Any) -> list[Fields]:
+        return self.run(self.client.peek(queue, state, **options))
+
+    def show(self, queue: str, id: str) -> Fields:
+        return self.run(self.client.show(queue, id))
+
+    def tail(self, queue: str, *, last: int = 0) -> Iterator[Fields]:
+        return self._each(self.client.tail(queue, last=last))
+
+    def pause(self, queue: str) -> bool:
+        return self.run(self.client.pause(queue))
+
+    def resume(self, queue: str) -> bool:
+        return self.run(self.client.resume(queue))
+
+    def purge(self, queue: str) -> int:
+        return self.run(self.client.purge(queue))
+
+    def redrive(self, queue: str, ids: Sequence[str] | None = None, **options: Any) -> Changed:
+        return self.run(self.client.redrive(queue, ids, **options))
+
+    def drop(self, queue: str, ids: Sequence[str] | None = None, **options: Any) -> Changed:
+        return self.run(self.client.drop(queue, ids, **options))
+
+    def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None:
+        self.run(self.client.bind(topic, queue, headers))
+
+    def unbind(self, topic: str, queue: str) -> None:
+        self.run(self.client.unbind(topic, queue))
+
+    def topics(self) -> list[Fields]:
+        return self.run(self.client.topics())
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.run(self.client.ask(op, **fields))

@@ -1,15 +1,25 @@
-"""The daemon's configuration file: retention by queue, outboxes it relays, and what it says of a wrong one."""
+"""The daemon's configuration file: what it means, and what is said of a wrong one."""
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import eoq
-from tests.support import Shell, eventually, running_daemon
+from eoq.daemon.config import Config, Current
+from eoq.daemon.config_file import WrongConfig, load
+from eoq.daemon.reloading import changes
+from eoq.daemon.settings import QueueSettings
+from tests.support import Shell, eventually, running_daemon, short_folder
 
 
 def test_settled_records_are_forgotten_after_the_retention_of_their_queue(folder: Path) -> None:
@@ -65,6 +75,137 @@ def test_the_daemon_relays_an_outbox_by_itself_also_one_that_comes_later(folder:
             assert client.receive("q", wait=20)[0].text == "later"
 
 
+# ── what it means ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _load(folder: Path, text: str | bytes) -> Config:
+    path = folder / "eoq.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(path)
+
+
+def test_of_the_sections_that_fit_the_first_that_has_a_setting_counts(folder: Path) -> None:
+    config = _load(
+        folder,
+        """
+        [queues."mail.high"]
+        max_attempts = 1
+        max_depth = "none"
+        [queues."mail.*"]
+        max_attempts = 2
+        retention = 60
+        [queues."*"]
+        retention = 3600
+        max_depth = 1000
+        """,
+    )
+    assert config.queue("mail.high") == QueueSettings(max_attempts=1, retention=60, max_depth=None)
+    assert config.queue("mail.low") == QueueSettings(max_attempts=2, retention=60, max_depth=1000)
+    assert config.queue("other") == QueueSettings(retention=3600, max_depth=1000)
+    assert config.queue("other", {"max_attempts": 7}).max_attempts == 7
+    assert config.origins("mail.high") == {"max_attempts": "mail.high", "max_depth": "mail.high", "retention": "mail.*"}
+    assert config.shortest_retention == 60
+
+
+def test_what_is_looked_up_while_the_configuration_is_replaced_is_not_kept(folder: Path) -> None:
+    """The writer's thread looks settings up while the event loop takes a new file."""
+    old, new = (_load(folder, f"[queues.q]\nmax_attempts = {number}\n") for number in (1, 2))
+
+    class Replacing(Mapping[str, int]):
+        """Overrides that are read just as the configuration is replaced."""
+
+        def __iter__(self) -> Iterator[str]:
+            current.replace(new)
+            yield "burst"
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, key: str) -> int:
+            return 1
+
+    current = Current(old, Replacing())
+    current.queue("q")
+    assert current.queue("q").max_attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fitting", "other"),
+    [
+        ("q", "q", "qq"),
+        ("*", "anything.at-all_1", None),
+        ("a.*", "a.b.c", "a"),
+        ("q?", "q1", "q12"),
+        ("q[0-9]", "q7", "qx"),
+        ("[!a]*", "b", "a"),
+        ("a.b", "a.b", "axb"),
+    ],
+)
+def test_patterns(folder: Path, pattern: str, fitting: str, other: str | None) -> None:
+    config = _load(folder, f'[queues."{pattern}"]\nmax_attempts = 2\n')
+    assert config.queue(fitting).max_attempts == 2
+    if other is not None:
+        assert config.queue(other).max_attempts == 10
+
+
+def test_the_example_has_every_setting_and_says_its_default() -> None:
+    example = Path(__file__).parents[2] / "examples" / "eoq.toml"
+    config = load(example)
+    assert config.queue("q") == QueueSettings()
+    assert config.queues["*"].keys() == set(QueueSettings.__struct_fields__)
+    text = re.sub(r"^# (?=\[\[|\w+ = )", "", example.read_text(), flags=re.MULTILINE)
+    with short_folder() as folder:
+        whole = _load(folder, text)
+    for field in msgspec.structs.fields(Config):
+        value = getattr(whole, field.name)
+        assert value != field.default, field.name
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, msgspec.Struct):
+                assert None not in msgspec.structs.astuple(part), f"{field.name}: {part}"
+
+
+def test_the_daemon_finds_its_places_in_the_file_and_flags_count_before_it(folder: Path) -> None:
+    (folder / "conf").mkdir()
+    config = folder / "conf" / "eoq.toml"
+    config.write_text('[daemon]\ndb = "../data/own.db"\nsocket = "own"\n')
+    with running_daemon("--config", str(config)) as daemon:
+        # Its flags name both.
+        status = daemon.ask(op="status")
+        assert (status["database"], status["socket"]) == (str(daemon.db), str(daemon.socket))
+        assert status["config"] == str(config)
+        assert status["config_read_at"] > 0
+    shell = Shell(folder / "conf" / "own", folder)
+    nothing = "unset EOQ_SOCKET EOQ_DB"
+    try:
+        # Another working folder, and a relative path from the environment.
+        assert shell.run(f"{nothing}; cd conf && EOQ_CONFIG=eoq.toml eoq start").status == 0
+        status = shell.run("eoq status --json").rows[0]
+        assert Path(status["database"]).resolve() == (folder / "data" / "own.db").resolve()
+        assert status["config"] == str(config)
+    finally:
+        shell.run("eoq stop")
+
+
+def test_the_users_own_configuration_is_read_where_none_is_named(folder: Path) -> None:
+    own = folder / "eoq" / "eoq.toml"
+    own.parent.mkdir()
+    own.write_text("[queues.q]\nmax_attempts = 1\n")
+    with running_daemon(environment={"XDG_CONFIG_HOME": str(folder)}) as daemon, eoq.connect(daemon.socket) as client:
+        assert daemon.ask(op="status")["config"] == str(own)
+        client.send("q", b"", id="m")
+        client.receive("q")[0].nack()
+        assert client.ask("show", queue="q", id="m")["message"]["state"] == "dead"
+    with running_daemon(environment={"XDG_CONFIG_HOME": str(folder), "EOQ_CONFIG": "/dev/null"}) as daemon:
+        assert daemon.ask(op="status")["config"] == "/dev/null"
+    own.write_text("broken")
+    ran = Shell(folder / "s", folder).run("eoq daemon", XDG_CONFIG_HOME=str(folder))
+    assert ran.status == 65
+    assert str(own) in ran.errors
+
+
+# ── what is wrong with it ───────────────────────────────────────────────────────────────────────────────────
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -84,3 +225,137 @@ def test_a_wrong_file_is_told_at_the_start(shell: Shell, folder: Path, text: str
     assert word in ran.errors
     assert "Traceback" not in ran.errors
     assert shell.run(f"eoq daemon --config {folder}/none.toml").status == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ('[queues."mail.*"]\nretenton = 1', 'queues."mail.*".retenton', "do you mean `retention`?"),
+        ("[queue.q]", "queue", "do you mean `queues`?"),
+        ("[topics]", "topics", "there are daemon,"),
+        ("[queues.mail.high]\nttl = 1", "queues.mail.high", '[queues."mail.high"]'),
+        ("[queues.q]\nretention = nan", "queues.q.retention", "a number from 0 to"),
+        ("[queues.q]\nretention = inf", "queues.q.retention", "a number from 0 to"),
+        ("[queues.q]\nretention = 0x" + "f" * 500, "queues.q.retention", "too many digits"),
+        ("[queues.q]\nretention = 2020-01-01", "queues.q.retention", "not 2020-01-01"),
+        ("[queues.q]\nretention = true", "queues.q.retention", "not true"),
+        ('[queues.q]\nretention = "none"', "queues.q.retention", "a number"),
+        ("[queues.q]\nmax_attempts = 1.5", "queues.q.max_attempts", "a whole number from 1 to 1000000"),
+        ("[queues.q]\nrate = 0", "queues.q.rate", "more than 0"),
+        ('[queues.q]\nwhen_full = "explode"', "queues.q.when_full", '"refuse"'),
+        ("[queues.q]\nretry_base = 600", "queues.q.retry_base", "`retry_cap` cuts it to 300"),
+        ("[queues]\nq = 1", "queues.q", "must be a table, not 1"),
+        ("queues = [1]", "queues", "must be tables"),
+        ('[queues."-q"]', "queues.-q", "fits no queue"),
+        ('[queues."q[a"]', 'queues."q[a"', "fits no queue"),
+        ('[queues."q e"]', 'queues."q e"', "fits no queue"),
+        ('[queues."\\u0007"]', 'queues."\\u0007"', "fits no queue"),
+        (f'[queues."{"q" * 201}"]', "queues.qqq", "at most 200"),
+        ('[daemon]\ndb = "~/eoq.db"', "daemon.db", "`~` is not expanded"),
+        ('[daemon]\nsocket = "a\\u0000b"', "daemon.socket", "a path"),
+        ("daemon = 1", "daemon", "must be a table"),
+        ("[storage]\nmax_file_bytes = 1", "storage.max_file_bytes", "from 1048576"),
+        ("[[relay]]\n[[relay]]\npath = 1", "[[relay]] no. 2: path", "not 1"),
+        ("[[relay]]", "[[relay]] no. 1", "needs `path`"),
+        ("relay = [1]", "relay", "under [[relay]]"),
+        ('[relay]\npath = "x"', "relay", "not a table"),
+        ('[[relay]]\npath = "x"\n' * 2, "[[relay]] no. 2", "is there twice"),
+        ('[[bind]]\ntopic = "a b"\nqueue = "q"', "[[bind]] no. 1: topic", "letters, digits"),
+        ('[[bind]]\ntopic = "t"\nqueue = "q"\nheaders = {a = 1}', "[[bind]] no. 1: headers", "texts"),
+        ("a = 1\na = 2", "", "no TOML"),
+        ("[queues.q]\n[queues.q]", "", "twice"),
+        ("a = " + "[" * 1900, "", "nested too deeply"),
+        ("a = " + "9" * 1900 + "\n" + "b" * 3000, "line 2", "2,000 characters"),
+        ("#" * 1024 * 1024 + "#", "", "1,048,576 bytes"),
+        (b"a = 1 # \xff", "", "byte 9 is no UTF-8"),
+    ],
+)
+def test_each_error_says_where_and_what(folder: Path, text: str | bytes, place: str, words: str) -> None:
+    with pytest.raises(eoq.InvalidRequest) as raised:
+        _load(folder, text)
+    said = str(raised.value)
+    assert str(folder / "eoq.toml") in said
+    assert f" {place}" in said
+    assert words in said
+    assert len(said) < 2000
+    assert said.replace("\n", "").isprintable()
+
+
+def test_all_errors_are_told_at_once_up_to_a_limit(folder: Path) -> None:
+    with pytest.raises(WrongConfig) as raised:
+        _load(folder, "[queues.a]\nx = 1\nretention = -1\n[queues.b]\ny = 1\n[[relay]]\n")
+    assert [problem.place for problem in raised.value.problems] == [
+        *("queues.a.x", "queues.a.retention", "queues.b.y", "[[relay]] no. 1")
+    ]
+    with pytest.raises(WrongConfig) as raised:
+        _load(folder, "".join(f"[queues.q{n}]\nx = 1\n" for n in range(1000)))
+    assert len(raised.value.problems) == 100
+    assert len(str(raised.value).splitlines()) < 30
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"[queues.q{n}]\n" for n in range(1001)),
+        "".join(f'[[relay]]\npath = "{n}"\n' for n in range(101)),
+        "".join(f'[[bind]]\ntopic = "t"\nqueue = "q{n}"\n' for n in range(1001)),
+    ],
+)
+def test_numbers_of_entries_are_bounded(folder: Path, text: str) -> None:
+    with pytest.raises(eoq.InvalidRequest, match="at most"):
+        _load(folder, text)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_or_read(content: bytes) -> None:
+    _never_a_traceback(content)
+
+
+_VALUES = r"""
+nan -inf 1e400 [] [[]] {} {a=[{b=1}]} "" "\u0000" 07:32:00 1979-05-27T07:32:00Z 2024-02-30 true -0 0b1 "none" [1,{}] 1
+"""
+_KEYS = r"""
+queues queues.q queues."*" queues.q.ttl queues.q.retention queues."" relay relay.path bind bind.headers daemon daemon.db
+storage.max_file_bytes "" "\u001b" "\u2028"
+"""
+_values = st.sampled_from([*_VALUES.split(), "9" * 500])
+_keys = st.sampled_from(_KEYS.split())
+_headers = _keys.flatmap(lambda key: st.sampled_from([f"[{key}]", f"[[{key}]]"]))
+_lines = st.one_of(_headers, st.builds("{} = {}".format, _keys, _values))
+
+
+@settings(deadline=None)
+@given(st.lists(_lines, max_size=8))
+def test_random_settings_are_refused_or_read(lines: list[str]) -> None:
+    _never_a_traceback("\n".join(lines).encode())
+
+
+def _never_a_traceback(content: bytes) -> None:
+    with short_folder() as folder:
+        try:
+            config = _load(folder, content)
+        except eoq.EoqError as error:
+            assert str(folder) in str(error)
+        else:
+            assert isinstance(config.queue("q"), QueueSettings)
+            assert all(line.isprintable() for line in changes(Config(), config))
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "missing"])
+def test_what_is_no_file_is_not_waited_for(folder: Path, what: str) -> None:
+    path = folder / "eoq.toml"
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(eoq.InvalidRequest, match=str(path)):
+        load(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_forbidden(folder: Path) -> None:
+    _load(folder, "")
+    (folder / "eoq.toml").chmod(0)
+    with pytest.raises(eoq.Forbidden, match=r"eoq\.toml"):
+        load(folder / "eoq.toml")

@@ -416,7 +416,8 @@ def test_a_row_without_an_id_or_a_body_is_set_aside(
     """Where somebody made the table without our constraints."""
     with closing(sqlite3.connect(file)) as database:
         eoq.Outbox(database)
-        columns = "seq integer primary key, id, queue, body, headers, priority, 'group', at, ttl, error, failed_at"
+        columns = "seq integer primary key, id, queue, body, headers, priority, 'group', at, ttl, created_at, error"
+        columns += ", failed_at"
         database.executescript(f"drop table eoq_outbox; create table eoq_outbox ({columns})")
         with database:
             database.execute("insert into eoq_outbox (queue, body, priority) values (?, 'x', 0)", (queue,))

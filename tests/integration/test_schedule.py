@@ -106,6 +106,47 @@ def test_a_group_and_its_messages_come_in_order(daemon: Daemon) -> None:
         assert _gaps([first.id, second.id]) == [1]
 
 
+def test_an_occurrence_goes_to_all_queues_of_its_topic(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.bind("ticks", "one")
+        client.bind("ticks", "two", {"a": "b"})
+        client.bind("ticks", "three", {"a": "c"})
+        client.ask("schedule_add", name="s", queue="ticks", every=1, headers={"a": "b"})
+        (one,), (two,) = client.receive("one", wait=20), client.receive("two", wait=20)
+        assert one.id == two.id
+        assert client.receive("three") == client.receive("ticks") == []
+
+
+def test_a_ttl_counts_from_the_time_of_the_occurrence(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        at = int(time.time()) - 3500
+        client.ask("schedule_add", name="s", queue="ticks", every=3600, at=at + 7200, ttl=7300)
+        daemon.kill()
+        _set_back(daemon, 7200)
+        daemon.start()
+        id = f"s@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        message = eventually(lambda: client.ask("peek", queue="ticks")["messages"])[0]
+        assert message["id"] == id
+        assert client.ask("show", queue="ticks", id=id)["message"]["expires_at"] == at + 7300
+
+
+@pytest.mark.slow
+def test_a_full_queue_gets_its_occurrence_when_there_is_room(folder: Path) -> None:
+    config = folder / "eoq.toml"
+    config.write_text("[queues.ticks]\nmax_depth = 1\n")
+    with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
+        client.send("ticks", "first")
+        at = int(time.time()) + 1
+        client.ask("schedule_add", name="s", queue="ticks", every=1000, at=at)
+        shown = eventually(lambda: (s := client.ask("schedule_show", name="s")["schedule"]).get("error") and s)
+        assert (shown["next_at"], shown["last_at"]) == (at, None)
+        (first,) = client.receive("ticks")
+        first.ack()
+        (message,) = client.receive("ticks", wait=20)
+        assert _at(message.id) == at
+        assert "tried again" in daemon.said
+
+
 # ── hostile ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -207,16 +248,32 @@ def test_the_configuration_declares_schedules(folder: Path) -> None:
         assert "report is removed" in daemon.said
 
 
+def test_the_configuration_is_followed(folder: Path) -> None:
+    config = folder / "eoq.toml"
+    config.write_text("")
+    with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
+        config.write_text(DECLARED)
+        (message,) = client.receive("ticks", wait=20)
+        message.ack()
+        config.write_text(DECLARED.replace("every = 1", "every = 0"))
+        eventually(lambda: client.ask("status")["config_error"])
+        assert len(client.ask("schedules")["schedules"]) == 2
+        config.write_text("")
+        eventually(lambda: not client.ask("schedules")["schedules"])
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
         ('queue = "q"\nevery = 1', "name"),
-        ('name = "s"\nqueue = "q"', "s: give either"),
-        ('name = "s"\nqueue = "q"\ncron = "bla"', "s: 'bla' is no cron"),
+        ('name = "s"\nqueue = "q"', "[[schedule]] no. 1: give either"),
+        ('name = "s"\nqueue = "q"\ncron = "bla"', "no. 1: 'bla' is no cron"),
         ('name = "s"\nqueue = "q"\ncron = "@daily"\ntimezone = "Mars"', "no time zone 'Mars'"),
-        ('name = "s"\nqueue = "q"\nevery = "1"', "every"),
-        ('name = "s"\nqueue = "q"\nevery = 1\nreplace = true', "replace"),
-        ('name = "s"\nqueue = "q"\nevery = 1\n[[schedule]]\nname = "s"\nqueue = "q"\nevery = 2', "twice"),
+        ('name = "s"\nqueue = "q"\nevery = "1"', "every: must be a whole number from 1"),
+        ('name = "s"\nqueue = "q"\nevery = 1\nreplace = true', "replace: is no setting"),
+        ('name = "a b"\nqueue = "q"\nevery = 1', "name: must be a name"),
+        ('name = "s"\nqueue = "q"\ncron = 5', "cron: must be a text"),
+        ('name = "s"\nqueue = "q"\nevery = 1\n[[schedule]]\nname = "s"\nqueue = "q"\nevery = 2', "no. 2: has the name"),
     ],
 )
 def test_a_wrong_declaration_is_told_at_the_start(shell: Shell, folder: Path, text: str, word: str) -> None:

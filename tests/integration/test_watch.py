@@ -1,13 +1,14 @@
-"""Being woken by a database's files, in each of the two ways, whichever this system would take."""
+"""Being woken by a file, or a database's files, in each of the two ways, whichever this system would take."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @asynccontextmanager
-async def _watching(path: Path, sweep: float = 60) -> AsyncIterator[asyncio.Event]:
+async def _watching(
+    path: Path, sweep: float = 60, *, what: Callable[..., Coroutine[Any, Any, None]] = watch.watch_database
+) -> AsyncIterator[asyncio.Event]:
     woken = asyncio.Event()
-    task = asyncio.create_task(watch.watch_database(path, woken.set, sweep))
+    task = asyncio.create_task(what(path, woken.set, sweep))
     try:
         await asyncio.wait_for(woken.wait(), PATIENCE)  # it watches
         yield woken
@@ -101,6 +104,35 @@ def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("way")
+def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "at" / name).mkdir(parents=True)
+        (tmp_path / "at" / name / "file").touch()
+    (tmp_path / "now").symlink_to("at/one")
+    (tmp_path / "file").symlink_to("now/../../at/one/file")
+
+    async def run() -> None:
+        woken = asyncio.Event()
+        task = asyncio.create_task(watch.watch_file(tmp_path / "file", woken.set, 60))
+        await _wakes(woken)
+        await _calm(woken)
+        (tmp_path / "at" / "one" / "file").write_text("x")
+        await _wakes(woken)
+        for name in ("two", "one"):
+            await _calm(woken)
+            (tmp_path / "next").symlink_to(f"at/{name}")
+            (tmp_path / "next").rename(tmp_path / "now")
+            await _wakes(woken)
+        await _calm(woken)
+        (tmp_path / "at" / "one" / "file").write_text("y")
+        await _wakes(woken)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_a_folder_that_cannot_be_watched_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,3 +148,68 @@ def test_a_folder_that_cannot_be_watched_is_told_of(
 
     asyncio.run(run())
     assert caplog.text.count("cannot be watched") == 1
+
+
+# ── a spool ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _put(folder: Path, name: str) -> None:
+    (folder / ".new").touch()
+    (folder / ".new").rename(folder / name)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_renamed_into_a_queue_wakes_and_what_is_not_ready_does_not(tmp_path: Path) -> None:
+    async def run() -> None:
+        (tmp_path / "q").mkdir()
+        (tmp_path / "q" / ".taking").mkdir()
+        async with _watching(tmp_path, what=watch.watch_spool) as woken:
+            for turn in range(3):
+                await _calm(woken)
+                _put(tmp_path / "q", f"{turn}")
+                await _wakes(woken)
+            await _calm(woken)
+            (tmp_path / "q" / ".hidden").touch()
+            (tmp_path / "q" / "x.tmp").touch()
+            (tmp_path / "q" / ".taking" / "x").touch()
+            (tmp_path / ".lock").touch()
+            await asyncio.sleep(SILENCE)
+            assert not woken.is_set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("way")
+def test_a_new_queue_wakes_and_so_does_what_comes_into_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with _watching(tmp_path, what=watch.watch_spool) as woken:
+            for name in ("a", "b.tmp"):
+                await _calm(woken)
+                (tmp_path / name).mkdir()
+                await _wakes(woken)
+                await _calm(woken)
+                _put(tmp_path / name, "x")
+                await _wakes(woken)
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is about inotify")
+def test_a_queue_that_is_a_link_is_not_watched_and_one_made_anew_is(tmp_path: Path) -> None:
+    async def run() -> None:
+        spool, outside = tmp_path / "spool", tmp_path / "outside"
+        (spool / "q").mkdir(parents=True)
+        outside.mkdir()
+        (spool / "link").symlink_to(outside)
+        async with _watching(spool, what=watch.watch_spool) as woken:
+            await _calm(woken)
+            _put(outside, "x")
+            await asyncio.sleep(SILENCE)
+            assert not woken.is_set()
+            (spool / "q").rmdir()
+            (spool / "q").mkdir()
+            await _calm(woken)
+            _put(spool / "q", "x")
+            await _wakes(woken)
+
+    asyncio.run(run())

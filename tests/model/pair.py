@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,12 +22,15 @@ from typing import Any, Final
 from eoq.daemon import requests
 from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
 from eoq.daemon.file import Verb
+from eoq.daemon.rows import Advanced, Claim
 from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Claim, Store
+from eoq.daemon.steward import Steward
+from eoq.daemon.store import Store
+from eoq.daemon.topics import Topics
 from eoq.errors import EoqError
 from eoq.protocol import encode, get_bytes
 from tests.model.hands import Dice, ManualClock
-from tests.model.reference import Delivery, End, Key, Message, Model, Refused, Row
+from tests.model.reference import FINISHED, Delivery, End, Key, Message, Model, Refused, Row
 
 PATIENCE: Final = 1000
 """Steps after which something that should come to rest never will."""
@@ -39,7 +41,8 @@ Effect = Callable[[], Fields]
 _ROWS: Final = """
     select
       message.seq, queue.name, id, state, attempts, priority, "group",
-      iif(state = 'delayed', due_at, null), enqueued_at, body, result
+      iif(state = 'delayed', due_at, null), expires_at, enqueued_at, failed_at,
+      (select count(*) from failure where failure.seq = message.seq), body, result
     from message
     join queue on queue.number = message.queue
     order by message.seq
@@ -64,6 +67,10 @@ class Asked:
     about: Sequence[Delivery]
     at_once: frozenset[str]
     """What it may be answered with before anything is committed: codes, or ``ok``."""
+    stores: Sequence[Key]
+    """Where its messages are, once it is confirmed."""
+    then: Callable[[], None]
+    """What the model learns when it is confirmed."""
     until: float
     """When it must have been answered, in monotonic seconds."""
     expected: Fields | str | None = None
@@ -99,10 +106,13 @@ class Submitted:
 class Pair:
     """A daemon without a socket, and its model."""
 
-    def __init__(self, folder: Path, max_attempts: int, jitter: float) -> None:
+    def __init__(self, folder: Path, settings: dict[str, QueueSettings], jitter: float) -> None:
         self.clock = ManualClock()
         self.dice = Dice(jitter)
-        self.model = Model(max_attempts)
+        self.settings: Callable[[str], QueueSettings] = lambda queue: settings.get(queue, settings[""])
+        self.model = Model(self.settings)
+        self.bindings: dict[Key, dict[str, str]] = {}
+        """Those that are stored; the model routes by those that the daemon knows of."""
         self.deliveries: list[Delivery] = []
         """Those whose receipts were given, of all daemons so far."""
         self.seqs: dict[Key, int] = {}
@@ -124,10 +134,13 @@ class Pair:
         self._open_requests: list[Asked] = []
         self._told: list[End] = []
         self._jumped_at = float("-inf")
-        settings = QueueSettings(max_attempts=self.model.max_attempts)
-        self._store = self._loop.run_until_complete(Store.open(self._path, settings=lambda _: settings))
+        opening = Store.open(self._path, settings=self.settings, clock=self.clock.wall)
+        self._store = self._loop.run_until_complete(opening)
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
+        self._topics = Topics(self._store, self)
+        self._topics.load(self._store.bindings())
+        self.model.bindings = dict(self.bindings)
         self._broker = Broker(
             self._store,
             self,
@@ -135,8 +148,10 @@ class Pair:
             epoch=f"start{self._starts}",
             ended=self._tell,
             rng=self.dice,
-            settings=lambda _: settings,
+            settings=self.settings,
+            topics=self._topics,
         )
+        self._steward = Steward(self._store, self, self.clock, self._broker)
         self._broker.start()
 
     # ── what the test does ──────────────────────────────────────────────────────────────────────────────
@@ -148,14 +163,22 @@ class Pair:
         effect: Effect | None = None,
         about: Sequence[Delivery] = (),
         at_once: frozenset[str] = frozenset(),
+        stores: Sequence[Key] = (),
+        then: Callable[[], None] = lambda: None,
     ) -> Asked:
         """Sends a request over the border, as a line."""
         until = self.clock.monotonic() + fields.get("wait", 0)
-        asked = Asked(peer, fields, effect, about, at_once, until)
+        asked = Asked(peer, fields, effect, about, at_once, stores, then, until)
         self._open_requests.append(asked)
         self._asking = asked
         try:
-            self._broker.handle(peer.session, requests.decode(encode(fields)), partial(self._reply, asked))
+            request = requests.decode(encode(fields))
+            for handler in (self._topics, self._steward):
+                if handler.handles(request):
+                    handler.handle(peer.session, request, partial(self._reply, asked))
+                    break
+            else:
+                self._broker.handle(peer.session, request, partial(self._reply, asked))
         except EoqError as error:
             self._reply(asked, error)
         finally:
@@ -263,7 +286,7 @@ class Pair:
         self._end_process()
         for delivery in self._live():
             delivery.ended = True
-        self.model.restart(time.time())  # the store has no other clock when it opens
+        self.model.restart(self.clock.wall())
         self._open()
 
     def _stop(self, peers: Sequence[Peer]) -> None:
@@ -305,29 +328,42 @@ class Pair:
                 asked.expected = refused.code
         elif isinstance(outcome, Claim):
             self._apply_claim(submitted, outcome)
-        elif isinstance(outcome, tuple):
-            self._apply_promote(submitted.wall, *outcome)
+        elif isinstance(outcome, Advanced):
+            self._apply_advance(submitted.wall, outcome)
         else:
             assert isinstance(outcome, list), f"a verb of the broker's own failed: {outcome!r}"
             for delivery in submitted.lost:
                 self.model.retry(submitted.wall, delivery, counts=submitted.counts)
 
     def _apply_claim(self, submitted: Submitted, claim: Claim) -> None:
-        submitted.ready = {queue: len(self.model.ready(queue)) for queue in self.model.queues()}
+        for end in claim.ended:
+            message = self.model.messages[end.queue, end.id]
+            assert message in self.model.expired(submitted.wall), f"{message} has not expired"
+            self.model.expire(submitted.wall, message)
+        submitted.ready = {queue: len(self.model.next(queue)) for queue in self.model.queues()}
         if claim.messages:
             names = {seq: key for key, seq in self.seqs.items()}
             claimed = [names[message.seq] for message in claim.messages]
             queue = claimed[0][0]
-            due = [message.draft.key for message in self.model.ready(queue)]
+            due = [message.draft.key for message in self.model.next(queue)]
             assert claimed == due[: len(claimed)], f"claimed {claimed} where {due} were ready, in this order"
+            late = {message.draft.key for message in self.model.expired(submitted.wall)}
+            assert not late & set(claimed), "delivered after its time"
+            allowance = self.model.allowance(queue)
+            assert allowance is None or len(claimed) <= allowance, "more in flight than its queue allows"
             submitted.claimed = self.model.claim(queue, len(claimed))
         submitted.lowest = {queue: self.model.first_not_settled(queue) for queue in self.model.queues()}
 
-    def _apply_promote(self, now: float, counts: dict[str, int], next_due: float | None) -> None:
+    def _apply_advance(self, now: float, outcome: Advanced) -> None:
+        late = self.model.expired(now)
+        assert {(end.queue, end.id) for end in outcome.ended} == {message.draft.key for message in late}
+        for message in late:
+            self.model.expire(now, message)
         due = [message for message in self.model.delayed() if message.due is not None and message.due <= now]
-        assert counts == Counter(message.draft.queue for message in due)
+        assert outcome.ready == Counter(message.draft.queue for message in due)
         self.model.promote(now)
-        assert next_due == min((m.due for m in self.model.delayed() if m.due is not None), default=None)
+        moments = [*(m.due for m in self.model.delayed()), self.model.next_expiry()]
+        assert outcome.next_at == min((moment for moment in moments if moment is not None), default=None)
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -347,16 +383,16 @@ class Pair:
             self._confirm(asked, fields)
 
     def _confirm(self, asked: Asked, fields: Fields) -> None:
-        if asked.outcome == "ok" and asked.fields["op"] == "send":
-            self._confirmed.add((asked.fields["queue"], fields["id"]))
-        if asked.outcome == "ok" and asked.fields["op"] == "send_many":
-            self._confirmed.update((asked.fields["queue"], id) for id in fields["ids"])
+        if asked.outcome == "ok":
+            self._confirmed.update(asked.stores)
+            asked.then()
 
     def _check_delivery(self, asked: Asked, reply: Fields) -> None:
         queue = asked.fields["queue"]
         claim = self._finishing
         ready = claim.ready.get(queue, 0) if claim else 0
-        assert len(reply["messages"]) == min(ready, asked.fields.get("limit", 1))
+        if self.settings(queue).max_in_flight is None:
+            assert len(reply["messages"]) == min(ready, asked.fields.get("limit", 1))
         self._check_watermark(queue, reply, claim)
         if not reply["messages"]:
             assert asked.until <= self.clock.monotonic() or self._stopping, "its wait was not over"
@@ -423,13 +459,14 @@ class Pair:
         self._check_groups(found)
 
     def _check_groups(self, rows: Sequence[Row]) -> None:
-        """Of one group one is leased at most, and it is the first that has not ended (G8), whatever the model says."""
-        heads: set[tuple[str, str]] = set()
+        """Of one group one is leased, or may be: the first that has not ended (G8), whatever the model says."""
+        groups: dict[tuple[str, str], list[str]] = {}
         for row in rows:
-            if row.group is None or row.state in ("done", "dead"):
-                continue
-            assert row.state == "blocked" or (row.queue, row.group) not in heads
-            heads.add((row.queue, row.group))
+            if row.group is not None and row.state not in FINISHED:
+                groups.setdefault((row.queue, row.group), []).append(row.state)
+        for states in groups.values():
+            assert sum(state != "blocked" for state in states) == 1
+            assert states[0] != "blocked" or "leased" in states
 
     def check(self) -> None:
         """What must be so whenever nothing is under way."""
@@ -437,13 +474,13 @@ class Pair:
             return
         for asked in self._open_requests:
             assert asked.until > self.clock.monotonic(), f"{asked.fields} was never answered"
-            assert not self.model.ready(asked.fields["queue"]), "somebody waits, and a message is ready"
+            queue = asked.fields["queue"]
+            if self.model.allowance(queue) != 0:
+                assert not self.model.next(queue), "somebody waits, and a message is ready"
         assert self._broker.waiting == len(self._open_requests)
         self._check_leases()
         self._check_due()
-        # A repeated ack may tell of the end again; nobody waits for it any more by then.
-        first = {(end.queue, end.id): end for end in reversed(self._told)}
-        assert first == {(end.queue, end.id): end for end in self.model.ends}, "an end was told wrongly or not at all"
+        assert _ends(self._told) == _ends(self.model.ends), "an end was told wrongly or not at all"
 
     def _check_leases(self) -> None:
         leased = self.model.leased()
@@ -457,3 +494,16 @@ class Pair:
             return
         for message in self.model.delayed():
             assert message.due is not None and message.due > self.clock.wall(), "due, and nobody looks"
+        assert not self.model.expired(self.clock.wall()), "expired, and nobody looks"
+
+
+def _ends(told: Sequence[End]) -> dict[Key, list[End]]:
+    """How each message ended, and after a redrive again. A repeated ack may tell of its end again; nobody waits for it
+    any more by then.
+    """
+    ends: dict[Key, list[End]] = {}
+    for end in told:
+        known = ends.setdefault((end.queue, end.id), [])
+        if not known or known[-1].outcome != end.outcome:
+            known.append(end)
+    return ends

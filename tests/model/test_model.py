@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -25,9 +26,10 @@ from hypothesis.stateful import (
 )
 
 from eoq.daemon.broker import LONGEST_TIMER, Fields
+from eoq.daemon.settings import QueueSettings
 from eoq.protocol import put_bytes
 from tests.model.pair import Pair, Peer
-from tests.model.reference import Delivery, Draft
+from tests.model.reference import FINISHED, Delivery, Draft, Key, Refused
 
 T = TypeVar("T")
 
@@ -42,9 +44,23 @@ BULK: Final = 55
 peers = st.integers(0, PEERS - 1)
 picks = st.integers(0, 2**16)
 queues = st.sampled_from(["a", "a", "a", "b"])
+names = st.sampled_from(["a", "a", "a", "a", "b", "topic"])
+"""Where messages are sent to; the topic is a queue like others until one is bound to it."""
 results = st.sampled_from([None, b"", b"paid", b"\xff\x00"])
 groups = st.sampled_from([None, "g", "g"])
 delays = st.sampled_from([None, None, None, 0.0, 1.0, 100.0, 400.0])
+ttls = st.sampled_from([None, None, None, None, 1.0, 50.0, 200.0])
+settings_of_queues = st.builds(
+    QueueSettings,
+    max_attempts=st.sampled_from([1, 2, 4]),
+    retry_first=st.sampled_from([0.0, 0.0, 2.0]),
+    ttl=st.sampled_from([None, None, None, 100.0]),
+    on_expiry=st.sampled_from(["settle", "dead"]),
+    max_in_flight=st.sampled_from([None, None, 1, 2]),
+    max_depth=st.sampled_from([None, None, None, 3, 60]),
+    max_bytes=st.sampled_from([None, None, None, 5]),
+    when_full=st.sampled_from(["refuse", "drop_oldest"]),
+)
 leases = st.sampled_from([5.0, 30.0, 70.0, 200.0])
 waits = st.sampled_from([1.0, 10.0, 300.0])
 limits = st.sampled_from([1, 1, 2, 1000])
@@ -53,15 +69,16 @@ afterwards = st.sampled_from(["rest", "commit", "leave"])
 
 drafts = st.builds(
     Draft,
-    queue=queues,
+    queue=names,
     id=st.sampled_from([None] * 18 + ["i1", "i2"]),
     body=st.sampled_from([b"x", b"x", b"", b"\xff\x00"]),
     headers=st.sampled_from([(), (), (("k", "v"),)]),
     group=groups,
     priority=st.integers(-1, 1),
     due=delays,
+    expires=ttls,
 )
-"""Messages whose ``id`` None is to be a fresh one, and whose ``due`` is in seconds from now."""
+"""Messages whose ``id`` None is to be a fresh one, and whose ``due`` and ``expires`` are in seconds from now."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -74,9 +91,9 @@ class Machine(RuleBasedStateMachine):
         self.serial = 0
         self.age = 0
 
-    @initialize(max_attempts=st.sampled_from([1, 2, 4]), jitter=st.sampled_from([0.8125, 1.0]))
-    def start(self, max_attempts: int, jitter: float) -> None:
-        self.pair = Pair(self.folder, max_attempts, jitter)
+    @initialize(of_a=settings_of_queues, of_others=settings_of_queues, jitter=st.sampled_from([0.8125, 1.0]))
+    def start(self, of_a: QueueSettings, of_others: QueueSettings, jitter: float) -> None:
+        self.pair = Pair(self.folder, {"a": of_a, "": of_others}, jitter)
 
     def teardown(self) -> None:
         try:
@@ -101,18 +118,20 @@ class Machine(RuleBasedStateMachine):
     def send_again(self, peer: int, pick: int, changed: dict[str, Any], priority: int, then: str) -> None:
         """A repeated send: what is no content may differ, and changes nothing; content must be the same."""
         stored = _pick(list(self.pair.model.messages.values()), pick).draft
-        self._send(peer, replace(stored, priority=priority, due=None, **changed), then)
+        self._send(peer, replace(stored, priority=priority, due=None, expires=None, **changed), then)
 
     def _send(self, peer: int, draft: Draft, then: str) -> None:
         now = self.pair.clock.wall()
+        routed = self.pair.model.route(now, [draft])
 
         def effect() -> Fields:
-            return {"id": draft.id, "duplicate": bool(self.pair.model.put(now, [draft]))}
+            return {"id": draft.id, "duplicate": bool(self.pair.model.put(now, routed))}
 
-        self.pair.ask(self.peers[peer], {"op": "send", "queue": draft.queue, **self._wire(draft)}, effect)
+        fields = {"op": "send", "queue": draft.queue, **self._wire(draft)}
+        self.pair.ask(self.peers[peer], fields, effect, stores=[copy.key for _, copy in routed])
         self._then(then)
 
-    @rule(peer=peers, queue=queues, batch=st.lists(drafts, min_size=1, max_size=4), then=afterwards)
+    @rule(peer=peers, queue=names, batch=st.lists(drafts, min_size=1, max_size=4), then=afterwards)
     def send_many(self, peer: int, queue: str, batch: list[Draft], then: str) -> None:
         self._send_many(peer, queue, [self._dated(draft, queue) for draft in batch], then)
 
@@ -126,12 +145,13 @@ class Machine(RuleBasedStateMachine):
 
     def _send_many(self, peer: int, queue: str, batch: list[Draft], then: str) -> None:
         now = self.pair.clock.wall()
+        routed = self.pair.model.route(now, batch)
 
         def effect() -> Fields:
-            return {"ids": [draft.id for draft in batch], "duplicates": self.pair.model.put(now, batch)}
+            return {"ids": [draft.id for draft in batch], "duplicates": self.pair.model.put(now, routed)}
 
-        messages = [self._wire(draft) for draft in batch]
-        self.pair.ask(self.peers[peer], {"op": "send_many", "queue": queue, "messages": messages}, effect)
+        fields = {"op": "send_many", "queue": queue, "messages": [self._wire(draft) for draft in batch]}
+        self.pair.ask(self.peers[peer], fields, effect, stores=[copy.key for _, copy in routed])
         self._then(then)
 
     def _dated(self, draft: Draft, queue: str | None = None) -> Draft:
@@ -140,8 +160,10 @@ class Machine(RuleBasedStateMachine):
         if not id:
             self.serial += 1
             id = f"n{self.serial}"
-        due = None if draft.due is None else self.pair.clock.wall() + draft.due
-        return Draft(queue or draft.queue, id, draft.body, draft.headers, draft.group, draft.priority, due)
+        now = self.pair.clock.wall()
+        due = None if draft.due is None else now + draft.due
+        expires = None if draft.expires is None else now + draft.expires
+        return replace(draft, queue=queue or draft.queue, id=id, due=due, expires=expires)
 
     def _wire(self, draft: Draft) -> Fields:
         fields: Fields = {"id": draft.id, "priority": draft.priority, "group": draft.group}
@@ -154,6 +176,8 @@ class Machine(RuleBasedStateMachine):
                 fields["at"] = draft.due
             else:
                 fields["delay"] = draft.due - self.pair.clock.wall()
+        if draft.expires is not None:
+            fields["ttl"] = draft.expires - self.pair.clock.wall()
         return fields
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
@@ -177,11 +201,11 @@ class Machine(RuleBasedStateMachine):
         self.pair.come_to_rest()
         self._send_many(0, queue, [self._dated(Draft(queue, "", group=group)) for _ in range(count)], then)
 
-    @precondition(lambda self: any(self.pair.model.ready(queue) for queue in "ab"))
+    @precondition(lambda self: any(self.pair.model.next(queue) for queue in "ab"))
     @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
     def take(self, peer: int, **options: Any) -> None:
         """A receive from where something is ready, answered at once: so that there is something to settle."""
-        queue = next(queue for queue in "ab" if self.pair.model.ready(queue))
+        queue = next(queue for queue in "ab" if self.pair.model.next(queue))
         self.pair.ask(self.peers[peer], {"op": "receive", "queue": queue, **options})
         self.pair.come_to_rest()
 
@@ -235,16 +259,18 @@ class Machine(RuleBasedStateMachine):
     def _settle(self, peer: int, acks: list[tuple[Delivery, bytes | None]], sends: list[Draft], then: str) -> None:
         now = self.pair.clock.wall()
         dated = [self._dated(draft) for draft in sends]
+        routed = self.pair.model.route(now, dated)
 
         def effect() -> Fields:
-            return {"ids": [draft.id for draft in dated], "duplicates": self.pair.model.settle(now, acks, dated)}
+            return {"ids": [draft.id for draft in dated], "duplicates": self.pair.model.settle(now, acks, routed)}
 
         fields = {
             "op": "settle",
             "acks": [_ack(delivery, result) for delivery, result in acks],
             "send": [{"queue": draft.queue, **self._wire(draft)} for draft in dated],
         }
-        self.pair.ask(self.peers[peer], fields, effect, [delivery for delivery, _ in acks])
+        stores = [copy.key for _, copy in routed]
+        self.pair.ask(self.peers[peer], fields, effect, [delivery for delivery, _ in acks], stores=stores)
         self._then(then)
 
     @precondition(lambda self: self.pair.deliveries)
@@ -254,7 +280,7 @@ class Machine(RuleBasedStateMachine):
 
     def _nack(self, peer: int, delivery: Delivery, delay: float | None, then: str) -> None:
         now = self.pair.clock.wall()
-        wait = self._backoff(delivery.attempt) if delay is None else delay
+        wait = self._backoff(delivery) if delay is None else delay
 
         def effect() -> Fields:
             self.pair.model.nack(now, delivery, now + wait if wait else None)
@@ -264,9 +290,10 @@ class Machine(RuleBasedStateMachine):
         self.pair.ask(self.peers[peer], fields, effect, [delivery], _if_it_has_ended(delivery))
         self._then(then)
 
-    def _backoff(self, attempt: int) -> float:
-        """None before the second delivery, then doubling (the cap lies beyond the attempts made here)."""
-        return 0.0 if attempt == 1 else 2.0 ** (attempt - 2) * self.pair.dice.jitter
+    def _backoff(self, delivery: Delivery) -> float:
+        """Before the second delivery as set, then doubling (the cap lies beyond the attempts made here)."""
+        first = self.pair.settings(delivery.message.draft.queue).retry_first
+        return (first if delivery.attempt == 1 else 2.0 ** (delivery.attempt - 2)) * self.pair.dice.jitter
 
     @precondition(lambda self: self.pair.deliveries)
     @rule(peer=peers, pick=picks, then=afterwards)
@@ -326,6 +353,8 @@ class Machine(RuleBasedStateMachine):
     def change_ones_mind(self, peer: int, pick: int, first: str, again: bool, second: str, then: str) -> None:
         """Two endings of one delivery in one transaction, the message perhaps delivered again between the two."""
         self._ensure_a_delivery(peer, BULK if second == "settle_all" else 1)
+        if not self.pair.deliveries:
+            return  # its queue is full, paused, or has too many in flight
         delivery = _pick(self._most_alive(), pick)
         if first == "hang_up":
             self.hang_up(peer, "leave")
@@ -369,6 +398,116 @@ class Machine(RuleBasedStateMachine):
     def _most_alive(self) -> list[Delivery]:
         """The deliveries that live, and those given last, so that most requests are about leases that live."""
         return [delivery for delivery in self.pair.deliveries if not delivery.ended] or self.pair.deliveries[-3:]
+
+    # ── what people do ──────────────────────────────────────────────────────────────────────────────────
+
+    @rule(peer=peers, queue=queues, paused=st.booleans(), then=afterwards)
+    def pause(self, peer: int, queue: str, paused: bool, then: str) -> None:
+        """A queue is paused, or goes on; one that nobody has used goes on being unknown."""
+        if not paused and queue not in self.pair.model.queues():
+            paused = True
+        model = self.pair.model
+
+        def effect() -> Fields:
+            changed = (queue in model.paused) != paused
+            model.paused = model.paused | {queue} if paused else model.paused - {queue}
+            return {"changed": changed}
+
+        self.pair.ask(self.peers[peer], {"op": "pause" if paused else "resume", "queue": queue}, effect)
+        self._then(then)
+
+    @precondition(lambda self: self.pair.model.paused)
+    @rule(peer=peers, then=afterwards)
+    def resume_all(self, peer: int, then: str) -> None:
+        for queue in sorted(self.pair.model.paused & self.pair.model.queues()):
+            self.pause(peer, queue, False, then)
+
+    @precondition(lambda self: self.pair.model.messages)
+    @rule(peer=peers, pick=picks, then=afterwards)
+    def purge(self, peer: int, pick: int, then: str) -> None:
+        queue = _pick(sorted(self.pair.model.queues()), pick)
+        now = self.pair.clock.wall()
+
+        def effect() -> Fields:
+            return {"count": self.pair.model.purge(now, queue)}
+
+        self.pair.ask(self.peers[peer], {"op": "purge", "queue": queue}, effect)
+        self._then(then)
+
+    @precondition(lambda self: self.pair.model.messages)
+    @rule(
+        peer=peers,
+        op=st.sampled_from(["redrive", "redrive", "drop"]),
+        pick=picks,
+        chosen=st.one_of(st.none(), st.lists(picks, min_size=1, max_size=3)),
+        older=st.sampled_from([None, None, 1.0, 60.0]),
+        then=afterwards,
+    )
+    def decide_on_the_dead(
+        self, peer: int, op: str, pick: int, chosen: list[int] | None, older: float | None, then: str
+    ) -> None:
+        """Dead letters are redriven or dropped: some by their ids (others may be among them), by age, or all."""
+        model, now = self.pair.model, self.pair.clock.wall()
+        dead = [message.draft for message in model.messages.values() if message.state == "dead"]
+        drafts = dead or [message.draft for message in model.messages.values()]
+        queue = _pick(drafts, pick).queue
+        mine = [draft.id for draft in drafts if draft.queue == queue]
+        ids = None if chosen is None else sorted({_pick(mine, number) for number in chosen})
+        failed_before = None if older is None or ids is not None else now - older
+
+        def effect() -> Fields:
+            found = model.dead(queue, ids, failed_before)
+            (model.redrive if op == "redrive" else model.drop)(now, found)
+            done = [message.draft.id for message in found]
+            return {"ids": done, "missing": sorted(set(ids or ()) - set(done))}
+
+        fields: Fields = {"op": op, "queue": queue}
+        if ids is not None:
+            fields["ids"] = ids
+        elif failed_before is not None:
+            fields["failed_before"] = failed_before
+        else:
+            fields["all"] = True
+        self.pair.ask(self.peers[peer], fields, effect)
+        self._then(then)
+
+    @rule(peer=peers, queue=queues, header=st.booleans(), then=afterwards)
+    def bind(self, peer: int, queue: str, header: bool, then: str) -> None:
+        """A queue is bound to the topic, perhaps for some messages only."""
+        model = self.pair.model
+        headers = {"k": "v"} if header else {}
+
+        def effect() -> Fields:
+            if any(m.state not in FINISHED and m.draft.queue == "topic" for m in model.messages.values()):
+                raise Refused("invalid_request")
+            self.pair.bindings["topic", queue] = headers
+            return {}
+
+        fields = {"op": "bind", "topic": "topic", "queue": queue, "headers": headers}
+        self.pair.ask(self.peers[peer], fields, effect, then=self._know_bindings(("topic", queue), headers))
+        self._then(then)
+
+    @rule(peer=peers, queue=queues, then=afterwards)
+    def unbind(self, peer: int, queue: str, then: str) -> None:
+        def effect() -> Fields:
+            if ("topic", queue) not in self.pair.bindings:
+                raise Refused("not_found")
+            del self.pair.bindings["topic", queue]
+            return {}
+
+        fields = {"op": "unbind", "topic": "topic", "queue": queue}
+        self.pair.ask(self.peers[peer], fields, effect, then=self._know_bindings(("topic", queue), None))
+        self._then(then)
+
+    def _know_bindings(self, key: Key, headers: dict[str, str] | None) -> Callable[[], None]:
+        """From its confirmation on a binding counts for what is sent."""
+
+        def know() -> None:
+            self.pair.model.bindings.pop(key, None)
+            if headers is not None:
+                self.pair.model.bindings[key] = headers
+
+        return know
 
     # ── what happens to the daemon ──────────────────────────────────────────────────────────────────────
 
@@ -462,7 +601,7 @@ def test_a_late_ending_does_nothing_to_the_next_delivery(first: str, second: str
     """Given back, delivered again and ended by its first receiver, all in one transaction: the fence decides (G7)."""
     machine = Machine()
     try:
-        machine.start(max_attempts=4, jitter=1.0)
+        machine.start(QueueSettings(max_attempts=4), QueueSettings(), 1.0)
         machine.change_ones_mind(0, 0, first, again=True, second=second, then="rest")
         machine.holds()
     finally:
@@ -474,7 +613,7 @@ def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
     """Found by the machine: the timer of its due time had gone by while it was blocked, and nobody set another."""
     machine = Machine()
     try:
-        machine.start(max_attempts=1, jitter=1.0)
+        machine.start(QueueSettings(max_attempts=1), QueueSettings(), 1.0)
         machine.send(0, Draft("a", "first", group="g"), "rest")
         machine.send(0, Draft("a", "second", group="g", due=100.0), "rest")
         machine.receive(0, "rest", queue="a", lease=70.0)
@@ -491,11 +630,24 @@ def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
         machine.teardown()
 
 
+def test_a_message_that_comes_back_still_expires() -> None:
+    """Found by the machine: it was leased when somebody last looked for what expires."""
+    machine = Machine()
+    try:
+        machine.start(QueueSettings(), QueueSettings(), 1.0)
+        machine.send(0, Draft("a", "i", expires=50.0), "rest")
+        machine.receive(0, "rest", queue="a", lease=5.0)
+        machine.time_passes(60.0, prompt=True)
+        machine.holds()
+    finally:
+        machine.teardown()
+
+
 def test_what_is_stored_after_a_restart_lies_over_every_watermark_given_before() -> None:
     """Places in the file that duplicates used up are given again after a restart; no watermark may be over them."""
     machine = Machine()
     try:
-        machine.start(max_attempts=4, jitter=1.0)
+        machine.start(QueueSettings(max_attempts=4), QueueSettings(), 1.0)
         for _ in range(3):
             machine.send(0, Draft("a", "i1"), "rest")
         machine.receive(0, "rest", queue="a", lease=5.0)

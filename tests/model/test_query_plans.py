@@ -11,17 +11,22 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import pytest
 
+import eoq
 from eoq.daemon import requests
 from eoq.daemon.file import MANY
-from eoq.daemon.reader import Reader
+from eoq.daemon.reader import Filter, Reader
+from eoq.daemon.rows import Claimed, Held, NewMessage
+from eoq.daemon.schedule_rule import Definition
+from eoq.daemon.schedule_table import Sent
 from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Claimed, Held, NewMessage, Store
+from eoq.daemon.store import Store
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000
@@ -115,7 +120,7 @@ def _do(store: Store, verb: Callable[[], object]) -> None:
 
 def _claim(store: Store, queue: str, limit: int = FILL) -> list[Held]:
     taken: list[Claimed] = []
-    _do(store, lambda: taken.extend(store.claim(queue, limit, MOST_BYTES).messages))
+    _do(store, lambda: taken.extend(store.claim(NOW, queue, limit, MOST_BYTES).messages))
     return [Held(message.seq, message.fence, queue, message.group) for message in taken]
 
 
@@ -142,13 +147,14 @@ def _check(steps: list[str], *expected: str) -> None:
 
 def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced) -> None:
     _check(
-        traced.plan(lambda: traced.store.claim("q", FILL, MOST_BYTES)),
+        traced.plan(lambda: traced.store.claim(NOW, "q", FILL, MOST_BYTES)),
         "INDEX message_ready (queue=?)",
         "INDEX message_ready (queue=? AND priority=?)",
         "INDEX message_ready_by_seq (queue=?)",
         "INDEX message_leased (queue=?)",
         "INDEX message_later (queue=?)",
         "INDEX message_dead (queue=?)",
+        "INDEX message_given_up (queue=?)",
         "message USING INTEGER PRIMARY KEY (rowid=?)",
     )
 
@@ -206,12 +212,50 @@ def test_a_reject_finds_its_message_by_place(traced: Traced) -> None:
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
-def test_the_timer_finds_what_is_due_and_what_is_next(traced: Traced) -> None:
+def test_a_reject_finds_the_next_of_its_group(traced: Traced) -> None:
+    held = _claim_group(traced.store)
+    steps = traced.plan(lambda: traced.store.reject(NOW, held, None))
+    _check(steps, "SEARCH message USING COVERING INDEX message_group (queue=? AND group=? AND state=?)")
+
+
+def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: Traced) -> None:
+    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW + 1)])
     _check(
-        traced.plan(lambda: traced.store.promote(LATER + 1, 500)),
+        traced.plan(lambda: traced.store.advance(LATER + 1, 500)),
         "message USING INDEX message_delayed (due_at<?)",
         "message USING INDEX message_delayed",
+        "message USING INDEX message_expiring (expires_at<?)",
+        "message USING INDEX message_expiring (expires_at>?)",
     )
+
+
+def test_a_claim_that_finds_an_expired_message_looks_at_few(traced: Traced) -> None:
+    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW, priority=1)])
+    steps = traced.plan(lambda: traced.store.claim(NOW + 1, "q", 1, MOST_BYTES))
+    _check(steps, "message USING INDEX message_ready (queue=?)")
+
+
+@pytest.mark.parametrize("when_full", ["refuse", "drop_oldest"])
+def test_a_queue_with_a_limit_is_counted_once_and_its_oldest_found(
+    traced: Traced, when_full: Literal["refuse", "drop_oldest"]
+) -> None:
+    traced.settings["q"] = QueueSettings(max_depth=FILL, when_full=when_full)
+    with suppress(eoq.QueueFull):
+        _put(traced.store, [_message("q", "counted")])
+    steps: list[str] = []
+    with suppress(eoq.QueueFull):
+        steps = traced.plan(lambda: traced.store.put(NOW, [_message("q", "more")]))
+    _check(steps)
+    assert not any("COUNT" in step or step == "message_ready (queue=?)" for step in steps)
+
+
+def test_steering_finds_what_it_changes(traced: Traced) -> None:
+    redriven = traced.plan(lambda: traced.store.redrive(NOW, "q", ids=["dead0", "ready0"], failed_before=None, after=0))
+    _check(redriven, "INDEX message_by_id (queue=? AND id=?)")
+    dropped = traced.plan(lambda: traced.store.drop(NOW, "q", ids=None, failed_before=LATER, after=0))
+    _check(dropped, "INDEX message_dead (queue=? AND seq>?)")
+    purged = traced.plan(lambda: traced.store.purge(NOW, "q", None))
+    _check(purged, "INDEX message_later (queue=? AND seq<?)")
 
 
 def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
@@ -219,7 +263,12 @@ def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) ->
         fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
         definition = requests.new_schedule(fields, NOW)
         _do(traced.store, partial(traced.store.schedule_add, NOW, definition, False))
-    fire = partial(traced.store.schedule_fire, NOW + 602, traced.store.put, requests.scheduled_message)
+
+    def send(now: float, definition: Definition, at: int) -> Sent:
+        messages = [requests.scheduled_message(definition, at)]
+        return Sent(messages, traced.store.put(now, messages))
+
+    fire = partial(traced.store.schedule_fire, NOW + 602, send)
     _check(
         traced.plan(fire),
         "schedule USING INDEX schedule_due (try_at<?)",
@@ -241,6 +290,8 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
         database.set_trace_callback(statements.append)
         return database
 
+    store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
+    loop.run_until_complete(store.close())
     monkeypatch.setattr(sqlite3, "connect", connect_traced)
     store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
     loop.run_until_complete(store.close())
@@ -257,7 +308,9 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
 def test_a_peek_walks_only_its_state(
     tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced, state: str, index: str
 ) -> None:
-    _check(loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.peek("q", state, 10))), index)
+    _check(
+        loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.peek("q", state, 10, Filter()))), index
+    )
 
 
 def test_a_result_is_found_by_id(tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced) -> None:

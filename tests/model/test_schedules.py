@@ -24,12 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eoq.daemon import requests
+from eoq.daemon.broker import Broker, Session
 from eoq.daemon.config import Config
 from eoq.daemon.file import Verb
-from eoq.daemon.schedule_rule import GRACE
-from eoq.daemon.schedule_table import REFUSED, STEP, Definition
+from eoq.daemon.rows import NewMessage, Stored
+from eoq.daemon.schedule_rule import GRACE, Definition
+from eoq.daemon.schedule_table import REFUSED, STEP, Sent
 from eoq.daemon.schedules import LONGEST_TIMER, Scheduler
-from eoq.daemon.store import NewMessage, Store
+from eoq.daemon.store import Store
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from eoq.protocol import Fields, encode
 from tests.model.hands import ManualClock
@@ -51,7 +53,7 @@ class Daemon:
         self.clock = clock
         self.config = config or Config()
         self.told: list[str] = []
-        """Queues whose receivers were woken, once for each message."""
+        """Queues in which messages arrived, once for each occurrence."""
         self.full = False
         """Whether every put is refused."""
         self._path = path
@@ -64,19 +66,19 @@ class Daemon:
         self.store = self._loop.run_until_complete(Store.open(self._path))
         put = self.store.put
 
-        def full_or_put(now: float, messages: Sequence[NewMessage]) -> list[int]:
+        def full_or_put(now: float, messages: Sequence[NewMessage]) -> Stored:
             if self.full:
                 raise QueueFull("no room")
             return put(now, messages)
 
         self.store.put = full_or_put  # type: ignore[method-assign] # as a store is whose queues have limits
-        self.scheduler = Scheduler(self.store, self, self.clock, self._stored)
+        broker = Broker(
+            self.store, self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None
+        )
+        self.scheduler = Scheduler(self.store, self, self.clock, broker)
         self.running = True
         self.scheduler.apply(self.config)
         self.rest()
-
-    def _stored(self, queue: str, count: int) -> None:
-        self.told += [queue] * count
 
     def kill(self) -> None:
         self.clock.forget()
@@ -117,7 +119,7 @@ class Daemon:
     def ask(self, op: str, **fields: Any) -> Fields:
         """One request; raises what it is refused with."""
         replies: list[Fields | EoqError] = []
-        self.scheduler.handle(requests.decode(encode({"op": op, **fields})), replies.append)
+        self.scheduler.handle(Session(), requests.decode(encode({"op": op, **fields})), replies.append)
         self.rest()
         (reply,) = replies
         if isinstance(reply, EoqError):
@@ -398,19 +400,20 @@ def test_a_transaction_that_fails_leaves_the_occurrence_to_the_next(daemon: Daem
     clock.forget()
     clock.move_to(clock.monotonic() + 10)
 
-    def put_and_fail(now: float, messages: Sequence[NewMessage]) -> None:
-        daemon.store.put(now, messages)
+    def send(now: float, definition: Definition, at: int) -> Sent:
+        messages = [requests.scheduled_message(definition, at)]
+        return Sent(messages, daemon.store.put(now, messages))
+
+    def send_and_fail(now: float, definition: Definition, at: int) -> Sent:
+        send(now, definition, at)
         raise sqlite3.OperationalError("disk I/O error")
 
-    def verb(put: Any) -> Any:
-        return partial(daemon.store.schedule_fire, clock.wall(), put, requests.scheduled_message)
-
-    (outcome,) = daemon.store.transact([verb(put_and_fail)])
+    (outcome,) = daemon.store.transact([partial(daemon.store.schedule_fire, clock.wall(), send_and_fail)])
     assert isinstance(outcome, EoqError)
     assert daemon.messages() == []
     assert daemon.store.schedule_show("s").next_at == start + 10
     for _ in range(2):
-        daemon.store.transact([verb(daemon.store.put)])
+        daemon.store.transact([partial(daemon.store.schedule_fire, clock.wall(), send)])
         assert daemon.messages() == [_id("s", start + 10)]
 
 
@@ -506,7 +509,7 @@ def test_requests_are_answered_when_the_daemon_stops(daemon: Daemon) -> None:
     replies: list[Fields | EoqError] = []
     for n in range(3):
         request = {"op": "schedule_add", "name": f"s{n}", "queue": "q", "every": 10}
-        daemon.scheduler.handle(requests.decode(encode(request)), replies.append)
+        daemon.scheduler.handle(Session(), requests.decode(encode(request)), replies.append)
     daemon.scheduler.stop()
     daemon.rest()
     assert len(replies) == 3

@@ -267,7 +267,9 @@ def test_queues_counts_by_state(wire: Wire, queue: str) -> None:
     rows = [row for row in wire.ask({"op": "queues"})["queues"] if row["name"] == queue]
     assert len(rows) == 1
     assert 0 < rows[0].pop("oldest") <= time.time()
-    assert rows == [{"name": queue, "ready": 2, "leased": 1, "delayed": 1, "blocked": 1, "dead": 0}]
+    assert 0 < rows[0].pop("sent_rate") <= 5 / 60 + 0.001
+    counts = {"ready": 2, "leased": 1, "delayed": 1, "blocked": 1, "dead": 0}
+    assert rows == [{"name": queue, "paused": False, "done_rate": 0.0, **counts}]
 
 
 def test_peek_looks_without_leasing(wire: Wire, queue: str) -> None:

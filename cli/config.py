@@ -1,0 +1,117 @@
+"""The configuration file: ``config check`` and ``config show``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eoq.calls import check_queue
+from eoq.errors import EoqError, InvalidRequest, NotFound
+from eoq.paths import config_path
+
+from .common import json_option, print_json, visible
+from .daemon_options import config_option, daemon_options, given
+from .table import print_table
+
+FREE = "5 % of the disk, 16 MiB at most"
+
+
+@click.group()
+def config() -> None:
+    """Check the configuration file, and see what counts and why.
+
+    \b
+    eoq config check eoq.toml
+    eoq config show mail.welcome
+    """
+
+
+@config.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@config_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: object) -> None:
+    """Say whether FILE is right, or all that is wrong with it. Exit status 65 if it is not, 1 without a file.
+
+    Without FILE it is the one that `eoq daemon` would read. A running daemon does this by itself before it takes
+    anything of a changed file.
+
+    \b
+    eoq config check eoq.toml && kill -HUP "$(eoq status --json | jq .pid)"
+    """
+    from eoq.daemon.config_file import WrongConfig, load
+    from eoq.daemon.precedence import choose_config
+
+    path = file or choose_config(given(ctx)).value
+    if path is None:
+        raise NotFound(f"there is no configuration {config_path()}; name a file, or set EOQ_CONFIG")
+    try:
+        loaded = load(path)
+    except EoqError as error:
+        if as_json:
+            problems = error.problems if isinstance(error, WrongConfig) else [("", str(error))]
+            errors = [{"place": place, "error": text} for place, text in problems]
+            print_json({"file": str(path), "ok": False, "errors": errors})
+            sys.exit(error.exit_status)
+        raise
+    if as_json:
+        print_json({"file": str(path), "ok": True, "errors": []})
+    else:
+        counts = {
+            "sections of queues": loaded.queues,
+            "relays": loaded.relay,
+            "bindings": loaded.bind,
+            "schedules": loaded.schedule,
+        }
+        said = ", ".join(f"{what}: {len(some)}" for what, some in counts.items() if some)
+        click.echo(f"{visible(str(path))} is right" + (f" ({said})" if said else ""))
+
+
+@config.command()
+@click.argument("queue", required=False)
+@daemon_options
+@json_option
+@click.pass_context
+def show(ctx: click.Context, /, queue: str | None, as_json: bool, **_options: object) -> None:
+    """Print each setting with its value and where that came from: flag, variable, file or default.
+
+    With QUEUE, what holds for that queue. It is what `eoq daemon` with the same options would start with now; what
+    a running daemon has read last, and whether its file is wrong now, is in `eoq status`.
+
+    \b
+    eoq config show
+    eoq config show mail.welcome --config eoq.toml
+    eoq config show mail.welcome --json | jq 'select(.setting == "retention") | .value'
+    """
+    from eoq.daemon.precedence import choose
+
+    if queue is not None:
+        try:
+            check_queue(queue)
+        except InvalidRequest as error:
+            raise click.BadParameter(str(error), ctx) from error
+    choice = choose(given(ctx))
+    if queue is None:
+        settings = [*choice.of_daemon(), *choice.of_queues(), *choice.of_lists()]
+    else:
+        settings = [*choice.of_queue(queue)]
+    if as_json:
+        for setting in settings:
+            value = str(setting.value) if isinstance(setting.value, Path) else setting.value
+            print_json({"setting": setting.name, "value": value, "source": setting.source})
+    else:
+        rows = [[setting.name, visible(_text(*setting[:2])), visible(setting.source)] for setting in settings]
+        print_table(("setting", "value", "from"), rows)
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return FREE if name == "storage.min_free_bytes" else "none"
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)

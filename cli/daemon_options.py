@@ -1,0 +1,68 @@
+"""The options with which a daemon starts, and where each was said: for ``daemon``, ``start`` and ``config show``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from eoq.daemon.precedence import Chosen
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config_option(command: F) -> F:
+    """``--config FILE``."""
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="EOQ_CONFIG",
+        metavar="FILE",
+        help="The configuration, in TOML; else EOQ_CONFIG, else the user's, if it is there (see `eoq config show`).",
+    )(command)
+
+
+def daemon_options(command: F) -> F:
+    """``--db --socket --max-attempts --config --spool``."""
+    options = [
+        click.option("--db", envvar="EOQ_DB", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's."),
+        click.option(
+            "--socket", envvar="EOQ_SOCKET", metavar="PATH", help="Its socket; else EOQ_SOCKET, else the user's."
+        ),
+        click.option(
+            "--max-attempts",
+            type=click.IntRange(1, 1_000_000),
+            envvar="EOQ_MAX_ATTEMPTS",
+            metavar="N",
+            help="Deliveries of a message before it is a dead letter, in all queues; else EOQ_MAX_ATTEMPTS, else 10.",
+        ),
+        config_option,
+        click.option(
+            "--spool",
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="EOQ_SPOOL",
+            metavar="DIR",
+            help="Take files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def given(ctx: click.Context) -> dict[str, Chosen]:
+    """What flags and variables said, by the name of the option."""
+    from eoq.daemon.precedence import Chosen
+
+    said = {}
+    for name in ("db", "socket", "spool", "max_attempts", "config"):
+        value, source = ctx.params.get(name), ctx.get_parameter_source(name)
+        if value is not None and source is ParameterSource.COMMANDLINE:
+            said[name] = Chosen(value, f"flag --{name.replace('_', '-')}")
+        elif value is not None and source is ParameterSource.ENVIRONMENT:
+            said[name] = Chosen(value, f"env EOQ_{name.upper()}")
+    return said

@@ -1,0 +1,341 @@
+"""Deliveries: a message is leased, then settled, tried again, or dead. Each is fenced by its number (G7)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from .file import MANY
+from .message_table import ENDING_COLUMNS, Ending
+from .rows import Claim, Claimed, DeliveryLost, End, Held, NewMessage, Stored
+from .sending import Sending
+
+EXPIRY_ROWS: Final = 500
+"""Messages looked at in one claim that finds some that have expired."""
+
+_ACK: Final = """
+    update message
+    set state = 'done', settled_at = held.now, result = held.result, body = null, headers = null, error = null
+    from (
+      select column1 as seq, column2 as fence, column3 as result, column4 as now
+      from (values {rows})
+    ) as held
+    where message.seq = held.seq and message.fence = held.fence and message.state = 'leased'
+    """
+_ACK_ONE: Final = """
+    update message
+    set state = 'done', settled_at = ?4, result = ?3, body = null, headers = null, error = null
+    where seq = ?1 and fence = ?2 and state = 'leased'
+    """
+
+_ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
+# Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
+# its ack lost: it counts as long as its record is kept, so that no backup from before its end finds its id forgotten.
+_LOWEST_UNSETTLED: Final = """
+    select min(seq)
+    from (
+      select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'leased'
+      union all
+      select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
+      union all
+      select min(seq) from message where queue = ?1 and state = 'dead'
+      union all
+      select min(seq) from message where queue = ?1 and state in ('expired', 'dropped') and fence > 0
+    )
+    """
+
+
+class Delivering(Sending):
+    """The verbs `claim`, `settle`, `retry` and `reject`, and what becomes of leases when the daemon starts."""
+
+    def claim(self, now: float, queue: str, limit: int, most_bytes: int, consumer: str | None = None) -> Claim:
+        """Leases the next messages of a queue: at most ``limit``, and not more than ``most_bytes`` of bodies,
+        unless the first alone has more. None while the queue is paused.
+        """
+        number = self._queues.get(queue) or self._find_queue(queue)
+        if number is None:
+            return Claim([], self._end())
+        if self._is_paused(number):
+            return Claim([], self._watermark(number))
+        claimed, expired = self._next(now, number, limit, most_bytes)
+        ended: list[End] = []
+        if expired:
+            ended = self._expire_first(now, number)
+            claimed, expired = self._next(now, number, limit, most_bytes)
+            if expired:
+                return Claim([], self._watermark(number), ended, unfinished=True)
+        if claimed:
+            self._database.execute(
+                """
+                update message
+                set state = 'leased', attempts = attempts + 1, fence = fence + 1, delivered_at = ?, consumer = ?
+                where seq in (select value from json_each(?))
+                """,
+                (now, consumer, json.dumps([message.seq for message in claimed])),
+            )
+        return Claim(claimed, self._watermark(number), ended)
+
+    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[Claimed], bool]:
+        """What may be leased, and whether there was one among it whose time is over."""
+        claimed: list[Claimed] = []
+        size = 0
+        cursor = self._database.execute(
+            """
+            select seq, id, body, headers, attempts + 1, fence + 1, priority, "group", enqueued_at, expires_at
+            from message
+            where queue = ? and state = 'ready'
+            order by priority desc, seq
+            limit ?
+            """,
+            (number, limit),
+        )
+        expired = False
+        for row in cursor:
+            size += len(row[2])
+            if claimed and size > most_bytes:
+                break
+            expires_at = row[9]
+            if expires_at is not None and expires_at <= now:
+                expired = True
+                break
+            claimed.append(Claimed._make(row))
+        cursor.close()
+        return claimed, expired
+
+    def _expire_first(self, now: float, number: int) -> list[End]:
+        """Ends those whose time is over, among the first that could be delivered."""
+        rows = self._database.execute(
+            f"""
+            select {ENDING_COLUMNS}, expires_at
+            from message
+            where queue = ? and state = 'ready'
+            order by priority desc, seq
+            limit ?
+            """,  # noqa: S608 # a constant
+            (number, EXPIRY_ROWS),
+        ).fetchall()
+        return self._expire(now, [Ending._make(row) for *row, at in rows if at is not None and at <= now])
+
+    def _watermark(self, number: int) -> int:
+        (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (number,)).fetchone()
+        return self._end() if lowest is None else int(lowest)
+
+    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, now: float, acks: Sequence[tuple[Held, bytes | None]], sends: Sequence[NewMessage]) -> Stored:
+        """Acks with their results, and messages to store: everything or nothing (G4).
+
+        An ack that this very delivery made already is repeated without effect. Raises `LeaseLost`, or what `put`
+        raises.
+        """
+        if len(acks) == 1 and not sends:
+            self._ack(now, acks)
+            return Stored([], [])
+        with self._all_or_nothing():
+            repeated = self._ack(now, acks)
+            stored = self.put(now, sends) if sends else Stored([], [])
+            if stored.duplicates and repeated:
+                duplicates = self._duplicates_at_first(acks[0][0], sends, stored.duplicates)
+                stored = stored._replace(duplicates=duplicates)
+            return stored
+
+    def _duplicates_at_first(self, held: Held, sends: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:
+        """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate."""
+        (settled_at,) = self._database.execute("select settled_at from message where seq = ?", (held.seq,)).fetchone()
+        return [
+            index
+            for index in duplicates
+            if self._database.execute(
+                """
+                select 1
+                from message
+                where queue = ? and id = ? and enqueued_at <> ?
+                """,
+                (self._queue_number(sends[index].queue), sends[index].id, settled_at),
+            ).fetchone()
+        ]
+
+    def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+        """Returns whether some of them were done before, by the same delivery."""
+        changed = self._ack_those_leased(now, [(held, result) for held, result in acks if not held.ended])
+        repeated = len(changed) < len(acks)
+        if repeated:
+            for held, _ in acks:
+                self._require(held, "done")
+        if self._contents:
+            for held in changed:
+                self._count(self._queue_number(held.queue), -1, -held.size)
+        for held, _ in acks:
+            if held.group is not None:
+                self._unblock(now, self._queue_number(held.queue), held.group)
+        return repeated
+
+    def _ack_those_leased(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> list[Held]:
+        """Returns those that were leased, and are done now."""
+        rows = [(held.seq, held.fence, result, now) for held, result in acks]
+        if len(rows) > 1:
+            self._database.execute("savepoint acks")
+            if self._execute_rows(_ACK_ONE, _ACK_MANY, rows) == len(rows):
+                self._database.execute("release acks")
+                return [held for held, _ in acks]
+            # Which of them is not known; one at a time it is.
+            self._database.execute("rollback to acks")
+            self._database.execute("release acks")
+        return [
+            held for (held, _), row in zip(acks, rows, strict=True) if self._database.execute(_ACK_ONE, row).rowcount
+        ]
+
+    def _require(self, held: Held, state: str) -> None:
+        """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""
+        found = self._database.execute(
+            """
+            select state, fence
+            from message
+            where seq = ?
+            """,
+            (held.seq,),
+        ).fetchone()
+        if found != (state, held.fence):
+            raise DeliveryLost(held)
+
+    # ── failing ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def retry(
+        self,
+        now: float,
+        deliveries: Sequence[Held],
+        *,
+        due_at: float | None = None,
+        error: str | None = None,
+        counts: bool = True,
+    ) -> list[End | bool]:
+        """Makes leased messages deliverable again, at ``due_at``, or dead where no attempt is left.
+
+        A delivery that does not count is one that nobody has looked at. Returns for each the end of its message,
+        True where it goes on, and False where its lease had ended before.
+        """
+        return [self._retry(now, held, due_at, error, counts) for held in deliveries]
+
+    def _retry(self, now: float, held: Held, due_at: float | None, error: str | None, counts: bool) -> End | bool:
+        row = self._database.execute(
+            """
+            update message
+            set
+              state = case
+                when :counts and attempts >= :max_attempts then 'dead'
+                when :due_at > :now then 'delayed'
+                else 'ready'
+              end,
+              attempts = attempts - not :counts,
+              due_at = iif(:due_at > :now, :due_at, null),
+              error = coalesce(:error, error),
+              failed_at = iif(:counts, :now, failed_at)
+            where seq = :seq and fence = :fence and state = 'leased'
+            returning queue, id, state, error, expires_at <= :now
+            """,
+            {
+                "now": now,
+                "due_at": due_at,
+                "counts": counts,
+                "max_attempts": self._settings(held.queue).max_attempts,
+                "error": error,
+                "seq": held.seq,
+                "fence": held.fence,
+            },
+        ).fetchone()
+        if row is None:
+            return False
+        number, id, state, last_error, expired = row
+        if counts:
+            self._note_failure(now, held.seq, held.fence, error)
+        message = Ending(held.seq, number, id, held.group, held.size, state)
+        if state == "dead":
+            return self._left(now, message._replace(state="leased"), "dead", last_error)
+        if expired:
+            return self._expire(now, [message])[0]
+        if held.group is not None:
+            self._line_up(now, number, held.group)
+        return True
+
+    def reject(self, now: float, held: Held, error: str | None) -> None:
+        """Makes a leased message a dead letter. Raises `LeaseLost`."""
+        if held.ended:
+            self._require(held, "dead")
+            return
+        row = self._database.execute(
+            """
+            update message
+            set state = 'dead', error = coalesce(:error, error), failed_at = :now
+            where seq = :seq and fence = :fence and state = 'leased'
+            returning queue, id
+            """,
+            {"error": error, "now": now, "seq": held.seq, "fence": held.fence},
+        ).fetchone()
+        if row is None:
+            self._require(held, "dead")
+            return
+        self._note_failure(now, held.seq, held.fence, error)
+        number, id = row
+        self._left(now, Ending(held.seq, number, id, held.group, held.size, "leased"), "dead", error)
+
+    # ── starting ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _recover(self, now: float) -> None:
+        """Leases do not outlive their daemon: what it had leased is delivered again (G3), or dead."""
+        # That the file cannot be written is to be found out now, also where nothing has to be.
+        self._database.execute("update queue set paused = paused where false")
+        queues = self._database.execute(
+            """
+            select number, name
+            from queue
+            where number in (select queue from message where state = 'leased')
+            """
+        ).fetchall()
+        for number, name in queues:
+            self._recover_queue(now, number, self._settings(name).max_attempts)
+        self._next_seq = self._end()
+
+    def _recover_queue(self, now: float, number: int, max_attempts: int) -> None:
+        error = "the daemon ended before the message was settled"
+        self._database.execute(
+            """
+            insert or replace into failure (seq, fence, delivered_at, consumer, failed_at, error)
+            select seq, fence, delivered_at, consumer, ?, ?
+            from message
+            where queue = ? and state = 'leased'
+            """,
+            (now, error, number),
+        )
+        groups = self._database.execute(
+            """
+            select distinct "group"
+            from message
+            where queue = ? and state = 'leased' and "group" is not null
+            """,
+            (number,),
+        ).fetchall()
+        sizes = self._database.execute(
+            """
+            update message
+            set state = 'dead', failed_at = ?, error = ?
+            where queue = ? and state = 'leased' and attempts >= ?
+            returning length(body)
+            """,
+            (now, error, number, max_attempts),
+        ).fetchall()
+        self._database.execute(
+            """
+            update message
+            set state = 'ready', failed_at = ?, error = ?
+            where queue = ? and state = 'leased'
+            """,
+            (now, error, number),
+        )
+        self._count(number, -len(sizes), -sum(size for (size,) in sizes))
+        for (group,) in groups:
+            self._line_up(now, number, group)

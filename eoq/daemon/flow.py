@@ -1,0 +1,75 @@
+"""How much a queue may hand out, by its settings: messages leased at once, and deliveries a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .clock import Clock
+from .settings import QueueSettings, SettingsOf
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Deliveries that are allowed at a moment (known as a token bucket)."""
+
+    tokens: float
+    filled_at: float
+
+
+class Flow:
+    """Allowances of all queues. ``leased`` tells how many messages of a queue are leased."""
+
+    def __init__(self, settings: SettingsOf, clock: Clock, leased: Callable[[str], int]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._leased = leased
+        self._reserved: dict[str, int] = {}
+        self._buckets: dict[str, _Bucket] = {}
+
+    def allow(self, queue: str, wanted: int) -> int:
+        """How many of ``wanted`` messages may be leased now; they are set aside until `claimed`."""
+        settings = self._settings(queue)
+        if settings.max_in_flight is None and settings.rate is None:
+            return wanted
+        allowed = wanted
+        if settings.max_in_flight is not None:
+            allowed = min(allowed, settings.max_in_flight - self._leased(queue) - self._reserved.get(queue, 0))
+        if settings.rate is not None:
+            allowed = min(allowed, int(self._fill(queue, settings).tokens))
+        allowed = max(allowed, 0)
+        if allowed and settings.rate is not None:
+            self._buckets[queue].tokens -= allowed
+        if allowed:
+            self._reserved[queue] = self._reserved.get(queue, 0) + allowed
+        return allowed
+
+    def claimed(self, queue: str, allowed: int, taken: int) -> None:
+        """Of ``allowed`` messages so many were there; the others may be leased by somebody else."""
+        reserved = self._reserved.get(queue)
+        if reserved is not None:
+            if reserved > allowed:
+                self._reserved[queue] = reserved - allowed
+            else:
+                del self._reserved[queue]
+        bucket = self._buckets.get(queue)
+        if bucket is not None:
+            bucket.tokens += allowed - taken
+
+    def seconds(self, queue: str) -> float | None:
+        """How long until the queue's rate allows one more; None where it has none, or does now."""
+        settings = self._settings(queue)
+        if settings.rate is None:
+            self._buckets.pop(queue, None)
+            return None
+        missing = 1.0 - self._fill(queue, settings).tokens
+        return missing / settings.rate if missing > 0 else None
+
+    def _fill(self, queue: str, settings: QueueSettings) -> _Bucket:
+        now = self._clock.monotonic()
+        # Not full at first: a daemon that is started again and again would exceed the rate.
+        bucket = self._buckets.setdefault(queue, _Bucket(1.0, now))
+        assert settings.rate is not None  # noqa: S101 # who asks has looked
+        bucket.tokens = min(bucket.tokens + (now - bucket.filled_at) * settings.rate, float(settings.burst))
+        bucket.filled_at = now
+        return bucket

@@ -1,0 +1,223 @@
+"""Storing messages: each id once in its queue (G2), behind those of its group (G8), within its queue's limits (G10)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Final
+
+from ..errors import IdConflict, QueueFull, StorageFull
+from .file import MANY, Connection
+from .message_table import ENDING_COLUMNS, Ending, MessageTable
+from .queue_table import Tally
+from .rows import End, NewMessage, Stored
+from .settings import QueueSettings, StorageSettings
+
+SPACE_SECONDS: Final = 0.1
+"""How long what is known of the disk's free space is good for."""
+
+_PUT: Final = """
+    insert into message
+      (seq, queue, id, state, priority, enqueued_at, due_at, expires_at, digest, "group", headers, body)
+    values {rows}
+    on conflict (queue, id) do nothing
+    """
+_PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+# For messages of one queue that are ready now. What they share is bound once: half of the time of a row is binding.
+_PUT_MANY: Final = _PUT.format(
+    rows=", ".join(
+        "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, ?4, ?{}, ?{}, ?{}, ?{})".format(n, *range(5 + 6 * n, 11 + 6 * n))
+        for n in range(MANY)
+    )
+)
+# The oldest that can make room. Each part is answered by the first entry of an index.
+_OLDEST: Final = f"""
+    select {ENDING_COLUMNS}
+    from message
+    where seq = (
+      select min(seq)
+      from (
+        select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0
+        union all
+        select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+        union all
+        select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
+      )
+    )
+    """  # noqa: S608 # a constant
+
+
+class Sending(MessageTable):
+    """The verb `put`."""
+
+    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+        super().__init__(connection, database, path, quick_commit)
+        self._storage: Callable[[], StorageSettings] = StorageSettings
+        self._space_known_at = float("-inf")
+        self._no_space: str | None = None
+
+    def put(self, now: float, messages: Sequence[NewMessage]) -> Stored:
+        """Stores messages.
+
+        Raises `IdConflict` where an id is stored with other content, `QueueFull` where a queue's limit would be
+        exceeded or there are too many queues, `StorageFull` where the disk or the file has no more room for sends;
+        then none of ``messages`` is stored.
+        """
+        queues = {message.queue for message in messages}
+        limited = [queue for queue in sorted(queues) if self._settings(queue).limited]
+        with self._all_or_nothing() if limited else nullcontext():
+            first = self._next_seq
+            for queue in limited:
+                self._content(self._queue_number(queue))  # counted from now on
+            stored = self._put_all(now, messages)
+            duplicates = [] if stored == len(messages) else self._duplicates(first, messages)
+            if stored:
+                self._require_space(first)
+            if any(message.group is not None for message in messages):
+                self._block_behind_their_group(first)
+            if self._contents:
+                self._count_stored(messages, duplicates)
+            ended = self._limit(now, limited, first, messages, duplicates) if limited else []
+        return Stored(duplicates, ended)
+
+    def _put_all(self, now: float, messages: Sequence[NewMessage]) -> int:
+        """Returns how many were not there."""
+        many = 0
+        if len(messages) >= MANY:
+            queue, expires_at = messages[0].queue, messages[0].expires_at
+            if all(m.queue == queue and m.due_at is None and m.expires_at == expires_at for m in messages):
+                many = len(messages) // MANY * MANY
+        return self._put_ready(now, messages[:many]) + self._put_each(now, messages[many:])
+
+    def _put_ready(self, now: float, messages: Sequence[NewMessage]) -> int:
+        """Stores `MANY` at a time; they are of one queue, expire together, and none is delayed."""
+        stored = 0
+        for start in range(0, len(messages), MANY):
+            queue, expires_at = messages[0].queue, messages[0].expires_at
+            values: list[object] = [self._next_seq, self._queue_number(queue), now, expires_at]
+            for message in messages[start : start + MANY]:
+                values += (message.id, message.priority, message.digest, message.group, message.headers, message.body)
+            stored += self._database.execute(_PUT_MANY, values).rowcount
+            self._next_seq += MANY
+        return stored
+
+    def _put_each(self, now: float, messages: Sequence[NewMessage]) -> int:
+        stored = 0
+        for message in messages:
+            delayed = message.due_at is not None and message.due_at > now
+            row = (
+                self._next_seq,
+                self._queue_number(message.queue),
+                message.id,
+                "delayed" if delayed else "ready",
+                message.priority,
+                now,
+                message.due_at if delayed else None,
+                message.expires_at,
+                message.digest,
+                message.group,
+                message.headers,
+                message.body,
+            )
+            stored += self._database.execute(_PUT_ONE, row).rowcount
+            self._next_seq += 1
+        return stored
+
+    def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
+        duplicates = []
+        for index, message in enumerate(messages):
+            seq, digest = self._database.execute(
+                """
+                select seq, digest
+                from message
+                where queue = ? and id = ?
+                """,
+                (self._queue_number(message.queue), message.id),
+            ).fetchone()
+            if seq == first + index:
+                continue
+            if digest != message.digest:
+                self._take_back(first)
+                raise IdConflict(
+                    f"the id {message.id!r} is stored in the queue {message.queue!r} with other content; "
+                    "a new message needs a new id"
+                )
+            duplicates.append(index)
+        return duplicates
+
+    def _take_back(self, first: int) -> None:
+        self._database.execute("delete from message where seq >= ?", (first,))
+
+    def _count_stored(self, messages: Sequence[NewMessage], duplicates: Sequence[int]) -> None:
+        known = set(duplicates)
+        for index, message in enumerate(messages):
+            if index not in known:
+                self._count(self._queue_number(message.queue), 1, len(message.body))
+
+    # ── limits ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _limit(
+        self, now: float, queues: Sequence[str], first: int, messages: Sequence[NewMessage], duplicates: Sequence[int]
+    ) -> list[End]:
+        """Holds queues to their settings, after ``messages`` were stored from place ``first`` on."""
+        known = set(duplicates)
+        newest = {message.queue: first + index for index, message in enumerate(messages) if index not in known}
+        # Where nothing is new, a repeated send is answered, however full the queue is.
+        return [end for queue in queues if queue in newest for end in self._limit_one(now, queue, newest[queue])]
+
+    def _limit_one(self, now: float, queue: str, newest: int) -> list[End]:
+        number = self._queue_number(queue)
+        settings = self._settings(queue)
+        ended: list[End] = []
+        while (excess := _excess(self._content(number), settings)) is not None:
+            if settings.when_full == "refuse":
+                raise QueueFull(f"the queue {queue!r} {excess}; try again when some are settled")
+            row = self._database.execute(_OLDEST, (number,)).fetchone()
+            if row is None or row[0] == newest:
+                raise QueueFull(f"the queue {queue!r} {excess}, and nothing older can be dropped; try again later")
+            ended.append(self._discard(now, Ending._make(row), "dropped", "the queue was full, and it was the oldest"))
+        return ended
+
+    def _require_space(self, first: int) -> None:
+        """Raises `StorageFull` where what is left of the disk or the file is kept for settling what is there."""
+        moment = time.monotonic()
+        if moment >= self._space_known_at + SPACE_SECONDS:
+            self._no_space = self._lacking_space()
+            self._space_known_at = moment
+        if self._no_space is not None:
+            self._take_back(first)
+            raise StorageFull(self._no_space)
+
+    def _lacking_space(self) -> str | None:
+        storage = self._storage()
+        disk = os.statvfs(self.path)
+        free = disk.f_bavail * disk.f_frsize
+        least = storage.least_free(disk.f_blocks * disk.f_frsize)
+        if free < least:
+            return (
+                f"the disk of {self.path} is full: {free:,} bytes are free, and the last {least:,} are kept for "
+                "settling what is there (min_free_bytes); free some space and try again"
+            )
+        if storage.max_file_bytes is not None:
+            (pages,) = self._database.execute("pragma page_count").fetchone()
+            (unused,) = self._database.execute("pragma freelist_count").fetchone()
+            (size,) = self._database.execute("pragma page_size").fetchone()
+            if (pages - unused) * size > storage.max_file_bytes:
+                return (
+                    f"{self.path} holds {(pages - unused) * size:,} bytes and {storage.max_file_bytes:,} is its limit "
+                    "(max_file_bytes); settle messages, drop dead letters, or raise it"
+                )
+        return None
+
+
+def _excess(content: Tally, settings: QueueSettings) -> str | None:
+    """What is too much in a queue, in words; None while nothing is."""
+    if settings.max_depth is not None and content.messages > settings.max_depth:
+        return f"has {settings.max_depth:,} messages at most (max_depth)"
+    if settings.max_bytes is not None and content.size > settings.max_bytes:
+        return f"has {settings.max_bytes:,} bytes of bodies at most (max_bytes)"
+    return None

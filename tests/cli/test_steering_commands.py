@@ -1,0 +1,217 @@
+"""``eoq dead pause resume purge bind unbind topics tail`` and the filters of ``peek``, in a real shell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+import eoq
+from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
+
+
+@pytest.fixture
+def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
+    """A client, to put messages there and see what became of them."""
+    with eoq.connect(shared_daemon.socket) as client:
+        yield client
+
+
+def _kill_off(client: eoq.Client, queue: str, *ids: str) -> None:
+    client.send_many(queue, [eoq.Outgoing(f"body of {id}", id=id) for id in ids])
+    for message in client.receive(queue, 100):
+        message.reject(f"{message.id} is no good")
+
+
+# ── dead letters ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_dead_letters_are_listed_and_shown_with_their_errors(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq dead list {queue}").status == 1
+    _kill_off(client, queue, "a", "b")
+    listed = shell.run(f"eoq dead list {queue}")
+    assert listed.status == 0
+    assert [line.split()[0] for line in listed.lines] == ["a", "b"]
+    assert "a is no good" in listed.lines[0]
+    rows = shell.run(f"eoq dead list {queue} --contains 'of b' --json").rows
+    assert [(row["id"], row["error"]) for row in rows] == [("b", "b is no good")]
+    shown = shell.run(f"eoq dead show {queue} a").text
+    assert "delivery 1" in shown and "pid" in shown and "a is no good" in shown
+    (row,) = shell.run(f"eoq dead show {queue} a --json").rows
+    assert row["history"][0]["error"] == "a is no good"
+
+
+def test_dead_letters_are_redriven_by_id_by_age_and_all(shell: Shell, client: eoq.Client, queue: str) -> None:
+    _kill_off(client, queue, "a", "b", "c")
+    ran = shell.run(f"eoq dead redrive {queue} b")
+    assert (ran.status, ran.lines) == (0, ["b"])
+    ran = shell.run(f"eoq dead redrive {queue} b a")
+    assert (ran.status, ran.lines) == (1, ["a"])  # b is none any more
+    assert "b" in ran.errors and "eoq dead list" in ran.errors
+    assert shell.run(f"eoq dead redrive {queue} --older-than 3600").status == 1
+    ran = shell.run(f"eoq dead redrive {queue} --all --json")
+    assert ran.rows == [{"queue": queue, "id": "c"}]
+    assert [message.id for message in client.receive(queue, 10)] == ["a", "b", "c"]
+
+
+def test_a_drop_has_to_be_confirmed(shell: Shell, client: eoq.Client, queue: str) -> None:
+    _kill_off(client, queue, "a", "b")
+    refused = shell.run(f"eoq dead drop {queue} --all")
+    assert (refused.status, refused.text) == (2, "")
+    assert "--yes" in refused.errors
+    ran = shell.run(f"eoq dead drop {queue} a --yes")
+    assert (ran.status, ran.lines) == (0, ["a"])
+    ran = shell.run(f"eoq dead drop {queue} --older-than 0 --yes")
+    assert (ran.status, ran.lines) == (0, ["b"])
+    assert shell.run(f"eoq dead list {queue}").status == 1
+    ran = shell.run(f"eoq result {queue} a")
+    assert ran.status == 65 and "was dropped" in ran.errors
+
+
+@pytest.mark.parametrize("how", ["redrive", "drop --yes"])
+@pytest.mark.parametrize("which", ["", "a --all", "--all --older-than 1", "a --older-than 1", "--older-than -1"])
+def test_which_dead_letters_has_to_be_clear(shell: Shell, queue: str, how: str, which: str) -> None:
+    ran = shell.run(f"eoq dead {how} {queue} {which}")
+    assert (ran.status, ran.text) == (2, "")
+
+
+def test_a_queue_that_is_not_there_is_1(shell: Shell) -> None:
+    for command in (
+        "dead redrive nowhere --all",
+        "dead drop nowhere --all --yes",
+        "purge nowhere --yes",
+        "resume nowhere",
+    ):
+        ran = shell.run(f"eoq {command}")
+        assert (ran.status, ran.text) == (1, "")
+        assert "nowhere" in ran.errors and "eoq queues" in ran.errors
+
+
+# ── pause, resume, purge ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pause_and_resume(shell: Shell, client: eoq.Client, queue: str) -> None:
+    assert shell.run(f"eoq pause {queue}").status == 0
+    client.send(queue, "waits")
+    assert shell.run(f"eoq receive {queue}").status == 1
+    line = next(line for line in shell.run("eoq queues").lines if line.split()[0] == queue)
+    assert line.split()[-1] == "paused"
+    assert "already" in shell.run(f"eoq pause {queue}").errors
+    ran = shell.run(f"eoq resume {queue}")
+    assert (ran.status, ran.errors) == (0, "")
+    assert "not paused" in shell.run(f"eoq resume {queue}").errors
+    assert shell.run(f"eoq receive {queue}").text == "waits\n"
+
+
+def test_purge_asks_unless_told_not_to(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send_many(queue, [b""] * 3)
+    refused = shell.run(f"eoq purge {queue}")
+    assert (refused.status, refused.text) == (2, "")
+    assert "--yes" in refused.errors
+    assert shell.run(f"eoq purge {queue} --yes").text == "3\n"
+    assert shell.run(f"eoq purge {queue} --yes --json").rows == [{"queue": queue, "count": 0}]
+
+
+@pytest.mark.parametrize(("answer", "status", "left"), [("y", 0, 0), ("n", 1, 3), ("", 1, 3)])
+def test_purge_asks_at_a_terminal(
+    shell: Shell, client: eoq.Client, queue: str, answer: str, status: int, left: int
+) -> None:
+    client.send_many(queue, [b""] * 3)
+    mine, theirs = os.openpty()
+    process = shell.start(f"eoq purge {queue}", stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs)
+    with process:
+        os.close(theirs)
+        try:
+            asked = b""
+            while b"[y/N]" not in asked:
+                asked += os.read(mine, 1000)
+            assert queue in asked.decode()
+            os.write(mine, answer.encode() + b"\n")
+            assert process.wait(20) == status
+        finally:
+            kill_group(process)
+            os.close(mine)
+    assert len(client.peek(queue)) == left
+
+
+# ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_topic_from_the_shell(shell: Shell) -> None:
+    ran = shell.run(
+        """
+        eoq bind news news.mail && eoq bind news news.paper --header kind=big
+        eoq send news 'small' --id 1 && eoq send news 'big' --id 2 --header kind=big
+        eoq receive news.mail --limit 10; echo --; eoq receive news.paper --limit 10; echo --
+        eoq topics; eoq unbind news news.mail; eoq topics --json; eoq unbind news news.mail
+        """
+    )
+    assert ran.status == 1
+    assert "not bound" in ran.errors
+    assert ran.lines == [
+        *("1", "2", "small", "big", "--", "big", "--"),
+        *("news  news.mail", "news  news.paper  kind=big"),
+        '{"topic": "news", "queue": "news.paper", "headers": {"kind": "big"}}',
+    ]
+    assert shell.run("eoq unbind news news.paper").status == 0
+
+
+def test_names_of_topics_are_checked(shell: Shell) -> None:
+    assert shell.run("eoq bind 'no name' q").status == 2
+    assert shell.run("eoq bind t 'no name'").status == 2
+    assert shell.run("eoq bind t t").status == 65
+
+
+# ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tail_follows_until_it_is_stopped(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send_many(queue, [eoq.Outgoing(b"", id=str(number)) for number in range(5)])
+    process = shell.start(f"exec eoq tail {queue} -n 1 --json", stdout=subprocess.PIPE)
+    with process:
+        try:
+            assert b'"id": "4"' in read_line_of(process)
+            client.send(queue, "\x1b[31mred", id="new")
+            assert b'"id": "new"' in read_line_of(process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            kill_group(process)
+
+
+def test_tail_waits_for_a_daemon_that_comes_back(daemon: Daemon) -> None:
+    process = daemon.shell().start("exec eoq tail q", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process, eoq.connect(daemon.socket) as client:
+        try:
+            eventually(lambda: daemon.ask(op="status")["connections"] >= 2)
+            client.send("q", "one", id="1")
+            assert b"1  one" in read_line_of(process)
+            daemon.kill()
+            daemon.restart()
+            client.send("q", "\x1b[2Jtwo", id="2")
+            line = read_line_of(process)
+            assert b"2  " in line and b"two" in line and b"\x1b" not in line
+        finally:
+            kill_group(process)
+
+
+def test_peek_filters(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "apple", id="1", group="g", headers={"k": "v"})
+    client.send(queue, "pear", id="2")
+    for options, ids in (("--group g", ["1"]), ("--header k=v", ["1"]), ("--contains ear", ["2"])):
+        assert [row["id"] for row in shell.run(f"eoq peek {queue} {options} --json").rows] == ids
+    assert shell.run(f"eoq peek {queue} --header k=w").status == 1
+    assert shell.run(f"eoq peek {queue} --header kv").status == 2
+
+
+def test_a_ttl_from_the_shell(shell: Shell, client: eoq.Client, queue: str) -> None:
+    shell.run(f"eoq send {queue} over --id over --ttl 0.05")
+    ran = shell.run(f"eoq result {queue} over --wait 20")
+    assert ran.status == 65 and "has expired" in ran.errors
+    ran = shell.run(f"""echo '{{"body": "x", "id": "j", "ttl": 600}}' | eoq send {queue} --jsonl""")
+    assert ran.status == 0
+    assert "expires_at" in client.show(queue, "j")
+    assert shell.run(f"eoq send {queue} x --ttl 0").status == 2

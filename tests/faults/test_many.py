@@ -1,0 +1,86 @@
+"""Ten thousand groups, ten thousand queues, and a million messages of one queue: nobody waits long for anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import eoq
+from tests.faults.daemons import planted_daemon
+from tests.support import running_daemon
+
+PATIENT = 1.0
+"""Seconds that the slowest of many short requests may take, on a machine that is busy with other things."""
+
+
+def _slowest(step: Callable[[], object], rounds: int) -> float:
+    slowest = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        step()
+        slowest = max(slowest, time.perf_counter() - start)
+    return slowest
+
+
+@pytest.mark.slow
+def test_ten_thousand_groups() -> None:
+    with running_daemon() as daemon, eoq.connect(daemon.socket) as client:
+        client.send_many(
+            "q", (eoq.Outgoing(b"", id=f"{n}", group=f"g{n % 10_000}", priority=n % 3) for n in range(30_000))
+        )
+        done: dict[str, list[int]] = {}
+
+        def turn() -> None:
+            messages = client.receive("q", 100)
+            for message in messages:
+                done.setdefault(str(message.group), []).append(int(message.id))
+            client.ack_many([(message, None) for message in messages])
+
+        assert _slowest(turn, 300) < PATIENT
+        assert client.receive("q") == []
+        assert len(done) == 10_000
+        assert all(len(ids) == 3 and ids == sorted(ids) for ids in done.values())
+
+
+@pytest.mark.slow
+def test_ten_thousand_queues() -> None:
+    with running_daemon() as daemon, eoq.connect(daemon.socket) as client:
+        for number in range(0, 10_000, 1000):
+            with client.transaction() as tx:
+                for n in range(number, number + 1000):
+                    tx.send(f"queue.{n}", b"", id="x")
+        daemon.restart()
+        numbers = iter(range(10_000))
+
+        def turn() -> None:
+            (message,) = client.receive(f"queue.{next(numbers)}")
+            message.ack()
+
+        assert _slowest(turn, 2000) < PATIENT
+        states = client.queues()
+        assert len(states) == 10_000
+        assert sum(state["ready"] for state in states) == 8_000
+
+
+@pytest.mark.slow
+def test_a_million_messages_are_purged_redriven_and_expired_in_steps() -> None:
+    """While it goes on, another client is served."""
+    with planted_daemon() as daemon, eoq.connect(daemon.socket) as client, eoq.connect(daemon.socket) as other:
+        for _ in client.send_stream("q", (eoq.Outgoing(b"x" * 20, ttl=3600) for _ in range(1_000_000))):
+            pass
+
+        def turn() -> None:
+            other.send("other", b"")
+            (message,) = other.receive("other")
+            message.ack()
+
+        with ThreadPoolExecutor(1) as thread:
+            purging = thread.submit(client.purge, "q")
+            slowest = 0.0
+            while not purging.done():
+                slowest = max(slowest, _slowest(turn, 10))
+            assert purging.result() == 1_000_000
+        assert slowest < PATIENT

@@ -1,0 +1,115 @@
+"""A daemon killed at each point of a step of its spool, or its power lost; the next one goes on, all arrives once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import eoq
+from tests.faults import planted_spool
+from tests.faults.planted_spool import POINTS
+from tests.support import PATIENCE, Daemon, clean_environment, eventually, short_folder
+
+PLANTED: Final = Path(planted_spool.__file__)
+MESSAGES: Final = 300
+"""More than one batch."""
+BAD: Final = "0042-bad"
+QUEUE: Final = "q"
+QUICK: Final = ("kill", "power")
+
+
+@pytest.mark.parametrize(
+    ("point", "how"),
+    [
+        # In a loss of power all is as in a kill, until something was synced.
+        pytest.param(point, how, marks=() if how == QUICK[number > 2] else pytest.mark.slow)
+        for number, point in enumerate(POINTS)
+        for how in ("exit", "kill", "power")
+    ],
+)
+def test_a_killed_daemon_loses_and_doubles_nothing(point: str, how: str) -> None:
+    with short_folder() as folder:
+        spool = _fill(folder)
+        _die(folder, spool, point, how)
+        # Settled before the spool is looked at again: only the daemon's record can tell that they arrived.
+        arrived = _settle(folder)
+        assert (arrived == []) is (POINTS.index(point) <= POINTS.index("one is rejected")) or (
+            point == "the request has left"  # it may have come through or not
+        )
+        _check_end(folder, spool, arrived)
+        rejected = {path.name for path in (spool / QUEUE / ".rejected").iterdir()}
+        (bad,) = [name for name in rejected if name.endswith(BAD)]
+        assert f"{bad}.reason" in rejected
+
+
+@pytest.mark.parametrize("first", ["all are moved", pytest.param("a file is moved", marks=pytest.mark.slow)])
+def test_power_lost_after_a_kill_before_the_sync(first: str) -> None:
+    """What the killed daemon did not sync, the next one must, before it stores anything."""
+    with short_folder() as folder:
+        spool = _fill(folder)
+        (spool / QUEUE / BAD).unlink()  # to reject it would sync as well
+        _die(folder, spool, first, "kill")
+        _die(folder, spool, "after the reply", "power")
+        _check_end(folder, spool, _settle(folder))
+
+
+def _fill(folder: Path) -> Path:
+    """A spool with messages, of which some have ids, some groups; and in their middle something that is none."""
+    spool = folder / "spool"
+    (spool / QUEUE).mkdir(parents=True)
+    for number in range(MESSAGES):
+        file = spool / QUEUE / f"{number:04d}"
+        if number % 3:
+            file.write_text(f"body {number}")
+        else:
+            option = f'{{"id": "id-{number}"}}' if number % 2 else f'{{"group": "{number % 4}"}}'
+            file.with_suffix(".eoq").write_text(f"{option}\nbody {number}")
+    (spool / QUEUE / BAD).symlink_to("/etc/passwd")
+    return spool
+
+
+def _die(folder: Path, spool: Path, point: str, how: str) -> None:
+    with (folder / "planted.err").open("ab") as errors:
+        killed = subprocess.run(
+            [sys.executable, str(PLANTED), str(folder / "eoq.db"), str(folder / "s"), str(spool), QUEUE, point, how],
+            env=clean_environment(),
+            cwd=folder,
+            stderr=errors,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert killed.returncode == (-9 if how == "kill" else 9), (folder / "planted.err").read_text()
+
+
+def _settle(folder: Path, *options: str) -> list[str]:
+    """What there is with a daemon, in the order it was stored, acked."""
+    daemon = Daemon(folder, options)
+    daemon.start()
+    try:
+        with eoq.connect(daemon.socket) as client:
+            if options:
+                eventually(lambda: not _waiting(folder / "spool"), what="the spool is empty")
+            settled: list[eoq.Message] = []
+            while messages := client.receive(QUEUE, 1000):
+                client.ack_many([(message, None) for message in messages])
+                settled.extend(messages)
+        assert daemon.terminate() == 0
+        daemon.check()
+    finally:
+        daemon.kill()
+    return [message.text for message in sorted(settled, key=lambda message: message.seq)]
+
+
+def _waiting(spool: Path) -> list[str]:
+    """Files that are not stored and not rejected."""
+    here = spool / QUEUE
+    return [path.name for place in (here, here / ".taking") for path in place.glob("[!.]*")]
+
+
+def _check_end(folder: Path, spool: Path, arrived: list[str]) -> None:
+    arrived = arrived + _settle(folder, "--spool", str(spool))
+    assert arrived == [f"body {number}" for number in range(MESSAGES)]

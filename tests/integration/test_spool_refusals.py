@@ -1,0 +1,193 @@
+"""A spool while the daemon refuses: for now or for ever, one queue or all, and when its answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eoq
+from eoq.daemon import spool_folder
+from eoq.spool import Left, send_or_leave
+from tests.integration.relays import refusing
+from tests.integration.spools import arrivals, put, rejected, taking, texts, waiting, within
+from tests.support import Daemon
+
+
+@pytest.fixture
+def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
+    """A client of the file's daemon."""
+    with eoq.connect(shared_daemon.socket) as client:
+        yield client
+
+
+def _queues(request: Mapping[str, Any]) -> set[str]:
+    return {message["queue"] for message in request.get("send", ())}
+
+
+def _bodies(request: Mapping[str, Any]) -> set[str]:
+    return {message["body"] for message in request.get("send", ())}
+
+
+def test_a_full_queue_waits_and_holds_no_other_up(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
+) -> None:
+    other = f"{queue}-other"
+    full = True
+    for number in range(10):
+        put(folder / "spool", queue, f"{number}", f"{number}")
+
+    def refuse(request: Mapping[str, Any]) -> str | None:
+        return "queue_full" if full and queue in _queues(request) else None
+
+    async def take(socket: Path) -> None:
+        nonlocal full
+        async with taking(folder / "spool", socket) as taker:
+            await within(lambda: taker._holds.errors())
+            put(folder / "spool", other, "x", "other")
+            await within(lambda: waiting(folder / "spool", other) == [])
+            assert len(waiting(folder / "spool", queue)) == 10
+            full = False
+            await within(lambda: waiting(folder / "spool", queue) == [])
+
+    with refusing(shared_daemon, refuse) as socket:
+        asyncio.run(take(socket))
+    assert texts(arrivals(client, other, 1)) == ["other"]
+    assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize("code", ["storage_full", "overloaded", "storage_failed", "internal_error"])
+def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, code: str
+) -> None:
+    """Not even where an id would be forgotten at once: what was refused was not stored."""
+    left = 3
+
+    def refuse(request: Mapping[str, Any]) -> str | None:
+        nonlocal left
+        left -= 1
+        return code if left >= 0 else None
+
+    for number in range(10):
+        put(folder / "spool", queue, f"{number}", f"{number}")
+
+    async def take(socket: Path) -> None:
+        async with taking(folder / "spool", socket, lambda _: 0.0) as taker:
+            await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+            assert waiting(folder / "spool", queue) == []
+
+    with refusing(shared_daemon, refuse) as socket:
+        asyncio.run(take(socket))
+    assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
+
+
+def test_what_was_refused_for_long_gets_a_new_token_before_it_is_tried_again(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_folder, "RENEW_SECONDS", 0.0)
+    tried: list[set[str]] = []
+
+    def refuse(request: Mapping[str, Any]) -> str | None:
+        tried.append({message["id"] for message in request.get("send", ())})
+        return "storage_full" if len(tried) < 3 else None
+
+    for number in range(10):
+        put(folder / "spool", queue, f"{number}", f"{number}")
+
+    async def take(socket: Path) -> None:
+        async with taking(folder / "spool", socket):
+            await within(lambda: waiting(folder / "spool", queue) == [])
+
+    with refusing(shared_daemon, refuse) as socket:
+        asyncio.run(take(socket))
+    assert len(set().union(*tried)) == 30
+    assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
+
+
+def test_those_refused_for_ever_are_found_among_the_others(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
+) -> None:
+    bad = {"3", "50", "51", "99"}
+    for number in range(100):
+        put(folder / "spool", queue, f"{number:02d}", f"{number}")
+
+    async def take(socket: Path) -> None:
+        async with taking(folder / "spool", socket) as taker:
+            await within(lambda: (taker.taken, taker.rejected) == (96, 4))
+            assert waiting(folder / "spool", queue) == []
+
+    with refusing(shared_daemon, lambda request: "invalid_request" if bad & _bodies(request) else None) as socket:
+        asyncio.run(take(socket))
+    assert rejected(folder / "spool", queue, "03") == "invalid_request: refused by the test\n"
+    good = [f"{number}" for number in range(100) if f"{number}" not in bad]
+    assert texts(arrivals(client, queue, 96)) == good
+
+
+async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
+) -> None:
+    """A socket that stores and does not answer; then the daemon itself."""
+    for number in range(10):
+        put(folder / "spool", queue, f"{number}", f"{number}")
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_daemon, to_daemon = await asyncio.open_unix_connection(str(shared_daemon.socket))
+        to_daemon.write(await reader.readline())
+        await from_daemon.readline()
+        to_daemon.close()
+        writer.close()
+        server.close()
+
+    server = await asyncio.start_unix_server(pass_on, str(folder / "mute"))
+    async with taking(folder / "spool", folder / "mute"):
+        stored = await asyncio.to_thread(client.receive, queue, 10, 20)
+        assert len(stored) == 10
+    await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
+    assert len(waiting(folder / "spool", queue)) == 10
+    async with taking(folder / "spool", shared_daemon.socket) as taker:
+        await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+        assert waiting(folder / "spool", queue) == []
+    assert client.receive(queue) == []
+
+
+# ── those that send ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
+) -> None:
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        from_daemon, to_daemon = await asyncio.open_unix_connection(str(shared_daemon.socket))
+        to_daemon.write(await reader.readline())
+        await from_daemon.readline()
+        to_daemon.close()
+        writer.close()
+
+    def send() -> list[eoq.Sent | Left]:
+        with eoq.connect(folder / "mute", timeout=0.5) as mute:
+            return list(send_or_leave(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
+
+    server = await asyncio.start_unix_server(pass_on, str(folder / "mute"), limit=2**20)
+    sent = await asyncio.to_thread(send)
+    assert len(sent) == 300
+    assert all(isinstance(one, Left) for one in sent)
+    # 250 of them have arrived: those of the first request.
+    stored = await asyncio.to_thread(client.receive, queue, 1000)
+    assert [message.id for message in stored] == [one.id for one in sent[:250]]
+    await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
+    assert all(b'"tried_at":' in path.read_bytes() for path in (folder / "spool" / queue).iterdir())
+    async with taking(folder / "spool", shared_daemon.socket):
+        await within(lambda: waiting(folder / "spool", queue) == [])
+    assert texts(await asyncio.to_thread(arrivals, client, queue, 50)) == [f"{number}" for number in range(250, 300)]
+
+
+def test_where_nobody_listened_nothing_can_have_arrived(folder: Path) -> None:
+    """So the file may wait for as long as it has to."""
+    with eoq.connect(folder / "nobody") as client:
+        (left,) = send_or_leave(client, eoq.Spool(folder / "spool"), "q", ["x"])
+    (file,) = (folder / "spool" / "q").iterdir()
+    assert file.read_text() == f'{{"id":"{left.id}"}}\nx'
