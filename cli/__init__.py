@@ -27,6 +27,7 @@ _HOMES = {
     "look": ("result", "queues", "peek", "tail", "show"),
     "steer": ("pause", "resume", "purge"),
     "dead": ("dead",),
+    "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
     "demo": ("demo",),
     "config": ("config",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, BinaryIO, TypeVar
 
 import click
@@ -62,6 +63,22 @@ def _check_queue(_ctx: click.Context, _param: click.Parameter, value: str) -> st
         return calls.check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
+
+
+def read_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """The callback of an option that takes a time: seconds since the epoch."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time; use seconds since the epoch or ISO 8601, such as 2030-01-31T09:00"
+        ) from None
 
 
 def connect(socket: str | None) -> Client:

@@ -62,7 +62,12 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
     if as_json:
         print_json({"file": str(path), "ok": True, "errors": []})
     else:
-        counts = {"sections of queues": loaded.queues, "relays": loaded.relay, "bindings": loaded.bind}
+        counts = {
+            "sections of queues": loaded.queues,
+            "relays": loaded.relay,
+            "bindings": loaded.bind,
+            "schedules": loaded.schedule,
+        }
         said = ", ".join(f"{what}: {len(some)}" for what, some in counts.items() if some)
         click.echo(f"{visible(str(path))} is right" + (f" ({said})" if said else ""))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -87,8 +88,7 @@ def once(
 
 
 def _fingerprint(command: tuple[str, ...]) -> str:
-    import errno
-import hashlib
+    import hashlib
 
     return "command:" + hashlib.sha256("\0".join(command).encode(errors="surrogateescape")).hexdigest()
 

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,6 +27,7 @@ from .common import (
     print_json,
     queue_argument,
     read_body,
+    read_time,
     refuse_failed,
     socket_option,
     standard_input,
@@ -41,27 +41,12 @@ SPOOL_SECONDS = 2.0
 """How long one try of a daemon that went away or does not answer may take, where there is a spool."""
 
 
-def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(value).timestamp()
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is no time; use seconds since the epoch or ISO 8601, such as 2030-01-31T09:00"
-        ) from None
-
-
 @click.command()
 @queue_argument
 @click.argument("body", required=False)
 @click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
-@click.option("--at", callback=_moment, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
+@click.option("--at", callback=read_time, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
 @click.option("--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not after so long.")
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")

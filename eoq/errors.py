@@ -58,7 +58,7 @@ class MessageTooLarge(EoqError):
 
 
 class NotFound(EoqError):
-    """There is no such queue or message."""
+    """There is no such queue, message or schedule."""
 
     code = "not_found"
     exit_status = 1

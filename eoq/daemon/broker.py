@@ -229,7 +229,7 @@ class Broker:
                 reply(outcome)
                 return
             reply(answer(routed.duplicates(outcome.duplicates)))
-            self._arrive(routed.messages, outcome)
+            self.arrive(routed.messages, outcome)
 
         self._writer.submit(partial(self._store.put, now, routed.messages), done)
         self.stored(routed.messages)
@@ -262,7 +262,7 @@ class Broker:
         for queue, count in counts.items():
             self._stir(queue, count)
 
-    def _arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
+    def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
         """Messages were stored: those who look on are told."""
         duplicates = set(stored.duplicates)
         counts: dict[str, int] = {}
@@ -500,7 +500,7 @@ class Broker:
                     self.rates.done(lease.held.queue)
                     self._ended(lease.held.queue, lease.id, "done", result, None)
             if sends:
-                self._arrive(routed.messages, outcome)
+                self.arrive(routed.messages, outcome)
 
         held = [(lease.held, result) for lease, result in acks]
         self._writer.submit(partial(self._store.settle, now, held, routed.messages), done)

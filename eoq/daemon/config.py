@@ -13,6 +13,12 @@ path = "shop.db"         # an application's file whose outbox is sent
 topic = "orders"         # what is sent to this topic goes to this queue, if it has these headers
 queue = "mail.orders"
 headers = { country = "de" }
+
+[[schedule]]             # the fields of `requests.Schedule`: what `eoq schedule add` takes
+name = "report"
+queue = "reports"
+cron = "30 6 * * MON-FRI"
+timezone = "Europe/Berlin"
 """
 
 from __future__ import annotations
@@ -26,10 +32,11 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 
 from ..protocol import QUEUE_PATTERN
+from .requests import Schedule
 from .settings import RETENTION, QueueSettings, StorageSettings
 
 MAX_SECTIONS: Final = 1000
-"""Patterns of queues, and bindings."""
+"""Patterns of queues, bindings, and schedules."""
 MAX_RELAYS: Final = 100
 MAX_PATTERN: Final = 200
 """Characters of a pattern of queues."""
@@ -93,6 +100,10 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     ] = []
     bind: Annotated[
         list[BindConfig], Meta(max_length=MAX_SECTIONS, description="at most 1000 tables, each under [[bind]]")
+    ] = []
+
+    schedule: Annotated[
+        list[Schedule], Meta(max_length=MAX_SECTIONS, description="at most 1000 tables, each under [[schedule]]")
     ] = []
 
     @property

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import time
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 from msgspec import inspect
 
-from ..errors import Forbidden, InvalidRequest
+from ..errors import EoqError, Forbidden, InvalidRequest
 from .config import MAX_PATTERN, PATTERN, Config
+from .requests import new_schedule
 from .settings import QueueSettings
 
 MAX_FILE: Final = 1024 * 1024
@@ -261,6 +263,16 @@ def _contradictions(config: Config) -> Iterable[Problem]:
         if bind.queue in topics:
             text = f"binds {shown(bind.queue)}, which is a topic itself; what is sent to a topic goes to queues"
             yield Problem(f"[[bind]] no. {number}", text)
+    names: set[str] = set()
+    for number, schedule in enumerate(config.schedule, 1):
+        place = f"[[schedule]] no. {number}"
+        try:
+            new_schedule(schedule, time.time())
+        except EoqError as error:
+            yield Problem(place, str(error))
+        if schedule.name in names:
+            yield Problem(place, f"has the name {shown(schedule.name)} of one before it; take another")
+        names.add(schedule.name)
     for name, entries in (("relay", config.relay), ("bind", config.bind)):
         said = [shown(entry) for entry in entries]
         for number, text in enumerate(said, 1):

@@ -29,6 +29,7 @@ from .once import Deduplicator
 from .reader import Reader
 from .relaying import Relays
 from .reloading import Reloader
+from .schedules import Scheduler
 from .server import MAX_CONNECTIONS, Server
 from .spool import Taker
 from .spool_folder import SpoolFolder
@@ -154,11 +155,13 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         deduplicator = Deduplicator(store, writer, clock)
         forgetter = Forgetter(store, writer, clock, current)
         steward = Steward(store, writer, clock, broker)
-        server = Server(broker, looker, deduplicator, (steward, topics))
+        scheduler = Scheduler(store, writer, clock, broker)
+        server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)
         for part in (broker, deduplicator, forgetter):
             part.start()
+        scheduler.apply(current.config)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, settings.database)
         relays = Relays(settings.socket, settings.folder)
         relays.follow(Config(), current.config)
@@ -166,6 +169,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             relays.follow,
             lambda _, new: topics.configure(_bindings(new)),
             lambda _old, _new: forgetter.hurry(),
+            lambda _, new: scheduler.apply(new),
             lambda _old, _new: broker.settings_changed(),
         ]
         inner = [loop.create_task(reloader.run())]
@@ -181,6 +185,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         await asyncio.gather(*inner, return_exceptions=True)
         await relays.stop()
         server.refuse_new()
+        scheduler.stop()
         for part in (broker, deduplicator, forgetter):
             part.stop()
         if not failures:

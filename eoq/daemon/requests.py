@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ..errors import InvalidRequest, MessageTooLarge
+from ..ids import new_id
 from ..protocol import (
     DEFAULT_LEASE,
     MAX_BATCH,
@@ -27,8 +28,10 @@ from ..protocol import (
     MAX_WAIT,
     QUEUE_PATTERN,
     get_bytes,
+    put_bytes,
 )
 from .rows import NewMessage
+from .schedule_rule import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
@@ -230,6 +233,46 @@ class Topics(_Request, tag="topics"):
     pass
 
 
+Name = Annotated[
+    str, Meta(pattern=QUEUE_PATTERN, description="a name of letters, digits and . _ -, with at most 128 characters")
+]
+
+
+class Schedule(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is sent when: of `ScheduleAdd`, and of the configuration file."""
+
+    name: Name
+    queue: Name
+    cron: Annotated[str, Meta(max_length=200, description="a text of at most 200 characters")] | None = None
+    timezone: Annotated[str, Meta(min_length=1, max_length=100, description="the name of a time zone")] | None = None
+    every: Annotated[int, Meta(ge=1, le=int(MAX_DELAY))] | None = None
+    at: Moment | None = None
+    catch_up: Literal["last", "all", "none"] = "last"
+    body: str | None = None
+    body_base64: str | None = None
+    headers: dict[str, str] | None = None
+    priority: Priority = 0
+    group: Id | None = None
+    ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
+
+
+class ScheduleAdd(Schedule, tag="schedule_add", tag_field="op", kw_only=True):
+    replace: bool = False
+    rid: Rid = None
+
+
+class ScheduleRemove(_Request, tag="schedule_remove"):
+    name: QueueName
+
+
+class ScheduleShow(_Request, tag="schedule_show"):
+    name: QueueName
+
+
+class Schedules(_Request, tag="schedules"):
+    pass
+
+
 Request: TypeAlias = (
     Send
     | SendMany
@@ -257,6 +300,10 @@ Request: TypeAlias = (
     | Bind
     | Unbind
     | Topics
+    | ScheduleAdd
+    | ScheduleRemove
+    | ScheduleShow
+    | Schedules
 )
 
 
@@ -326,6 +373,41 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
     return NewMessage(
         queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, fixed, expires_at
     )
+
+
+def new_schedule(schedule: Schedule, now: float) -> Definition:
+    """A schedule to store, from what the wire or the configuration said of it.
+
+    Raises `InvalidRequest` or `MessageTooLarge`, also where it has no occurrence after ``now``.
+    """
+    content: dict[str, Any] = {}
+    put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")
+    for name in ("headers", "priority", "group", "ttl"):
+        if value := getattr(schedule, name):
+            content[name] = value
+    new_message(schedule.queue, msgspec.convert(content, Message), now, new_id)  # whose bounds are its own
+    timing = Timing(
+        None if schedule.cron is None else " ".join(schedule.cron.split()),
+        DEFAULT_ZONE if schedule.cron is not None and schedule.timezone is None else schedule.timezone,
+        schedule.every,
+        None if schedule.at is None else int(schedule.at),
+    )
+    if rule_of(first_of(timing, now)).after(now) is None:
+        raise InvalidRequest(f"{timing.cron!r} has no occurrence within the next 50 years")
+    text = json.dumps(content, sort_keys=True)
+    return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text)
+
+
+def content_of(definition: Definition) -> dict[str, Any]:
+    """What each message of a schedule has, as fields of the wire."""
+    content: dict[str, Any] = json.loads(definition.content)
+    return content
+
+
+def scheduled_message(definition: Definition, at: int) -> NewMessage:
+    """The message of a schedule's occurrence at that time."""
+    content = msgspec.json.decode(definition.content, type=Message)
+    return new_message(definition.queue, content, at, lambda: occurrence_id(definition.name, at))
 
 
 def _headers(headers: dict[str, str] | None) -> str | None:

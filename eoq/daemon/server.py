@@ -31,7 +31,10 @@ MAX_WAITING: Final = 256
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
 WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
-HEAVY: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show, ask.Tail)
+HEAVY: Final = (
+    *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show, ask.Tail),
+    *(ask.ScheduleShow, ask.Schedules),
+)
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024

@@ -12,6 +12,7 @@ work, or raises an `EoqError` having changed nothing, so that one refusal harms 
     steering.py       purge, redrive, drop
     topic_table.py    bind, unbind
     once_table.py     the dedup service
+    schedule_table.py schedules
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from ..errors import EoqError
 from .delivering import Delivering
 from .file import QUICK_COMMIT
 from .once_table import OnceTable
+from .schedule_table import ScheduleTable
 from .settings import SettingsOf, StorageSettings, defaults
 from .steering import Steering
 from .timing import Timing
 from .topic_table import TopicTable
 
 
-class Store(Delivering, Timing, Steering, TopicTable, OnceTable):
+class Store(Delivering, Timing, Steering, TopicTable, OnceTable, ScheduleTable):
     """All that the daemon keeps. Open it with `Store.open`."""
 
     @classmethod

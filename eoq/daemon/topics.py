@@ -41,28 +41,24 @@ class Topics:
 
     def _arrange(self) -> None:
         together = {(binding.topic, binding.queue): binding for binding in [*self._stored, *self._configured]}
-        self._by_topic = {}
+        by_topic: dict[str, list[Binding]] = {}
         for key in sorted(together):
-            self._by_topic.setdefault(key[0], []).append(together[key])
+            by_topic.setdefault(key[0], []).append(together[key])
+        # As a whole, since threads look things up meanwhile.
+        self._by_topic = by_topic
 
     def route(self, messages: Sequence[NewMessage]) -> Routed:
         """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
-        if not any(message.queue in self._by_topic for message in messages):
+        by_topic = self._by_topic
+        if not any(message.queue in by_topic for message in messages):
             return Routed(messages, None)
         routed: list[NewMessage] = []
         origins: list[int] = []
         for index, message in enumerate(messages):
-            for queue in self._queues_of(message):
+            for queue in _queues_of(message, by_topic.get(message.queue)):
                 routed.append(message._replace(queue=queue))
                 origins.append(index)
         return Routed(routed, origins)
-
-    def _queues_of(self, message: NewMessage) -> list[str]:
-        bindings = self._by_topic.get(message.queue)
-        if bindings is None:
-            return [message.queue]
-        headers = json.loads(message.headers) if message.headers else {}
-        return [b.queue for b in bindings if b.headers.items() <= headers.items()]
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -89,6 +85,13 @@ class Topics:
             case ask.Topics():
                 bindings = [b for topic in sorted(self._by_topic) for b in self._by_topic[topic]]
                 reply({"bindings": [_shown(binding) for binding in bindings]})
+
+
+def _queues_of(message: NewMessage, bindings: Sequence[Binding] | None) -> list[str]:
+    if bindings is None:
+        return [message.queue]
+    headers = json.loads(message.headers) if message.headers else {}
+    return [b.queue for b in bindings if b.headers.items() <= headers.items()]
 
 
 def _shown(binding: Binding) -> dict[str, object]:

@@ -16,10 +16,12 @@ import msgspec
 
 import eoq
 from eoq import protocol
-from eoq.daemon import broker, queue_table, reader, requests, server, topic_table
+from eoq.daemon import broker, queue_table, reader, requests, schedule_rule, schedule_table, server, topic_table
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
+PAYMENTS: Final = 1000
+"""More than a consumer books while the test looks away, so that it is killed in the middle."""
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DIFFERS: Final = {
     "pid",
@@ -113,6 +115,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
         *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
         *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_table.MAX_BINDINGS, topic_table.MAX_QUEUES_OF_TOPIC),
+        *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(broker.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
@@ -192,20 +195,20 @@ def _is_done(daemon: Daemon, id: str) -> bool:
 
 def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_killed(daemon: Daemon) -> None:
     with daemon.wire() as wire:
-        _send(wire, range(200))
+        _send(wire, range(PAYMENTS))
     for wanted in range(30, 180, 30):
         with _consumer(daemon) as consumer:
             _wait_until_booked(daemon, wanted)
             consumer.kill()
         daemon.restart()
-    assert len(_booked(daemon)) < 200, "all were booked before the last kill; send more"
+    assert len(_booked(daemon)) < PAYMENTS, "all were booked before the last kill; send more"
     with _consumer(daemon) as consumer:
         _wait_until_booked(daemon, 170)
         daemon.restart()
-        _wait_until_booked(daemon, 200)
-        eventually(lambda: all(_is_done(daemon, f"p-{n}") for n in range(200)), what="all are acked")
+        _wait_until_booked(daemon, PAYMENTS)
+        eventually(lambda: all(_is_done(daemon, f"p-{n}") for n in range(PAYMENTS)), what="all are acked")
         assert consumer.poll() is None
-    assert _booked(daemon) == [("alice", n) for n in range(200)]
+    assert _booked(daemon) == [("alice", n) for n in range(PAYMENTS)]
     assert daemon.ask(op="result", queue="payments", id="p-0")["result"] == "booked"
 
 

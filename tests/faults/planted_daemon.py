@@ -32,6 +32,7 @@ from eoq.daemon.writer import Done, Writer
 VERBS: Final = (
     *("put", "claim", "settle", "retry", "reject", "advance", "pause", "purge", "redrive", "drop", "bind", "unbind"),
     *("once_begin", "once_finish", "once_release"),
+    *("schedule_add", "schedule_fire"),
 )
 FULL: Final = 2
 """``pragma synchronous`` of a transaction that waits for the disk."""

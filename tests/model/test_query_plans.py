@@ -19,9 +19,12 @@ from typing import Final, Literal
 import pytest
 
 import eoq
+from eoq.daemon import requests
 from eoq.daemon.file import MANY
 from eoq.daemon.reader import Filter, Reader
 from eoq.daemon.rows import Claimed, Held, NewMessage
+from eoq.daemon.schedule_rule import Definition
+from eoq.daemon.schedule_table import Sent
 from eoq.daemon.settings import QueueSettings
 from eoq.daemon.store import Store
 
@@ -253,6 +256,26 @@ def test_steering_finds_what_it_changes(traced: Traced) -> None:
     _check(dropped, "INDEX message_dead (queue=? AND seq>?)")
     purged = traced.plan(lambda: traced.store.purge(NOW, "q", None))
     _check(purged, "INDEX message_later (queue=? AND seq<?)")
+
+
+def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
+    for n in range(FILL):
+        fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
+        definition = requests.new_schedule(fields, NOW)
+        _do(traced.store, partial(traced.store.schedule_add, NOW, definition, False))
+
+    def send(now: float, definition: Definition, at: int) -> Sent:
+        messages = [requests.scheduled_message(definition, at)]
+        return Sent(messages, traced.store.put(now, messages))
+
+    fire = partial(traced.store.schedule_fire, NOW + 602, send)
+    _check(
+        traced.plan(fire),
+        "schedule USING INDEX schedule_due (try_at<?)",
+        "schedule USING COVERING INDEX schedule_due",
+        "schedule USING INDEX schedule_seen (seen_at>?)",
+        "schedule USING INTEGER PRIMARY KEY (rowid=?)",
+    )
 
 
 def test_a_start_finds_the_leases_of_the_daemon_before(

@@ -1,0 +1,191 @@
+"""When the occurrences of a schedule are, and which of those that have passed are still to be sent.
+
+Pure functions of time. All occurrences are whole seconds since the epoch. Cron expressions are read by cronsim, which
+follows Debian's cron, also where a time zone skips an hour or has it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+from ..errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from cronsim import CronSim
+
+GRACE: Final = 60.0
+"""Seconds. An occurrence that is at most so late has not been missed."""
+MOST_MISSED: Final = 1000
+"""Occurrences of one schedule that are caught up at most, the newest."""
+DEFAULT_ZONE: Final = "UTC"
+"""The same on every machine, and without hours that come twice or never."""
+NICKNAMES: Final = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+"""Those of crontab(5)."""
+
+
+class Timing(NamedTuple):
+    """When: ``cron`` in a ``timezone``, or ``every`` so many seconds from ``at`` on."""
+
+    cron: str | None
+    timezone: str | None
+    every: int | None
+    at: int | None
+
+
+class Definition(NamedTuple):
+    """What a schedule sends and when, already validated. ``content`` is JSON: the fields of a send."""
+
+    name: str
+    queue: str
+    timing: Timing
+    catch_up: str
+    content: str
+
+
+class Rule(Protocol):
+    """A series of occurrences."""
+
+    def after(self, moment: float) -> int | None:
+        """The first one later than ``moment``; None where there is none (within 50 years)."""
+        ...
+
+    def back_from(self, moment: float) -> Iterator[int]:
+        """Those at ``moment`` and before, the newest first."""
+        ...
+
+
+class Every:
+    """``start``, and every so many ``seconds`` from then on: the series never drifts."""
+
+    def __init__(self, seconds: int, start: int) -> None:
+        self._seconds = seconds
+        self._start = start
+
+    def after(self, moment: float) -> int | None:
+        if moment < self._start:
+            return self._start
+        return self._start + (int(moment - self._start) // self._seconds + 1) * self._seconds
+
+    def back_from(self, moment: float) -> Iterator[int]:
+        if moment >= self._start:
+            newest = self._start + int(moment - self._start) // self._seconds * self._seconds
+            yield from range(newest, self._start - 1, -self._seconds)
+
+
+class Cron:
+    """A cron expression of five fields, by the clock of a time zone."""
+
+    def __init__(self, expression: str, zone: tzinfo) -> None:
+        self._expression = NICKNAMES.get(expression.lower(), expression)
+        self._zone = zone
+
+    def after(self, moment: float) -> int | None:
+        # An hour that comes twice has its occurrences the first time; asked in the second, they are over.
+        return next((found for found in self._walk(int(moment)) if found > moment), None)
+
+    def back_from(self, moment: float) -> Iterator[int]:
+        return (found for found in self._walk(int(moment) + 1, reverse=True) if found <= moment)
+
+    def _walk(self, moment: int, reverse: bool = False) -> Iterator[int]:
+        try:
+            for found in self._simulate(moment, reverse):
+                yield int(found.timestamp())
+        except (OverflowError, ValueError):
+            return  # beyond the years that Python knows
+
+    def _simulate(self, moment: int, reverse: bool) -> CronSim:
+        from cronsim import CronSim, CronSimError  # not before somebody has a schedule
+
+        try:
+            if len(self._expression.split()) != 5:
+                raise CronSimError("Wrong number of fields")
+            return CronSim(self._expression, datetime.fromtimestamp(moment, self._zone), reverse=reverse)
+        except CronSimError as error:
+            raise InvalidRequest(
+                f"{self._expression!r} is no cron expression ({str(error).lower()}); write minute, hour, day of the "
+                "month, month and day of the week, such as '30 6 * * MON-FRI'"
+            ) from error
+
+
+AnyRule: TypeAlias = Every | Cron
+
+
+def first_of(timing: Timing, added_at: float) -> Timing:
+    """The timing with an ``at`` where it needs one: the first occurrence is a whole interval after it was added."""
+    if timing.every is None or timing.at is not None:
+        return timing
+    return timing._replace(at=int(added_at) + timing.every)
+
+
+def rule_of(timing: Timing) -> AnyRule:
+    """What ``timing`` says; raises `InvalidRequest`."""
+    if (timing.cron is None) == (timing.every is None):
+        raise InvalidRequest("give either `cron` or `every`")
+    if timing.every is not None:
+        if timing.timezone is not None:
+            raise InvalidRequest("`timezone` belongs to `cron`; `every` counts seconds, which are the same everywhere")
+        if timing.at is None:
+            raise InvalidRequest("`every` needs `at`, the time that it counts from")
+        return Every(timing.every, timing.at)
+    if timing.at is not None:
+        raise InvalidRequest("`at` belongs to `every`: the time that the seconds are counted from")
+    assert timing.cron is not None  # noqa: S101 # said above, in words that mypy does not follow
+    if not (timing.cron.isascii() and timing.cron.isprintable()):
+        raise InvalidRequest(f"{timing.cron!r} is no cron expression: it has characters that none has")
+    return Cron(timing.cron, zone_of(timing.timezone or DEFAULT_ZONE))
+
+
+def zone_of(name: str) -> tzinfo:
+    """The time zone of that IANA name; raises `InvalidRequest`."""
+    if name == DEFAULT_ZONE:
+        return UTC
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise InvalidRequest(
+            f"there is no time zone {name!r} on this machine; write an IANA name such as Europe/Berlin, and if none "
+            "is known here, install the system's or Python's package `tzdata`"
+        ) from error
+
+
+def due(rule: Rule, catch_up: str, planned: int, now: float) -> list[int]:
+    """The occurrences from ``planned``, which is one, to ``now`` that are to be sent, the oldest first.
+
+    All that are at most `GRACE` late. Older ones were missed: of those ``all`` sends the newest `MOST_MISSED`, ``last``
+    the newest where nothing newer is sent, ``none`` none.
+    """
+    chosen: list[int] = []
+    for found in _between(rule, planned, now):
+        missed = found < now - GRACE
+        if len(chosen) == MOST_MISSED or (missed and (catch_up == "none" or (catch_up == "last" and chosen))):
+            break
+        chosen.append(found)
+    return chosen[::-1]
+
+
+def _between(rule: Rule, planned: int, now: float) -> Iterator[int]:
+    """The occurrences from ``planned`` to ``now``, the newest first."""
+    following = rule.after(planned)
+    if following is not None and following <= now:
+        for found in rule.back_from(now):
+            if found <= planned:
+                break
+            yield found
+    yield planned
+
+
+def occurrence_id(name: str, at: int) -> str:
+    """The id of the message that a schedule sends for that time."""
+    return f"{name}@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"

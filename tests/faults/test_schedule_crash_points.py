@@ -1,0 +1,57 @@
+"""A daemon killed at each point of adding a schedule, and of storing an occurrence: it is there, once."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from datetime import datetime
+from typing import Final, get_args
+
+import pytest
+
+import eoq
+from tests.faults.daemons import ids_of, planted_daemon, settle_all
+from tests.faults.planted_daemon import Die, Plant, Point
+from tests.support import Wire, eventually
+
+COMMITTED: Final = ("committed", "replying")
+
+
+@pytest.mark.parametrize(
+    "quick_commit",
+    [pytest.param(None, id="quick"), pytest.param(0.0, id="in the thread", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("point", get_args(Point))
+def test_firing(point: Point, quick_commit: float | None) -> None:
+    """The first look finds nothing; in the second the first occurrence is stored, and the next one planned."""
+    ids: list[str] = []
+    with planted_daemon(Plant(Die(point, "schedule_fire", nth=2), quick_commit)) as daemon:
+        with closing(Wire(daemon.socket)) as wire:
+            first = wire.ask({"op": "schedule_add", "name": "tick", "queue": "ticks", "every": 1})["next_at"]
+        assert daemon.wait() == -signal.SIGKILL
+        daemon.start_plain()
+        with eoq.connect(daemon.socket) as client:
+
+            def some() -> bool:
+                ids.extend(ids_of(settle_all(client, "ticks")))
+                return len(ids) >= 3
+
+            eventually(some)
+    times = [datetime.fromisoformat(id.partition("@")[2]).timestamp() for id in ids]
+    assert times == [first + n for n in range(len(ids))]
+
+
+@pytest.mark.parametrize("point", get_args(Point))
+def test_adding(point: Point) -> None:
+    """What was confirmed is there, what is repeated is there once."""
+    with planted_daemon(Plant(Die(point, "schedule_add"))) as daemon:
+        with closing(Wire(daemon.socket)) as wire:
+            wire.send({"op": "schedule_add", "name": "s", "queue": "q", "every": 1000})
+            assert daemon.wait() == -signal.SIGKILL
+        daemon.start_plain()
+        with eoq.connect(daemon.socket) as client:
+            stored = [row["name"] for row in client.ask("schedules")["schedules"]]
+            assert stored == (["s"] if point in COMMITTED else [])
+            again = client.ask("schedule_add", name="s", queue="q", every=1000)
+            assert again["changed"] is (point not in COMMITTED)
+            assert len(client.ask("schedules")["schedules"]) == 1
