@@ -72,10 +72,10 @@ class Daemon:
             return put(now, messages)
 
         self.store.put = full_or_put  # type: ignore[method-assign] # as a store is whose queues have limits
-        broker = Broker(
+        self.broker = Broker(
             self.store, self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None
         )
-        self.scheduler = Scheduler(self.store, self, self.clock, broker)
+        self.scheduler = Scheduler(self.store, self, self.clock, self.broker)
         self.running = True
         self.scheduler.apply(self.config)
         self.rest()
@@ -327,6 +327,20 @@ def test_what_comes_right_after_the_clock_is_set_back(daemon: Daemon, clock: Man
     daemon.pass_time(24 * HOUR)
     assert len(daemon.messages()) in (24, 25)
     assert len(set(daemon.messages())) == len(daemon.messages())
+
+
+def test_a_ttl_is_not_moved_by_a_jump_that_was_before(daemon: Daemon, clock: ManualClock) -> None:
+    """The broker moves times to live with the clock: of what was stored before it was set, and of nothing else."""
+    start = clock.wall()
+    daemon.ask("schedule_add", name="s", queue="q", every=1000, ttl=5000)
+    clock.jump(1005)
+    daemon.pass_time(LONGEST_TIMER)
+    daemon.broker.look_at_clock()
+    daemon.rest()
+    with closing(sqlite3.connect(daemon.store.path)) as database:
+        assert database.execute("select id, expires_at from message").fetchall() == [
+            (_id("s", start + 1000), start + 6000)
+        ]
 
 
 def test_one_added_later_does_not_wait_for_the_timer_of_another(daemon: Daemon) -> None:
