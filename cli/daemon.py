@@ -48,6 +48,10 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     max_attempts = 3       # deliveries before a message is a dead letter; 10 if absent
     [[relay]]
     path = "shop.db"       # relative to the file's folder
+    [[schedule]]
+    name = "report"
+    queue = "reports"
+    cron = "30 6 * * MON-FRI"
     """
     # Until the daemon listens to it, which then looks at the file in any case: its default would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -7,10 +7,11 @@ that no other client waits; it is repeated until nothing is left.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-from .calls import Call, check_queue
-from .protocol import MAX_BATCH, MAX_WAIT, Fields
+from .calls import Call, check_options, check_queue
+from .message import JSON_TYPE, Outgoing, encode_payload
+from .protocol import MAX_BATCH, MAX_WAIT, Fields, put_bytes
 
 T = TypeVar("T")
 
@@ -91,6 +92,33 @@ def _unbind(topic: str, queue: str) -> Call[None]:
     return Call({"op": "unbind", "topic": check_queue(topic), "queue": check_queue(queue)}, lambda _: None)
 
 
+def _schedule(
+    name: str,
+    queue: str,
+    message: Outgoing,
+    cron: str | None,
+    timezone: str | None,
+    every: int | None,
+    at: float | None,
+    catch_up: str,
+    replace: bool,
+) -> Call[float | None]:
+    body, is_json = encode_payload(message.body)
+    check_options(message)
+    headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+    given = {"cron": cron, "timezone": timezone, "every": every, "at": at, "headers": headers or None}
+    given |= {"priority": message.priority or None, "group": message.group, "ttl": message.ttl}
+    fields: Fields = {"op": "schedule_add", "name": name, "queue": check_queue(queue), "catch_up": catch_up}
+    fields |= {"replace": replace, **{key: value for key, value in given.items() if value is not None}}
+    put_bytes(fields, "body", body)
+    return Call(fields, lambda reply: reply["next_at"])
+
+
+def _unschedule(name: str) -> Call[None]:
+    return Call({"op": "schedule_remove", "name": name}, lambda _: None)
+
+
+_SCHEDULES: Call[list[Fields]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
 _QUEUES: Call[list[Fields]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
 _TOPICS: Call[list[Fields]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))
 
@@ -203,6 +231,46 @@ class Steering:
         """All bindings: topic, queue and headers of each."""
         return self._run(_TOPICS)
 
+    def schedule(
+        self,
+        name: str,
+        queue: str,
+        body: object = b"",
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        every: int | None = None,
+        at: float | None = None,
+        catch_up: Literal["last", "all", "none"] = "last",
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        ttl: float | None = None,
+        replace: bool = False,
+    ) -> float | None:
+        """Sends a message to ``queue`` at each occurrence from now on, each once, whatever is killed.
+
+        Occurrences are those of a ``cron`` expression, by the clock of ``timezone`` (an IANA name, UTC if None), or
+        ``every`` so many seconds, the first ``at`` (seconds since the epoch). ``catch_up`` says what is sent of those
+        that were missed by more than a minute: the last, all (1,000 at most), or none. ``ttl`` counts from the
+        occurrence. Returns when the next one is, in seconds since the epoch.
+
+        The same again changes nothing. Raises `IdConflict` where the name stands for something else, unless
+        ``replace``, and `QueueFull` where there are too many schedules.
+        """
+        message = Outgoing(body, headers=headers, priority=priority, group=group, ttl=ttl)
+        return self._run(_schedule(name, queue, message, cron, timezone, every, at, catch_up, replace))
+
+    def unschedule(self, name: str) -> None:
+        """Ends a schedule; what it has sent stays. Raises `NotFound`, and `InvalidRequest` for one of the daemon's
+        configuration.
+        """
+        self._run(_unschedule(name))
+
+    def schedules(self) -> list[Fields]:
+        """All schedules: name, queue, when they occur, next and last time."""
+        return self._run(_SCHEDULES)
+
 
 class AsyncSteering:
     """The methods of `eoq.AsyncClient` that look at queues and steer them; see `Steering`."""
@@ -301,3 +369,32 @@ class AsyncSteering:
     async def topics(self) -> list[Fields]:
         """See `Steering.topics`."""
         return await self._run(_TOPICS)
+
+    async def schedule(
+        self,
+        name: str,
+        queue: str,
+        body: object = b"",
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        every: int | None = None,
+        at: float | None = None,
+        catch_up: Literal["last", "all", "none"] = "last",
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        ttl: float | None = None,
+        replace: bool = False,
+    ) -> float | None:
+        """See `Steering.schedule`."""
+        message = Outgoing(body, headers=headers, priority=priority, group=group, ttl=ttl)
+        return await self._run(_schedule(name, queue, message, cron, timezone, every, at, catch_up, replace))
+
+    async def unschedule(self, name: str) -> None:
+        """See `Steering.unschedule`."""
+        await self._run(_unschedule(name))
+
+    async def schedules(self) -> list[Fields]:
+        """See `Steering.schedules`."""
+        return await self._run(_SCHEDULES)

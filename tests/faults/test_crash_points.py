@@ -25,7 +25,8 @@ from tests.faults.planted_daemon import Point as PlantedPoint
 from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 WORKER: Final = Path(planted_worker.__file__)
-LIVES: Final = 5
+LIVES: Final = 12
+"""More than a daemon has transactions of its own as it starts."""
 
 
 # ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -95,6 +95,22 @@ class AnyClient(Protocol):
     def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None: ...
     def unbind(self, topic: str, queue: str) -> None: ...
     def topics(self) -> list[Fields]: ...
+    def schedule(
+        self,
+        name: str,
+        queue: str,
+        body: object = b"",
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        every: int | None = None,
+        at: float | None = None,
+        group: str | None = None,
+        ttl: float | None = None,
+        replace: bool = False,
+    ) -> float | None: ...
+    def unschedule(self, name: str) -> None: ...
+    def schedules(self) -> list[Fields]: ...
     def ask(self, op: str, **fields: Any) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
@@ -211,6 +227,15 @@ class AsyncFace:
 
     def topics(self) -> list[Fields]:
         return self.run(self.client.topics())
+
+    def schedule(self, name: str, queue: str, body: object = b"", **options: Any) -> float | None:
+        return self.run(self.client.schedule(name, queue, body, **options))
+
+    def unschedule(self, name: str) -> None:
+        self.run(self.client.unschedule(name))
+
+    def schedules(self) -> list[Fields]:
+        return self.run(self.client.schedules())
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.run(self.client.ask(op, **fields))

@@ -271,6 +271,29 @@ def test_waiting_receivers_of_all_bound_queues_are_woken(client: AnyClient, shar
         assert [future.result(20) for future in received] == [["up"]] * 3
 
 
+# ── schedules ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_schedule_sends_each_occurrence(client: AnyClient, queue: str) -> None:
+    name = queue[:60]
+    begin = time.time()
+    next_at = client.schedule(name, queue, {"tick": True}, every=1, at=begin - 3600, group="g", ttl=60)
+    assert next_at is not None and begin - 1 <= next_at <= begin + 2
+    (first,) = client.receive(queue, wait=20)
+    assert first.json() == {"tick": True} and first.group == "g" and first.id.startswith(f"{name}@")
+    assert first.headers == {"content-type": "application/json"}
+    client.ack(first)
+    assert [row["every"] for row in client.schedules() if row["name"] == name] == [1]
+    with pytest.raises(eoq.IdConflict):
+        client.schedule(name, queue, "another", every=1)
+    client.schedule(name, queue, "another", cron="0 0 1 1 *", timezone="Europe/Berlin", replace=True)
+    client.unschedule(name)
+    with pytest.raises(eoq.NotFound):
+        client.unschedule(name)
+    with pytest.raises(eoq.InvalidRequest):
+        client.schedule(name, queue, cron="every now and then")
+
+
 # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
