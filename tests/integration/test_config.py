@@ -160,7 +160,8 @@ def test_the_example_has_every_setting_and_says_its_default() -> None:
         value = getattr(whole, field.name)
         assert value != field.default, field.name
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, msgspec.Struct):
+            # Of a schedule not all can be said together.
+            if isinstance(part, msgspec.Struct) and field.name != "schedule":
                 assert None not in msgspec.structs.astuple(part), f"{field.name}: {part}"
 
 
