@@ -1,15 +1,12 @@
 """What a request means: it becomes one verb of the store, and the verb's outcome becomes the reply.
 
-The broker also knows who waits. A receiver that finds nothing waits in memory; whatever may make a message
-ready (a send, a nack, a lease that ends, a due time, a group that moves on) offers it to the next waiter by
-submitting that waiter's claim right behind, so that both share one transaction and nobody polls.
+Who asks for messages is in ``receivers.py``; whatever may make some ready is told to them here.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -19,24 +16,20 @@ from ..ids import new_id
 from ..protocol import put_bytes
 from . import requests as ask
 from .clock import Clock, Timer
-from .file import Verb
 from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
+from .receivers import Receivers
 from .rows import Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored
+from .session import Fields, Reply, Session, Submitter
 from .settings import SettingsOf, defaults
 from .store import Store
 
-Fields: TypeAlias = dict[str, Any]
-Reply: TypeAlias = Callable[["Fields | EoqError"], None]
-Done: TypeAlias = Callable[[Any], None]
 Ended: TypeAlias = Callable[[str, str, str, "bytes | None", "str | None"], None]
 """Told of each message that has ended: queue, id, outcome, result, error."""
 Arrived: TypeAlias = Callable[[str], None]
 """Told of each queue in which messages were stored."""
 
-RECEIVE_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of bodies in one reply to a receive; a single larger message goes alone."""
 ADVANCE_BATCH: Final = 500
 """Due messages made ready, or expired ones ended, in one step: so that no send waits behind a million of them."""
 LONGEST_TIMER: Final = 60.0
@@ -47,55 +40,10 @@ FAILED_RELEASE: Final = 1.0
 """Seconds until a release that the disk refused is tried again."""
 
 
-class Submitter(Protocol):
-    """What the broker needs of the writer."""
-
-    def submit(self, verb: Verb, done: Done, durable: bool = True) -> None: ...
-
-
 class Router(Protocol):
     """What the broker needs of topics."""
 
     def route(self, messages: Sequence[NewMessage]) -> Routed: ...
-
-
-class Session:
-    """What the broker knows of one connection. ``consumer`` names the program at its other end."""
-
-    def __init__(self, consumer: str | None = None) -> None:
-        self.consumer = consumer
-        self.closed = False
-        self.leases: set[Lease] = set()
-        """The bound leases; they end with the connection."""
-        self.waiting: set[Waiter] = set()
-
-
-class Waiter:
-    """A receive that has not been answered."""
-
-    def __init__(self, session: Session, request: ask.Receive, reply: Reply) -> None:
-        self.session = session
-        self.request = request
-        self.reply = reply
-        self.timer: Timer | None = None
-        self.claiming = False
-        self.answered = False
-        self.allowed = 0
-        """How many messages its claim under way may take."""
-        self.patient = request.wait > 0
-        self.seen = 0
-        """How often its queue had been stirred when its last claim was submitted."""
-
-
-class Line:
-    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready, ``timer``
-    runs until the queue's rate allows another delivery.
-    """
-
-    def __init__(self) -> None:
-        self.waiters: deque[Waiter] = deque()
-        self.stirred = 0
-        self.timer: Timer | None = None
 
 
 class Broker:
@@ -124,9 +72,16 @@ class Broker:
         self._topics = topics
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
-        self._flow = Flow(settings, clock, self._leases.count)
+        self._receivers = Receivers(
+            store,
+            writer,
+            clock,
+            Flow(settings, clock, self._leases.count),
+            grant=self._grant,
+            give_back=self._return,
+            ended=self.ended,
+        )
         self.rates = Rates(clock)
-        self._lines: dict[str, Line] = {}
         self._lease_timer: tuple[float, Timer] | None = None
         self._moment_timer: tuple[float, Timer] | None = None
         self._wall_ahead = clock.wall() - clock.elapsed()
@@ -134,7 +89,7 @@ class Broker:
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
             ask.Send: self._send,
             ask.SendMany: self._send_many,
-            ask.Receive: self._receive,
+            ask.Receive: self._receivers.receive,
             ask.Ack: self._ack,
             ask.Settle: self._settle,
             ask.Nack: self._nack,
@@ -174,8 +129,7 @@ class Broker:
     def closed(self, session: Session) -> None:
         """A connection has ended: its waiters go, and its bound leases are given back at once."""
         session.closed = True
-        for waiter in tuple(session.waiting):
-            self._leave(waiter)
+        self._receivers.closed(session)
         leases = list(session.leases)
         for lease in leases:
             self._leases.remove(lease)
@@ -185,18 +139,18 @@ class Broker:
     def stop(self) -> None:
         """Answers all who wait; nothing is offered from now on."""
         self._stopping = True
-        for line in list(self._lines.values()):
-            for waiter in tuple(line.waiters):
-                if not waiter.claiming:
-                    self._answer(waiter, Claim([], 0))
+        self._receivers.stop()
         for timer in (self._lease_timer, self._moment_timer):
             if timer is not None:
                 timer[1].cancel()
 
     def settings_changed(self) -> None:
         """What holds for the queues may be something else now: those who wait may be allowed more."""
-        for queue in list(self._lines):
-            self.stir_all(queue)
+        self._receivers.stir_everywhere()
+
+    def stir_all(self, queue: str) -> None:
+        """Any number of messages of ``queue`` may just have become ready, by a verb just submitted."""
+        self._receivers.stir_all(queue)
 
     @property
     def leased(self) -> int:
@@ -206,7 +160,7 @@ class Broker:
     @property
     def waiting(self) -> int:
         """Receivers that wait now."""
-        return sum(len(line.waiters) for line in self._lines.values())
+        return len(self._receivers)
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,7 +214,7 @@ class Broker:
         if moment is not None:
             self._watch(moment)
         for queue, count in counts.items():
-            self._stir(queue, count)
+            self._receivers.stir(queue, count)
 
     def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
         """Messages were stored: those who look on are told."""
@@ -279,107 +233,14 @@ class Broker:
         for end in ends:
             self._ended(end.queue, end.id, end.outcome, None, end.error)
         for queue in {end.queue for end in ends}:
-            self._stir(queue, len(ends))
+            self._receivers.stir(queue, len(ends))
         if ends:
             self._watch(self._clock.wall())
 
-    # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
+    # ── delivering ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _receive(self, session: Session, request: ask.Receive, reply: Reply) -> None:
-        waiter = Waiter(session, request, reply)
-        session.waiting.add(waiter)
-        line = self._lines.setdefault(request.queue, Line())
-        line.waiters.append(waiter)
-        if request.wait:
-            waiter.timer = self._clock.call_later(request.wait, partial(self._waited, waiter))
-        self._claim(waiter, line)
-
-    def _claim(self, waiter: Waiter, line: Line) -> None:
-        request = waiter.request
-        waiter.seen = line.stirred
-        waiter.allowed = self._flow.allow(request.queue, request.limit)
-        if not waiter.allowed:
-            self._hold_back(waiter, line)
-            return
-        waiter.claiming = True
-        consumer = waiter.session.consumer
-        now = self._clock.wall()
-        verb = partial(self._store.claim, now, request.queue, waiter.allowed, RECEIVE_BYTES, consumer)
-        # A lease that is lost with the power was one of a daemon that is gone as well.
-        self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
-
-    def _hold_back(self, waiter: Waiter, line: Line) -> None:
-        """The settings of its queue allow no more for now: a lease that ends, or some time, lets the next one claim."""
-        queue = waiter.request.queue
-        seconds = self._flow.seconds(queue)
-        if seconds is not None and line.timer is None:
-
-            def again() -> None:
-                line.timer = None
-                self._stir(queue, len(line.waiters))
-
-            line.timer = self._clock.call_later(seconds, again)
-        if not waiter.patient or self._stopping:
-            self._answer(waiter, Claim([], 0))
-
-    def _claimed(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
-        waiter.claiming = False
-        queue = waiter.request.queue
-        claim = outcome if isinstance(outcome, Claim) else Claim([], 0)
-        self._flow.claimed(queue, waiter.allowed, len(claim.messages))
-        unseen = len(claim.messages) < waiter.allowed and waiter.seen != line.stirred
-        self._conclude(waiter, line, outcome)
-        if unseen and waiter.answered:
-            # What came meanwhile was offered to nobody, if this one had all that the queue's settings allow.
-            self._stir(queue, 1)
-        self.ended(claim.ended)
-
-    def _conclude(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
-        if waiter.answered:
-            # It left while its claim was under way (a closed connection, a wait that ended).
-            if isinstance(outcome, Claim):
-                self._give_back(self._lease(waiter, outcome), None, counts=False)
-        elif isinstance(outcome, EoqError):
-            self._leave(waiter)
-            waiter.reply(outcome)
-        elif outcome.messages:
-            self._answer(waiter, outcome)
-            if len(outcome.messages) == waiter.allowed:
-                # There may be more than this one could take.
-                self._stir(waiter.request.queue, 1)
-        elif self._stopping:
-            self._answer(waiter, outcome)
-        elif outcome.unfinished or (waiter.patient and waiter.seen != line.stirred):
-            self._claim(waiter, line)
-        elif not waiter.patient:
-            self._answer(waiter, outcome)
-
-    def _lease(self, waiter: Waiter, claim: Claim) -> list[Lease]:
-        request = waiter.request
-        deadline = self._clock.monotonic() + request.lease
-        owner = waiter.session.leases if request.bound else None
-        return [
-            Lease(
-                Held(
-                    message.seq,
-                    message.fence,
-                    request.queue,
-                    message.group,
-                    len(message.body),
-                    message.expires_at is not None,
-                ),
-                message.id,
-                message.attempt,
-                self._receipts.write(message.seq, message.fence),
-                deadline,
-                owner,
-            )
-            for message in claim.messages
-        ]
-
-    def _answer(self, waiter: Waiter, claim: Claim) -> None:
-        self._leave(waiter)
-        leases = self._lease(waiter, claim)
+    def _grant(self, session: Session, request: ask.Receive, claim: Claim) -> Fields:
+        leases = self._lease(session, request, claim)
         for lease in leases:
             self._leases.add(lease)
         if leases:
@@ -401,51 +262,32 @@ class Broker:
             if message.group is not None:
                 fields["group"] = message.group
             messages.append(fields)
-        waiter.reply({"messages": messages, "watermark": claim.watermark})
+        return {"messages": messages, "watermark": claim.watermark}
 
-    def _waited(self, waiter: Waiter) -> None:
-        """The time of a waiter is over. A claim under way still answers it."""
-        if waiter.answered:
-            return
-        if waiter.claiming:
-            waiter.patient = False
-        else:
-            self._answer(waiter, Claim([], 0))
+    def _lease(self, session: Session, request: ask.Receive, claim: Claim) -> list[Lease]:
+        deadline = self._clock.monotonic() + request.lease
+        owner = session.leases if request.bound else None
+        return [
+            Lease(
+                Held(
+                    message.seq,
+                    message.fence,
+                    request.queue,
+                    message.group,
+                    len(message.body),
+                    message.expires_at is not None,
+                ),
+                message.id,
+                message.attempt,
+                self._receipts.write(message.seq, message.fence),
+                deadline,
+                owner,
+            )
+            for message in claim.messages
+        ]
 
-    def _leave(self, waiter: Waiter) -> None:
-        waiter.answered = True
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiter.session.waiting.discard(waiter)
-        queue = waiter.request.queue
-        line = self._lines[queue]
-        if line.waiters and line.waiters[0] is waiter:
-            line.waiters.popleft()
-        else:
-            line.waiters.remove(waiter)
-        if not line.waiters:
-            if line.timer is not None:
-                line.timer.cancel()
-            del self._lines[queue]
-
-    def stir_all(self, queue: str) -> None:
-        """Any number of messages of ``queue`` may just have become ready, by a verb just submitted."""
-        line = self._lines.get(queue)
-        if line is not None:
-            self._stir(queue, len(line.waiters))
-
-    def _stir(self, queue: str, count: int) -> None:
-        """Up to ``count`` messages of ``queue`` may just have become ready: the next waiters claim them."""
-        line = self._lines.get(queue)
-        if line is None or self._stopping:
-            return
-        line.stirred += 1
-        for waiter in tuple(line.waiters):
-            if not waiter.claiming and not waiter.answered:
-                self._claim(waiter, line)
-                count -= 1
-                if count <= 0:
-                    break
+    def _return(self, session: Session, request: ask.Receive, claim: Claim) -> None:
+        self._give_back(self._lease(session, request, claim), None, counts=False)
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -514,12 +356,12 @@ class Broker:
         self._leases.remove(lease)
         queue = lease.held.queue
         if self._settings(queue).max_in_flight is not None:
-            self._stir(queue, 1)
+            self._receivers.stir(queue, 1)
 
     def _moved_on(self, lease: Lease) -> None:
         """A message is about to end; the next of its group may become ready, or delayed until it is due."""
         if lease.held.group is not None:
-            self._stir(lease.held.queue, 1)
+            self._receivers.stir(lease.held.queue, 1)
             self._watch(self._clock.wall())
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
@@ -566,7 +408,7 @@ class Broker:
         for lease in leases:
             if lease.held.expires:
                 self._watch(now)  # looks when the next expires
-            self._stir(lease.held.queue, 1)
+            self._receivers.stir(lease.held.queue, 1)
             self._moved_on(lease)
 
     def _retry_wait(self, lease: Lease) -> float:
@@ -655,7 +497,7 @@ class Broker:
                 self._watch(self._clock.wall() + FAILED_RELEASE)
                 return
             for queue, count in outcome.ready.items():
-                self._stir(queue, count)
+                self._receivers.stir(queue, count)
             if outcome.next_at is not None:
                 self._watch(outcome.next_at)
             self.ended(outcome.ended)

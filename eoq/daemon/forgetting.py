@@ -9,9 +9,9 @@ from functools import partial
 from typing import Final
 
 from ..errors import EoqError
-from .broker import Submitter
 from .clock import Clock, Timer
 from .config import Current
+from .session import Submitter
 from .store import Store
 
 STEP_ROWS: Final = 200

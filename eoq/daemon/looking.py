@@ -15,9 +15,9 @@ from .. import __version__
 from ..errors import EoqError, NotFound
 from ..protocol import MAX_BATCH, put_bytes
 from . import requests as ask
-from .broker import Fields, Reply, Session
 from .rates import Rate
 from .reader import Filter, Reader
+from .session import Fields, Reply, Session
 
 Key: TypeAlias = tuple[str, str]
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 from ..errors import EoqError, InvalidRequest, MessageTooLarge
 from ..protocol import MAX_OUTPUT, get_bytes, put_bytes
 from . import requests as ask
-from .broker import Fields, Reply, Session, Submitter
 from .clock import Clock, Timer
 from .once_table import Once, OnceTable
+from .session import Fields, Reply, Session, Submitter
 
 RETURN_SECONDS: Final = 30.0
 """How long a caller may take to come back after a restart of the daemon, before its key is open again."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import EoqError
 from . import requests as ask
-from .broker import Broker, Fields, Reply, Session, Submitter
+from .broker import Broker
 from .clock import Clock, Timer
 from .schedule_rule import GRACE, Definition
 from .schedule_table import REFUSED, Fired, Schedule, Sent
+from .session import Fields, Reply, Session, Submitter
 from .store import Store
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from typing import Final, Protocol, cast
 from ..errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
 from ..protocol import MAX_LINE, LineBuffer
 from . import requests as ask
-from .broker import Broker, Fields, Reply, Session
+from .broker import Broker
 from .locks import Locked, cannot_use
 from .looking import Looker
 from .once import Deduplicator
+from .session import Fields, Reply, Session
 
 MAX_CONNECTIONS: Final = 4000
 """Connections at once; one more is told so and closed."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import EoqError, InvalidRequest
 from . import requests as ask
-from .broker import Broker, Fields, Reply, Session, Submitter
+from .broker import Broker
 from .clock import Clock
+from .session import Fields, Reply, Session, Submitter
 from .steering import Step
 from .store import Store
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from ..errors import EoqError
 from . import requests as ask
-from .broker import Reply, Session, Submitter
 from .rows import NewMessage, Routed
+from .session import Reply, Session, Submitter
 from .topic_table import Binding, TopicTable, check
 
 log = logging.getLogger("eoq.topics")

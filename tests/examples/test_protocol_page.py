@@ -16,7 +16,7 @@ import msgspec
 
 import eoq
 from eoq import protocol
-from eoq.daemon import broker, queue_table, reader, requests, schedule_rule, schedule_table, server, topic_table
+from eoq.daemon import queue_table, reader, receivers, requests, schedule_rule, schedule_table, server, topic_table
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
@@ -116,7 +116,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
         *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_table.MAX_BINDINGS, topic_table.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
-        *(broker.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
+        *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
     assert set(map(int, of_the_code)) <= limits

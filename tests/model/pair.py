@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from eoq.daemon import requests
-from eoq.daemon.broker import LONGEST_TIMER, Broker, Fields, Session
+from eoq.daemon.broker import LONGEST_TIMER, Broker
 from eoq.daemon.file import Verb
 from eoq.daemon.rows import Advanced, Claim, Shifted
+from eoq.daemon.session import Fields, Session
 from eoq.daemon.settings import QueueSettings
 from eoq.daemon.steward import Steward
 from eoq.daemon.store import Store

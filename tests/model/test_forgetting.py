@@ -27,8 +27,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import eoq
 from eoq import calls
 from eoq.daemon import requests
-from eoq.daemon.broker import Broker, Session
+from eoq.daemon.broker import Broker
 from eoq.daemon.file import Verb
+from eoq.daemon.session import Session
 from eoq.daemon.settings import QueueSettings
 from eoq.daemon.steward import Steward
 from eoq.daemon.store import Store

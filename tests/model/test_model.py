@@ -25,7 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eoq.daemon.broker import LONGEST_TIMER, Fields
+from eoq.daemon.broker import LONGEST_TIMER
+from eoq.daemon.session import Fields
 from eoq.daemon.settings import QueueSettings
 from eoq.protocol import put_bytes
 from tests.model.pair import Pair, Peer

@@ -24,13 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eoq.daemon import requests
-from eoq.daemon.broker import Broker, Session
+from eoq.daemon.broker import Broker
 from eoq.daemon.config import Config
 from eoq.daemon.file import Verb
 from eoq.daemon.rows import NewMessage, Stored
 from eoq.daemon.schedule_rule import GRACE, Definition
 from eoq.daemon.schedule_table import REFUSED, STEP, Sent
 from eoq.daemon.schedules import LONGEST_TIMER, Scheduler
+from eoq.daemon.session import Session
 from eoq.daemon.store import Store
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from eoq.protocol import Fields, encode

@@ -1,0 +1,34 @@
+"""What all parts of the daemon that answer requests share: a connection, its replies, and the way to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ..errors import EoqError
+from .file import Verb
+
+if TYPE_CHECKING:
+    from .leases import Lease
+    from .receivers import Waiter
+
+Fields: TypeAlias = dict[str, Any]
+Reply: TypeAlias = Callable[["Fields | EoqError"], None]
+Done: TypeAlias = Callable[[Any], None]
+
+
+class Submitter(Protocol):
+    """The way to the store: the writer, for whoever changes something."""
+
+    def submit(self, verb: Verb, done: Done, durable: bool = True) -> None: ...
+
+
+class Session:
+    """What is known of one connection. ``consumer`` names the program at its other end."""
+
+    def __init__(self, consumer: str | None = None) -> None:
+        self.consumer = consumer
+        self.closed = False
+        self.leases: set[Lease] = set()
+        """The bound leases; they end with the connection."""
+        self.waiting: set[Waiter] = set()
