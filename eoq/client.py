@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 PIPELINED: Final = 4
 """Requests of a bulk send that are under way at once."""
+LISTEN_SECONDS: Final = 1.0
+"""How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
 RECONNECT_SECONDS: Final = 0.05
 """The first wait between two tries to reach a daemon that went away; it doubles up to a second."""
 
@@ -145,24 +147,25 @@ class _Link:
                 if len(complete) == len(replies):
                     return complete
                 self._raise_if_broken()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
                 if self._reading:
-                    if not self._changed.wait(max(deadline - time.monotonic(), 0.001)):
-                        raise TimeoutError
-                    continue
-                self._read(deadline)
+                    self._changed.wait(min(left, LISTEN_SECONDS))
+                else:
+                    self._read(min(left, LISTEN_SECONDS))
 
-    def _read(self, deadline: float) -> None:
+    def _read(self, seconds: float) -> None:
         """Reads once, for all threads. Called with the condition held; gives it up while it waits."""
         self._reading = True
         self._changed.release()
         data = b""
         reason = "the daemon closed the connection"
         try:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._socket.settimeout(seconds)
             data = self._socket.recv(1024 * 1024)
         except TimeoutError:
             reason = ""
-            raise
         except OSError as error:
             reason = str(error)
         except BaseException:
