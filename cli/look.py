@@ -133,8 +133,12 @@ def peek(
     eoq peek mail --state dead --json | jq -r .error
     eoq peek payments --group alice --contains refund
     """
+    wanted = {"group": group, "headers": headers or None, "contains": contains}
     with connect(socket) as client:
-        messages = client.peek(queue, state, limit=limit, group=group, headers=headers or None, contains=contains)
+        found = client.ask("peek", queue=queue, state=state, limit=limit, **wanted)
+    messages = found["messages"]
+    if found["more"] and len(messages) < limit:
+        click.echo(f"eoq: {queue} has more than one look goes through; there may be others", err=True)
     if as_json:
         for message in messages:
             print_json(message)

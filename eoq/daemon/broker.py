@@ -15,7 +15,7 @@ from ..errors import EoqError, InvalidRequest, LeaseLost
 from ..ids import new_id
 from ..protocol import put_bytes
 from . import requests as ask
-from .clock import Clock, Timer
+from .clock import Clock, NoticingClock, Timer
 from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
@@ -32,10 +32,10 @@ Arrived: TypeAlias = Callable[[str], None]
 
 ADVANCE_BATCH: Final = 500
 """Due messages made ready, or expired ones ended, in one step: so that no send waits behind a million of them."""
+MAX_COPIES: Final = 25_000
+"""Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
 LONGEST_TIMER: Final = 60.0
 """Seconds after which a due time is looked at again, should the wall clock have jumped."""
-JUMP: Final = 1.0
-"""Seconds by which a wall clock must be off to have been set; less is how clocks are kept right."""
 FAILED_RELEASE: Final = 1.0
 """Seconds until a release that the disk refused is tried again."""
 
@@ -64,7 +64,7 @@ class Broker:
     ) -> None:
         self._store = store
         self._writer = writer
-        self._clock = clock
+        self.clock = self._clock = NoticingClock(clock, self._shift)
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
         self._settings = settings
         self._ended = ended
@@ -75,8 +75,8 @@ class Broker:
         self._receivers = Receivers(
             store,
             writer,
-            clock,
-            Flow(settings, clock, self._leases.count),
+            self._clock,
+            Flow(settings, self._clock, self._leases.count),
             grant=self._grant,
             give_back=self._return,
             ended=self.ended,
@@ -84,7 +84,6 @@ class Broker:
         self.rates = Rates(clock)
         self._lease_timer: tuple[float, Timer] | None = None
         self._moment_timer: tuple[float, Timer] | None = None
-        self._wall_ahead = clock.wall() - clock.elapsed()
         self._stopping = False
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
             ask.Send: self._send,
@@ -104,17 +103,9 @@ class Broker:
         """Finds out when the first delayed message is due, and when the first expires."""
         self._advance()
 
-    def look_at_clock(self) -> None:
-        """To be called before each request, so that all that was stored before a jump of the wall clock is shifted with
-        it, and nothing that comes after.
-        """
-        wall_ahead = self._clock.wall() - self._clock.elapsed()
-        jump = wall_ahead - self._wall_ahead
-        self._wall_ahead = wall_ahead
-        if abs(jump) >= JUMP and not self._stopping:
-            self._shift(jump)
-
     def _shift(self, seconds: float) -> None:
+        """The wall clock was set: what waits is moved with it, before anything else is done."""
+
         def done(outcome: Shifted | EoqError) -> None:
             if isinstance(outcome, EoqError) and not self._stopping:
                 self._clock.call_later(FAILED_RELEASE, partial(self._shift, seconds))
@@ -191,6 +182,11 @@ class Broker:
     def route(self, messages: Sequence[NewMessage], now: float) -> Routed:
         """Messages as they are to be stored: in the queues bound to their topic, with their queue's time to live."""
         routed = Routed(messages, None) if self._topics is None else self._topics.route(messages)
+        if len(routed.messages) > MAX_COPIES:
+            raise InvalidRequest(
+                f"{len(messages):,} messages for topics would be {len(routed.messages):,} in their queues, and "
+                f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
+            )
         ttls = {queue: self._settings(queue).ttl for queue in {message.queue for message in routed.messages}}
         if not any(ttls.values()):
             return routed
@@ -490,7 +486,6 @@ class Broker:
 
     def _advance(self) -> None:
         self._moment_timer = None
-        self.look_at_clock()
 
         def done(outcome: Advanced | EoqError) -> None:
             if isinstance(outcome, EoqError):

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+JUMP: Final = 1.0
+"""Seconds by which a wall clock must be off to have been set; less is how clocks are kept right."""
 _ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """On macOS the monotonic clock itself counts sleep."""
 
@@ -38,6 +40,30 @@ class Clock(Protocol):
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Runs ``callback`` once, ``seconds`` from now."""
         ...
+
+
+class NoticingClock:
+    """A clock that tells ``jumped`` when the wall clock was set, before it gives the time to anybody.
+
+    So whatever was stored before can be moved with it, and nothing that comes after.
+    """
+
+    def __init__(self, clock: Clock, jumped: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._jumped = jumped
+        self._ahead = clock.wall() - clock.elapsed()
+        self.monotonic = clock.monotonic
+        self.elapsed = clock.elapsed
+        self.call_later = clock.call_later
+
+    def wall(self) -> float:
+        wall = self._clock.wall()
+        ahead = wall - self._clock.elapsed()
+        jump = ahead - self._ahead
+        self._ahead = ahead
+        if abs(jump) >= JUMP:
+            self._jumped(jump)
+        return wall
 
 
 class LoopClock:

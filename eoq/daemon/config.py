@@ -38,6 +38,8 @@ from .settings import RETENTION, QueueSettings, StorageSettings
 MAX_SECTIONS: Final = 1000
 """Patterns of queues, bindings, and schedules."""
 MAX_RELAYS: Final = 100
+MAX_REMEMBERED: Final = 20_000
+"""Queues whose settings are kept as they were put together."""
 MAX_PATTERN: Final = 200
 """Characters of a pattern of queues."""
 PATTERN: Final = re.compile(
@@ -159,6 +161,7 @@ class Current:
         config, queues = self._now
         settings = queues.get(name)
         if settings is None:
-            # As many as there can be queues: the daemon makes no more.
+            if len(queues) >= MAX_REMEMBERED:
+                queues.clear()  # somebody asks for queues that are not there
             settings = queues[name] = config.queue(name, self._overrides)
         return settings

@@ -62,11 +62,11 @@ class Delivering(Sending):
             return Claim([], self._end())
         if self._is_paused(number):
             return Claim([], self._watermark(number))
-        claimed, expired = self._next(now, number, limit, most_bytes)
+        claimed, expired, cut = self._next(now, number, limit, most_bytes)
         ended: list[End] = []
         if expired:
             ended = self._expire_first(now, number)
-            claimed, expired = self._next(now, number, limit, most_bytes)
+            claimed, expired, cut = self._next(now, number, limit, most_bytes)
             if expired:
                 return Claim([], self._watermark(number), ended, unfinished=True)
         if claimed:
@@ -78,10 +78,10 @@ class Delivering(Sending):
                 """,
                 (now, consumer, json.dumps([message.seq for message in claimed])),
             )
-        return Claim(claimed, self._watermark(number), ended)
+        return Claim(claimed, self._watermark(number), ended, unfinished=cut)
 
-    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[Claimed], bool]:
-        """What may be leased, and whether there was one among it whose time is over."""
+    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[Claimed], bool, bool]:
+        """What may be leased, whether there was one among it whose time is over, and whether the rest is too large."""
         claimed: list[Claimed] = []
         size = 0
         cursor = self._database.execute(
@@ -94,10 +94,11 @@ class Delivering(Sending):
             """,
             (number, limit),
         )
-        expired = False
+        expired = cut = False
         for row in cursor:
             size += len(row[2])
             if claimed and size > most_bytes:
+                cut = True
                 break
             expires_at = row[9]
             if expires_at is not None and expires_at <= now:
@@ -105,7 +106,7 @@ class Delivering(Sending):
                 break
             claimed.append(Claimed._make(row))
         cursor.close()
-        return claimed, expired
+        return claimed, expired, cut
 
     def _expire_first(self, now: float, number: int) -> list[End]:
         """Ends those whose time is over, among the first that could be delivered."""

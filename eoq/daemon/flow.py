@@ -44,6 +44,11 @@ class Flow:
             self._reserved[queue] = self._reserved.get(queue, 0) + allowed
         return allowed
 
+    def limits(self, queue: str) -> bool:
+        """Whether a queue's settings hold anything back."""
+        settings = self._settings(queue)
+        return settings.max_in_flight is not None or settings.rate is not None
+
     def claimed(self, queue: str, allowed: int, taken: int) -> None:
         """Of ``allowed`` messages so many were there; the others may be leased by somebody else."""
         reserved = self._reserved.get(queue)

@@ -152,10 +152,10 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             topics=topics,
             settings=current.queue,
         )
-        deduplicator = Deduplicator(store, writer, clock)
-        forgetter = Forgetter(store, writer, clock, current)
-        steward = Steward(store, writer, clock, broker)
-        scheduler = Scheduler(store, writer, clock, broker)
+        deduplicator = Deduplicator(store, writer, broker.clock)
+        forgetter = Forgetter(store, writer, broker.clock, current)
+        steward = Steward(store, writer, broker.clock, broker)
+        scheduler = Scheduler(store, writer, broker.clock, broker)
         server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)

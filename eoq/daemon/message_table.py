@@ -78,7 +78,9 @@ class MessageTable(QueueTable):
         self._database.execute(
             """
             update message
-            set state = iif(due_at > :now, 'delayed', 'ready')
+            set
+              state = iif(due_at > :now, 'delayed', 'ready'),
+              due_at = iif(due_at > :now, due_at, null)
             where seq = (
               select seq
               from message

@@ -140,10 +140,9 @@ class Receivers:
         queue = waiter.request.queue
         claim = outcome if isinstance(outcome, Claim) else Claim([], 0)
         self._flow.claimed(queue, waiter.allowed, len(claim.messages))
-        unseen = len(claim.messages) < waiter.allowed and waiter.seen != line.stirred
         self._conclude(waiter, line, outcome)
-        if unseen and waiter.answered:
-            # What came meanwhile was offered to nobody, if this one had all that the queue's settings allow.
+        if waiter.answered and (isinstance(outcome, EoqError) or self._flow.limits(queue)):
+            # What it did not take is for another, who was perhaps held back since this one had all that is allowed.
             self.stir(queue, 1)
         self._ended(claim.ended)
 
@@ -157,7 +156,7 @@ class Receivers:
             waiter.reply(outcome)
         elif outcome.messages:
             self._answer(waiter, outcome)
-            if len(outcome.messages) == waiter.allowed:
+            if len(outcome.messages) == waiter.allowed or outcome.unfinished:
                 # There may be more than this one could take.
                 self.stir(waiter.request.queue, 1)
         elif self._stopping:

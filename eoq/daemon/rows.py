@@ -34,7 +34,8 @@ class Routed(NamedTuple):
         """The indexes of sent messages of which every copy was stored before."""
         if self.origins is None:
             return list(stored)
-        new = {origin for index, origin in enumerate(self.origins) if index not in set(stored)}
+        known = set(stored)
+        new = {origin for index, origin in enumerate(self.origins) if index not in known}
         return sorted(set(self.origins) - new)
 
 
@@ -75,7 +76,7 @@ class Claimed(NamedTuple):
 class Claim(NamedTuple):
     """What one receive takes, and the queue's watermark.
 
-    ``ended`` had expired. ``unfinished`` says that so many have that it is worth asking again at once.
+    ``ended`` had expired. ``unfinished`` says that there may be more: so many had expired, or so large were they.
     """
 
     messages: list[Claimed]

@@ -157,7 +157,7 @@ class Scheduler:
         self._timer = None
         if self._stopping:
             return
-        self._broker.look_at_clock()
+        self._broker.clock.wall()  # notices a jump
         self._writer.submit(partial(self._store.schedule_fire, self._clock.wall(), self._send), self._fired)
 
     def _send(self, now: float, definition: Definition, at: int) -> Sent:

@@ -20,6 +20,9 @@ from .settings import QueueSettings, StorageSettings
 SPACE_SECONDS: Final = 0.1
 """How long what is known of the disk's free space is good for."""
 
+MOST_DROPPED: Final = 1000
+"""Messages that make room for one send; a queue whose limit was lowered comes down in steps."""
+
 _PUT: Final = """
     insert into message
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
@@ -69,7 +72,9 @@ class Sending(MessageTable):
         """
         queues = {message.queue for message in messages}
         limited = [queue for queue in sorted(queues) if self._settings(queue).limited]
-        with self._all_or_nothing() if limited else nullcontext():
+        # A refusal in the middle undoes what was done by then. Of one queue that is known, nothing is.
+        undoable = limited or len(queues) > 1 or not queues <= self._queues.keys()
+        with self._all_or_nothing() if undoable else nullcontext():
             first = self._next_seq
             for queue in limited:
                 self._content(self._queue_number(queue))  # counted from now on
@@ -174,7 +179,7 @@ class Sending(MessageTable):
         number = self._queue_number(queue)
         settings = self._settings(queue)
         ended: list[End] = []
-        while (excess := _excess(self._content(number), settings)) is not None:
+        while len(ended) < MOST_DROPPED and (excess := _excess(self._content(number), settings)) is not None:
             if settings.when_full == "refuse":
                 raise QueueFull(f"the queue {queue!r} {excess}; try again when some are settled")
             row = self._database.execute(_OLDEST, (number,)).fetchone()

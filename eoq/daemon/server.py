@@ -202,7 +202,6 @@ class Connection(asyncio.Protocol):
         self._waiting += waits
         self._heavy += heavy
         reply = partial(self._reply, request.rid, waits, heavy)
-        self._server.broker.look_at_clock()
         try:
             for handler in self._server.handlers:
                 if handler.handles(request):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from typing import Final
 
-from ..errors import EoqError
+from ..errors import EoqError, InvalidRequest
 from . import requests as ask
 from .rows import NewMessage, Routed
 from .session import Reply, Session, Submitter
 from .topic_table import Binding, TopicTable, check
+
+MAX_BINDING_HEADERS: Final = 4096
+"""Characters, as JSON."""
 
 log = logging.getLogger("eoq.topics")
 
@@ -78,6 +82,8 @@ class Topics:
 
         match request:
             case ask.Bind(topic=topic, queue=queue, headers=headers):
+                if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
+                    raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
                 binding = Binding(topic, queue, headers or {})
                 self._writer.submit(lambda: self._table.bind(binding, self._configured), done)
             case ask.Unbind(topic=topic, queue=queue):

@@ -433,7 +433,9 @@ class Model:
         for follower in before - self.blocked():
             if follower.state not in FINISHED:
                 # Its delay ran on while it was blocked.
-                follower.state = "delayed" if follower.due is not None and follower.due > now else "ready"
+                if follower.due is not None and follower.due <= now:
+                    follower.due = None
+                follower.state = "ready" if follower.due is None else "delayed"
 
 
 def _given_up(message: Message) -> bool:

@@ -336,7 +336,7 @@ def test_a_ttl_is_not_moved_by_a_jump_that_was_before(daemon: Daemon, clock: Man
     daemon.ask("schedule_add", name="s", queue="q", every=1000, ttl=5000)
     clock.jump(1005)
     daemon.pass_time(LONGEST_TIMER)
-    daemon.broker.look_at_clock()
+    daemon.broker.clock.wall()
     daemon.rest()
     with closing(sqlite3.connect(daemon.store.path)) as database:
         assert database.execute("select id, expires_at from message").fetchall() == [
