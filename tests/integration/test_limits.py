@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,23 @@ def test_a_queue_that_drops_its_oldest_keeps_the_newest(folder: Path) -> None:
         assert len(client.receive("q", 10)) == 2
         with pytest.raises(eoq.QueueFull, match="nothing older"):
             client.send("q", b"")  # all are leased
+
+
+def test_a_limit_that_was_lowered_is_come_down_to_in_steps(folder: Path) -> None:
+    with _configured(folder, '[queues.q]\nwhen_full = "drop_oldest"\n') as (_, client):
+        client.send_many("q", [b""] * 3000)
+        (folder / "eoq.toml").write_text('[queues.q]\nmax_depth = 10\nwhen_full = "drop_oldest"\n')
+
+        def waiting() -> int:
+            client.send("q", b"")
+            (state,) = client.queues()
+            return int(state["ready"])
+
+        depths = [eventually(lambda: (depth := waiting()) < 3000 and depth)]
+        while depths[-1] > 10:
+            depths.append(waiting())
+        assert all(before - after < 1001 for before, after in pairwise(depths))
+        assert len(depths) >= 3
 
 
 def test_no_more_messages_are_in_flight_than_its_settings_allow(folder: Path) -> None:

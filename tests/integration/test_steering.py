@@ -153,6 +153,19 @@ def test_a_waiting_receiver_gets_its_message_when_the_pause_ends(
 
 
 @daemon_matter
+def test_what_is_too_large_for_one_reply_goes_to_the_next_receiver(
+    client: AnyClient, blocking: eoq.Client, shared_daemon: Daemon, queue: str
+) -> None:
+    blocking.pause(queue)
+    blocking.send_many(queue, [b"x" * 900_000] * 4)
+    with ThreadPoolExecutor(2) as threads, eoq.connect(shared_daemon.socket) as another:
+        received = [threads.submit(one.receive, queue, 1000, wait=60) for one in (client, another)]
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 2)
+        blocking.resume(queue)
+        assert [len(future.result(20)) for future in received] == [2, 2]
+
+
+@daemon_matter
 def test_a_pause_outlives_the_daemon(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.pause("q")
@@ -239,6 +252,21 @@ def test_names_that_cannot_be_topics_are_refused(client: AnyClient, queue: str) 
     with pytest.raises(eoq.InvalidRequest, match="is a topic itself"):
         client.bind("t3", "t3")
     client.unbind("t1", "q1")
+
+
+@daemon_matter
+def test_a_request_that_would_be_too_many_in_its_queues_is_refused(client: AnyClient, queue: str) -> None:
+    bound = [f"wide.{number}" for number in range(30)]
+    for name in bound:
+        client.bind("wide", name)
+    with pytest.raises(eoq.InvalidRequest, match="send fewer at once"):
+        client.ask("send_many", queue="wide", messages=[{"body": ""}] * 1000)
+    assert len(client.send_many("wide", [b""] * 250)) == 250
+    assert len(client.receive("wide.29", 1000)) == 250
+    with pytest.raises(eoq.InvalidRequest, match="characters at most"):
+        client.bind("wide", "wide.0", {"k": "v" * 5000})
+    for name in bound:
+        client.unbind("wide", name)
 
 
 @daemon_matter

@@ -645,6 +645,37 @@ def test_a_message_that_comes_back_still_expires() -> None:
         machine.teardown()
 
 
+def test_a_receiver_is_woken_when_one_that_had_all_the_allowance_is_gone() -> None:
+    """It was held back, since the claim of the one before it was under way when that hung up."""
+    machine = Machine()
+    try:
+        machine.start(QueueSettings(max_in_flight=1), QueueSettings(), 1.0)
+        machine.wait(0, "leave", queue="a", limit=1, wait=300.0, lease=30.0)
+        machine.hang_up(0, "leave")
+        machine.wait(1, "leave", queue="a", limit=1, wait=300.0, lease=30.0)
+        machine.send(2, Draft("a", "i"), "rest")
+        machine.holds()
+        assert len(machine.pair.deliveries) == 1
+    finally:
+        machine.teardown()
+
+
+@pytest.mark.parametrize("jump", [7200.0, -7200.0])
+def test_a_lease_that_ends_right_after_the_clock_was_set_expires_nothing(jump: float) -> None:
+    """Nobody has asked anything since the jump; the message comes back with the time it had left."""
+    machine = Machine()
+    try:
+        machine.start(QueueSettings(), QueueSettings(), 1.0)
+        machine.send(0, Draft("a", "i", expires=200.0), "rest")
+        machine.receive(0, "rest", queue="a", lease=5.0, bound=True)
+        machine.pair.jump(jump)
+        machine.hang_up(0, "rest")
+        machine.holds()
+        assert [message.state for message in machine.pair.model.messages.values()] == ["ready"]
+    finally:
+        machine.teardown()
+
+
 def test_what_is_stored_after_a_restart_lies_over_every_watermark_given_before() -> None:
     """Places in the file that duplicates used up are given again after a restart; no watermark may be over them."""
     machine = Machine()
