@@ -67,7 +67,8 @@ class Delivering(Sending):
         if expired:
             ended = self._expire_first(now, number)
             claimed, expired, cut = self._next(now, number, limit, most_bytes)
-            if expired:
+            cut = cut or expired
+            if expired and not claimed:
                 return Claim([], self._watermark(number), ended, unfinished=True)
         if claimed:
             self._database.execute(
