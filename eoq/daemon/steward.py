@@ -81,6 +81,10 @@ def _chosen(request: ask.Redrive | ask.Drop) -> dict[str, Any]:
         raise InvalidRequest("give `ids`, or `all` or `failed_before`, not both")
     if request.ids is None and not request.all and request.failed_before is None:
         raise InvalidRequest("say which dead letters: `ids`, `failed_before`, or `all`")
+    for id in request.ids or ():
+        if not id.isprintable():
+            # No message has such an id; and SQLite's JSON ends a text at a NUL, so that it would mean another.
+            raise InvalidRequest(f"{id!r} is no id: it has characters that cannot be printed")
     return {"ids": request.ids, "failed_before": request.failed_before, "after": request.after}
 
 

@@ -65,6 +65,14 @@ def test_a_dropped_dead_letter_is_gone_but_its_id_is_known(client: AnyClient, qu
     assert client.redrive(queue, ["a"]) == ([], ["a"])
 
 
+@pytest.mark.parametrize("op", ["redrive", "drop"])
+def test_an_id_with_a_nul_means_no_other_dead_letter(client: AnyClient, queue: str, op: str) -> None:
+    _kill_off(client, queue, "a")
+    with pytest.raises(eoq.InvalidRequest, match="cannot be printed"):
+        client.ask(op, queue=queue, ids=["a\0b"])
+    assert client.show(queue, "a")["state"] == "dead"
+
+
 def test_a_redriven_message_of_a_group_has_its_old_place_in_it(client: AnyClient, queue: str) -> None:
     _kill_off(client, queue, "first")
     client.send_many(queue, [eoq.Outgoing(b"", id=id, group="g") for id in ("1", "2", "3", "4")])
