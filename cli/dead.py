@@ -5,28 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from eoq.errors import NotFound
-from eoq.protocol import MAX_BATCH
 from eoq.steering import Changed
 
 from .common import (
     NOTHING_THERE,
+    F,
     confirm,
     connect,
-    header_option,
     json_option,
     print_json,
     queue_argument,
     socket_option,
 )
-from .look import print_messages
+from .look import filtered, print_found
 from .look import show as show_message
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group()
@@ -59,37 +56,17 @@ def _choice(command: F) -> F:
 
 
 @dead.command("list")
-@queue_argument
-@click.option("--limit", type=click.IntRange(1, MAX_BATCH), default=100, metavar="N", help="At most; 100 if absent.")
-@click.option("--group", metavar="NAME", help="Only of this group.")
-@header_option("Only with this header; may be repeated.")
-@click.option("--contains", metavar="TEXT", help="Only with this text in the body.")
-@json_option
-@socket_option
-def list_(
-    queue: str,
-    limit: int,
-    group: str | None,
-    headers: dict[str, str],
-    contains: str | None,
-    as_json: bool,
-    socket: str | None,
-) -> None:
-    """List the dead letters of QUEUE with their last errors. Exit status 1 if there is none.
+@filtered(100)
+def list_(**wanted: Any) -> None:
+    """List the dead letters of QUEUE with their last errors. Exit status 1 if none was found.
+
+    Only the first 50,000 are looked at for those that are wanted.
 
     \b
     eoq dead list mail
     eoq dead list mail --json | jq -r .id
     """
-    with connect(socket) as client:
-        messages = client.peek(queue, "dead", limit=limit, group=group, headers=headers or None, contains=contains)
-    if as_json:
-        for message in messages:
-            print_json(message)
-    elif messages:
-        print_messages(messages)
-    if not messages:
-        sys.exit(NOTHING_THERE)
+    print_found(state="dead", **wanted)
 
 
 dead.add_command(show_message, "show")

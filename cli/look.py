@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from eoq.protocol import MAX_BATCH
 
 from .common import (
     NOTHING_THERE,
+    F,
     bytes_fields,
     connect,
     header_option,
@@ -101,49 +103,71 @@ def _colour(column: str, value: Any) -> str | None:
     return "yellow" if value == "paused" else None
 
 
+def filtered(default_limit: int) -> Callable[[F], F]:
+    """``QUEUE`` and which of its messages are wanted: ``--limit --group --header --contains``."""
+
+    def decorate(command: F) -> F:
+        for option in (
+            socket_option,
+            json_option,
+            click.option("--contains", metavar="TEXT", help="Only with this text in the body."),
+            header_option("Only with this header; may be repeated."),
+            click.option("--group", metavar="NAME", help="Only of this group."),
+            click.option(
+                "--limit",
+                type=click.IntRange(1, MAX_BATCH),
+                default=default_limit,
+                metavar="N",
+                help=f"Messages at most; {default_limit} if absent.",
+            ),
+            queue_argument,
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @click.command()
-@queue_argument
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_BATCH),
-    default=10,
-    metavar="N",
-    help="Messages at most; 10 if absent.",
-)
 @click.option("--state", type=click.Choice(STATES), default="ready", help="Of which state; ready if absent.")
-@click.option("--group", metavar="NAME", help="Only of this group.")
-@header_option("Only with this header; may be repeated.")
-@click.option("--contains", metavar="TEXT", help="Only with this text in the body.")
-@json_option
-@socket_option
-def peek(
-    queue: str,
-    limit: int,
-    state: str,
-    group: str | None,
-    headers: dict[str, str],
-    contains: str | None,
-    as_json: bool,
-    socket: str | None,
-) -> None:
-    """Look at the next messages of QUEUE without leasing them. Exit status 1 if there is none.
+@filtered(10)
+def peek(**wanted: Any) -> None:
+    """Look at the next messages of QUEUE without leasing them. Exit status 1 if none was found.
+
+    Of the state only the first 50,000 are looked at for those that are wanted.
 
     \b
     eoq peek mail
     eoq peek mail --state dead --json | jq -r .error
     eoq peek payments --group alice --contains refund
     """
-    wanted = {"group": group, "headers": headers or None, "contains": contains}
+    print_found(**wanted)
+
+
+def print_found(
+    *,
+    queue: str,
+    state: str,
+    limit: int,
+    group: str | None,
+    headers: dict[str, str],
+    contains: str | None,
+    as_json: bool,
+    socket: str | None,
+) -> None:
+    """Prints the messages of one state that are wanted; ends with 1 if none was found."""
     with connect(socket) as client:
-        found = client.ask("peek", queue=queue, state=state, limit=limit, **wanted)
+        found = client.ask(
+            "peek", queue=queue, state=state, limit=limit, group=group, headers=headers or None, contains=contains
+        )
     messages = found["messages"]
-    if found["more"] and len(messages) < limit:
-        click.echo(f"eoq: {queue} has more than one look goes through; there may be others", err=True)
     if as_json:
         for message in messages:
             print_json(message)
     elif messages:
         print_messages(messages)
+    if found["more"] and len(messages) < limit:
+        click.echo(f"eoq: {queue} has more messages than one look goes through; others may be wanted too", err=True)
     if not messages:
         sys.exit(NOTHING_THERE)
 

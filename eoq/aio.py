@@ -10,16 +10,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import calls
+from .aio_link import AsyncLink, Replies
 from .calls import Call
 from .client import PIPELINED, RECONNECT_SECONDS
 from .errors import EoqError, Forbidden, Unavailable
+from .link import Dropped, Stranger
 from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
-from .protocol import Fields, LineBuffer, decode_reply, encode
+from .protocol import Fields
 from .steering import AsyncSteering
 
 if TYPE_CHECKING:
@@ -34,113 +36,11 @@ def connect_async(socket: str | os.PathLike[str] | None = None, *, timeout: floa
     return AsyncClient(socket, timeout=timeout)
 
 
-class _Dropped(Exception):
-    """The connection broke; what was under way on it may or may not have happened."""
-
-
-class _Stranger(_Dropped):
-    """Whoever answers is no eoq daemon: trying again is no use."""
-
-
-Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
-
-
-class _Link(asyncio.Protocol):
-    """One live connection, shared by all tasks of a client."""
-
-    def __init__(self) -> None:
-        self._lines = LineBuffer(2**63)
-        self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
-        self._last_rid = 0
-        self._broken: str | None = None
-        self._stranger = False
-        self._writable = asyncio.Event()
-        self._writable.set()
-
-    async def start(self, requests: Sequence[Fields]) -> Replies:
-        """Sends ``requests`` in one go; what it returns is for `finish`. Raises `_Dropped`."""
-        self._raise_if_broken()
-        await self._writable.wait()
-        self._raise_if_broken()
-        loop = asyncio.get_running_loop()
-        lines = []
-        replies: Replies = {}
-        for request in requests:
-            self._last_rid += 1
-            line = encode({"rid": self._last_rid, **request})
-            if (too_large := calls.line_too_long(line)) is not None:
-                raise too_large
-            lines.append(line)
-            replies[self._last_rid] = loop.create_future()
-        self._replies.update(replies)
-        self._transport.write(b"".join(lines))
-        return replies
-
-    async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `_Dropped` or `TimeoutError`."""
-        try:
-            async with asyncio.timeout(seconds):
-                return [await reply for reply in replies.values()]
-        finally:
-            self.forget(replies)
-
-    def forget(self, replies: Replies) -> None:
-        """Replies to these are thrown away when they come."""
-        for rid, reply in replies.items():
-            self._replies.pop(rid, None)
-            if not reply.cancel() and not reply.cancelled():
-                reply.exception()  # seen: the loop need not warn of it
-
-    def _raise_if_broken(self) -> None:
-        if self._broken is not None:
-            raise (_Stranger if self._stranger else _Dropped)(self._broken)
-
-    def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `_Dropped`."""
-        self._break(reason)
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A stream socket's transport is one, though uvloop's does not inherit from it.
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._break(str(exc) if exc else "the daemon closed the connection")
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def data_received(self, data: bytes) -> None:
-        for line in self._lines.feed(data):
-            try:
-                rid, reply = decode_reply(line)
-            except ValueError:
-                self._stranger = True
-                self.close("what answers there is no eoq daemon")
-                return
-            # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
-            for waiting in list(self._replies) if rid is None else [rid]:
-                future = self._replies.get(waiting)
-                if future is not None and not future.done():
-                    future.set_result(reply)
-
-    def _break(self, reason: str) -> None:
-        if self._broken is None:
-            self._broken = reason
-        self._writable.set()
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception((_Stranger if self._stranger else _Dropped)(reason))
-
-
 class _Started(NamedTuple, Generic[T]):
     """A request under way. Without replies it could not be sent, and has to be repeated."""
 
     call: Call[T]
-    link: _Link
+    link: AsyncLink
     replies: Replies | None
 
 
@@ -150,7 +50,7 @@ class AsyncClient(AsyncSteering):
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
         self.path: Path = socket_path(socket)
         self.timeout = timeout
-        self._link: _Link | None = None
+        self._link: AsyncLink | None = None
         self._linking = asyncio.Lock()
         self._generation = 0
         self._closed = False
@@ -398,9 +298,9 @@ class AsyncClient(AsyncSteering):
             link = await self._linked(started + self.timeout)
             try:
                 replies = await link.finish(await link.start(requests), wait + self.timeout)
-            except _Dropped as dropped:
+            except Dropped as dropped:
                 self._unlink(link)
-                if self._closed or isinstance(dropped, _Stranger) or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
@@ -413,18 +313,18 @@ class AsyncClient(AsyncSteering):
                 for call, reply in zip(batch, replies, strict=True)
             ]
 
-    async def _start(self, call: Call[T], link: _Link | None) -> _Started[T]:
+    async def _start(self, call: Call[T], link: AsyncLink | None) -> _Started[T]:
         """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
         link = await self._linked(time.monotonic() + self.timeout) if link is None else link
         try:
             return _Started(call, link, await link.start([call.fields]))
-        except _Dropped:
+        except Dropped:
             return _Started(call, link, None)
 
     async def _finish(self, started: _Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.replies is not None:
-            with suppress(_Dropped, TimeoutError):
+            with suppress(Dropped, TimeoutError):
                 reply = (await started.link.finish(started.replies, started.call.wait + self.timeout))[0]
                 if isinstance(reply, EoqError):
                     raise reply
@@ -433,7 +333,7 @@ class AsyncClient(AsyncSteering):
         started.link.close("a request was not answered in time")
         return await self._run(started.call)
 
-    async def _linked(self, deadline: float) -> _Link:
+    async def _linked(self, deadline: float) -> AsyncLink:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
         pause = RECONNECT_SECONDS
         loop = asyncio.get_running_loop()
@@ -444,7 +344,7 @@ class AsyncClient(AsyncSteering):
                 if self._link is not None:
                     return self._link
                 try:
-                    _, self._link = await loop.create_unix_connection(_Link, str(self.path))
+                    _, self._link = await loop.create_unix_connection(AsyncLink, str(self.path))
                 except PermissionError as error:
                     raise Forbidden(
                         f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
@@ -458,7 +358,7 @@ class AsyncClient(AsyncSteering):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: _Link) -> None:
+    def _unlink(self, link: AsyncLink) -> None:
         if self._link is link:
             self._link = None
 

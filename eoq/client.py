@@ -1,30 +1,28 @@
-"""The blocking client: sockets and threads around the requests of ``calls.py``.
+"""The blocking client: the requests of ``calls.py`` over the connection of ``link.py``.
 
-One connection serves all threads of a client. Requests are pipelined on it, and replies come in any order:
-whichever thread waits reads for all of them. A connection that breaks is made again, and what was under way on it
-is repeated under the same ids and receipts, which the daemon recognises.
+A connection that breaks is made again, and what was under way on it is repeated under the same ids and receipts, which
+the daemon recognises.
 """
 
 from __future__ import annotations
 
 import os
-import socket as sockets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from . import calls
 from .calls import Call
 from .errors import EoqError, Forbidden, Unavailable
+from .link import Dropped, Link, Stranger
 from .message import Delivery, Message, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
-from .protocol import Fields, LineBuffer, decode_reply, encode
+from .protocol import Fields
 from .steering import Steering
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ T = TypeVar("T")
 
 PIPELINED: Final = 4
 """Requests of a bulk send that are under way at once."""
-LISTEN_SECONDS: Final = 1.0
-"""How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
 RECONNECT_SECONDS: Final = 0.05
 """The first wait between two tries to reach a daemon that went away; it doubles up to a second."""
 
@@ -51,157 +47,11 @@ def connect(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30
     return Client(socket, timeout=timeout)
 
 
-class _Dropped(Exception):
-    """The connection broke; what was under way on it may or may not have happened."""
-
-
-class _Stranger(_Dropped):
-    """Whoever answers is no eoq daemon: trying again is no use."""
-
-
-class _Link:
-    """One live connection, shared by all threads of a client."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = sockets.socket(sockets.AF_UNIX)
-        try:
-            self._socket.connect(str(path))
-        except BaseException:
-            self._socket.close()
-            raise
-        self._lines = LineBuffer(2**63)
-        self._sending = threading.Lock()
-        self._changed = threading.Condition()
-        self._replies: dict[int, Fields | EoqError | None] = {}
-        self._last_rid = 0
-        self._reading = False
-        self._broken: str | None = None
-        self._stranger = False
-
-    def start(self, requests: Sequence[Fields], deadline: float) -> range:
-        """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
-        with self._changed:
-            self._raise_if_broken()
-            rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
-            self._last_rid += len(requests)
-            for rid in rids:
-                self._replies[rid] = None
-        try:
-            self._send(rids, requests, deadline)
-        except BaseException:
-            self.forget(rids)
-            raise
-        return rids
-
-    def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `_Dropped` or `TimeoutError`."""
-        try:
-            return self._wait(rids, deadline)
-        finally:
-            self.forget(rids)
-
-    def forget(self, rids: range) -> None:
-        """Replies to these are thrown away when they come."""
-        with self._changed:
-            for rid in rids:
-                self._replies.pop(rid, None)
-
-    def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `_Dropped`."""
-        with self._changed:
-            if self._broken is None:
-                self._broken = reason
-                with suppress(OSError):  # the other side was faster
-                    self._socket.shutdown(sockets.SHUT_RDWR)
-                if not self._reading:
-                    self._socket.close()
-            self._changed.notify_all()
-
-    def _raise_if_broken(self) -> None:
-        if self._broken is not None:
-            raise (_Stranger if self._stranger else _Dropped)(self._broken)
-
-    def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
-        lines = []
-        for rid, request in zip(rids, requests, strict=True):
-            line = encode({"rid": rid, **request})
-            if (too_large := calls.line_too_long(line)) is not None:
-                raise too_large
-            lines.append(line)
-        try:
-            with self._sending:
-                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                self._socket.sendall(b"".join(lines))
-        except TimeoutError:
-            self.close("the daemon took no more requests")
-            raise
-        except OSError as error:
-            self.close(str(error))
-            raise _Dropped(str(error)) from error
-
-    def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
-        with self._changed:
-            while True:
-                replies = [self._replies[rid] for rid in rids]
-                complete = [reply for reply in replies if reply is not None]
-                if len(complete) == len(replies):
-                    return complete
-                self._raise_if_broken()
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                if self._reading:
-                    self._changed.wait(min(left, LISTEN_SECONDS))
-                else:
-                    self._read(min(left, LISTEN_SECONDS))
-
-    def _read(self, seconds: float) -> None:
-        """Reads once, for all threads. Called with the condition held; gives it up while it waits."""
-        self._reading = True
-        self._changed.release()
-        data = b""
-        reason = "the daemon closed the connection"
-        try:
-            self._socket.settimeout(seconds)
-            data = self._socket.recv(1024 * 1024)
-        except TimeoutError:
-            reason = ""
-        except OSError as error:
-            reason = str(error)
-        except BaseException:
-            reason = ""
-            raise
-        finally:
-            self._changed.acquire()
-            self._reading = False
-            if data:
-                try:
-                    self._take(data)
-                except ValueError:
-                    self._broken = "what answers there is no eoq daemon"
-                    self._stranger = True
-            elif reason and self._broken is None:
-                self._broken = reason
-            if self._broken is not None:
-                self._socket.close()
-            self._changed.notify_all()
-
-    def _take(self, data: bytes) -> None:
-        for line in self._lines.feed(data):
-            rid, reply = decode_reply(line)
-            if rid is None:
-                # Said of the connection as a whole, before it is closed: everybody is told.
-                for waiting in self._replies:
-                    self._replies[waiting] = reply
-            elif rid in self._replies:
-                self._replies[rid] = reply
-
-
 class _Started(NamedTuple, Generic[T]):
     """A request under way. Without rids it could not be sent, and has to be repeated."""
 
     call: Call[T]
-    link: _Link
+    link: Link
     rids: range | None
 
     def forget(self) -> None:
@@ -219,7 +69,7 @@ class Client(Steering):
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
         self.path = socket_path(socket)
         self.timeout = timeout
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._linking = threading.Lock()
         self._generation = 0
         self._closed = False
@@ -526,9 +376,9 @@ class Client(Steering):
             try:
                 deadline = time.monotonic() + wait + self.timeout
                 replies = link.finish(link.start(requests, deadline), deadline)
-            except _Dropped as dropped:
+            except Dropped as dropped:
                 self._unlink(link)
-                if self._closed or isinstance(dropped, _Stranger) or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
@@ -541,7 +391,7 @@ class Client(Steering):
                 for call, reply in zip(batch, replies, strict=True)
             ]
 
-    def _start(self, call: Call[T], link: _Link | None = None) -> _Started[T]:
+    def _start(self, call: Call[T], link: Link | None = None) -> _Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.
 
         With a ``link`` it goes over that one or none.
@@ -550,14 +400,14 @@ class Client(Steering):
         link = self._linked(deadline) if link is None else link
         try:
             return _Started(call, link, link.start([call.fields], deadline))
-        except (_Dropped, TimeoutError):
+        except (Dropped, TimeoutError):
             return _Started(call, link, None)
 
     def _finish(self, started: _Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.rids is not None:
             deadline = time.monotonic() + started.call.wait + self.timeout
-            with suppress(_Dropped, TimeoutError):
+            with suppress(Dropped, TimeoutError):
                 reply = started.link.finish(started.rids, deadline)[0]
                 if isinstance(reply, EoqError):
                     raise reply
@@ -566,7 +416,7 @@ class Client(Steering):
         started.link.close("a request was not answered in time")
         return self._run(started.call)
 
-    def _linked(self, deadline: float) -> _Link:
+    def _linked(self, deadline: float) -> Link:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
         pause = RECONNECT_SECONDS
         while True:
@@ -576,7 +426,7 @@ class Client(Steering):
                 if self._link is not None:
                     return self._link
                 try:
-                    self._link = _Link(self.path)
+                    self._link = Link(self.path)
                 except PermissionError as error:
                     raise Forbidden(
                         f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
@@ -590,7 +440,7 @@ class Client(Steering):
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: _Link) -> None:
+    def _unlink(self, link: Link) -> None:
         with self._linking:
             if self._link is link:
                 self._link = None

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from .calls import Call, check_options, check_queue
 from .message import JSON_TYPE, Outgoing, encode_payload
-from .protocol import MAX_BATCH, MAX_WAIT, Fields, put_bytes
+from .protocol import MAX_BATCH, Fields, put_bytes
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def _tail(queue: str, after: int | None, last: int) -> Call[tuple[list[Fields], 
     place: Fields = {"last": last} if after is None else {"after": after}
     # Without `after` it answers at once: the place to go on from must not be lost with a broken connection.
     wait = 0.0 if after is None else TAIL_SECONDS
-    fields = {"op": "tail", "queue": check_queue(queue), "wait": min(wait, MAX_WAIT), **place}
+    fields = {"op": "tail", "queue": check_queue(queue), "wait": wait, **place}
     return Call(fields, lambda reply: (list(reply["messages"]), int(reply["after"])), wait)
 
 
@@ -144,7 +144,7 @@ class Steering:
         contains: str | None = None,
     ) -> list[Fields]:
         """The next messages of one state, without leasing them: of a group, with all of these headers, or with a text
-        in their body, if that is given.
+        in their body, if that is given. For those only the first 50,000 of the state are looked at.
         """
         return self._run(_peek(queue, state, limit, group, headers, contains))
 

@@ -20,7 +20,7 @@ from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
 from .receivers import Receivers
-from .rows import Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored
+from .rows import LEASE_ENDED, Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored
 from .session import Fields, Reply, Session, Submitter
 from .settings import SettingsOf, defaults
 from .store import Store
@@ -156,17 +156,19 @@ class Broker:
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, session: Session, request: ask.Send, reply: Reply) -> None:
-        message = ask.new_message(request.queue, request, self._clock.wall(), new_id)
-        self._put([message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
+        now = self._clock.wall()
+        message = ask.new_message(request.queue, request, now, new_id)
+        self._put(now, [message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
 
     def _send_many(self, session: Session, request: ask.SendMany, reply: Reply) -> None:
         now = self._clock.wall()
         messages = [ask.new_message(request.queue, message, now, new_id) for message in request.messages]
         ids = [message.id for message in messages]
-        self._put(messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
+        self._put(now, messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
 
-    def _put(self, messages: Sequence[NewMessage], answer: Callable[[list[int]], Fields], reply: Reply) -> None:
-        now = self._clock.wall()
+    def _put(
+        self, now: float, messages: Sequence[NewMessage], answer: Callable[[list[int]], Fields], reply: Reply
+    ) -> None:
         routed = self.route(messages, now)
 
         def done(outcome: Stored | EoqError) -> None:
@@ -304,27 +306,28 @@ class Broker:
     def _living_lease_of(self, receipt: str) -> Lease:
         lease = self._lease_of(receipt)
         if lease.held.ended:
-            raise LeaseLost("the lease of this receipt has ended, so nothing was changed; go on with the next message")
+            raise LeaseLost(LEASE_ENDED)
         return lease
 
     def _ack(self, session: Session, request: ask.Ack, reply: Reply) -> None:
-        self._submit_settle([(self._lease_of(request.receipt), ask.result_of(request))], [], lambda _: {}, reply)
+        ack = self._lease_of(request.receipt), ask.result_of(request)
+        self._submit_settle(self._clock.wall(), [ack], [], lambda _: {}, reply)
 
     def _settle(self, session: Session, request: ask.Settle, reply: Reply) -> None:
         now = self._clock.wall()
         acks = [(self._lease_of(item.receipt), ask.result_of(item)) for item in request.acks]
         sends = [ask.new_message(message.queue, message, now, new_id) for message in request.send]
         ids = [message.id for message in sends]
-        self._submit_settle(acks, sends, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
+        self._submit_settle(now, acks, sends, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
 
     def _submit_settle(
         self,
+        now: float,
         acks: Sequence[tuple[Lease, bytes | None]],
         sends: Sequence[NewMessage],
         answer: Callable[[list[int]], Fields],
         reply: Reply,
     ) -> None:
-        now = self._clock.wall()
         routed = self.route(sends, now) if sends else Routed((), None)
 
         def done(outcome: Stored | EoqError) -> None:
@@ -382,11 +385,7 @@ class Broker:
                 self._free(lease)
             self.ended([end for end in outcome if isinstance(end, End)])
             if counts and False in outcome:
-                reply(
-                    LeaseLost(
-                        "the lease of this receipt has ended, so nothing was changed; go on with the next message"
-                    )
-                )
+                reply(LeaseLost(LEASE_ENDED))
             else:
                 reply({})
 

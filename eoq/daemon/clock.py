@@ -57,8 +57,12 @@ class NoticingClock:
         self.call_later = clock.call_later
 
     def wall(self) -> float:
-        wall = self._clock.wall()
-        ahead = wall - self._clock.elapsed()
+        while True:
+            before = self._clock.elapsed()
+            wall = self._clock.wall()
+            if self._clock.elapsed() - before < JUMP / 2:
+                break  # else this process was stopped between the two, and they do not belong together
+        ahead = wall - before
         jump = ahead - self._ahead
         self._ahead = ahead
         if abs(jump) >= JUMP:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from .clock import Clock
 from .settings import QueueSettings, SettingsOf
+
+MAX_BUCKETS: Final = 20_000
+"""Queues whose rate is kept account of, before those that have taken nothing are looked through."""
 
 
 @dataclass(slots=True)
@@ -29,9 +33,9 @@ class Flow:
 
     def allow(self, queue: str, wanted: int) -> int:
         """How many of ``wanted`` messages may be leased now; they are set aside until `claimed`."""
-        settings = self._settings(queue)
-        if settings.max_in_flight is None and settings.rate is None:
+        if not self.limits(queue):
             return wanted
+        settings = self._settings(queue)
         allowed = wanted
         if settings.max_in_flight is not None:
             allowed = min(allowed, settings.max_in_flight - self._leased(queue) - self._reserved.get(queue, 0))
@@ -73,7 +77,12 @@ class Flow:
     def _fill(self, queue: str, settings: QueueSettings) -> _Bucket:
         now = self._clock.monotonic()
         # Not full at first: a daemon that is started again and again would exceed the rate.
-        bucket = self._buckets.setdefault(queue, _Bucket(1.0, now))
+        bucket = self._buckets.get(queue)
+        if bucket is None:
+            if len(self._buckets) >= MAX_BUCKETS:
+                # Somebody asks for queues that are not there: theirs have nothing taken out.
+                self._buckets = {name: one for name, one in self._buckets.items() if one.tokens < 1.0}
+            bucket = self._buckets[queue] = _Bucket(1.0, now)
         assert settings.rate is not None  # noqa: S101 # who asks has looked
         bucket.tokens = min(bucket.tokens + (now - bucket.filled_at) * settings.rate, float(settings.burst))
         bucket.filled_at = now

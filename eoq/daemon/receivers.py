@@ -40,7 +40,9 @@ class Waiter:
         self.claiming = False
         self.answered = False
         self.allowed = 0
-        """How many messages its claim under way may take."""
+        """How many messages its claim under way may take,"""
+        self.limited = False
+        """and whether that was set aside for it by its queue's settings."""
         self.patient = request.wait > 0
         self.seen = 0
         """How often its queue had been stirred when its last claim was submitted."""
@@ -110,6 +112,7 @@ class Receivers:
     def _claim(self, waiter: Waiter, line: Line) -> None:
         request = waiter.request
         waiter.seen = line.stirred
+        waiter.limited = self._flow.limits(request.queue)
         waiter.allowed = self._flow.allow(request.queue, request.limit)
         if not waiter.allowed:
             self._hold_back(waiter, line)
@@ -139,10 +142,13 @@ class Receivers:
         waiter.claiming = False
         queue = waiter.request.queue
         claim = outcome if isinstance(outcome, Claim) else Claim([], 0)
-        self._flow.claimed(queue, waiter.allowed, len(claim.messages))
+        taken = len(claim.messages)
+        if waiter.limited:
+            self._flow.claimed(queue, waiter.allowed, taken)
         self._conclude(waiter, line, outcome)
-        if waiter.answered and (isinstance(outcome, EoqError) or self._flow.limits(queue)):
-            # What it did not take is for another, who was perhaps held back since this one had all that is allowed.
+        more = claim.unfinished or taken == waiter.allowed
+        if waiter.answered and (more or waiter.limited or isinstance(outcome, EoqError)):
+            # There may be more than this one could take, or others were held back while it had all that is allowed.
             self.stir(queue, 1)
         self._ended(claim.ended)
 
@@ -154,12 +160,7 @@ class Receivers:
         elif isinstance(outcome, EoqError):
             self._leave(waiter)
             waiter.reply(outcome)
-        elif outcome.messages:
-            self._answer(waiter, outcome)
-            if len(outcome.messages) == waiter.allowed or outcome.unfinished:
-                # There may be more than this one could take.
-                self.stir(waiter.request.queue, 1)
-        elif self._stopping:
+        elif outcome.messages or self._stopping:
             self._answer(waiter, outcome)
         elif outcome.unfinished or (waiter.patient and waiter.seen != line.stirred):
             self._claim(waiter, line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..errors import LeaseLost
 
@@ -114,9 +114,12 @@ class Shifted(NamedTuple):
     seconds: float
 
 
+LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was changed; go on with the next message"
+
+
 class DeliveryLost(LeaseLost):
     """The lease of ``held`` has ended."""
 
     def __init__(self, held: Held) -> None:
-        super().__init__("the lease of this receipt has ended, so nothing was changed; go on with the next message")
+        super().__init__(LEASE_ENDED)
         self.held = held

@@ -207,6 +207,16 @@ def test_peek_filters(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq peek {queue} --header kv").status == 2
 
 
+@pytest.mark.slow
+def test_a_look_that_ends_before_the_end_says_so(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.send_many("q", [b""] * 50_001)
+        client.send("q", "needle")
+    ran = daemon.shell().run("eoq peek q --contains needle")
+    assert (ran.status, ran.text) == (1, "")
+    assert "more messages than one look goes through" in ran.errors
+
+
 def test_a_ttl_from_the_shell(shell: Shell, client: eoq.Client, queue: str) -> None:
     shell.run(f"eoq send {queue} over --id over --ttl 0.05")
     ran = shell.run(f"eoq result {queue} over --wait 20")

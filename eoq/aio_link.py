@@ -1,0 +1,105 @@
+"""The asyncio twin of ``link.py``: a connection to the daemon that all tasks of a client share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+from . import calls
+from .errors import EoqError
+from .link import Dropped, Stranger
+from .protocol import Fields, LineBuffer, decode_reply, encode
+
+Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
+
+
+class AsyncLink(asyncio.Protocol):
+    """One live connection, shared by all tasks of a client."""
+
+    def __init__(self) -> None:
+        self._lines = LineBuffer(2**63)
+        self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
+        self._last_rid = 0
+        self._broken: str | None = None
+        self._stranger = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    async def start(self, requests: Sequence[Fields]) -> Replies:
+        """Sends ``requests`` in one go; what it returns is for `finish`. Raises `Dropped`."""
+        self._raise_if_broken()
+        await self._writable.wait()
+        self._raise_if_broken()
+        loop = asyncio.get_running_loop()
+        lines = []
+        replies: Replies = {}
+        for request in requests:
+            self._last_rid += 1
+            line = encode({"rid": self._last_rid, **request})
+            if (too_large := calls.line_too_long(line)) is not None:
+                raise too_large
+            lines.append(line)
+            replies[self._last_rid] = loop.create_future()
+        self._replies.update(replies)
+        self._transport.write(b"".join(lines))
+        return replies
+
+    async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return [await reply for reply in replies.values()]
+        finally:
+            self.forget(replies)
+
+    def forget(self, replies: Replies) -> None:
+        """Replies to these are thrown away when they come."""
+        for rid, reply in replies.items():
+            self._replies.pop(rid, None)
+            if not reply.cancel() and not reply.cancelled():
+                reply.exception()  # seen: the loop need not warn of it
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (Stranger if self._stranger else Dropped)(self._broken)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `Dropped`."""
+        self._break(reason)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(str(exc) if exc else "the daemon closed the connection")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            try:
+                rid, reply = decode_reply(line)
+            except ValueError:
+                self._stranger = True
+                self.close("what answers there is no eoq daemon")
+                return
+            # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+            for waiting in list(self._replies) if rid is None else [rid]:
+                future = self._replies.get(waiting)
+                if future is not None and not future.done():
+                    future.set_result(reply)
+
+    def _break(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
+        self._writable.set()
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception((Stranger if self._stranger else Dropped)(reason))

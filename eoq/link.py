@@ -1,0 +1,167 @@
+"""A connection to the daemon that all threads of a client share.
+
+Requests are pipelined on it, and replies come in any order: whichever thread waits reads for all of them.
+"""
+
+from __future__ import annotations
+
+import socket as sockets
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from . import calls
+from .errors import EoqError
+from .protocol import Fields, LineBuffer, decode_reply, encode
+
+LISTEN_SECONDS: Final = 1.0
+"""How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
+
+
+class Dropped(Exception):
+    """The connection broke; what was under way on it may or may not have happened."""
+
+
+class Stranger(Dropped):
+    """Whoever answers is no eoq daemon: trying again is no use."""
+
+
+class Link:
+    """One live connection, shared by all threads of a client."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = sockets.socket(sockets.AF_UNIX)
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
+        self._lines = LineBuffer(2**63)
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._replies: dict[int, Fields | EoqError | None] = {}
+        self._last_rid = 0
+        self._reading = False
+        self._broken: str | None = None
+        self._stranger = False
+
+    def start(self, requests: Sequence[Fields], deadline: float) -> range:
+        """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
+        with self._changed:
+            self._raise_if_broken()
+            rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
+            self._last_rid += len(requests)
+            for rid in rids:
+                self._replies[rid] = None
+        try:
+            self._send(rids, requests, deadline)
+        except BaseException:
+            self.forget(rids)
+            raise
+        return rids
+
+    def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        try:
+            return self._wait(rids, deadline)
+        finally:
+            self.forget(rids)
+
+    def forget(self, rids: range) -> None:
+        """Replies to these are thrown away when they come."""
+        with self._changed:
+            for rid in rids:
+                self._replies.pop(rid, None)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `Dropped`."""
+        with self._changed:
+            if self._broken is None:
+                self._broken = reason
+                with suppress(OSError):  # the other side was faster
+                    self._socket.shutdown(sockets.SHUT_RDWR)
+                if not self._reading:
+                    self._socket.close()
+            self._changed.notify_all()
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (Stranger if self._stranger else Dropped)(self._broken)
+
+    def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
+        lines = []
+        for rid, request in zip(rids, requests, strict=True):
+            line = encode({"rid": rid, **request})
+            if (too_large := calls.line_too_long(line)) is not None:
+                raise too_large
+            lines.append(line)
+        try:
+            with self._sending:
+                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._socket.sendall(b"".join(lines))
+        except TimeoutError:
+            self.close("the daemon took no more requests")
+            raise
+        except OSError as error:
+            self.close(str(error))
+            raise Dropped(str(error)) from error
+
+    def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
+        with self._changed:
+            while True:
+                replies = [self._replies[rid] for rid in rids]
+                complete = [reply for reply in replies if reply is not None]
+                if len(complete) == len(replies):
+                    return complete
+                self._raise_if_broken()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if self._reading:
+                    self._changed.wait(min(left, LISTEN_SECONDS))
+                else:
+                    self._read(min(left, LISTEN_SECONDS))
+
+    def _read(self, seconds: float) -> None:
+        """Reads once, for all threads. Called with the condition held; gives it up while it waits."""
+        self._reading = True
+        self._changed.release()
+        data = b""
+        reason = "the daemon closed the connection"
+        try:
+            self._socket.settimeout(seconds)
+            data = self._socket.recv(1024 * 1024)
+        except TimeoutError:
+            reason = ""
+        except OSError as error:
+            reason = str(error)
+        except BaseException:
+            reason = ""
+            raise
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            if data:
+                try:
+                    self._take(data)
+                except ValueError:
+                    self._broken = "what answers there is no eoq daemon"
+                    self._stranger = True
+            elif reason and self._broken is None:
+                self._broken = reason
+            if self._broken is not None:
+                self._socket.close()
+            self._changed.notify_all()
+
+    def _take(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            rid, reply = decode_reply(line)
+            if rid is None:
+                # Said of the connection as a whole, before it is closed: everybody is told.
+                for waiting in self._replies:
+                    self._replies[waiting] = reply
+            elif rid in self._replies:
+                self._replies[rid] = reply
