@@ -107,6 +107,8 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
         click.echo(f"eoq: {command[0]} cannot be run: {error.strerror}{hint}; the key stays open", err=True)
         return Ran(CANNOT_RUN, b"", 0)
 
+    if own_group:
+        guard.add(process.pid)
     output = cast(IO[bytes], process.stdout)
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -117,8 +119,6 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
                 process.send_signal(number)
 
     before = [(number, signal.signal(number, forward)) for number in (signal.SIGTERM, signal.SIGINT)]
-    if own_group:
-        guard.add(process.pid)
     try:
         size = 0
         kept: list[bytes] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support import Daemon, Shell, eventually
+from tests.support import Daemon, Shell, eventually, runs
 
 
 def test_the_output_and_the_status_are_repeated(shell: Shell, queue: str, tmp_path: Path) -> None:
@@ -57,22 +58,24 @@ def test_a_command_that_is_not_there(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} -- echo open").text == "open\n"
 
 
-def test_a_killed_caller_opens_the_key(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_killed_caller_opens_the_key(daemon: Daemon) -> None:
     shell = daemon.shell()
-    running = shell.start(f"exec eoq once k -- sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000'")
-    pid = eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
-    running.kill()
-    running.wait()
+    with shell.start("exec eoq once k -- sh -c 'echo $$; exec sleep 1000'", stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        pid = int(running.stdout.readline())  # passed on by what has told the guard before
+        running.kill()
     assert shell.run("eoq once k -- echo taken").text == "taken\n"
-    eventually(lambda: shell.run(f"kill -0 {pid}").status != 0, what="the command has ended with it")
+    eventually(lambda: not runs(pid), what="the command has ended with it")
 
 
-def test_a_terminated_one_ends_its_command(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_terminated_one_ends_its_command(daemon: Daemon) -> None:
     shell = daemon.shell()
-    running = shell.start(f"exec eoq once k -- sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000'")
-    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
-    running.terminate()
-    assert running.wait() == 128 + 15
+    with shell.start("exec eoq once k -- sh -c 'echo $$; exec sleep 1000'", stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        pid = int(running.stdout.readline())
+        running.terminate()
+        assert running.wait() == 128 + 15
+    assert not runs(pid)
     assert shell.run("eoq once k -- echo open").text == "open\n"
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 import eoq
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, runs
 
 
 @pytest.fixture
@@ -187,18 +186,10 @@ def test_a_command_that_takes_too_long_is_ended_with_all_it_has_started(
     assert show("m")["error"].startswith("it took longer than its time")
     pids = (shell.folder / "pids").read_text().split()
     assert len(pids) == 4
-    eventually(lambda: not any(_runs(int(pid)) for pid in pids))
+    eventually(lambda: not any(runs(int(pid)) for pid in pids))
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    with suppress(ProcessLookupError, FileNotFoundError):
-        os.kill(pid, 0)
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    return False
-
-
-def test_the_lease_is_kept_while_the_command_runs(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+def test_the_lease_is_kept_while_the_commandruns(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     shell.run(f"eoq work {queue} --until-empty --lease 0.3 -- sleep 1")
     assert (show("m")["state"], show("m")["deliveries"]) == ("done", 1)
@@ -279,7 +270,7 @@ def test_a_signal_lets_what_runs_finish(
     os.killpg(working.pid, number)  # as Ctrl-C at a terminal does: all of its group
     with pytest.raises(subprocess.TimeoutExpired):
         working.wait(0.3)
-    assert _runs(_pid(shell))
+    assert runs(_pid(shell))
     (shell.folder / "go").touch()
     out, errors = working.communicate(timeout=PATIENCE)
     assert (working.returncode, errors) == (0, b"")
@@ -289,7 +280,7 @@ def test_a_signal_lets_what_runs_finish(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_kills_what_runs(
+def test_a_second_signal_kills_whatruns(
     shell: Shell, working: subprocess.Popen[bytes], show: Show, number: signal.Signals, status: int
 ) -> None:
     pid = _pid(shell)
@@ -300,7 +291,7 @@ def test_a_second_signal_kills_what_runs(
     _, errors = working.communicate(timeout=PATIENCE)
     assert working.returncode == status
     assert b"Traceback" not in errors
-    eventually(lambda: not _runs(pid))
+    eventually(lambda: not runs(pid))
     eventually(lambda: show("a")["state"] == "ready")
 
 
@@ -311,9 +302,9 @@ def test_kill_9_takes_the_commands_along(shell: Shell, client: eoq.Client, queue
         try:
             assert process.stderr is not None
             pid = int(process.stderr.readline())
-            assert _runs(pid)
+            assert runs(pid)
             process.kill()
-            eventually(lambda: not _runs(pid))
+            eventually(lambda: not runs(pid))
         finally:
             kill_group(process)
     eventually(lambda: show("m")["state"] == "ready")

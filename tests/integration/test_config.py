@@ -31,7 +31,7 @@ def test_settled_records_are_forgotten_after_the_retention_of_their_queue(folder
             client.ack_many([(message, None) for message in client.receive(queue, 500)])
         client.send("short.one", "dead", id="dead")
         client.receive("short.one")[0].reject()
-        eventually(lambda: client.result("short.one", "499") is None and client.result("short.two", "0") is None)
+        eventually(lambda: client.result("short.one", "499") is None and client.result("short.two", "499") is None)
         assert client.result("long", "499") is not None
         dead = client.result("short.one", "dead")
         assert dead is not None and dead.outcome == "dead"

@@ -42,7 +42,7 @@ def test_all_options_arrive(folder: Path) -> None:
             assert 3500 < due - time.time() <= 3600, "from when it was left"
         expired = client.result("later", "over", wait=20)
         assert expired is not None and expired.outcome == "expired"
-        assert 3500 < client.show("later", "lives")["expires_at"] - begun <= 3600
+        assert abs(client.show("later", "lives")["expires_at"] - begun - 3600) < 60, "to the way to the daemon"
 
 
 @pytest.mark.parametrize(

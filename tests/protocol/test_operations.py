@@ -199,9 +199,9 @@ def test_nack_with_a_delay_holds_the_message_back(wire: Wire, queue: str) -> Non
     _send(wire, queue, "a")
     wire.ask({"op": "nack", "receipt": _receive(wire, queue)["receipt"], "delay": 0.3})
     assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "delayed"
-    start = time.time()
+    start = time.monotonic()
     assert _receive(wire, queue, wait=30)["attempt"] == 2
-    assert time.time() - start > 0.1
+    assert time.monotonic() - start > 0.1
 
 
 def test_reject_makes_a_dead_letter(wire: Wire, queue: str) -> None:
