@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,20 @@ import pytest
 from tests.support import Daemon, Shell, Wire, running_daemon, short_folder
 
 
-def pytest_configure() -> None:
-    """Ctrl-C means something to the processes of the tests, also where a shell started these in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Ctrl-C means something to the processes of the tests, also where a shell started these in the background.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Thousands of processes are started; none compiles what another has compiled.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and "PYTHONPYCACHEPREFIX" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="eoq-compiled-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = cache.name
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two a processor: most of the time a test waits for the disk or for a process."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
