@@ -18,7 +18,7 @@ from .rows import End, NewMessage, Stored
 from .settings import QueueSettings, StorageSettings
 
 SPACE_SECONDS: Final = 0.1
-"""How long what is known of the disk's free space is good for."""
+"""How long to rely on the disk having had room."""
 
 MOST_DROPPED: Final = 1000
 """Messages that make room for one send; a queue whose limit was lowered comes down in steps."""
@@ -191,7 +191,7 @@ class Sending(MessageTable):
     def _require_space(self, first: int) -> None:
         """Raises `StorageFull` where what is left of the disk or the file is kept for settling what is there."""
         moment = time.monotonic()
-        if moment >= self._space_known_at + SPACE_SECONDS:
+        if self._no_space is not None or moment >= self._space_known_at + SPACE_SECONDS:
             self._no_space = self._lacking_space()
             self._space_known_at = moment
         if self._no_space is not None:

@@ -16,8 +16,9 @@ from typing import Final
 import pytest
 
 import eoq
+from eoq.daemon.spool import SWEEP_SECONDS
 from tests.integration.spools import arrivals, put, rejected, texts, waiting
-from tests.support import HAS_PROC, Daemon, eventually, running_daemon, short_folder
+from tests.support import HAS_PROC, PATIENCE, Daemon, eventually, running_daemon, short_folder
 
 SOON: Final = 1.0
 """Seconds within which a file is picked up."""
@@ -387,7 +388,8 @@ def test_a_folder_that_is_replaced_is_followed_and_its_loss_told(folder: Path) -
         put(spool, "q", "x", "before")
         assert texts(arrivals(client, "q", 1)) == ["before"]
         shutil.rmtree(spool)
-        eventually(lambda: "cannot be used" in daemon.said)
+        # Where the last wake-up comes before the folder itself is gone, the sweep finds out.
+        eventually(lambda: "cannot be used" in daemon.said, seconds=SWEEP_SECONDS + PATIENCE)
         assert client.send("q", "meanwhile").id
         assert texts(arrivals(client, "q", 1)) == ["meanwhile"]
         put(spool, "q", "x", "after")
