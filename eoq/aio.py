@@ -177,8 +177,9 @@ class AsyncClient(AsyncSteering):
             with suppress(EoqError):
                 await self._run(calls.release(receipts))
 
-    def _message(self, **fields: Any) -> AsyncMessage:
-        return AsyncMessage(settler=self, **fields)
+    def _message(self, fields: Fields) -> AsyncMessage:
+        fields["settler"] = self
+        return AsyncMessage.of(fields)
 
     async def work(
         self,

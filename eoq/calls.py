@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import InvalidRequest, MessageTooLarge
-from .ids import new_id
+from .ids import new_id, new_ids
 from .message import JSON_TYPE, Delivery, Outgoing, Result, Sent, encode_payload
 from .protocol import (
     DEFAULT_LEASE,
@@ -66,7 +66,7 @@ def check_queue(queue: str) -> str:
     return queue
 
 
-def _message_fields(item: object) -> tuple[Fields, int]:
+def _message_fields(item: object, make_id: Callable[[], str] = new_id) -> tuple[Fields, int]:
     """The fields of one message, its id chosen, and the bytes of its body. What is no `Outgoing` is a body."""
     message = item if isinstance(item, Outgoing) else None
     body, is_json = encode_payload(item if message is None else message.body)
@@ -74,7 +74,7 @@ def _message_fields(item: object) -> tuple[Fields, int]:
         raise MessageTooLarge(
             f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
         )
-    fields: Fields = {"id": new_id() if message is None or message.id is None else message.id}
+    fields: Fields = {"id": make_id() if message is None or message.id is None else message.id}
     put_bytes(fields, "body", body)
     if is_json:
         fields["headers"] = {"content-type": JSON_TYPE}
@@ -141,10 +141,11 @@ def send(queue: str, message: Outgoing) -> Call[Sent]:
 def send_batches(queue: str, items: Iterable[object]) -> Iterable[Call[list[Sent]]]:
     """Many messages, as requests of bounded size; takes from ``items`` only what the next request needs."""
     check_queue(queue)
+    make_id = new_ids().__next__
     batch: list[Fields] = []
     size = 0
     for item in items:
-        fields, length = _message_fields(item)
+        fields, length = _message_fields(item, make_id)
         if isinstance(item, Outgoing) and item.queue not in (None, queue):
             raise InvalidRequest(
                 f"a message for {item.queue!r} in a batch for {queue!r}: send it there, or in a transaction"
@@ -168,14 +169,14 @@ def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
 
 def receive(
     queue: str,
-    make: Callable[..., M],
+    make: Callable[[Fields], M],
     *,
     limit: int,
     wait: float,
     lease: float | None,
     bound: bool,
 ) -> Call[list[M]]:
-    """Up to ``limit`` messages; ``make`` is called with the fields of a `Delivery`."""
+    """Up to ``limit`` messages; ``make`` is called with all fields of a `Delivery`."""
     fields: Fields = {
         "op": "receive",
         "queue": check_queue(queue),
@@ -186,21 +187,23 @@ def receive(
     }
 
     def read(reply: Fields) -> list[M]:
-        watermark = reply["watermark"]
-        return [make(**_delivery(queue, watermark, message)) for message in reply["messages"]]
+        shared: Fields = {
+            "queue": queue,
+            "priority": 0,
+            "group": None,
+            "watermark": reply["watermark"],
+            "received_at": time.time(),
+        }
+        return [make(_delivery({**shared, "headers": {}, **message})) for message in reply["messages"]]
 
     return Call(fields, read, wait)
 
 
-def _delivery(queue: str, watermark: int, message: Fields) -> Fields:
-    in_base64 = message.pop("body_base64", None)
-    if in_base64 is not None:
-        message["body"] = get_bytes(None, in_base64, "body")
-    else:
-        message["body"] = message["body"].encode()
-    message["queue"] = queue
-    message["watermark"] = watermark
-    return message
+def _delivery(fields: Fields) -> Fields:
+    """The fields of a `Delivery`, from those that all of a reply share and those of the message."""
+    in_base64 = fields.pop("body_base64", None)
+    fields["body"] = fields["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
+    return fields
 
 
 def receipt_of(message: Delivery | str) -> str:

@@ -220,8 +220,9 @@ class Client(Steering):
             with suppress(EoqError):
                 self._run(calls.release(receipts))
 
-    def _message(self, **fields: Any) -> Message:
-        return Message(settler=self, **fields)
+    def _message(self, fields: Fields) -> Message:
+        fields["settler"] = self
+        return Message.of(fields)
 
     def work(
         self,

@@ -5,6 +5,7 @@ Requests are pipelined on it, and replies come in any order: whichever thread wa
 
 from __future__ import annotations
 
+import select
 import socket as sockets
 import threading
 import time
@@ -19,6 +20,8 @@ from .protocol import Fields, LineBuffer, decode_reply, encode
 
 LISTEN_SECONDS: Final = 1.0
 """How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
+READ_BYTES: Final = 256 * 1024
+"""What is read at once: about as much as a socket holds."""
 
 
 class Dropped(Exception):
@@ -39,6 +42,12 @@ class Link:
         except BaseException:
             self._socket.close()
             raise
+        # Not with a time-out of Python's, which asks the system three times for each call.
+        self._socket.setblocking(False)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable.register(self._socket, select.POLLOUT)
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._lines = LineBuffer(2**63)
         self._sending = threading.Lock()
         self._changed = threading.Condition()
@@ -100,14 +109,24 @@ class Link:
             lines.append(line)
         try:
             with self._sending:
-                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                self._socket.sendall(b"".join(lines))
+                self._send_all(b"".join(lines), deadline)
         except TimeoutError:
             self.close("the daemon took no more requests")
             raise
         except OSError as error:
             self.close(str(error))
             raise Dropped(str(error)) from error
+
+    def _send_all(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                seconds = deadline - time.monotonic()
+                if seconds <= 0:
+                    raise TimeoutError from None
+                self._writable.poll(min(seconds, LISTEN_SECONDS) * 1000)
 
     def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
         with self._changed:
@@ -132,9 +151,9 @@ class Link:
         data = b""
         reason = "the daemon closed the connection"
         try:
-            self._socket.settimeout(seconds)
-            data = self._socket.recv(1024 * 1024)
-        except TimeoutError:
+            self._readable.poll(seconds * 1000)
+            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+        except BlockingIOError:
             reason = ""
         except OSError as error:
             reason = str(error)
