@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
+
+from msgspec.structs import replace
 
 from ..errors import EoqError, InvalidRequest, LeaseLost
 from ..ids import new_id
@@ -96,6 +99,7 @@ class Broker:
             ask.Extend: self._extend,
             ask.Release: self._release,
         }
+        self.handles = tuple(self._handlers)
 
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
@@ -189,12 +193,13 @@ class Broker:
                 f"{len(messages):,} messages for topics would be {len(routed.messages):,} in their queues, and "
                 f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
             )
-        ttls = {queue: self._settings(queue).ttl for queue in {message.queue for message in routed.messages}}
-        if not any(ttls.values()):
+        queues = {message.queue for message in routed.messages}
+        ttls = {queue: ttl for queue in queues if (ttl := self._settings(queue).ttl) is not None}
+        if not ttls:
             return routed
         living = [
-            message._replace(expires_at=now + ttl)
-            if message.expires_at is None and (ttl := ttls[message.queue]) is not None
+            replace(message, expires_at=now + ttls[message.queue])
+            if message.expires_at is None and message.queue in ttls
             else message
             for message in routed.messages
         ]
@@ -202,45 +207,38 @@ class Broker:
 
     def stored(self, messages: Sequence[NewMessage]) -> None:
         """A verb that stores ``messages`` was just submitted: waiters may claim them, a timer may be needed."""
-        counts: dict[str, int] = {}
-        moment: float | None = None
-        for message in messages:
-            counts[message.queue] = counts.get(message.queue, 0) + 1
-            for planned in (message.due_at, message.expires_at):
-                if planned is not None and (moment is None or planned < moment):
-                    moment = planned
-        if moment is not None:
-            self._watch(moment)
-        for queue, count in counts.items():
+        planned = [message.due_at for message in messages if message.due_at is not None]
+        planned += [message.expires_at for message in messages if message.expires_at is not None]
+        if planned:
+            self._watch(min(planned))
+        for queue, count in Counter([message.queue for message in messages]).items():
             self._receivers.stir(queue, count)
 
     def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
         """Messages were stored: those who look on are told."""
-        duplicates = set(stored.duplicates)
-        counts: dict[str, int] = {}
-        for index, message in enumerate(messages):
-            if index not in duplicates:
-                counts[message.queue] = counts.get(message.queue, 0) + 1
+        counts = Counter([message.queue for message in messages])
+        counts.subtract([messages[index].queue for index in stored.duplicates])
         for queue, count in counts.items():
-            self.rates.sent(queue, count)
-            self._arrived(queue)
+            if count:
+                self.rates.sent(queue, count)
+                self._arrived(queue)
         self.ended(stored.ended)
 
     def ended(self, ends: Sequence[End]) -> None:
         """Messages have ended that nobody settled: those who wait for their results are told, their groups move on."""
+        if not ends:
+            return
         for end in ends:
             self._ended(end.queue, end.id, end.outcome, None, end.error)
         for queue in {end.queue for end in ends}:
             self._receivers.stir(queue, len(ends))
-        if ends:
-            self._watch(self._clock.wall())
+        self._watch(self._clock.wall())
 
     # ── delivering ───────────────────────────────────────────────────────────────────────────────────────
 
     def _grant(self, session: Session, request: ask.Receive, claim: Claim) -> Fields:
         leases = self._lease(session, request, claim)
-        for lease in leases:
-            self._leases.add(lease)
+        self._leases.add(leases)
         if leases:
             self._watch_leases()
         messages = []
@@ -330,32 +328,38 @@ class Broker:
     ) -> None:
         routed = self.route(sends, now) if sends else Routed((), None)
 
-        def done(outcome: Stored | EoqError) -> None:
+        def settled(outcome: Stored | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(_which(outcome, [lease for lease, _ in acks]))
                 return
             reply(answer(routed.duplicates(outcome.duplicates)))
-            for lease, result in acks:
-                if not lease.held.ended:
-                    self._free(lease)
-                    self.rates.done(lease.held.queue)
-                    self._ended(lease.held.queue, lease.id, "done", result, None)
+            done = [(lease, result) for lease, result in acks if not lease.held.ended]
+            for queue, count in self._free([lease for lease, _ in done]).items():
+                self.rates.done(queue, count)
+            for lease, result in done:
+                self._ended(lease.held.queue, lease.id, "done", result, None)
             if sends:
                 self.arrive(routed.messages, outcome)
 
         held = [(lease.held, result) for lease, result in acks]
-        self._writer.submit(partial(self._store.settle, now, held, routed.messages), done)
+        self._writer.submit(partial(self._store.settle, now, held, routed.messages), settled)
         for lease, _ in acks:
             self._moved_on(lease)
         if sends:
             self.stored(routed.messages)
 
-    def _free(self, lease: Lease) -> None:
-        """A lease is over; where its queue has a limit of messages in flight, another may be given now."""
-        self._leases.remove(lease)
-        queue = lease.held.queue
-        if self._settings(queue).max_in_flight is not None:
-            self._receivers.stir(queue, 1)
+    def _free(self, leases: Sequence[Lease]) -> Counter[str]:
+        """Leases are over; where their queues have a limit of messages in flight, others may be given now.
+
+        Returns how many they are by queue.
+        """
+        for lease in leases:
+            self._leases.remove(lease)
+        counts = Counter([lease.held.queue for lease in leases])
+        for queue, count in counts.items():
+            if self._settings(queue).max_in_flight is not None:
+                self._receivers.stir(queue, count)
+        return counts
 
     def _moved_on(self, lease: Lease) -> None:
         """A message is about to end; the next of its group may become ready, or delayed until it is due."""
@@ -381,8 +385,7 @@ class Broker:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
-            for lease in leases:
-                self._free(lease)
+            self._free(leases)
             self.ended([end for end in outcome if isinstance(end, End)])
             if counts and False in outcome:
                 reply(LeaseLost(LEASE_ENDED))
@@ -425,7 +428,7 @@ class Broker:
                 return
             reply({})
             if not lease.held.ended:
-                self._free(lease)
+                self._free([lease])
                 self._ended(lease.held.queue, lease.id, "dead", None, request.error)
 
         self._writer.submit(partial(self._store.reject, self._clock.wall(), lease.held, request.error), done)

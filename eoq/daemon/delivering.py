@@ -105,7 +105,7 @@ class Delivering(Sending):
             if expires_at is not None and expires_at <= now:
                 expired = True
                 break
-            claimed.append(Claimed._make(row))
+            claimed.append(Claimed(*row))
         cursor.close()
         return claimed, expired, cut
 

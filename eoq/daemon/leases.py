@@ -7,14 +7,15 @@ table only decides when a lease ends.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
 
 from .rows import Held
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(Struct, eq=False):
     """One delivery that is not settled yet. ``deadline`` is monotonic seconds."""
 
     held: Held
@@ -24,7 +25,7 @@ class Lease:
     deadline: float
     owner: set[Lease] | None
     """The leases of the connection it is bound to; None where it is not bound."""
-    scheduled: float = field(default=0.0)
+    scheduled: float = 0.0
     """The earliest moment at which the table looks at it again."""
 
 
@@ -60,8 +61,9 @@ class Leases:
     def __init__(self, ended: Callable[[list[Lease]], None]) -> None:
         self._ended = ended
         self._by_receipt: dict[str, Lease] = {}
-        self._by_deadline: list[tuple[float, int, Lease]] = []
-        self._by_queue: dict[str, int] = {}
+        self._by_deadline: list[tuple[float, int, list[Lease]]] = []
+        """Those that were given together end together, unless one is settled or extended before."""
+        self._by_queue: Counter[str] = Counter()
         self._serial = 0
 
     def __len__(self) -> int:
@@ -69,14 +71,18 @@ class Leases:
 
     def count(self, queue: str) -> int:
         """How many messages of a queue are leased."""
-        return self._by_queue.get(queue, 0)
+        return self._by_queue[queue]
 
-    def add(self, lease: Lease) -> None:
-        self._by_receipt[lease.receipt] = lease
-        self._by_queue[lease.held.queue] = self._by_queue.get(lease.held.queue, 0) + 1
-        if lease.owner is not None:
-            lease.owner.add(lease)
-        self._schedule(lease)
+    def add(self, leases: Sequence[Lease]) -> None:
+        """Leases of one queue and owner that have the same deadline."""
+        if not leases:
+            return
+        first = leases[0]
+        self._by_receipt.update([(lease.receipt, lease) for lease in leases])
+        self._by_queue[first.held.queue] += len(leases)
+        if first.owner is not None:
+            first.owner.update(leases)
+        self._schedule(leases)
 
     def get(self, receipt: str) -> Lease | None:
         return self._by_receipt.get(receipt)
@@ -84,39 +90,51 @@ class Leases:
     def extend(self, lease: Lease, deadline: float) -> None:
         lease.deadline = deadline
         if deadline < lease.scheduled:
-            self._schedule(lease)
+            self._schedule([lease])
 
     def remove(self, lease: Lease) -> None:
         if self._by_receipt.pop(lease.receipt, None) is not None:
-            count = self._by_queue.pop(lease.held.queue) - 1
-            if count:
-                self._by_queue[lease.held.queue] = count
+            queue = lease.held.queue
+            self._by_queue[queue] -= 1
+            if not self._by_queue[queue]:
+                del self._by_queue[queue]
         if lease.owner is not None:
             lease.owner.discard(lease)
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next; None while nothing is leased."""
         while self._by_deadline:
-            moment, _, lease = self._by_deadline[0]
-            if lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease:
+            moment, _, leases = self._by_deadline[0]
+            while leases and not self._is_scheduled(leases[-1], moment):
+                leases.pop()
+            if leases:
                 return moment
             heapq.heappop(self._by_deadline)
         return None
+
+    def _is_scheduled(self, lease: Lease, moment: float) -> bool:
+        return lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease
 
     def expire(self, now: float) -> None:
         """Ends the leases whose deadline has come, and hands them to ``ended``."""
         ended = []
         while (moment := self.next_deadline()) is not None and moment <= now:
-            _, _, lease = heapq.heappop(self._by_deadline)
-            if lease.deadline > now:
-                self._schedule(lease)
-            else:
-                self.remove(lease)
-                ended.append(lease)
+            _, _, leases = heapq.heappop(self._by_deadline)
+            for lease in leases:
+                if not self._is_scheduled(lease, moment):
+                    continue
+                if lease.deadline > now:
+                    self._schedule([lease])
+                else:
+                    self.remove(lease)
+                    ended.append(lease)
         if ended:
             self._ended(ended)
 
-    def _schedule(self, lease: Lease) -> None:
-        lease.scheduled = lease.deadline
+    def _schedule(self, leases: Sequence[Lease]) -> None:
+        """They have the same deadline."""
+        moment = leases[0].deadline
+        for lease in leases:
+            lease.scheduled = moment
         self._serial += 1
-        heapq.heappush(self._by_deadline, (lease.deadline, self._serial, lease))
+        heapq.heappush(self._by_deadline, (moment, self._serial, list(leases)))

@@ -39,6 +39,8 @@ class _Waiter:
 class Looker:
     """Answers questions from the reader's connection, and results at the moment they are stored."""
 
+    handles = (ask.GetResult, ask.Queues, ask.Peek, ask.Show, ask.Tail, ask.Status)
+
     def __init__(self, reader: Reader, describe: Callable[[], Fields], rate: Callable[[str], Rate]) -> None:
         self._reader = reader
         self._describe = describe
@@ -49,10 +51,6 @@ class Looker:
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
         self._stopping = False
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
-
-    def handles(self, request: ask.Request) -> bool:
-        """Whether a request only looks."""
-        return isinstance(request, ask.GetResult | ask.Queues | ask.Peek | ask.Show | ask.Tail | ask.Status)
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Answers a request; ``reply`` is called once, now or later."""

@@ -46,6 +46,8 @@ class _Waiter:
 class Deduplicator:
     """Who runs which key, and who waits for it."""
 
+    handles = (ask.Once, ask.OnceDone, ask.OnceRelease)
+
     def __init__(self, table: OnceTable, writer: Submitter, clock: Clock) -> None:
         self._table = table
         self._writer = writer
@@ -53,10 +55,6 @@ class Deduplicator:
         self._holders: dict[str, _Holder] = {}
         self._waiters: dict[str, deque[_Waiter]] = {}
         self._stopping = False
-
-    def handles(self, request: ask.Request) -> bool:
-        """Whether a request is about a key."""
-        return isinstance(request, ask.Once | ask.OnceDone | ask.OnceRelease)
 
     def start(self) -> None:
         """Finds out who ran what when the daemon before ended, and gives them time to come back."""

@@ -40,9 +40,9 @@ class Rates:
         """So many more were stored."""
         self._window(queue).sent += count
 
-    def done(self, queue: str) -> None:
-        """One more is done."""
-        self._window(queue).done += 1
+    def done(self, queue: str, count: int) -> None:
+        """So many more are done."""
+        self._window(queue).done += count
 
     def rate(self, queue: str) -> Rate:
         """What it was in the last minute: of the one before, as much as still belongs to it is taken."""

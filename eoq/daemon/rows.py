@@ -1,14 +1,19 @@
-"""What goes into the verbs of the store, and what comes out of them."""
+"""What goes into the verbs of the store, and what comes out of them.
+
+What there is one of for each message is a struct, made in a third of the time of a tuple.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from ..errors import LeaseLost
 
 
-class NewMessage(NamedTuple):
+class NewMessage(Struct, frozen=True, gc=False):
     """A message to be stored, already validated. ``headers`` is JSON; ``due_at`` None is now, ``expires_at`` never."""
 
     queue: str
@@ -58,7 +63,7 @@ class Stored(NamedTuple):
     ended: Sequence[End]
 
 
-class Claimed(NamedTuple):
+class Claimed(Struct, frozen=True, gc=False):
     """A message as it is leased. ``fence`` is the number of this delivery."""
 
     seq: int
@@ -85,7 +90,7 @@ class Claim(NamedTuple):
     unfinished: bool = False
 
 
-class Held(NamedTuple):
+class Held(Struct, frozen=True, gc=False):
     """A delivery that is to be settled: the message's place, its fence, and what its lease knows of it.
 
     Of one that has ``ended`` there is no lease any more; all it can do is repeat what it did before.

@@ -35,6 +35,8 @@ log = logging.getLogger("eoq.schedule")
 class Scheduler:
     """Knows when to look for what is due."""
 
+    handles = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
+
     def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
         self._store = store
         self._writer = writer
@@ -80,10 +82,6 @@ class Scheduler:
             self._timer[1].cancel()
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
-
-    def handles(self, request: ask.Request) -> bool:
-        """Whether a request is about schedules."""
-        return isinstance(request, ask.ScheduleAdd | ask.ScheduleRemove | ask.ScheduleShow | ask.Schedules)
 
     def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request, one in each turn of the event loop; ``reply`` is called once, later.

@@ -49,23 +49,22 @@ LOCAL_PEERPID: Final = 2
 
 
 class Handler(Protocol):
-    """Who answers some of the requests."""
+    """Who answers some of the requests: those of the types that it ``handles``."""
 
-    def handles(self, request: ask.Request) -> bool: ...
+    @property
+    def handles(self) -> Sequence[type]: ...
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None: ...
 
 
 class Server:
-    """Accepts connections on a Unix socket and hands their requests to whom they are for.
-
-    ``handlers`` are asked in turn; what none of them handles is for the broker.
-    """
+    """Accepts connections on a Unix socket and hands their requests to whom they are for."""
 
     def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, handlers: Sequence[Handler]) -> None:
         self.broker = broker
         self.looker = looker
         self.deduplicator = deduplicator
-        self.handlers: tuple[Handler, ...] = (looker, deduplicator, *handlers)
+        everybody: Sequence[Handler] = (broker, looker, deduplicator, *handlers)
+        self.handlers = {kind: handler for handler in everybody for kind in handler.handles}
         self.connections: set[Connection] = set()
         self.partial = 0
         self._server: asyncio.AbstractServer | None = None
@@ -203,12 +202,7 @@ class Connection(asyncio.Protocol):
         self._heavy += heavy
         reply = partial(self._reply, request.rid, waits, heavy)
         try:
-            for handler in self._server.handlers:
-                if handler.handles(request):
-                    handler.handle(self._session, request, reply)
-                    break
-            else:
-                self._server.broker.handle(self._session, request, reply)
+            self._server.handlers[type(request)].handle(self._session, request, reply)
         except EoqError as error:
             reply(error)
 

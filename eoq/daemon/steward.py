@@ -17,15 +17,13 @@ from .store import Store
 class Steward:
     """Does what people ask for, a bounded step a request."""
 
+    handles = (ask.Pause, ask.Resume, ask.Purge, ask.Redrive, ask.Drop)
+
     def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
         self._broker = broker
-
-    def handles(self, request: ask.Request) -> bool:
-        """Whether a request steers."""
-        return isinstance(request, ask.Pause | ask.Resume | ask.Purge | ask.Redrive | ask.Drop)
 
     def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once. Raises `InvalidRequest` for what is refused at once."""

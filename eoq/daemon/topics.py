@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from ..errors import EoqError, InvalidRequest
 from . import requests as ask
 from .rows import NewMessage, Routed
@@ -21,6 +23,8 @@ log = logging.getLogger("eoq.topics")
 
 class Topics:
     """All bindings: those in the file, and those of the configuration."""
+
+    handles = (ask.Bind, ask.Unbind, ask.Topics)
 
     def __init__(self, table: TopicTable, writer: Submitter) -> None:
         self._table = table
@@ -54,21 +58,17 @@ class Topics:
     def route(self, messages: Sequence[NewMessage]) -> Routed:
         """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
         by_topic = self._by_topic
-        if not any(message.queue in by_topic for message in messages):
+        if not by_topic or not any(message.queue in by_topic for message in messages):
             return Routed(messages, None)
         routed: list[NewMessage] = []
         origins: list[int] = []
         for index, message in enumerate(messages):
             for queue in _queues_of(message, by_topic.get(message.queue)):
-                routed.append(message._replace(queue=queue))
+                routed.append(replace(message, queue=queue))
                 origins.append(index)
         return Routed(routed, origins)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
-
-    def handles(self, request: ask.Request) -> bool:
-        """Whether a request is about topics."""
-        return isinstance(request, ask.Bind | ask.Unbind | ask.Topics)
 
     def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once, now or later."""

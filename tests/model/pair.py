@@ -175,12 +175,9 @@ class Pair:
         self._asking = asked
         try:
             request = requests.decode(encode(fields))
-            for handler in (self._topics, self._steward):
-                if handler.handles(request):
-                    handler.handle(peer.session, request, partial(self._reply, asked))
-                    break
-            else:
-                self._broker.handle(peer.session, request, partial(self._reply, asked))
+            handlers = (self._topics, self._steward, self._broker)
+            handler = next(one for one in handlers if isinstance(request, one.handles))
+            handler.handle(peer.session, request, partial(self._reply, asked))
         except EoqError as error:
             self._reply(asked, error)
         finally:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -125,7 +124,7 @@ class Daemon(Steering):
         """One request, as a client makes it."""
         replies: list[Fields | eoq.EoqError] = []
         request = requests.decode(encode(call.fields))
-        handler = self._steward if self._steward.handles(request) else self._broker
+        handler = self._steward if isinstance(request, self._steward.handles) else self._broker
         try:
             handler.handle(self.session, request, replies.append)
         except eoq.EoqError as refusal:
@@ -246,7 +245,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, limit=st.integers(1, 3), bound=st.booleans())
     def receive(self, queue: str, limit: int, bound: bool) -> None:
-        make = partial(eoq.Message, settler=self.daemon, received_at=self.clock.wall())
+        mine = {"settler": self.daemon, "received_at": self.clock.wall()}
+
+        def make(fields: dict[str, Any]) -> eoq.Message:
+            return eoq.Message.of({**fields, **mine})
+
         messages = self.daemon.run(calls.receive(queue, make, limit=limit, wait=0, lease=LEASE, bound=bound))
         self.held += messages
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import pytest
+from msgspec.structs import replace
 
 import eoq
 from eoq.daemon import requests
@@ -192,7 +193,7 @@ def test_acks_find_their_messages_by_place(traced: Traced) -> None:
 
 def test_a_repeated_ack_finds_what_it_did(traced: Traced) -> None:
     (held,) = _claim(traced.store, "q", 1)
-    repeat = held._replace(ended=True, group=None)
+    repeat = replace(held, ended=True, group=None)
     _do(traced.store, lambda: traced.store.settle(NOW, [(held, None)], []))
     steps = traced.plan(lambda: traced.store.settle(NOW, [(repeat, None)], []))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
@@ -219,7 +220,7 @@ def test_a_reject_finds_the_next_of_its_group(traced: Traced) -> None:
 
 
 def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: Traced) -> None:
-    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW + 1)])
+    _put(traced.store, [replace(_message("q", "expired"), expires_at=NOW + 1)])
     _check(
         traced.plan(lambda: traced.store.advance(LATER + 1, 500)),
         "message USING INDEX message_delayed (due_at<?)",
@@ -230,7 +231,7 @@ def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: T
 
 
 def test_a_claim_that_finds_an_expired_message_looks_at_few(traced: Traced) -> None:
-    _put(traced.store, [_message("q", "expired")._replace(expires_at=NOW, priority=1)])
+    _put(traced.store, [replace(_message("q", "expired"), expires_at=NOW, priority=1)])
     steps = traced.plan(lambda: traced.store.claim(NOW + 1, "q", 1, MOST_BYTES))
     _check(steps, "message USING INDEX message_ready (queue=?)")
 
