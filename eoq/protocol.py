@@ -45,6 +45,7 @@ QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 
 Fields = dict[str, Any]
 
+_decode_json = json.JSONDecoder().decode
 _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -93,7 +94,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
 
 def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
     """A reply line as its ``rid`` and its fields, or the error it carries. Raises `ValueError` for what is none."""
-    reply = json.loads(line)
+    reply = _decode_json(line.decode())
     try:
         rid = reply.get("rid")
         if reply["ok"]:

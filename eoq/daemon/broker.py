@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -23,7 +22,7 @@ from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
 from .receivers import Receivers
-from .rows import LEASE_ENDED, Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored
+from .rows import LEASE_ENDED, Advanced, Claim, DeliveryLost, End, Held, NewMessage, Routed, Shifted, Stored, counted
 from .session import Fields, Reply, Session, Submitter
 from .settings import SettingsOf, defaults
 from .store import Store
@@ -211,17 +210,16 @@ class Broker:
         planned += [message.expires_at for message in messages if message.expires_at is not None]
         if planned:
             self._watch(min(planned))
-        for queue, count in Counter([message.queue for message in messages]).items():
+        for queue, count in counted([message.queue for message in messages]).items():
             self._receivers.stir(queue, count)
 
     def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
         """Messages were stored: those who look on are told."""
-        counts = Counter([message.queue for message in messages])
-        counts.subtract([messages[index].queue for index in stored.duplicates])
-        for queue, count in counts.items():
-            if count:
-                self.rates.sent(queue, count)
-                self._arrived(queue)
+        known = set(stored.duplicates)
+        new = [message.queue for index, message in enumerate(messages) if index not in known]
+        for queue, count in counted(new).items():
+            self.rates.sent(queue, count)
+            self._arrived(queue)
         self.ended(stored.ended)
 
     def ended(self, ends: Sequence[End]) -> None:
@@ -348,14 +346,14 @@ class Broker:
         if sends:
             self.stored(routed.messages)
 
-    def _free(self, leases: Sequence[Lease]) -> Counter[str]:
+    def _free(self, leases: Sequence[Lease]) -> dict[str, int]:
         """Leases are over; where their queues have a limit of messages in flight, others may be given now.
 
         Returns how many they are by queue.
         """
         for lease in leases:
             self._leases.remove(lease)
-        counts = Counter([lease.held.queue for lease in leases])
+        counts = counted([lease.held.queue for lease in leases])
         for queue, count in counts.items():
             if self._settings(queue).max_in_flight is not None:
                 self._receivers.stir(queue, count)

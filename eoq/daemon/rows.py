@@ -29,6 +29,14 @@ class NewMessage(Struct, frozen=True, gc=False):
     expires_at: float | None = None
 
 
+def counted(queues: Sequence[str]) -> dict[str, int]:
+    """How often each of ``queues`` is there. Of the few that there mostly are, a `Counter` takes five times as long."""
+    counts: dict[str, int] = {}
+    for queue in queues:
+        counts[queue] = counts.get(queue, 0) + 1
+    return counts
+
+
 class Routed(NamedTuple):
     """Messages as they are stored. ``origins`` tells from which of those that were sent each is; None: all as sent."""
 
