@@ -125,8 +125,7 @@ class Broker:
         session.closed = True
         self._receivers.closed(session)
         leases = list(session.leases)
-        for lease in leases:
-            self._leases.remove(lease)
+        self._leases.remove(leases)
         if leases:
             self._give_back(leases, "the connection of the consumer ended")
 
@@ -351,8 +350,7 @@ class Broker:
 
         Returns how many they are by queue.
         """
-        for lease in leases:
-            self._leases.remove(lease)
+        self._leases.remove(leases)
         counts = counted([lease.held.queue for lease in leases])
         for queue, count in counts.items():
             if self._settings(queue).max_in_flight is not None:

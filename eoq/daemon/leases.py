@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from .rows import Held
+from .rows import Held, counted
 
 
 class Lease(Struct, eq=False):
@@ -92,14 +92,18 @@ class Leases:
         if deadline < lease.scheduled:
             self._schedule([lease])
 
-    def remove(self, lease: Lease) -> None:
-        if self._by_receipt.pop(lease.receipt, None) is not None:
-            queue = lease.held.queue
-            self._by_queue[queue] -= 1
+    def remove(self, leases: Sequence[Lease]) -> None:
+        """They are over, however they ended. Without effect on those that were already."""
+        removed = []
+        for lease in leases:
+            if self._by_receipt.pop(lease.receipt, None) is not None:
+                removed.append(lease.held.queue)
+            if lease.owner is not None:
+                lease.owner.discard(lease)
+        for queue, count in counted(removed).items():
+            self._by_queue[queue] -= count
             if not self._by_queue[queue]:
                 del self._by_queue[queue]
-        if lease.owner is not None:
-            lease.owner.discard(lease)
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next; None while nothing is leased."""
@@ -126,7 +130,7 @@ class Leases:
                 if lease.deadline > now:
                     self._schedule([lease])
                 else:
-                    self.remove(lease)
+                    self.remove([lease])
                     ended.append(lease)
         if ended:
             self._ended(ended)
