@@ -47,7 +47,7 @@ def connect(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30
     return Client(socket, timeout=timeout)
 
 
-class _Started(NamedTuple, Generic[T]):
+class Started(NamedTuple, Generic[T]):
     """A request under way. Without rids it could not be sent, and has to be repeated."""
 
     call: Call[T]
@@ -130,7 +130,7 @@ class Client(Steering):
 
     def send_stream(self, queue: str, messages: Iterable[object]) -> Iterator[Sent]:
         """`send_many` for sources of any length: yields each confirmation, and holds a few requests at a time."""
-        under_way: deque[_Started[list[Sent]]] = deque()
+        under_way: deque[Started[list[Sent]]] = deque()
         try:
             for batch in calls.send_batches(queue, messages):
                 under_way.append(self._start(batch, under_way[-1].link if under_way else None))
@@ -169,7 +169,7 @@ class Client(Steering):
         comes back for the next one; whatever is left when the loop ends is given back, uncounted.
         """
         fetched: Prefetched[Message] = Prefetched(lease, prefetch)
-        ahead: _Started[list[Message]] | None = None
+        ahead: Started[list[Message]] | None = None
 
         def receive(limit: int, wait: float) -> Call[list[Message]]:
             return calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=True)
@@ -392,7 +392,7 @@ class Client(Steering):
                 for call, reply in zip(batch, replies, strict=True)
             ]
 
-    def _start(self, call: Call[T], link: Link | None = None) -> _Started[T]:
+    def _start(self, call: Call[T], link: Link | None = None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.
 
         With a ``link`` it goes over that one or none.
@@ -400,11 +400,11 @@ class Client(Steering):
         deadline = time.monotonic() + self.timeout
         link = self._linked(deadline) if link is None else link
         try:
-            return _Started(call, link, link.start([call.fields], deadline))
+            return Started(call, link, link.start([call.fields], deadline))
         except (Dropped, TimeoutError):
-            return _Started(call, link, None)
+            return Started(call, link, None)
 
-    def _finish(self, started: _Started[T]) -> T:
+    def _finish(self, started: Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.rids is not None:
             deadline = time.monotonic() + started.call.wait + self.timeout

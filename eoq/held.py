@@ -39,6 +39,7 @@ class Entry(Generic[M]):
     """When the time of its handler is over (monotonic seconds)."""
     settling: bool = False
     """A request that settles it is under way; its reply is what counts."""
+    confirming: bool = False
     settled: bool = False
     lost: bool = False
     overdue: bool = False
@@ -59,14 +60,15 @@ class Held(Generic[M]):
         self._most = most
         self._fewest = fewest
         self._entries: dict[str, Entry[M]] = {}
+        self._confirming = 0
         self._counts = {"done": 0, "retried": 0, "rejected": 0, "lost": 0}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def room(self) -> int:
-        """How many messages to ask for now."""
-        room = self._most - len(self._entries)
+        """How many messages to ask for now. One whose ack is under way has made room: the daemon reads that first."""
+        room = self._most - (len(self._entries) - self._confirming)
         return room if room >= self._fewest else 0
 
     def add(self, messages: Iterable[M], generation: int) -> list[Entry[M]]:
@@ -90,9 +92,15 @@ class Held(Generic[M]):
         entry.deadline = deadline
         return True
 
+    def confirming(self, entry: Entry[M]) -> None:
+        """Its handler has ended, and its ack is under way."""
+        entry.confirming = True
+        self._confirming += 1
+
     def end(self, entry: Entry[M]) -> None:
-        """Its handler has ended, or will not run."""
-        self._entries.pop(entry.message.receipt, None)
+        """Its handler has ended, and its ack is confirmed if there is one; or it will not run."""
+        if self._entries.pop(entry.message.receipt, None) is not None:
+            self._confirming -= entry.confirming
 
     def drop_waiting(self) -> list[str]:
         """Forgets what waits; returns the receipts that can be given back."""
@@ -103,7 +111,7 @@ class Held(Generic[M]):
 
     def to_extend(self) -> list[str]:
         """The receipts of all leases to be kept."""
-        return [receipt for receipt, entry in self._entries.items() if entry.open]
+        return [receipt for receipt, entry in self._entries.items() if entry.open and not entry.confirming]
 
     def lose(self, receipts: Iterable[str]) -> list[Entry[M]]:
         """Notes that an extension found these leases ended; returns the messages it is news for."""
@@ -117,10 +125,11 @@ class Held(Generic[M]):
             self._counts["lost"] += 1
         return news
 
-    def settling(self, receipt: str) -> None:
-        """Notes that a message is about to be settled."""
+    def settling(self, receipt: str) -> Entry[M] | None:
+        """Notes that a message is about to be settled. None where it is not held."""
         if (entry := self._entries.get(receipt)) is not None:
             entry.settling = True
+        return entry
 
     def settled(self, receipt: str, outcome: str) -> None:
         """Notes that a message was settled, as ``done``, ``retried`` or ``rejected``."""

@@ -17,6 +17,7 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,15 +26,16 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from . import calls
 from .errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull, Unavailable
 from .held import Entry, Held, Summary
-from .message import Message, Outgoing
+from .message import Message, Outgoing, Settler
 from .prefetch import POLL_SECONDS
 from .protocol import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
 from .verdicts import Reject, Retry, give_back
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import Client, Started
 
 log = logging.getLogger("eoq.worker")
 
@@ -45,10 +47,14 @@ STOP_SECONDS: Final = 2.0
 """How long the end of the loop waits for a daemon that is asked to take back what waited here."""
 LAST_SECONDS: Final = 0.1
 """How long the end of the loop waits for what was delivered meanwhile to be given back. Mostly there is nothing."""
+UNCONFIRMED: Final = 32
+"""Acks that are under way while the next message is handled: so many share one commit of the daemon's."""
 OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
 """Errors of settling that concern one message; any other ends the loop."""
 
 AnyHandler: TypeAlias = Callable[..., object]
+Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler], None]
+"""Handles messages, and acks them through the settler."""
 
 
 class Processor(Protocol):
@@ -107,22 +113,24 @@ def check_arguments(
         raise InvalidRequest(f"idle is 0 or more seconds, and not {idle!r}")
 
 
-def _plainly(handler: AnyHandler) -> Callable[[list[Entry[Message]]], None]:
-    def apply(entries: list[Entry[Message]]) -> None:
+def _plainly(handler: AnyHandler) -> Apply:
+    def apply(entries: list[Entry[Message]], behind: Settler) -> None:
         (entry,) = entries
         result = handler(entry.message)
         if entry.overdue:
             log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
         elif not entry.settled:
-            entry.message.ack(result)
+            behind.ack(entry.message.receipt, result)
 
     return apply
 
 
-def _through(inbox: Processor, handler: AnyHandler) -> Callable[[list[Entry[Message]]], None]:
-    def apply(entries: list[Entry[Message]]) -> None:
+def _through(inbox: Processor, handler: AnyHandler) -> Apply:
+    def apply(entries: list[Entry[Message]], behind: Settler) -> None:
         if len(entries) == 1:
-            inbox.process(entries[0].message, handler)
+            message = entries[0].message
+            # The inbox acks behind what follows; the handler, should it settle the message itself, waits for it.
+            inbox.process(replace(message, settler=behind), lambda tx, _: handler(tx, message))
             return
         outcomes = inbox.process_many([entry.message for entry in entries], handler)
         for entry, outcome in zip(entries, outcomes, strict=True):
@@ -139,7 +147,7 @@ class _Worker:
         self,
         client: Client,
         queue: str,
-        apply: Callable[[list[Entry[Message]]], None],
+        apply: Apply,
         held: Held[Message],
         concurrency: int,
         batch: int,
@@ -165,6 +173,8 @@ class _Worker:
         self._stopping = False
         self._over = False
         self._failure: BaseException | None = None
+        self._behind = _Behind(self)
+        self._unconfirmed: deque[tuple[Entry[Message], Started[None]]] = deque()
 
     def run(self) -> Summary:
         """Until it is stopped."""
@@ -272,7 +282,7 @@ class _Worker:
     # ── handling ────────────────────────────────────────────────────────────────────────────────────────
 
     def _handle(self) -> None:
-        while (entry := self._ready.get()) is not None:
+        while (entry := self._next()) is not None:
             entries = self._begin(entry)
             if not entries:
                 continue
@@ -281,8 +291,18 @@ class _Worker:
             finally:
                 with self._changed:
                     for each in entries:
-                        self._held.end(each)
+                        if not each.confirming:
+                            self._held.end(each)
                     self._changed.notify_all()
+            self._confirm(UNCONFIRMED)
+        self._confirm(0)
+
+    def _next(self) -> Entry[Message] | None:
+        """What was received next. Where nothing waits, what was acked is confirmed first."""
+        with suppress(Empty):
+            return self._ready.get_nowait()
+        self._confirm(0)
+        return self._ready.get()
 
     def _begin(self, entry: Entry[Message]) -> list[Entry[Message]]:
         """What runs now: ``entry`` and, in a batch, what waits behind it."""
@@ -314,7 +334,7 @@ class _Worker:
 
     def _run(self, entries: list[Entry[Message]]) -> None:
         try:
-            self._apply(entries)
+            self._apply(entries, self._behind)
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
             for entry in entries:
                 tell(entry, error)
@@ -410,16 +430,79 @@ class _Worker:
             request()
         except BaseException as error:
             # Of many acks one was refused, and nobody knows which: they are tried one by one.
-            lost = isinstance(error, LeaseLost) and len(receipts) == 1
-            with self._changed:
-                for receipt in receipts:
-                    self._held.not_settled(receipt, lost)
-            if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
-                self._fail(error)
+            self._not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
             raise
         with self._changed:
             for receipt in receipts:
                 self._held.settled(receipt, outcome)
+
+    def _not_settled(self, receipts: list[str], error: BaseException, lost: bool) -> None:
+        with self._changed:
+            for receipt in receipts:
+                self._held.not_settled(receipt, lost)
+        if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
+            self._fail(error)
+
+    # ── acks that are waited for later ──────────────────────────────────────────────────────────────────
+
+    def ack_behind(self, receipt: str, result: object) -> None:
+        """Sends an ack, which is confirmed while the next messages are handled."""
+        call = calls.ack(receipt, result, ())
+        with self._changed:
+            entry = self._held.settling(receipt)
+        if entry is None:
+            self._client.ack(receipt, result)
+            return
+        try:
+            started = self._client._start(call)
+        except BaseException as error:
+            self._not_settled([receipt], error, lost=False)
+            raise
+        with self._changed:
+            self._held.confirming(entry)
+            self._unconfirmed.append((entry, started))
+            self._changed.notify_all()
+
+    def _confirm(self, most: int) -> None:
+        """Waits until ``most`` acks at most are not confirmed."""
+        while True:
+            with self._changed:
+                if len(self._unconfirmed) <= most:
+                    return
+                entry, started = self._unconfirmed.popleft()
+            self._conclude(entry, started)
+
+    def _conclude(self, entry: Entry[Message], started: Started[None]) -> None:
+        receipt = entry.message.receipt
+        try:
+            self._client._finish(started)
+        except EoqError as error:
+            self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
+            tell(entry, error)
+        else:
+            with self._changed:
+                self._held.settled(receipt, "done")
+        finally:
+            with self._changed:
+                self._held.end(entry)
+                self._changed.notify_all()
+
+
+class _Behind:
+    """The worker as the settler of messages whose ack is not waited for."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+        self.ack_many = worker.ack_many
+        self.nack = worker.nack
+        self.reject = worker.reject
+        self.extend = worker.extend
+
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        if send:
+            self._worker.ack(receipt, result, send)
+        else:
+            self._worker.ack_behind(receipt, result)
 
 
 # ── shared with the asyncio twin ────────────────────────────────────────────────────────────────────────────

@@ -74,11 +74,6 @@ class Connection(sqlite3.Connection):
 class Socket(socket.socket):
     """The client's socket."""
 
-    def sendall(self, data: Any, *flags: int) -> None:
-        self._leaves(data)
-        super().sendall(data, *flags)
-        self._has_left()
-
     def send(self, data: Any, *flags: int) -> int:
         self._leaves(data)
         count = super().send(data, *flags)
@@ -97,9 +92,17 @@ class Socket(socket.socket):
 
     def recv(self, *arguments: int) -> bytes:
         data = super().recv(*arguments)
+        self._is_answered()
+        return data
+
+    def recv_into(self, *arguments: Any) -> int:
+        count = super().recv_into(*arguments)
+        self._is_answered()
+        return count
+
+    def _is_answered(self) -> None:
         if acking:
             reached("ack is answered")
-        return data
 
 
 def apply(tx: sqlite3.Connection, message: eoq.Message) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import eoq
+from eoq.worker import UNCONFIRMED
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
@@ -312,8 +314,65 @@ def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect
         assert summary.done == 30
         assert summary.lost >= 2
         assert set(handled) == set(_many(30))
-        assert len(handled) <= 34, "only what ran when the daemon was killed may run again"
+        assert len(handled) <= 30 + 2 * 6, "only what ran or was not confirmed when the daemon was killed may run again"
         assert sender.result("q", "m29") == eoq.Result("done", b"M29")
+
+
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize("with_inbox", [False, True])
+def test_acks_are_confirmed_while_what_waits_is_handled(
+    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
+) -> None:
+    handled: list[str] = []
+
+    def handler(*arguments: Any) -> None:
+        if not handled:
+            # All that there is room for is here before the daemon answers nothing more.
+            eventually(lambda: daemon.ask(op="status")["leased"] == 1 + prefetch)
+            daemon.signal(signal.SIGSTOP)
+        handled.append(arguments[-1].id)
+        if len(handled) == most:
+            waking.start()
+
+    def wake() -> None:
+        threading.Event().wait(0.3)  # that no more is handled than may be, only time can show
+        stopped_at.append(len(handled))
+        daemon.signal(signal.SIGCONT)
+
+    waking = threading.Thread(target=wake)
+    stopped_at: list[int] = []
+    with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
+        client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])
+        inbox_or_none = inbox if with_inbox else None
+        assert client.work("q", handler, inbox=inbox_or_none, until_empty=True, prefetch=prefetch) == eoq.Summary(
+            done=150
+        )
+        waking.join()
+        assert stopped_at == [most]
+        assert handled == _many(150)
+        assert all(client.result("q", id) is not None for id in _many(150))
+
+
+def test_a_lease_that_was_lost_before_the_ack_was_confirmed_is_told(
+    daemon: Daemon, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ack of one goes out, and with it the daemon: the next one finds its lease gone."""
+    effects: list[str] = []
+
+    def handler(_tx: sqlite3.Connection, message: eoq.Message) -> None:
+        effects.append(message.id)
+        if message.id == "m2" and len(effects) == 3:
+            # Those before are acked; whether that was stored is not known to anybody here.
+            daemon.kill()
+            daemon.start()
+
+    with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
+        client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(10)])
+        summary = client.work("q", handler, inbox=inbox, until_empty=True, prefetch=20)
+        assert effects == _many(10), "each ran once, whatever came again"
+        assert summary.done == 10
+        assert summary.lost >= 7
+        assert "it is delivered again" in caplog.text
 
 
 def test_a_daemon_that_stays_away_ends_the_loop_once_what_runs_is_finished(
