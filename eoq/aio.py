@@ -36,7 +36,7 @@ def connect_async(socket: str | os.PathLike[str] | None = None, *, timeout: floa
     return AsyncClient(socket, timeout=timeout)
 
 
-class _Started(NamedTuple, Generic[T]):
+class Started(NamedTuple, Generic[T]):
     """A request under way. Without replies it could not be sent, and has to be repeated."""
 
     call: Call[T]
@@ -96,7 +96,7 @@ class AsyncClient(AsyncSteering):
 
     async def send_stream(self, queue: str, messages: Iterable[object]) -> AsyncIterator[Sent]:
         """See `Client.send_stream`."""
-        under_way: deque[_Started[list[Sent]]] = deque()
+        under_way: deque[Started[list[Sent]]] = deque()
         try:
             for batch in calls.send_batches(queue, messages):
                 under_way.append(await self._start(batch, under_way[-1].link if under_way else None))
@@ -189,6 +189,7 @@ class AsyncClient(AsyncSteering):
         inbox: AsyncProcessor | None = None,
         concurrency: int = 1,
         prefetch: int = 0,
+        batch: int = 1,
         lease: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 # it is the handler's, not the loop's
         until_empty: bool = False,
@@ -210,6 +211,7 @@ class AsyncClient(AsyncSteering):
             inbox=inbox,
             concurrency=concurrency,
             prefetch=prefetch,
+            batch=batch,
             lease=lease,
             seconds=timeout,
             idle=0.0 if until_empty and idle is None else idle,
@@ -314,15 +316,15 @@ class AsyncClient(AsyncSteering):
                 for call, reply in zip(batch, replies, strict=True)
             ]
 
-    async def _start(self, call: Call[T], link: AsyncLink | None) -> _Started[T]:
+    async def _start(self, call: Call[T], link: AsyncLink | None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
         link = await self._linked(time.monotonic() + self.timeout) if link is None else link
         try:
-            return _Started(call, link, await link.start([call.fields]))
+            return Started(call, link, await link.start([call.fields]))
         except Dropped:
-            return _Started(call, link, None)
+            return Started(call, link, None)
 
-    async def _finish(self, started: _Started[T]) -> T:
+    async def _finish(self, started: Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.replies is not None:
             with suppress(Dropped, TimeoutError):

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from . import calls
 from .errors import EoqError, LeaseLost, Unavailable
 from .held import Entry, Held, Summary
-from .message import AsyncMessage, Outgoing
+from .message import AsyncMessage, AsyncSettler, Outgoing
 from .prefetch import POLL_SECONDS
 from .protocol import DEFAULT_LEASE, MAX_BATCH
 from .verdicts import give_back_async
@@ -22,7 +23,9 @@ from .worker import (
     OF_THE_MESSAGE,
     RECHECK_SECONDS,
     STOP_SECONDS,
+    UNCONFIRMED,
     check_arguments,
+    check_batch,
     described,
     log,
     on_signals,
@@ -30,15 +33,18 @@ from .worker import (
 )
 
 if TYPE_CHECKING:
-    from .aio import AsyncClient
+    from .aio import AsyncClient, Started
 
 AnyHandler: TypeAlias = Callable[..., Awaitable[object]]
+Apply: TypeAlias = Callable[["list[Entry[AsyncMessage]]", AsyncSettler], Awaitable[None]]
+"""Handles messages, and acks them through the settler."""
 
 
 class AsyncProcessor(Protocol):
     """What the loop needs of an inbox."""
 
     def process(self, message: AsyncMessage, handler: AnyHandler, /) -> Awaitable[object]: ...
+    def process_many(self, messages: Iterable[AsyncMessage], handler: AnyHandler, /) -> Awaitable[Sequence[object]]: ...
 
 
 async def work(
@@ -49,6 +55,7 @@ async def work(
     inbox: AsyncProcessor | None = None,
     concurrency: int = 1,
     prefetch: int = 0,
+    batch: int = 1,
     lease: float | None = None,
     seconds: float | None = None,
     idle: float | None = None,
@@ -56,26 +63,35 @@ async def work(
 ) -> Summary:
     """See `AsyncClient.work`. ``idle`` is None for a loop without end; ``seconds`` is the time of a handler."""
     check_arguments(concurrency, prefetch, lease, seconds, idle)
+    check_batch(batch, inbox)
     apply = _plainly(handler) if inbox is None else _through(inbox, handler)
-    held: Held[AsyncMessage] = Held(concurrency + prefetch, max(1, prefetch // 2))
+    held: Held[AsyncMessage] = Held(concurrency * batch + prefetch, max(1, prefetch // 2))
     if stop is not None and stop.is_set():
         return Summary()
     async with client._sibling() as own:
-        return await _Worker(own, queue, apply, held, concurrency, lease, seconds, idle, stop).run()
+        return await _Worker(own, queue, apply, held, concurrency, batch, lease, seconds, idle, stop).run()
 
 
-def _plainly(handler: AnyHandler) -> Callable[[Entry[AsyncMessage]], Awaitable[object]]:
-    async def apply(entry: Entry[AsyncMessage]) -> None:
+def _plainly(handler: AnyHandler) -> Apply:
+    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler) -> None:
+        (entry,) = entries
         result = await handler(entry.message)
         if not entry.settled:
-            await entry.message.ack(result)
+            await behind.ack(entry.message.receipt, result)
 
     return apply
 
 
-def _through(inbox: AsyncProcessor, handler: AnyHandler) -> Callable[[Entry[AsyncMessage]], Awaitable[object]]:
-    def apply(entry: Entry[AsyncMessage]) -> Awaitable[object]:
-        return inbox.process(entry.message, handler)
+def _through(inbox: AsyncProcessor, handler: AnyHandler) -> Apply:
+    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler) -> None:
+        if len(entries) == 1:
+            message = entries[0].message
+            await inbox.process(replace(message, settler=behind), lambda tx, _: handler(tx, message))
+            return
+        outcomes = await inbox.process_many([entry.message for entry in entries], handler)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                tell(entry, outcome)
 
     return apply
 
@@ -87,9 +103,10 @@ class _Worker:
         self,
         client: AsyncClient,
         queue: str,
-        apply: Callable[[Entry[AsyncMessage]], Awaitable[object]],
+        apply: Apply,
         held: Held[AsyncMessage],
         concurrency: int,
+        batch: int,
         lease: float | None,
         seconds: float | None,
         idle: float | None,
@@ -100,12 +117,15 @@ class _Worker:
         self._apply = apply
         self._held = held
         self._concurrency = concurrency
+        self._batch = batch
         self._lease = DEFAULT_LEASE if lease is None else lease
         self._seconds = seconds
         self._idle = idle
         self._stop_event = stop
         self._waiting: deque[Entry[AsyncMessage]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._confirming: set[asyncio.Task[None]] = set()
+        self._behind = _Behind(self)
         self._changed = asyncio.Event()
         """Set whenever a message is held no more; whoever waits for that clears it first."""
         self._stopped = asyncio.Event()
@@ -124,15 +144,15 @@ class _Worker:
                 await self._stopped.wait()
                 releasing = asyncio.create_task(self._release_waiting())
                 helpers.append(releasing)
-                while self._running:
-                    await asyncio.wait(self._running)
+                while self._running or self._confirming:
+                    await asyncio.wait(self._running | self._confirming)
                 catching_up = asyncio.create_task(self._catch_up())
                 helpers.append(catching_up)
                 await asyncio.wait([releasing, catching_up], timeout=STOP_SECONDS)
                 await asyncio.wait([fetching], timeout=LAST_SECONDS)
         finally:
             self._stopped.set()  # a cancelled handler must not make room for the next
-            tasks = [*helpers, *self._running]
+            tasks = [*helpers, *self._running, *self._confirming]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -204,35 +224,51 @@ class _Worker:
         if self._stop_event is not None and self._stop_event.is_set():
             self._stopped.set()  # not when its watcher gets to it: nothing begins after the stop
         while self._waiting and len(self._running) < self._concurrency and not self._stopped.is_set():
-            entry = self._waiting.popleft()
-            if self._held.begin(entry, self._client._generation, None):
-                task = asyncio.create_task(self._handle(entry))
+            if entries := self._begin():
+                task = asyncio.create_task(self._handle(entries))
                 self._running.add(task)
                 task.add_done_callback(self._handled)
         self._changed.set()
+
+    def _begin(self) -> list[Entry[AsyncMessage]]:
+        """What runs now: the first that waits and, in a batch, others behind it."""
+        entries: list[Entry[AsyncMessage]] = []
+        while self._waiting and len(entries) < self._batch:
+            alone = self._waiting[0].message.attempt > 1  # it may be the one that takes a whole batch down
+            if entries and alone:
+                break
+            entry = self._waiting.popleft()
+            if self._held.begin(entry, self._client._generation, None):
+                entries.append(entry)
+                if alone:
+                    break
+        return entries
 
     def _handled(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start_more()
 
-    async def _handle(self, entry: Entry[AsyncMessage]) -> None:
+    async def _handle(self, entries: list[Entry[AsyncMessage]]) -> None:
         try:
-            await self._guarded(self._run(entry))
+            await self._guarded(self._run(entries))
         finally:
-            self._held.end(entry)
+            for entry in entries:
+                if not entry.confirming:
+                    self._held.end(entry)
 
-    async def _run(self, entry: Entry[AsyncMessage]) -> None:
+    async def _run(self, entries: list[Entry[AsyncMessage]]) -> None:
         limit = asyncio.timeout(self._seconds)
         try:
             async with limit:
-                await self._apply(entry)
+                await self._apply(entries, self._behind)
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
             if limit.expired() and isinstance(error, TimeoutError):
                 error = TimeoutError(f"the handler took longer than {self._seconds:g} s")
-            tell(entry, error)
-            if entry.open and self._failure is None:
-                with suppress(EoqError):  # it is logged, or ends the loop
-                    await give_back_async(entry.message, error)
+            for entry in entries:
+                tell(entry, error)
+                if entry.open and self._failure is None:
+                    with suppress(EoqError):  # it is logged, or ends the loop
+                        await give_back_async(entry.message, error)
 
     # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
 
@@ -281,11 +317,65 @@ class _Worker:
             await request
         except BaseException as error:
             # Of many acks one was refused, and nobody knows which: they are tried one by one.
-            lost = isinstance(error, LeaseLost) and len(receipts) == 1
-            for receipt in receipts:
-                self._held.not_settled(receipt, lost)
-            if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
-                await self._fail(error)
+            await self._not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
             raise
         for receipt in receipts:
             self._held.settled(receipt, outcome)
+
+    async def _not_settled(self, receipts: list[str], error: BaseException, lost: bool) -> None:
+        for receipt in receipts:
+            self._held.not_settled(receipt, lost)
+        if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
+            await self._fail(error)
+
+    # ── acks that are waited for later ──────────────────────────────────────────────────────────────────
+
+    async def ack_behind(self, receipt: str, result: object) -> None:
+        """Sends an ack, which is confirmed while the next messages are handled."""
+        call = calls.ack(receipt, result, ())
+        entry = self._held.settling(receipt)
+        if entry is None:
+            await self._client.ack(receipt, result)
+            return
+        try:
+            started = await self._client._start(call, None)
+        except BaseException as error:
+            await self._not_settled([receipt], error, lost=False)
+            raise
+        self._held.confirming(entry)
+        self._changed.set()
+        task = asyncio.create_task(self._conclude(entry, started))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+        if len(self._confirming) > UNCONFIRMED:
+            await asyncio.wait(self._confirming, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _conclude(self, entry: Entry[AsyncMessage], started: Started[None]) -> None:
+        receipt = entry.message.receipt
+        try:
+            await self._client._finish(started)
+        except EoqError as error:
+            await self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
+            tell(entry, error)
+        else:
+            self._held.settled(receipt, "done")
+        finally:
+            self._held.end(entry)
+            self._changed.set()
+
+
+class _Behind:
+    """The worker as the settler of messages whose ack is not waited for."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+        self.ack_many = worker.ack_many
+        self.nack = worker.nack
+        self.reject = worker.reject
+        self.extend = worker.extend
+
+    async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
+        if send:
+            await self._worker.ack(receipt, result, send)
+        else:
+            await self._worker.ack_behind(receipt, result)

@@ -88,8 +88,7 @@ def work(
 ) -> Summary:
     """See `Client.work`. ``idle`` is None for a loop without end."""
     check_arguments(concurrency, prefetch, lease, timeout, idle)
-    if batch < 1 or (batch > 1 and inbox is None):
-        raise InvalidRequest(f"batch is 1, or more with an inbox, and not {batch!r}")
+    check_batch(batch, inbox)
     apply = _plainly(handler) if inbox is None else _through(inbox, handler)
     places = concurrency * batch
     held: Held[Message] = Held(places + prefetch, min(places, max(1, prefetch // 2)))
@@ -111,6 +110,12 @@ def check_arguments(
         raise InvalidRequest(f"a timeout is more than 0 seconds, and not {timeout!r}")
     if idle is not None and not idle >= 0:
         raise InvalidRequest(f"idle is 0 or more seconds, and not {idle!r}")
+
+
+def check_batch(batch: int, inbox: object) -> None:
+    """Raises `InvalidRequest` for a batch that there cannot be."""
+    if batch < 1 or (batch > 1 and inbox is None):
+        raise InvalidRequest(f"batch is 1, or more with an inbox, and not {batch!r}")
 
 
 def _plainly(handler: AnyHandler) -> Apply:

@@ -777,7 +777,7 @@ def test_a_late_commit_after_a_time_out_is_found_processed(
 
 
 class _AsyncInbox:
-    """Anything with an async ``process`` will do: here the blocking inbox's work, on the loop's own thread."""
+    """Anything with these methods will do: here the blocking inbox's work, on the loop's own thread."""
 
     def __init__(self, file: Path) -> None:
         self.database = sqlite3.connect(file)
@@ -787,6 +787,9 @@ class _AsyncInbox:
             result = await handler(self.database, message)
         await message.ack(result)
         return result
+
+    async def process_many(self, messages: Iterable[eoq.AsyncMessage], handler: Callable[..., Any]) -> Sequence[object]:
+        return [await self.process(message, handler) for message in messages]
 
 
 def test_the_asyncio_client_takes_any_inbox(
@@ -807,6 +810,68 @@ def test_the_asyncio_client_takes_any_inbox(
     assert asyncio.run(main()) == eoq.Summary(done=2)
     assert _effects(file) == ["a", "b"]
     assert blocking.result(queue, "a") == eoq.Result("done", b"applied")
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 7}, {"concurrency": 3, "batch": 5, "prefetch": 20}])
+def test_the_asyncio_inbox_applies_each_once(
+    shared_daemon: Daemon, blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: Any
+) -> None:
+    put(*_many(60))
+    transactions: set[int] = set()
+
+    async def apply(tx: Any, message: eoq.AsyncMessage) -> str:
+        await tx.execute("insert into effect values (?)", (message.id,))
+        (count,) = await (await tx.execute("select count(*) from eoq_processed")).fetchone()
+        transactions.add(count)
+        if message.id == "m30" and message.attempt == 1:
+            raise ValueError("it undoes itself alone")
+        return "applied"
+
+    async def main() -> eoq.Summary:
+        async with eoq.AsyncInbox(file) as inbox, eoq.connect_async(shared_daemon.socket) as client:
+            return await client.work(queue, apply, inbox=inbox, until_empty=True, **options)
+
+    assert asyncio.run(main()) == eoq.Summary(done=60, retried=1)
+    assert _effects(file) == sorted(_many(60))
+    assert blocking.result(queue, "m3") == eoq.Result("done", b"applied")
+    if options.get("batch"):
+        assert len(transactions) < 60, "many shared one"
+
+
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize("with_inbox", [False, True])
+def test_acks_of_the_asyncio_loop_are_confirmed_while_what_waits_is_handled(
+    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
+) -> None:
+    handled: list[str] = []
+    stopped_at: list[int] = []
+
+    async def wake() -> None:
+        await asyncio.sleep(0.3)  # that no more is handled than may be, only time can show
+        stopped_at.append(len(handled))
+        daemon.signal(signal.SIGCONT)
+
+    async def main() -> eoq.Summary:
+        tasks: list[asyncio.Task[None]] = []
+
+        async def handler(*arguments: Any) -> None:
+            if not handled:
+                await asyncio.to_thread(eventually, lambda: daemon.ask(op="status")["leased"] == 1 + prefetch)
+                daemon.signal(signal.SIGSTOP)
+            handled.append(arguments[-1].id)
+            if len(handled) == most:
+                tasks.append(asyncio.create_task(wake()))
+
+        async with eoq.connect_async(daemon.socket) as client, eoq.AsyncInbox(folder / "app.db") as inbox:
+            mine = inbox if with_inbox else None
+            return await client.work("q", handler, inbox=mine, until_empty=True, prefetch=prefetch)
+
+    with eoq.connect(daemon.socket) as client:
+        client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])
+        assert asyncio.run(main()) == eoq.Summary(done=150)
+        assert stopped_at == [most]
+        assert handled == _many(150)
+        assert all(client.result("q", id) is not None for id in _many(150))
 
 
 def test_cancelling_the_asyncio_loop_ends_its_leases(
