@@ -356,7 +356,8 @@ class _Worker:
             await self._client._finish(started)
         except EoqError as error:
             await self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            tell(entry, error)
+            if isinstance(error, OF_THE_MESSAGE):  # any other is raised by `run`
+                tell(entry, error)
         else:
             self._held.settled(receipt, "done")
         finally:

@@ -483,7 +483,8 @@ class _Worker:
             self._client._finish(started)
         except EoqError as error:
             self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            tell(entry, error)
+            if isinstance(error, OF_THE_MESSAGE):  # any other is raised by `run`
+                tell(entry, error)
         else:
             with self._changed:
                 self._held.settled(receipt, "done")

@@ -1,6 +1,6 @@
 """A worker of the chaos test: applies messages to the ledger through an inbox, until it is killed.
 
-python chaos_worker.py SOCKET QUEUE LEDGER
+python chaos_worker.py SOCKET QUEUE LEDGER consume|work
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ def apply(tx: sqlite3.Connection, message: eoq.Message) -> None:
     tx.execute("insert into effect (id, amount) values (?, ?)", (message.id, message.json()["amount"]))
 
 
-def work(path: str, queue: str, ledger: str) -> None:
+def work(path: str, queue: str, ledger: str, how: str) -> None:
     """Without end."""
     with eoq.connect(path, timeout=60) as client, eoq.Inbox(ledger) as inbox:
+        if how == "work":
+            client.work(queue, apply, inbox=inbox, prefetch=20)  # whose acks are confirmed behind
         for message in client.consume(queue, prefetch=20):
             with suppress(eoq.LeaseLost):  # the effect is there; the message comes again, and is only acked
                 inbox.process(message, apply)
@@ -33,6 +35,6 @@ def work(path: str, queue: str, ledger: str) -> None:
 if __name__ == "__main__":
     while True:
         try:
-            work(*sys.argv[1:4])
+            work(*sys.argv[1:5])
         except eoq.Unavailable:  # it was started while there was no daemon
             time.sleep(0.02)

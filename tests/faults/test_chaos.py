@@ -26,7 +26,7 @@ from tests.support import clean_environment, eventually
 
 QUEUE: Final = "payments"
 PRODUCERS: Final = ("p0", "p1")
-WORKERS: Final = ("w0", "w1")
+WORKERS: Final = {"w0": "consume", "w1": "work"}
 LONGEST_LIFE: Final = 0.8
 """Seconds between two kills, at most."""
 END: Final = 60.0
@@ -77,7 +77,10 @@ def _programs(daemon: PlantedDaemon, seed: int) -> Iterator[dict[str, Program]]:
     folder = daemon.folder
     producer, worker = Path(chaos_producer.__file__), Path(chaos_worker.__file__)
     programs = {name: Program(folder, name, producer, daemon.socket, QUEUE, seed, name, folder) for name in PRODUCERS}
-    programs |= {name: Program(folder, name, worker, daemon.socket, QUEUE, folder / "ledger.db") for name in WORKERS}
+    ledger = folder / "ledger.db"
+    programs |= {
+        name: Program(folder, name, worker, daemon.socket, QUEUE, ledger, how) for name, how in WORKERS.items()
+    }
     with ExitStack() as stack:
         for program in programs.values():
             stack.callback(program.kill)
