@@ -82,6 +82,8 @@ class AsyncInbox:
                 if processed.known(message):
                     result = processed.result(message)
                 else:
+                    if processed.is_old(message):
+                        await self._run(partial(processed.refuse_late, message))
                     processed.guard()
                     returned = await handler(self._connection, message)
                     result = await self._run(partial(processed.accept, message, returned))
@@ -123,6 +125,8 @@ class AsyncInbox:
     ) -> bytes | Exception | None:
         await self._run(processed.mark)
         try:
+            if processed.is_old(message):
+                await self._run(partial(processed.refuse_late, message))
             returned = await handler(self._connection, message)
             return await self._run(partial(processed.accept, message, returned))
         except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's outcome

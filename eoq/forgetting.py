@@ -15,13 +15,19 @@ was given up after B, W was below it for the retention, which is no shorter than
 - R > L: an id goes only if it was processed before L - keep < R - keep <= B. So it is none of these.
 - R <= L: the sentence is of the new file. What is not settled there is not below W.
 
+A worker may also sleep over all that: it holds a delivery whose lease is long gone, and hands it to the inbox when the
+id is forgotten. Who settled the message had a later delivery, and so processed it, or found it processed, after this
+one came at r. So the id went by a sentence with r < L - keep. A delivery that is older than that, and whose id is not
+found, is refused as `LeaseLost`; if its lease is alive after all, the message just comes again.
+
 Therefore W is never taken without its date, the highest W never beside the latest L, and ``keep`` is counted back
 from L and not from now: an inbox that has heard nothing for a week does not forget for a week. A new daemon's
 file that begins with seq 1 has low watermarks, which only hold back. A wall clock that jumps ahead shortens
 ``keep`` by as much, so that only the watermark protects: enough as long as no backup is restored.
 
 What this does not cover: a backup that is older than ``keep``; a second restore that goes back behind the first, or
-one of each file (a new daemon's file counts as one); and a queue whose retention is set shorter than ``keep``.
+one of each file (a new daemon's file counts as one); a queue whose retention is set shorter than ``keep``; and a worker
+that sleeps for longer than ``keep`` while the clock is set back.
 """
 
 from __future__ import annotations
@@ -128,16 +134,24 @@ class Forgetting:
         )
         return cursor.rowcount, last
 
-    def _latest(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
-        """The latest sentence: what was heard here, which is then stored for other processes, or what they stored.
+    def is_old(self, message: Delivery, now: float) -> bool:
+        """Whether a delivery came so long ago that it may be late."""
+        return now > message.received_at + self.keep
 
-        One that is dated in the future, by a clock that was ahead, is none.
-        """
-        heard = self._heard.get(queue)
-        stored: tuple[int, float] = (0, 0.0)
+    def is_late(self, database: sqlite3.Connection, message: Delivery, now: float) -> bool:
+        """Whether the id of an old delivery, if it is not found, may be one that was forgotten."""
+        heard, (_, stored_at) = self._heard.get(message.queue), self._stored(database, message.queue, now)
+        heard_at = 0.0 if heard is None or heard.at > now else heard.at
+        return message.received_at < max(heard_at, stored_at) - self.keep
+
+    def _stored(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
+        """The sentence that stands in the file. One that is dated in the future, by a clock that was ahead, is none."""
         row = _row(database, "select watermark, seen_at from eoq_watermark where queue = ?", (queue,))
-        if row is not None and row[1] <= now:
-            stored = row
+        return (0, 0.0) if row is None or row[1] > now else row
+
+    def _latest(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
+        """The latest sentence: what was heard here, which is then stored for other processes, or what they stored."""
+        heard, stored = self._heard.get(queue), self._stored(database, queue, now)
         if heard is None or heard.at > now or heard.at < stored[1]:
             return stored
         database.execute(

@@ -57,6 +57,7 @@ class GuestInbox(Generic[T]):
                 if processed.known(message):
                     result = processed.result(message)
                 else:
+                    processed.refuse_late(message)
                     processed.guard()
                     result = processed.accept(message, handler(transaction, message))
         except Exception as error:

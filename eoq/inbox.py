@@ -87,13 +87,15 @@ class Inbox:
 
         If the handler raises, its writes are rolled back, the message is given back with the error's text (or as
         `Reject` and `Retry` say), and the exception goes on to the caller. Raises `LeaseLost` if the lease ended
-        before the ack: the effect is in place, the message comes again, and is then only acked.
+        before the ack: the effect is in place, the message comes again, and is then only acked. It raises that too,
+        and runs nothing, for a delivery that has waited here for longer than ``keep``.
         """
         try:
             with self._transaction([message]) as processed:
                 if processed.known(message):
                     result = processed.result(message)
                 else:
+                    processed.refuse_late(message)
                     processed.guard()
                     result = processed.accept(message, handler(self._database, message))
         except Exception as error:
@@ -135,6 +137,7 @@ class Inbox:
     def _apply_alone(self, processed: Processed, message: Message, handler: Handler) -> bytes | Exception | None:
         processed.mark()
         try:
+            processed.refuse_late(message)
             return processed.accept(message, handler(self._database, message))
         except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's outcome
             processed.back_to_mark(error)

@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
-from .errors import InvalidRequest, MessageTooLarge
+from .errors import InvalidRequest, LeaseLost, MessageTooLarge
 from .forgetting import Forgetting
 from .message import Delivery, encode_payload
 from .protocol import MAX_BODY
@@ -226,6 +226,20 @@ class Processed:
             return False
         self._again.append(message)
         return True
+
+    def is_old(self, message: Delivery) -> bool:
+        """Whether a delivery is one for `refuse_late`."""
+        return self._forgetting.is_old(message, self._clock())
+
+    def refuse_late(self, message: Delivery) -> None:
+        """Raises `LeaseLost` for a delivery, not `known`, that came so long ago that its id may be forgotten."""
+        now = self._clock()
+        if self._forgetting.is_old(message, now) and self._forgetting.is_late(self._database, message, now):
+            raise LeaseLost(
+                f"the message {message.id!r} was delivered more than {self._forgetting.keep:g} s ago (`keep`), and may "
+                "have been processed and forgotten since, so its handler was not run; if it is still to be processed "
+                "it comes again"
+            )
 
     def result(self, message: Delivery) -> bytes | None:
         """The result of a message that is `known`."""

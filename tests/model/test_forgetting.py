@@ -566,6 +566,40 @@ def test_a_delivery_that_waited_in_its_worker_says_nothing_of_now(machine: Machi
     machine.prune(elsewhere=False)
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_worker_that_slept_until_the_id_was_forgotten_does_nothing(
+    machine: Machine, many: bool, by_another: bool
+) -> None:
+    """Its lease ended long ago, another one has processed the message since, and its record is gone."""
+    machine.send("a", 1, None, None)
+    machine.receive("a", 1, bound=False)
+    (slept,) = machine.held
+    machine.time_passes(LEASE + 1)
+    machine.process_all("a", "arrives", 0.0)
+    machine.process_all("a", "arrives", KEEP + 1)
+    machine.prune(elsewhere=False)
+    assert not machine.inbox.seen("a", slept.id)
+    if by_another:
+        machine.the_worker_starts_again()
+    if many:
+        (outcome,) = machine.inbox.process_many([slept], _effect)
+        assert isinstance(outcome, eoq.LeaseLost)
+    else:
+        with pytest.raises(eoq.LeaseLost, match="delivered more than 100 s ago"):
+            machine.inbox.process(slept, _effect)
+
+
+def test_a_delivery_that_waited_long_and_is_still_ours_is_processed_if_nothing_else_came(machine: Machine) -> None:
+    """Nothing was heard since, so nothing can have been forgotten."""
+    machine.send("a", 1, None, None)
+    machine.receive("a", 1, bound=False)
+    for _ in range(10):
+        machine.daemon.extend(machine.held[0].receipt, LEASE)
+        machine.time_passes(LEASE - 1)
+    assert machine.inbox.process(machine.held[0], _effect) == b"n1"
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_clock_that_was_ahead_stops_nothing_and_makes_nothing_old(machine: Machine, elsewhere: bool) -> None:
     machine.process_all("a", "arrives", 0.0)
