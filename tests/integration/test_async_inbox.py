@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import aiosqlite
@@ -93,6 +94,23 @@ async def test_a_redelivered_message_runs_nothing(world: World, inbox: eoq.Async
         await inbox.process(message, _apply)
     assert await inbox.process(again, _nothing) == b'{"paid":5}'
     assert world.payments() == ["m"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_delivery_that_waited_for_longer_than_ids_are_kept_runs_nothing(world: World, many: bool) -> None:
+    async with eoq.AsyncInbox(world.file, keep=100) as inbox:
+        first, second = await world.deliver_many(2)
+        slept = replace(first, received_at=first.received_at - 101)
+        assert await inbox.process(second, _apply)
+        if many:
+            (outcome,) = await inbox.process_many([slept], _apply)
+            assert isinstance(outcome, eoq.LeaseLost)
+        else:
+            with pytest.raises(eoq.LeaseLost, match="and may have been processed and forgotten"):
+                await inbox.process(slept, _apply)
+        assert world.payments() == ["1"]
+        assert await world.state("0") == "ready", "its lease was alive, so it comes again"
+        assert await inbox.process((await world.receive())[0], _apply)
 
 
 async def test_both_inboxes_keep_one_table(world: World, inbox: eoq.AsyncInbox, blocking: eoq.Client) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -208,6 +209,18 @@ def test_the_same_message_twice_at_once_takes_effect_once(
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(process, (old, new)))
         assert _payments(file).count(f"{number}") == 1
+
+
+def test_a_delivery_that_waited_for_longer_than_ids_are_kept_runs_nothing(
+    blocking: eoq.Client, queue: str, engine: Engine, file: Path
+) -> None:
+    inbox: Inbox = eoq.GuestInbox(sessionmaker(engine).begin, _connection, keep=100)
+    first, second = _delivered(blocking, queue, "0"), _delivered(blocking, queue, "1")
+    inbox.process(second, _apply)
+    with pytest.raises(eoq.LeaseLost, match="and may have been processed and forgotten"):
+        inbox.process(replace(first, received_at=first.received_at - 101), _apply)
+    assert _payments(file) == ["1"]
+    assert inbox.process(_again(blocking, queue), _apply) == b"did 0"
 
 
 def test_it_prunes(blocking: eoq.Client, queue: str, engine: Engine) -> None:
