@@ -307,10 +307,7 @@ class AsyncClient(AsyncSteering):
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
-                # Its leases would be held for nobody; the daemon takes them back with the connection.
-                self._unlink(link)
-                link.close("a request was not answered in time")
-                raise self._unavailable(f"no answer within {wait + self.timeout:g} s") from error
+                raise self._unanswered(link, wait + self.timeout) from error
             return [
                 reply if isinstance(reply, EoqError) else call.read(reply)
                 for call, reply in zip(batch, replies, strict=True)
@@ -327,14 +324,26 @@ class AsyncClient(AsyncSteering):
     async def _finish(self, started: Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.replies is not None:
-            with suppress(Dropped, TimeoutError):
-                reply = (await started.link.finish(started.replies, started.call.wait + self.timeout))[0]
+            seconds = started.call.wait + self.timeout
+            try:
+                reply = (await started.link.finish(started.replies, seconds))[0]
+            except TimeoutError as error:
+                raise self._unanswered(started.link, seconds) from error
+            except Dropped:
+                pass
+            else:
                 if isinstance(reply, EoqError):
                     raise reply
                 return started.call.read(reply)
         self._unlink(started.link)
-        started.link.close("a request was not answered in time")
+        started.link.close("a request could not be sent")
         return await self._run(started.call)
+
+    def _unanswered(self, link: AsyncLink, seconds: float) -> Unavailable:
+        """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
+        self._unlink(link)
+        link.close("a request was not answered in time")
+        return self._unavailable(f"no answer within {seconds:g} s")
 
     async def _linked(self, deadline: float) -> AsyncLink:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""

@@ -86,7 +86,9 @@ def _through(inbox: AsyncProcessor, handler: AnyHandler) -> Apply:
     async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler) -> None:
         if len(entries) == 1:
             message = entries[0].message
-            await inbox.process(replace(message, settler=behind), lambda tx, _: handler(tx, message))
+            await inbox.process(
+                replace(message, settler=behind), lambda tx, given: handler(tx, replace(given, settler=message.settler))
+            )
             return
         outcomes = await inbox.process_many([entry.message for entry in entries], handler)
         for entry, outcome in zip(entries, outcomes, strict=True):
@@ -255,6 +257,8 @@ class _Worker:
             for entry in entries:
                 if not entry.confirming:
                     self._held.end(entry)
+        if len(self._confirming) > UNCONFIRMED:
+            await asyncio.wait(self._confirming, return_when=asyncio.FIRST_COMPLETED)
 
     async def _run(self, entries: list[Entry[AsyncMessage]]) -> None:
         limit = asyncio.timeout(self._seconds)
@@ -266,7 +270,7 @@ class _Worker:
                 error = TimeoutError(f"the handler took longer than {self._seconds:g} s")
             for entry in entries:
                 tell(entry, error)
-                if entry.open and self._failure is None:
+                if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         await give_back_async(entry.message, error)
 
@@ -334,7 +338,7 @@ class _Worker:
         """Sends an ack, which is confirmed while the next messages are handled."""
         call = calls.ack(receipt, result, ())
         entry = self._held.settling(receipt)
-        if entry is None:
+        if entry is None or entry.confirming:
             await self._client.ack(receipt, result)
             return
         try:
@@ -347,8 +351,6 @@ class _Worker:
         task = asyncio.create_task(self._conclude(entry, started))
         self._confirming.add(task)
         task.add_done_callback(self._confirming.discard)
-        if len(self._confirming) > UNCONFIRMED:
-            await asyncio.wait(self._confirming, return_when=asyncio.FIRST_COMPLETED)
 
     async def _conclude(self, entry: Entry[AsyncMessage], started: Started[None]) -> None:
         receipt = entry.message.receipt

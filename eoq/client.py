@@ -385,10 +385,7 @@ class Client(Steering):
                     raise self._unavailable(str(dropped)) from dropped
                 continue
             except TimeoutError as error:
-                # Its leases would be held for nobody; the daemon takes them back with the connection.
-                self._unlink(link)
-                link.close("a request was not answered in time")
-                raise self._unavailable(f"no answer within {wait + self.timeout:g} s") from error
+                raise self._unanswered(link, wait + self.timeout) from error
             return [
                 reply if isinstance(reply, EoqError) else call.read(reply)
                 for call, reply in zip(batch, replies, strict=True)
@@ -409,15 +406,26 @@ class Client(Steering):
     def _finish(self, started: Started[T]) -> T:
         """The outcome of a request that was started; repeats it if the connection broke."""
         if started.rids is not None:
-            deadline = time.monotonic() + started.call.wait + self.timeout
-            with suppress(Dropped, TimeoutError):
-                reply = started.link.finish(started.rids, deadline)[0]
+            seconds = started.call.wait + self.timeout
+            try:
+                reply = started.link.finish(started.rids, time.monotonic() + seconds)[0]
+            except TimeoutError as error:
+                raise self._unanswered(started.link, seconds) from error
+            except Dropped:
+                pass
+            else:
                 if isinstance(reply, EoqError):
                     raise reply
                 return started.call.read(reply)
         self._unlink(started.link)
-        started.link.close("a request was not answered in time")
+        started.link.close("a request could not be sent")
         return self._run(started.call)
+
+    def _unanswered(self, link: Link, seconds: float) -> Unavailable:
+        """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
+        self._unlink(link)
+        link.close("a request was not answered in time")
+        return self._unavailable(f"no answer within {seconds:g} s")
 
     def _linked(self, deadline: float) -> Link:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""

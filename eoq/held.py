@@ -61,6 +61,8 @@ class Held(Generic[M]):
         self._fewest = fewest
         self._entries: dict[str, Entry[M]] = {}
         self._confirming = 0
+        self.ends = 0
+        """How many are held no more."""
         self._counts = {"done": 0, "retried": 0, "rejected": 0, "lost": 0}
 
     def __len__(self) -> int:
@@ -92,15 +94,19 @@ class Held(Generic[M]):
         entry.deadline = deadline
         return True
 
-    def confirming(self, entry: Entry[M]) -> None:
-        """Its handler has ended, and its ack is under way."""
+    def confirming(self, entry: Entry[M]) -> bool:
+        """Notes that an ack of it is under way, which is waited for later. Not where it is held no more."""
+        if entry.message.receipt not in self._entries:
+            return False
         entry.confirming = True
         self._confirming += 1
+        return True
 
     def end(self, entry: Entry[M]) -> None:
         """Its handler has ended, and its ack is confirmed if there is one; or it will not run."""
         if self._entries.pop(entry.message.receipt, None) is not None:
             self._confirming -= entry.confirming
+            self.ends += 1
 
     def drop_waiting(self) -> list[str]:
         """Forgets what waits; returns the receipts that can be given back."""

@@ -116,6 +116,10 @@ class Link:
         except OSError as error:
             self.close(str(error))
             raise Dropped(str(error)) from error
+        except BaseException:
+            # Ctrl-C, say, in the middle of a line: what followed would be read as the rest of it.
+            self.close("a request was cut off")
+            raise
 
     def _send_all(self, data: bytes, deadline: float) -> None:
         left = memoryview(data)

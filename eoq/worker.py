@@ -135,7 +135,9 @@ def _through(inbox: Processor, handler: AnyHandler) -> Apply:
         if len(entries) == 1:
             message = entries[0].message
             # The inbox acks behind what follows; the handler, should it settle the message itself, waits for it.
-            inbox.process(replace(message, settler=behind), lambda tx, _: handler(tx, message))
+            inbox.process(
+                replace(message, settler=behind), lambda tx, given: handler(tx, replace(given, settler=message.settler))
+            )
             return
         outcomes = inbox.process_many([entry.message for entry in entries], handler)
         for entry, outcome in zip(entries, outcomes, strict=True):
@@ -250,7 +252,7 @@ class _Worker:
                 self._changed.wait_for(lambda: self._stopping or self._held.room())
                 if self._stopping:
                     return
-                room, busy = self._held.room(), bool(self._held)
+                room, busy, ends = self._held.room(), bool(self._held), self._held.ends
             now = time.monotonic()
             idle_since = now if busy else idle_since
             wait = POLL_SECONDS
@@ -267,9 +269,12 @@ class _Worker:
                 continue
             if busy:
                 with self._changed:
-                    self._changed.wait(RECHECK_SECONDS)
+                    self._changed.wait_for(partial(self._has_ended, ends), RECHECK_SECONDS)
             elif time.monotonic() >= idle_since + self._idle:
                 self.stop()
+
+    def _has_ended(self, before: int) -> bool:
+        return self._stopping or self._held.ends != before
 
     def _take(self, room: int, wait: float) -> int:
         limit = min(room, MAX_BATCH)
@@ -343,7 +348,7 @@ class _Worker:
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
             for entry in entries:
                 tell(entry, error)
-                if entry.open and self._failure is None:
+                if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         give_back(entry.message, error)
 
@@ -455,7 +460,7 @@ class _Worker:
         call = calls.ack(receipt, result, ())
         with self._changed:
             entry = self._held.settling(receipt)
-        if entry is None:
+        if entry is None or entry.confirming:
             self._client.ack(receipt, result)
             return
         try:
@@ -464,9 +469,11 @@ class _Worker:
             self._not_settled([receipt], error, lost=False)
             raise
         with self._changed:
-            self._held.confirming(entry)
-            self._unconfirmed.append((entry, started))
-            self._changed.notify_all()
+            if held := self._held.confirming(entry):
+                self._unconfirmed.append((entry, started))
+                self._changed.notify_all()
+        if not held:
+            self._conclude(entry, started)
 
     def _confirm(self, most: int) -> None:
         """Waits until ``most`` acks at most are not confirmed."""

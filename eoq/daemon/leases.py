@@ -9,10 +9,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from .rows import Held, counted
+
+MOST_OVER: Final = 10_000
+"""Leases that are over and not yet forgotten, beside as many as are alive."""
 
 
 class Lease(Struct, eq=False):
@@ -63,6 +67,8 @@ class Leases:
         self._by_receipt: dict[str, Lease] = {}
         self._by_deadline: list[tuple[float, int, list[Lease]]] = []
         """Those that were given together end together, unless one is settled or extended before."""
+        self._listed = 0
+        """Leases in there, also those that are over."""
         self._by_queue: Counter[str] = Counter()
         self._serial = 0
 
@@ -111,6 +117,7 @@ class Leases:
             moment, _, leases = self._by_deadline[0]
             while leases and not self._is_scheduled(leases[-1], moment):
                 leases.pop()
+                self._listed -= 1
             if leases:
                 return moment
             heapq.heappop(self._by_deadline)
@@ -124,6 +131,7 @@ class Leases:
         ended = []
         while (moment := self.next_deadline()) is not None and moment <= now:
             _, _, leases = heapq.heappop(self._by_deadline)
+            self._listed -= len(leases)
             for lease in leases:
                 if not self._is_scheduled(lease, moment):
                     continue
@@ -142,3 +150,16 @@ class Leases:
             lease.scheduled = moment
         self._serial += 1
         heapq.heappush(self._by_deadline, (moment, self._serial, list(leases)))
+        self._listed += len(leases)
+        if self._listed > 2 * len(self._by_receipt) + MOST_OVER:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forgets those that are over: a lease that is alive may hold thousands behind it."""
+        living = [
+            (moment, serial, [lease for lease in leases if self._is_scheduled(lease, moment)])
+            for moment, serial, leases in self._by_deadline
+        ]
+        self._by_deadline = [entry for entry in living if entry[2]]
+        heapq.heapify(self._by_deadline)
+        self._listed = sum(len(leases) for _, _, leases in self._by_deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -48,6 +49,45 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
         client.send("q", "x")
     daemon.start()
     assert client.send("q", "x", id="m").duplicate is False
+
+
+class _Interrupt(BaseException):
+    """What a signal's handler raises, as Ctrl-C does."""
+
+
+def test_a_send_that_is_interrupted_in_the_middle_does_not_spoil_the_next(daemon: Daemon) -> None:
+    """The daemon stands still, so that only a part of the line fits."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise _Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with eoq.connect(daemon.socket) as client:
+            client.ask("status")
+            daemon.signal(signal.SIGSTOP)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(_Interrupt):
+                client.send("q", b"x" * 900_000)
+            daemon.signal(signal.SIGCONT)
+            assert client.send("q", "next", id="m") == eoq.Sent("m", duplicate=False)
+            assert client.ask("queues")["queues"][0]["ready"] == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket, timeout=1.0) as client:
+        client.ask("status")
+        daemon.signal(signal.SIGSTOP)
+        try:
+            start = time.monotonic()
+            with pytest.raises(eoq.Unavailable, match="no answer within 1 s"):
+                client.send_many("q", ["x"])
+            assert time.monotonic() - start < 1.9, "it is waited for once"
+        finally:
+            daemon.signal(signal.SIGCONT)
 
 
 def test_the_socket_comes_from_the_environment(

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eoq
-from eoq.worker import UNCONFIRMED
+from eoq.worker import RECHECK_SECONDS, UNCONFIRMED
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
@@ -351,6 +352,73 @@ def test_acks_are_confirmed_while_what_waits_is_handled(
         assert stopped_at == [most]
         assert handled == _many(150)
         assert all(client.result("q", id) is not None for id in _many(150))
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 10}, {"concurrency": 2}])
+def test_a_loop_that_ends_when_it_is_empty_does_not_sleep_over_the_end_of_its_own(
+    work: Work, put: Callable[..., None], options: dict[str, int]
+) -> None:
+    def seconds(number: int) -> float:
+        put(f"m{number}")
+        start = time.monotonic()
+        assert work(lambda _message: None, **options) == eoq.Summary(done=1)
+        return time.monotonic() - start
+
+    assert min(seconds(number) for number in range(5)) < RECHECK_SECONDS / 2
+
+
+def test_an_idle_loop_takes_the_next_message_at_once(blocking: eoq.Client, queue: str, work: Work) -> None:
+    waits: list[float] = []
+
+    def send() -> None:
+        for number in range(5):
+            start = time.monotonic()
+            blocking.send(queue, "x", id=f"m{number}")
+            assert blocking.result(queue, f"m{number}", wait=PATIENCE)
+            waits.append(time.monotonic() - start)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    assert work(lambda _message: None, until_empty=False, idle=2.0) == eoq.Summary(done=5)
+    sending.join()
+    assert min(waits[1:]) < RECHECK_SECONDS / 2
+
+
+class _Translating:
+    """A processor around an inbox: its handler gets another body than was delivered."""
+
+    def __init__(self, inbox: eoq.Inbox) -> None:
+        self._inbox = inbox
+
+    def process(self, message: eoq.Message, handler: Callable[..., object]) -> object:
+        outcome = self._inbox.process(message, self._translated(handler))
+        if message.id == "raises":
+            raise OSError("after the ack was sent")
+        return outcome
+
+    def process_many(self, messages: Iterable[eoq.Message], handler: Callable[..., object]) -> Sequence[object]:
+        return self._inbox.process_many(messages, self._translated(handler))
+
+    def _translated(self, handler: Callable[..., object]) -> Callable[..., object]:
+        return lambda tx, message: handler(tx, replace(message, body=message.body.upper()))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_processor_may_change_what_its_handler_gets(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], folder: Path, batch: int
+) -> None:
+    put("a", "b", "raises")
+    bodies: list[str] = []
+
+    def handler(_tx: sqlite3.Connection, message: eoq.Message) -> None:
+        bodies.append(message.text)
+        if message.id == "a":
+            message.extend(60)  # as its own settler does it
+
+    with eoq.Inbox(folder / "app.db") as inbox:
+        summary = blocking.work(queue, handler, inbox=_Translating(inbox), batch=batch, until_empty=True)
+    assert bodies == ["A", "B", "RAISES"]
+    assert summary == eoq.Summary(done=3), "what is acked is not given back as well"
 
 
 def test_a_lease_that_was_lost_before_the_ack_was_confirmed_is_told(
