@@ -50,8 +50,29 @@ class AsyncLink(asyncio.Protocol):
         try:
             async with asyncio.timeout(seconds):
                 return [await reply for reply in replies.values()]
+        except asyncio.CancelledError:
+            self._give_up(replies)
+            raise
         finally:
             self.forget(replies)
+
+    def _give_up(self, replies: Replies) -> None:
+        """Nobody waits for these any more. A message that comes all the same is given back, at once."""
+        for rid, reply in replies.items():
+            if not reply.done():
+                self._tell(calls.cancel(rid))
+            elif not reply.cancelled() and reply.exception() is None:
+                self._give_back(reply.result())
+
+    def _give_back(self, reply: Fields | EoqError) -> None:
+        if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+            self._tell(request)
+
+    def _tell(self, request: Fields) -> None:
+        """Sends what is not waited for."""
+        if self._broken is None:
+            self._last_rid += 1
+            self._transport.write(encode({"rid": self._last_rid, **request}))
 
     def forget(self, replies: Replies) -> None:
         """Replies to these are thrown away when they come."""
@@ -95,6 +116,8 @@ class AsyncLink(asyncio.Protocol):
                 future = self._replies.get(waiting)
                 if future is not None and not future.done():
                     future.set_result(reply)
+                else:
+                    self._give_back(reply)
 
     def _break(self, reason: str) -> None:
         if self._broken is None:

@@ -277,6 +277,18 @@ def release(receipts: Sequence[str]) -> Call[None]:
     return Call({"op": "release", "receipts": list(receipts)}, _nothing)
 
 
+def cancel(rid: int) -> Fields:
+    """What tells the daemon that nobody waits for the reply to an earlier request, as fields."""
+    return {"op": "cancel", "request": rid}
+
+
+def give_back(reply: Fields) -> Fields | None:
+    """What gives back the messages of a reply that nobody waits for, as fields; None where it delivered none."""
+    messages = reply.get("messages", ())
+    receipts = [message["receipt"] for message in messages if "receipt" in message]
+    return release(receipts).fields if receipts else None
+
+
 def result(queue: str, id: str, wait: float) -> Call[Result | None]:
     """How a message ended; None while it has not, or where it is not known."""
 

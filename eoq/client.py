@@ -386,6 +386,14 @@ class Client(Steering):
                 continue
             except TimeoutError as error:
                 raise self._unanswered(link, wait + self.timeout) from error
+            except EoqError:
+                raise
+            except BaseException:
+                if wait:
+                    # Ctrl-C, say. What it waits for would still be given to it, and so to nobody.
+                    self._unlink(link)
+                    link.close("a request that waits was interrupted")
+                raise
             return [
                 reply if isinstance(reply, EoqError) else call.read(reply)
                 for call, reply in zip(batch, replies, strict=True)

@@ -97,6 +97,7 @@ class Broker:
             ask.Reject: self._reject,
             ask.Extend: self._extend,
             ask.Release: self._release,
+            ask.Cancel: self._cancel,
         }
         self.handles = tuple(self._handlers)
 
@@ -371,6 +372,10 @@ class Broker:
     def _release(self, session: Session, request: ask.Release, reply: Reply) -> None:
         leases = [lease for receipt in request.receipts if (lease := self._leases.get(receipt)) is not None]
         self._retry(leases, 0.0, None, reply, counts=False)
+
+    def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
+        reply({})
+        self._receivers.cancel(session, request.request)
 
     def _retry(
         self, leases: Sequence[Lease], delay: float, error: str | None, reply: Reply, counts: bool = True

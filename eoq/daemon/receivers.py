@@ -91,6 +91,12 @@ class Receivers:
         for waiter in tuple(session.waiting):
             self._leave(waiter)
 
+    def cancel(self, session: Session, rid: ask.Rid) -> None:
+        """A receive of this connection waits no longer: it is answered, as if its time was over."""
+        for waiter in tuple(session.waiting):
+            if waiter.request.rid == rid:
+                self._waited(waiter)
+
     def stop(self) -> None:
         """Answers all who wait; nothing is offered from now on."""
         self._stopping = True

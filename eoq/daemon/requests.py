@@ -132,6 +132,10 @@ class Release(_Request, tag="release"):
     receipts: Annotated[list[Receipt], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
+class Cancel(_Request, tag="cancel"):
+    request: int | str
+
+
 class GetResult(_Request, tag="result"):
     queue: QueueName
     id: Id
@@ -283,6 +287,7 @@ Request: TypeAlias = (
     | Reject
     | Extend
     | Release
+    | Cancel
     | Once
     | OnceDone
     | OnceRelease

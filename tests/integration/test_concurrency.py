@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 import eoq
-from tests.support import Daemon, eventually
+from tests.support import PATIENCE, Daemon, eventually
 
 THREADS = 8
 EACH = 200
@@ -163,6 +164,53 @@ def test_a_cancelled_task_disturbs_no_other(shared_daemon: Daemon, queue: str) -
             assert cancelled.cancelled()
             await client.send(queue, "x")
             assert [message.text for message in await kept] == ["x"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_receive_that_was_given_up_takes_no_message_along(shared_daemon: Daemon, queue: str, bound: bool) -> None:
+    """Whether the message comes long after it was given up, or at that very moment."""
+
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client, eoq.connect_async(shared_daemon.socket) as other:
+            for number in range(300):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(client.receive(queue, wait=60, bound=bound), 0.002)
+                receiving = asyncio.create_task(client.receive(queue, wait=60, bound=bound))
+                sending = asyncio.create_task(other.send(queue, "x", id=f"{number}"))
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+                if number % 3:
+                    await sending
+                receiving.cancel()
+                await asyncio.gather(sending, receiving, return_exceptions=True)
+                if receiving.cancelled():
+                    (message,) = await other.receive(queue, wait=PATIENCE)
+                else:
+                    (message,) = await receiving
+                assert (message.id, message.attempt) == (f"{number}", 1)
+                await message.ack()
+            await asyncio.to_thread(eventually, lambda: shared_daemon.ask(op="status")["waiting"] == 0)
+
+    asyncio.run(main())
+
+
+def test_a_consumer_that_is_cancelled_takes_no_message_along(shared_daemon: Daemon, queue: str) -> None:
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client, eoq.connect_async(shared_daemon.socket) as other:
+
+            async def consume() -> None:
+                async for _ in client.consume(queue, prefetch=5):
+                    raise AssertionError("there is nothing")
+
+            task = asyncio.create_task(consume())
+            await asyncio.to_thread(eventually, lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+            task.cancel()
+            await asyncio.wait([task])
+            await other.send(queue, "x")
+            (message,) = await other.receive(queue, wait=PATIENCE)
+            assert message.attempt == 1
 
     asyncio.run(main())
 

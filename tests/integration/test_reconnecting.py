@@ -15,7 +15,7 @@ import pytest
 import eoq
 from eoq.message import Delivery
 from tests.integration.clients import AnyClient
-from tests.support import Daemon, eventually
+from tests.support import PATIENCE, Daemon, eventually
 
 
 def test_without_a_daemon_it_says_at_once_where_it_looked(connect: Callable[..., AnyClient], folder: Path) -> None:
@@ -72,6 +72,26 @@ def test_a_send_that_is_interrupted_in_the_middle_does_not_spoil_the_next(daemon
             daemon.signal(signal.SIGCONT)
             assert client.send("q", "next", id="m") == eoq.Sent("m", duplicate=False)
             assert client.ask("queues")["queues"][0]["ready"] == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_receive_that_is_interrupted_takes_no_message_along(daemon: Daemon, bound: bool) -> None:
+    def interrupt(_number: int, _frame: object) -> None:
+        raise _Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with eoq.connect(daemon.socket) as client, eoq.connect(daemon.socket) as other:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(_Interrupt):
+                client.receive("q", wait=60, bound=bound)
+            other.send("q", "x")
+            (message,) = other.receive("q", wait=PATIENCE)
+            assert message.attempt == 1
+            assert client.ask("status")["waiting"] == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.support import Daemon, Fields, Wire, error_of, eventually
 
 
@@ -305,3 +307,27 @@ def test_a_repeated_settle_answers_as_the_first_did(wire: Wire, queue: str) -> N
     first = wire.ask(request)
     assert first["duplicates"] == [1]
     assert wire.ask(request) == first
+
+
+def test_cancel_ends_the_wait_of_a_receive_and_nothing_else(wire: Wire, shared_daemon: Daemon, queue: str) -> None:
+    _send(wire, queue, "a")
+    held = _receive(wire, queue)
+    wire.send({"rid": "w", "op": "receive", "queue": queue, "wait": 60})
+    wire.send({"rid": 1, "op": "result", "queue": queue, "id": "a", "wait": 60})
+    eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+    for target in (1, 2, "nobody"):
+        assert wire.ask({"rid": "c", "op": "cancel", "request": target}) == {"rid": "c", "ok": True}
+    with shared_daemon.wire() as stranger:
+        stranger.ask({"op": "cancel", "request": "w"})
+    assert shared_daemon.ask(op="status")["waiting"] == 1
+    wire.send({"rid": "c", "op": "cancel", "request": "w"})
+    assert wire.read() == {"rid": "c", "ok": True}
+    reply = wire.read()
+    assert (reply["rid"], reply["ok"], reply["messages"]) == ("w", True, [])
+    wire.send({"rid": 2, "op": "ack", "receipt": held["receipt"], "result": "r"})
+    assert {reply["rid"]: reply.get("outcome") for reply in (wire.read(), wire.read())} == {1: "done", 2: None}
+
+
+@pytest.mark.parametrize("request_of", [{}, {"request": 1.5}, {"request": None}, {"request": [1]}])
+def test_cancel_needs_a_rid(wire: Wire, request_of: dict[str, object]) -> None:
+    assert error_of(wire.ask({"op": "cancel", **request_of})) == "invalid_request"
