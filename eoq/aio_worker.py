@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from . import calls
 from .errors import EoqError, LeaseLost, Unavailable
 from .held import Entry, Held, Summary
-from .message import AsyncMessage, AsyncSettler, Outgoing
-from .prefetch import POLL_SECONDS
-from .protocol import DEFAULT_LEASE, MAX_BATCH
-from .verdicts import give_back_async
-from .worker import (
+from .loop import (
     BEATS,
     LAST_SECONDS,
     OF_THE_MESSAGE,
@@ -31,6 +27,10 @@ from .worker import (
     on_signals,
     tell,
 )
+from .message import AsyncMessage, AsyncSettler, Outgoing
+from .prefetch import POLL_SECONDS
+from .protocol import DEFAULT_LEASE, MAX_BATCH
+from .verdicts import give_back_async
 
 if TYPE_CHECKING:
     from .aio import AsyncClient, Started

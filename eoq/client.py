@@ -250,8 +250,8 @@ class Client(Steering):
         Leases are bound, and extended while their handlers run. Up to ``concurrency`` handlers run at once, the
         first of them in the calling thread; ``prefetch`` more messages may wait here. While some wait, the loop goes
         on to the next without waiting for the ack of the last: up to 32 are confirmed behind it, and come again should
-        it be killed meanwhile. An ack that a handler makes itself is waited for. With an inbox, up to ``batch``
-        messages that wait share one transaction (`Inbox.process_many`).
+        it or the daemon be killed meanwhile. An ack that a handler makes itself is waited for. With an inbox, up to
+        ``batch`` messages that wait share one transaction (`Inbox.process_many`) and one ack, which is waited for.
 
         ``timeout`` is in seconds for one run of a handler, or of a whole batch. A thread cannot be killed: when its
         time is over, the message is given back with an error that says so, and what the handler does later counts

@@ -40,6 +40,7 @@ class Entry(Generic[M]):
     settling: bool = False
     """A request that settles it is under way; its reply is what counts."""
     confirming: bool = False
+    """That request is the ack of a handler that has ended, and is waited for later."""
     settled: bool = False
     lost: bool = False
     overdue: bool = False

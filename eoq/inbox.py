@@ -88,7 +88,7 @@ class Inbox:
         If the handler raises, its writes are rolled back, the message is given back with the error's text (or as
         `Reject` and `Retry` say), and the exception goes on to the caller. Raises `LeaseLost` if the lease ended
         before the ack: the effect is in place, the message comes again, and is then only acked. It raises that too,
-        and runs nothing, for a delivery that has waited here for longer than ``keep``.
+        and runs nothing, for a delivery that has waited for longer than ``keep``, and whose id may be forgotten by now.
         """
         try:
             with self._transaction([message]) as processed:

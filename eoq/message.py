@@ -116,9 +116,7 @@ class Delivery:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
-        """The delivery that has these ``fields``, all of them. One is made for each message, and the ``__init__`` of a
-        frozen class takes several times as long.
-        """
+        """The delivery that has these ``fields``, all of them. The ``__init__`` of a frozen class takes longer."""
         delivery = object.__new__(cls)
         delivery.__dict__.update(fields)
         return delivery

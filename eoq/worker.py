@@ -7,50 +7,49 @@ Who does what:
     one thread fetches      waits for room, then for messages
     one thread keeps        extends all leases every third of their length, ends the time of slow handlers
 
+While messages wait, an ack is sent and the next handler runs; its reply is waited for some handlers later.
+
 The loop has a connection of its own. So a stop can end the request that waits for messages, without ending the
 leases of anybody else, and every lease ends with the loop.
 """
 
 from __future__ import annotations
 
-import logging
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from . import calls
-from .errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull, Unavailable
+from .errors import EoqError, LeaseLost, Unavailable
 from .held import Entry, Held, Summary
+from .loop import (
+    BEATS,
+    LAST_SECONDS,
+    OF_THE_MESSAGE,
+    RECHECK_SECONDS,
+    STOP_SECONDS,
+    UNCONFIRMED,
+    check_arguments,
+    check_batch,
+    described,
+    log,
+    on_signals,
+    tell,
+)
 from .message import Message, Outgoing, Settler
 from .prefetch import POLL_SECONDS
-from .protocol import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
-from .verdicts import Reject, Retry, give_back
+from .protocol import DEFAULT_LEASE, MAX_BATCH
+from .verdicts import give_back
 
 if TYPE_CHECKING:
     from .client import Client, Started
-
-log = logging.getLogger("eoq.worker")
-
-BEATS: Final = 3
-"""How often a lease is extended within its length: two beats may be late before it ends."""
-RECHECK_SECONDS: Final = 1.0
-"""How soon a loop that ends when the queue is empty looks again while its own handlers run."""
-STOP_SECONDS: Final = 2.0
-"""How long the end of the loop waits for a daemon that is asked to take back what waited here."""
-LAST_SECONDS: Final = 0.1
-"""How long the end of the loop waits for what was delivered meanwhile to be given back. Mostly there is nothing."""
-UNCONFIRMED: Final = 32
-"""Acks that are under way while the next message is handled: so many share one commit of the daemon's."""
-OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
-"""Errors of settling that concern one message; any other ends the loop."""
 
 AnyHandler: TypeAlias = Callable[..., object]
 Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler], None]
@@ -96,26 +95,6 @@ def work(
         return Summary()
     with client._sibling() as own:
         return _Worker(own, queue, apply, held, concurrency, batch, lease, timeout, idle, stop).run()
-
-
-def check_arguments(
-    concurrency: int, prefetch: int, lease: float | None, timeout: float | None, idle: float | None
-) -> None:
-    """Raises `InvalidRequest` for what is out of bounds."""
-    if concurrency < 1 or prefetch < 0:
-        raise InvalidRequest(f"concurrency is 1 or more and prefetch 0 or more, not {concurrency!r} and {prefetch!r}")
-    if lease is not None and not 0 < lease <= MAX_LEASE:
-        raise InvalidRequest(f"a lease has up to {MAX_LEASE:,.0f} seconds, and not {lease!r}")
-    if timeout is not None and not timeout > 0:
-        raise InvalidRequest(f"a timeout is more than 0 seconds, and not {timeout!r}")
-    if idle is not None and not idle >= 0:
-        raise InvalidRequest(f"idle is 0 or more seconds, and not {idle!r}")
-
-
-def check_batch(batch: int, inbox: object) -> None:
-    """Raises `InvalidRequest` for a batch that there cannot be."""
-    if batch < 1 or (batch > 1 and inbox is None):
-        raise InvalidRequest(f"batch is 1, or more with an inbox, and not {batch!r}")
 
 
 def _plainly(handler: AnyHandler) -> Apply:
@@ -516,57 +495,3 @@ class _Behind:
             self._worker.ack(receipt, result, send)
         else:
             self._worker.ack_behind(receipt, result)
-
-
-# ── shared with the asyncio twin ────────────────────────────────────────────────────────────────────────────
-
-
-def described(message: Any) -> str:
-    """A message in a line of the log."""
-    return f"message {message.id!r} of {message.queue!r}"
-
-
-def tell(entry: Entry[Any], error: Exception) -> None:
-    """Logs how a handler, or the settling behind it, failed."""
-    what = described(entry.message)
-    if isinstance(error, Reject):
-        log.warning("%s: rejected: %s", what, error)
-    elif isinstance(error, Retry):
-        log.warning("%s: to be tried again: %s", what, error)
-    elif isinstance(error, LeaseLost) and entry.lost:
-        # Knowingly no more than a line: the message comes again, and with an inbox it is found processed.
-        log.warning("%s: its lease was lost before it was settled; it is delivered again", what)
-    elif isinstance(error, LeaseLost) and entry.overdue:
-        log.warning("%s: its handler has ended after its time; it was given back before", what)
-    elif isinstance(error, LeaseLost) and entry.settled:
-        pass  # another one's of its batch
-    elif isinstance(error, EoqError):
-        log.error("%s: %s", what, error)
-    else:
-        log.error("%s: %s: %s", what, type(error).__name__, error, exc_info=error if error.__traceback__ else None)
-
-
-@contextmanager
-def on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Calls ``stop`` at the first SIGTERM or SIGINT, in the main thread; the next one does what it did before.
-
-    One that is ignored (SIGINT, in a shell's background job) stays so.
-    """
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    def first(_number: int, _frame: object) -> None:
-        restore()
-        stop()
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) not in (None, signal.SIG_IGN):
-                previous[number] = signal.signal(number, first)
-    try:
-        yield
-    finally:
-        restore()

@@ -205,8 +205,8 @@ class File:
         (mode,) = database.execute("pragma journal_mode = wal").fetchone()
         if mode != "wal":
             raise StorageFailed(f"{self.path} cannot use a write-ahead log; put it on a local file system")
-        # A checkpoint comes every 1000 pages, as is SQLite's habit: to sync a log that still grows takes half as long
-        # again as to sync one that is written over.
+        # A checkpoint comes every 1000 pages, as is SQLite's habit: a log that grows takes longer to sync than one that
+        # is written over.
         database.executescript(
             """
             pragma synchronous = full;

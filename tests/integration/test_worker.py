@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.worker import RECHECK_SECONDS, UNCONFIRMED
+from eoq.loop import RECHECK_SECONDS, UNCONFIRMED
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
