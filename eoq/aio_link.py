@@ -59,9 +59,9 @@ class AsyncLink(asyncio.Protocol):
     def _give_up(self, replies: Replies) -> None:
         """Nobody waits for these any more. A message that comes all the same is given back, at once."""
         for rid, reply in replies.items():
-            if not reply.done():
+            if not reply.done() or reply.cancelled():  # with the task that waited for it
                 self._tell(calls.cancel(rid))
-            elif not reply.cancelled() and reply.exception() is None:
+            elif reply.exception() is None:
                 self._give_back(reply.result())
 
     def _give_back(self, reply: Fields | EoqError) -> None:

@@ -196,6 +196,23 @@ def test_a_receive_that_was_given_up_takes_no_message_along(shared_daemon: Daemo
     asyncio.run(main())
 
 
+def test_receives_that_were_given_up_wait_no_longer(shared_daemon: Daemon, queue: str) -> None:
+    """No message comes that could end them, and one connection may have 256 of them."""
+
+    async def main() -> None:
+        async with eoq.connect_async(shared_daemon.socket) as client:
+            for _ in range(300):
+                receiving = asyncio.create_task(client.receive(queue, wait=60))
+                while not receiving.done() and (await client.ask("status"))["waiting"] == 0:
+                    pass
+                receiving.cancel()
+                await asyncio.wait([receiving])
+                assert receiving.cancelled()
+            await asyncio.to_thread(eventually, lambda: shared_daemon.ask(op="status")["waiting"] == 0)
+
+    asyncio.run(main())
+
+
 def test_a_consumer_that_is_cancelled_takes_no_message_along(shared_daemon: Daemon, queue: str) -> None:
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client, eoq.connect_async(shared_daemon.socket) as other:
