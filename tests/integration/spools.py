@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import eoq
-from eoq.daemon.spool import Taker
+from eoq.daemon.spool import SWEEP_SECONDS, Taker
 from eoq.daemon.spool_folder import SpoolFolder
 from tests.support import PATIENCE, eventually
 
@@ -34,7 +34,12 @@ def waiting(spool: Path, queue: str) -> list[str]:
 def rejected(spool: Path, queue: str, name: str) -> str:
     """The reason of what was rejected, waited for."""
     folder = spool / queue / ".rejected"
-    eventually(lambda: folder.exists() and name in [path.name for path in folder.iterdir()], what=f"{name} is rejected")
+    # Where a folder changed just as it was looked into, the sweep comes back to it.
+    eventually(
+        lambda: folder.exists() and name in [path.name for path in folder.iterdir()],
+        SWEEP_SECONDS + PATIENCE,
+        what=f"{name} is rejected",
+    )
     return (folder / f"{name}.reason").read_text()
 
 
