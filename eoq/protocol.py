@@ -46,7 +46,7 @@ QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 Fields = dict[str, Any]
 
 _decode_json = json.JSONDecoder().decode
-_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 
 class LineBuffer:
