@@ -17,11 +17,14 @@ from typing import Final
 from . import calls
 from .errors import EoqError
 from .protocol import Fields, LineBuffer, decode_reply, encode
+from .spin import Spin
 
 LISTEN_SECONDS: Final = 1.0
 """How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
 READ_BYTES: Final = 256 * 1024
 """What is read at once: about as much as a socket holds."""
+SPIN_SECONDS: Final = 0.002
+"""How long to stay awake for a reply, in a row of requests: longer than a commit on a fast disk takes."""
 
 
 class Dropped(Exception):
@@ -49,6 +52,7 @@ class Link:
         self._writable.register(self._socket, select.POLLOUT)
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._lines = LineBuffer(2**63)
+        self._spin = Spin(SPIN_SECONDS)
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._replies: dict[int, Fields | EoqError | None] = {}
@@ -155,7 +159,7 @@ class Link:
         data = b""
         reason = "the daemon closed the connection"
         try:
-            self._readable.poll(seconds * 1000)
+            self._await_data(seconds)
             data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
         except BlockingIOError:
             reason = ""
@@ -178,6 +182,14 @@ class Link:
             if self._broken is not None:
                 self._socket.close()
             self._changed.notify_all()
+
+    def _await_data(self, seconds: float) -> None:
+        """Returns when there is something to read, or after ``seconds``."""
+        spins = self._spin.begin()
+        while spins and not self._readable.poll(0):
+            spins = self._spin.again()
+        if spins or self._readable.poll(seconds * 1000):
+            self._spin.end()
 
     def _take(self, data: bytes) -> None:
         for line in self._lines.feed(data):
