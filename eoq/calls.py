@@ -194,16 +194,14 @@ def receive(
             "watermark": reply["watermark"],
             "received_at": time.time(),
         }
-        return [make(_delivery({**shared, "headers": {}, **message})) for message in reply["messages"]]
+        deliveries = []
+        for message in reply["messages"]:
+            in_base64 = message.pop("body_base64", None)
+            body = message["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
+            deliveries.append(make({**shared, "headers": {}, **message, "body": body}))
+        return deliveries
 
     return Call(fields, read, wait)
-
-
-def _delivery(fields: Fields) -> Fields:
-    """The fields of a `Delivery`, from those that all of a reply share and those of the message."""
-    in_base64 = fields.pop("body_base64", None)
-    fields["body"] = fields["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
-    return fields
 
 
 def receipt_of(message: Delivery | str) -> str:

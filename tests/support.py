@@ -77,6 +77,12 @@ def peak_kilobytes(pid: int) -> int:
     return _memory(pid, "VmHWM")
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has used of the processors so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def runs(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     with suppress(ProcessLookupError, FileNotFoundError):

@@ -28,7 +28,11 @@ _ACK_ONE: Final = """
     set state = 'done', settled_at = ?4, result = ?3, body = null, headers = null, error = null
     where seq = ?1 and fence = ?2 and state = 'leased'
     """
-
+_ACK_ALIKE: Final = """
+    update message
+    set state = 'done', settled_at = ?, result = ?, body = null, headers = null, error = null
+    where seq in (select value from json_each(?)) and fence = ? and state = 'leased'
+    """
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 # Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
 # its ack lost: it counts as long as its record is kept, so that no backup from before its end finds its id forgotten.
@@ -182,7 +186,7 @@ class Delivering(Sending):
         rows = [(held.seq, held.fence, result, now) for held, result in acks]
         if len(rows) > 1:
             self._database.execute("savepoint acks")
-            if self._execute_rows(_ACK_ONE, _ACK_MANY, rows) == len(rows):
+            if self._update_acked(rows) == len(rows):
                 self._database.execute("release acks")
                 return [held for held, _ in acks]
             # Which of them is not known; one at a time it is.
@@ -191,6 +195,15 @@ class Delivering(Sending):
         return [
             held for (held, _), row in zip(acks, rows, strict=True) if self._database.execute(_ACK_ONE, row).rowcount
         ]
+
+    def _update_acked(self, rows: Sequence[tuple[int, int, bytes | None, float]]) -> int:
+        """Returns how many of these rows (seq, fence, result, now) were leased."""
+        _, fence, result, now = rows[0]
+        if any(row[1] != fence or row[2] != result for row in rows):
+            return self._execute_rows(_ACK_ONE, _ACK_MANY, rows)
+        # Mostly it is each one's first delivery and there are no results: then this takes half of the time.
+        seqs = json.dumps([row[0] for row in rows])
+        return self._database.execute(_ACK_ALIKE, (now, result, seqs, fence)).rowcount
 
     def _require(self, held: Held, state: str) -> None:
         """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""

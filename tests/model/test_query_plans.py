@@ -183,9 +183,10 @@ def test_an_ack_finds_the_next_of_its_group(traced: Traced) -> None:
     )
 
 
-def test_acks_find_their_messages_by_place(traced: Traced) -> None:
+@pytest.mark.parametrize("results", [1, 2], ids=["one-result", "two-results"])
+def test_acks_find_their_messages_by_place(traced: Traced, results: int) -> None:
     _put(traced.store, [_message("q", f"more{n}") for n in range(MANY + 1)])
-    acks = [(held, b"") for held in _claim(traced.store, "q", MANY + 1)]
+    acks = [(held, b"x" * (index % results)) for index, held in enumerate(_claim(traced.store, "q", MANY + 1))]
     assert len(acks) > MANY
     steps = traced.plan(lambda: traced.store.settle(NOW, acks, []))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")

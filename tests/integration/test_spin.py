@@ -1,0 +1,110 @@
+"""Who stays awake for the other side, and who sleeps: in a row of requests, for a moment, and not at others' cost."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import eoq
+from eoq.spin import REST, ROW, TAKEN, Spin
+from tests.support import HAS_PROC, Daemon, processor_seconds
+
+LONGEST = 0.001
+
+
+class Clock:
+    """Stands still, but for the ``steps`` it is told to make, one each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.steps: list[float] = []
+
+    def __call__(self) -> float:
+        if self.steps:
+            self.now += self.steps.pop(0)
+        return self.now
+
+
+def after_a_wait(clock: Clock, seconds: float) -> Spin:
+    spin = Spin(LONGEST, clock)
+    spin.begin()
+    clock.now += seconds
+    spin.end()
+    return spin
+
+
+def test_the_first_wait_sleeps() -> None:
+    spin = Spin(LONGEST, Clock())
+    assert not spin.begin()
+    assert not spin.again()
+
+
+def test_a_wait_in_a_row_with_a_short_one_stays_awake() -> None:
+    clock = Clock()
+    spin = after_a_wait(clock, LONGEST / 2)
+    clock.now += ROW / 2
+    assert spin.begin()
+    assert spin.again()
+
+
+def test_a_wait_behind_a_long_one_sleeps() -> None:
+    assert not after_a_wait(Clock(), LONGEST * 2).begin()
+
+
+def test_a_wait_long_behind_the_last_one_sleeps() -> None:
+    clock = Clock()
+    spin = after_a_wait(clock, LONGEST / 2)
+    clock.now += ROW * 2
+    assert not spin.begin()
+
+
+def test_nobody_stays_awake_for_long() -> None:
+    clock = Clock()
+    spin = after_a_wait(clock, LONGEST / 2)
+    spin.begin()
+    clock.now += LONGEST * 2
+    assert not spin.again()
+
+
+def test_what_was_waited_for_ends_it() -> None:
+    spin = after_a_wait(Clock(), LONGEST / 2)
+    spin.begin()
+    spin.end()
+    assert not spin.again()
+
+
+def test_where_others_want_the_processor_there_is_a_rest() -> None:
+    clock = Clock()
+    spin = after_a_wait(clock, LONGEST / 2)
+    spin.begin()
+    clock.steps = [0.0, TAKEN / 2]  # the offer, and the moment at which it came back
+    assert spin.again()
+    spin.begin()
+    clock.steps = [0.0, TAKEN * 2]
+    assert not spin.again()
+    spin.end()
+    assert not spin.begin()
+    clock.now += REST
+    spin.begin()
+    spin.end()
+    assert spin.begin()
+
+
+def test_a_client_that_waits_behind_a_row_of_requests_sleeps(shared_daemon: Daemon, queue: str) -> None:
+    with eoq.connect(shared_daemon.socket) as client:
+        for _ in range(100):
+            client.send(queue, b"x")
+        used = time.process_time()
+        assert client.receive("nothing-there", wait=1.0) == []
+        assert time.process_time() - used < 0.3
+
+
+@pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
+def test_a_daemon_sleeps_behind_a_row_of_requests(daemon: Daemon, queue: str) -> None:
+    with eoq.connect(daemon.socket) as client:
+        for _ in range(100):
+            client.send(queue, b"x")
+        used = processor_seconds(daemon.pid)
+        assert client.receive("nothing-there", wait=1.0) == []
+        assert processor_seconds(daemon.pid) - used < 0.3
