@@ -185,7 +185,8 @@ class Link:
 
     def _await_data(self, seconds: float) -> None:
         """Returns when there is something to read, or after ``seconds``."""
-        spins = self._spin.begin()
+        # Beside other threads it would hold them up: all need the interpreter's lock.
+        spins = threading.active_count() == 1 and self._spin.begin()
         while spins and not self._readable.poll(0):
             spins = self._spin.again()
         if spins or self._readable.poll(seconds * 1000):
