@@ -1,13 +1,14 @@
 """Adaptive spinning: where one request follows the other, staying awake is cheaper than falling asleep and being woken.
 
-To wake a sleeping processor takes about as long as all else that a send does besides its commit. So whoever waits for
-the other side looks again and again for a moment, but only
+To wake a sleeping processor takes a good part of what a send takes besides its commit (``tests/bench/run.py`` measures
+sends: with ``ROW`` at 0 nobody spins). So whoever waits for the other side looks again and again for a moment, but only
 
 - in a row: the last wait was short, and this one begins soon after it;
 - for a moment: after that it sleeps as before;
 - while nobody else wants the processor, which is offered at every turn: if somebody takes it, there is no spinning for
   a while.
 
+The blocking client leaves it be where its program has other threads, which need the interpreter's lock meanwhile.
 Hypervisors (halt polling) and adaptive mutexes do the same.
 """
 
