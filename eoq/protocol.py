@@ -1,8 +1,8 @@
 """The wire, sans-IO: lines of JSON, their limits, and how bytes travel in them. No socket, no clock.
 
-Both sides import this file; PROTOCOL.md specifies it. It needs nothing but the standard library's ``json``,
-so that a shell command which sends one message starts fast; the daemon's typed requests are in
-``daemon/requests.py``.
+Both sides import this file; PROTOCOL.md specifies it. For small lines it needs nothing but the standard library's
+``json``, so that a shell command which sends one message starts fast; only for larger ones is ``msgspec`` worth its
+import. The daemon's typed requests are in ``daemon/requests.py``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ MAX_PRIORITY: Final = 2**31 - 1
 """The bound of a priority, above and below zero."""
 DEFAULT_LEASE: Final = 30.0
 """Seconds of a lease where none is asked for."""
+MANY: Final = 50
+"""Messages or acks in a request that ``msgspec`` writes."""
+LARGE: Final = 8 * 1024
+"""Bytes of a reply that ``msgspec`` reads."""
 QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 
 Fields = dict[str, Any]
@@ -51,57 +55,71 @@ _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_ci
 
 class LineBuffer:
     """Cuts a stream of bytes into lines. Once a line grows over ``limit`` bytes, ``overflowed`` is true and
-    nothing more is taken.
+    nothing more is taken. ``kept`` are the bytes of the line that is not complete yet.
     """
 
     def __init__(self, limit: int) -> None:
         self.overflowed = False
+        self.kept = 0
         self._limit = limit
         self._buffer = bytearray()
-
-    def __len__(self) -> int:
-        """Bytes of the line that is not complete yet."""
-        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that ``data`` completes, without their line feeds."""
         if self.overflowed:
             return []
-        if b"\n" not in data:
-            self._buffer += data
-            self.overflowed = len(self._buffer) > self._limit
-            return []
         lines = data.split(b"\n")
-        if self._buffer:
+        rest = lines.pop()
+        if lines and self.kept:
             self._buffer += lines[0]
             lines[0] = bytes(self._buffer)
-        self._buffer = bytearray(lines.pop())
+            self._buffer = bytearray()
+        if rest:
+            self._buffer += rest
+        self.kept = len(self._buffer)
         for index, line in enumerate(lines):
             if len(line) > self._limit:
                 self.overflowed = True
                 return lines[:index]
-        self.overflowed = len(self._buffer) > self._limit
+        self.overflowed = self.kept > self._limit
         return lines
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
     """One line of the wire; raises `InvalidRequest` for what JSON cannot say (NaN, infinity)."""
     try:
+        if len(fields.get("messages") or fields.get("acks") or ()) >= MANY:
+            return _encode_many(fields)
         return _encode_json(fields).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
 
 
+def _encode_many(fields: Mapping[str, Any]) -> bytes:
+    # Several times as fast. NaN, which it would write as null, is in none: calls.py has checked each of their numbers.
+    import msgspec.json
+
+    return msgspec.json.encode(fields) + b"\n"
+
+
+def _decode_large(line: bytes) -> Any:
+    import msgspec.json
+
+    return msgspec.json.decode(line)
+
+
 def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
     """A reply line as its ``rid`` and its fields, or the error it carries. Raises `ValueError` for what is none."""
-    reply = _decode_json(line.decode())
     try:
+        reply = _decode_json(line.decode()) if len(line) < LARGE else _decode_large(line)
         rid = reply.get("rid")
+        if rid is not None and not isinstance(rid, int):
+            raise TypeError
         if reply["ok"]:
             return rid, reply
         error = reply["error"]
         return rid, from_wire(error["code"], error["message"])
-    except (AttributeError, KeyError, TypeError) as mismatch:
+    except (AttributeError, KeyError, TypeError, RecursionError) as mismatch:
         raise ValueError(f"no reply of an eoq daemon: {line[:100]!r}") from mismatch
 
 

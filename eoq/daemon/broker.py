@@ -193,7 +193,10 @@ class Broker:
                 f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
             )
         queues = {message.queue for message in routed.messages}
-        ttls = {queue: ttl for queue in queues if (ttl := self._settings(queue).ttl) is not None}
+        ttls: dict[str, float] = {}
+        for queue in queues:
+            if (ttl := self._settings(queue).ttl) is not None:
+                ttls[queue] = ttl
         if not ttls:
             return routed
         living = [
@@ -206,21 +209,31 @@ class Broker:
 
     def stored(self, messages: Sequence[NewMessage]) -> None:
         """A verb that stores ``messages`` was just submitted: waiters may claim them, a timer may be needed."""
-        planned = [message.due_at for message in messages if message.due_at is not None]
-        planned += [message.expires_at for message in messages if message.expires_at is not None]
+        planned = []
+        counts: dict[str, int] = {}
+        for message in messages:
+            counts[message.queue] = counts.get(message.queue, 0) + 1
+            if message.due_at is not None:
+                planned.append(message.due_at)
+            if message.expires_at is not None:
+                planned.append(message.expires_at)
         if planned:
             self._watch(min(planned))
-        for queue, count in counted([message.queue for message in messages]).items():
+        for queue, count in counts.items():
             self._receivers.stir(queue, count)
 
     def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
         """Messages were stored: those who look on are told."""
         known = set(stored.duplicates)
-        new = [message.queue for index, message in enumerate(messages) if index not in known]
-        for queue, count in counted(new).items():
+        counts: dict[str, int] = {}
+        for index, message in enumerate(messages):
+            if index not in known:
+                counts[message.queue] = counts.get(message.queue, 0) + 1
+        for queue, count in counts.items():
             self.rates.sent(queue, count)
             self._arrived(queue)
-        self.ended(stored.ended)
+        if stored.ended:
+            self.ended(stored.ended)
 
     def ended(self, ends: Sequence[End]) -> None:
         """Messages have ended that nobody settled: those who wait for their results are told, their groups move on."""

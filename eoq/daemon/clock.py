@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 JUMP: Final = 1.0
@@ -49,7 +50,7 @@ class NoticingClock:
     """
 
     def __init__(self, clock: Clock, jumped: Callable[[float], None]) -> None:
-        self._clock = clock
+        self._wall = clock.wall
         self._jumped = jumped
         self._ahead = clock.wall() - clock.elapsed()
         self.monotonic = clock.monotonic
@@ -58,9 +59,9 @@ class NoticingClock:
 
     def wall(self) -> float:
         while True:
-            before = self._clock.elapsed()
-            wall = self._clock.wall()
-            if self._clock.elapsed() - before < JUMP / 2:
+            before = self.elapsed()
+            wall = self._wall()
+            if self.elapsed() - before < JUMP / 2:
                 break  # else this process was stopped between the two, and they do not belong together
         ahead = wall - before
         jump = ahead - self._ahead
@@ -71,19 +72,11 @@ class NoticingClock:
 
 
 class LoopClock:
-    """The real clock, with the timers of the running event loop."""
+    """The real clock, with the timers of the running event loop. Each message asks it several times."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-
-    def wall(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    def elapsed(self) -> float:
-        return time.clock_gettime(_ELAPSED)
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        return self._loop.call_later(seconds, callback)
+        loop = asyncio.get_running_loop()
+        self.wall: Callable[[], float] = time.time
+        self.monotonic: Callable[[], float] = loop.time
+        self.elapsed: Callable[[], float] = partial(time.clock_gettime, _ELAPSED)
+        self.call_later: Callable[[float, Callable[[], None]], Timer] = loop.call_later

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from .file import MANY
 from .message_table import ENDING_COLUMNS, Ending
 from .rows import Claim, Claimed, DeliveryLost, End, Held, NewMessage, Stored
@@ -147,7 +149,7 @@ class Delivering(Sending):
             stored = self.put(now, sends) if sends else Stored([], [])
             if stored.duplicates and repeated:
                 duplicates = self._duplicates_at_first(acks[0][0], sends, stored.duplicates)
-                stored = stored._replace(duplicates=duplicates)
+                stored = replace(stored, duplicates=duplicates)
             return stored
 
     def _duplicates_at_first(self, held: Held, sends: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:

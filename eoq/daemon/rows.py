@@ -37,7 +37,7 @@ def counted(queues: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-class Routed(NamedTuple):
+class Routed(Struct, frozen=True):
     """Messages as they are stored. ``origins`` tells from which of those that were sent each is; None: all as sent."""
 
     messages: Sequence[NewMessage]
@@ -61,7 +61,7 @@ class End(NamedTuple):
     error: str | None
 
 
-class Stored(NamedTuple):
+class Stored(Struct, frozen=True):
     """What came of messages that were to be stored.
 
     ``duplicates`` are the indexes of those that were stored before, ``ended`` what was dropped to make room.

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -71,31 +70,41 @@ class Sending(MessageTable):
         then none of ``messages`` is stored.
         """
         queues = {message.queue for message in messages}
-        limited = [queue for queue in sorted(queues) if self._settings(queue).limited]
+        limited = []
+        for queue in sorted(queues):
+            if self._settings(queue).limited:
+                limited.append(queue)
         # A refusal in the middle undoes what was done by then. Of one queue that is known, nothing is.
-        undoable = limited or len(queues) > 1 or not queues <= self._queues.keys()
-        with self._all_or_nothing() if undoable else nullcontext():
-            first = self._next_seq
-            for queue in limited:
-                self._content(self._queue_number(queue))  # counted from now on
-            stored = self._put_all(now, messages)
-            duplicates = [] if stored == len(messages) else self._duplicates(first, messages)
-            if stored:
-                self._require_space(first)
-            if any(message.group is not None for message in messages):
+        if limited or len(queues) > 1 or not queues <= self._queues.keys():
+            with self._all_or_nothing():
+                return self._put(now, messages, limited)
+        return self._put(now, messages, limited)
+
+    def _put(self, now: float, messages: Sequence[NewMessage], limited: Sequence[str]) -> Stored:
+        first = self._next_seq
+        for queue in limited:
+            self._content(self._queue_number(queue))  # counted from now on
+        stored = self._put_all(now, messages)
+        duplicates = [] if stored == len(messages) else self._duplicates(first, messages)
+        if stored:
+            self._require_space(first)
+        for message in messages:
+            if message.group is not None:
                 self._block_behind_their_group(first)
-            if self._contents:
-                self._count_stored(messages, duplicates)
-            ended = self._limit(now, limited, first, messages, duplicates) if limited else []
+                break
+        if self._contents:
+            self._count_stored(messages, duplicates)
+        ended = self._limit(now, limited, first, messages, duplicates) if limited else ()
         return Stored(duplicates, ended)
 
     def _put_all(self, now: float, messages: Sequence[NewMessage]) -> int:
         """Returns how many were not there."""
+        if len(messages) < MANY:
+            return self._put_each(now, messages)
         many = 0
-        if len(messages) >= MANY:
-            queue, expires_at = messages[0].queue, messages[0].expires_at
-            if all(m.queue == queue and m.due_at is None and m.expires_at == expires_at for m in messages):
-                many = len(messages) // MANY * MANY
+        queue, expires_at = messages[0].queue, messages[0].expires_at
+        if all(m.queue == queue and m.due_at is None and m.expires_at == expires_at for m in messages):
+            many = len(messages) // MANY * MANY
         return self._put_ready(now, messages[:many]) + self._put_each(now, messages[many:])
 
     def _put_ready(self, now: float, messages: Sequence[NewMessage]) -> int:

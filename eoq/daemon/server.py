@@ -73,6 +73,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
+        self.asked = self._spin.end
+        """A request has come."""
         self._server: asyncio.AbstractServer | None = None
         self._listening: socket.socket | None = None
 
@@ -86,10 +88,6 @@ class Server:
         if self._spin.begin() and not self._spinning:
             self._spinning = True
             self._loop.call_soon(self._stay_awake)
-
-    def asked(self) -> None:
-        """A request has come."""
-        self._spin.end()
 
     def _stay_awake(self) -> None:
         self._spinning = self._spin.again()
@@ -159,7 +157,8 @@ class Connection(asyncio.Protocol):
         self._server.asked()
         self._unhandled.extend(self._lines.feed(data))
         self._handle_lines()
-        self._check_partial_line()
+        if self._lines.kept != self._counted or self._lines.overflowed:
+            self._check_partial_line()
 
     def eof_received(self) -> bool:
         # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. One
@@ -253,7 +252,7 @@ class Connection(asyncio.Protocol):
     # ── limits ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_partial_line(self) -> None:
-        kept = len(self._lines)
+        kept = self._lines.kept
         self._server.partial += kept - self._counted
         self._counted = kept
         if self._lines.overflowed:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from msgspec import Struct
 
 from .file import Verb
 from .store import Store
@@ -19,7 +21,7 @@ MOST_VERBS: Final = 2000
 """Verbs in one transaction, so that none of them waits long for the others."""
 
 
-class Submitted(NamedTuple):
+class Submitted(Struct, frozen=True):
     """A verb that waits for its transaction."""
 
     verb: Verb

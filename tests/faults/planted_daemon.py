@@ -145,8 +145,10 @@ def _plant_clock(file: Path) -> None:
     class WrongClock(LoopClock):
         """A wall clock that is wrong by what the file says."""
 
-        def wall(self) -> float:
-            return super().wall() + float(file.read_text())
+        def __init__(self) -> None:
+            super().__init__()
+            right = self.wall
+            self.wall = lambda: right() + float(file.read_text())
 
     _wrap(main, "LoopClock", lambda _: WrongClock)
 
