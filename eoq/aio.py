@@ -124,7 +124,9 @@ class AsyncClient(AsyncSteering):
         bound: bool = False,
     ) -> list[AsyncMessage]:
         """See `Client.receive`."""
-        return await self._run(calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=bound))
+        return await self._run(
+            calls.receive(queue, AsyncMessage, self, limit=limit, wait=wait, lease=lease, bound=bound)
+        )
 
     async def consume(
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
@@ -168,18 +170,14 @@ class AsyncClient(AsyncSteering):
 
     async def _extend_all(self, receipts: Sequence[str], seconds: float) -> set[str]:
         """Extends leases; returns the receipts of those that have ended."""
-        outcomes = await self._run_all([calls.extend(receipt, seconds) for receipt in receipts])
-        return {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
+        replies = await self._exchange([calls.extend(receipt, seconds).fields for receipt in receipts])
+        return {receipt for receipt, reply in zip(receipts, replies, strict=True) if isinstance(reply, EoqError)}
 
     async def _give_back(self, receipts: Sequence[str]) -> None:
         if receipts and not self._closed:
             # If it fails, the leases end with the connection, or by themselves.
             with suppress(EoqError):
                 await self._run(calls.release(receipts))
-
-    def _message(self, fields: Fields) -> AsyncMessage:
-        fields["settler"] = self
-        return AsyncMessage.of(fields)
 
     async def work(
         self,
@@ -285,22 +283,18 @@ class AsyncClient(AsyncSteering):
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _run(self, call: Call[T]) -> T:
-        outcome = (await self._run_all([call]))[0]
-        if isinstance(outcome, EoqError):
-            raise outcome
-        return outcome
+        reply = (await self._exchange([call.fields], call.wait))[0]
+        if isinstance(reply, EoqError):
+            raise reply
+        return call.read(reply)
 
-    async def _run_all(self, batch: Sequence[Call[T]]) -> list[T | EoqError]:
-        """The outcome of each call; repeats them all if the connection breaks, until ``timeout`` is over."""
-        if not batch:
-            return []
-        wait = max(call.wait for call in batch)
-        requests = [call.fields for call in batch]
+    async def _exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+        """The reply to each request; repeats them all if the connection breaks, until ``timeout`` is over."""
         started = time.monotonic()
         while True:
             link = await self._linked(started + self.timeout)
             try:
-                replies = await link.finish(await link.start(requests), wait + self.timeout)
+                return await link.finish(await link.start(requests), wait + self.timeout)
             except Dropped as dropped:
                 self._unlink(link)
                 if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
@@ -308,10 +302,6 @@ class AsyncClient(AsyncSteering):
                 continue
             except TimeoutError as error:
                 raise self._unanswered(link, wait + self.timeout) from error
-            return [
-                reply if isinstance(reply, EoqError) else call.read(reply)
-                for call, reply in zip(batch, replies, strict=True)
-            ]
 
     async def _start(self, call: Call[T], link: AsyncLink | None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""

@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 from . import calls
 from .errors import EoqError
 from .link import Dropped, Stranger
-from .protocol import Fields, LineBuffer, decode_reply, encode
+from .protocol import MAX_LINE, Fields, LineBuffer, decode_reply, encode
 
 Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
 
@@ -37,8 +37,8 @@ class AsyncLink(asyncio.Protocol):
         for request in requests:
             self._last_rid += 1
             line = encode({"rid": self._last_rid, **request})
-            if (too_large := calls.line_too_long(line)) is not None:
-                raise too_large
+            if len(line) > MAX_LINE:
+                raise calls.too_long(line)
             lines.append(line)
             replies[self._last_rid] = loop.create_future()
         self._replies.update(replies)

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import InvalidRequest, MessageTooLarge
 from .ids import new_id, new_ids
-from .message import JSON_TYPE, Delivery, Outgoing, Result, Sent, encode_payload
+from .message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
 from .protocol import (
     DEFAULT_LEASE,
     MAX_BODY,
@@ -31,7 +31,7 @@ from .protocol import (
 )
 
 T = TypeVar("T")
-M = TypeVar("M")
+M = TypeVar("M", Message, AsyncMessage)
 
 BATCH_MESSAGES = 250
 """Messages in one request of `send_many`: enough that the commit no longer counts."""
@@ -101,8 +101,10 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
 
 def check_options(message: Outgoing) -> None:
     """Raises `InvalidRequest`, in words for people, where an option of a message is of no use to the daemon."""
-    _check_name("id", message.id)
-    _check_name("group", message.group)
+    if message.id is not None:
+        _check_name("id", message.id)
+    if message.group is not None:
+        _check_name("group", message.group)
     if message.headers is not None and not (
         isinstance(message.headers, Mapping)
         and all(isinstance(text, str) for pair in message.headers.items() for text in pair)
@@ -111,22 +113,23 @@ def check_options(message: Outgoing) -> None:
     priority = message.priority
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest(f"the priority is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority!r}")
-    _check_seconds("delay", message.delay, MAX_DELAY)
-    _check_seconds("at", message.at, 1e11)
-    if message.delay is not None and message.at is not None:
-        raise InvalidRequest("give `delay` or `at`, not both")
-    check_ttl(message.ttl)
+    if message.delay is not None:
+        _check_seconds("delay", message.delay, MAX_DELAY)
+        if message.at is not None:
+            raise InvalidRequest("give `delay` or `at`, not both")
+    if message.at is not None:
+        _check_seconds("at", message.at, 1e11)
+    if message.ttl is not None:
+        check_ttl(message.ttl)
 
 
 def _check_name(what: str, name: object) -> None:
-    if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
+    if not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
         raise InvalidRequest(f"the {what} {name!r} is not 1 to {MAX_ID} printable characters")
 
 
 def _check_seconds(what: str, seconds: object, most: float) -> None:
-    if seconds is not None and not (
-        isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= most
-    ):
+    if not (isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= most):
         raise InvalidRequest(f"`{what}` is a number of seconds from 0 to {most:.0f}, not {seconds!r}")
 
 
@@ -169,14 +172,15 @@ def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
 
 def receive(
     queue: str,
-    make: Callable[[Fields], M],
+    kind: type[M],
+    settler: object,
     *,
     limit: int,
     wait: float,
     lease: float | None,
     bound: bool,
 ) -> Call[list[M]]:
-    """Up to ``limit`` messages; ``make`` is called with all fields of a `Delivery`."""
+    """Up to ``limit`` messages; ``settler`` is the client that settles them."""
     fields: Fields = {
         "op": "receive",
         "queue": check_queue(queue),
@@ -193,12 +197,13 @@ def receive(
             "group": None,
             "watermark": reply["watermark"],
             "received_at": time.time(),
+            "settler": settler,
         }
         deliveries = []
         for message in reply["messages"]:
             in_base64 = message.pop("body_base64", None)
             body = message["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
-            deliveries.append(make({**shared, "headers": {}, **message, "body": body}))
+            deliveries.append(kind.of({**shared, "headers": {}, **message, "body": body}))
         return deliveries
 
     return Call(fields, read, wait)
@@ -312,9 +317,9 @@ class OnceState(NamedTuple):
 def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[OnceState]:
     """Takes a key of the dedup service, or waits for who has it."""
     _check_name("key", key)
-    _check_name("fingerprint", fingerprint)
     fields: Fields = {"op": "once", "key": key, "token": token, "wait": wait}
     if fingerprint is not None:
+        _check_name("fingerprint", fingerprint)
         fields["fingerprint"] = fingerprint
 
     def read(reply: Fields) -> OnceState:
@@ -363,8 +368,6 @@ def look(op: str, **fields: Any) -> Call[Fields]:
     return Call({"op": op, **fields}, lambda reply: reply)
 
 
-def line_too_long(line: bytes) -> MessageTooLarge | None:
+def too_long(line: bytes) -> MessageTooLarge:
     """The error for a request that the daemon would close the connection over."""
-    if len(line) <= MAX_LINE:
-        return None
     return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")

@@ -158,7 +158,7 @@ class Client(Steering):
 
         The lease ends after ``lease`` seconds (30), and a ``bound`` one also when this client's connection ends.
         """
-        return self._run(calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=bound))
+        return self._run(calls.receive(queue, Message, self, limit=limit, wait=wait, lease=lease, bound=bound))
 
     def consume(
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
@@ -172,7 +172,7 @@ class Client(Steering):
         ahead: Started[list[Message]] | None = None
 
         def receive(limit: int, wait: float) -> Call[list[Message]]:
-            return calls.receive(queue, self._message, limit=limit, wait=wait, lease=lease, bound=True)
+            return calls.receive(queue, Message, self, limit=limit, wait=wait, lease=lease, bound=True)
 
         try:
             idle_since = time.monotonic()
@@ -211,18 +211,14 @@ class Client(Steering):
 
     def _extend_all(self, receipts: Sequence[str], seconds: float) -> set[str]:
         """Extends leases; returns the receipts of those that have ended."""
-        outcomes = self._run_all([calls.extend(receipt, seconds) for receipt in receipts])
-        return {r for r, outcome in zip(receipts, outcomes, strict=True) if isinstance(outcome, EoqError)}
+        replies = self._exchange([calls.extend(receipt, seconds).fields for receipt in receipts])
+        return {receipt for receipt, reply in zip(receipts, replies, strict=True) if isinstance(reply, EoqError)}
 
     def _give_back(self, receipts: Sequence[str]) -> None:
         if receipts and not self._closed:
             # If it fails, the leases end with the connection, or by themselves.
             with suppress(EoqError):
                 self._run(calls.release(receipts))
-
-    def _message(self, fields: Fields) -> Message:
-        fields["settler"] = self
-        return Message.of(fields)
 
     def work(
         self,
@@ -362,23 +358,19 @@ class Client(Steering):
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, call: Call[T]) -> T:
-        outcome = self._run_all([call])[0]
-        if isinstance(outcome, EoqError):
-            raise outcome
-        return outcome
+        reply = self._exchange([call.fields], call.wait)[0]
+        if isinstance(reply, EoqError):
+            raise reply
+        return call.read(reply)
 
-    def _run_all(self, batch: Sequence[Call[T]]) -> list[T | EoqError]:
-        """The outcome of each call; repeats them all if the connection breaks, until ``timeout`` is over."""
-        if not batch:
-            return []
-        wait = max(call.wait for call in batch)
-        requests = [call.fields for call in batch]
+    def _exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+        """The reply to each request; repeats them all if the connection breaks, until ``timeout`` is over."""
         started = time.monotonic()
         while True:
             link = self._linked(started + self.timeout)
             try:
                 deadline = time.monotonic() + wait + self.timeout
-                replies = link.finish(link.start(requests, deadline), deadline)
+                return link.finish(link.start(requests, deadline), deadline)
             except Dropped as dropped:
                 self._unlink(link)
                 if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
@@ -394,10 +386,6 @@ class Client(Steering):
                     self._unlink(link)
                     link.close("a request that waits was interrupted")
                 raise
-            return [
-                reply if isinstance(reply, EoqError) else call.read(reply)
-                for call, reply in zip(batch, replies, strict=True)
-            ]
 
     def _start(self, call: Call[T], link: Link | None = None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.

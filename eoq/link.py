@@ -16,7 +16,7 @@ from typing import Final
 
 from . import calls
 from .errors import EoqError
-from .protocol import Fields, LineBuffer, decode_reply, encode
+from .protocol import MAX_LINE, Fields, LineBuffer, decode_reply, encode
 from .spin import Spin
 
 LISTEN_SECONDS: Final = 1.0
@@ -54,7 +54,10 @@ class Link:
         self._lines = LineBuffer(2**63)
         self._spin = Spin(SPIN_SECONDS)
         self._sending = threading.Lock()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._sleeping = 0
+        """Threads that wait for another one to read."""
         self._replies: dict[int, Fields | EoqError | None] = {}
         self._last_rid = 0
         self._reading = False
@@ -63,7 +66,7 @@ class Link:
 
     def start(self, requests: Sequence[Fields], deadline: float) -> range:
         """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
-        with self._changed:
+        with self._lock:
             self._raise_if_broken()
             rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
             self._last_rid += len(requests)
@@ -78,20 +81,24 @@ class Link:
 
     def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
         """Waits for the replies; raises `Dropped` or `TimeoutError`."""
-        try:
-            return self._wait(rids, deadline)
-        finally:
-            self.forget(rids)
+        with self._lock:
+            try:
+                return self._wait(rids, deadline)
+            finally:
+                self._forget(rids)
 
     def forget(self, rids: range) -> None:
         """Replies to these are thrown away when they come."""
-        with self._changed:
-            for rid in rids:
-                self._replies.pop(rid, None)
+        with self._lock:
+            self._forget(rids)
+
+    def _forget(self, rids: range) -> None:
+        for rid in rids:
+            self._replies.pop(rid, None)
 
     def close(self, reason: str = "the client was closed") -> None:
         """Ends the connection; whoever waits on it gets `Dropped`."""
-        with self._changed:
+        with self._lock:
             if self._broken is None:
                 self._broken = reason
                 with suppress(OSError):  # the other side was faster
@@ -108,8 +115,8 @@ class Link:
         lines = []
         for rid, request in zip(rids, requests, strict=True):
             line = encode({"rid": rid, **request})
-            if (too_large := calls.line_too_long(line)) is not None:
-                raise too_large
+            if len(line) > MAX_LINE:
+                raise calls.too_long(line)
             lines.append(line)
         try:
             with self._sending:
@@ -137,25 +144,32 @@ class Link:
                 self._writable.poll(min(seconds, LISTEN_SECONDS) * 1000)
 
     def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
-        with self._changed:
-            while True:
-                replies = [self._replies[rid] for rid in rids]
-                complete = [reply for reply in replies if reply is not None]
-                if len(complete) == len(replies):
-                    return complete
+        complete: list[Fields | EoqError] = []
+        for rid in rids:
+            while (reply := self._replies[rid]) is None:
                 self._raise_if_broken()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
                 if self._reading:
-                    self._changed.wait(min(left, LISTEN_SECONDS))
+                    self._sleep(min(left, LISTEN_SECONDS))
                 else:
                     self._read(min(left, LISTEN_SECONDS))
+            complete.append(reply)
+        return complete
+
+    def _sleep(self, seconds: float) -> None:
+        """Waits while another thread reads."""
+        self._sleeping += 1
+        try:
+            self._changed.wait(seconds)
+        finally:
+            self._sleeping -= 1
 
     def _read(self, seconds: float) -> None:
-        """Reads once, for all threads. Called with the condition held; gives it up while it waits."""
+        """Reads once, for all threads. Called with the lock held; gives it up while it waits."""
         self._reading = True
-        self._changed.release()
+        self._lock.release()
         data = b""
         reason = "the daemon closed the connection"
         try:
@@ -169,7 +183,7 @@ class Link:
             reason = ""
             raise
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
             self._reading = False
             if data:
                 try:
@@ -181,7 +195,8 @@ class Link:
                 self._broken = reason
             if self._broken is not None:
                 self._socket.close()
-            self._changed.notify_all()
+            if self._sleeping:
+                self._changed.notify_all()
 
     def _await_data(self, seconds: float) -> None:
         """Returns when there is something to read, or after ``seconds``."""

@@ -260,7 +260,21 @@ def test_a_daemon_that_does_not_answer_is_given_up(connect: Callable[..., AnyCli
         assert time.monotonic() - start < 2
 
 
-def test_what_is_no_eoq_daemon_is_told(connect: Callable[..., AnyClient], folder: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"[]\n",
+        b'{"ok":true,"rid":[]}\n',
+        b"\xff" * 10 + b"\n",
+        b"[" * 5_000 + b"\n",
+        b"[" * 100_000 + b"\n",
+        b"\xff" * 100_000 + b"\n",
+        b"x" * 100_000 + b"\n",
+    ],
+    ids=lambda line: f"{line[:8]!r} of {len(line)}",
+)
+def test_what_is_no_eoq_daemon_is_told(connect: Callable[..., AnyClient], folder: Path, line: bytes) -> None:
     """Another program's socket: an error of eoq, not a broken thread or a bare ValueError."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
@@ -270,7 +284,7 @@ def test_what_is_no_eoq_daemon_is_told(connect: Callable[..., AnyClient], folder
             connection, _ = other.accept()
             with connection:
                 connection.recv(1000)
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.sendall(line)
                 connection.recv(1000)
 
         thread = threading.Thread(target=answer, daemon=True)

@@ -151,6 +151,37 @@ def test_many_are_stored_in_their_order(client: AnyClient, queue: str) -> None:
     assert [message.id for message in received] == [one.id for one in sent]
 
 
+BODIES = [b"\x00\xff", b"", b'"\\\n\r\t/', "grüße 🦆".encode(), b"\x00", "\u2028\x7f".encode(), b"x" * 500, b"<&>"]
+
+
+@pytest.mark.parametrize("count", [1, len(BODIES), 50 * len(BODIES)])
+def test_any_bytes_travel_in_small_and_in_large_requests(client: AnyClient, queue: str, count: int) -> None:
+    # Beyond a certain size another library writes and reads the lines.
+    bodies = (BODIES * count)[:count]
+    headers = {"quote": '"', "duck": "🦆"}
+    sent = client.send_many(queue, [eoq.Outgoing(body, headers=headers, priority=1) for body in bodies])
+    received = client.receive(queue, 1000)
+    assert [message.body for message in received] == bodies
+    assert all((message.headers, message.priority) == (headers, 1) for message in received)
+    client.ack_many([(message, message.body) for message in received])
+    assert client.result(queue, sent[-1].id) == eoq.Result("done", bodies[-1])
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_what_cannot_be_sent_is_refused_in_small_and_in_large_requests(
+    client: AnyClient, queue: str, count: int
+) -> None:
+    for bad in (
+        eoq.Outgoing(b"x", headers={"lone": "\ud800"}),
+        eoq.Outgoing(b"x", delay=float("nan")),
+        eoq.Outgoing(b"x", ttl=float("inf")),
+        eoq.Outgoing(b"x", id="\ud800"),
+    ):
+        with pytest.raises(eoq.InvalidRequest):
+            client.send_many(queue, [*[b"x"] * (count - 1), bad])
+    assert client.receive(queue) == []
+
+
 def test_many_say_which_were_duplicates(client: AnyClient, queue: str) -> None:
     client.send(queue, "1", id="1")
     sent = client.send_many(queue, [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(3)])

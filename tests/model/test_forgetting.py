@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -245,13 +245,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, limit=st.integers(1, 3), bound=st.booleans())
     def receive(self, queue: str, limit: int, bound: bool) -> None:
-        mine = {"settler": self.daemon, "received_at": self.clock.wall()}
-
-        def make(fields: dict[str, Any]) -> eoq.Message:
-            return eoq.Message.of({**fields, **mine})
-
-        messages = self.daemon.run(calls.receive(queue, make, limit=limit, wait=0, lease=LEASE, bound=bound))
-        self.held += messages
+        call = calls.receive(queue, eoq.Message, self.daemon, limit=limit, wait=0, lease=LEASE, bound=bound)
+        received_at = self.clock.wall()
+        self.held += [replace(message, received_at=received_at) for message in self.daemon.run(call)]
 
     def _waiting(self) -> list[eoq.Message]:
         """What the worker holds, also what it has handled or lost already: it may be slow, or do things twice."""
