@@ -354,8 +354,7 @@ class Broker:
 
         held = [(lease.held, result) for lease, result in acks]
         self._writer.submit(partial(self._store.settle, now, held, routed.messages), settled)
-        for lease, _ in acks:
-            self._moved_on(lease)
+        self._moved_on([lease for lease, _ in acks])
         if sends:
             self.stored(routed.messages)
 
@@ -371,11 +370,12 @@ class Broker:
                 self._receivers.stir(queue, count)
         return counts
 
-    def _moved_on(self, lease: Lease) -> None:
-        """A message is about to end; the next of its group may become ready, or delayed until it is due."""
-        if lease.held.group is not None:
-            self._receivers.stir(lease.held.queue, 1)
-            self._watch(self._clock.wall())
+    def _moved_on(self, leases: Sequence[Lease]) -> None:
+        """Messages are about to end; the next of their groups may become ready, or delayed until they are due."""
+        for lease in leases:
+            if lease.held.group is not None:
+                self._receivers.stir(lease.held.queue, 1)
+                self._watch(self._clock.wall())
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)
@@ -421,7 +421,7 @@ class Broker:
             if lease.held.expires:
                 self._watch(now)  # looks when the next expires
             self._receivers.stir(lease.held.queue, 1)
-            self._moved_on(lease)
+        self._moved_on(leases)
 
     def _retry_wait(self, lease: Lease) -> float:
         """Seconds until the next delivery, growing exponentially, with some of it left to chance."""
@@ -446,7 +446,7 @@ class Broker:
                 self._ended(lease.held.queue, lease.id, "dead", None, request.error)
 
         self._writer.submit(partial(self._store.reject, self._clock.wall(), lease.held, request.error), done)
-        self._moved_on(lease)
+        self._moved_on([lease])
 
     def _extend(self, session: Session, request: ask.Extend, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)

@@ -65,6 +65,8 @@ class Leases:
     def __init__(self, ended: Callable[[list[Lease]], None]) -> None:
         self._ended = ended
         self._by_receipt: dict[str, Lease] = {}
+        self.get = self._by_receipt.get
+        """The lease of a receipt; None where it is over."""
         self._by_deadline: list[tuple[float, int, list[Lease]]] = []
         """Those that were given together end together, unless one is settled or extended before."""
         self._listed = 0
@@ -89,9 +91,6 @@ class Leases:
         if first.owner is not None:
             first.owner.update(leases)
         self._schedule(leases)
-
-    def get(self, receipt: str) -> Lease | None:
-        return self._by_receipt.get(receipt)
 
     def extend(self, lease: Lease, deadline: float) -> None:
         lease.deadline = deadline

@@ -70,8 +70,9 @@ class Looker:
 
     def ended(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
         """A message has ended: those who wait for its result have it now."""
-        for waiter in self._waiters.pop((queue, id), ()):
-            self._answer(waiter, _result(outcome, result, error))
+        if self._waiters:
+            for waiter in self._waiters.pop((queue, id), ()):
+                self._answer(waiter, _result(outcome, result, error))
 
     def arrived(self, queue: str) -> None:
         """Messages were stored in a queue: those who follow it look again."""

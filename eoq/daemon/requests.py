@@ -319,6 +319,7 @@ class _Envelope(Struct):
 _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _envelope = msgspec.json.Decoder(_Envelope)
 _encode_body: Final = msgspec.json.Encoder().encode
+_new_digest: Final = blake2b(digest_size=16).copy
 
 
 def decode(line: bytes) -> Request:
@@ -361,7 +362,8 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
         id = make_id()
     elif not id.isprintable():
         raise InvalidRequest(f"the id {id!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones")
-    digest = blake2b(body, digest_size=16)
+    digest = _new_digest()
+    digest.update(body)
     headers = None
     if content.headers or content.group is not None:
         headers = _headers(content.headers)
@@ -426,6 +428,8 @@ def _headers(headers: dict[str, str] | None) -> str | None:
 
 def result_of(item: Ack | AckItem) -> bytes | None:
     """The result of an ack; raises `InvalidRequest` or `MessageTooLarge`."""
+    if item.result is None and item.result_base64 is None:
+        return None
     result = get_bytes(item.result, item.result_base64, "result")
     if result is not None and len(result) > MAX_BODY:
         raise MessageTooLarge(f"the result has {len(result):,} bytes and {MAX_BODY:,} is the limit")
