@@ -17,7 +17,7 @@ from ..errors import EoqError, InvalidRequest, LeaseLost
 from ..ids import new_id
 from ..protocol import put_bytes
 from . import requests as ask
-from .clock import Clock, NoticingClock, Timer
+from .clock import Alarm, Clock, NoticingClock
 from .flow import Flow
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
@@ -84,8 +84,9 @@ class Broker:
             ended=self.ended,
         )
         self.rates = Rates(clock)
-        self._lease_timer: tuple[float, Timer] | None = None
-        self._moment_timer: tuple[float, Timer] | None = None
+        self._lease_alarm = Alarm(self._clock, self._leases_due)
+        self._alarm = Alarm(self._clock, self._advance, LONGEST_TIMER)
+        """For due and for expired messages."""
         self._stopping = False
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
             ask.Send: self._send,
@@ -115,7 +116,7 @@ class Broker:
                 self._clock.call_later(FAILED_RELEASE, partial(self._shift, seconds))
 
         self._writer.submit(partial(self._store.shift, seconds), done)
-        self._watch(self._clock.wall())
+        self._alarm.set(self._clock.wall())
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
@@ -134,9 +135,8 @@ class Broker:
         """Answers all who wait; nothing is offered from now on."""
         self._stopping = True
         self._receivers.stop()
-        for timer in (self._lease_timer, self._moment_timer):
-            if timer is not None:
-                timer[1].cancel()
+        self._lease_alarm.stop()
+        self._alarm.stop()
 
     def settings_changed(self) -> None:
         """What holds for the queues may be something else now: those who wait may be allowed more."""
@@ -218,7 +218,7 @@ class Broker:
             if message.expires_at is not None:
                 planned.append(message.expires_at)
         if planned:
-            self._watch(min(planned))
+            self._alarm.set(min(planned))
         for queue, count in counts.items():
             self._receivers.stir(queue, count)
 
@@ -243,7 +243,7 @@ class Broker:
             self._ended(end.queue, end.id, end.outcome, None, end.error)
         for queue in {end.queue for end in ends}:
             self._receivers.stir(queue, len(ends))
-        self._watch(self._clock.wall())
+        self._alarm.set(self._clock.wall())
 
     # ── delivering ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -375,7 +375,7 @@ class Broker:
         for lease in leases:
             if lease.held.group is not None:
                 self._receivers.stir(lease.held.queue, 1)
-                self._watch(self._clock.wall())
+                self._alarm.set(self._clock.wall())
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)
@@ -416,10 +416,10 @@ class Broker:
         )
         self._writer.submit(verb, done)
         if delay:
-            self._watch(now + delay)
+            self._alarm.set(now + delay)
         for lease in leases:
             if lease.held.expires:
-                self._watch(now)  # looks when the next expires
+                self._alarm.set(now)  # looks when the next expires
             self._receivers.stir(lease.held.queue, 1)
         self._moved_on(leases)
 
@@ -458,17 +458,10 @@ class Broker:
 
     def _watch_leases(self) -> None:
         deadline = self._leases.next_deadline()
-        if deadline is None or self._stopping:
-            return
-        if self._lease_timer is not None:
-            if self._lease_timer[0] <= deadline:
-                return
-            self._lease_timer[1].cancel()
-        delay = max(0.0, deadline - self._clock.monotonic())
-        self._lease_timer = (deadline, self._clock.call_later(delay, self._leases_due))
+        if deadline is not None:
+            self._lease_alarm.set_in(deadline - self._clock.monotonic())
 
     def _leases_due(self) -> None:
-        self._lease_timer = None
         self._leases.expire(self._clock.monotonic())
         self._watch_leases()
 
@@ -487,30 +480,15 @@ class Broker:
 
     # ── what time does ──────────────────────────────────────────────────────────────────────────────────
 
-    def _watch(self, moment: float) -> None:
-        """Looks for due and for expired messages at ``moment`` (wall clock), or earlier if that is planned already."""
-        if self._stopping:
-            return
-        delay = min(max(0.0, moment - self._clock.wall()), LONGEST_TIMER)
-        # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
-        planned = self._clock.monotonic() + delay
-        if self._moment_timer is not None:
-            if self._moment_timer[0] <= planned:
-                return
-            self._moment_timer[1].cancel()
-        self._moment_timer = (planned, self._clock.call_later(delay, self._advance))
-
     def _advance(self) -> None:
-        self._moment_timer = None
-
         def done(outcome: Advanced | EoqError) -> None:
             if isinstance(outcome, EoqError):
-                self._watch(self._clock.wall() + FAILED_RELEASE)
+                self._alarm.set(self._clock.wall() + FAILED_RELEASE)
                 return
             for queue, count in outcome.ready.items():
                 self._receivers.stir(queue, count)
             if outcome.next_at is not None:
-                self._watch(outcome.next_at)
+                self._alarm.set(outcome.next_at)
             self.ended(outcome.ended)
 
         self._writer.submit(partial(self._store.advance, self._clock.wall(), ADVANCE_BATCH), done)

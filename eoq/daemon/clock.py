@@ -71,6 +71,46 @@ class NoticingClock:
         return wall
 
 
+class Alarm:
+    """Rings at the earliest of the moments that it was set to; what rings sets it again."""
+
+    def __init__(self, clock: Clock, ring: Callable[[], None], longest: float = float("inf")) -> None:
+        """``longest``: the seconds after which it rings in any case, should the wall clock have jumped."""
+        self._clock = clock
+        self._ring = ring
+        self._longest = longest
+        self._planned: tuple[float, Timer] | None = None
+        self._stopped = False
+
+    def set(self, moment: float) -> None:
+        """Rings at ``moment`` of the wall clock, or earlier if that is planned already."""
+        if not self._stopped:
+            self.set_in(min(moment - self._clock.wall(), self._longest))
+
+    def set_in(self, seconds: float) -> None:
+        """As `set`, so many seconds from now."""
+        if self._stopped:
+            return
+        seconds = max(0.0, seconds)
+        # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
+        moment = self._clock.monotonic() + seconds
+        if self._planned is not None:
+            if self._planned[0] <= moment:
+                return
+            self._planned[1].cancel()
+        self._planned = (moment, self._clock.call_later(seconds, self._rings))
+
+    def stop(self) -> None:
+        """Never rings again."""
+        self._stopped = True
+        if self._planned is not None:
+            self._planned[1].cancel()
+
+    def _rings(self) -> None:
+        self._planned = None
+        self._ring()
+
+
 class LoopClock:
     """The real clock, with the timers of the running event loop. Each message asks it several times."""
 

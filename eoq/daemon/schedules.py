@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import EoqError
 from . import requests as ask
 from .broker import Broker
-from .clock import Clock, Timer
+from .clock import Alarm, Clock
 from .schedule_rule import GRACE, Definition
 from .schedule_table import REFUSED, Fired, Schedule, Sent
 from .session import Fields, Reply, Session, Submitter
@@ -43,7 +43,7 @@ class Scheduler:
         self._clock = clock
         self._broker = broker
         self._asked: deque[tuple[ask.Request, Reply]] = deque()
-        self._timer: tuple[float, Timer] | None = None
+        self._alarm = Alarm(clock, self._look, LONGEST_TIMER)
         self._config: Config | None = None
         self._failing = False
         self._stopping = False
@@ -78,8 +78,7 @@ class Scheduler:
         while self._asked:
             self._answer_next()
         self._stopping = True
-        if self._timer is not None:
-            self._timer[1].cancel()
+        self._alarm.stop()
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,25 +133,11 @@ class Scheduler:
         changed, next_at = outcome
         reply({"changed": changed, "next_at": next_at})
         if next_at is not None:
-            self._watch(next_at)
+            self._alarm.set(next_at)
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _watch(self, look_at: float) -> None:
-        """Looks for what is due at ``look_at`` (wall clock), or earlier if that is planned already."""
-        if self._stopping:
-            return
-        delay = min(max(0.0, look_at - self._clock.wall()), LONGEST_TIMER)
-        # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
-        moment = self._clock.monotonic() + delay
-        if self._timer is not None:
-            if self._timer[0] <= moment:
-                return
-            self._timer[1].cancel()
-        self._timer = (moment, self._clock.call_later(delay, self._look))
-
     def _look(self) -> None:
-        self._timer = None
         if self._stopping:
             return
         self._broker.clock.wall()  # notices a jump
@@ -167,7 +152,7 @@ class Scheduler:
             if not self._failing:
                 log.error("what is due could not be sent, and is tried again until it is: %s", outcome)
             self._failing = True
-            self._watch(self._clock.wall() + FAILED)
+            self._alarm.set(self._clock.wall() + FAILED)
             return
         self._failing = False
         for note in outcome.notes:
@@ -176,7 +161,7 @@ class Scheduler:
             self._broker.stored(messages)
             self._broker.arrive(messages, stored)
         if outcome.look_at is not None:
-            self._watch(outcome.look_at)
+            self._alarm.set(outcome.look_at)
 
 
 def _fields(schedule: Schedule) -> Fields:
