@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -11,6 +12,9 @@ from eoq.spin import REST, ROW, TAKEN, Spin
 from tests.support import HAS_PROC, Daemon, processor_seconds
 
 LONGEST = 0.001
+WAITS = 300
+WAIT = 0.001
+"""Seconds, so short that a client in a row of them would stay awake."""
 
 
 class Clock:
@@ -98,6 +102,23 @@ def test_a_client_that_waits_behind_a_row_of_requests_sleeps(shared_daemon: Daem
         used = time.process_time()
         assert client.receive("nothing-there", wait=1.0) == []
         assert time.process_time() - used < 0.3
+
+
+def test_a_client_beside_other_threads_sleeps(shared_daemon: Daemon, queue: str) -> None:
+    """Whoever stays awake holds the interpreter's lock again and again, which the other threads need."""
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    with eoq.connect(shared_daemon.socket) as client:
+        other.start()
+        try:
+            used = time.process_time()
+            for _ in range(WAITS):
+                assert client.receive(queue, wait=WAIT) == []
+            used = time.process_time() - used
+        finally:
+            ended.set()
+            other.join()
+    assert used < WAITS * WAIT / 2
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
