@@ -7,7 +7,7 @@ Who does what:
     one thread fetches      waits for room, then for messages
     one thread keeps        extends all leases every third of their length, ends the time of slow handlers
 
-While messages wait, an ack is sent and the next handler runs; its reply is waited for some handlers later.
+How its messages are settled is in ``settling.py``.
 
 The loop has a connection of its own. So a stop can end the request that waits for messages, without ending the
 leases of anybody else, and every lease ends with the loop.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,13 +25,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from . import calls
 from .errors import EoqError, LeaseLost, Unavailable
 from .held import Entry, Held, Summary
 from .loop import (
     BEATS,
     LAST_SECONDS,
-    OF_THE_MESSAGE,
     RECHECK_SECONDS,
     STOP_SECONDS,
     UNCONFIRMED,
@@ -43,13 +40,14 @@ from .loop import (
     on_signals,
     tell,
 )
-from .message import Message, Outgoing, Settler
+from .message import Message, Settler
 from .prefetch import POLL_SECONDS
 from .protocol import DEFAULT_LEASE, MAX_BATCH
+from .settling import Settling
 from .verdicts import give_back
 
 if TYPE_CHECKING:
-    from .client import Client, Started
+    from .client import Client
 
 AnyHandler: TypeAlias = Callable[..., object]
 Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler], None]
@@ -127,7 +125,7 @@ def _through(inbox: Processor, handler: AnyHandler) -> Apply:
 
 
 class _Worker:
-    """One run of the loop. Its messages are settled through it, so that it knows how each ended."""
+    """One run of the loop."""
 
     def __init__(
         self,
@@ -159,8 +157,7 @@ class _Worker:
         self._stopping = False
         self._over = False
         self._failure: BaseException | None = None
-        self._behind = _Behind(self)
-        self._unconfirmed: deque[tuple[Entry[Message], Started[None]]] = deque()
+        self._settling = Settling(client, held, self._changed, self._fail)
 
     def run(self) -> Summary:
         """Until it is stopped."""
@@ -261,7 +258,7 @@ class _Worker:
         with self._changed:
             if not self._stopping:
                 # Settled through this loop.
-                messages = [replace(message, settler=self) for message in messages]
+                messages = [replace(message, settler=self._settling) for message in messages]
                 for entry in self._held.add(messages, self._client._generation):
                     self._ready.put(entry)
                 return len(messages)
@@ -283,14 +280,14 @@ class _Worker:
                         if not each.confirming:
                             self._held.end(each)
                     self._changed.notify_all()
-            self._confirm(UNCONFIRMED)
-        self._confirm(0)
+            self._settling.confirm(UNCONFIRMED)
+        self._settling.confirm(0)
 
     def _next(self) -> Entry[Message] | None:
         """What was received next. Where nothing waits, what was acked is confirmed first."""
         with suppress(Empty):
             return self._ready.get_nowait()
-        self._confirm(0)
+        self._settling.confirm(0)
         return self._ready.get()
 
     def _begin(self, entry: Entry[Message]) -> list[Entry[Message]]:
@@ -323,7 +320,7 @@ class _Worker:
 
     def _run(self, entries: list[Entry[Message]]) -> None:
         try:
-            self._apply(entries, self._behind)
+            self._apply(entries, self._settling.behind)
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
             for entry in entries:
                 tell(entry, error)
@@ -393,105 +390,3 @@ class _Worker:
                 log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
         if stuck:
             log.error("every place is taken by a handler whose time is over; nothing is handled until one ends")
-
-    # ── settling, for the messages ──────────────────────────────────────────────────────────────────────
-
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        self._settle([receipt], "done", lambda: self._client.ack(receipt, result, send))
-
-    def ack_many(self, acks: Sequence[tuple[Message, object]]) -> None:
-        self._settle([message.receipt for message, _ in acks], "done", lambda: self._client.ack_many(acks))
-
-    def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None:
-        self._settle([receipt], "retried", lambda: self._client.nack(receipt, delay, error))
-
-    def reject(self, receipt: str, error: str | None = None) -> None:
-        self._settle([receipt], "rejected", lambda: self._client.reject(receipt, error))
-
-    def extend(self, receipt: str, seconds: float) -> None:
-        self._client.extend(receipt, seconds)
-
-    def _settle(self, receipts: list[str], outcome: str, request: Callable[[], None]) -> None:
-        with self._changed:
-            for receipt in receipts:
-                self._held.settling(receipt)
-        try:
-            request()
-        except BaseException as error:
-            # Of many acks one was refused, and nobody knows which: they are tried one by one.
-            self._not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
-            raise
-        with self._changed:
-            for receipt in receipts:
-                self._held.settled(receipt, outcome)
-
-    def _not_settled(self, receipts: list[str], error: BaseException, lost: bool) -> None:
-        with self._changed:
-            for receipt in receipts:
-                self._held.not_settled(receipt, lost)
-        if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
-            self._fail(error)
-
-    # ── acks that are waited for later ──────────────────────────────────────────────────────────────────
-
-    def ack_behind(self, receipt: str, result: object) -> None:
-        """Sends an ack, which is confirmed while the next messages are handled."""
-        call = calls.ack(receipt, result, ())
-        with self._changed:
-            entry = self._held.settling(receipt)
-        if entry is None or entry.confirming:
-            self._client.ack(receipt, result)
-            return
-        try:
-            started = self._client._start(call)
-        except BaseException as error:
-            self._not_settled([receipt], error, lost=False)
-            raise
-        with self._changed:
-            if held := self._held.confirming(entry):
-                self._unconfirmed.append((entry, started))
-                self._changed.notify_all()
-        if not held:
-            self._conclude(entry, started)
-
-    def _confirm(self, most: int) -> None:
-        """Waits until ``most`` acks at most are not confirmed."""
-        while True:
-            with self._changed:
-                if len(self._unconfirmed) <= most:
-                    return
-                entry, started = self._unconfirmed.popleft()
-            self._conclude(entry, started)
-
-    def _conclude(self, entry: Entry[Message], started: Started[None]) -> None:
-        receipt = entry.message.receipt
-        try:
-            self._client._finish(started)
-        except EoqError as error:
-            self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            if isinstance(error, OF_THE_MESSAGE):  # any other is raised by `run`
-                tell(entry, error)
-        else:
-            with self._changed:
-                self._held.settled(receipt, "done")
-        finally:
-            with self._changed:
-                self._held.end(entry)
-                self._changed.notify_all()
-
-
-class _Behind:
-    """The worker as the settler of messages whose ack is not waited for."""
-
-    def __init__(self, worker: _Worker) -> None:
-        self._worker = worker
-        self.ack_many = worker.ack_many
-        self.nack = worker.nack
-        self.reject = worker.reject
-        self.extend = worker.extend
-
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        if send:
-            self._worker.ack(receipt, result, send)
-        else:
-            self._worker.ack_behind(receipt, result)
