@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aio import AsyncClient as AsyncClient
-    from .aio import AsyncTransaction as AsyncTransaction
     from .aio import connect_async as connect_async
     from .aio_inbox import AsyncInbox as AsyncInbox
     from .client import Client as Client
-    from .client import Transaction as Transaction
     from .client import connect as connect
     from .errors import EoqError as EoqError
     from .errors import Forbidden as Forbidden
@@ -41,14 +39,16 @@ if TYPE_CHECKING:
     from .outbox import Outbox as Outbox
     from .relay import Relay as Relay
     from .spool import Spool as Spool
+    from .transaction import AsyncTransaction as AsyncTransaction
+    from .transaction import Transaction as Transaction
     from .verdicts import Reject as Reject
     from .verdicts import Retry as Retry
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "AsyncTransaction", "connect_async"),
-    "client": ("Client", "Transaction", "connect"),
+    "aio": ("AsyncClient", "connect_async"),
+    "client": ("Client", "connect"),
     "errors": (
         "EoqError",
         "Forbidden",
@@ -71,6 +71,7 @@ _HOMES = {
     "relay": ("Relay",),
     "spool": ("Spool",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
+    "transaction": ("AsyncTransaction", "Transaction"),
     "verdicts": ("Reject", "Retry"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

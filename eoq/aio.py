@@ -27,6 +27,7 @@ from .steering import AsyncSteering
 if TYPE_CHECKING:
     from .aio_worker import AsyncProcessor
     from .held import Summary
+    from .transaction import AsyncTransaction
 
 T = TypeVar("T")
 
@@ -247,6 +248,8 @@ class AsyncClient(AsyncSteering):
 
     def transaction(self) -> AsyncTransaction:
         """See `Client.transaction`; used with ``async with``."""
+        from .transaction import AsyncTransaction
+
         return AsyncTransaction(self)
 
     # ── once ────────────────────────────────────────────────────────────────────────────────────────────
@@ -369,42 +372,3 @@ class AsyncClient(AsyncSteering):
             f"cannot reach the daemon on {self.path} ({why}); start one with `eoq start`, "
             "or name another socket with --socket or EOQ_SOCKET"
         )
-
-
-class AsyncTransaction:
-    """The asyncio twin of `Transaction`: used with ``async with``, it commits when the block ends."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.sent: list[Sent] = []
-        self._client = client
-        self._acks: list[tuple[Delivery | str, object]] = []
-        self._sends: list[Outgoing] = []
-
-    def ack(self, message: Delivery | str, result: object = None) -> None:
-        """Settles a message as done, with its ``result``."""
-        self._acks.append((message, result))
-
-    def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> None:
-        """Sends a message; the arguments are those of `Client.send`."""
-        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
-
-    async def __aenter__(self) -> AsyncTransaction:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and (self._acks or self._sends):
-            self.sent = await self._client._run(calls.settle(self._acks, self._sends))

@@ -28,6 +28,7 @@ from .steering import Steering
 if TYPE_CHECKING:
     from .held import Summary
     from .inbox import Handler
+    from .transaction import Transaction
     from .worker import Processor
 
 T = TypeVar("T")
@@ -311,6 +312,8 @@ class Client(Steering):
 
     def transaction(self) -> Transaction:
         """Acks and sends over any queues, all or nothing, when its ``with`` block ends. See `Transaction`."""
+        from .transaction import Transaction
+
         return Transaction(self)
 
     # ── once ────────────────────────────────────────────────────────────────────────────────────────────
@@ -457,47 +460,3 @@ class Client(Steering):
             f"cannot reach the daemon on {self.path} ({why}); start one with `eoq start`, "
             "or name another socket with --socket or EOQ_SOCKET"
         )
-
-
-class Transaction:
-    """Acks and sends, over any messages and queues, that happen together or not at all (G4).
-
-    They are gathered, and committed when the ``with`` block ends without an exception; then ``sent`` has what
-    became of each send. Raises `LeaseLost` if one of the leases has ended, or what `Client.send` raises: then
-    nothing at all has changed.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self.sent: list[Sent] = []
-        self._client = client
-        self._acks: list[tuple[Delivery | str, object]] = []
-        self._sends: list[Outgoing] = []
-
-    def ack(self, message: Delivery | str, result: object = None) -> None:
-        """Settles a message as done, with its ``result``."""
-        self._acks.append((message, result))
-
-    def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> None:
-        """Sends a message; the arguments are those of `Client.send`."""
-        self._sends.append(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
-
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and (self._acks or self._sends):
-            self.sent = self._client._run(calls.settle(self._acks, self._sends))
