@@ -1,6 +1,7 @@
 """What a request means: it becomes one verb of the store, and the verb's outcome becomes the reply.
 
-Who asks for messages is in ``receivers.py``; whatever may make some ready is told to them here.
+Messages come in through ``intake.py``, and go out to those who ask for them in ``receivers.py``; whatever may make some
+ready is told to them here.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
-
-from msgspec.structs import replace
+from typing import Any, Final, TypeAlias
 
 from ..errors import EoqError, InvalidRequest, LeaseLost
 from ..ids import new_id
@@ -19,6 +18,7 @@ from ..protocol import put_bytes
 from . import requests as ask
 from .clock import Alarm, Clock, NoticingClock
 from .flow import Flow
+from .intake import Arrived, Intake, Router
 from .leases import Lease, Leases, Receipts
 from .rates import Rates
 from .receivers import Receivers
@@ -29,23 +29,13 @@ from .store import Store
 
 Ended: TypeAlias = Callable[[str, str, str, "bytes | None", "str | None"], None]
 """Told of each message that has ended: queue, id, outcome, result, error."""
-Arrived: TypeAlias = Callable[[str], None]
-"""Told of each queue in which messages were stored."""
 
 ADVANCE_BATCH: Final = 500
 """Due messages made ready, or expired ones ended, in one step: so that no send waits behind a million of them."""
-MAX_COPIES: Final = 25_000
-"""Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
 LONGEST_TIMER: Final = 60.0
 """Seconds after which a due time is looked at again, should the wall clock have jumped."""
 FAILED_RELEASE: Final = 1.0
 """Seconds until a release that the disk refused is tried again."""
-
-
-class Router(Protocol):
-    """What the broker needs of topics."""
-
-    def route(self, messages: Sequence[NewMessage]) -> Routed: ...
 
 
 class Broker:
@@ -70,8 +60,6 @@ class Broker:
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
         self._settings = settings
         self._ended = ended
-        self._arrived = arrived
-        self._topics = topics
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
         self._receivers = Receivers(
@@ -83,14 +71,26 @@ class Broker:
             give_back=self._return,
             ended=self.ended,
         )
-        self.rates = Rates(clock)
         self._lease_alarm = Alarm(self._clock, self._leases_due)
         self._alarm = Alarm(self._clock, self._advance, LONGEST_TIMER)
         """For due and for expired messages."""
+        self.rates = Rates(clock)
+        self.intake = Intake(
+            store,
+            writer,
+            self._clock,
+            topics,
+            settings,
+            self.rates,
+            stir=self._receivers.stir,
+            watch=self._alarm.set,
+            arrived=arrived,
+            ended=self.ended,
+        )
         self._stopping = False
         self._handlers: dict[type, Callable[[Session, Any, Reply], None]] = {
-            ask.Send: self._send,
-            ask.SendMany: self._send_many,
+            ask.Send: self.intake.send,
+            ask.SendMany: self.intake.send_many,
             ask.Receive: self._receivers.receive,
             ask.Ack: self._ack,
             ask.Settle: self._settle,
@@ -156,84 +156,7 @@ class Broker:
         """Receivers that wait now."""
         return len(self._receivers)
 
-    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def _send(self, session: Session, request: ask.Send, reply: Reply) -> None:
-        now = self._clock.wall()
-        message = ask.new_message(request.queue, request, now, new_id)
-        self._put(now, [message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
-
-    def _send_many(self, session: Session, request: ask.SendMany, reply: Reply) -> None:
-        now = self._clock.wall()
-        messages = [ask.new_message(request.queue, message, now, new_id) for message in request.messages]
-        ids = [message.id for message in messages]
-        self._put(now, messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
-
-    def _put(
-        self, now: float, messages: Sequence[NewMessage], answer: Callable[[list[int]], Fields], reply: Reply
-    ) -> None:
-        routed = self.route(messages, now)
-
-        def done(outcome: Stored | EoqError) -> None:
-            if isinstance(outcome, EoqError):
-                reply(outcome)
-                return
-            reply(answer(routed.duplicates(outcome.duplicates)))
-            self.arrive(routed.messages, outcome)
-
-        self._writer.submit(partial(self._store.put, now, routed.messages), done)
-        self.stored(routed.messages)
-
-    def route(self, messages: Sequence[NewMessage], now: float) -> Routed:
-        """Messages as they are to be stored: in the queues bound to their topic, with their queue's time to live."""
-        routed = Routed(messages, None) if self._topics is None else self._topics.route(messages)
-        if len(routed.messages) > MAX_COPIES:
-            raise InvalidRequest(
-                f"{len(messages):,} messages for topics would be {len(routed.messages):,} in their queues, and "
-                f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
-            )
-        queues = {message.queue for message in routed.messages}
-        ttls: dict[str, float] = {}
-        for queue in queues:
-            if (ttl := self._settings(queue).ttl) is not None:
-                ttls[queue] = ttl
-        if not ttls:
-            return routed
-        living = [
-            replace(message, expires_at=now + ttls[message.queue])
-            if message.expires_at is None and message.queue in ttls
-            else message
-            for message in routed.messages
-        ]
-        return Routed(living, routed.origins)
-
-    def stored(self, messages: Sequence[NewMessage]) -> None:
-        """A verb that stores ``messages`` was just submitted: waiters may claim them, a timer may be needed."""
-        planned = []
-        counts: dict[str, int] = {}
-        for message in messages:
-            counts[message.queue] = counts.get(message.queue, 0) + 1
-            if message.due_at is not None:
-                planned.append(message.due_at)
-            if message.expires_at is not None:
-                planned.append(message.expires_at)
-        if planned:
-            self._alarm.set(min(planned))
-        for queue, count in counts.items():
-            self._receivers.stir(queue, count)
-
-    def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
-        """Messages were stored: those who look on are told."""
-        known = set(stored.duplicates)
-        counts: dict[str, int] = {}
-        for index, message in enumerate(messages):
-            if index not in known:
-                counts[message.queue] = counts.get(message.queue, 0) + 1
-        for queue, count in counts.items():
-            self.rates.sent(queue, count)
-            self._arrived(queue)
-        if stored.ended:
-            self.ended(stored.ended)
+    # ── messages that end ───────────────────────────────────────────────────────────────────────────────
 
     def ended(self, ends: Sequence[End]) -> None:
         """Messages have ended that nobody settled: those who wait for their results are told, their groups move on."""
@@ -337,7 +260,7 @@ class Broker:
         answer: Callable[[list[int]], Fields],
         reply: Reply,
     ) -> None:
-        routed = self.route(sends, now) if sends else Routed((), None)
+        routed = self.intake.route(sends, now) if sends else Routed((), None)
 
         def settled(outcome: Stored | EoqError) -> None:
             if isinstance(outcome, EoqError):
@@ -350,13 +273,13 @@ class Broker:
             for lease, result in done:
                 self._ended(lease.held.queue, lease.id, "done", result, None)
             if sends:
-                self.arrive(routed.messages, outcome)
+                self.intake.arrive(routed.messages, outcome)
 
         held = [(lease.held, result) for lease, result in acks]
         self._writer.submit(partial(self._store.settle, now, held, routed.messages), settled)
         self._moved_on([lease for lease, _ in acks])
         if sends:
-            self.stored(routed.messages)
+            self.intake.stored(routed.messages)
 
     def _free(self, leases: Sequence[Lease]) -> dict[str, int]:
         """Leases are over; where their queues have a limit of messages in flight, others may be given now.

@@ -155,7 +155,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         deduplicator = Deduplicator(store, writer, broker.clock)
         forgetter = Forgetter(store, writer, broker.clock, current)
         steward = Steward(store, writer, broker.clock, broker)
-        scheduler = Scheduler(store, writer, broker.clock, broker)
+        scheduler = Scheduler(store, writer, broker.clock, broker.intake)
         server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)

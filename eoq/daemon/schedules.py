@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import EoqError
 from . import requests as ask
-from .broker import Broker
 from .clock import Alarm, Clock
+from .intake import Intake
 from .schedule_rule import GRACE, Definition
 from .schedule_table import REFUSED, Fired, Schedule, Sent
 from .session import Fields, Reply, Session, Submitter
@@ -37,11 +37,11 @@ class Scheduler:
 
     handles = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, intake: Intake) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
-        self._broker = broker
+        self._intake = intake
         self._asked: deque[tuple[ask.Request, Reply]] = deque()
         self._alarm = Alarm(clock, self._look, LONGEST_TIMER)
         self._config: Config | None = None
@@ -140,11 +140,11 @@ class Scheduler:
     def _look(self) -> None:
         if self._stopping:
             return
-        self._broker.clock.wall()  # notices a jump
+        self._clock.wall()  # notices a jump
         self._writer.submit(partial(self._store.schedule_fire, self._clock.wall(), self._send), self._fired)
 
     def _send(self, now: float, definition: Definition, at: int) -> Sent:
-        messages = self._broker.route([ask.scheduled_message(definition, at)], now).messages
+        messages = self._intake.route([ask.scheduled_message(definition, at)], now).messages
         return Sent(messages, self._store.put(now, messages))
 
     def _fired(self, outcome: Fired | EoqError) -> None:
@@ -158,8 +158,8 @@ class Scheduler:
         for note in outcome.notes:
             log.warning(note)
         for messages, stored in outcome.sent:
-            self._broker.stored(messages)
-            self._broker.arrive(messages, stored)
+            self._intake.stored(messages)
+            self._intake.arrive(messages, stored)
         if outcome.look_at is not None:
             self._alarm.set(outcome.look_at)
 

@@ -76,7 +76,7 @@ class Daemon:
         self.broker = Broker(
             self.store, self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None
         )
-        self.scheduler = Scheduler(self.store, self, self.clock, self.broker)
+        self.scheduler = Scheduler(self.store, self, self.broker.clock, self.broker.intake)
         self.running = True
         self.scheduler.apply(self.config)
         self.rest()
