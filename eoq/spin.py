@@ -22,8 +22,8 @@ from typing import Final
 ROW: Final = 0.002
 """Seconds from the end of a wait within which the next one counts as in a row with it."""
 TAKEN: Final = 0.0002
-"""Seconds that an offered processor is away before somebody must want it for work of his own: more than the system
-takes for itself, less than a client's turn."""
+"""Seconds that an offered processor is away before somebody must want it for work of his own. With more, many clients
+spin for each other; with less, one alone rests since the system took a moment for itself."""
 REST: Final = 0.05
 """Seconds without spinning after that."""
 
