@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from .errors import EoqError, InvalidRequest, from_wire
@@ -89,7 +90,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     """One line of the wire; raises `InvalidRequest` for what JSON cannot say (NaN, infinity)."""
     try:
         if len(fields.get("messages") or fields.get("acks") or ()) >= MANY:
-            return _encode_many(fields)
+            with suppress(TypeError):  # a subclass of str or float, which json takes
+                return _encode_many(fields)
         return _encode_json(fields).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error

@@ -167,6 +167,26 @@ def test_any_bytes_travel_in_small_and_in_large_requests(client: AnyClient, queu
     assert client.result(queue, sent[-1].id) == eoq.Result("done", bodies[-1])
 
 
+class Text(str):
+    """As a library may have, to know its own texts by."""
+
+    __slots__ = ()
+
+
+class Seconds(float):
+    """As numpy has."""
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_kinds_of_text_and_numbers_are_what_they_are_derived_from(client: AnyClient, queue: str, count: int) -> None:
+    headers: dict[str, str] = {Text("key"): Text("value")}
+    message = eoq.Outgoing(Text("body"), id=Text("id"), headers=headers, group=Text("g"), delay=Seconds(0.0))
+    sent = client.send_many(queue, [message, *[b"x"] * (count - 1)])
+    assert sent[0] == eoq.Sent("id", duplicate=False)
+    (first, *_) = client.receive(queue, 1)
+    assert (first.id, first.text, first.headers, first.group) == ("id", "body", {"key": "value"}, "g")
+
+
 @pytest.mark.parametrize("count", [1, 100])
 def test_what_cannot_be_sent_is_refused_in_small_and_in_large_requests(
     client: AnyClient, queue: str, count: int
