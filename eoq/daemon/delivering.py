@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
 from .file import MANY
-from .message_table import ENDING_COLUMNS, Ending
+from .message_table import ENDING_COLUMNS, Ending, at_places
 from .rows import Claim, Claimed, DeliveryLost, End, Held, NewMessage, Stored
 from .sending import Sending
 
 EXPIRY_ROWS: Final = 500
 """Messages looked at in one claim that finds some that have expired."""
 
+_LEASE: Final = """
+    update message
+    set state = 'leased', attempts = attempts + 1, fence = fence + 1, delivered_at = ?, consumer = ?
+    where {places}
+    """
 _ACK: Final = """
     update message
     set state = 'done', settled_at = held.now, result = held.result, body = null, headers = null, error = null
@@ -33,7 +37,7 @@ _ACK_ONE: Final = """
 _ACK_ALIKE: Final = """
     update message
     set state = 'done', settled_at = ?, result = ?, body = null, headers = null, error = null
-    where seq in (select value from json_each(?)) and fence = ? and state = 'leased'
+    where {places} and fence = ? and state = 'leased'
     """
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 # Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
@@ -77,14 +81,8 @@ class Delivering(Sending):
             if expired and not claimed:
                 return Claim([], self._watermark(number), ended, unfinished=True)
         if claimed:
-            self._database.execute(
-                """
-                update message
-                set state = 'leased', attempts = attempts + 1, fence = fence + 1, delivered_at = ?, consumer = ?
-                where seq in (select value from json_each(?))
-                """,
-                (now, consumer, json.dumps([message.seq for message in claimed])),
-            )
+            places, values = at_places([message.seq for message in claimed])
+            self._database.execute(_LEASE.format(places=places), (now, consumer, *values))
         return Claim(claimed, self._watermark(number), ended, unfinished=cut)
 
     def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[Claimed], bool, bool]:
@@ -204,8 +202,8 @@ class Delivering(Sending):
         if any(row[1] != fence or row[2] != result for row in rows):
             return self._execute_rows(_ACK_ONE, _ACK_MANY, rows)
         # Mostly it is each one's first delivery and there are no results: this takes two thirds of the time.
-        seqs = json.dumps([row[0] for row in rows])
-        return self._database.execute(_ACK_ALIKE, (now, result, seqs, fence)).rowcount
+        places, values = at_places([row[0] for row in rows])
+        return self._database.execute(_ACK_ALIKE.format(places=places), (now, result, *values, fence)).rowcount
 
     def _require(self, held: Held, state: str) -> None:
         """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""

@@ -35,6 +35,16 @@ MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
 
+def _as_it_is(value: T) -> T:
+    return value
+
+
+# sqlite3 looks for an adapter of all values but those of a few types. To search in vain takes it several times as long
+# as to bind the value, so it finds one.
+for _kind in (bytes, bool, type(None)):
+    sqlite3.register_adapter(_kind, _as_it_is)
+
+
 class Connection(aiosqlite.Connection):
     """aiosqlite, with a whole transaction as one call: each call is a hop to its thread and back."""
 

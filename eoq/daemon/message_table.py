@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,16 @@ class Ending(NamedTuple):
 
 
 ENDING_COLUMNS: Final = 'seq, queue, id, "group", length(body), state'
+
+
+def at_places(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
+    """A condition that holds for the messages at ``seqs`` and no others, and the values it binds.
+
+    Mostly they follow one another. SQLite changes the rows of a range in one pass; those of a list it looks up first.
+    """
+    if seqs and seqs == list(range(seqs[0], seqs[0] + len(seqs))):
+        return "seq between ? and ?", (seqs[0], seqs[-1])
+    return "seq in (select value from json_each(?))", (json.dumps(seqs),)
 
 
 class MessageTable(QueueTable):

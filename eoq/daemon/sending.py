@@ -23,10 +23,9 @@ MOST_DROPPED: Final = 1000
 """Messages that make room for one send; a queue whose limit was lowered comes down in steps."""
 
 _PUT: Final = """
-    insert into message
+    insert or ignore into message
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
     values {rows}
-    on conflict (queue, id) do nothing
     """
 _PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
 # For messages of one queue that are ready now. What they share is bound once: half of the time of a row is binding.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
-from .message_table import ENDING_COLUMNS, Ending, MessageTable
+from .message_table import ENDING_COLUMNS, Ending, MessageTable, at_places
 from .rows import Advanced, End, Shifted
 
 
@@ -147,7 +146,7 @@ class Timing(MessageTable):
             (number, settled_before, limit),
         ).fetchall()
         if rows:
-            places = json.dumps([seq for (seq,) in rows])
-            self._database.execute("delete from failure where seq in (select value from json_each(?))", (places,))
-            self._database.execute("delete from message where seq in (select value from json_each(?))", (places,))
+            places, values = at_places([seq for (seq,) in rows])
+            self._database.execute(f"delete from failure where {places}", values)  # noqa: S608 # one of two constants
+            self._database.execute(f"delete from message where {places}", values)  # noqa: S608 # one of two constants
         return len(rows)
