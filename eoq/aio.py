@@ -135,20 +135,24 @@ class AsyncClient(AsyncSteering):
         """See `Client.consume`."""
         fetched: Prefetched[AsyncMessage] = Prefetched(lease, prefetch)
         ahead: asyncio.Task[list[AsyncMessage]] | None = None
+        asked_at = 0.0
         try:
             idle_since = time.monotonic()
             while True:
+                if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
+                    task, ahead = ahead, None
+                    messages = await task
+                    fetched.fill(messages, asked_at, self._generation)
                 await self._keep_alive(fetched)
                 if (message := fetched.next()) is not None:
                     if ahead is None and (room := fetched.room()):
                         # Asked for while the loop is busy, and waited for only when it is needed.
+                        asked_at = time.monotonic()
                         ahead = asyncio.create_task(self.receive(queue, room, lease=lease, bound=True))
                     yield message
                     idle_since = time.monotonic()
                     continue
                 if ahead is not None:
-                    task, ahead = ahead, None
-                    fetched.fill(await task, time.monotonic(), self._generation)
                     continue
                 wait = POLL_SECONDS
                 if idle is not None:
@@ -296,22 +300,30 @@ class AsyncClient(AsyncSteering):
         started = time.monotonic()
         while True:
             link = await self._linked(started + self.timeout)
+            left = 0.0
+            if wait:
+                left = max(0.0, started + wait - time.monotonic())
+                requests = calls.shortened(requests, left)
             try:
-                return await link.finish(await link.start(requests), wait + self.timeout)
+                return await link.finish(await link.start(requests, self.timeout), left + self.timeout)
             except Dropped as dropped:
-                self._unlink(link)
+                self._unlink(link, "it broke")
                 if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
-                continue
             except TimeoutError as error:
-                raise self._unanswered(link, wait + self.timeout) from error
+                raise self._unanswered(link, left + self.timeout) from error
+
+    def _tell(self, call: Call[None]) -> None:
+        """Sends a request whose outcome does not matter any more, if there is a connection."""
+        if self._link is not None:
+            self._link.tell(call.fields)
 
     async def _start(self, call: Call[T], link: AsyncLink | None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
         link = await self._linked(time.monotonic() + self.timeout) if link is None else link
         try:
-            return Started(call, link, await link.start([call.fields]))
-        except Dropped:
+            return Started(call, link, await link.start([call.fields], self.timeout))
+        except (Dropped, TimeoutError):
             return Started(call, link, None)
 
     async def _finish(self, started: Started[T]) -> T:
@@ -328,14 +340,12 @@ class AsyncClient(AsyncSteering):
                 if isinstance(reply, EoqError):
                     raise reply
                 return started.call.read(reply)
-        self._unlink(started.link)
-        started.link.close("a request could not be sent")
+        self._unlink(started.link, "a request could not be sent")
         return await self._run(started.call)
 
     def _unanswered(self, link: AsyncLink, seconds: float) -> Unavailable:
         """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
-        self._unlink(link)
-        link.close("a request was not answered in time")
+        self._unlink(link, "a request was not answered in time")
         return self._unavailable(f"no answer within {seconds:g} s")
 
     async def _linked(self, deadline: float) -> AsyncLink:
@@ -363,9 +373,10 @@ class AsyncClient(AsyncSteering):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: AsyncLink) -> None:
+    def _unlink(self, link: AsyncLink, reason: str) -> None:
         if self._link is link:
             self._link = None
+        link.close(reason)
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable(

@@ -26,11 +26,17 @@ class AsyncLink(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
 
-    async def start(self, requests: Sequence[Fields]) -> Replies:
-        """Sends ``requests`` in one go; what it returns is for `finish`. Raises `Dropped`."""
+    async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
+        """Sends ``requests`` in one go; what it returns is for `finish`. Raises what `finish` raises."""
         self._raise_if_broken()
-        await self._writable.wait()
-        self._raise_if_broken()
+        if not self._writable.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._writable.wait()
+            except TimeoutError:
+                self.close("the daemon took no more requests")
+                raise
+            self._raise_if_broken()
         loop = asyncio.get_running_loop()
         lines = []
         replies: Replies = {}
@@ -60,15 +66,15 @@ class AsyncLink(asyncio.Protocol):
         """Nobody waits for these any more. A message that comes all the same is given back, at once."""
         for rid, reply in replies.items():
             if not reply.done() or reply.cancelled():  # with the task that waited for it
-                self._tell(calls.cancel(rid))
+                self.tell(calls.cancel(rid))
             elif reply.exception() is None:
                 self._give_back(reply.result())
 
     def _give_back(self, reply: Fields | EoqError) -> None:
         if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
-            self._tell(request)
+            self.tell(request)
 
-    def _tell(self, request: Fields) -> None:
+    def tell(self, request: Fields) -> None:
         """Sends what is not waited for."""
         if self._broken is None:
             self._last_rid += 1

@@ -10,6 +10,7 @@ import base64
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .errors import InvalidRequest, MessageTooLarge
@@ -54,6 +55,11 @@ class Call(NamedTuple, Generic[T]):
 
 def _nothing(_reply: Fields) -> None:
     return None
+
+
+def shortened(requests: Sequence[Fields], wait: float) -> list[Fields]:
+    """Requests that wait no longer than ``wait`` seconds, for when a part of their time is over."""
+    return [{**fields, "wait": min(fields["wait"], wait)} if "wait" in fields else fields for fields in requests]
 
 
 def check_queue(queue: str) -> str:
@@ -110,6 +116,11 @@ def check_options(message: Outgoing) -> None:
         and all(isinstance(text, str) for pair in message.headers.items() for text in pair)
     ):
         raise InvalidRequest('headers are an object of texts: {"name": "value"}')
+    for text in chain.from_iterable((message.headers or {}).items()):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
     priority = message.priority
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest(f"the priority is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority!r}")

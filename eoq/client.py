@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from . import calls
 from .calls import Call
 from .errors import EoqError, Forbidden, Unavailable
-from .link import Dropped, Link, Stranger
+from .link import GIVE_UP_SECONDS, Dropped, Link, Stranger
 from .message import Delivery, Message, Outgoing, Result, Sent
 from .paths import socket_path
 from .prefetch import POLL_SECONDS, Prefetched
@@ -171,6 +171,7 @@ class Client(Steering):
         """
         fetched: Prefetched[Message] = Prefetched(lease, prefetch)
         ahead: Started[list[Message]] | None = None
+        asked_at = 0.0
 
         def receive(limit: int, wait: float) -> Call[list[Message]]:
             return calls.receive(queue, Message, self, limit=limit, wait=wait, lease=lease, bound=True)
@@ -178,18 +179,20 @@ class Client(Steering):
         try:
             idle_since = time.monotonic()
             while True:
+                if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
+                    started, ahead = ahead, None
+                    messages = self._finish(started)
+                    fetched.fill(messages, asked_at, self._generation)
                 self._keep_alive(fetched)
                 if (message := fetched.next()) is not None:
                     if ahead is None and (room := fetched.room()):
                         # Asked for while the loop is busy, and waited for only when it is needed.
+                        asked_at = time.monotonic()
                         ahead = self._start(receive(room, 0.0))
                     yield message
                     idle_since = time.monotonic()
                     continue
                 if ahead is not None:
-                    started, ahead = ahead, None
-                    messages = self._finish(started)
-                    fetched.fill(messages, time.monotonic(), self._generation)
                     continue
                 wait = POLL_SECONDS
                 if idle is not None:
@@ -371,24 +374,26 @@ class Client(Steering):
         started = time.monotonic()
         while True:
             link = self._linked(started + self.timeout)
+            left = 0.0
+            if wait:
+                left = max(0.0, started + wait - time.monotonic())
+                requests = calls.shortened(requests, left)
             try:
-                deadline = time.monotonic() + wait + self.timeout
+                deadline = time.monotonic() + left + self.timeout
                 return link.finish(link.start(requests, deadline), deadline)
             except Dropped as dropped:
-                self._unlink(link)
+                self._unlink(link, "it broke")
                 if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
-                continue
             except TimeoutError as error:
-                raise self._unanswered(link, wait + self.timeout) from error
-            except EoqError:
-                raise
-            except BaseException:
-                if wait:
-                    # Ctrl-C, say. What it waits for would still be given to it, and so to nobody.
-                    self._unlink(link)
-                    link.close("a request that waits was interrupted")
-                raise
+                raise self._unanswered(link, left + self.timeout) from error
+
+    def _tell(self, call: Call[None]) -> None:
+        """Sends a request whose outcome does not matter any more, if there is a connection."""
+        link = self._link
+        if link is not None:
+            with suppress(Dropped, TimeoutError):
+                link.forget(link.start([call.fields], time.monotonic() + GIVE_UP_SECONDS))
 
     def _start(self, call: Call[T], link: Link | None = None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.
@@ -416,14 +421,12 @@ class Client(Steering):
                 if isinstance(reply, EoqError):
                     raise reply
                 return started.call.read(reply)
-        self._unlink(started.link)
-        started.link.close("a request could not be sent")
+        self._unlink(started.link, "a request could not be sent")
         return self._run(started.call)
 
     def _unanswered(self, link: Link, seconds: float) -> Unavailable:
         """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
-        self._unlink(link)
-        link.close("a request was not answered in time")
+        self._unlink(link, "a request was not answered in time")
         return self._unavailable(f"no answer within {seconds:g} s")
 
     def _linked(self, deadline: float) -> Link:
@@ -450,10 +453,11 @@ class Client(Steering):
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: Link) -> None:
+    def _unlink(self, link: Link, reason: str) -> None:
         with self._linking:
             if self._link is link:
                 self._link = None
+        link.close(reason)
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable(

@@ -25,6 +25,10 @@ READ_BYTES: Final = 256 * 1024
 """What is read at once: about as much as a socket holds."""
 SPIN_SECONDS: Final = 0.002
 """How long to stay awake for a reply, in a row of requests: longer than a commit on a fast disk takes."""
+GIVE_UP_SECONDS: Final = 1.0
+"""How long to wait for messages that are on their way to somebody who was interrupted, to give them back."""
+ROOM_SECONDS: Final = 0.05
+"""How long to wait for room in the socket while another thread reads: it may stop reading before there is any."""
 
 
 class Dropped(Exception):
@@ -36,7 +40,11 @@ class Stranger(Dropped):
 
 
 class Link:
-    """One live connection, shared by all threads of a client."""
+    """One live connection, shared by all threads of a client.
+
+    A signal (Ctrl-C) may interrupt its handler's thread between any two calls. So locks are held by ``with`` only, and
+    what is cut off in the middle of a line, on its way in or out, ends the connection.
+    """
 
     def __init__(self, path: Path) -> None:
         self._socket = sockets.socket(sockets.AF_UNIX)
@@ -47,22 +55,28 @@ class Link:
             raise
         # Not with a time-out of Python's, which asks the system three times for each call.
         self._socket.setblocking(False)
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(self._socket, select.POLLIN)
-        self._writable.register(self._socket, select.POLLOUT)
+        self._readable = self._poll(select.POLLIN)
+        self._writable = self._poll(select.POLLOUT)
+        self._either = self._poll(select.POLLIN | select.POLLOUT)
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._lines = LineBuffer(2**63)
         self._spin = Spin(SPIN_SECONDS)
         self._sending = threading.Lock()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._sleeping = 0
-        """Threads that wait for another one to read."""
+        self._lock = threading.Lock()
+        self._sleepers: list[threading.Lock] = []
+        """Threads that wait for the one that reads: each sleeps on a lock of its own."""
         self._replies: dict[int, Fields | EoqError | None] = {}
+        self._receives: set[int] = set()
+        """Of those, the ones that may bring messages."""
         self._last_rid = 0
         self._reading = False
         self._broken: str | None = None
         self._stranger = False
+
+    def _poll(self, events: int) -> select.poll:
+        poll = select.poll()
+        poll.register(self._socket, events)
+        return poll
 
     def start(self, requests: Sequence[Fields], deadline: float) -> range:
         """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
@@ -70,8 +84,10 @@ class Link:
             self._raise_if_broken()
             rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
             self._last_rid += len(requests)
-            for rid in rids:
+            for rid, request in zip(rids, requests, strict=True):
                 self._replies[rid] = None
+                if request["op"] == "receive":
+                    self._receives.add(rid)
         try:
             self._send(rids, requests, deadline)
         except BaseException:
@@ -81,35 +97,61 @@ class Link:
 
     def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
         """Waits for the replies; raises `Dropped` or `TimeoutError`."""
-        with self._lock:
-            try:
-                return self._wait(rids, deadline)
-            finally:
-                self._forget(rids)
+        try:
+            return self._wait(rids, deadline)
+        except (Dropped, TimeoutError):
+            raise
+        except BaseException:
+            self._give_up([rid for rid in rids if rid in self._receives])
+            raise
+        finally:
+            self.forget(rids)
 
     def forget(self, rids: range) -> None:
         """Replies to these are thrown away when they come."""
         with self._lock:
-            self._forget(rids)
-
-    def _forget(self, rids: range) -> None:
-        for rid in rids:
-            self._replies.pop(rid, None)
+            for rid in rids:
+                self._replies.pop(rid, None)
+                self._receives.discard(rid)
 
     def close(self, reason: str = "the client was closed") -> None:
         """Ends the connection; whoever waits on it gets `Dropped`."""
         with self._lock:
-            if self._broken is None:
-                self._broken = reason
-                with suppress(OSError):  # the other side was faster
-                    self._socket.shutdown(sockets.SHUT_RDWR)
-                if not self._reading:
-                    self._socket.close()
-            self._changed.notify_all()
+            self._break(reason)
+            with suppress(OSError):  # the other side was faster
+                self._socket.shutdown(sockets.SHUT_RDWR)
+        self._wake()
+
+    def _break(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
             raise (Stranger if self._stranger else Dropped)(self._broken)
+
+    def _give_up(self, receives: Sequence[int]) -> None:
+        """Nobody waits for these any more (Ctrl-C, say). Messages that come all the same are given back.
+
+        Where that cannot be done at once, the daemon takes them back with the connection.
+        """
+        if not receives:
+            return
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        done = False
+        try:
+            self.forget(self.start([calls.cancel(rid) for rid in receives], deadline))
+            for reply in self._wait(receives, deadline):
+                if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+                    self.forget(self.start([request], deadline))
+            done = True
+        except (Dropped, TimeoutError):
+            pass
+        finally:
+            if not done:
+                self.close("a request was interrupted")
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
         lines = []
@@ -141,78 +183,94 @@ class Link:
                 seconds = deadline - time.monotonic()
                 if seconds <= 0:
                     raise TimeoutError from None
-                self._writable.poll(min(seconds, LISTEN_SECONDS) * 1000)
+                # The daemon may read no more because its own replies are not read.
+                if not self._read(self._either, min(seconds, LISTEN_SECONDS)):
+                    self._writable.poll(min(seconds, ROOM_SECONDS) * 1000)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
         complete: list[Fields | EoqError] = []
         for rid in rids:
             while (reply := self._replies[rid]) is None:
-                self._raise_if_broken()
-                left = deadline - time.monotonic()
-                if left <= 0:
+                seconds = min(deadline - time.monotonic(), LISTEN_SECONDS)
+                if seconds <= 0:
                     raise TimeoutError
-                if self._reading:
-                    self._sleep(min(left, LISTEN_SECONDS))
-                else:
-                    self._read(min(left, LISTEN_SECONDS))
+                if not self._read(self._readable, seconds):
+                    self._sleep(rid, seconds)
             complete.append(reply)
         return complete
 
-    def _sleep(self, seconds: float) -> None:
+    def _read(self, poll: select.poll, seconds: float) -> bool:
+        """Reads once, for all threads; False where another thread is at it. Raises `Dropped`."""
+        mine = False
+        try:
+            with self._lock:
+                self._raise_if_broken()
+                if self._reading:
+                    return False
+                self._reading = mine = True
+            self._read_once(poll, seconds)
+            return True
+        finally:
+            if mine:
+                self._reading = False
+                self._wake()
+
+    def _sleep(self, rid: int, seconds: float) -> None:
         """Waits while another thread reads."""
-        self._sleeping += 1
-        try:
-            self._changed.wait(seconds)
-        finally:
-            self._sleeping -= 1
+        sleeper = threading.Lock()
+        with self._lock:
+            if not self._reading or self._replies[rid] is not None:
+                return
+            sleeper.acquire()
+            self._sleepers.append(sleeper)
+        sleeper.acquire(timeout=seconds)
 
-    def _read(self, seconds: float) -> None:
-        """Reads once, for all threads. Called with the lock held; gives it up while it waits."""
-        self._reading = True
-        self._lock.release()
-        data = b""
-        reason = "the daemon closed the connection"
-        try:
-            self._await_data(seconds)
-            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
-        except BlockingIOError:
-            reason = ""
-        except OSError as error:
-            reason = str(error)
-        except BaseException:
-            reason = ""
-            raise
-        finally:
-            self._lock.acquire()
-            self._reading = False
-            if data:
-                try:
-                    self._take(data)
-                except ValueError:
-                    self._broken = "what answers there is no eoq daemon"
-                    self._stranger = True
-            elif reason and self._broken is None:
-                self._broken = reason
-            if self._broken is not None:
+    def _wake(self) -> None:
+        """Nobody reads now: another may, and those whose reply has come go on."""
+        with self._lock:
+            if self._broken is not None and not self._reading:
                 self._socket.close()
-            if self._sleeping:
-                self._changed.notify_all()
+            sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            sleeper.release()
 
-    def _await_data(self, seconds: float) -> None:
-        """Returns when there is something to read, or after ``seconds``."""
+    def _read_once(self, poll: select.poll, seconds: float) -> None:
+        whole = True
+        try:
+            self._await_data(poll, seconds)
+            whole = False
+            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+            if data:
+                self._take(data)
+            else:
+                self._break("the daemon closed the connection")
+            whole = True
+        except BlockingIOError:
+            whole = True
+        except OSError as error:
+            self._break(str(error))
+        except ValueError:
+            self._stranger = True
+            self._break("what answers there is no eoq daemon")
+        finally:
+            if not whole:
+                self._break("a reply was cut off")
+
+    def _await_data(self, poll: select.poll, seconds: float) -> None:
+        """Returns when ``poll`` has seen something, or after ``seconds``."""
         # Beside other threads it would hold them up: all need the interpreter's lock.
         spins = threading.active_count() == 1 and self._spin.begin()
-        while spins and not self._readable.poll(0):
+        while spins and not poll.poll(0):
             spins = self._spin.again()
-        if spins or self._readable.poll(seconds * 1000):
+        if spins or poll.poll(seconds * 1000):
             self._spin.end()
 
     def _take(self, data: bytes) -> None:
-        for line in self._lines.feed(data):
-            rid, reply = decode_reply(line)
-            if rid is None:
-                # Said of the connection as a whole, before it is closed: everybody is told.
-                for waiting in self._replies:
-                    self._replies[waiting] = reply
-            elif rid in self._replies:
-                self._replies[rid] = reply
+        for rid, reply in [decode_reply(line) for line in self._lines.feed(data)]:
+            with self._lock:
+                # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+                for waiting in list(self._replies) if rid is None else (rid,):
+                    if self._replies.get(waiting, reply) is None:
+                        self._replies[waiting] = reply

@@ -78,7 +78,13 @@ def once_status(
     deadline = None if wait is None else time.monotonic() + wait
     while True:
         left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
-        found = client._run(calls.once(key, token, fingerprint, min(left, POLL_SECONDS)))
+        try:
+            found = client._run(calls.once(key, token, fingerprint, min(left, POLL_SECONDS)))
+        except EoqError:
+            raise
+        except BaseException:
+            client._tell(calls.once_release(key, token))  # Ctrl-C, say: its turn would come all the same
+            raise
         if found.state == "done":
             return _stored(found)
         if found.state == "run":
@@ -112,7 +118,11 @@ async def once_async(
     deadline = None if wait is None else time.monotonic() + wait
     while True:
         left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
-        found = await client._run(calls.once(key, token, fingerprint, min(left, POLL_SECONDS)))
+        try:
+            found = await client._run(calls.once(key, token, fingerprint, min(left, POLL_SECONDS)))
+        except asyncio.CancelledError:
+            client._tell(calls.once_release(key, token))  # its turn would come all the same
+            raise
         if found.state == "done":
             return output_of(key, _stored(found))
         if found.state == "run":

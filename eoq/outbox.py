@@ -189,10 +189,6 @@ def _headers_text(headers: Mapping[str, str]) -> str:
     text = json.dumps(headers, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_HEADERS:
         raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
     return text
 
 

@@ -29,11 +29,18 @@ class Prefetched(Generic[M]):
         self._renewed = 0.0
         self._generation = 0
 
-    def fill(self, messages: Iterable[M], now: float, generation: int) -> None:
-        """Takes what was received over the connection number ``generation``."""
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def fill(self, messages: Iterable[M], asked_at: float, generation: int) -> None:
+        """Takes what was received over the connection number ``generation``; the leases run since ``asked_at``."""
+        self._drop_of_another(generation)
+        self._renewed = min(self._renewed, asked_at) if self._messages else asked_at
         self._messages.extend(messages)
-        self._renewed = now
-        self._generation = generation
+
+    def is_old(self, since: float, now: float) -> bool:
+        """Whether leases that run ``since`` then are to be extended now."""
+        return now >= since + self.lease / 2
 
     def next(self) -> M | None:
         """The next message; None where none is left."""
@@ -46,12 +53,8 @@ class Prefetched(Generic[M]):
 
     def to_extend(self, now: float, generation: int) -> list[str]:
         """The receipts to extend before the next message is handed out."""
-        if generation != self._generation:
-            # Bound leases ended with the connection they came over.
-            self._messages.clear()
-        if now < self._renewed + self.lease / 2:
-            return []
-        return [message.receipt for message in self._messages]
+        self._drop_of_another(generation)
+        return [message.receipt for message in self._messages] if self.is_old(self._renewed, now) else []
 
     def extended(self, now: float, lost: set[str]) -> None:
         """Keeps what could be extended."""
@@ -60,6 +63,13 @@ class Prefetched(Generic[M]):
 
     def drain(self, generation: int) -> list[str]:
         """Forgets all messages; returns the receipts of those that can be given back."""
-        receipts = [message.receipt for message in self._messages] if generation == self._generation else []
+        self._drop_of_another(generation)
+        receipts = [message.receipt for message in self._messages]
         self._messages.clear()
         return receipts
+
+    def _drop_of_another(self, generation: int) -> None:
+        """Bound leases end with the connection they came over."""
+        if generation != self._generation:
+            self._messages.clear()
+            self._generation = generation

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -58,13 +58,13 @@ class Looker:
             case ask.GetResult(queue=queue, id=id, wait=wait):
                 self._result(session, (queue, id), wait, reply)
             case ask.Queues():
-                self._spawn(session, self._queues(), reply)
+                self._spawn(session, self._queues, reply)
             case ask.Peek():
-                self._spawn(session, self._peek(request), reply)
+                self._spawn(session, partial(self._peek, request), reply)
             case ask.Tail():
-                self._spawn(session, self._tail(request), reply)
+                self._spawn(session, partial(self._tail, request), reply)
             case ask.Show(queue=queue, id=id):
-                self._spawn(session, self._show(queue, id), reply)
+                self._spawn(session, partial(self._show, queue, id), reply)
             case ask.Status():
                 reply(self._status())
 
@@ -204,10 +204,10 @@ class Looker:
             **self._describe(),
         }
 
-    def _spawn(self, session: Session, look: Coroutine[Any, Any, Fields], reply: Reply) -> None:
+    def _spawn(self, session: Session, look: Callable[[], Awaitable[Fields]], reply: Reply) -> None:
         async def run() -> None:
             try:
-                fields: Fields | EoqError = await look
+                fields: Fields | EoqError = await look()
             except EoqError as error:
                 fields = error
             reply(fields)

@@ -190,6 +190,9 @@ class Deduplicator:
             holder = self._holders.get(key)
             if holder is not None and holder.token == token:
                 del self._holders[key]
+            for waiter in list(self._waiters.get(key, ())):
+                if waiter.request.token == token:
+                    self._waited(waiter)  # who asked for it has given up
             self._next(key)
 
         self._writer.submit(verb, done, durable)

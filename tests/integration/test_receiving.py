@@ -505,6 +505,48 @@ def test_consume_keeps_the_leases_of_what_it_has_fetched(client: AnyClient, queu
     assert texts == [("a", 1), ("b", 1), ("c", 1)]
 
 
+def test_consume_keeps_the_leases_of_what_it_has_asked_for_ahead(
+    client: AnyClient, queue: str, blocking: eoq.Client
+) -> None:
+    """The last of each four is asked for when the second of them is handled."""
+    client.send_many(queue, [f"{number}" for number in range(8)])
+    seen = []
+    for message in client.consume(queue, prefetch=4, lease=1.0, idle=0.1):
+        seen.append((message.text, message.attempt))
+        blocking.receive("empty", wait=0.45)  # the time of a handler, less than half of the lease
+        client.ack(message)
+    assert seen == [(f"{number}", 1) for number in range(8)]
+
+
+def test_what_was_asked_for_ahead_over_a_connection_that_is_gone_is_not_handed_out(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    client = connect(daemon.socket)
+    client.send_many("q", [f"{number}" for number in range(8)])
+    acked, lost = [], 0
+    for number, message in enumerate(client.consume("q", prefetch=4, lease=1.0, idle=0.5)):
+        if number == 2:
+            daemon.restart()  # one more is here, and some are on their way
+        try:
+            client.ack(message)
+            acked.append(message.text)
+        except eoq.LeaseLost:
+            lost += 1
+    assert sorted(acked) == [f"{number}" for number in range(8)]
+    assert lost == 1, "only the one in hand"
+
+
+def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, queue: str) -> None:
+    """Megabytes that were asked for ahead are read while there is no room for what is sent."""
+    client.send_many(queue, [b"x" * 100_000] * 40)
+    count = 0
+    for message in client.consume(queue, prefetch=100, idle=0.1):
+        client.send(f"{queue}-out"[-128:], b"y" * 900_000)
+        client.ack(message)
+        count += 1
+    assert count == 40
+
+
 def test_consume_hands_out_nothing_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b"])
     consumer = client.consume(queue, prefetch=2, lease=0.2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import socket
 import threading
@@ -51,52 +53,6 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
     assert client.send("q", "x", id="m").duplicate is False
 
 
-class _Interrupt(BaseException):
-    """What a signal's handler raises, as Ctrl-C does."""
-
-
-def test_a_send_that_is_interrupted_in_the_middle_does_not_spoil_the_next(daemon: Daemon) -> None:
-    """The daemon stands still, so that only a part of the line fits."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise _Interrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with eoq.connect(daemon.socket) as client:
-            client.ask("status")
-            daemon.signal(signal.SIGSTOP)
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(_Interrupt):
-                client.send("q", b"x" * 900_000)
-            daemon.signal(signal.SIGCONT)
-            assert client.send("q", "next", id="m") == eoq.Sent("m", duplicate=False)
-            assert client.ask("queues")["queues"][0]["ready"] == 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.parametrize("bound", [False, True])
-def test_a_receive_that_is_interrupted_takes_no_message_along(daemon: Daemon, bound: bool) -> None:
-    def interrupt(_number: int, _frame: object) -> None:
-        raise _Interrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with eoq.connect(daemon.socket) as client, eoq.connect(daemon.socket) as other:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(_Interrupt):
-                client.receive("q", wait=60, bound=bound)
-            other.send("q", "x")
-            (message,) = other.receive("q", wait=PATIENCE)
-            assert message.attempt == 1
-            assert client.ask("status")["waiting"] == 0
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket, timeout=1.0) as client:
         client.ask("status")
@@ -108,6 +64,67 @@ def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemo
             assert time.monotonic() - start < 1.9, "it is waited for once"
         finally:
             daemon.signal(signal.SIGCONT)
+
+
+def test_a_daemon_that_reads_no_more_is_noticed_within_the_time_out(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    client = connect(daemon.socket, timeout=0.5)
+    client.ask("status")
+    daemon.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(eoq.Unavailable, match=r"no answer within 0.5 s"):
+            client.send_many("q", [b"x" * 900_000] * 3)
+    finally:
+        daemon.signal(signal.SIGCONT)
+
+
+async def test_a_cancelled_send_to_a_daemon_that_reads_no_more_holds_up_no_other(daemon: Daemon) -> None:
+    async with eoq.connect_async(daemon.socket, timeout=1.0) as client:
+        await client.ask("status")
+        daemon.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.send("q", b"x" * 900_000)
+            with pytest.raises(eoq.Unavailable, match="no answer within 1 s"):
+                async with asyncio.timeout(PATIENCE):
+                    await client.send("q", "next")
+        finally:
+            daemon.signal(signal.SIGCONT)
+
+
+def test_a_wait_is_no_longer_over_a_break(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    client = connect(daemon.socket)
+    client.ask("status")
+    start = time.monotonic()
+    restarting = threading.Timer(1.0, daemon.restart)
+    restarting.start()
+    assert client.receive("q", wait=2.0) == []
+    restarting.join()
+    assert 1.9 < time.monotonic() - start < 2.9
+
+
+def test_a_reply_that_has_come_is_not_spoiled_by_what_comes_behind_it(
+    connect: Callable[..., AnyClient], folder: Path
+) -> None:
+    """A daemon that closes the connection says why, without a rid: for whoever has no answer yet."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "s"))
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, connection.makefile("rb") as lines:
+                rid = json.loads(lines.readline())["rid"]
+                refusal = {"ok": False, "error": {"code": "overloaded", "message": "too many"}}
+                replies = {"rid": rid, "ok": True, "id": "m", "duplicate": False}, refusal
+                connection.sendall(b"".join(json.dumps(reply).encode() + b"\n" for reply in replies))
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        assert connect(folder / "s", timeout=PATIENCE).send("q", "x") == eoq.Sent("m", duplicate=False)
+        thread.join(PATIENCE)
 
 
 def test_the_socket_comes_from_the_environment(
