@@ -9,10 +9,10 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from ..errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
 from ..protocol import MAX_LINE, LineBuffer
@@ -59,6 +59,14 @@ class Handler(Protocol):
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None: ...
 
 
+class Route(NamedTuple):
+    """What becomes of one type of request."""
+
+    handle: Callable[[Session, ask.Request, Reply], None]
+    may_wait: bool
+    heavy: bool
+
+
 class Server:
     """Accepts connections on a Unix socket and hands their requests to whom they are for."""
 
@@ -67,7 +75,11 @@ class Server:
         self.looker = looker
         self.deduplicator = deduplicator
         everybody: Sequence[Handler] = (broker, looker, deduplicator, *handlers)
-        self.handlers = {kind: handler for handler in everybody for kind in handler.handles}
+        self.routes = {
+            kind: Route(handler.handle, kind in WAITING, kind in HEAVY)
+            for handler in everybody
+            for kind in handler.handles
+        }
         self.connections: set[Connection] = set()
         self.partial = 0
         self._loop = asyncio.get_running_loop()
@@ -212,8 +224,9 @@ class Connection(asyncio.Protocol):
         except EoqError as error:
             self._write(ask.rid_of(line), error)
             return
-        waits = isinstance(request, WAITING) and request.wait > 0
-        heavy = not waits and isinstance(request, HEAVY)
+        route = self._server.routes[type(request)]
+        waits = route.may_wait and getattr(request, "wait", 0.0) > 0
+        heavy = route.heavy and not waits
         if waits and self._waiting >= MAX_WAITING:
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return
@@ -222,7 +235,7 @@ class Connection(asyncio.Protocol):
         self._heavy += heavy
         reply = partial(self._reply, request.rid, waits, heavy)
         try:
-            self._server.handlers[type(request)].handle(self._session, request, reply)
+            route.handle(self._session, request, reply)
         except EoqError as error:
             reply(error)
 
