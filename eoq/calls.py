@@ -111,16 +111,8 @@ def check_options(message: Outgoing) -> None:
         _check_name("id", message.id)
     if message.group is not None:
         _check_name("group", message.group)
-    if message.headers is not None and not (
-        isinstance(message.headers, Mapping)
-        and all(isinstance(text, str) for pair in message.headers.items() for text in pair)
-    ):
-        raise InvalidRequest('headers are an object of texts: {"name": "value"}')
-    for text in chain.from_iterable((message.headers or {}).items()):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
+    if message.headers is not None:
+        _check_headers(message.headers)
     priority = message.priority
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
         raise InvalidRequest(f"the priority is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority!r}")
@@ -132,6 +124,17 @@ def check_options(message: Outgoing) -> None:
         _check_seconds("at", message.at, 1e11)
     if message.ttl is not None:
         check_ttl(message.ttl)
+
+
+def _check_headers(headers: object) -> None:
+    if not (
+        isinstance(headers, Mapping) and all(isinstance(text, str) for text in chain.from_iterable(headers.items()))
+    ):
+        raise InvalidRequest('headers are an object of texts: {"name": "value"}')
+    try:
+        "".join(chain.from_iterable(headers.items())).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
 
 
 def _check_name(what: str, name: object) -> None:

@@ -215,17 +215,18 @@ class Link:
         finally:
             if mine:
                 self._reading = False
-                self._wake()
+                if self._sleepers or self._broken is not None:
+                    self._wake()
 
     def _sleep(self, rid: int, seconds: float) -> None:
         """Waits while another thread reads."""
         sleeper = threading.Lock()
+        sleeper.acquire()
         with self._lock:
-            if not self._reading or self._replies[rid] is not None:
-                return
-            sleeper.acquire()
             self._sleepers.append(sleeper)
-        sleeper.acquire(timeout=seconds)
+        # Only now, since whoever reads looks for sleepers when it has stopped.
+        if self._reading and self._replies[rid] is None:
+            sleeper.acquire(timeout=seconds)
 
     def _wake(self) -> None:
         """Nobody reads now: another may, and those whose reply has come go on."""
@@ -268,8 +269,10 @@ class Link:
             self._spin.end()
 
     def _take(self, data: bytes) -> None:
-        for rid, reply in [decode_reply(line) for line in self._lines.feed(data)]:
-            with self._lock:
+        lines = self._lines.feed(data)
+        with self._lock:
+            for line in lines:
+                rid, reply = decode_reply(line)
                 # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
                 for waiting in list(self._replies) if rid is None else (rid,):
                     if self._replies.get(waiting, reply) is None:
