@@ -27,14 +27,20 @@ _PUT: Final = """
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
     values {rows}
     """
-_PUT_ONE: Final = _PUT.format(rows="(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-# For messages of one queue that are ready now. What they share is bound once: half of the time of a row is binding.
-_PUT_MANY: Final = _PUT.format(
-    rows=", ".join(
-        "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, 0, ?4, ?{}, ?{}, ?{}, ?{})".format(n, *range(5 + 6 * n, 11 + 6 * n))
-        for n in range(MANY)
+_PUT_DELAYED: Final = _PUT.format(rows="(?, ?, ?, 'delayed', ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+# For so many messages of one queue that are ready now and expire together. What they share is bound once: half of the
+# time of a row is binding.
+_PUT_READY: Final = [
+    _PUT.format(
+        rows=", ".join(
+            "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, 0, ?4, ?{}, ?{}, ?{}, ?{})".format(
+                row, *range(5 + 6 * row, 11 + 6 * row)
+            )
+            for row in range(count)
+        )
     )
-)
+    for count in range(MANY + 1)
+]
 # The oldest that can make room. Each part is answered by the first entry of an index.
 _OLDEST: Final = f"""
     select {ENDING_COLUMNS}
@@ -98,48 +104,45 @@ class Sending(MessageTable):
 
     def _put_all(self, now: float, messages: Sequence[NewMessage]) -> int:
         """Returns how many were not there."""
-        if len(messages) < MANY:
-            return self._put_each(now, messages)
-        many = 0
-        queue, expires_at = messages[0].queue, messages[0].expires_at
-        if all(m.queue == queue and m.due_at is None and m.expires_at == expires_at for m in messages):
-            many = len(messages) // MANY * MANY
-        return self._put_ready(now, messages[:many]) + self._put_each(now, messages[many:])
+        if len(messages) == 1:
+            return self._put_one(now, messages[0])
+        together = len({(message.queue, message.expires_at, message.due_at) for message in messages}) == 1
+        if not together or messages[0].due_at is not None:
+            return sum(self._put_one(now, message) for message in messages)
+        return sum(self._put_ready(now, messages[start : start + MANY]) for start in range(0, len(messages), MANY))
 
     def _put_ready(self, now: float, messages: Sequence[NewMessage]) -> int:
-        """Stores `MANY` at a time; they are of one queue, expire together, and none is delayed."""
-        stored = 0
-        for start in range(0, len(messages), MANY):
-            queue, expires_at = messages[0].queue, messages[0].expires_at
-            values: list[object] = [self._next_seq, self._queue_number(queue), now, expires_at]
-            for message in messages[start : start + MANY]:
-                values += (message.id, message.priority, message.digest, message.group, message.headers, message.body)
-            stored += self._database.execute(_PUT_MANY, values).rowcount
-            self._next_seq += MANY
-        return stored
-
-    def _put_each(self, now: float, messages: Sequence[NewMessage]) -> int:
-        stored = 0
+        """Stores up to `MANY` of one queue that expire together, none of them delayed."""
+        values: list[object] = [
+            self._next_seq,
+            self._queue_number(messages[0].queue),
+            now,
+            messages[0].expires_at,
+        ]
         for message in messages:
-            delayed = message.due_at is not None and message.due_at > now
-            row = (
-                self._next_seq,
-                self._queue_number(message.queue),
-                message.id,
-                "delayed" if delayed else "ready",
-                message.priority,
-                now,
-                message.due_at if delayed else None,
-                message.fixed,
-                message.expires_at,
-                message.digest,
-                message.group,
-                message.headers,
-                message.body,
-            )
-            stored += self._database.execute(_PUT_ONE, row).rowcount
-            self._next_seq += 1
-        return stored
+            values += (message.id, message.priority, message.digest, message.group, message.headers, message.body)
+        self._next_seq += len(messages)
+        return self._database.execute(_PUT_READY[len(messages)], values).rowcount
+
+    def _put_one(self, now: float, message: NewMessage) -> int:
+        if message.due_at is None or message.due_at <= now:
+            return self._put_ready(now, [message])
+        row = (
+            self._next_seq,
+            self._queue_number(message.queue),
+            message.id,
+            message.priority,
+            now,
+            message.due_at,
+            message.fixed,
+            message.expires_at,
+            message.digest,
+            message.group,
+            message.headers,
+            message.body,
+        )
+        self._next_seq += 1
+        return self._database.execute(_PUT_DELAYED, row).rowcount
 
     def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
         duplicates = []
