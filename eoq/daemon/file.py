@@ -123,7 +123,7 @@ class File:
         try:
             self._set_durable(durable)
             self._database.execute("begin immediate")
-            outcomes = [self._attempt(verb) for verb in verbs]
+            outcomes = self._attempt_all(verbs)
             self._database.execute("commit")
             self._kept()
         except Exception as error:  # noqa: BLE001 # whatever it is, the transaction is undone and the error answered
@@ -141,6 +141,10 @@ class File:
         if durable != self._durable:
             self._database.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
             self._durable = durable
+
+    def _attempt_all(self, verbs: Sequence[Verb]) -> list[object]:
+        """What each of ``verbs`` returned, or the `EoqError` it raised, as if one was run after the other."""
+        return [self._attempt(verb) for verb in verbs]
 
     def _attempt(self, verb: Verb) -> object:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from msgspec.structs import replace
@@ -14,6 +13,7 @@ from . import requests as ask
 from .clock import Clock
 from .rates import Rates
 from .rows import End, NewMessage, Routed, Stored
+from .sending import Put
 from .session import Fields, Reply, Session, Submitter
 from .settings import SettingsOf
 from .store import Store
@@ -85,7 +85,7 @@ class Intake:
             reply(answer(routed.duplicates(outcome.duplicates)))
             self.arrive(routed.messages, outcome)
 
-        self._writer.submit(partial(self._store.put, now, routed.messages), done)
+        self._writer.submit(Put(self._store, now, routed.messages), done)
         self.stored(routed.messages)
 
     def route(self, messages: Sequence[NewMessage], now: float) -> Routed:

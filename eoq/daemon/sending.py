@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
+
 from ..errors import IdConflict, QueueFull, StorageFull
-from .file import MANY, Connection
+from .file import MANY, Connection, Verb
 from .message_table import ENDING_COLUMNS, Ending, MessageTable
 from .queue_table import Tally
 from .rows import End, NewMessage, Stored
@@ -33,8 +35,8 @@ _PUT_DELAYED: Final = _PUT.format(rows="(?, ?, ?, 'delayed', ?, ?, ?, ?, ?, ?, ?
 _PUT_READY: Final = [
     _PUT.format(
         rows=", ".join(
-            "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?3, null, 0, ?4, ?{}, ?{}, ?{}, ?{})".format(
-                row, *range(5 + 6 * row, 11 + 6 * row)
+            "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})".format(
+                row, *range(4 + 7 * row, 11 + 7 * row)
             )
             for row in range(count)
         )
@@ -56,6 +58,17 @@ _OLDEST: Final = f"""
       )
     )
     """  # noqa: S608 # a constant
+
+
+class Put(Struct, frozen=True):
+    """The verb `put` in a form that shows what it stores, so that those which arrive together share a statement."""
+
+    store: Sending
+    now: float
+    messages: Sequence[NewMessage]
+
+    def __call__(self) -> Stored:
+        return self.store.put(self.now, self.messages)
 
 
 class Sending(MessageTable):
@@ -102,6 +115,52 @@ class Sending(MessageTable):
         ended = self._limit(now, limited, first, messages, duplicates) if limited else ()
         return Stored(duplicates, ended)
 
+    # ── several verbs by one statement ──────────────────────────────────────────────────────────────────
+
+    def _attempt_all(self, verbs: Sequence[Verb]) -> list[object]:
+        outcomes: list[object] = []
+        while len(outcomes) < len(verbs):
+            puts = self._alike(verbs, len(outcomes))
+            if len(puts) > 1:
+                outcomes += self._put_together(puts)
+            else:
+                outcomes.append(self._attempt(verbs[len(outcomes)]))
+        return outcomes
+
+    def _alike(self, verbs: Sequence[Verb], start: int) -> list[Put]:
+        """The verbs from ``start`` on that each put one message which nothing but its id can hold back."""
+        puts: list[Put] = []
+        for verb in verbs[start : start + MANY]:
+            if not isinstance(verb, Put) or len(verb.messages) != 1:
+                break
+            message = verb.messages[0]
+            if message.due_at is not None or message.group is not None:
+                break
+            if not puts:
+                queue, expires_at = message.queue, message.expires_at
+                if queue not in self._queues or self._settings(queue).limited:
+                    break
+            elif message.queue != queue or message.expires_at != expires_at:
+                break
+            puts.append(verb)
+        return puts
+
+    def _put_together(self, puts: Sequence[Put]) -> list[object]:
+        first = self._next_seq
+        if self._put_ready([(put.now, put.messages[0]) for put in puts]) < len(puts):
+            # Some were there. Which is for each to find out.
+            self._take_back(first)
+            return [self._attempt(put) for put in puts]
+        try:
+            self._require_space(first)
+        except StorageFull as full:
+            return [full] * len(puts)
+        if self._contents:
+            self._count_stored([put.messages[0] for put in puts], ())
+        return [Stored([], ())] * len(puts)
+
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────
+
     def _put_all(self, now: float, messages: Sequence[NewMessage]) -> int:
         """Returns how many were not there."""
         if len(messages) == 1:
@@ -109,24 +168,21 @@ class Sending(MessageTable):
         together = len({(message.queue, message.expires_at, message.due_at) for message in messages}) == 1
         if not together or messages[0].due_at is not None:
             return sum(self._put_one(now, message) for message in messages)
-        return sum(self._put_ready(now, messages[start : start + MANY]) for start in range(0, len(messages), MANY))
+        sends = [(now, message) for message in messages]
+        return sum(self._put_ready(sends[start : start + MANY]) for start in range(0, len(sends), MANY))
 
-    def _put_ready(self, now: float, messages: Sequence[NewMessage]) -> int:
-        """Stores up to `MANY` of one queue that expire together, none of them delayed."""
-        values: list[object] = [
-            self._next_seq,
-            self._queue_number(messages[0].queue),
-            now,
-            messages[0].expires_at,
-        ]
-        for message in messages:
-            values += (message.id, message.priority, message.digest, message.group, message.headers, message.body)
-        self._next_seq += len(messages)
-        return self._database.execute(_PUT_READY[len(messages)], values).rowcount
+    def _put_ready(self, sends: Sequence[tuple[float, NewMessage]]) -> int:
+        """Stores up to `MANY` messages of one queue that expire together, each at its time, none of them delayed."""
+        _, first = sends[0]
+        values: list[object] = [self._next_seq, self._queue_number(first.queue), first.expires_at]
+        for now, m in sends:
+            values += (m.id, m.priority, now, m.digest, m.group, m.headers, m.body)
+        self._next_seq += len(sends)
+        return self._database.execute(_PUT_READY[len(sends)], values).rowcount
 
     def _put_one(self, now: float, message: NewMessage) -> int:
         if message.due_at is None or message.due_at <= now:
-            return self._put_ready(now, [message])
+            return self._put_ready([(now, message)])
         row = (
             self._next_seq,
             self._queue_number(message.queue),
