@@ -220,12 +220,13 @@ class File:
         if mode != "wal":
             raise StorageFailed(f"{self.path} cannot use a write-ahead log; put it on a local file system")
         # A checkpoint comes every 1000 pages, as is SQLite's habit: a log that grows takes longer to sync than one that
-        # is written over.
+        # is written over. The cache is small, for what is hot is: both ends of the queues. Where pages of a tree have
+        # changed places, a commit looks through all of it.
         database.executescript(
             """
             pragma synchronous = full;
             pragma mmap_size = 0;
-            pragma cache_size = -16384;
+            pragma cache_size = -4096;
             pragma journal_size_limit = 67108864;
             """
         )
