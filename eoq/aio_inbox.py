@@ -12,22 +12,36 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
+from itertools import chain
 from typing import TypeAlias, TypeVar
 
 import aiosqlite
 
 from . import verdicts
+from .calls import portions
 from .errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from .forgetting import KEEP_SECONDS, Forgetting
 from .message import AsyncMessage
-from .processed import BUSY_SECONDS, Processed
+from .processed import BUSY_SECONDS, DURABLE, Processed
 from .verdicts import Retry, error_text
 
 T = TypeVar("T")
 
 AsyncHandler: TypeAlias = Callable[[aiosqlite.Connection, AsyncMessage], Awaitable[object]]
 """Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
+
+
+class _Turn:
+    """One transaction of an inbox, known to the task that runs in it and to those that this one starts."""
+
+    def __init__(self, inbox: AsyncInbox) -> None:
+        self.inbox = inbox
+        self.over = False
+
+
+_turns: ContextVar[tuple[_Turn, ...]] = ContextVar("eoq_turns", default=())
 
 
 class AsyncInbox:
@@ -55,7 +69,6 @@ class AsyncInbox:
         self._database = database
         self._processed: Processed | None = None
         self._lock = asyncio.Lock()
-        self._holder: asyncio.Task[object] | None = None
         self._closed = False
 
     async def __aenter__(self) -> AsyncInbox:
@@ -82,9 +95,12 @@ class AsyncInbox:
                 if processed.known(message):
                     result = processed.result(message)
                 else:
-                    if processed.is_old(message):
-                        await self._run(partial(processed.refuse_late, message))
-                    processed.guard()
+
+                    def ready() -> None:
+                        processed.refuse_late(message)
+                        processed.mark()
+
+                    await self._run(ready)
                     returned = await handler(self._connection, message)
                     result = await self._run(partial(processed.accept, message, returned))
         except Exception as error:
@@ -177,13 +193,13 @@ class AsyncInbox:
         # Two threads use it, never at once.
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            database.execute("pragma synchronous = full")
+            database.execute(DURABLE)
         except BaseException:
             database.close()
             raise
         connection = aiosqlite.Connection(lambda: database, 64)
-        await _to_its_end(connection)
         try:
+            await _to_its_end(connection)
             processed = await self._prepare(connection)
         except BaseException:
             await _to_its_end(connection.close())
@@ -213,15 +229,16 @@ class AsyncInbox:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Processed]:
-        task = asyncio.current_task()
-        if self._holder is task:
+        if any(turn.inbox is self and not turn.over for turn in _turns.get()):
             raise InvalidRequest("a handler is inside the inbox's transaction already; process other messages after it")
         async with self._lock:
-            self._holder = task
+            turn = _Turn(self)
+            before = _turns.set((*_turns.get(), turn))
             try:
                 yield await self._opened()
             finally:
-                self._holder = None
+                turn.over = True
+                _turns.reset(before)
 
     @asynccontextmanager
     async def _transaction(self, messages: Sequence[AsyncMessage]) -> AsyncIterator[Processed]:
@@ -277,7 +294,7 @@ async def _ack_all(acks: Sequence[tuple[AsyncMessage, bytes | None]]) -> None:
     by_settler: dict[int, list[tuple[AsyncMessage, bytes | None]]] = {}
     for message, result in acks:
         by_settler.setdefault(id(message.settler), []).append((message, result))
-    for group in by_settler.values():
+    for group in chain.from_iterable(portions(acks) for acks in by_settler.values()):
         try:
             await group[0][0].settler.ack_many(group)
         except (LeaseLost, MessageTooLarge):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from .ids import new_id, new_ids
 from .message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
 from .protocol import (
     DEFAULT_LEASE,
+    MAX_BATCH,
     MAX_BODY,
     MAX_DELAY,
     MAX_ERROR,
@@ -60,6 +61,12 @@ def _nothing(_reply: Fields) -> None:
 def shortened(requests: Sequence[Fields], wait: float) -> list[Fields]:
     """Requests that wait no longer than ``wait`` seconds, for when a part of their time is over."""
     return [{**fields, "wait": min(fields["wait"], wait)} if "wait" in fields else fields for fields in requests]
+
+
+def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """``items``, as many at a time as one request may have."""
+    for start in range(0, len(items), MAX_BATCH):
+        yield items[start : start + MAX_BATCH]
 
 
 def check_queue(queue: str) -> str:
@@ -204,13 +211,16 @@ def receive(
         "bound": bound,
     }
 
+    # Not when the reply is read: the process may be stopped while it lies in its socket.
+    asked_at = time.time()
+
     def read(reply: Fields) -> list[M]:
         shared: Fields = {
             "queue": queue,
             "priority": 0,
             "group": None,
             "watermark": reply["watermark"],
-            "received_at": time.time(),
+            "received_at": asked_at,
             "settler": settler,
         }
         deliveries = []

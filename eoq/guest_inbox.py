@@ -58,7 +58,7 @@ class GuestInbox(Generic[T]):
                     result = processed.result(message)
                 else:
                     processed.refuse_late(message)
-                    processed.guard()
+                    processed.mark()
                     result = processed.accept(message, handler(transaction, message))
         except Exception as error:
             give_back(message, error)

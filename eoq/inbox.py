@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TypeAlias
 
 from . import verdicts
+from .calls import portions
 from .errors import EoqError, LeaseLost, MessageTooLarge
 from .forgetting import KEEP_SECONDS, Forgetting
 from .message import Message
-from .processed import BUSY_SECONDS, Processed
+from .processed import BUSY_SECONDS, DURABLE, Processed
 from .verdicts import Retry, error_text
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
@@ -62,7 +64,7 @@ class Inbox:
         )
         try:
             if self._owned:
-                self._database.execute("pragma synchronous = full")
+                self._database.execute(DURABLE)
             self._processed = Processed(self._database, forgetting, clock, owned=self._owned)
             self._processed.create()
         except BaseException:
@@ -96,7 +98,7 @@ class Inbox:
                     result = processed.result(message)
                 else:
                     processed.refuse_late(message)
-                    processed.guard()
+                    processed.mark()
                     result = processed.accept(message, handler(self._database, message))
         except Exception as error:
             give_back(message, error)
@@ -197,7 +199,7 @@ def _ack_all(acks: Sequence[tuple[Message, bytes | None]]) -> None:
     by_settler: dict[int, list[tuple[Message, bytes | None]]] = {}
     for message, result in acks:
         by_settler.setdefault(id(message.settler), []).append((message, result))
-    for group in by_settler.values():
+    for group in chain.from_iterable(portions(acks) for acks in by_settler.values()):
         try:
             group[0][0].settler.ack_many(group)
         except (LeaseLost, MessageTooLarge):

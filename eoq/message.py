@@ -98,7 +98,8 @@ class Delivery:
 
     ``attempt`` counts deliveries from 1. ``receipt`` names this delivery and is what settles it. ``seq`` is
     the message's place in the daemon's file, ``watermark`` the lowest place of the queue not settled yet.
-    ``enqueued_at`` and ``received_at``, when it came here, are in seconds since the epoch.
+    ``enqueued_at`` and ``received_at`` are in seconds since the epoch; the latter is when the request was made that
+    brought it: it came at that moment or later.
     """
 
     id: str

@@ -19,6 +19,7 @@ from .calls import check_options, check_queue, time_left
 from .errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
 from .message import Outgoing
 from .outbox import INDEX
+from .processed import DURABLE
 from .protocol import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
 
 # Rows that a relay has begun to send. They are on disk before the first try, so that a relay that was away for longer
@@ -275,7 +276,7 @@ class OutboxFile:
         try:
             # Another program may have written what is no UTF-8: it is set aside like all that cannot be sent.
             connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-            connection.execute("pragma synchronous = full")
+            connection.execute(DURABLE)
             # Checkpoints are the application's business: SQLite before 3.51.3 can break a file that two connections
             # write and checkpoint at the same moment.
             connection.execute("pragma wal_autocheckpoint = 0")

@@ -44,6 +44,11 @@ BUSY_SECONDS: Final = 30.0
 MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
+DURABLE: Final = "pragma synchronous = extra"
+"""Makes each commit last over a loss of power. In the mode of a rollback journal, ``full`` does not: the journal may
+come back, and undo what was committed. With a write-ahead log the two are the same."""
+_EXTRA: Final = 3
+
 # The index is for forgetting: without it each step would read all that is kept. With the steps it costs a message
 # that comes alone some 6 µs of 600, and one among many about 1 of 35.
 _SCHEMA: Final = (
@@ -73,15 +78,17 @@ _SCHEMA: Final = (
 _BEGIN: Final = "begin immediate /* eoq inbox */"
 _COMMIT: Final = "commit /* eoq inbox */"
 _ROLLBACK: Final = "rollback /* eoq inbox */"
+_ENDING: Final = (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
+_READING: Final = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 
 _FIND: Final = """
-    select result
+    select cast(result as blob)
     from eoq_processed
     where queue = ? and id = ?
     """
 # By their place in the list, not by their text: the application may have set a text_factory.
 _FIND_MANY: Final = """
-    select asked.key, eoq_processed.result
+    select asked.key, cast(eoq_processed.result as blob)
     from json_each(?) as asked
     cross join eoq_processed on eoq_processed.queue = ? and eoq_processed.id = asked.value
     """
@@ -110,9 +117,9 @@ class Processed:
         self._owned = owned
         self._joined = False
         self._guarded = False
-        self._marked = False
         self._refused = False
         self._isolation_level = database.isolation_level
+        self._synchronous = _EXTRA
         self._known: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
@@ -148,6 +155,9 @@ class Processed:
             if not self._owned:
                 self._database.set_authorizer(self._authorize)
                 self._isolation_level = self._database.isolation_level
+                ((self._synchronous,),) = self._rows("pragma synchronous", ())
+                if self._synchronous < _EXTRA:
+                    self._database.execute(DURABLE)
             # Not in autocommit mode: should a statement of a handler's undo the transaction (`insert or rollback`),
             # the next one that writes would commit by itself, where now it begins a transaction and meets the guard.
             if self._database.isolation_level is None:
@@ -188,7 +198,6 @@ class Processed:
             self._rest()
 
     def _rest(self) -> None:
-        self._marked = False
         self._known.clear()
         self._new.clear()
         self._again.clear()
@@ -196,6 +205,8 @@ class Processed:
             self._database.set_authorizer(None)
             if not self._joined and not self._database.in_transaction:  # which this would commit
                 self._database.isolation_level = self._isolation_level
+                if self._synchronous < _EXTRA:
+                    self._database.execute(f"pragma synchronous = {self._synchronous}")
 
     def refuse_open_transaction(self) -> None:
         """Raises `InvalidRequest` where the application has a transaction open on its connection."""
@@ -211,14 +222,14 @@ class Processed:
         if len(messages) == 1:
             (message,) = messages
             for (result,) in self._rows(_FIND, (message.queue, message.id)):
-                self._known[message.queue, message.id] = None if result is None else bytes(result)
+                self._known[message.queue, message.id] = result
             return
         by_queue: dict[str, list[str]] = {}
         for message in messages:
             by_queue.setdefault(message.queue, []).append(message.id)
         for queue, ids in by_queue.items():
             for index, result in self._rows(_FIND_MANY, (json.dumps(ids), queue)):
-                self._known[queue, ids[index]] = None if result is None else bytes(result)
+                self._known[queue, ids[index]] = result
 
     def known(self, message: Delivery) -> bool:
         """Whether this message was processed before, perhaps in this very transaction. It is remembered anew."""
@@ -262,9 +273,13 @@ class Processed:
             raise MessageTooLarge(
                 f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
             )
-        if self._marked:
+        try:
             self._database.execute("release eoq_message")
-            self._marked = False
+        except sqlite3.OperationalError as error:
+            raise InvalidRequest(
+                f"a statement of the handler of {message.id!r} failed and undid the whole transaction (a full disk, or "
+                "`on conflict rollback`), and the handler went on; it has to let that error pass"
+            ) from error
         self._known[message.queue, message.id] = result
         self._new.append(message)
         return result
@@ -298,31 +313,25 @@ class Processed:
 
     # ── handlers ────────────────────────────────────────────────────────────────────────────────────────
 
-    def guard(self) -> None:
-        """A handler is about to run: until `accept` nobody may end the transaction."""
-        self._guarded = True
-
     def mark(self) -> None:
-        """`guard`, for a handler whose failure shall undo only its own writes."""
+        """A handler is about to run: until `accept` nobody may end the transaction.
+
+        Its savepoint tells whether the transaction is still the same then, and lets a failure undo only its own writes.
+        """
         self._database.execute("savepoint eoq_message")
-        self._marked = True
         self._guarded = True
 
     def back_to_mark(self, error: Exception) -> None:
         """It has failed. Raises its ``error`` where that has undone the whole transaction."""
         self._guarded = False
-        self._marked = False
         if not self._database.in_transaction:
             raise error
         self._database.execute("rollback to eoq_message")
         self._database.execute("release eoq_message")
 
     def _authorize(self, action: int, *_details: object) -> int:
-        if self._guarded and action in (
-            sqlite3.SQLITE_TRANSACTION,
-            sqlite3.SQLITE_ATTACH,
-            sqlite3.SQLITE_DETACH,
-        ):
+        # Where a statement has undone the transaction, whatever writes would commit by itself.
+        if self._guarded and (action in _ENDING or (action not in _READING and not self._database.in_transaction)):
             self._refused = True
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK

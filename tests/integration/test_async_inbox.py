@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
@@ -377,3 +378,36 @@ async def test_a_closed_inbox_says_so(world: World, inbox: eoq.AsyncInbox) -> No
     await inbox.close()
     with pytest.raises(eoq.InvalidRequest, match="closed"):
         await inbox.seen(world.queue, "m")
+
+
+async def test_a_handler_cannot_wait_for_the_same_inbox_in_another_task(world: World) -> None:
+    first, second = await world.deliver_many(2)
+
+    async def nested(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(inbox.process(second, plain))
+
+    async def plain(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> None:
+        await tx.execute("insert into payment values (?, 1)", (message.id,))
+
+    async with eoq.AsyncInbox(world.file) as inbox:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.timeout(PATIENCE):
+                await inbox.process(first, nested)
+        assert caught.group_contains(eoq.InvalidRequest, match="inside the inbox's transaction")
+        (again, *_) = await world.receive(2)
+        await inbox.process(again, plain)
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+async def test_an_inbox_that_is_cancelled_while_it_opens_leaves_no_thread(world: World, steps: int) -> None:
+    before = threading.active_count()
+    opening = asyncio.create_task(eoq.AsyncInbox(world.file).__aenter__())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    opening.cancel()
+    with suppress(asyncio.CancelledError):
+        await (await opening).close()
+    async with asyncio.timeout(PATIENCE):
+        while threading.active_count() > before:  # noqa: ASYNC110 # a thread tells no loop of its end
+            await asyncio.sleep(0.01)

@@ -560,3 +560,84 @@ def test_what_is_no_database_is_an_error_and_left_closed(folder: Path) -> None:
     (folder / "app.db").write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError):
         eoq.Inbox(folder / "app.db")
+
+
+def test_a_delivery_came_no_earlier_than_it_was_asked_for(queue: str, daemon: Daemon) -> None:
+    """A worker that is stopped while a message lies in its socket does not take it for a new one (`keep`)."""
+    before = time.time()
+    with eoq.connect(daemon.socket) as other:
+        sending = threading.Timer(0.5, other.send, [queue, "x"])
+        sending.start()
+        with eoq.connect(daemon.socket) as client:
+            (message,) = client.receive(queue, wait=20)
+        sending.join()
+    assert before <= message.received_at < before + 0.4
+
+
+_GOING_ON = [
+    "savepoint mine",
+    "savepoint mine; release mine",
+    "with one as (select 'late' as id) insert into payment select id, 1 from one",
+    "insert into payment values ('late', 1)",
+]
+
+
+@pytest.mark.parametrize("going_on", _GOING_ON)
+@pytest.mark.parametrize("owned", [True, False], ids=["path", "connection"])
+def test_a_handler_that_goes_on_after_its_transaction_was_undone_loses_and_leaves_nothing(
+    blocking: eoq.Client, queue: str, file: Path, going_on: str, owned: bool
+) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("create table single (n integer primary key)")
+        database.execute("insert into single values (1)")
+        database.commit()
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        if message.attempt == 1:
+            with suppress(sqlite3.IntegrityError):
+                tx.execute("insert or rollback into single values (1)")
+            for statement in going_on.split("; "):
+                with suppress(sqlite3.DatabaseError):
+                    tx.execute(statement)
+
+    with closing(sqlite3.connect(file)) as database, eoq.Inbox(file if owned else database) as inbox:
+        with pytest.raises(eoq.InvalidRequest):
+            inbox.process(_delivered(blocking, queue), handler)
+        assert _payments(file) == []
+        (again,) = _receive(blocking, queue)
+        inbox.process(again, handler)
+    assert _payments(file) == ["m"]
+
+
+def test_more_than_fit_in_one_request_are_acked(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
+    blocking.send_many(queue, [eoq.Outgoing({"amount": 1}, id=f"{n}") for n in range(1200)])
+    messages = [*_receive(blocking, queue, 1000), *_receive(blocking, queue, 1000)]
+    assert len(inbox.process_many(messages, _apply)) == 1200
+    assert len(_payments(file)) == 1200
+    assert {_state(blocking, queue, id)[0] for id in ("0", "999", "1000", "1199")} == {"done"}
+
+
+@pytest.mark.parametrize(("stored", "result"), [("paid", b"paid"), (7, b"7")])
+def test_a_result_that_another_program_stored(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, stored: object, result: bytes
+) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("insert into eoq_processed values (?, 'm', 1, ?, ?)", (queue, stored, time.time()))
+        database.commit()
+    assert inbox.process(_delivered(blocking, queue), _apply) == result
+    assert _payments(file) == []
+
+
+def test_a_commit_of_an_applications_connection_lasts(blocking: eoq.Client, queue: str, file: Path) -> None:
+    """Its own habit, which may be to lose the newest with the power, is as before afterwards."""
+    seen = []
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        seen.append(tx.execute("pragma synchronous").fetchone())
+
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("pragma synchronous = normal")
+        eoq.Inbox(database).process(_delivered(blocking, queue), handler)
+        assert seen == [(3,)]
+        assert database.execute("pragma synchronous").fetchone() == (1,)
