@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,9 +66,9 @@ class Holds:
             if self._holds.pop(one, None) is not None:
                 self._log.info("%s: %s takes messages again", self._name, one or "the daemon")
 
-    def forget_due(self) -> None:
-        """What has been tried again by now has nothing left that waits."""
-        self._holds = {what: hold for what, hold in self._holds.items() if self.waits(what)}
+    def forget_due(self, without: Collection[str] = ()) -> None:
+        """What has been tried again by now has nothing left that waits. ``without`` are queues that were left out."""
+        self._holds = {what: hold for what, hold in self._holds.items() if what in without or self.waits(what)}
 
     def errors(self) -> list[EoqError]:
         """Why what waits does, the oldest first."""

@@ -139,11 +139,12 @@ class Relay:
         """
         behind_writers = False
         while not self._holds.waits(None):
+            without = self._holds.waiting()
             read = partial(
                 self._file.read,
                 BATCH_ROWS,
                 BATCH_BYTES,
-                without=self._holds.waiting(),
+                without=without,
                 resend_within=self.resend_within,
                 behind_writers=behind_writers,
                 anew=anew,
@@ -162,7 +163,7 @@ class Relay:
                 # nothing wakes us again. Its lock is held until it can.
                 behind_writers = True
             else:
-                self._holds.forget_due()
+                self._holds.forget_due(without)
                 break
         return True
 
@@ -203,14 +204,17 @@ class Relay:
                 await self._set_aside(rows[0], error, stuck)
             else:
                 self._holds.hold(_message(rows[0]).queue, error)
+                # Also when its pause ends before the rest of the batch is sent: a group keeps its order.
+                stuck.add(_message(rows[0]).queue)
         else:
             await self._in_thread(partial(self._file.remove, rows))
             self.sent += len(rows)
             self._holds.release({None, *(_message(row).queue for row in rows)})
 
     def _may_go(self, row: Row, stuck: set[object]) -> bool:
-        behind = row.stream is not None and row.stream in stuck
-        return not behind and not self._holds.waits(None) and not self._holds.waits(_message(row).queue)
+        queue = _message(row).queue
+        behind = queue in stuck or (row.stream is not None and row.stream in stuck)
+        return not behind and not self._holds.waits(None) and not self._holds.waits(queue)
 
     async def _set_aside(self, row: Row, error: EoqError, stuck: set[object]) -> None:
         await self._in_thread(partial(self._file.set_aside, row, str(error)))
