@@ -16,7 +16,8 @@ from . import calls
 from .aio_link import AsyncLink, Replies
 from .calls import Call
 from .client import PIPELINED, RECONNECT_SECONDS
-from .errors import EoqError, Forbidden, Unavailable
+from .errors import EoqError, Forbidden, InvalidRequest, Unavailable
+from .forks import watch_forks
 from .link import Dropped, Stranger
 from .message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from .paths import socket_path
@@ -55,6 +56,12 @@ class AsyncClient(AsyncSteering):
         self._linking = asyncio.Lock()
         self._generation = 0
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """See `Client.forked`."""
+        self._linking, self._link, self._loop = asyncio.Lock(), None, None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -140,8 +147,8 @@ class AsyncClient(AsyncSteering):
             idle_since = time.monotonic()
             while True:
                 if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
-                    task, ahead = ahead, None
-                    messages = await task
+                    messages = await ahead
+                    ahead = None
                     fetched.fill(messages, asked_at, self._generation)
                 await self._keep_alive(fetched)
                 if (message := fetched.next()) is not None:
@@ -163,7 +170,7 @@ class AsyncClient(AsyncSteering):
                     return
         finally:
             left = fetched.drain(self._generation)
-            if ahead is not None:
+            if ahead is not None and not ahead.cancelled():
                 with suppress(EoqError):
                     left.extend(message.receipt for message in await ahead)
             await self._give_back(left)
@@ -182,7 +189,8 @@ class AsyncClient(AsyncSteering):
         if receipts and not self._closed:
             # If it fails, the leases end with the connection, or by themselves.
             with suppress(EoqError):
-                await self._run(calls.release(receipts))
+                for portion in calls.portions(receipts):
+                    await self._run(calls.release(portion))
 
     async def work(
         self,
@@ -352,6 +360,9 @@ class AsyncClient(AsyncSteering):
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
         pause = RECONNECT_SECONDS
         loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise InvalidRequest("an asyncio client works in the event loop that it began in; make another one here")
+        self._loop = loop
         while True:
             async with self._linking:
                 if self._closed:
@@ -359,7 +370,11 @@ class AsyncClient(AsyncSteering):
                 if self._link is not None:
                     return self._link
                 try:
-                    _, self._link = await loop.create_unix_connection(AsyncLink, str(self.path))
+                    _, link = await loop.create_unix_connection(AsyncLink, str(self.path))
+                    if self._closed:  # meanwhile
+                        link.close()
+                        continue
+                    self._link = link
                 except PermissionError as error:
                     raise Forbidden(
                         f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 from . import calls
 from .errors import EoqError
+from .forks import watch_forks
 from .link import Dropped, Stranger
 from .protocol import MAX_LINE, Fields, LineBuffer, decode_reply, encode
 
@@ -25,6 +27,15 @@ class AsyncLink(asyncio.Protocol):
         self._stranger = False
         self._writable = asyncio.Event()
         self._writable.set()
+
+    def forked(self) -> None:
+        """The connection is the parent's: here its copy leads nowhere."""
+        self._broken = "it is the connection of the parent process"
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        if descriptor >= 0:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor, inheritable=False)  # its transport closes it, under this number
+            os.close(nowhere)
 
     async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
         """Sends ``requests`` in one go; what it returns is for `finish`. Raises what `finish` raises."""
@@ -99,6 +110,7 @@ class AsyncLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A stream socket's transport is one, though uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
+        watch_forks(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._break(str(exc) if exc else "the daemon closed the connection")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from . import calls
 from .calls import Call
 from .errors import EoqError, Forbidden, Unavailable
+from .forks import watch_forks
 from .link import GIVE_UP_SECONDS, Dropped, Link, Stranger
 from .message import Delivery, Message, Outgoing, Result, Sent
 from .paths import socket_path
@@ -74,6 +75,11 @@ class Client(Steering):
         self._linking = threading.Lock()
         self._generation = 0
         self._closed = False
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """In a child a client begins anew, with a connection of its own; bound leases are the parent's."""
+        self._linking, self._link = threading.Lock(), None
 
     def __enter__(self) -> Client:
         return self
@@ -222,7 +228,8 @@ class Client(Steering):
         if receipts and not self._closed:
             # If it fails, the leases end with the connection, or by themselves.
             with suppress(EoqError):
-                self._run(calls.release(receipts))
+                for portion in calls.portions(receipts):
+                    self._run(calls.release(portion))
 
     def work(
         self,
@@ -262,8 +269,9 @@ class Client(Steering):
         what waits is given back, uncounted. A second signal does what it would do without eoq. ``until_empty``
         ends it when nothing is ready and nothing of ours runs, ``idle`` when that was so for so many seconds.
 
-        Raises `Unavailable` if the daemon did not come back in time, or another error of the daemon's (its disk is
-        full, say) that is no message's fault; the handlers that run are finished first.
+        Raises `Unavailable` if the daemon did not come back in time (not where the loop was ending by then), or
+        another error of the daemon's (its disk is full, say) that is no message's fault; the handlers that run are
+        finished first.
         """
         from .worker import work
 

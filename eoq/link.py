@@ -16,6 +16,7 @@ from typing import Final
 
 from . import calls
 from .errors import EoqError
+from .forks import watch_forks
 from .protocol import MAX_LINE, Fields, LineBuffer, decode_reply, encode
 from .spin import Spin
 
@@ -72,6 +73,13 @@ class Link:
         self._reading = False
         self._broken: str | None = None
         self._stranger = False
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """The connection is the parent's: here its copy is closed, without a word to the daemon."""
+        self._sending, self._lock, self._sleepers, self._reading = threading.Lock(), threading.Lock(), [], False
+        self._break("it is the connection of the parent process")
+        self._socket.close()
 
     def _poll(self, events: int) -> select.poll:
         poll = select.poll()
