@@ -99,7 +99,7 @@ def work(
         raise click.UsageError("--result-queue names QUEUE itself, where the message's id is taken; name another")
     if shutil.which(command[0]) is None:
         raise click.UsageError(f"the command {command[0]!r} is not found, or not executable; nothing was received")
-    path = str(socket_path(socket))
+    path = str(socket_path(socket).absolute())  # the command may work elsewhere
     commands = Commands(command, MAX_BODY, timeout)
     stop = threading.Event()
     failures: list[CannotStart] = []

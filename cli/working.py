@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -63,7 +63,7 @@ def work_on(socket: str | None, until_empty: bool, as_json: bool, loop: Callable
             except Unavailable as error:
                 if until_empty:
                     raise
-                click.echo(f"eoq: {error}; it is waited for", err=True)
+                _say(f"{error}; it is waited for")
                 time.sleep(AGAIN_SECONDS)
     if as_json:
         print_json(asdict(total))
@@ -80,7 +80,12 @@ class _OnStandardError(logging.Handler):
     """The worker's log, a line for each record: all of an error's text is kept with its message."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo("eoq: " + visible(record.getMessage().partition("\n")[0]), err=True)
+        _say(visible(record.getMessage().partition("\n")[0]))
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it, or it cannot be written; the messages are what matters
+        click.echo(f"eoq: {text}", err=True)
 
 
 @contextmanager

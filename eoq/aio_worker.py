@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .aio import AsyncClient, Started
 
 AnyHandler: TypeAlias = Callable[..., Awaitable[object]]
-Apply: TypeAlias = Callable[["list[Entry[AsyncMessage]]", AsyncSettler], Awaitable[None]]
-"""Handles messages, and acks them through the settler."""
+Apply: TypeAlias = Callable[["list[Entry[AsyncMessage]]", AsyncSettler, Callable[[], None]], Awaitable[None]]
+"""Handles messages, acks them through the settler, and says when the first handler begins: its time runs from then."""
 
 
 class AsyncProcessor(Protocol):
@@ -73,8 +73,9 @@ async def work(
 
 
 def _plainly(handler: AnyHandler) -> Apply:
-    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler) -> None:
+    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler, begun: Callable[[], None]) -> None:
         (entry,) = entries
+        begun()
         result = await handler(entry.message)
         if not entry.settled:
             await behind.ack(entry.message.receipt, result)
@@ -83,14 +84,19 @@ def _plainly(handler: AnyHandler) -> Apply:
 
 
 def _through(inbox: AsyncProcessor, handler: AnyHandler) -> Apply:
-    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler) -> None:
+    async def apply(entries: list[Entry[AsyncMessage]], behind: AsyncSettler, begun: Callable[[], None]) -> None:
+        # Until then it waits for its turn at the file, which says nothing of the handler.
+        async def handle(tx: object, message: AsyncMessage) -> object:
+            begun()
+            return await handler(tx, message)
+
         if len(entries) == 1:
             message = entries[0].message
             await inbox.process(
-                replace(message, settler=behind), lambda tx, given: handler(tx, replace(given, settler=message.settler))
+                replace(message, settler=behind), lambda tx, given: handle(tx, replace(given, settler=message.settler))
             )
             return
-        outcomes = await inbox.process_many([entry.message for entry in entries], handler)
+        outcomes = await inbox.process_many([entry.message for entry in entries], handle)
         for entry, outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 tell(entry, outcome)
@@ -131,6 +137,7 @@ class _Worker:
         self._changed = asyncio.Event()
         """Set whenever a message is held no more; whoever waits for that clears it first."""
         self._stopped = asyncio.Event()
+        self._told = False
         self._failure: BaseException | None = None
 
     async def run(self) -> Summary:
@@ -142,7 +149,7 @@ class _Worker:
         if self._stop_event is not None:
             helpers.append(asyncio.create_task(self._watch(self._stop_event)))
         try:
-            with on_signals(lambda: loop.call_soon_threadsafe(self._stopped.set)):
+            with on_signals(lambda: loop.call_soon_threadsafe(self._stop)):
                 await self._stopped.wait()
                 releasing = asyncio.create_task(self._release_waiting())
                 helpers.append(releasing)
@@ -158,9 +165,16 @@ class _Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._failure is not None:
+        if self._failure is not None and not (self._told and isinstance(self._failure, Unavailable)):
             raise self._failure
+        if self._failure is not None:
+            log.warning("%s; the loop was ending, and what was not confirmed comes again", self._failure)
         return self._held.summary()
+
+    def _stop(self) -> None:
+        """Begins the clean end that somebody has asked for."""
+        self._told = True
+        self._stopped.set()
 
     async def _fail(self, error: BaseException) -> None:
         """Begins the end that raises ``error``."""
@@ -179,7 +193,7 @@ class _Worker:
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        self._stopped.set()
+        self._stop()
 
     # ── fetching ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -193,7 +207,7 @@ class _Worker:
                 return
             busy = bool(self._held)
             now = time.monotonic()
-            idle_since = now if busy else idle_since
+            idle_since = now if busy else max(idle_since, self._held.ended_at)
             wait = POLL_SECONDS
             if self._idle is not None:
                 # While handlers run, their end is what is waited for: it may make more ready, or nothing.
@@ -206,7 +220,7 @@ class _Worker:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), RECHECK_SECONDS)
             elif time.monotonic() >= idle_since + self._idle:
-                self._stopped.set()
+                self._stop()
 
     async def _take(self, room: int, wait: float) -> int:
         limit = min(room, MAX_BATCH)
@@ -224,7 +238,7 @@ class _Worker:
 
     def _start_more(self) -> None:
         if self._stop_event is not None and self._stop_event.is_set():
-            self._stopped.set()  # not when its watcher gets to it: nothing begins after the stop
+            self._stop()  # not when its watcher gets to it: nothing begins after the stop
         while self._waiting and len(self._running) < self._concurrency and not self._stopped.is_set():
             if entries := self._begin():
                 task = asyncio.create_task(self._handle(entries))
@@ -240,7 +254,7 @@ class _Worker:
             if entries and alone:
                 break
             entry = self._waiting.popleft()
-            if self._held.begin(entry, self._client._generation, None):
+            if self._held.begin(entry, self._client._generation):
                 entries.append(entry)
                 if alone:
                     break
@@ -248,6 +262,10 @@ class _Worker:
 
     def _handled(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A handler raised what is no `Exception`: it is raised by `run`.
+            self._failure = self._failure or error
+            self._stopped.set()
         self._start_more()
 
     async def _handle(self, entries: list[Entry[AsyncMessage]]) -> None:
@@ -261,11 +279,22 @@ class _Worker:
             await asyncio.wait(self._confirming, return_when=asyncio.FIRST_COMPLETED)
 
     async def _run(self, entries: list[Entry[AsyncMessage]]) -> None:
-        limit = asyncio.timeout(self._seconds)
+        limit = asyncio.timeout(None)
+
+        def begun() -> None:
+            if self._seconds is not None and limit.when() is None:
+                limit.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
         try:
             async with limit:
-                await self._apply(entries, self._behind)
-        except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
+                await self._apply(entries, self._behind, begun)
+        except (Exception, asyncio.CancelledError) as error:  # whatever a handler raises is its message's outcome
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError):
+                if task is None or task.cancelling():
+                    raise
+                # Nobody has cancelled us: it is of a task that the handler waited for.
+                error = RuntimeError("what the handler waited for was cancelled")
             if limit.expired() and isinstance(error, TimeoutError):
                 error = TimeoutError(f"the handler took longer than {self._seconds:g} s")
             for entry in entries:

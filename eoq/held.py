@@ -5,6 +5,7 @@ Shared by ``worker.py``, which guards it by a lock, and ``aio_worker.py``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -63,7 +64,9 @@ class Held(Generic[M]):
         self._entries: dict[str, Entry[M]] = {}
         self._confirming = 0
         self.ends = 0
-        """How many are held no more."""
+        """How many are held no more,"""
+        self.ended_at = 0.0
+        """and since when the last of them is not."""
         self._counts = {"done": 0, "retried": 0, "rejected": 0, "lost": 0}
 
     def __len__(self) -> int:
@@ -81,7 +84,7 @@ class Held(Generic[M]):
             self._entries[entry.message.receipt] = entry
         return entries
 
-    def begin(self, entry: Entry[M], generation: int, deadline: float | None) -> bool:
+    def begin(self, entry: Entry[M], generation: int) -> bool:
         """Whether its handler may run now: not if it was given back, or its lease is surely gone."""
         if entry.message.receipt not in self._entries:
             return False
@@ -92,7 +95,6 @@ class Held(Generic[M]):
             self.end(entry)
             return False
         entry.running = True
-        entry.deadline = deadline
         return True
 
     def confirming(self, entry: Entry[M]) -> bool:
@@ -108,6 +110,7 @@ class Held(Generic[M]):
         if self._entries.pop(entry.message.receipt, None) is not None:
             self._confirming -= entry.confirming
             self.ends += 1
+            self.ended_at = time.monotonic()
 
     def drop_waiting(self) -> list[str]:
         """Forgets what waits; returns the receipts that can be given back."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from .errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull
 from .held import Entry
 from .protocol import MAX_LEASE
-from .verdicts import Reject, Retry
+from .verdicts import Reject, Retry, error_text
 
 log = logging.getLogger("eoq.worker")
 
@@ -72,7 +72,7 @@ def tell(entry: Entry[Any], error: Exception) -> None:
     elif isinstance(error, EoqError):
         log.error("%s: %s", what, error)
     else:
-        log.error("%s: %s: %s", what, type(error).__name__, error, exc_info=error if error.__traceback__ else None)
+        log.error("%s: %s", what, error_text(error), exc_info=error if error.__traceback__ else None)
 
 
 @contextmanager

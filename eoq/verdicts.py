@@ -13,9 +13,10 @@ from .protocol import MAX_DELAY
 class Reject(Exception):
     """The message can never be handled: it becomes a dead letter, kept with ``reason``."""
 
-    def __init__(self, reason: str | None = None) -> None:
-        super().__init__(reason or "rejected")
-        self.reason = reason
+    def __init__(self, reason: object = None) -> None:
+        """``reason`` is a text, or anything that has one: an exception, say."""
+        self.reason = None if reason is None else _text(reason)
+        super().__init__(self.reason or "rejected")
 
 
 class Retry(Exception):
@@ -25,17 +26,24 @@ class Retry(Exception):
     delay out of bounds.
     """
 
-    def __init__(self, delay: float | None = None, reason: str | None = None) -> None:
+    def __init__(self, delay: float | None = None, reason: object = None) -> None:
         if delay is not None and not 0 <= delay <= MAX_DELAY:
             raise InvalidRequest(f"a retry can wait 0 to {MAX_DELAY:,.0f} seconds, and not {delay!r}")
-        super().__init__(reason or "to be tried again")
         self.delay = delay
-        self.reason = reason
+        self.reason = None if reason is None else _text(reason)
+        super().__init__(self.reason or "by its handler's wish")
 
 
 def error_text(error: BaseException) -> str:
     """An exception as it is kept with its message: ``Type: text``."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 # an exception whose text cannot be made must not end who asks for it
+        return f"(its text raised {type(error).__name__})"
 
 
 def give_back(message: Message, error: BaseException) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from .client import Client
 
 AnyHandler: TypeAlias = Callable[..., object]
-Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler], None]
-"""Handles messages, and acks them through the settler."""
+Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler, Callable[[], None]], None]
+"""Handles messages, acks them through the settler, and says when the first handler begins: its time runs from then."""
 
 
 class Processor(Protocol):
@@ -96,8 +97,9 @@ def work(
 
 
 def _plainly(handler: AnyHandler) -> Apply:
-    def apply(entries: list[Entry[Message]], behind: Settler) -> None:
+    def apply(entries: list[Entry[Message]], behind: Settler, begun: Callable[[], None]) -> None:
         (entry,) = entries
+        begun()
         result = handler(entry.message)
         if entry.overdue:
             log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
@@ -108,15 +110,20 @@ def _plainly(handler: AnyHandler) -> Apply:
 
 
 def _through(inbox: Processor, handler: AnyHandler) -> Apply:
-    def apply(entries: list[Entry[Message]], behind: Settler) -> None:
+    def apply(entries: list[Entry[Message]], behind: Settler, begun: Callable[[], None]) -> None:
+        # Until then it waits for its turn at the file, which says nothing of the handler.
+        def handle(tx: object, message: Message) -> object:
+            begun()
+            return handler(tx, message)
+
         if len(entries) == 1:
             message = entries[0].message
             # The inbox acks behind what follows; the handler, should it settle the message itself, waits for it.
             inbox.process(
-                replace(message, settler=behind), lambda tx, given: handler(tx, replace(given, settler=message.settler))
+                replace(message, settler=behind), lambda tx, given: handle(tx, replace(given, settler=message.settler))
             )
             return
-        outcomes = inbox.process_many([entry.message for entry in entries], handler)
+        outcomes = inbox.process_many([entry.message for entry in entries], handle)
         for entry, outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 tell(entry, outcome)
@@ -153,8 +160,11 @@ class _Worker:
         self._changed = threading.Condition()
         """Guards what is held. A signal's handler must not touch it; the simple queues are safe there."""
         self._ready: SimpleQueue[Entry[Message] | None] = SimpleQueue()
+        self._alone: deque[Entry[Message]] = deque()
+        """Of those, the ones that are next, and not to be in a batch."""
         self._mail: SimpleQueue[_Mail] = SimpleQueue()
         self._stopping = False
+        self._told = False
         self._over = False
         self._failure: BaseException | None = None
         self._settling = Settling(client, held, self._changed, self._fail)
@@ -184,12 +194,18 @@ class _Worker:
                 self._changed.notify_all()
         keeping.join()
         fetching.join()
-        if self._failure is not None:
+        if self._failure is not None and not (self._told and isinstance(self._failure, Unavailable)):
             raise self._failure
+        if self._failure is not None:
+            log.warning("%s; the loop was ending, and what was not confirmed comes again", self._failure)
         return self._held.summary()
 
     def stop(self) -> None:
-        """Begins the clean end. Safe in a signal's handler."""
+        """Begins the clean end that somebody has asked for. Safe in a signal's handler."""
+        self._told = True
+        self._end()
+
+    def _end(self) -> None:
         self._stopping = True
         self._mail.put(_Mail.STOP)
         for _ in range(self._concurrency):
@@ -201,7 +217,7 @@ class _Worker:
             self._failure = error
         if isinstance(error, Unavailable):
             self._client.close()  # it has been patient already; nobody else need be
-        self.stop()
+        self._end()
 
     def _thread(self, target: Callable[[], None], does: str) -> threading.Thread:
         def run() -> None:
@@ -230,7 +246,7 @@ class _Worker:
                     return
                 room, busy, ends = self._held.room(), bool(self._held), self._held.ends
             now = time.monotonic()
-            idle_since = now if busy else idle_since
+            idle_since = now if busy else max(idle_since, self._held.ended_at)
             wait = POLL_SECONDS
             if self._idle is not None:
                 # While handlers run, their end is what is waited for: it may make more ready, or nothing.
@@ -285,6 +301,8 @@ class _Worker:
 
     def _next(self) -> Entry[Message] | None:
         """What was received next. Where nothing waits, what was acked is confirmed first."""
+        with suppress(IndexError):
+            return self._alone.popleft()
         with suppress(Empty):
             return self._ready.get_nowait()
         self._settling.confirm(0)
@@ -293,7 +311,6 @@ class _Worker:
     def _begin(self, entry: Entry[Message]) -> list[Entry[Message]]:
         """What runs now: ``entry`` and, in a batch, what waits behind it."""
         entries: list[Entry[Message]] = []
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
         if self._stop_event is not None and self._stop_event.is_set() and not self._stopping:
             self.stop()  # not when its watcher gets to it: nothing begins after the stop
         with self._changed:
@@ -301,9 +318,9 @@ class _Worker:
             while following is not None and not self._stopping:
                 if entries and following.message.attempt > 1:
                     # One that was tried before goes alone: it may be the one that takes a whole batch down.
-                    self._ready.put(following)
+                    self._alone.append(following)
                     break
-                if self._held.begin(following, self._client._generation, deadline):
+                if self._held.begin(following, self._client._generation):
                     entries.append(following)
                     if len(entries) == self._batch or following.message.attempt > 1:
                         break
@@ -314,13 +331,20 @@ class _Worker:
                 if following is None and entries:
                     self._ready.put(None)  # it is for the end of this thread
             self._changed.notify_all()
-        if deadline is not None and entries:
-            self._mail.put(_Mail.LOOK)
         return entries
+
+    def _begun(self, entries: list[Entry[Message]]) -> None:
+        """Their handler begins, or the first of them does."""
+        if self._timeout is None or entries[0].deadline is not None:
+            return
+        with self._changed:
+            for entry in entries:
+                entry.deadline = time.monotonic() + self._timeout
+        self._mail.put(_Mail.LOOK)
 
     def _run(self, entries: list[Entry[Message]]) -> None:
         try:
-            self._apply(entries, self._settling.behind)
+            self._apply(entries, self._settling.behind, partial(self._begun, entries))
         except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
             for entry in entries:
                 tell(entry, error)

@@ -364,3 +364,25 @@ def test_a_terminal_gets_a_line_and_a_pipe_gets_none(shell: Shell, client: eoq.C
     client.send(queue, "x")
     ran = shell.run(f"python -c 'import pty, sys; pty.spawn(sys.argv[1:])' eoq work {queue} --until-empty -- cat")
     assert "1 done, 0 retried, 0 rejected, 0 lost" in ran.text
+
+
+@pytest.mark.parametrize("errors", ["2> /dev/full", "2>&1 | true"])
+def test_a_log_that_cannot_be_written_ends_nothing(
+    shell: Shell, client: eoq.Client, show: Show, queue: str, errors: str
+) -> None:
+    client.send(queue, "bad", id="bad")
+    client.send(queue, "good", id="good")
+    shell.run(f"eoq work {queue} --until-empty -- grep -q good {errors}")
+    assert show("good")["state"] == "done"
+    assert show("bad")["error"].startswith("exit status 1")
+
+
+def test_without_a_standard_input_its_commands_still_end_with_it(
+    shell: Shell, client: eoq.Client, queue: str, tmp_path: Path
+) -> None:
+    client.send(queue, "x")
+    process = shell.start(f"exec eoq work {queue} -- sh -c 'cat; echo $$ > {tmp_path}/pid; sleep 1000' <&-")
+    pid = int(eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    process.kill()
+    process.wait()
+    eventually(lambda: not runs(pid))

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 
 import eoq
@@ -817,7 +818,7 @@ def test_one_that_was_tried_before_shares_no_transaction(
 
     with eoq.Inbox(file) as inbox:
         blocking.work(queue, _apply, inbox=Watched(), batch=10, until_empty=True)
-    assert batches == [["new 1", "new 2"], ["new 3"], ["tried"]]
+    assert batches == [["new 1", "new 2"], ["tried"], ["new 3"]]
 
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
@@ -965,3 +966,151 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
     asyncio.run(main())
     assert ended == ["a"]
     eventually(lambda: (show("a")["state"], show("b")["state"]) == ("ready", "ready"))
+
+
+# ── what is not the handler's fault ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_wait_for_the_inbox_is_not_the_handlers_time(
+    blocking: eoq.Client, queue: str, put: Callable[..., None], shared_daemon: Daemon, file: Path
+) -> None:
+    """Eight wait for one file; each handler takes far less than its time, and the last one's turn comes long after."""
+    put(*_many(8))
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        other.receive("nothing-here", wait=0.15)
+        _apply(tx, message)
+
+    with eoq.Inbox(file) as inbox, eoq.connect(shared_daemon.socket) as other:
+        summary = blocking.work(queue, handler, inbox=inbox, concurrency=8, timeout=0.6, until_empty=True)
+    assert summary == eoq.Summary(done=8)
+    assert _effects(file) == sorted(_many(8))
+
+
+async def test_the_wait_for_the_asyncio_inbox_is_not_the_handlers_time(
+    shared_daemon: Daemon, queue: str, put: Callable[..., None], file: Path
+) -> None:
+    put(*_many(8))
+    async with eoq.connect_async(shared_daemon.socket) as client, eoq.AsyncInbox(file) as inbox:
+
+        async def handler(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> None:
+            await client.receive("nothing-here", wait=0.15)
+            await tx.execute("insert into effect values (?)", (message.id,))
+
+        summary = await client.work(queue, handler, inbox=inbox, concurrency=8, timeout=0.6, until_empty=True)
+    assert summary == eoq.Summary(done=8)
+    assert _effects(file) == sorted(_many(8))
+
+
+@pytest.mark.parametrize("raised", [eoq.Reject(ValueError("why")), eoq.Retry(60, KeyError("why"))])
+def test_a_reason_may_be_an_exception(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any], raised: Exception
+) -> None:
+    def handler(message: Any) -> None:
+        raise raised
+
+    put("m")
+    work(handler)
+    assert "why" in show("m")["error"]
+
+
+def test_an_exception_without_a_text_ends_nothing(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def handler(message: Any) -> None:
+        if message.id == "odd":
+            raise Odd
+
+    put("odd", "m")
+    assert work(handler).done == 1
+    assert "Odd" in show("odd")["error"]
+
+
+def test_idle_counts_from_the_end_of_the_last_handler(
+    work: Work, put: Callable[..., None], blocking: eoq.Client
+) -> None:
+    ended: list[float] = []
+
+    def handler(message: Any) -> None:
+        blocking.receive("nothing-here", wait=0.6)
+        blocking.ack(message)
+        ended.append(time.monotonic())
+
+    put("m")
+    work(handler, idle=0.5, until_empty=False)
+    assert time.monotonic() - ended[0] >= 0.5
+
+
+def test_what_waits_here_is_given_back_uncounted_however_many_they_are(blocking: eoq.Client, queue: str) -> None:
+    blocking.send_many(queue, ["x"] * 2500)
+    stop = threading.Event()
+
+    def handler(message: eoq.Message) -> None:
+        eventually(lambda: blocking.queues()[-1]["ready"] == 0 or blocking.ask("status")["leased"] >= 2500)
+        stop.set()
+
+    blocking.work(queue, handler, prefetch=3000, stop=stop)
+    attempts = {message.attempt for _ in range(3) for message in blocking.receive(queue, 1000)}
+    assert attempts == {1}
+
+
+def test_a_loop_that_is_stopped_while_the_daemon_is_away_ends(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    client = connect(daemon.socket, timeout=1.0)
+    client.send("q", "x")
+    stop = threading.Event()
+
+    def handler(message: Any) -> None:
+        daemon.kill()
+        stop.set()
+
+    assert _run(client, "q", handler, stop) == eoq.Summary()
+
+
+async def test_what_a_handler_waits_for_may_be_cancelled(shared_daemon: Daemon, queue: str) -> None:
+    async with eoq.connect_async(shared_daemon.socket) as client:
+        await client.send(queue, "x", id="m")
+        attempts: list[int] = []
+
+        async def handler(message: eoq.AsyncMessage) -> None:
+            attempts.append(message.attempt)
+            if message.attempt == 1:
+                inner = asyncio.create_task(asyncio.sleep(PATIENCE))
+                inner.cancel()
+                await inner
+
+        summary = await client.work(queue, handler, idle=1.0)
+        assert attempts == [1, 2]
+        assert (summary.done, summary.retried) == (1, 1)
+
+
+async def test_what_is_no_exception_ends_the_asyncio_loop(shared_daemon: Daemon, queue: str) -> None:
+    class Stop(BaseException):
+        pass
+
+    async with eoq.connect_async(shared_daemon.socket) as client:
+        await client.send(queue, "x")
+
+        async def handler(message: eoq.AsyncMessage) -> None:
+            raise Stop
+
+        with pytest.raises(Stop):
+            await client.work(queue, handler)
+
+
+def test_an_asyncio_client_of_another_loop_says_so(shared_daemon: Daemon, queue: str) -> None:
+    client = eoq.connect_async(shared_daemon.socket)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(_send(client, queue))
+        with pytest.raises(eoq.InvalidRequest, match="event loop"):
+            second.run(_send(client, queue))
+        first.run(client.close())
+
+
+async def _send(client: eoq.AsyncClient, queue: str) -> None:
+    await client.send(queue, "x")
