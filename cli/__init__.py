@@ -74,7 +74,12 @@ class _Commands(click.Group):
 
 
 def _open_closed_streams() -> None:
-    """Output that the caller has closed goes nowhere, instead of failing in the middle."""
+    """What the caller has closed is empty, or goes nowhere, instead of failing in the middle.
+
+    First of all, so that nothing else that is opened takes the numbers 0 to 2.
+    """
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 # stays open as long as the process
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
     if sys.stderr is None:

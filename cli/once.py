@@ -71,7 +71,7 @@ def once(
         def run() -> tuple[Ran, bool]:
             nonlocal ran_here
             ran_here = True
-            ran = _run(guard, command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path)})
+            ran = _run(guard, command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path.absolute())})
             return ran, ran.status == 0 or (keep_failure and ran.status not in (CANNOT_RUN, NOT_FOUND))
 
         ran = once_status(client, key, run, ttl=ttl, fingerprint=fingerprint, wait=wait)
@@ -96,7 +96,7 @@ def _fingerprint(command: tuple[str, ...]) -> str:
 def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) -> Ran:
     """Runs the command; its output goes on to ours as it comes, and is gathered."""
     # At a terminal it stays in our process group, since no other may read from it.
-    own_group = not sys.stdin.isatty()
+    own_group = sys.stdin is None or not sys.stdin.isatty()
     try:
         process = subprocess.Popen(command, stdout=PIPE, env=environment, process_group=0 if own_group else None)
     except FileNotFoundError:
@@ -110,6 +110,7 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
     if own_group:
         guard.add(process.pid)
     output = cast(IO[bytes], process.stdout)
+    printed = _Printed()
 
     def forward(number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):  # it has just ended
@@ -128,21 +129,40 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
                 kept.append(chunk)
             else:
                 kept.clear()
-            _print(chunk)
+            printed.write(chunk)
         status = process.wait()
+    except BaseException:
+        # Whatever ends us before it: the key is open then, and must find no old copy at work.
+        with suppress(ProcessLookupError):
+            (os.killpg if own_group else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     finally:
         if own_group:
             guard.remove(process.pid)
         for number, handler in before:
             signal.signal(number, handler)
+    printed.tell()
     status = 128 - status if status < 0 else status
     return Ran(status, b"".join(kept) if size <= MAX_OUTPUT else None, size)
 
 
-def _print(chunk: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # Whoever read it has left; the command goes on, and its output is stored.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Printed:
+    """What the command writes, on our own standard output. Where that fails, it goes on, and its output is stored."""
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+
+    def write(self, chunk: bytes) -> None:
+        """Prints it, as long as that could be done."""
+        try:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            self._error = None if isinstance(error, BrokenPipeError) else error  # whoever read it has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def tell(self) -> None:
+        """Says at the end that it failed."""
+        if self._error is not None:
+            click.echo(f"eoq: the output cannot be written ({self._error}), but is stored for this key", err=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from . import calls
 from .calls import OnceState
-from .errors import EoqError, LeaseLost, MessageTooLarge, Overloaded
+from .errors import EoqError, LeaseLost, MessageTooLarge, Overloaded, StorageFailed, StorageFull
+from .holds import FIRST_PAUSE, LONGEST_PAUSE
 from .ids import new_id
 from .message import encode_payload
 from .prefetch import POLL_SECONDS
@@ -33,6 +34,10 @@ log = logging.getLogger("eoq.once")
 
 HEARTBEAT_SECONDS: Final = 5.0
 """How often a caller that runs says so: a daemon that was restarted waits 30 s for it."""
+
+
+FOR_NOW: Final = (StorageFull, StorageFailed, Overloaded)
+"""Refusals of what came of a key that trying again may change. It has run, and must not run again for them."""
 
 
 class Ran(NamedTuple):
@@ -90,16 +95,25 @@ def once_status(
         if found.state == "run":
             break
         _give_up_waiting(key, wait, deadline)
-    keep = False
+    kept = False
     try:
         with _heartbeats(client, key, token, fingerprint):
             ran, keep = run()
+        if keep:
+            done = calls.once_done(key, token, ran.status, ran.output, ran.output_bytes, ttl)
+            for pause in _pauses(client.timeout):
+                try:
+                    client._run(done)
+                    break
+                except FOR_NOW:
+                    if pause is None:
+                        raise
+                    time.sleep(pause)
+            kept = True
     finally:
-        if not keep:
+        if not kept:
             with suppress(EoqError):  # it opens with the end of the connection as well
                 client._run(calls.once_release(key, token))
-    if keep:
-        client._run(calls.once_done(key, token, ran.status, ran.output, ran.output_bytes, ttl))
     return ran
 
 
@@ -131,12 +145,30 @@ async def once_async(
     try:
         async with _async_heartbeats(client, key, token, fingerprint):
             ran = _ran(await function())
+        done = calls.once_done(key, token, ran.status, ran.output, ran.output_bytes, ttl)
+        for pause in _pauses(client.timeout):
+            try:
+                await client._run(done)
+                break
+            except FOR_NOW:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
     except BaseException:
         with suppress(EoqError):  # it opens with the end of the connection as well
             await client._run(calls.once_release(key, token))
         raise
-    await client._run(calls.once_done(key, token, ran.status, ran.output, ran.output_bytes, ttl))
     return output_of(key, ran)
+
+
+def _pauses(seconds: float) -> Iterator[float | None]:
+    """Growing ones between tries to store what came of a key, ``seconds`` in all; None at the last try."""
+    pause = FIRST_PAUSE
+    while seconds > 0:
+        yield min(pause, seconds)
+        seconds -= pause
+        pause = min(pause * 2, LONGEST_PAUSE)
+    yield None
 
 
 def output_of(key: str, ran: Ran) -> bytes:

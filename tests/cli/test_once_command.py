@@ -90,3 +90,29 @@ def test_no_daemon_runs_nothing(shell: Shell, tmp_path: Path) -> None:
     ran = shell.run(f"eoq once k --socket {tmp_path}/s -- touch {tmp_path}/ran")
     assert ran.status == 69
     assert not (tmp_path / "ran").exists()
+
+
+def test_output_that_cannot_be_written_is_stored_and_runs_nothing_again(
+    shell: Shell, queue: str, tmp_path: Path
+) -> None:
+    script = f"eoq once {queue} -- sh -c 'echo run >> {tmp_path}/runs; echo out; echo more'"
+    first, second = shell.run(f"{script} > /dev/full"), shell.run(script)
+    assert first.status == 0
+    assert "cannot be written" in first.errors
+    assert (second.status, second.text) == (0, "out\nmore\n")
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_without_a_standard_input(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"eoq once {queue} -- echo ran <&-")
+    assert (ran.status, ran.text, ran.errors) == (0, "ran\n", "")
+
+
+def test_the_socket_is_found_from_anywhere(shell: Shell, queue: str) -> None:
+    ran = shell.run(
+        f"""
+        cd "$(dirname "$EOQ_SOCKET")"
+        eoq once {queue} --socket "$(basename "$EOQ_SOCKET")" -- sh -c 'cd / && eoq send {queue} x --id there'
+        """
+    )
+    assert (ran.status, ran.text) == (0, "there\n")
