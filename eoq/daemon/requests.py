@@ -320,6 +320,8 @@ _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _envelope = msgspec.json.Decoder(_Envelope)
 _encode_body: Final = msgspec.json.Encoder().encode
 _new_digest: Final = blake2b(digest_size=16).copy
+_new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body").copy
+"""Of a message with headers or a group: no body is taken for a body and what follows it."""
 
 
 def decode(line: bytes) -> Request:
@@ -362,14 +364,16 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
         id = make_id()
     elif not id.isprintable():
         raise InvalidRequest(f"the id {id!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones")
-    digest = _new_digest()
-    digest.update(body)
     headers = None
     if content.headers or content.group is not None:
         headers = _headers(content.headers)
         if content.group is not None and not content.group.isprintable():
             raise InvalidRequest(f"the group {content.group!r} has characters that cannot be printed")
+        digest = _new_digest_of_more()
         digest.update(json.dumps([len(body), headers, content.group]).encode())
+    else:
+        digest = _new_digest()
+    digest.update(body)
     due_at = content.at
     fixed = due_at is not None
     if content.delay is not None:

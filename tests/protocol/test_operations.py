@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -40,6 +41,13 @@ def test_the_same_id_with_other_content_is_refused_and_changes_nothing(wire: Wir
     assert error_of(_send(wire, queue, "a", "first", group="g")) == "id_conflict"
     assert _receive(wire, queue)["body"] == "first"
     assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
+
+
+def test_headers_are_no_part_of_a_body_that_spells_them_out(wire: Wire, queue: str) -> None:
+    headers = json.dumps([2, json.dumps({"k": "v"}, separators=(",", ":")), None])
+    for number, body in enumerate([f"hi{headers}", f"{headers}hi"]):
+        _send(wire, queue, str(number), "hi", headers={"k": "v"})
+        assert error_of(_send(wire, queue, str(number), body)) == "id_conflict"
 
 
 def test_the_same_id_in_another_queue_is_another_message(wire: Wire, queue: str) -> None:
