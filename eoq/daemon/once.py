@@ -25,12 +25,22 @@ FAILED_RELEASE: Final = 1.0
 
 
 class _Holder:
-    """The caller that runs a key. Without a session it is one of before a restart that has not come back yet."""
+    """The caller that runs a key, and the connections over which it has said so.
 
-    def __init__(self, token: str, session: Session | None) -> None:
+    Without any it is gone, and its key about to be open; or it is one of before a restart, and has not come back yet.
+    """
+
+    def __init__(self, token: str) -> None:
         self.token = token
-        self.session = session
+        self.sessions: set[Session] = set()
         self.timer: Timer | None = None
+
+    def join(self, session: Session) -> None:
+        """It is there, over this connection."""
+        self.sessions.add(session)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class _Waiter:
@@ -41,6 +51,8 @@ class _Waiter:
         self.request = request
         self.reply = reply
         self.timer: Timer | None = None
+        self.patient = request.wait > 0
+        """Its time is not over: it stands in line again where the store, when asked, has found its key taken."""
 
 
 class Deduplicator:
@@ -65,7 +77,7 @@ class Deduplicator:
                 return
             for key, token in outcome:
                 if key not in self._holders:
-                    holder = self._holders[key] = _Holder(token, None)
+                    holder = self._holders[key] = _Holder(token)
                     holder.timer = self._clock.call_later(RETURN_SECONDS, partial(self._release, key, holder))
 
         self._writer.submit(self._table.once_running, done, durable=False)
@@ -86,14 +98,19 @@ class Deduplicator:
             for waiter in [waiter for waiter in waiters if waiter.session is session]:
                 self._leave(waiter)
         for key, holder in list(self._holders.items()):
-            if holder.session is session and not self._stopping:
-                self._release(key, holder)
+            if session in holder.sessions:
+                holder.sessions.remove(session)
+                if not holder.sessions and not self._stopping:
+                    self._release(key, holder)
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
         match request:
             case ask.Once():
-                self._begin(_Waiter(session, request, reply))
+                waiter = _Waiter(session, request, reply)
+                if waiter.patient:
+                    waiter.timer = self._clock.call_later(request.wait, partial(self._waited, waiter))
+                self._begin(waiter)
             case ask.OnceDone():
                 self._finish(request, reply)
             case ask.OnceRelease(key=key, token=token):
@@ -103,6 +120,9 @@ class Deduplicator:
 
     def _begin(self, waiter: _Waiter) -> None:
         request = waiter.request
+        holder = self._holders.get(request.key)
+        if holder is not None and holder.token == request.token:
+            holder.join(waiter.session)  # at once: the connection it had before may end while the store is asked
         verb = partial(self._table.once_begin, self._clock.wall(), request.key, request.token, request.fingerprint)
         # A run that is lost with the power was one of a process that is gone as well.
         self._writer.submit(verb, partial(self._began, waiter), durable=False)
@@ -116,12 +136,8 @@ class Deduplicator:
         elif outcome.mine:
             self._hold(waiter)
             self._answer(waiter, {"state": "run"})
-        elif waiter.session.closed:
-            pass
-        elif waiter.request.wait and not self._stopping:
+        elif waiter.patient and not self._stopping and not waiter.session.closed:
             self._waiters.setdefault(key, deque()).append(waiter)
-            if waiter.timer is None:
-                waiter.timer = self._clock.call_later(waiter.request.wait, partial(self._waited, waiter))
         else:
             self._answer(waiter, {"state": "running"})
 
@@ -129,12 +145,10 @@ class Deduplicator:
         key = waiter.request.key
         holder = self._holders.get(key)
         if holder is None or holder.token != waiter.request.token:
-            holder = self._holders[key] = _Holder(waiter.request.token, None)
-        if holder.timer is not None:
-            holder.timer.cancel()
-            holder.timer = None
-        holder.session = waiter.session
-        if waiter.session.closed:
+            holder = self._holders[key] = _Holder(waiter.request.token)
+        if not waiter.session.closed:
+            holder.join(waiter.session)
+        elif not holder.sessions:
             self._release(key, holder)
 
     def _answer(self, waiter: _Waiter, outcome: Fields | EoqError) -> None:
@@ -143,6 +157,8 @@ class Deduplicator:
         waiter.reply(outcome)
 
     def _waited(self, waiter: _Waiter) -> None:
+        """The time of a waiter is over. What it asks of the store still answers it."""
+        waiter.patient = False
         if self._leave(waiter):
             waiter.reply({"state": "running"})
 
@@ -198,14 +214,16 @@ class Deduplicator:
         self._writer.submit(verb, done, durable)
 
     def _release(self, key: str, holder: _Holder) -> None:
-        """The caller is gone; goes on trying if the disk refuses."""
+        """The caller is gone; goes on trying if the disk refuses, until it is back."""
+        if holder.sessions or self._holders.get(key) is not holder:
+            return
 
         def done(outcome: object) -> None:
             if isinstance(outcome, EoqError):
                 if not self._stopping:
                     self._clock.call_later(FAILED_RELEASE, partial(self._release, key, holder))
                 return
-            if self._holders.get(key) is holder:
+            if not holder.sessions and self._holders.get(key) is holder:
                 del self._holders[key]
             self._next(key)
 

@@ -1,0 +1,176 @@
+"""What happens while a commit is under way: waits that end, connections that end, others who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eoq.daemon import requests
+from eoq.daemon.broker import Broker
+from eoq.daemon.file import Verb
+from eoq.daemon.once import Deduplicator
+from eoq.daemon.session import Fields, Session
+from eoq.daemon.settings import QueueSettings
+from eoq.daemon.store import Store
+from eoq.errors import EoqError
+from tests.model.hands import ManualClock
+
+
+class SlowDaemon:
+    """A daemon without a socket. Its clock moves, and its commits are done, when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock()
+        self.settings = QueueSettings()
+        self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
+        self._loop = asyncio.new_event_loop()
+        self.store = self._loop.run_until_complete(Store.open(path, settings=lambda _: self.settings))
+        self.broker = Broker(
+            self.store, self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings
+        )
+        self.once = Deduplicator(self.store, self, self.clock)
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self.store.close())
+        self._loop.close()
+
+    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
+        """The broker hands over a verb, as to the writer."""
+        self._submitted.append((verb, done))
+
+    def commit(self) -> None:
+        """Commits what was submitted until now, and answers it."""
+        batch, self._submitted = self._submitted, []
+        outcomes = self.store.transact([verb for verb, _ in batch])
+        for (_, done), outcome in zip(batch, outcomes, strict=True):
+            done(outcome)
+
+    def rest(self) -> None:
+        """Commits until nothing is under way."""
+        while self._submitted:
+            self.commit()
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and the timers that are due ring. Nothing is committed."""
+        until = self.clock.monotonic() + seconds
+        while (due := self.clock.next_due()) is not None and due <= until:
+            self.clock.move_to(due)
+            self.clock.fire()
+        self.clock.move_to(until)
+
+    def ask(self, session: Session, **fields: object) -> list[Fields | EoqError]:
+        """A request; its reply is in the list as soon as there is one."""
+        request = requests.decode(json.dumps(fields).encode())
+        handler = self.broker if type(request) in self.broker.handles else self.once
+        replies: list[Fields | EoqError] = []
+        handler.handle(session, request, replies.append)
+        return replies
+
+    def end(self, session: Session) -> None:
+        """A connection ends."""
+        self.broker.closed(session)
+        self.once.closed(session)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[SlowDaemon]:
+    daemon = SlowDaemon(tmp_path / "eoq.db")
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def _once(slow: SlowDaemon, session: Session, token: str, **more: object) -> list[Fields | EoqError]:
+    return slow.ask(session, **{"op": "once", "key": "k", "token": token, **more})
+
+
+# ── once ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wait_for_a_key_that_ends_while_it_asks_again_is_answered(slow: SlowDaemon) -> None:
+    holder, other, late = Session(), Session(), Session()
+    _once(slow, holder, "holder")
+    next_one = _once(slow, other, "next", wait=60)
+    waiting = _once(slow, late, "late", wait=1)
+    slow.rest()
+    _once(slow, holder, "holder", op="once_release")
+    slow.commit()  # all who wait ask again
+    slow.wait(2)
+    assert waiting == []
+    slow.rest()
+    assert next_one == [{"state": "run"}]
+    assert waiting == [{"state": "running"}]
+
+
+def test_a_wait_for_a_key_counts_from_its_request(slow: SlowDaemon) -> None:
+    _once(slow, Session(), "holder")
+    waiting = _once(slow, Session(), "waits", wait=1)
+    slow.wait(2)
+    slow.rest()
+    assert waiting == [{"state": "running"}]
+
+
+@pytest.mark.parametrize("come_back_first", [True, False])
+def test_a_holder_that_comes_back_while_its_first_connection_ends_stays_the_only_one(
+    slow: SlowDaemon, come_back_first: bool
+) -> None:
+    first, second = Session(), Session()
+    _once(slow, first, "mine")
+    slow.rest()
+    if come_back_first:
+        back = _once(slow, second, "mine")
+        slow.end(first)
+    else:
+        slow.end(first)
+        back = _once(slow, second, "mine")
+    slow.rest()
+    assert back == [{"state": "run"}]
+    other = _once(slow, Session(), "other")
+    slow.rest()
+    assert other == [{"state": "running"}]
+    slow.end(second)
+    again = _once(slow, Session(), "other")
+    slow.rest()
+    assert again == [{"state": "run"}]
+
+
+def test_a_key_is_open_when_all_connections_of_its_holder_have_ended_in_any_order(slow: SlowDaemon) -> None:
+    first, second, third = Session(), Session(), Session()
+    for session in (first, second, third):
+        _once(slow, session, "mine")
+    slow.end(second)
+    slow.commit()
+    slow.end(first)
+    slow.rest()
+    other = _once(slow, Session(), "other")
+    slow.rest()
+    assert other == [{"state": "running"}]
+    slow.end(third)
+    slow.rest()
+    other = _once(slow, Session(), "other")
+    slow.rest()
+    assert other == [{"state": "run"}]
+
+
+def test_a_release_that_the_disk_refused_is_not_repeated_once_the_holder_is_back(slow: SlowDaemon) -> None:
+    first, second = Session(), Session()
+    _once(slow, first, "mine")
+    slow.rest()
+    slow.end(first)
+    ((_, done),) = slow._submitted
+    slow._submitted = []
+    done(EoqError("the disk is full"))
+    back = _once(slow, second, "mine")
+    slow.rest()
+    assert back == [{"state": "run"}]
+    slow.wait(60)
+    slow.rest()
+    other = _once(slow, Session(), "other")
+    slow.rest()
+    assert other == [{"state": "running"}]
