@@ -159,6 +159,8 @@ class Receivers:
         self._ended(claim.ended)
 
     def _conclude(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
+        if not waiter.answered and waiter.session.hung_up():
+            self._leave(waiter)
         if waiter.answered:
             # It left while its claim was under way (a closed connection, a wait that ended).
             if isinstance(outcome, Claim):

@@ -43,6 +43,8 @@ PARTIAL_ALLOWANCE: Final = 256 * 1024
 """Bytes of an unfinished line that a connection may always keep."""
 WRITE_HIGH: Final = 1024 * 1024
 """Bytes of replies that a connection may leave unread; above it nothing more is read from it."""
+HUNG_UP_SECONDS: Final = 1.0
+"""How often clients that only read are looked at: that one of them is gone, no event tells."""
 SPIN_SECONDS: Final = 0.0003
 """How long the daemon stays awake for the next request, in a row of them: a client's turn takes less."""
 
@@ -82,6 +84,7 @@ class Server:
         }
         self.connections: set[Connection] = set()
         self.partial = 0
+        self._only_reading: set[Connection] = set()
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
@@ -105,6 +108,19 @@ class Server:
         self._spinning = self._spin.again()
         if self._spinning:
             self._loop.call_soon(self._stay_awake)
+
+    def only_reads(self, connection: Connection) -> None:
+        """A client has closed its sending side and waits for replies; from now on it is looked at."""
+        if not self._only_reading:
+            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
+        self._only_reading.add(connection)
+
+    def _look_who_hung_up(self) -> None:
+        self._only_reading &= self.connections
+        for connection in self._only_reading:
+            connection.abort_if_hung_up()
+        if self._only_reading:
+            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
 
     def refuse_new(self) -> None:
         """Accepts no more connections and reads no more requests; those under way are answered."""
@@ -176,7 +192,11 @@ class Connection(asyncio.Protocol):
         # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. One
         # that was killed reads no more, and what is bound to it must be given back now, not at the first reply.
         self._stopped = True
-        return (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
+        stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
+        if stays:
+            self._session.hung_up = self._hung_up
+            self._server.only_reads(self)
+        return stays
 
     def pause_writing(self) -> None:
         self._unread_replies = True
@@ -187,6 +207,8 @@ class Connection(asyncio.Protocol):
         self._handle_lines()
 
     def _hung_up(self) -> bool:
+        if self._transport.is_closing():
+            return True
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
@@ -202,6 +224,10 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
+
+    def abort_if_hung_up(self) -> None:
+        if self._hung_up():
+            self._transport.abort()
 
     # ── one line ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -29,6 +29,8 @@ class Session:
     def __init__(self, consumer: str | None = None) -> None:
         self.consumer = consumer
         self.closed = False
+        self.hung_up: Callable[[], bool] = lambda: False
+        """Whether its client reads no more, though nothing has told so: it had said before that it sends no more."""
         self.leases: set[Lease] = set()
         """The bound leases; they end with the connection."""
         self.waiting: set[Waiter] = set()

@@ -232,6 +232,28 @@ def test_who_vanishes_with_replies_unread_gives_its_leases_back(shared_daemon: D
     eventually(all_again)
 
 
+def test_who_only_reads_and_vanishes_waits_no_more(shared_daemon: Daemon, queue: str) -> None:
+    with shared_daemon.wire() as wire:
+        wire.send({"op": "receive", "queue": queue, "wait": 3600})
+        wire.half_close()
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+    eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
+    assert shared_daemon.ask(op="status")["connections"] == 1
+
+
+def test_nothing_is_handed_to_who_only_read_and_has_just_vanished(
+    shared_daemon: Daemon, wire: Wire, queue: str
+) -> None:
+    for _ in range(100):
+        with shared_daemon.wire() as ghost:
+            ghost.send({"op": "receive", "queue": queue, "wait": 3600})
+            ghost.half_close()
+            eventually(lambda: wire.ask({"op": "status"})["waiting"] > 0)
+    wire.ask({"op": "send", "queue": queue, "id": "m", "body": ""})
+    (message,) = wire.ask({"op": "receive", "queue": queue, "wait": 20})["messages"]
+    assert message["attempt"] == 1
+
+
 # ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
