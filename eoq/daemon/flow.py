@@ -65,6 +65,10 @@ class Flow:
         if bucket is not None:
             bucket.tokens += allowed - taken
 
+    def undecided(self, queue: str) -> bool:
+        """Whether something is set aside for claims under way, which they may not need."""
+        return queue in self._reserved
+
     def seconds(self, queue: str) -> float | None:
         """How long until the queue's rate allows one more; None where it has none, or does now."""
         settings = self._settings(queue)

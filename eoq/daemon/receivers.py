@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from ..errors import EoqError
 from . import requests as ask
-from .clock import Clock, Timer
+from .clock import Alarm, Clock, Timer
 from .flow import Flow
 from .rows import Claim, End
 from .session import Fields, Reply, Session, Submitter
@@ -49,14 +49,16 @@ class Waiter:
 
 
 class Line:
-    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready, ``timer``
-    runs until the queue's rate allows another delivery.
+    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready, ``alarm``
+    rings when the queue's rate allows another delivery. ``held`` are those who want an answer at once, and wait for
+    claims under way, which have all that is allowed set aside and may not need it.
     """
 
     def __init__(self) -> None:
         self.waiters: deque[Waiter] = deque()
         self.stirred = 0
-        self.timer: Timer | None = None
+        self.alarm: Alarm | None = None
+        self.held: dict[Waiter, None] = {}
 
 
 class Receivers:
@@ -131,18 +133,33 @@ class Receivers:
         self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
 
     def _hold_back(self, waiter: Waiter, line: Line) -> None:
-        """The settings of its queue allow no more for now: a lease that ends, or some time, lets the next one claim."""
+        """The settings of its queue allow no more for now: a lease that ends, or some time, lets the next one claim.
+
+        Where claims are under way their end does: one that finds nothing leaves nothing to wait for.
+        """
         queue = waiter.request.queue
-        seconds = self._flow.seconds(queue)
-        if seconds is not None and line.timer is None:
-
-            def again() -> None:
-                line.timer = None
-                self.stir(queue, len(line.waiters))
-
-            line.timer = self._clock.call_later(seconds, again)
-        if not waiter.patient or self._stopping:
+        undecided = self._flow.undecided(queue)
+        seconds = None if undecided else self._flow.seconds(queue)
+        if seconds is not None:
+            if line.alarm is None:
+                line.alarm = Alarm(self._clock, partial(self.stir_all, queue))
+            line.alarm.set_in(seconds)
+        if waiter.patient and not self._stopping:
+            return
+        if undecided and not self._stopping:
+            line.held[waiter] = None
+        else:
             self._answer(waiter, Claim([], 0))
+
+    def _claim_held(self, queue: str) -> None:
+        """A claim is no longer under way: those who want an answer at once claim what it has left."""
+        line = self._lines.get(queue)
+        if line is None or not line.held:
+            return
+        held, line.held = line.held, {}
+        for waiter in held:
+            if not waiter.claiming and not waiter.answered:
+                self._claim(waiter, line)
 
     def _claimed(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
         waiter.claiming = False
@@ -156,6 +173,8 @@ class Receivers:
         if waiter.answered and (more or waiter.limited or isinstance(outcome, EoqError)):
             # There may be more than this one could take, or others were held back while it had all that is allowed.
             self.stir(queue, 1)
+        if waiter.limited:
+            self._claim_held(queue)
         self._ended(claim.ended)
 
     def _conclude(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
@@ -200,8 +219,8 @@ class Receivers:
         else:
             line.waiters.remove(waiter)
         if not line.waiters:
-            if line.timer is not None:
-                line.timer.cancel()
+            if line.alarm is not None:
+                line.alarm.stop()
             del self._lines[queue]
 
     def stir_all(self, queue: str) -> None:

@@ -174,3 +174,75 @@ def test_a_release_that_the_disk_refused_is_not_repeated_once_the_holder_is_back
     other = _once(slow, Session(), "other")
     slow.rest()
     assert other == [{"state": "running"}]
+
+
+# ── receiving where a queue has limits ──────────────────────────────────────────────────────────────────────
+
+
+def _receive(slow: SlowDaemon, wait: float = 0, limit: int = 1) -> list[Fields | EoqError]:
+    return slow.ask(Session(), op="receive", queue="q", wait=wait, limit=limit)
+
+
+def _send(slow: SlowDaemon, count: int) -> None:
+    slow.ask(Session(), op="send_many", queue="q", messages=[{"body": ""}] * count)
+
+
+def _count(replies: list[Fields | EoqError]) -> int:
+    """How many messages the one reply has."""
+    (reply,) = replies
+    assert isinstance(reply, dict)
+    return len(reply["messages"])
+
+
+def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> None:
+    slow.settings = QueueSettings(rate=1 / 512)
+    _send(slow, 2)
+    assert _receive(slow) == []
+    slow.rest()
+    waiting = _receive(slow, wait=60)
+    slow.rest()
+    slow.settings = QueueSettings(rate=0.5)
+    slow.broker.settings_changed()
+    slow.wait(3)
+    slow.rest()
+    assert _count(waiting) == 1
+
+
+def test_those_who_wait_at_an_empty_queue_with_a_rate_let_it_sleep(slow: SlowDaemon) -> None:
+    slow.settings = QueueSettings(rate=64)
+    slow.broker.start()
+    waiting = [_receive(slow, wait=3000) for _ in range(4)]
+    for _ in range(8):
+        slow.rest()
+        slow.wait(1 / 64)
+    assert (slow.clock.next_due() or 0) - slow.clock.monotonic() > 50
+    _send(slow, 4)
+    for _ in range(8):
+        slow.rest()
+        slow.wait(1 / 64)
+    slow.rest()
+    assert [_count(replies) for replies in waiting] == [1] * 4
+
+
+@pytest.mark.parametrize("settings", [QueueSettings(max_in_flight=3), QueueSettings(rate=1, burst=3)])
+@pytest.mark.parametrize("wait", [0, 60])
+def test_a_receive_gets_what_a_claim_under_way_leaves(slow: SlowDaemon, settings: QueueSettings, wait: float) -> None:
+    slow.settings = settings
+    _receive(slow)
+    slow.rest()
+    slow.wait(10)  # a rate may have saved up
+    slow.ask(Session(), op="send_many", queue="q", messages=[{"body": "x" * 1_000_000}] * 3)
+    slow.rest()
+    first, second, third = (_receive(slow, wait, limit=10) for _ in range(3))
+    slow.rest()
+    assert (_count(first), _count(second)) == (2, 1)
+    assert third == [] if wait else _count(third) == 0
+
+
+def test_a_receive_is_answered_where_a_claim_under_way_finds_nothing(slow: SlowDaemon) -> None:
+    slow.settings = QueueSettings(max_in_flight=1)
+    waiting = _receive(slow, wait=60)
+    at_once = [_receive(slow) for _ in range(3)]
+    slow.rest()
+    assert waiting == []
+    assert [_count(replies) for replies in at_once] == [0, 0, 0]
