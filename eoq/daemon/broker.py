@@ -295,10 +295,12 @@ class Broker:
 
     def _moved_on(self, leases: Sequence[Lease]) -> None:
         """Messages are about to end; the next of their groups may become ready, or delayed until they are due."""
-        for lease in leases:
-            if lease.held.group is not None:
-                self._receivers.stir(lease.held.queue, 1)
-                self._alarm.set(self._clock.wall())
+        grouped = [lease.held.queue for lease in leases if lease.held.group is not None]
+        if not grouped:
+            return
+        for queue, count in counted(grouped).items():
+            self._receivers.stir(queue, count)
+        self._alarm.set(self._clock.wall())
 
     def _nack(self, session: Session, request: ask.Nack, reply: Reply) -> None:
         lease = self._living_lease_of(request.receipt)
@@ -340,10 +342,10 @@ class Broker:
         self._writer.submit(verb, done)
         if delay:
             self._alarm.set(now + delay)
-        for lease in leases:
-            if lease.held.expires:
-                self._alarm.set(now)  # looks when the next expires
-            self._receivers.stir(lease.held.queue, 1)
+        if any(lease.held.expires for lease in leases):
+            self._alarm.set(now)  # looks when the next expires
+        for queue, count in counted([lease.held.queue for lease in leases]).items():
+            self._receivers.stir(queue, count)
         self._moved_on(leases)
 
     def _retry_wait(self, lease: Lease) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,19 @@ def test_a_receive_is_answered_where_a_claim_under_way_finds_nothing(slow: SlowD
     slow.rest()
     assert waiting == []
     assert [_count(replies) for replies in at_once] == [0, 0, 0]
+
+
+def test_many_leases_are_returned_in_no_time_however_many_wait(slow: SlowDaemon) -> None:
+    worker = Session()
+    for _ in range(20):
+        _send(slow, 1000)
+        slow.ask(worker, op="receive", queue="q", limit=1000, bound=True)
+    slow.rest()
+    waiting = [_receive(slow, wait=60) for _ in range(4000)]
+    slow.rest()
+    assert slow.broker.leased == 20_000
+    start = time.monotonic()
+    slow.end(worker)
+    assert time.monotonic() - start < 0.5  # a hundredth of it, where each lease does not look through all who wait
+    slow.rest()
+    assert sum(_count(replies) for replies in waiting) == 4000
