@@ -107,11 +107,14 @@ class Deduplicator:
         """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
         match request:
             case ask.Once():
+                ask.require_printable("key", request.key)
+                ask.require_printable("fingerprint", request.fingerprint or "")
                 waiter = _Waiter(session, request, reply)
                 if waiter.patient:
                     waiter.timer = self._clock.call_later(request.wait, partial(self._waited, waiter))
                 self._begin(waiter)
             case ask.OnceDone():
+                ask.require_printable("key", request.key)
                 self._finish(request, reply)
             case ask.OnceRelease(key=key, token=token):
                 self._give_up(key, token, reply)

@@ -350,6 +350,14 @@ def encode(reply: dict[str, object]) -> bytes:
     return _encode_body(reply) + b"\n"
 
 
+def require_printable(what: str, text: str) -> None:
+    """Raises `InvalidRequest` for what people could not read in a list."""
+    if not text.isprintable():
+        raise InvalidRequest(
+            f"the {what} {text!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones"
+        )
+
+
 def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewMessage:
     """A message to store, from what the wire said of it; raises `InvalidRequest` or `MessageTooLarge`."""
     body = get_bytes(content.body, content.body_base64, "body")
@@ -362,13 +370,13 @@ def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewM
     id = content.id
     if id is None:
         id = make_id()
-    elif not id.isprintable():
-        raise InvalidRequest(f"the id {id!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones")
+    else:
+        require_printable("id", id)
     headers = None
     if content.headers or content.group is not None:
         headers = _headers(content.headers)
-        if content.group is not None and not content.group.isprintable():
-            raise InvalidRequest(f"the group {content.group!r} has characters that cannot be printed")
+        if content.group is not None:
+            require_printable("group", content.group)
         digest = _new_digest_of_more()
         digest.update(json.dumps([len(body), headers, content.group]).encode())
     else:

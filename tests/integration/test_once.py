@@ -168,7 +168,10 @@ def test_the_asyncio_twin(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"key": ""}, {"key": "x" * 201}, {"token": ""}, {"fingerprint": ""}, {"wait": -1}, {"more": 1}],
+    [
+        *({"key": ""}, {"key": "x" * 201}, {"key": "a\0"}, {"key": "a\nb"}, {"token": ""}, {"wait": -1}, {"more": 1}),
+        *({"fingerprint": ""}, {"fingerprint": "\u2028"}, {"op": "once_done", "key": "\n", "output": ""}),
+    ],
 )
 def test_what_is_no_request(daemon: Daemon, fields: dict[str, Any]) -> None:
     with daemon.wire() as wire:
