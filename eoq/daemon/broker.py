@@ -267,10 +267,11 @@ class Broker:
                 reply(_which(outcome, [lease for lease, _ in acks]))
                 return
             reply(answer(routed.duplicates(outcome.duplicates)))
-            done = [(lease, result) for lease, result in acks if not lease.held.ended]
-            for queue, count in self._free([lease for lease, _ in done]).items():
+            # Of a lease that is named twice, the first result is stored.
+            done = {lease: result for lease, result in reversed(acks) if not lease.held.ended}
+            for queue, count in self._free(list(done)).items():
                 self.rates.done(queue, count)
-            for lease, result in done:
+            for lease, result in done.items():
                 self._ended(lease.held.queue, lease.id, "done", result, None)
             if sends:
                 self.intake.arrive(routed.messages, outcome)

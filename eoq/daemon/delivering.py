@@ -151,12 +151,19 @@ class Delivering(Sending):
             return stored
 
     def _duplicates_at_first(self, held: Held, sends: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:
-        """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate."""
+        """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate.
+
+        Of an id that it holds twice, the second was one also then.
+        """
+        firsts: dict[tuple[str, str], int] = {}
+        for index, message in enumerate(sends):
+            firsts.setdefault((message.queue, message.id), index)
         (settled_at,) = self._database.execute("select settled_at from message where seq = ?", (held.seq,)).fetchone()
         return [
             index
             for index in duplicates
-            if self._database.execute(
+            if firsts[sends[index].queue, sends[index].id] != index
+            or self._database.execute(
                 """
                 select 1
                 from message

@@ -167,6 +167,32 @@ def test_settle_acks_and_sends_in_one(wire: Wire, queue: str) -> None:
     assert wire.ask({"op": "result", "queue": queue, "id": "b"})["result"] == "r"
 
 
+def test_a_repeated_settle_is_answered_as_the_first_was(wire: Wire, queue: str) -> None:
+    wire.ask({"op": "bind", "topic": queue + ".topic", "queue": queue + ".next"})
+    _send(wire, queue + ".next", "known", "1")
+    _send(wire, queue, "a")
+    sends = [("next", "n"), ("next", "n"), ("topic", "n"), ("topic", "m"), ("next", "m"), ("next", "known")]
+    request = {
+        "op": "settle",
+        "acks": [{"receipt": _receive(wire, queue)["receipt"]}],
+        "send": [{"queue": f"{queue}.{name}", "id": id, "body": "1"} for name, id in sends],
+    }
+    first = wire.ask(request)
+    assert first["duplicates"] == [1, 2, 4, 5]
+    assert wire.ask(request) == first
+
+
+def test_a_receipt_that_a_settle_holds_twice_counts_once(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    receipt = _receive(wire, queue)["receipt"]
+    acks = [{"receipt": receipt, "result": f"{number}"} for number in range(600)]
+    wire.send({"op": "result", "queue": queue, "id": "a", "wait": 60, "rid": 1}, {"op": "settle", "acks": acks})
+    told = next(reply for reply in (wire.read(), wire.read()) if "rid" in reply)
+    assert told["result"] == wire.ask({"op": "result", "queue": queue, "id": "a"})["result"]
+    (found,) = (found for found in wire.ask({"op": "queues"})["queues"] if found["name"] == queue)
+    assert 0 < found["done_rate"] <= 1 / 60 + 0.001
+
+
 def test_settle_does_nothing_if_one_lease_is_lost(wire: Wire, queue: str) -> None:
     for id in ("a", "b"):
         _send(wire, queue, id)
