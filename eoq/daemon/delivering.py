@@ -64,8 +64,8 @@ class Delivering(Sending):
     """The verbs `claim`, `settle`, `retry` and `reject`, and what becomes of leases when the daemon starts."""
 
     def claim(self, now: float, queue: str, limit: int, most_bytes: int, consumer: str | None = None) -> Claim:
-        """Leases the next messages of a queue: at most ``limit``, and not more than ``most_bytes`` of bodies,
-        unless the first alone has more. None while the queue is paused.
+        """Leases the next messages of a queue: at most ``limit``, and not more than ``most_bytes`` of bodies
+        and headers, unless the first alone has more. None while the queue is paused.
         """
         number = self._queues.get(queue) or self._find_queue(queue)
         if number is None:
@@ -101,7 +101,7 @@ class Delivering(Sending):
         )
         expired = cut = False
         for row in cursor:
-            size += len(row[2])
+            size += len(row[2]) + len(row[3] or "")
             if claimed and size > most_bytes:
                 cut = True
                 break

@@ -25,11 +25,11 @@ INDEXED_STATES: Final = ("ready", "leased", "dead")
 """The states that have an index by queue of their own; the others share one."""
 SETTLED_STATES: Final = ("done", "expired", "dropped")
 PEEK_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of bodies in one answer."""
+"""Bytes of bodies, headers and errors in one answer."""
 LOOK_ROWS: Final = 50_000
 """Messages looked at for one answer, where only some are wanted."""
 LOOK_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of their bodies."""
+"""Bytes of what they have."""
 
 _COLUMNS: Final = """
     id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
@@ -185,7 +185,7 @@ class Reader:
             names = [column[0] for column in cursor.description]
             for values in cursor:
                 row = dict(zip(names, values, strict=True))
-                length = len(row["body"] or b"")
+                length = len(row["body"] or b"") + len(row["headers"] or "") + len(row["error"] or "")
                 looked, looked_bytes = looked + 1, looked_bytes + length
                 if wanted.wants(row):
                     if len(found) == limit or (found and size + length > PEEK_BYTES):

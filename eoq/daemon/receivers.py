@@ -21,7 +21,7 @@ from .session import Fields, Reply, Session, Submitter
 from .store import Store
 
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of bodies in one reply to a receive; a single larger message goes alone."""
+"""Bytes of bodies and headers in one reply to a receive; a single larger message goes alone."""
 
 Grant: TypeAlias = Callable[[Session, ask.Receive, Claim], Fields]
 """Makes leases of what was claimed, and the reply that hands them over."""

@@ -177,6 +177,25 @@ def test_headers_over_their_limit_are_refused(wire: Wire, queue: str) -> None:
     assert wire.ask({"op": "send", "queue": queue, "body": "x", "headers": {"k": "v" * 65000}})["ok"]
 
 
+def test_headers_count_in_the_size_of_a_reply(wire: Wire, queue: str) -> None:
+    for _ in range(4):
+        messages = [{"body": "", "headers": {"k": "x" * 50_000}}] * 15
+        wire.ask({"op": "send_many", "queue": queue, "messages": messages})
+    assert 35 < len(wire.ask({"op": "peek", "queue": queue, "limit": 1000})["messages"]) < 45
+    assert 35 < len(wire.ask({"op": "tail", "queue": queue, "after": 0})["messages"]) < 45
+    received = wire.ask({"op": "receive", "queue": queue, "limit": 1000})["messages"]
+    assert 35 < len(received) < 45
+    assert len(wire.ask({"op": "receive", "queue": queue, "limit": 1000})["messages"]) == 60 - len(received)
+
+
+def test_errors_count_in_the_size_of_a_reply(wire: Wire, queue: str) -> None:
+    wire.ask({"op": "send_many", "queue": queue, "messages": [{"body": ""}] * 800})
+    for message in wire.ask({"op": "receive", "queue": queue, "limit": 800})["messages"]:
+        assert wire.ask({"op": "reject", "receipt": message["receipt"], "error": "x" * 4096})["ok"]
+    dead = wire.ask({"op": "peek", "queue": queue, "state": "dead", "limit": 1000})
+    assert 400 < len(dead["messages"]) < 600 and dead["more"]
+
+
 def test_what_was_stored_survives_a_restart_to_the_byte(daemon: Daemon) -> None:
     bodies = [text.encode() for text in TEXTS.values()] + list(BYTES.values())
     with daemon.wire() as wire:
