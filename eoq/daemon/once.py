@@ -53,6 +53,8 @@ class _Waiter:
         self.timer: Timer | None = None
         self.patient = request.wait > 0
         """Its time is not over: it stands in line again where the store, when asked, has found its key taken."""
+        self.was_first = False
+        """Whether it asks again, and others stand behind it."""
 
 
 class Deduplicator:
@@ -134,13 +136,17 @@ class Deduplicator:
         key = waiter.request.key
         if isinstance(outcome, EoqError):
             self._answer(waiter, outcome)
+            if waiter.was_first:
+                self._next(key)
         elif outcome.state == "done":
-            self._answer(waiter, _done(outcome))
+            self._answer(waiter, fields := _done(outcome))
+            self._answer_alike(waiter, fields)
         elif outcome.mine:
             self._hold(waiter)
             self._answer(waiter, {"state": "run"})
         elif waiter.patient and not self._stopping and not waiter.session.closed:
-            self._waiters.setdefault(key, deque()).append(waiter)
+            waiters = self._waiters.setdefault(key, deque())
+            (waiters.appendleft if waiter.was_first else waiters.append)(waiter)
         else:
             self._answer(waiter, {"state": "running"})
 
@@ -178,9 +184,21 @@ class Deduplicator:
         return True
 
     def _next(self, key: str) -> None:
-        """The key may be open, or done: all who wait ask again, in order of arrival."""
-        for waiter in self._waiters.pop(key, ()):
-            self._begin(waiter)
+        """The key may be open, or done: of those who wait, the first asks again."""
+        if waiters := self._waiters.get(key):
+            first = waiters.popleft()
+            if not waiters:
+                del self._waiters[key]
+            first.was_first = True
+            self._begin(first)
+
+    def _answer_alike(self, answered: _Waiter, done: Fields) -> None:
+        """All who wait for the same as ``answered`` have it now: an output may have megabytes, and is there once."""
+        request = answered.request
+        for waiter in list(self._waiters.get(request.key, ())):
+            if waiter.request.fingerprint == request.fingerprint and self._leave(waiter):
+                waiter.reply(done)
+        self._next(request.key)
 
     # ── ending ──────────────────────────────────────────────────────────────────────────────────────────
 

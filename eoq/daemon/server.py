@@ -155,6 +155,8 @@ class Connection(asyncio.Protocol):
         self._waiting = 0
         self._heavy = 0
         self._unread_replies = False
+        self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
+        """Replies behind those that are unread. What several of them share is there once, until they are encoded."""
         self._reading = True
         self._handling = False
         self._stopped = False
@@ -204,7 +206,10 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._unread_replies = False
+        while self._unwritten and not self._unread_replies:
+            self._encode(*self._unwritten.popleft())
         self._handle_lines()
+        self._close_if_answered()
 
     def _hung_up(self) -> bool:
         if self._transport.is_closing():
@@ -220,7 +225,8 @@ class Connection(asyncio.Protocol):
         self._unhandled.clear()
 
     def close(self) -> None:
-        self._transport.close()
+        if not self._unwritten:
+            self._transport.close()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -272,10 +278,19 @@ class Connection(asyncio.Protocol):
         self._write(rid, outcome)
         if not self._reading:
             self._handle_lines()
-        if self._stopped and self._in_flight == 0 and not self._unhandled:
+        self._close_if_answered()
+
+    def _close_if_answered(self) -> None:
+        if self._stopped and self._in_flight == 0 and not self._unhandled and not self._unwritten:
             self._transport.close()
 
     def _write(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+        if self._unread_replies:
+            self._unwritten.append((rid, outcome))
+        else:
+            self._encode(rid, outcome)
+
+    def _encode(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
         if self._session.closed:
             return
         reply: Fields = {} if rid is None else {"rid": rid}
@@ -306,7 +321,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: EoqError) -> None:
         """Says why, and closes the connection."""
         self._stopped = True
-        self._write(None, error)
+        self._encode(None, error)
         self._transport.close()
 
     def _read_or_not(self) -> None:

@@ -95,17 +95,17 @@ def _once(slow: SlowDaemon, session: Session, token: str, **more: object) -> lis
 
 
 def test_a_wait_for_a_key_that_ends_while_it_asks_again_is_answered(slow: SlowDaemon) -> None:
-    holder, other, late = Session(), Session(), Session()
+    holder = Session()
     _once(slow, holder, "holder")
-    next_one = _once(slow, other, "next", wait=60)
-    waiting = _once(slow, late, "late", wait=1)
+    waiting = _once(slow, Session(), "late", wait=1)
     slow.rest()
     _once(slow, holder, "holder", op="once_release")
-    slow.commit()  # all who wait ask again
+    another = _once(slow, Session(), "another")
+    slow.commit()  # who waits asks again, too late
     slow.wait(2)
     assert waiting == []
     slow.rest()
-    assert next_one == [{"state": "run"}]
+    assert another == [{"state": "run"}]
     assert waiting == [{"state": "running"}]
 
 
@@ -175,6 +175,32 @@ def test_a_release_that_the_disk_refused_is_not_repeated_once_the_holder_is_back
     other = _once(slow, Session(), "other")
     slow.rest()
     assert other == [{"state": "running"}]
+
+
+def test_all_who_wait_for_a_key_are_answered_whatever_the_first_of_them_learns(slow: SlowDaemon) -> None:
+    holder, first = Session(), Session()
+    _once(slow, holder, "holder")
+    running = _once(slow, first, "first", fingerprint="b", wait=60)
+    fingerprints = ["a", None, "b", "c", "a", None, "b"]
+    waiting = [_once(slow, Session(), f"{n}", fingerprint=f, wait=60) for n, f in enumerate(fingerprints)]
+    slow.rest()
+    _once(slow, holder, "holder", op="once_release")
+    slow.rest()
+    assert running == [{"state": "run"}]
+    _once(slow, first, "first", op="once_done", output="x")
+    slow.rest()
+    done = {"state": "done", "status": 0, "output_bytes": 1, "output": "x"}
+    told = [reply.code if isinstance(reply, EoqError) else reply for (reply,) in waiting]
+    assert told == ["id_conflict" if fingerprint in ("a", "c") else done for fingerprint in fingerprints]
+
+
+def test_those_who_wait_for_a_key_keep_their_order(slow: SlowDaemon) -> None:
+    sessions = [Session() for _ in range(5)]
+    waiting = [_once(slow, session, f"{n}", wait=60) for n, session in enumerate(sessions)]
+    for number, session in enumerate(sessions):
+        slow.rest()
+        assert [len(replies) for replies in waiting] == [1] * (number + 1) + [0] * (4 - number)
+        slow.end(session)
 
 
 # ── receiving where a queue has limits ──────────────────────────────────────────────────────────────────────

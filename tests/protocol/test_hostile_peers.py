@@ -210,6 +210,22 @@ def test_many_who_never_read_are_bounded_together(daemon: Daemon) -> None:
         assert most() < 2 * MEMORY
 
 
+@needs_proc
+def test_large_outputs_that_many_wait_for_are_not_there_once_for_each(daemon: Daemon) -> None:
+    with daemon.wire() as wire, daemon.wire() as holder, _memory_watched(daemon, 3 * MEMORY) as most:
+        holder.ask({"op": "once", "key": "k", "token": "t"})
+        wire.send(*({"op": "once", "key": "k", "token": f"{n}", "wait": 60, "rid": n} for n in range(100)))
+        assert wire.ask({"op": "status"})["ok"]
+        output = "x" * 8 * MEBIBYTE
+        assert holder.ask({"op": "once_done", "key": "k", "token": "t", "output": output})["ok"]
+        _serve_another(daemon)
+        replies = {reply["rid"]: reply["output_bytes"] for reply in (wire.read() for _ in range(100))}
+        assert replies == dict.fromkeys(range(100), len(output))
+        wire.half_close()
+        assert wire.ended()
+        assert most() < MEMORY
+
+
 def test_who_reads_late_gets_everything(wire: Wire, queue: str) -> None:
     wire.ask({"op": "send", "queue": queue, "id": "m", "body": "x" * 100_000})
     wire.send(*({"op": "show", "queue": queue, "id": "m", "rid": number} for number in range(200)))
