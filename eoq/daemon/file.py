@@ -7,10 +7,11 @@ is in ``store.py``.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -79,6 +80,9 @@ class File:
                 f"{path} has more than one name (hard links), and SQLite would keep another log under each of them: "
                 "remove all names but one"
             )
+        with suppress(OSError):  # whatever is wrong there, SQLite says
+            # For its owner alone, as SQLite then makes the log beside it. Nothing of this process has it open yet.
+            os.close(os.open(path.resolve(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             # Two threads use it, never at once: the writer waits for the one before it asks the other.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)

@@ -1,7 +1,8 @@
 """One daemon a file, a socket and a spool: advisory locks that end with their process.
 
 The lock is on a file of its own (``NAME.lock``), never on the database: closing any descriptor of a database
-drops every lock that SQLite holds on it in this process. The lock file names its holder, and stays.
+drops every lock that SQLite holds on it in this process. The lock file names its holder, and stays; one that was made
+for a daemon that was then refused goes again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import errno
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
 
@@ -30,19 +32,9 @@ class Lock:
 
         The lock file is ``file``, or stands beside ``path``.
         """
-        file = file or path.with_name(path.name + ".lock")
-        try:
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise cannot_use(file, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            held_by = _holder(self._descriptor)
-            os.close(self._descriptor)
-            raise Locked(
-                f"{path} is in use by {held_by}; stop that daemon (`eoq stop`), or give this one another path"
-            ) from error
+        self._file = file or path.with_name(path.name + ".lock")
+        while not self._take(path):
+            pass
         text = json.dumps(holder).encode()
         try:
             os.ftruncate(self._descriptor, 0)
@@ -51,9 +43,40 @@ class Lock:
             # A full disk only costs the next daemon the name of this one.
             os.ftruncate(self._descriptor, 0)
 
+    def _take(self, path: Path) -> bool:
+        """Whether the lock is ours, and on the file that stands there: its holder may have removed it meanwhile."""
+        self._new = not self._file.exists()
+        try:
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise cannot_use(self._file, error) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            held_by = _holder(self._descriptor)
+            os.close(self._descriptor)
+            raise Locked(
+                f"{path} is in use by {held_by}; stop that daemon (`eoq stop`), or give this one another path"
+            ) from error
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._descriptor), self._file.stat()):
+                return True
+        os.close(self._descriptor)
+        return False
+
     def release(self) -> None:
         """Gives the lock back."""
         os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Gives the lock back; after a failure, a file that was made for it goes as well."""
+        if kind is not None and self._new:
+            with suppress(OSError):
+                self._file.unlink()
+        self.release()
 
 
 def _holder(descriptor: int) -> str:
