@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from eoq.paths import socket_path
 
 from .common import connect, json_option, print_json, socket_option, visible
 from .daemon_options import daemon_options, given
+
+if TYPE_CHECKING:
+    from eoq.daemon.precedence import Choice
 
 START_SECONDS = 60.0
 """How long `start` waits for the daemon: it may have migrations to run."""
@@ -85,11 +88,13 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
 def start(ctx: click.Context, /, **_options: object) -> None:
     """Start the daemon in the background. Does nothing if one answers already.
 
-    Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
+    If the one that answers was started with something else than is said here, that is told, with exit status 75: stop
+    it first. Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
 
     \b
     eoq start
     eoq start --db shop/eoq.db --socket shop/eoq.sock
+    eoq stop && eoq start --spool spool
     """
     from eoq.daemon.precedence import choose
 
@@ -98,13 +103,14 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     path = choice.socket.value
     running = _status(str(path))
     if running is not None:
+        _refuse_other(choice, running)
         click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
         return
     database = choice.db.value
     log = database.with_name(database.name + ".log")
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        errors = log.open("ab")
+        errors = os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     except OSError as error:
         from eoq.daemon.locks import cannot_use
 
@@ -191,6 +197,29 @@ def status(as_json: bool, socket: str | None) -> None:
     for name, value in fields.items():
         if value is not None:
             click.echo(f"{name:{width}}  {visible(str(value))}")
+
+
+def _refuse_other(choice: Choice, running: dict[str, Any]) -> None:
+    """Raises `Locked` where flags, variables or the configuration say something else than what runs."""
+    from eoq.daemon.locks import Locked
+    from eoq.daemon.precedence import DEFAULT
+
+    said = {"db": choice.db, "config": choice.config_path, "spool": choice.spool, **choice.overrides}
+    others = []
+    for name, (wanted, source) in said.items():
+        has = running.get("database" if name == "db" else name)
+        if source != DEFAULT and _real(wanted) != _real(has):
+            others.append(f"{source} says {wanted}, and it has {'none' if has is None else has}")
+    if others:
+        raise Locked(
+            f"a daemon runs already, with pid {running['pid']} on {choice.socket.value}, but not as asked: "
+            f"{'; '.join(others)}; stop it first (`eoq stop`), or give this one another --socket"
+        )
+
+
+def _real(value: Any) -> str:
+    """A value to compare: of a path, the one without links."""
+    return str(value) if value is None or isinstance(value, int) else os.path.realpath(value)
 
 
 def _status(path: str) -> dict[str, Any] | None:

@@ -107,7 +107,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         for path in (settings.database, settings.socket):
             _make_folder(path.parent)
             # Resolved, so that a link is no second name under which another daemon opens the same file.
-            stack.callback(Lock(path.resolve(), holder).release)
+            stack.enter_context(Lock(path.resolve(), holder))
         spool = None
         if settings.spool is not None:
             spool = SpoolFolder(settings.spool, holder)
@@ -134,6 +134,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 "connections": len(server.connections),
                 "leased": broker.leased,
                 "waiting": broker.waiting,
+                "max_attempts": settings.max_attempts,
                 **reloader.describe(),
                 **({} if taker is None else taker.describe()),
             }

@@ -211,6 +211,34 @@ def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
     assert "newer" in ran.errors
 
 
+def test_what_a_daemon_makes_is_its_owners_alone(alone: Shell, folder: Path) -> None:
+    assert alone.run("umask 022; eoq start && eoq send q x").status == 0
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.glob("eoq.db*")}
+    assert modes == dict.fromkeys(("eoq.db", "eoq.db-wal", "eoq.db-shm", "eoq.db.log", "eoq.db.lock"), "0o600")
+
+
+def test_a_file_that_is_there_keeps_its_mode(alone: Shell, folder: Path) -> None:
+    """Somebody may have opened it to a group for a reason."""
+    (folder / "eoq.db").touch(0o640)
+    (folder / "eoq.db").chmod(0o640)
+    assert alone.run("eoq start && eoq send q x").status == 0
+    assert (folder / "eoq.db").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_refusal_leaves_no_lock_file_behind(folder: Path) -> None:
+    (folder / "eoq.db").write_text("no database, but long enough to be read as one" * 100)
+    _refused(folder, folder / "eoq.db", folder / "s")
+    assert [path.name for path in folder.iterdir()] == ["eoq.db"]
+
+
+def test_a_refusal_leaves_the_lock_file_of_another_daemon(daemon: Daemon) -> None:
+    assert _refused(daemon.folder, daemon.db, daemon.folder / "other").status == 75
+    assert _refused(daemon.folder, daemon.folder / "other.db", daemon.socket).status == 75
+    locks = sorted(path.name for path in daemon.folder.glob("*.lock"))
+    assert locks == ["eoq.db.lock", "s.lock"]
+    assert _refused(daemon.folder, daemon.db, daemon.folder / "other").status == 75
+
+
 # ── other users ─────────────────────────────────────────────────────────────────────────────────────────────
 
 AS_NOBODY = f"""
@@ -306,6 +334,39 @@ def test_start_twice_starts_one(alone: Shell) -> None:
     assert ran.status == 0
     assert str(first["pid"]) in ran.errors
     assert json.loads(alone.run("eoq status --json").text)["pid"] == first["pid"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--spool spool", "flag --spool says {folder}/spool, and it has none"),
+        ("--db other.db", "flag --db says {folder}/other.db, and it has {folder}/eoq.db"),
+        ("--max-attempts 3", "flag --max-attempts says 3, and it has none"),
+        ("--config eoq.toml", "flag --config says {folder}/eoq.toml, and it has none"),
+    ],
+)
+def test_start_with_other_options_than_what_runs_is_75_and_says_so(
+    alone: Shell, folder: Path, options: str, says: str
+) -> None:
+    """Who asks for a spool must not believe that there is one."""
+    (folder / "eoq.toml").write_text("")
+    assert alone.run("eoq start").status == 0
+    ran = alone.run(f"eoq start {options}")
+    assert (ran.status, ran.text) == (75, "")
+    assert says.format(folder=folder) in ran.errors
+    assert "eoq stop" in ran.errors
+    assert alone.run(f"eoq stop && eoq start {options}").status == 0
+    # Now it runs as asked; and who asks for nothing gets what there is.
+    assert alone.run(f"eoq start {options}").status == 0
+    assert alone.run("unset EOQ_DB; eoq start").status == 0
+
+
+def test_start_by_another_name_of_the_same_file_is_no_other_option(alone: Shell, folder: Path) -> None:
+    (folder / "link").symlink_to(folder)
+    assert alone.run("eoq start && eoq start --db link/eoq.db").status == 0
+    ran = alone.run("eoq start", EOQ_MAX_ATTEMPTS="5")
+    assert ran.status == 75
+    assert "env EOQ_MAX_ATTEMPTS says 5" in ran.errors
 
 
 def test_many_starts_at_once_start_one(alone: Shell) -> None:
