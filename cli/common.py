@@ -67,16 +67,22 @@ def _check_queue(_ctx: click.Context, _param: click.Parameter, value: str) -> st
 
 def read_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """The callback of an option that takes a time: seconds since the epoch."""
-    if value is None:
-        return None
+    try:
+        return None if value is None else parse_time(value)
+    except InvalidRequest as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def parse_time(value: str) -> float:
+    """Seconds since the epoch, of these or of ISO 8601; local where it names no zone. Raises `InvalidRequest`."""
     try:
         return float(value)
     except ValueError:
         pass
     try:
         return datetime.fromisoformat(value).timestamp()
-    except ValueError:
-        raise click.BadParameter(
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
             f"{value!r} is no time; use seconds since the epoch or ISO 8601, such as 2030-01-31T09:00"
         ) from None
 

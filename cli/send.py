@@ -23,6 +23,7 @@ from .common import (
     connect,
     header_option,
     json_option,
+    parse_time,
     print_bytes,
     print_json,
     queue_argument,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from eoq.spool import Left
 
 PROGRESS_SECONDS = 0.1
+FIELDS = ("body", "id", "headers", "priority", "group", "delay", "at", "ttl")
+"""What a line of `--jsonl` may say."""
 SPOOL_SECONDS = 2.0
 """How long one try of a daemon that went away or does not answer may take, where there is a spool."""
 
@@ -46,19 +49,30 @@ SPOOL_SECONDS = 2.0
 @click.argument("body", required=False)
 @click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
-@click.option("--at", callback=read_time, metavar="TIME", help="Deliver it then: epoch seconds or ISO 8601.")
-@click.option("--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not after so long.")
+@click.option(
+    "--at",
+    callback=read_time,
+    metavar="TIME",
+    help="Deliver it then: epoch seconds or ISO 8601, local if without zone.",
+)
+@click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Do not deliver it later than so long after the send (not after --at or --delay).",
+)
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
 @header_option("May be repeated.")
-@click.option("--lines", is_flag=True, help="Each line of standard input is one message.")
+@click.option("--lines", is_flag=True, help="Each line of standard input is one message, also an empty one.")
 @click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")
 @click.option(
     "--spool",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="If the daemon cannot be reached, leave it in this spool, on disk, for when it runs.",
+    help="If the daemon cannot be reached, leave it in this spool, on disk, for when it runs. "
+    "Only this flag does: EOQ_SPOOL is the daemon's.",
 )
 @json_option
 @socket_option
@@ -88,6 +102,7 @@ def send(
     eoq send payments '{"amount": 5}' --id order-17
     pg_dump shop | gzip | eoq send backups -
     seq 1000 | eoq send numbers --lines
+    echo '{"body": {"amount": 5}, "id": "order-18", "at": "2030-01-31T09:00"}' | eoq send payments --jsonl
     eoq send render 'page 7' --wait 30
     eoq send mail 'hello' --spool /var/spool/shop     # also while no daemon runs
     """
@@ -210,9 +225,10 @@ def _from_json(line: bytes, template: Outgoing) -> Outgoing:
         fields["body"] = get_bytes(None, in_base64, "body")
     if "body" not in fields:
         raise InvalidRequest("it has no `body`")
-    unknown = fields.keys() - {"body", "id", "headers", "priority", "group", "delay", "at", "ttl"}
-    if unknown:
-        raise InvalidRequest(f"the option {min(unknown)!r} is not known")
+    if unknown := fields.keys() - set(FIELDS):
+        raise InvalidRequest(f"the option {min(unknown)!r} is not known; there are {', '.join(FIELDS)}, body_base64")
+    if isinstance(at := fields.get("at"), str):
+        fields["at"] = parse_time(at)
     return _replace(template, **fields)
 
 

@@ -202,6 +202,23 @@ def test_a_bad_json_line_is_named(shell: Shell, queue: str, bad: str) -> None:
     assert "line 3" in ran.errors
 
 
+@pytest.mark.parametrize("at", ["4000000000", '"4000000000"', '"2095-01-31T09:00"', '"2095-01-31T09:00:00+02:00"'])
+def test_a_json_line_says_a_time_as_the_option_does(shell: Shell, client: eoq.Client, queue: str, at: str) -> None:
+    assert shell.run(f"eoq send {queue} --jsonl", f'{{"body": "x", "id": "line", "at": {at}}}'.encode()).status == 0
+    assert shell.run(f"eoq send {queue} x --id option --at {at}").status == 0
+    line, option = (client.ask("show", queue=queue, id=id)["message"]["due_at"] for id in ("line", "option"))
+    assert line == option
+
+
+def test_a_json_line_with_no_time_or_an_unknown_option_is_told_what_there_is(shell: Shell, queue: str) -> None:
+    ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "at": "tomorrow"}\n')
+    assert (ran.status, ran.text) == (65, "")
+    assert "'tomorrow' is no time" in ran.errors and "ISO 8601" in ran.errors
+    ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "prio": 1}\n')
+    assert (ran.status, ran.text) == (65, "")
+    assert "'prio' is not known; there are body, id, headers, priority, group, delay, at, ttl" in ran.errors
+
+
 def test_json_lines_that_are_no_utf8_are_named(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n{"body": "\xff"}\n')
     assert ran.status == 65
