@@ -63,12 +63,11 @@ class _Commands(click.Group):
             sys.exit(error.exit_status)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            raise  # nobody reads on; click ends quietly
         except OSError as error:
             # What is left in the buffer would fail again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            click.echo(f"eoq: cannot read or write: {error}; see to the disk or the redirection", err=True)
+            if not isinstance(error, BrokenPipeError):  # whoever reads no more, as `head`, has had enough
+                click.echo(f"eoq: cannot read or write: {error}; see to the disk or the redirection", err=True)
             sys.exit(INPUT_OUTPUT_ERROR)
         return outcome
 
@@ -86,7 +85,12 @@ def _open_closed_streams() -> None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def _colours() -> bool | None:
+    """False where the user wants none or the terminal has none; None leaves it to click: at a terminal only."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "color": _colours()})
 @click.version_option(__version__, prog_name="eoq")
 def main() -> None:
     """The exactly-once queue for one machine.

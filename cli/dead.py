@@ -22,8 +22,7 @@ from .common import (
     queue_argument,
     socket_option,
 )
-from .look import filtered, print_found
-from .look import show as show_message
+from .look import filtered, print_found, print_life
 
 
 @click.group()
@@ -69,7 +68,18 @@ def list_(**wanted: Any) -> None:
     print_found(state="dead", **wanted)
 
 
-dead.add_command(show_message, "show")
+@dead.command()
+@queue_argument
+@click.argument("id_", metavar="ID")
+@json_option
+@socket_option
+def show(**wanted: Any) -> None:
+    """Show the whole life of one message, like `eoq show`: each delivery, and how it failed.
+
+    \b
+    eoq dead show mail 0190f3c1-…
+    """
+    print_life(**wanted)
 
 
 @dead.command()

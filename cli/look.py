@@ -63,6 +63,9 @@ def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None)
 def queues(as_json: bool, socket: str | None) -> None:
     """List the queues: messages in each state, since when the oldest waits, and how many a second come and get done.
 
+    In a pipe there is no head. The columns are the queue, its messages that are ready, delayed, leased, blocked and
+    dead, the age of its oldest one, sent and done a second, and `paused` where it is.
+
     \b
     eoq queues
     eoq queues --json | jq 'select(.dead > 0) | .queue'
@@ -167,7 +170,11 @@ def print_found(
     elif messages:
         print_messages(messages)
     if found["more"] and len(messages) < limit:
-        click.echo(f"eoq: {queue} has more messages than one look goes through; others may be wanted too", err=True)
+        click.echo(
+            f"eoq: not all of {queue} was looked at, and there may be more matches: a look ends after 50,000 messages, "
+            "64 MiB of bodies, or 2 MiB to show",
+            err=True,
+        )
     if not messages:
         sys.exit(NOTHING_THERE)
 
@@ -204,6 +211,11 @@ def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
     \b
     eoq show payments order-17
     """
+    print_life(queue, id_, as_json, socket)
+
+
+def print_life(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
+    """Prints all that is known of one message."""
     with connect(socket) as client:
         message = client.show(queue, id_)
     if as_json:

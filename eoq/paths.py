@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 
@@ -14,7 +15,10 @@ def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
         return Path(named)
     from platformdirs import user_runtime_path
 
-    return user_runtime_path("eoq") / "eoq.sock"
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR, as under cron, another folder is taken, and a warning for each command helps nobody.
+        warnings.simplefilter("ignore")
+        return user_runtime_path("eoq") / "eoq.sock"
 
 
 def database_path(given: str | os.PathLike[str] | None = None) -> Path:
