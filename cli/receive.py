@@ -53,7 +53,7 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
 
     \b
     eoq receive mail --wait 10 --json
-    eoq receive mail --json | jq -r .receipt | xargs eoq ack
+    eoq receive mail --json | jq -r .receipt | xargs -r -n 1 eoq ack
     eoq receive mail --limit 100 --ack
     """
     from eoq.prefetch import POLL_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -65,7 +66,8 @@ def relay(
     elif until_empty:
         aside = asyncio.run(_flush(files, socket, resend_within, as_json))
         if aside:
-            click.echo(f"eoq relay: rows set aside: {aside:,}; see eoq relay --list", err=True)
+            named = shlex.join(map(str, files))
+            click.echo(f"eoq relay: rows set aside: {aside:,}; `eoq relay --list {named}` shows them", err=True)
             sys.exit(SET_ASIDE)
     else:
         asyncio.run(_run(files, socket, resend_within))

@@ -85,6 +85,17 @@ def test_ack_settles_what_was_printed(shell: Shell, client: eoq.Client, queue: s
     assert [_state(client, queue, id) for id in ("a", "b", "c")] == ["done", "done", "ready"]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_xargs_acks_as_many_as_there_are(shell: Shell, client: eoq.Client, queue: str, count: int) -> None:
+    """As the help of `receive` shows it, but for jq, which is not on every machine."""
+    client.send_many(queue, [b"x"] * count)
+    receipts = r"""sed -E 's/.*"receipt": "([^"]+)".*/\1/'"""
+    ran = shell.run(f"eoq receive {queue} --limit 10 --json | {receipts} | xargs -r -n 1 eoq ack")
+    assert (ran.status, ran.errors) == (0, "")
+    assert client.peek(queue, state="leased") == client.peek(queue) == []
+    assert len(client.peek(queue, state="done")) == count
+
+
 def test_ack_settles_nothing_that_could_not_be_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     ran = shell.run(f"eoq receive {queue} --ack --lease 600 > /dev/full")

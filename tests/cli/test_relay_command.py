@@ -52,6 +52,7 @@ def test_rows_set_aside_are_65_until_somebody_has_looked(
         ran = shell.run(f"eoq relay {file} --until-empty")
         assert ran.status == 65
         assert "rows set aside: 1" in ran.errors
+        assert f"`eoq relay --list {file}`" in ran.errors
     ran = shell.run(f"eoq relay {file} --list")
     assert ran.status == 0
     assert ran.text.startswith(f"1  {queue}  taken  ")
