@@ -129,7 +129,7 @@ def _columns(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
 
 
 def test_the_table_is_the_one_that_the_inbox_makes(folder: Path) -> None:
-    (create, _prune) = _blocks("sql")
+    create = _blocks("sql")[0]
     by_page = sqlite3.connect(":memory:")
     by_page.executescript(create)
     with eoq.Inbox(folder / "app.db"):
@@ -137,8 +137,39 @@ def test_the_table_is_the_one_that_the_inbox_makes(folder: Path) -> None:
     assert _columns(by_page) == _columns(sqlite3.connect(folder / "app.db"))
 
 
+def _schema(database: sqlite3.Connection) -> dict[str, str]:
+    """The statement that made each table and index, without comments and white space."""
+    with closing(database):
+        rows = database.execute("select name, sql from sqlite_schema where name like 'eoq_%' and sql is not null")
+        return {name: re.sub(r"--.*|\s+", "", sql) for name, sql in rows}
+
+
+def test_the_tables_are_those_that_inbox_and_outbox_make(folder: Path) -> None:
+    create, _prune, outbox, watermark = _blocks("sql")
+    by_page = sqlite3.connect(":memory:")
+    by_page.executescript(create + outbox + watermark)
+    by_library = sqlite3.connect(folder / "app.db")
+    eoq.Outbox(by_library)
+    with eoq.Inbox(folder / "app.db"):
+        pass
+    schema = _schema(by_page)
+    assert schema.keys() == {
+        *("eoq_processed", "eoq_processed_by_seq", "eoq_watermark"),
+        *("eoq_outbox", "eoq_outbox_set_aside"),
+    }
+    assert schema == _schema(by_library)
+
+
+def test_a_row_in_the_outbox_of_the_page_is_sent(daemon: Daemon) -> None:
+    with closing(sqlite3.connect(daemon.folder / "app.db")) as database, database:
+        database.executescript(_blocks("sql")[2])
+        database.execute("insert into eoq_outbox (queue, body) values ('q', 'by hand')")
+    ran = daemon.shell().run("eoq relay app.db --until-empty && eoq receive q")
+    assert (ran.status, ran.text) == (0, "by hand\n"), ran.errors
+
+
 def test_the_prune_forgets_only_what_is_settled_and_old() -> None:
-    create, prune = _blocks("sql")
+    create, prune = _blocks("sql")[:2]
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(create)
         now, day = 1_000_000.0, 86_400
