@@ -5,8 +5,10 @@
 #   usage: cron-enqueue.sh QUEUE JOB [DAY]
 #   by hand: examples/cron-enqueue.sh reports nightly-report
 #   catch up on a day that was missed: examples/cron-enqueue.sh reports nightly-report 2026-01-31
-#   crontab (cron's PATH is short, so name the folder eoq is in):
+#   crontab (cron's PATH is short, so name the folder eoq is in; and it may have no XDG_RUNTIME_DIR, so name the socket
+#   that `eoq status` shows):
 #     PATH=/usr/local/bin:/usr/bin:/bin
+#     EOQ_SOCKET=/run/user/1000/eoq/eoq.sock
 #     15 2 * * * /opt/shop/cron-enqueue.sh reports nightly-report
 #
 # Prints nothing when all is well, because cron mails what is printed. When the daemon cannot be reached, the error goes

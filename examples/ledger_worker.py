@@ -3,7 +3,7 @@
 The booking and the message's id are committed in one transaction of the ledger's own SQLite file (`eoq.Inbox`). A
 payment that is delivered again, because this worker or the daemon was killed, is found there and only acked.
 
-    eoq send payments '{"account": "alice", "cents": 500}' --id order-17
+    eoq send payments '{"account": "alice", "cents": 500}' --id ledger-1
     python examples/ledger_worker.py --db ledger.db --until-empty
     sqlite3 ledger.db 'select * from account'
 

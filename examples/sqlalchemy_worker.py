@@ -1,6 +1,6 @@
 """Books payments in a ledger with SQLAlchemy, each of them once.
 
-    eoq send payments '{"account": "alice", "cents": 500}' --id order-17
+    eoq send payments '{"account": "bob", "cents": 700}' --id ledger-2
     python examples/sqlalchemy_worker.py --db ledger.db --until-empty
 
 The booking, the message's id and its result commit in one transaction of the session's, and then the message is
