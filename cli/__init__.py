@@ -103,6 +103,6 @@ def main() -> None:
     eoq demo                         see it survive kill -9
 
     \b
-    Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable ·
-    74 input or output failed · 75 try again later · 77 not allowed
+    Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable · 70 failed inside ·
+    74 input or output failed · 75 try again later · 77 not allowed · 130 Ctrl-C
     """

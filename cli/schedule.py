@@ -73,7 +73,8 @@ Examples:
     "--at",
     callback=read_time,
     metavar="TIME",
-    help="The first occurrence of --every: epoch seconds or ISO 8601; SECONDS from now if absent.",
+    help="The first occurrence of --every: epoch seconds or ISO 8601, local if without zone; "
+    "SECONDS from now if absent.",
 )
 @click.option(
     "--catch-up",

@@ -59,7 +59,7 @@ SPOOL_SECONDS = 2.0
     "--ttl",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Do not deliver it later than so long after the send (not after --at or --delay).",
+    help="Do not deliver it when so long has passed since the send; from there it counts with --at and --delay, too.",
 )
 @click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
 @click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
