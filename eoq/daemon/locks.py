@@ -45,8 +45,8 @@ class Lock:
 
     def _take(self, path: Path) -> bool:
         """Whether the lock is ours, and on the file that stands there: its holder may have removed it meanwhile."""
-        self._new = not self._file.exists()
         try:
+            self._new = not self._file.exists()
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise cannot_use(self._file, error) from error

@@ -307,6 +307,15 @@ def test_a_daemon_that_may_not_write_is_77(folder: Path, place: str) -> None:
     assert "eoq.db" in ran.errors
 
 
+@root_only
+def test_a_folder_that_may_not_be_looked_into_is_77(folder: Path) -> None:
+    folder.chmod(0o755)
+    (folder / "closed").mkdir(0o700)
+    ran = _as_nobody("daemon", "--db", str(folder / "closed" / "eoq.db"), "--socket", "/tmp/nobody-s")  # noqa: S108
+    assert ran.status == 77, ran.errors
+    assert str(folder / "closed") in ran.errors
+
+
 # ── in the background ───────────────────────────────────────────────────────────────────────────────────────
 
 
