@@ -216,7 +216,16 @@ class Deduplicator:
         self._end(request.key, request.token, verb, reply, durable=True)
 
     def _give_up(self, key: str, token: str, reply: Reply) -> None:
-        self._end(key, token, partial(self._table.once_release, key, token), reply, durable=False)
+        holder = self._holders.get(key)
+
+        def answer(outcome: Fields | EoqError) -> None:
+            reply(outcome)
+            if isinstance(outcome, EoqError) and holder is not None and holder.token == token:
+                # It will not run, whatever the disk says now.
+                holder.sessions.clear()
+                self._clock.call_later(FAILED_RELEASE, partial(self._release, key, holder))
+
+        self._end(key, token, partial(self._table.once_release, key, token), answer, durable=False)
 
     def _end(self, key: str, token: str, verb: Callable[[], object], reply: Reply, *, durable: bool) -> None:
         def done(outcome: Any) -> None:
