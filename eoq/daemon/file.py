@@ -36,6 +36,12 @@ MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
 
+class WrongFile(StorageFailed):
+    """What was given is no file of this eoq's: trying again later is no use."""
+
+    exit_status = 65
+
+
 def _as_it_is(value: T) -> T:
     return value
 
@@ -213,10 +219,10 @@ class File:
         (application,) = database.execute("pragma application_id").fetchone()
         (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
         if tables and application != APPLICATION_ID:
-            raise StorageFailed(f"{self.path} is a SQLite file of another program; give the daemon one of its own")
+            raise WrongFile(f"{self.path} is a SQLite file of another program; give the daemon one of its own")
         scripts = migrations()
         if version > len(scripts):
-            raise StorageFailed(
+            raise WrongFile(
                 f"{self.path} was written by a newer eoq (schema {version}, this one knows {len(scripts)}); "
                 "install that version again"
             )
@@ -263,6 +269,8 @@ def storage_error(error: sqlite3.Error, path: Path) -> EoqError:
         )
     if code == sqlite3.SQLITE_CANTOPEN:
         return Forbidden(f"{path} cannot be opened; check that its folder exists and that this user may write there")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StorageFailed(f"{path} is damaged or no database ({error}); restore it from a backup")
+    if code == sqlite3.SQLITE_NOTADB:
+        return WrongFile(f"{path} is no database: give the daemon a file of its own, or restore it from a backup")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return StorageFailed(f"{path} is damaged ({error}); restore it from a backup")
     return StorageFailed(f"{path} could not be read or written ({error}); nothing was changed; see to the disk")

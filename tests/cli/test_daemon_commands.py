@@ -187,7 +187,7 @@ def test_a_database_that_is_a_folder_is_refused(folder: Path) -> None:
 def test_a_file_that_is_no_database_is_refused_and_kept(folder: Path, content: bytes) -> None:
     (folder / "eoq.db").write_bytes(content)
     ran = _refused(folder, folder / "eoq.db", folder / "s")
-    assert ran.status == 75
+    assert ran.status == 65
     assert "no database" in ran.errors
     assert (folder / "eoq.db").read_bytes() == content
 
@@ -197,7 +197,7 @@ def test_a_database_of_another_program_is_refused_and_kept(folder: Path) -> None
         database.execute("create table theirs (x)")
     before = (folder / "eoq.db").read_bytes()
     ran = _refused(folder, folder / "eoq.db", folder / "s")
-    assert ran.status == 75
+    assert ran.status == 65
     assert "another program" in ran.errors
     assert (folder / "eoq.db").read_bytes() == before
 
@@ -207,7 +207,7 @@ def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
     with closing(sqlite3.connect(daemon.db)) as database:
         database.execute("pragma user_version = 9999")
     ran = _refused(daemon.folder, daemon.db, daemon.socket)
-    assert ran.status == 75
+    assert ran.status == 65
     assert "newer" in ran.errors
 
 
@@ -400,7 +400,7 @@ def test_stop_without_a_daemon_is_no_failure(alone: Shell) -> None:
 def test_start_that_fails_says_why(alone: Shell, folder: Path) -> None:
     (folder / "eoq.db").write_text("no database at all")
     ran = alone.run("eoq start")
-    assert ran.status == 75
+    assert ran.status == 65
     assert "no database" in ran.errors
 
 
