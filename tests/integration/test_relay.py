@@ -320,6 +320,31 @@ def test_a_refusal_of_one_queue_does_not_hold_up_the_others(
         assert relay.said.count("refused by the test") == 1, "it says a thing once"
 
 
+def test_a_group_keeps_its_order_though_the_rest_of_its_batch_takes_long(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    """The pause of a queue that was full is over, and it has room again, before the rest of the batch is sent."""
+    refused_alone = threading.Event()
+
+    def refuse(request: Mapping[str, Any]) -> str | None:
+        sends = [message["body"] for message in request.get("send", [])]
+        if refused_alone.is_set():
+            threading.Event().wait(0.2 if sends else 0)
+            return None
+        if sends == ["first"]:
+            refused_alone.set()
+        return "queue_full" if "first" in sends else None
+
+    box = eoq.Outbox(database)
+    with refusing(shared_daemon, refuse) as socket, relaying(shared_daemon, file, socket=socket):
+        with database:
+            box.send(f"{queue}.full", "first", group="g")
+            for number in range(2):
+                box.send(f"{queue}.free", str(number))
+            box.send(f"{queue}.full", "second", group="g")
+        assert bodies(client, f"{queue}.full", 2) == ["first", "second"]
+
+
 @pytest.mark.parametrize(
     "code", ["storage_full", "storage_failed", "overloaded", "internal_error", "of a later version"]
 )
