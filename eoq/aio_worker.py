@@ -131,6 +131,8 @@ class _Worker:
         self._idle = idle
         self._stop_event = stop
         self._waiting: deque[Entry[AsyncMessage]] = deque()
+        self._blocked: list[Entry[AsyncMessage]] = []
+        """Those of which an earlier delivery is still being handled."""
         self._running: set[asyncio.Task[None]] = set()
         self._confirming: set[asyncio.Task[None]] = set()
         self._behind = _Behind(self)
@@ -254,7 +256,9 @@ class _Worker:
             if entries and alone:
                 break
             entry = self._waiting.popleft()
-            if self._held.begin(entry, self._client._generation):
+            if self._held.blocked(entry):
+                self._blocked.append(entry)
+            elif self._held.begin(entry, self._client._generation):
                 entries.append(entry)
                 if alone:
                     break
@@ -266,6 +270,8 @@ class _Worker:
             # A handler raised what is no `Exception`: it is raised by `run`.
             self._failure = self._failure or error
             self._stopped.set()
+        self._waiting.extendleft(self._blocked)
+        self._blocked.clear()
         self._start_more()
 
     async def _handle(self, entries: list[Entry[AsyncMessage]]) -> None:
@@ -318,6 +324,7 @@ class _Worker:
     async def _release_waiting(self) -> None:
         receipts = self._held.drop_waiting()
         self._waiting.clear()
+        self._blocked.clear()
         self._changed.set()
         await self._client._give_back(receipts)
 

@@ -62,6 +62,8 @@ class Held(Generic[M]):
         self._most = most
         self._fewest = fewest
         self._entries: dict[str, Entry[M]] = {}
+        self._running: dict[str, Entry[M]] = {}
+        """Those whose handlers run, by id."""
         self._confirming = 0
         self.ends = 0
         """How many are held no more,"""
@@ -84,6 +86,10 @@ class Held(Generic[M]):
             self._entries[entry.message.receipt] = entry
         return entries
 
+    def blocked(self, entry: Entry[M]) -> bool:
+        """Whether an earlier delivery of the same message, whose lease was lost, is still being handled."""
+        return entry.message.id in self._running
+
     def begin(self, entry: Entry[M], generation: int) -> bool:
         """Whether its handler may run now: not if it was given back, or its lease is surely gone."""
         if entry.message.receipt not in self._entries:
@@ -95,6 +101,7 @@ class Held(Generic[M]):
             self.end(entry)
             return False
         entry.running = True
+        self._running[entry.message.id] = entry
         return True
 
     def confirming(self, entry: Entry[M]) -> bool:
@@ -103,14 +110,20 @@ class Held(Generic[M]):
             return False
         entry.confirming = True
         self._confirming += 1
+        self._runs_no_more(entry)
         return True
 
     def end(self, entry: Entry[M]) -> None:
         """Its handler has ended, and its ack is confirmed if there is one; or it will not run."""
         if self._entries.pop(entry.message.receipt, None) is not None:
             self._confirming -= entry.confirming
+            self._runs_no_more(entry)
             self.ends += 1
             self.ended_at = time.monotonic()
+
+    def _runs_no_more(self, entry: Entry[M]) -> None:
+        if self._running.get(entry.message.id) is entry:
+            del self._running[entry.message.id]
 
     def drop_waiting(self) -> list[str]:
         """Forgets what waits; returns the receipts that can be given back."""

@@ -48,6 +48,8 @@ def check_batch(batch: int, inbox: object) -> None:
     """Raises `InvalidRequest` for a batch that there cannot be."""
     if batch < 1 or (batch > 1 and inbox is None):
         raise InvalidRequest(f"batch is 1, or more with an inbox, and not {batch!r}")
+    if batch > 1 and not hasattr(inbox, "process_many"):
+        raise InvalidRequest(f"a {type(inbox).__name__} processes one message at a time; leave batch at 1")
 
 
 def described(message: Any) -> str:

@@ -161,7 +161,9 @@ class _Worker:
         """Guards what is held. A signal's handler must not touch it; the simple queues are safe there."""
         self._ready: SimpleQueue[Entry[Message] | None] = SimpleQueue()
         self._alone: deque[Entry[Message]] = deque()
-        """Of those, the ones that are next, and not to be in a batch."""
+        """Of those, the ones that are next, and not to be in a batch;"""
+        self._blocked: list[Entry[Message]] = []
+        """and those of which an earlier delivery is still being handled."""
         self._mail: SimpleQueue[_Mail] = SimpleQueue()
         self._stopping = False
         self._told = False
@@ -295,6 +297,8 @@ class _Worker:
                     for each in entries:
                         if not each.confirming:
                             self._held.end(each)
+                    while self._blocked:
+                        self._ready.put(self._blocked.pop())
                     self._changed.notify_all()
             self._settling.confirm(UNCONFIRMED)
         self._settling.confirm(0)
@@ -316,11 +320,13 @@ class _Worker:
         with self._changed:
             following: Entry[Message] | None = entry
             while following is not None and not self._stopping:
-                if entries and following.message.attempt > 1:
+                if self._held.blocked(following):
+                    self._blocked.append(following)
+                elif entries and following.message.attempt > 1:
                     # One that was tried before goes alone: it may be the one that takes a whole batch down.
                     self._alone.append(following)
                     break
-                if self._held.begin(following, self._client._generation):
+                elif self._held.begin(following, self._client._generation):
                     entries.append(following)
                     if len(entries) == self._batch or following.message.attempt > 1:
                         break

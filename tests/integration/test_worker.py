@@ -1114,3 +1114,36 @@ def test_an_asyncio_client_of_another_loop_says_so(shared_daemon: Daemon, queue:
 
 async def _send(client: eoq.AsyncClient, queue: str) -> None:
     await client.send(queue, "x")
+
+
+def test_a_message_is_never_handled_twice_at_once_in_one_loop(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    """Its lease is lost with the daemon, and it comes again while its first handler still runs."""
+    client = connect(daemon.socket)
+    client.send("q", "x", id="m")
+    lock = threading.Lock()
+    seen: list[int] = []
+    redelivered = threading.Event()
+
+    def handler(message: Any) -> None:
+        assert lock.acquire(blocking=False)
+        seen.append(message.attempt)
+        if message.attempt == 1:
+            daemon.restart()
+            with eoq.connect(daemon.socket) as other:
+                eventually(lambda: other.ask("status")["leased"] == 1)
+                redelivered.set()
+                other.receive("empty", wait=0.3)  # time for it to be handled, if it were
+        lock.release()
+
+    summary = _run(client, "q", handler, None, concurrency=2, until_empty=True, idle=1.0)
+    assert redelivered.is_set()
+    assert seen == [1, 2]
+    assert summary.done == 1
+
+
+def test_a_guest_inbox_takes_no_batch(blocking: eoq.Client, queue: str) -> None:
+    inbox: Any = eoq.GuestInbox(lambda: closing(sqlite3.connect(":memory:")), lambda connection: connection)
+    with pytest.raises(eoq.InvalidRequest, match="one message at a time"):
+        blocking.work(queue, _apply, inbox=inbox, batch=2)
