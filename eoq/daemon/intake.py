@@ -21,6 +21,9 @@ from .store import Store
 MAX_COPIES: Final = 25_000
 """Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
 
+MAX_COPIED: Final = 128 * 1024 * 1024
+"""Bytes of their bodies: enough for the largest message, to such a topic. Nothing else is done meanwhile."""
+
 Arrived: TypeAlias = Callable[[str], None]
 """Told of each queue in which messages were stored."""
 
@@ -95,6 +98,14 @@ class Intake:
             raise InvalidRequest(
                 f"{len(messages):,} messages for topics would be {len(routed.messages):,} in their queues, and "
                 f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
+            )
+        if (
+            routed.origins is not None
+            and (copied := sum(len(message.body) for message in routed.messages)) > MAX_COPIED
+        ):
+            raise InvalidRequest(
+                f"{len(messages):,} messages for topics would have {copied:,} bytes in their queues, and "
+                f"{MAX_COPIED:,} is the limit of one request; send fewer at once"
             )
         queues = {message.queue for message in routed.messages}
         ttls: dict[str, float] = {}

@@ -339,3 +339,15 @@ def test_waits_between_retries_follow_the_settings(folder: Path) -> None:
             shown = client.show("q", "m")
             waits.append(shown["due_at"] - shown["failed_at"])
         assert waits == pytest.approx([0.2, 0.4, 0.5, 0.5])
+
+
+def test_the_copies_of_one_request_have_a_limit(daemon: Daemon) -> None:
+    with eoq.connect(daemon.socket) as client:
+        for number in range(20):
+            client.bind("topic", f"q{number}")
+        large = b"x" * (1024 * 1024)
+        with pytest.raises(eoq.InvalidRequest, match="send fewer at once"), client.transaction() as transaction:
+            for _ in range(7):
+                transaction.send("topic", large)
+        client.send("topic", large)
+        assert [queue["ready"] for queue in client.queues()] == [1] * 20
