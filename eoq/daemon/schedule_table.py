@@ -15,7 +15,7 @@ MAX_SCHEDULES: Final = 10_000
 STEP: Final = 100
 """Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
 REFUSED: Final = 5.0
-"""Seconds until an occurrence that could not be stored is tried again."""
+"""Seconds until an occurrence that could not be stored is tried again, unless something ends before."""
 
 _COLUMNS: Final = (
     "name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, number"
@@ -46,11 +46,14 @@ Send: TypeAlias = Callable[[float, Definition, int], Sent]
 
 
 class Fired(NamedTuple):
-    """What one step of firing did: what was stored, what a person should know, and when to go on."""
+    """What one step of firing did: what was stored, what a person should know, when to go on, and whether something
+    was refused, which is to be tried again when there may be room.
+    """
 
     sent: list[Sent]
     notes: list[str]
     look_at: float | None
+    refused: bool
 
 
 class _Firing(NamedTuple):
@@ -60,6 +63,8 @@ class _Firing(NamedTuple):
     send: Send
     sent: list[Sent]
     notes: list[str]
+    refused: list[str]
+    """Schedules."""
 
 
 class ScheduleTable(File):
@@ -183,19 +188,38 @@ class ScheduleTable(File):
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def schedule_fire(self, now: float, send: Send) -> Fired:
+    def schedule_fire(self, now: float, send: Send, room: bool = False) -> Fired:
         """Stores the messages of occurrences whose time has come, and plans the next ones, in one transaction.
 
         Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``send``
         refuses is tried again until it is so late that it was missed, and the schedule's ``catch_up`` holds for it.
-        One whose id is stored with other content is passed over.
+        Where there may be ``room``, that is now. One whose id is stored with other content is passed over.
         """
-        firing = _Firing(now, send, [], [])
-        room = STEP - self._plan_anew(now)
-        while room > 0 and (schedule := self._due_schedule(now)) is not None:
-            room -= max(self._fire(firing, schedule, room), 1)
-        look_at = now if room <= 0 else self._next_look()
-        return Fired(firing.sent, firing.notes, look_at)
+        firing = _Firing(now, send, [], [], [])
+        if room:
+            self._hurry(now)
+        left = STEP - self._plan_anew(now)
+        while left > 0 and (schedule := self._due_schedule(now)) is not None:
+            left -= max(self._fire(firing, schedule, left), 1)
+        look_at = now if left <= 0 else self._next_look()
+        return Fired(firing.sent, firing.notes, look_at, bool(firing.refused))
+
+    def _hurry(self, now: float) -> None:
+        """What was refused is tried now, the longest ago first."""
+        self._database.execute(
+            """
+            update schedule
+            set try_at = :now
+            where number in (
+              select number
+              from schedule
+              where try_at > :now and next_at <= :now
+              order by try_at
+              limit :step
+            )
+            """,
+            {"now": now, "step": STEP},
+        )
 
     def _plan_anew(self, now: float) -> int:
         """Where the clock was set back: what it has passed comes again, under the same ids where it was sent.
@@ -264,8 +288,9 @@ class ScheduleTable(File):
 
     def _postpone(self, firing: _Firing, schedule: Schedule, at: int, error: EoqError) -> None:
         """An occurrence cannot be sent now; said once, not at each try."""
+        name = schedule.definition.name
+        firing.refused.append(name)
         if schedule.error is None:
-            name = schedule.definition.name
             firing.notes.append(f"schedule {name}: {occurrence_id(name, at)} waits, and is tried again: {error}")
         self._plan(schedule._replace(next_at=at, error=str(error)), firing.now + REFUSED)
 

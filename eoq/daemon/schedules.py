@@ -28,6 +28,8 @@ LONGEST_TIMER: Final = GRACE / 2
 """Seconds after which the wall clock is looked at again: if it has jumped, what comes now is in time all the same."""
 FAILED: Final = 1.0
 """Seconds until firing that the disk refused is tried again."""
+ROOM: Final = 0.2
+"""Seconds from when something ends until what was refused is tried again: more will end in them."""
 
 log = logging.getLogger("eoq.schedule")
 
@@ -46,6 +48,10 @@ class Scheduler:
         self._alarm = Alarm(clock, self._look, LONGEST_TIMER)
         self._config: Config | None = None
         self._failing = False
+        self._refused = False
+        """Whether an occurrence was refused since there may have been room,"""
+        self._room = False
+        """and whether there may be now."""
         self._stopping = False
 
     def apply(self, config: Config) -> None:
@@ -137,11 +143,19 @@ class Scheduler:
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
+    def ended(self) -> None:
+        """A message has ended: there may be room for what was refused."""
+        if self._refused:
+            self._refused = False
+            self._room = True
+            self._alarm.set_in(ROOM)
+
     def _look(self) -> None:
         if self._stopping:
             return
         self._clock.wall()  # notices a jump
-        self._writer.submit(partial(self._store.schedule_fire, self._clock.wall(), self._send), self._fired)
+        room, self._room = self._room, False
+        self._writer.submit(partial(self._store.schedule_fire, self._clock.wall(), self._send, room), self._fired)
 
     def _send(self, now: float, definition: Definition, at: int) -> Sent:
         messages = self._intake.route([ask.scheduled_message(definition, at)], now).messages
@@ -155,6 +169,7 @@ class Scheduler:
             self._alarm.set(self._clock.wall() + FAILED)
             return
         self._failing = False
+        self._refused |= outcome.refused
         for note in outcome.notes:
             log.warning(note)
         for messages, stored in outcome.sent:

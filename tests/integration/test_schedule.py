@@ -6,6 +6,7 @@ import sqlite3
 import time
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def _take_until(client: eoq.Client, ids: list[str], count: int) -> None:
         return len(ids) >= count
 
     eventually(enough)
+
+
+def _error(client: eoq.Client, name: str) -> str | None:
+    error: str | None = client.ask("schedule_show", name=name)["schedule"].get("error")
+    return error
 
 
 def _at(id: str) -> float:
@@ -145,6 +151,21 @@ def test_a_full_queue_gets_its_occurrence_when_there_is_room(folder: Path) -> No
         (message,) = client.receive("ticks", wait=20)
         assert _at(message.id) == at
         assert "tried again" in daemon.said
+
+
+def test_a_limited_queue_keeps_up_after_it_was_full(folder: Path) -> None:
+    config = folder / "eoq.toml"
+    config.write_text("[queues.ticks]\nmax_depth = 1\n")
+    with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
+        for name in "ab":
+            client.ask("schedule_add", name=name, queue="ticks", every=1)
+        for name in "ab":
+            eventually(partial(_error, client, name))
+        ids: list[str] = []
+        start = time.monotonic()
+        _take_until(client, ids, 12)
+        assert time.monotonic() - start < 10  # one for each time that it is tried again would take a minute
+        assert len(set(ids)) == len(ids)
 
 
 # ── hostile ─────────────────────────────────────────────────────────────────────────────────────────────────
