@@ -70,9 +70,10 @@ class Looker:
 
     def ended(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
         """A message has ended: those who wait for its result have it now."""
-        if self._waiters:
-            for waiter in self._waiters.pop((queue, id), ()):
-                self._answer(waiter, _result(outcome, result, error))
+        if self._waiters and (waiters := self._waiters.pop((queue, id), None)):
+            told = _result(outcome, result, error)  # one for all: it may be large, and they may read slowly
+            for waiter in waiters:
+                self._answer(waiter, told)
 
     def arrived(self, queue: str) -> None:
         """Messages were stored in a queue: those who follow it look again."""

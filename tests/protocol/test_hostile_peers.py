@@ -226,6 +226,22 @@ def test_large_outputs_that_many_wait_for_are_not_there_once_for_each(daemon: Da
         assert most() < MEMORY
 
 
+@needs_proc
+def test_a_large_result_that_many_wait_for_is_not_there_once_for_each(daemon: Daemon) -> None:
+    daemon.ask(op="send", queue="q", id="m", body="")
+    with daemon.wire() as worker, ExitStack() as stack, _memory_watched(daemon, 3 * MEMORY) as most:
+        receipt = worker.ask({"op": "receive", "queue": "q"})["messages"][0]["receipt"]
+        for _ in range(4):
+            wire = stack.enter_context(daemon.wire())
+            wire.send(*[{"op": "result", "queue": "q", "id": "m", "wait": 60}] * 250)
+            assert wire.ask({"op": "status"})["ok"]
+        assert worker.ask({"op": "ack", "receipt": receipt, "result": "x" * MEBIBYTE})["ok"]
+        _serve_another(daemon)
+        assert most() < MEMORY
+        assert {wire.read()["outcome"] for _ in range(250)} == {"done"}
+        assert most() < MEMORY
+
+
 def test_who_reads_late_gets_everything(wire: Wire, queue: str) -> None:
     wire.ask({"op": "send", "queue": queue, "id": "m", "body": "x" * 100_000})
     wire.send(*({"op": "show", "queue": queue, "id": "m", "rid": number} for number in range(200)))
