@@ -508,14 +508,14 @@ def test_consume_keeps_the_leases_of_what_it_has_fetched(client: AnyClient, queu
 def test_consume_keeps_the_leases_of_what_it_has_asked_for_ahead(
     client: AnyClient, queue: str, blocking: eoq.Client
 ) -> None:
-    """The last of each four is asked for when the second of them is handled."""
-    client.send_many(queue, [f"{number}" for number in range(8)])
+    """The next four are asked for when the third is handed out, and wait for the time of two handlers unread."""
+    client.send_many(queue, [f"{number}" for number in range(6)])
     seen = []
-    for message in client.consume(queue, prefetch=4, lease=1.0, idle=0.1):
+    for message in client.consume(queue, prefetch=4, lease=2.0, idle=0.1):
         seen.append((message.text, message.attempt))
-        blocking.receive("empty", wait=0.45)  # the time of a handler, less than half of the lease
+        blocking.receive("empty", wait=0.8)  # the time of a handler, less than half of the lease
         client.ack(message)
-    assert seen == [(f"{number}", 1) for number in range(8)]
+    assert seen == [(f"{number}", 1) for number in range(6)]
 
 
 def test_what_was_asked_for_ahead_over_a_connection_that_is_gone_is_not_handed_out(
