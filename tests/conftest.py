@@ -68,3 +68,13 @@ def folder() -> Iterator[Path]:
     """An empty folder whose path is short enough for a socket."""
     with short_folder() as folder:
         yield folder
+
+
+@pytest.fixture
+def alone(folder: Path) -> Iterator[Shell]:
+    """A shell for a folder without a daemon; one that is started there is stopped at the end."""
+    shell = Shell(folder / "s", folder)
+    try:
+        yield shell
+    finally:
+        shell.run("eoq stop")

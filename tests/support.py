@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import select
 import shutil
 import signal
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -430,3 +431,33 @@ def read_line_of(process: subprocess.Popen[bytes], seconds: float = PATIENCE) ->
     readable, _, _ = select.select([process.stdout], [], [], seconds)
     assert readable, f"no line from process {process.pid} within {seconds:g} s"
     return process.stdout.readline()
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal: what a person sees, and what a program writes to."""
+    seen, written = pty.openpty()
+    try:
+        yield seen, written
+    finally:
+        for descriptor in (seen, written):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def run_at_terminal(shell: Shell, script: str, stream: Literal["stdout", "stderr"], **environment: str) -> str:
+    """What a script, which must succeed, writes to a terminal that is one of its streams."""
+    with terminal() as (seen, written):
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, stream: written}
+        process = shell.start(script, **streams, env={**shell.environment, **environment})
+        with process:
+            os.close(written)
+            shown = b""
+            try:
+                with suppress(OSError):  # Linux says EIO when the last writer has gone
+                    while data := os.read(seen, 4096):
+                        shown += data
+                assert process.wait(PATIENCE) == 0
+            finally:
+                kill_group(process)
+    return shown.decode()

@@ -30,16 +30,6 @@ from tests.support import (
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-@pytest.fixture
-def alone(folder: Path) -> Iterator[Shell]:
-    """A shell for a folder without a daemon; one that is started there is stopped at the end."""
-    shell = Shell(folder / "s", folder)
-    try:
-        yield shell
-    finally:
-        shell.run("eoq stop")
-
-
 # ── in the foreground ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -311,7 +301,7 @@ def test_a_daemon_that_may_not_write_is_77(folder: Path, place: str) -> None:
 def test_a_folder_that_may_not_be_looked_into_is_77(folder: Path) -> None:
     folder.chmod(0o755)
     (folder / "closed").mkdir(0o700)
-    ran = _as_nobody("daemon", "--db", str(folder / "closed" / "eoq.db"), "--socket", "/tmp/nobody-s")  # noqa: S108
+    ran = _as_nobody("daemon", "--db", str(folder / "closed" / "eoq.db"), "--socket", "/tmp/nobody-s")  # noqa: S108 # is not made
     assert ran.status == 77, ran.errors
     assert str(folder / "closed") in ran.errors
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import pytest
 
 import eoq
-from tests.support import PATIENCE, Daemon, Shell, kill_group
+from tests.support import PATIENCE, Daemon, Shell, run_at_terminal, terminal
 
 MEBIBYTE = 1024 * 1024
 
@@ -288,37 +286,8 @@ def test_wait_for_a_duplicate_gives_the_old_result(shell: Shell, queue: str) -> 
 # ── progress ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextmanager
-def _terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal: what a person sees, and what a program writes to."""
-    seen, written = pty.openpty()
-    try:
-        yield seen, written
-    finally:
-        for descriptor in (seen, written):
-            with suppress(OSError):
-                os.close(descriptor)
-
-
-def _run_at_terminal(shell: Shell, script: str) -> str:
-    """What a script writes to a terminal that is its standard error."""
-    with _terminal() as (seen, written):
-        process = shell.start(script, stdin=subprocess.DEVNULL, stderr=written)
-        with process:
-            os.close(written)
-            shown = b""
-            try:
-                with suppress(OSError):  # Linux says EIO when the last writer has gone
-                    while data := os.read(seen, 4096):
-                        shown += data
-                assert process.wait(PATIENCE) == 0
-            finally:
-                kill_group(process)
-    return shown.decode()
-
-
 def test_progress_is_shown_on_a_terminal(shell: Shell, queue: str) -> None:
-    shown = _run_at_terminal(shell, f"seq 3000 | eoq send {queue} --lines > ids")
+    shown = run_at_terminal(shell, f"seq 3000 | eoq send {queue} --lines > ids", "stderr")
     assert shown.endswith("\r3,000 sent\r\n")
 
 
@@ -328,7 +297,7 @@ def test_no_progress_in_a_pipe(shell: Shell, queue: str) -> None:
 
 
 def test_who_sends_from_a_terminal_is_told_how_to_end_it(shell: Shell, client: eoq.Client, queue: str) -> None:
-    with _terminal() as (seen, typed_into):
+    with terminal() as (seen, typed_into):
         process = shell.start(f"eoq send {queue}", stdin=typed_into, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         with process:
             assert process.stderr is not None

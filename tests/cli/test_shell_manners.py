@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, run_at_terminal
 
 # By its name, since type checkers look for it below eoq/, where only installing puts it.
 main: click.Group = import_module("eoq.cli").main
@@ -163,33 +161,15 @@ def test_a_reader_that_leaves_early_is_no_error_to_talk_about(shell: Shell, queu
     assert (ran.status, ran.errors) == (74, ""), "1 would say that there was no message"
 
 
-def _at_terminal(shell: Shell, command: str, **environment: str) -> str:
-    """What a command writes to a terminal that is its standard output."""
-    seen, written = os.openpty()
-    process = shell.start(f"exec {command}", stdout=written, env={**shell.environment, **environment})
-    with process:
-        os.close(written)
-        shown = b""
-        try:
-            with suppress(OSError):  # Linux says EIO when the last writer has gone
-                while data := os.read(seen, 4096):
-                    shown += data
-            assert process.wait(PATIENCE) == 0
-        finally:
-            kill_group(process)
-            os.close(seen)
-    return shown.decode()
-
-
 @pytest.mark.parametrize("command", ["queues", "demo --payments 20 --kills 0"])
 def test_colours_are_for_terminals_that_have_them_and_people_who_want_them(
     shell: Shell, queue: str, command: str
 ) -> None:
     shell.run(f"eoq send {queue} x && eoq pause {queue}")
     plain = {"TERM": "xterm", "NO_COLOR": ""}
-    assert "\x1b[" in _at_terminal(shell, f"eoq {command}", **plain)
-    assert "\x1b[" not in _at_terminal(shell, f"eoq {command}", **{**plain, "NO_COLOR": "1"})
-    assert "\x1b[" not in _at_terminal(shell, f"eoq {command}", **{**plain, "TERM": "dumb"})
+    assert "\x1b[" in run_at_terminal(shell, f"exec eoq {command}", "stdout", **plain)
+    assert "\x1b[" not in run_at_terminal(shell, f"exec eoq {command}", "stdout", **{**plain, "NO_COLOR": "1"})
+    assert "\x1b[" not in run_at_terminal(shell, f"exec eoq {command}", "stdout", **{**plain, "TERM": "dumb"})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

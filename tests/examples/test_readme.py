@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,41 +26,31 @@ def _blocks(section: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def reader(folder: Path) -> Iterator[Shell]:
-    """A shell of somebody who reads README, in a folder and a home of their own."""
-    shell = Shell(folder / "s", folder)
-    try:
-        yield shell
-    finally:
-        shell.run("eoq stop")
-
-
-def _follow(reader: Shell, script: str) -> list[str]:
+def _follow(alone: Shell, script: str) -> list[str]:
     """Runs a block, in which nothing may fail; returns what it printed."""
-    ran = reader.run(f"set -e; {script}", HOME=str(reader.folder))
+    ran = alone.run(f"set -e; {script}", HOME=str(alone.folder))
     assert ran.status == 0, f"{script}\n{ran.text}\n{ran.errors}"
     return ran.lines
 
 
-def test_the_first_steps_can_be_followed_from_the_shell_to_python(reader: Shell, folder: Path) -> None:
+def test_the_first_steps_can_be_followed_from_the_shell_to_python(alone: Shell, folder: Path) -> None:
     (steps,) = _blocks(_section("First steps in a shell"), "sh")
     line = "eoq receive payments --json"
     assert line in steps and "RECEIPT" in steps
     take = r"""receipt=$(eoq receive payments --json | sed -E 's/.*"receipt": "([^"]+)".*/\1/')"""
-    printed = _follow(reader, steps.replace(line, take).replace("RECEIPT", '"$receipt"'))
+    printed = _follow(alone, steps.replace(line, take).replace("RECEIPT", '"$receipt"'))
     assert printed[:3] == ["order-17", "order-17", "paid"]
     assert [row.split()[:2] for row in printed[3:]] == [["numbers", "1000"], ["payments", "0"]]
 
     worker, sender = _blocks(_section("First steps in Python"), "python")
     (folder / "worker.py").write_text(worker)
     (folder / "sender.py").write_text(sender)
-    _follow(reader, "eoq start")
-    process = reader.start("exec python worker.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _follow(alone, "eoq start")
+    process = alone.start("exec python worker.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         try:
-            assert _follow(reader, "python sender.py") == ["Result(outcome='done', body=b'paid', error=None)"]
-            eventually(lambda: "done" in reader.run("eoq show payments order-22").text)
+            assert _follow(alone, "python sender.py") == ["Result(outcome='done', body=b'paid', error=None)"]
+            eventually(lambda: "done" in alone.run("eoq show payments order-22").text)
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=PATIENCE)
         finally:
@@ -69,27 +58,27 @@ def test_the_first_steps_can_be_followed_from_the_shell_to_python(reader: Shell,
     assert (process.returncode, *said) == (0, b"", b"")
 
 
-def test_what_else_a_queue_should_do_can_be_pasted(reader: Shell) -> None:
+def test_what_else_a_queue_should_do_can_be_pasted(alone: Shell) -> None:
     (block,) = _blocks(_section("What else a queue should do"), "sh")
-    printed = _follow(reader, f"eoq start; {block}")
+    printed = _follow(alone, f"eoq start; {block}")
     assert any(re.match(r"m-1 .*no such address", line) for line in printed), printed
     assert printed[-1] == "5", "all that was sent to `mail`, and what came by the topic"
 
 
-def test_the_spool_can_be_pasted_though_a_daemon_runs_without(reader: Shell) -> None:
+def test_the_spool_can_be_pasted_though_a_daemon_runs_without(alone: Shell) -> None:
     (block,) = _blocks(_section("The spool: sending while no daemon runs"), "sh")
-    _follow(reader, f"eoq start; {block}")
+    _follow(alone, f"eoq start; {block}")
     for _ in range(3):
-        assert _follow(reader, "eoq receive mail --wait 20 --ack") in (["hello"], ["hi"])
+        assert _follow(alone, "eoq receive mail --wait 20 --ack") in (["hello"], ["hi"])
 
 
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("sqlite3")), reason="an example needs jq, one sqlite3")
-def test_the_examples_can_be_followed_one_after_the_other(reader: Shell, folder: Path) -> None:
+def test_the_examples_can_be_followed_one_after_the_other(alone: Shell, folder: Path) -> None:
     page = (EXAMPLES / "README.md").read_text().split("**[webhook_receiver.py]")[0]
     (folder / "examples").symlink_to(EXAMPLES)
-    printed = _follow(reader, "\n".join(_blocks(page, "sh")))
+    printed = _follow(alone, "\n".join(_blocks(page, "sh")))
     assert [line for line in printed if line in ("2", "alice|500")] == ["2", "alice|500"]
-    eventually(lambda: "nightly-report-" in reader.run("eoq peek reports").text)
+    eventually(lambda: "nightly-report-" in alone.run("eoq peek reports").text)
 
 
 def test_each_public_name_is_listed() -> None:

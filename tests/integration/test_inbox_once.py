@@ -641,3 +641,6 @@ def test_a_commit_of_an_applications_connection_lasts(blocking: eoq.Client, queu
         eoq.Inbox(database).process(_delivered(blocking, queue), handler)
         assert seen == [(3,)]
         assert database.execute("pragma synchronous").fetchone() == (1,)
+    with eoq.Inbox(file) as inbox:
+        inbox.process(_delivered(blocking, queue, "other"), handler)
+    assert seen == [(3,), (3,)]
