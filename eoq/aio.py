@@ -170,7 +170,7 @@ class AsyncClient(AsyncSteering):
                     return
         finally:
             left = fetched.drain(self._generation)
-            if ahead is not None and not ahead.cancelled():
+            if ahead is not None and not ahead.cancelled():  # with us; then its link gives back what comes
                 with suppress(EoqError):
                     left.extend(message.receipt for message in await ahead)
             await self._give_back(left)

@@ -260,7 +260,8 @@ class Client(Steering):
         it or the daemon be killed meanwhile. An ack that a handler makes itself is waited for. With an inbox, up to
         ``batch`` messages that wait share one transaction (`Inbox.process_many`) and one ack, which is waited for.
 
-        ``timeout`` is in seconds for one run of a handler, or of a whole batch. A thread cannot be killed: when its
+        ``timeout`` is in seconds for one run of a handler, or of a whole batch; the wait for the inbox's file does not
+        count. A thread cannot be killed: when its
         time is over, the message is given back with an error that says so, and what the handler does later counts
         no more; but it goes on, and keeps its place among ``concurrency``, until it ends. With an inbox its late
         commit may still happen; the message then comes again and is found processed.
@@ -401,7 +402,7 @@ class Client(Steering):
         link = self._link
         if link is not None:
             with suppress(Dropped, TimeoutError):
-                link.forget(link.start([call.fields], time.monotonic() + GIVE_UP_SECONDS))
+                link.tell([call.fields], time.monotonic() + GIVE_UP_SECONDS)
 
     def _start(self, call: Call[T], link: Link | None = None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.

@@ -20,6 +20,9 @@ id is forgotten. Who settled the message had a later delivery, and so processed 
 one came at r. So the id went by a sentence with r < L - keep. A delivery that is older than that, and whose id is not
 found, is refused as `LeaseLost`; if its lease is alive after all, the message just comes again.
 
+L and r are the moments at which those deliveries were asked for. They came then or later (a reply may lie in the socket
+of a process that is stopped), so less is forgotten, and more is refused, than by the moments at which they came.
+
 Therefore W is never taken without its date, the highest W never beside the latest L, and ``keep`` is counted back
 from L and not from now: an inbox that has heard nothing for a week does not forget for a week. A new daemon's
 file that begins with seq 1 has low watermarks, which only hold back. A wall clock that jumps ahead shortens

@@ -44,7 +44,8 @@ class Inbox:
 
     A handler gets the connection inside a transaction. It may use savepoints; it cannot commit or roll back:
     trying raises `sqlite3.DatabaseError` ("not authorized"), and the message is given back like after any other
-    exception. On a connection of the application's this takes the connection's authorizer during a transaction.
+    exception. On a connection of the application's this takes the connection's authorizer during a transaction, and
+    raises its ``synchronous`` where that is lower, so that what is acked is on disk.
     """
 
     def __init__(

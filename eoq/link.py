@@ -115,6 +115,10 @@ class Link:
         finally:
             self.forget(rids)
 
+    def tell(self, requests: Sequence[Fields], deadline: float) -> None:
+        """Sends what is not waited for. Raises what `finish` raises."""
+        self.forget(self.start(requests, deadline))
+
     def forget(self, rids: range) -> None:
         """Replies to these are thrown away when they come."""
         with self._lock:
@@ -148,10 +152,10 @@ class Link:
         deadline = time.monotonic() + GIVE_UP_SECONDS
         done = False
         try:
-            self.forget(self.start([calls.cancel(rid) for rid in receives], deadline))
+            self.tell([calls.cancel(rid) for rid in receives], deadline)
             for reply in self._wait(receives, deadline):
                 if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
-                    self.forget(self.start([request], deadline))
+                    self.tell([request], deadline)
             done = True
         except (Dropped, TimeoutError):
             pass

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from . import calls
 from .calls import OnceState
-from .errors import EoqError, LeaseLost, MessageTooLarge, Overloaded, StorageFailed, StorageFull
-from .holds import FIRST_PAUSE, LONGEST_PAUSE
+from .errors import EoqError, LeaseLost, MessageTooLarge, Overloaded
+from .holds import FIRST_PAUSE, LONGEST_PAUSE, NOBODY
 from .ids import new_id
 from .message import encode_payload
 from .prefetch import POLL_SECONDS
@@ -34,10 +34,6 @@ log = logging.getLogger("eoq.once")
 
 HEARTBEAT_SECONDS: Final = 5.0
 """How often a caller that runs says so: a daemon that was restarted waits 30 s for it."""
-
-
-FOR_NOW: Final = (StorageFull, StorageFailed, Overloaded)
-"""Refusals of what came of a key that trying again may change. It has run, and must not run again for them."""
 
 
 class Ran(NamedTuple):
@@ -105,7 +101,7 @@ def once_status(
                 try:
                     client._run(done)
                     break
-                except FOR_NOW:
+                except NOBODY:
                     if pause is None:
                         raise
                     time.sleep(pause)
@@ -150,7 +146,7 @@ async def once_async(
             try:
                 await client._run(done)
                 break
-            except FOR_NOW:
+            except NOBODY:
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)
@@ -162,7 +158,10 @@ async def once_async(
 
 
 def _pauses(seconds: float) -> Iterator[float | None]:
-    """Growing ones between tries to store what came of a key, ``seconds`` in all; None at the last try."""
+    """Growing ones between tries to store what came of a key, ``seconds`` in all; None at the last try.
+
+    It has run, and a disk that is full for a moment is no reason to run it again.
+    """
     pause = FIRST_PAUSE
     while seconds > 0:
         yield min(pause, seconds)

@@ -15,7 +15,7 @@ else's. The tables are plain SQL, so that a consumer in any language can keep th
     create table eoq_watermark (
       queue text not null primary key,
       watermark integer not null,  -- as a delivery brought it
-      seen_at real not null        -- when that delivery came, seconds since the epoch
+      seen_at real not null        -- when that delivery was asked for, seconds since the epoch
     ) without rowid
 
 A message that is found runs nothing; its ``seq`` and ``processed_at`` are only ever raised, to those of now. What may
@@ -104,7 +104,7 @@ _INSERT_MANY: Final = _INSERT.format(rows=", ".join([_NEW_ROW] * MANY))
 class Processed:
     """The processed messages of one SQLite connection, and at most one transaction that adds to them.
 
-    `begin`, then for each message `known`, or a handler under the guard and `accept`; then `finish`, or `undo`.
+    `begin`, then for each message `known`, or `mark`, a handler and `accept`; then `finish`, or `undo`.
     Raises the errors of `sqlite3` as they are, and `InvalidRequest` for what a caller or a handler may not do.
     """
 
