@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from eoq import calls, protocol
+from eoq import protocol
 from eoq.client import Client
 from eoq.errors import InvalidRequest, MessageTooLarge
 from eoq.message import Result
@@ -60,7 +60,7 @@ def topic_argument(command: F) -> F:
 
 def _check_queue(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     try:
-        return calls.check_queue(value)
+        return protocol.check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from eoq.calls import check_queue
 from eoq.errors import EoqError, InvalidRequest, NotFound
 from eoq.paths import config_path
+from eoq.protocol import check_queue
 
 from .common import json_option, print_json, visible
 from .daemon_options import config_option, daemon_options, given

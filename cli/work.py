@@ -8,13 +8,12 @@ import threading
 
 import click
 
-from eoq import calls
 from eoq.client import Client
 from eoq.errors import EoqError, IdConflict, InvalidRequest
 from eoq.held import Summary
 from eoq.message import Message, Outgoing
 from eoq.paths import socket_path
-from eoq.protocol import MAX_BODY
+from eoq.protocol import MAX_BODY, check_queue
 from eoq.verdicts import Reject, Retry
 
 from .command import Commands, reason
@@ -33,7 +32,7 @@ class CannotStart(EoqError):
 
 def _queue_or_none(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     try:
-        return None if value is None else calls.check_queue(value)
+        return None if value is None else check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
 

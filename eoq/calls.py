@@ -7,7 +7,6 @@ try, so that a request whose reply was lost can be repeated without being stored
 from __future__ import annotations
 
 import base64
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -26,8 +25,8 @@ from .protocol import (
     MAX_LINE,
     MAX_PRIORITY,
     MAX_TTL,
-    QUEUE_PATTERN,
     Fields,
+    check_queue,
     get_bytes,
     put_bytes,
 )
@@ -42,8 +41,6 @@ BATCH_BYTES = 1024 * 1024
 
 SHORTEST_TTL = 0.001
 """Seconds to live of a message that came too late."""
-
-_QUEUE = re.compile(QUEUE_PATTERN)
 
 
 class Call(NamedTuple, Generic[T]):
@@ -67,16 +64,6 @@ def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """``items``, as many at a time as one request may have."""
     for start in range(0, len(items), MAX_BATCH):
         yield items[start : start + MAX_BATCH]
-
-
-def check_queue(queue: str) -> str:
-    """``queue``, or `InvalidRequest` where it is no name of a queue."""
-    if not isinstance(queue, str) or not _QUEUE.match(queue):
-        raise InvalidRequest(
-            f"{queue!r} is no queue name: use 1 to 128 letters, digits, dots, dashes and underscores, "
-            "and begin with a letter or digit"
-        )
-    return queue
 
 
 def _message_fields(item: object, make_id: Callable[[], str] = new_id) -> tuple[Fields, int]:

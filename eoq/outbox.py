@@ -33,11 +33,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from .calls import check_options, check_queue
+from .calls import check_options
 from .errors import InvalidRequest, MessageTooLarge
 from .ids import new_id
 from .message import JSON_TYPE, Outgoing, encode_payload
-from .protocol import MAX_BODY, MAX_HEADERS
+from .protocol import MAX_BODY, MAX_HEADERS, check_queue
 
 if TYPE_CHECKING:
     import aiosqlite

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .calls import check_options, check_queue, time_left
+from .calls import check_options, time_left
 from .errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
 from .message import Outgoing
 from .outbox import INDEX
 from .processed import DURABLE
-from .protocol import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
+from .protocol import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID, check_queue
 
 # Rows that a relay has begun to send. They are on disk before the first try, so that a relay that was away for longer
 # than the daemon remembers ids can tell which rows may have arrived. A table of its own, since a mark in the row would

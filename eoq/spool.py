@@ -19,12 +19,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
-from .calls import check_options, check_queue, time_left
+from .calls import check_options, time_left
 from .client import Client
 from .errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull, Unavailable
 from .ids import new_id
 from .message import JSON_TYPE, Outgoing, Sent, encode_payload
-from .protocol import MAX_BODY, MAX_HEADERS
+from .protocol import MAX_BODY, MAX_HEADERS, check_queue
 
 WITH_OPTIONS: Final = ".eoq"
 """The end of the name of a file whose first line has options."""

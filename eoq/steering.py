@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
-from .calls import Call, check_options, check_queue
+from .calls import Call, check_options
 from .message import JSON_TYPE, Outgoing, encode_payload
-from .protocol import MAX_BATCH, Fields, put_bytes
+from .protocol import MAX_BATCH, Fields, check_queue, put_bytes
 
 T = TypeVar("T")
 

@@ -24,9 +24,11 @@ from ..protocol import (
     MAX_ID,
     MAX_LEASE,
     MAX_PRIORITY,
+    MAX_QUEUE,
     MAX_TTL,
     MAX_WAIT,
     QUEUE_PATTERN,
+    check_queue,
     get_bytes,
     put_bytes,
 )
@@ -76,7 +78,8 @@ class AddressedMessage(_Content, kw_only=True):
 
 
 class Send(_Content, tag="send", tag_field="op", kw_only=True):
-    queue: QueueName
+    # Not a `QueueName`: to match the pattern takes longer than all the rest. `decode` knows a quicker way.
+    queue: Annotated[str, Meta(min_length=1, max_length=MAX_QUEUE)]
     rid: Rid = None
 
 
@@ -327,13 +330,16 @@ _new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body")
 def decode(line: bytes) -> Request:
     """The request on ``line``; raises `InvalidRequest`, which says what is wrong and where."""
     try:
-        return _request.decode(line)
+        request = _request.decode(line)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"{error}; see PROTOCOL.md") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the line is not one JSON object in UTF-8: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("the line is nested too deeply") from error
+    if type(request) is Send:
+        check_queue(request.queue)
+    return request
 
 
 def rid_of(line: bytes) -> Rid:
