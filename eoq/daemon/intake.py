@@ -31,6 +31,7 @@ Arrived: TypeAlias = Callable[[str], None]
 class Router(Protocol):
     """What the intake needs of topics."""
 
+    def is_topic(self, name: str) -> bool: ...
     def route(self, messages: Sequence[NewMessage]) -> Routed: ...
 
 
@@ -64,10 +65,32 @@ class Intake:
         self._ended = ended
 
     def send(self, _session: Session, request: ask.Send, reply: Reply) -> None:
-        """Stores one message."""
+        """Stores one message. What is meant for its queue alone, and for now, goes a short way: most do."""
         now = self._clock.wall()
         message = ask.new_message(request.queue, request, now, new_id)
-        self._put(now, [message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
+        queue = message.queue
+        if (
+            message.due_at is not None
+            or message.expires_at is not None
+            or self._settings(queue).ttl is not None
+            or (self._topics is not None and self._topics.is_topic(queue))
+        ):
+            self._put(now, [message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
+            return
+
+        def done(outcome: Stored | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                reply(outcome)
+                return
+            duplicate = bool(outcome.duplicates)
+            reply({"id": message.id, "duplicate": duplicate})
+            if not duplicate:
+                self._tell(queue, 1)
+            if outcome.ended:
+                self._ended(outcome.ended)
+
+        self._writer.submit(Put(self._store, now, (message,)), done)
+        self._stir(queue, 1)
 
     def send_many(self, _session: Session, request: ask.SendMany, reply: Reply) -> None:
         """Stores many, or none."""
@@ -145,7 +168,10 @@ class Intake:
             if index not in known:
                 counts[message.queue] = counts.get(message.queue, 0) + 1
         for queue, count in counts.items():
-            self._rates.sent(queue, count)
-            self._arrived(queue)
+            self._tell(queue, count)
         if stored.ended:
             self._ended(stored.ended)
+
+    def _tell(self, queue: str, count: int) -> None:
+        self._rates.sent(queue, count)
+        self._arrived(queue)

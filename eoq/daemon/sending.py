@@ -30,19 +30,26 @@ _PUT: Final = """
     values {rows}
     """
 _PUT_DELAYED: Final = _PUT.format(rows="(?, ?, ?, 'delayed', ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-# For so many messages of one queue that are ready now and expire together. What they share is bound once: half of the
-# time of a row is binding.
-_PUT_READY: Final = [
-    _PUT.format(
-        rows=", ".join(
-            "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})".format(
-                row, *range(4 + 7 * row, 11 + 7 * row)
+
+
+def _put_ready(row: str, values: int) -> list[str]:
+    """Statements for so many messages of one queue that are ready now and expire together, by their number.
+
+    What they share is bound once: half of the time of a row is binding.
+    """
+    return [
+        _PUT.format(
+            rows=", ".join(
+                row.format(place, *range(4 + values * place, 4 + values * (place + 1))) for place in range(count)
             )
-            for row in range(count)
         )
-    )
-    for count in range(MANY + 1)
-]
+        for count in range(MANY + 1)
+    ]
+
+
+_PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
+_PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
+"""With a group or headers."""
 # The oldest that can make room. Each part is answered by the first entry of an index.
 _OLDEST: Final = f"""
     select {ENDING_COLUMNS}
@@ -175,10 +182,17 @@ class Sending(MessageTable):
         """Stores up to `MANY` messages of one queue that expire together, each at its time, none of them delayed."""
         _, first = sends[0]
         values: list[object] = [self._next_seq, self._queue_number(first.queue), first.expires_at]
-        for now, m in sends:
-            values += (m.id, m.priority, now, m.digest, m.group, m.headers, m.body)
+        plain = [(now, m) for now, m in sends if m.group is None and m.headers is None]
+        if len(plain) == len(sends):
+            statements = _PUT_PLAIN
+            for now, m in sends:
+                values += (m.id, m.priority, now, m.digest, m.body)
+        else:
+            statements = _PUT_MORE
+            for now, m in sends:
+                values += (m.id, m.priority, now, m.digest, m.group, m.headers, m.body)
         self._next_seq += len(sends)
-        return self._database.execute(_PUT_READY[len(sends)], values).rowcount
+        return self._database.execute(statements[len(sends)], values).rowcount
 
     def _put_one(self, now: float, message: NewMessage) -> int:
         if message.due_at is None or message.due_at <= now:

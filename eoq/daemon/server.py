@@ -88,8 +88,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
-        self.asked = self._spin.end
-        """A request has come."""
+        self._row_waits = False
         self._server: asyncio.AbstractServer | None = None
         self._listening: socket.socket | None = None
 
@@ -98,8 +97,17 @@ class Server:
         self._listening = _bind(path)
         self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=self._listening, backlog=1024)
 
+    def asked(self) -> None:
+        """A request has come."""
+        if self._row_waits:
+            self._row_waits = False
+            self._spin.end()
+
     def answered(self) -> None:
         """A reply goes out. In a row of requests the next one comes at once, and the loop stays awake for it."""
+        if self._row_waits:
+            return
+        self._row_waits = True
         if self._spin.begin() and not self._spinning:
             self._spinning = True
             self._loop.call_soon(self._stay_awake)

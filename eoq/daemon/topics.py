@@ -55,6 +55,10 @@ class Topics:
         # As a whole, since threads look things up meanwhile.
         self._by_topic = by_topic
 
+    def is_topic(self, name: str) -> bool:
+        """Whether anything is bound to ``name``."""
+        return name in self._by_topic
+
     def route(self, messages: Sequence[NewMessage]) -> Routed:
         """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
         by_topic = self._by_topic
