@@ -274,7 +274,7 @@ class Link:
     def _await_data(self, poll: select.poll, seconds: float) -> None:
         """Returns when ``poll`` has seen something, or after ``seconds``."""
         # Beside other threads it would hold them up: all need the interpreter's lock.
-        spins = threading.active_count() == 1 and self._spin.begin()
+        spins = self._spin.begin() and threading.active_count() == 1
         while spins and not poll.poll(0):
             spins = self._spin.again()
         if spins or poll.poll(seconds * 1000):

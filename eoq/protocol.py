@@ -1,8 +1,8 @@
 """The wire, sans-IO: lines of JSON, their limits, and how bytes travel in them. No socket, no clock.
 
-Both sides import this file; PROTOCOL.md specifies it. For small lines it needs nothing but the standard library's
-``json``, so that a shell command which sends one message starts fast; only for larger ones is ``msgspec`` worth its
-import. The daemon's typed requests are in ``daemon/requests.py``.
+Both sides import this file; PROTOCOL.md specifies it. For a few small lines it needs nothing but the standard library's
+``json``, so that a shell command which sends one message starts fast; only for larger ones, or for many, is ``msgspec``
+worth its import. The daemon's typed requests are in ``daemon/requests.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from .errors import EoqError, InvalidRequest, from_wire
@@ -45,9 +45,13 @@ MAX_PRIORITY: Final = 2**31 - 1
 DEFAULT_LEASE: Final = 30.0
 """Seconds of a lease where none is asked for."""
 MANY: Final = 50
-"""Messages or acks in a request that ``msgspec`` writes."""
+"""Messages or acks in a request for which ``msgspec`` is worth its import,"""
 LARGE: Final = 8 * 1024
-"""Bytes of a reply that ``msgspec`` reads."""
+"""bytes of a reply,"""
+STEADY: Final = 100
+"""and requests of one client."""
+OFTEN: Final = ("send", "ack", "receive", "settle", "send_many")
+"""Requests of which there are many. What is in them is checked by then: ``msgspec`` would write also what is no JSON."""
 MAX_QUEUE: Final = 128
 """Characters of the name of a queue or a topic."""
 QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
@@ -112,31 +116,48 @@ class LineBuffer:
 def encode(fields: Mapping[str, Any]) -> bytes:
     """One line of the wire; raises `InvalidRequest` for what JSON cannot say (NaN, infinity)."""
     try:
-        if len(fields.get("messages") or fields.get("acks") or ()) >= MANY:
-            with suppress(TypeError):  # a subclass of str or float, which json takes
-                return _encode_many(fields)
+        if fields.get("op") in OFTEN and (
+            "msgspec" in sys.modules
+            or fields.get("rid", 0) > STEADY
+            or len(fields.get("messages") or fields.get("acks") or ()) >= MANY
+        ):
+            line = _encode_quickly(fields)
+            if line is not None:
+                return line
         return _encode_json(fields).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
 
 
-def _encode_many(fields: Mapping[str, Any]) -> bytes:
-    # Several times as fast. NaN, which it would write as null, is in none: calls.py has checked each of their numbers.
+def _encode_quickly(fields: Mapping[str, Any]) -> bytes | None:
+    """As `encode`; None where it takes ``json`` to write it, or to refuse it."""
+    encode_any, _ = _quick()
+    try:
+        line = encode_any(fields)
+    except (TypeError, OverflowError):
+        return None  # a subclass of str or float, a very large number
+    # It writes NaN as null.
+    return None if b"null" in line else line + b"\n"
+
+
+@cache
+def _quick() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """To write and to read JSON several times as fast."""
     import msgspec.json
 
-    return msgspec.json.encode(fields) + b"\n"
+    return msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 
 
-def _decode_large(line: bytes) -> Any:
-    import msgspec.json
-
-    return msgspec.json.decode(line)
+def _decode_quickly(line: bytes) -> Any:
+    _, decode_any = _quick()
+    return decode_any(line)
 
 
 def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
     """A reply line as its ``rid`` and its fields, or the error it carries. Raises `ValueError` for what is none."""
     try:
-        reply = _decode_json(line.decode()) if len(line) < LARGE else _decode_large(line)
+        quickly = "msgspec" in sys.modules or len(line) >= LARGE
+        reply = _decode_quickly(line) if quickly else _decode_json(line.decode())
         rid = reply.get("rid")
         if rid is not None and not isinstance(rid, int):
             raise TypeError
