@@ -51,7 +51,7 @@ LARGE: Final = 8 * 1024
 STEADY: Final = 100
 """and requests of one client."""
 OFTEN: Final = ("send", "ack", "receive", "settle", "send_many")
-"""Requests of which there are many. What is in them is checked by then: ``msgspec`` would write also what is no JSON."""
+"""Requests of which there are many. Their values are checked by then: ``msgspec`` would write also what is no JSON."""
 MAX_QUEUE: Final = 128
 """Characters of the name of a queue or a topic."""
 QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"

@@ -49,6 +49,7 @@ class Broker:
         *,
         epoch: str,
         ended: Ended,
+        made_room: Callable[[], None] = lambda: None,
         arrived: Arrived = lambda _: None,
         topics: Router | None = None,
         rng: random.Random | None = None,
@@ -60,6 +61,8 @@ class Broker:
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
         self._settings = settings
         self._ended = ended
+        self._made_room = made_room
+        """Told after `ended`, once for all that end together."""
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
         self._receivers = Receivers(
@@ -164,6 +167,7 @@ class Broker:
             return
         for end in ends:
             self._ended(end.queue, end.id, end.outcome, None, end.error)
+        self._made_room()
         for queue in {end.queue for end in ends}:
             self._receivers.stir(queue, len(ends))
         self._alarm.set(self._clock.wall())
@@ -273,6 +277,7 @@ class Broker:
                 self.rates.done(queue, count)
             for lease, result in done.items():
                 self._ended(lease.held.queue, lease.id, "done", result, None)
+            self._made_room()
             if sends:
                 self.intake.arrive(routed.messages, outcome)
 
@@ -370,6 +375,7 @@ class Broker:
             if not lease.held.ended:
                 self._free([lease])
                 self._ended(lease.held.queue, lease.id, "dead", None, request.error)
+                self._made_room()
 
         self._writer.submit(partial(self._store.reject, self._clock.wall(), lease.held, request.error), done)
         self._moved_on([lease])

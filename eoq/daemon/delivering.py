@@ -139,7 +139,9 @@ class Delivering(Sending):
         An ack that this very delivery made already is repeated without effect. Raises `LeaseLost`, or what `put`
         raises.
         """
-        if len(acks) == 1 and not sends:
+        if not sends and self._ack_together(now, acks):
+            return Stored([], [])
+        if not sends and len(acks) == 1:
             self._ack(now, acks)
             return Stored([], [])
         with self._all_or_nothing():
@@ -175,38 +177,45 @@ class Delivering(Sending):
 
     def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
         """Returns whether some of them were done before, by the same delivery."""
-        changed = self._ack_those_leased(now, [(held, result) for held, result in acks if not held.ended])
+        if self._ack_together(now, acks):
+            return False
+        changed = [
+            held
+            for held, result in acks
+            if not held.ended and self._database.execute(_ACK_ONE, (held.seq, held.fence, result, now)).rowcount
+        ]
         repeated = len(changed) < len(acks)
         if repeated:
             for held, _ in acks:
                 self._require(held, "done")
+        self._acked(now, acks, changed)
+        return repeated
+
+    def _ack_together(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+        """Whether they are many and were all leased: they are done now. Else nothing is changed."""
+        if len(acks) < 2 or True in [held.ended for held, _ in acks]:
+            return False
+        self._database.execute("savepoint acks")
+        if self._update_acked([(held.seq, held.fence, result, now) for held, result in acks]) < len(acks):
+            self._database.execute("rollback to acks")
+            self._database.execute("release acks")
+            return False
+        self._database.execute("release acks")
+        self._acked(now, acks, [held for held, _ in acks])
+        return True
+
+    def _acked(self, now: float, acks: Sequence[tuple[Held, bytes | None]], changed: Sequence[Held]) -> None:
         if self._contents:
             for held in changed:
                 self._count(self._queue_number(held.queue), -1, -held.size)
         for held, _ in acks:
             if held.group is not None:
                 self._unblock(now, self._queue_number(held.queue), held.group)
-        return repeated
-
-    def _ack_those_leased(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> list[Held]:
-        """Returns those that were leased, and are done now."""
-        rows = [(held.seq, held.fence, result, now) for held, result in acks]
-        if len(rows) > 1:
-            self._database.execute("savepoint acks")
-            if self._update_acked(rows) == len(rows):
-                self._database.execute("release acks")
-                return [held for held, _ in acks]
-            # Which of them is not known; one at a time it is.
-            self._database.execute("rollback to acks")
-            self._database.execute("release acks")
-        return [
-            held for (held, _), row in zip(acks, rows, strict=True) if self._database.execute(_ACK_ONE, row).rowcount
-        ]
 
     def _update_acked(self, rows: Sequence[tuple[int, int, bytes | None, float]]) -> int:
         """Returns how many of these rows (seq, fence, result, now) were leased."""
         _, fence, result, now = rows[0]
-        if any(row[1] != fence or row[2] != result for row in rows):
+        if [row for row in rows if row[1] != fence or row[2] != result]:
             return self._execute_rows(_ACK_ONE, _ACK_MANY, rows)
         # Mostly it is each one's first delivery and there are no results: this takes two thirds of the time.
         places, values = at_places([row[0] for row in rows])

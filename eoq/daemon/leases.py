@@ -112,11 +112,16 @@ class Leases:
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next; None while nothing is leased."""
+        get = self._by_receipt.get
         while self._by_deadline:
             moment, _, leases = self._by_deadline[0]
-            while leases and not self._is_scheduled(leases[-1], moment):
+            listed = len(leases)
+            while leases:
+                last = leases[-1]
+                if last.scheduled == moment and get(last.receipt) is last:
+                    break
                 leases.pop()
-                self._listed -= 1
+            self._listed -= listed - len(leases)
             if leases:
                 return moment
             heapq.heappop(self._by_deadline)

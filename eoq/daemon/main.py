@@ -139,10 +139,6 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 **({} if taker is None else taker.describe()),
             }
 
-        def ended(queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
-            looker.ended(queue, id, outcome, result, error)
-            scheduler.ended()
-
         topics = Topics(store, writer)
         topics.load(store.bindings())
         topics.configure(_bindings(current.config))
@@ -152,7 +148,8 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             writer,
             clock,
             epoch=secrets.token_hex(4),
-            ended=ended,
+            ended=looker.ended,
+            made_room=lambda: scheduler.made_room(),
             arrived=looker.arrived,
             topics=topics,
             settings=current.queue,

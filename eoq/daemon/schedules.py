@@ -143,8 +143,8 @@ class Scheduler:
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def ended(self) -> None:
-        """A message has ended: there may be room for what was refused."""
+    def made_room(self) -> None:
+        """Messages have ended: there may be room for what was refused."""
         if self._refused:
             self._refused = False
             self._room = True

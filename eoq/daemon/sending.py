@@ -127,44 +127,44 @@ class Sending(MessageTable):
     def _attempt_all(self, verbs: Sequence[Verb]) -> list[object]:
         outcomes: list[object] = []
         while len(outcomes) < len(verbs):
-            puts = self._alike(verbs, len(outcomes))
-            if len(puts) > 1:
-                outcomes += self._put_together(puts)
+            sends = self._alike(verbs, len(outcomes))
+            if len(sends) > 1:
+                outcomes += self._put_together(verbs[len(outcomes) : len(outcomes) + len(sends)], sends)
             else:
                 outcomes.append(self._attempt(verbs[len(outcomes)]))
         return outcomes
 
-    def _alike(self, verbs: Sequence[Verb], start: int) -> list[Put]:
-        """The verbs from ``start`` on that each put one message which nothing but its id can hold back."""
-        puts: list[Put] = []
+    def _alike(self, verbs: Sequence[Verb], start: int) -> list[tuple[float, NewMessage]]:
+        """What the verbs from ``start`` on put: one message each, which nothing but its id can hold back."""
+        sends: list[tuple[float, NewMessage]] = []
         for verb in verbs[start : start + MANY]:
             if not isinstance(verb, Put) or len(verb.messages) != 1:
                 break
             message = verb.messages[0]
             if message.due_at is not None or message.group is not None:
                 break
-            if not puts:
+            if not sends:
                 queue, expires_at = message.queue, message.expires_at
                 if queue not in self._queues or self._settings(queue).limited:
                     break
             elif message.queue != queue or message.expires_at != expires_at:
                 break
-            puts.append(verb)
-        return puts
+            sends.append((verb.now, message))
+        return sends
 
-    def _put_together(self, puts: Sequence[Put]) -> list[object]:
+    def _put_together(self, verbs: Sequence[Verb], sends: Sequence[tuple[float, NewMessage]]) -> list[object]:
         first = self._next_seq
-        if self._put_ready([(put.now, put.messages[0]) for put in puts]) < len(puts):
+        if self._put_ready(sends) < len(sends):
             # Some were there. Which is for each to find out.
             self._take_back(first)
-            return [self._attempt(put) for put in puts]
+            return [self._attempt(verb) for verb in verbs]
         try:
             self._require_space(first)
         except StorageFull as full:
-            return [full] * len(puts)
+            return [full] * len(sends)
         if self._contents:
-            self._count_stored([put.messages[0] for put in puts], ())
-        return [Stored([], ())] * len(puts)
+            self._count_stored([message for _, message in sends], ())
+        return [Stored([], ())] * len(sends)
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────
 

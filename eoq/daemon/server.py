@@ -301,13 +301,12 @@ class Connection(asyncio.Protocol):
     def _encode(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
         if self._session.closed:
             return
-        reply: Fields = {} if rid is None else {"rid": rid}
         if isinstance(outcome, EoqError):
-            reply["ok"] = False
-            reply["error"] = {"code": outcome.code, "message": str(outcome)}
+            reply: Fields = {"rid": rid, "ok": False, "error": {"code": outcome.code, "message": str(outcome)}}
         else:
-            reply["ok"] = True
-            reply.update(outcome)
+            reply = {"rid": rid, "ok": True, **outcome}
+        if rid is None:
+            del reply["rid"]
         self._transport.write(ask.encode(reply))
         self._server.answered()
 
