@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from .errors import InvalidRequest
 
@@ -61,8 +61,7 @@ class Outgoing:
     ttl: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """A confirmed send: the message is on disk. ``duplicate`` says that it already was, or had been."""
 
     id: str

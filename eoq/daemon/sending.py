@@ -128,7 +128,7 @@ class Sending(MessageTable):
         outcomes: list[object] = []
         while len(outcomes) < len(verbs):
             sends = self._alike(verbs, len(outcomes))
-            if len(sends) > 1:
+            if sends:
                 outcomes += self._put_together(verbs[len(outcomes) : len(outcomes) + len(sends)], sends)
             else:
                 outcomes.append(self._attempt(verbs[len(outcomes)]))
