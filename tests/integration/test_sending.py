@@ -167,6 +167,34 @@ def test_any_bytes_travel_in_small_and_in_large_requests(client: AnyClient, queu
     assert client.result(queue, sent[-1].id) == eoq.Result("done", bodies[-1])
 
 
+STEADY = """
+import sys, eoq
+with eoq.connect(sys.argv[2]) as client:
+    for number in range(150):
+        body = ["null", "gr\u00fc\u00dfe", b"\\0\\xff", {"of": None}][number % 4]
+        client.send(sys.argv[1], body, id=str(number), priority=-number)
+        if number == 0:
+            assert "msgspec" not in sys.modules
+    assert "msgspec" in sys.modules
+    for number in (float("nan"), float("inf")):
+        try:
+            client.receive(sys.argv[1], wait=number)
+        except eoq.InvalidRequest:
+            continue
+        raise AssertionError(number)
+    received = [client.receive(sys.argv[1])[0] for _ in range(150)]
+    print(*[message.body for message in received[-4:]])
+"""
+
+
+def test_a_program_that_asks_often_reads_and_writes_the_same_by_a_faster_library(
+    shared_daemon: Daemon, queue: str
+) -> None:
+    """A shell command that sends one message does not wait for that library's import."""
+    with python_process(STEADY, queue, str(shared_daemon.socket)) as process:
+        assert read_line_of(process) == b"b'\\x00\\xff' b'{\"of\":null}' b'null' b'gr\\xc3\\xbc\\xc3\\x9fe'\n"
+
+
 class Text(str):
     """As a library may have, to know its own texts by."""
 
