@@ -157,6 +157,7 @@ class Sending(MessageTable):
         if self._put_ready(sends) < len(sends):
             # Some were there. Which is for each to find out.
             self._take_back(first)
+            self._next_seq = first
             return [self._attempt(verb) for verb in verbs]
         try:
             self._require_space(first)
