@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from .errors import InvalidRequest
 
@@ -61,7 +61,8 @@ class Outgoing:
     ttl: float | None = None
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sent:
     """A confirmed send: the message is on disk. ``duplicate`` says that it already was, or had been."""
 
     id: str

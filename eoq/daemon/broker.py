@@ -277,7 +277,8 @@ class Broker:
                 self.rates.done(queue, count)
             for lease, result in done.items():
                 self._ended(lease.held.queue, lease.id, "done", result, None)
-            self._made_room()
+            if done:
+                self._made_room()
             if sends:
                 self.intake.arrive(routed.messages, outcome)
 

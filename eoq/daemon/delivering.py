@@ -139,14 +139,16 @@ class Delivering(Sending):
         An ack that this very delivery made already is repeated without effect. Raises `LeaseLost`, or what `put`
         raises.
         """
-        if not sends and self._ack_together(now, acks):
-            return Stored([], [])
-        if not sends and len(acks) == 1:
-            self._ack(now, acks)
+        if not sends:
+            if len(acks) == 1:
+                self._ack_each(now, acks)
+            elif not self._ack_together(now, acks):
+                with self._all_or_nothing():
+                    self._ack_each(now, acks)
             return Stored([], [])
         with self._all_or_nothing():
-            repeated = self._ack(now, acks)
-            stored = self.put(now, sends) if sends else Stored([], [])
+            repeated = not self._ack_together(now, acks) and self._ack_each(now, acks)
+            stored = self.put(now, sends)
             if stored.duplicates and repeated:
                 duplicates = self._duplicates_at_first(acks[0][0], sends, stored.duplicates)
                 stored = replace(stored, duplicates=duplicates)
@@ -175,10 +177,11 @@ class Delivering(Sending):
             ).fetchone()
         ]
 
-    def _ack(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
-        """Returns whether some of them were done before, by the same delivery."""
-        if self._ack_together(now, acks):
-            return False
+    def _ack_each(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+        """Settles one after the other; returns whether some were done before, by the same delivery.
+
+        Where it raises `LeaseLost`, others of them may be settled: whoever gives several takes that back.
+        """
         changed = [
             held
             for held, result in acks
@@ -192,8 +195,8 @@ class Delivering(Sending):
         return repeated
 
     def _ack_together(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
-        """Whether they are many and were all leased: they are done now. Else nothing is changed."""
-        if len(acks) < 2 or True in [held.ended for held, _ in acks]:
+        """Settles several that are all leased, by one statement; where they are not, changes nothing and is False."""
+        if len(acks) < 2 or any(held.ended for held, _ in acks):
             return False
         self._database.execute("savepoint acks")
         if self._update_acked([(held.seq, held.fence, result, now) for held, result in acks]) < len(acks):
@@ -205,6 +208,7 @@ class Delivering(Sending):
         return True
 
     def _acked(self, now: float, acks: Sequence[tuple[Held, bytes | None]], changed: Sequence[Held]) -> None:
+        """What follows: those that were ``changed`` no longer count, and the groups of all move on."""
         if self._contents:
             for held in changed:
                 self._count(self._queue_number(held.queue), -1, -held.size)
@@ -215,7 +219,7 @@ class Delivering(Sending):
     def _update_acked(self, rows: Sequence[tuple[int, int, bytes | None, float]]) -> int:
         """Returns how many of these rows (seq, fence, result, now) were leased."""
         _, fence, result, now = rows[0]
-        if [row for row in rows if row[1] != fence or row[2] != result]:
+        if any(row[1] != fence or row[2] != result for row in rows):
             return self._execute_rows(_ACK_ONE, _ACK_MANY, rows)
         # Mostly it is each one's first delivery and there are no results: this takes two thirds of the time.
         places, values = at_places([row[0] for row in rows])

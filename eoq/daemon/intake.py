@@ -69,6 +69,7 @@ class Intake:
         now = self._clock.wall()
         message = ask.new_message(request.queue, request, now, new_id)
         queue = message.queue
+        # What `route` and `stored` would do something for.
         if (
             message.due_at is not None
             or message.expires_at is not None

@@ -112,14 +112,14 @@ class Leases:
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next; None while nothing is leased."""
-        get = self._by_receipt.get
+        get = self.get
         while self._by_deadline:
             moment, _, leases = self._by_deadline[0]
             listed = len(leases)
             while leases:
                 last = leases[-1]
                 if last.scheduled == moment and get(last.receipt) is last:
-                    break
+                    break  # as `_is_scheduled`, without a call for each
                 leases.pop()
             self._listed -= listed - len(leases)
             if leases:

@@ -149,7 +149,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             clock,
             epoch=secrets.token_hex(4),
             ended=looker.ended,
-            made_room=lambda: scheduler.made_room(),
+            made_room=lambda: scheduler.made_room(),  # which is made below
             arrived=looker.arrived,
             topics=topics,
             settings=current.queue,

@@ -49,7 +49,7 @@ def _put_ready(row: str, values: int) -> list[str]:
 
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
-"""With a group or headers."""
+"""Where any of them has a group or headers."""
 # The oldest that can make room. Each part is answered by the first entry of an index.
 _OLDEST: Final = f"""
     select {ENDING_COLUMNS}
@@ -122,7 +122,7 @@ class Sending(MessageTable):
         ended = self._limit(now, limited, first, messages, duplicates) if limited else ()
         return Stored(duplicates, ended)
 
-    # ── several verbs by one statement ──────────────────────────────────────────────────────────────────
+    # ── sends that share a statement ────────────────────────────────────────────────────────────────────
 
     def _attempt_all(self, verbs: Sequence[Verb]) -> list[object]:
         outcomes: list[object] = []
@@ -155,7 +155,7 @@ class Sending(MessageTable):
     def _put_together(self, verbs: Sequence[Verb], sends: Sequence[tuple[float, NewMessage]]) -> list[object]:
         first = self._next_seq
         if self._put_ready(sends) < len(sends):
-            # Some were there. Which is for each to find out.
+            # Not all are new. Which of them is for each to find out.
             self._take_back(first)
             self._next_seq = first
             return [self._attempt(verb) for verb in verbs]
@@ -183,15 +183,14 @@ class Sending(MessageTable):
         """Stores up to `MANY` messages of one queue that expire together, each at its time, none of them delayed."""
         _, first = sends[0]
         values: list[object] = [self._next_seq, self._queue_number(first.queue), first.expires_at]
-        plain = [(now, m) for now, m in sends if m.group is None and m.headers is None]
-        if len(plain) == len(sends):
-            statements = _PUT_PLAIN
-            for now, m in sends:
-                values += (m.id, m.priority, now, m.digest, m.body)
-        else:
+        if [m for _, m in sends if m.group is not None or m.headers is not None]:
             statements = _PUT_MORE
             for now, m in sends:
                 values += (m.id, m.priority, now, m.digest, m.group, m.headers, m.body)
+        else:
+            statements = _PUT_PLAIN
+            for now, m in sends:
+                values += (m.id, m.priority, now, m.digest, m.body)
         self._next_seq += len(sends)
         return self._database.execute(statements[len(sends)], values).rowcount
 

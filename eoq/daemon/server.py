@@ -88,7 +88,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
-        self._row_waits = False
+        self._has_answered = False
+        """Whether a reply has gone out since the last request."""
         self._server: asyncio.AbstractServer | None = None
         self._listening: socket.socket | None = None
 
@@ -99,15 +100,17 @@ class Server:
 
     def asked(self) -> None:
         """A request has come."""
-        if self._row_waits:
-            self._row_waits = False
+        if self._has_answered:
+            self._has_answered = False
             self._spin.end()
 
     def answered(self) -> None:
-        """A reply goes out. In a row of requests the next one comes at once, and the loop stays awake for it."""
-        if self._row_waits:
+        """A reply goes out, alone or before others. In a row of requests the next one comes at once, and the loop stays
+        awake for it.
+        """
+        if self._has_answered:
             return
-        self._row_waits = True
+        self._has_answered = True
         if self._spin.begin() and not self._spinning:
             self._spinning = True
             self._loop.call_soon(self._stay_awake)

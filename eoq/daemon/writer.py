@@ -60,7 +60,7 @@ class Writer:
     def _commit(self) -> None:
         batch, self._pending = self._pending[:MOST_VERBS], self._pending[MOST_VERBS:]
         verbs = [submitted.verb for submitted in batch]
-        durable = True in [submitted.durable for submitted in batch]
+        durable = any(submitted.durable for submitted in batch)
         if self._store.quick:
             self._finish(batch, self._store.transact(verbs, durable))
         else:

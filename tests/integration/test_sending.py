@@ -201,8 +201,24 @@ class Text(str):
     __slots__ = ()
 
 
+class Name(str):
+    """One that cannot be a key of a dictionary."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other)
+
+
 class Seconds(float):
     """As numpy has."""
+
+
+def test_a_queue_may_be_named_by_any_kind_of_text(client: AnyClient, queue: str) -> None:
+    client.send(Name(queue), "x")
+    assert client.receive(Name(queue))[0].text == "x"
+    with pytest.raises(eoq.InvalidRequest):
+        client.send(Name("no queue"), "x")
 
 
 @pytest.mark.parametrize("count", [1, 100])
