@@ -82,7 +82,7 @@ def check_queue(queue: str) -> str:
 
 @lru_cache(1000)
 def _is_queue(name: str) -> bool:
-    # The same few, again and again: to know them takes a tenth of the time.
+    # The same few, again and again: to know them takes half the time of a match.
     return _match_queue(name) is not None
 
 

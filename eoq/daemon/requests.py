@@ -78,8 +78,8 @@ class AddressedMessage(_Content, kw_only=True):
 
 
 class Send(_Content, tag="send", tag_field="op", kw_only=True):
-    # Not a `QueueName`: to match the pattern would take half of decoding a send. `decode` checks it by a quicker way,
-    # and what is too long is in no error's text.
+    # Not a `QueueName`: to match the pattern would take more than half of decoding a send. `decode` checks it by a
+    # quicker way, and what is too long is in no error's text.
     queue: Annotated[str, Meta(min_length=1, max_length=MAX_QUEUE)]
     rid: Rid = None
 
