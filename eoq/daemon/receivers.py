@@ -16,6 +16,7 @@ from ..errors import EoqError
 from . import requests as ask
 from .clock import Alarm, Clock, Timer
 from .flow import Flow
+from .handing_over import Take
 from .rows import Claim, End
 from .session import Fields, Reply, Session, Submitter
 from .store import Store
@@ -128,7 +129,7 @@ class Receivers:
         waiter.claiming = True
         consumer = waiter.session.consumer
         now = self._clock.wall()
-        verb = partial(self._store.claim, now, request.queue, waiter.allowed, RECEIVE_BYTES, consumer)
+        verb = Take(self._store, now, request.queue, waiter.allowed, RECEIVE_BYTES, consumer)
         # A lease that is lost with the power was one of a daemon that is gone as well.
         self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
 

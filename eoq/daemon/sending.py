@@ -127,12 +127,15 @@ class Sending(MessageTable):
     def _attempt_all(self, verbs: Sequence[Verb]) -> list[object]:
         outcomes: list[object] = []
         while len(outcomes) < len(verbs):
-            sends = self._alike(verbs, len(outcomes))
-            if sends:
-                outcomes += self._put_together(verbs[len(outcomes) : len(outcomes) + len(sends)], sends)
-            else:
-                outcomes.append(self._attempt(verbs[len(outcomes)]))
+            outcomes += self._attempt_next(verbs, len(outcomes))
         return outcomes
+
+    def _attempt_next(self, verbs: Sequence[Verb], start: int) -> list[object]:
+        """What came of the verb at ``start``, and of those behind it that it was done together with."""
+        sends = self._alike(verbs, start)
+        if sends:
+            return self._put_together(verbs[start : start + len(sends)], sends)
+        return [self._attempt(verbs[start])]
 
     def _alike(self, verbs: Sequence[Verb], start: int) -> list[tuple[float, NewMessage]]:
         """What the verbs from ``start`` on put: one message each, which nothing but its id can hold back."""

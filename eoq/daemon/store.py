@@ -8,6 +8,7 @@ work, or raises an `EoqError` having changed nothing, so that one refusal harms 
     message_table.py  what the verbs about messages share: groups, failures, ends
     sending.py        put
     delivering.py     claim, settle, retry, reject
+    handing_over.py   a put and a claim as one
     timing.py         advance, forget
     steering.py       purge, redrive, drop
     topic_table.py    bind, unbind
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Self
 
 from ..errors import EoqError
-from .delivering import Delivering
 from .file import QUICK_COMMIT
+from .handing_over import HandingOver
 from .once_table import OnceTable
 from .schedule_table import ScheduleTable
 from .settings import SettingsOf, StorageSettings, defaults
@@ -34,7 +35,7 @@ from .timing import Timing
 from .topic_table import TopicTable
 
 
-class Store(Delivering, Timing, Steering, TopicTable, OnceTable, ScheduleTable):
+class Store(HandingOver, Timing, Steering, TopicTable, OnceTable, ScheduleTable):
     """All that the daemon keeps. Open it with `Store.open`."""
 
     @classmethod

@@ -80,6 +80,15 @@ drafts = st.builds(
     expires=ttls,
 )
 """Messages whose ``id`` None is to be a fresh one, and whose ``due`` and ``expires`` are in seconds from now."""
+plain = st.builds(
+    Draft,
+    queue=queues,
+    id=st.sampled_from([None] * 8 + ["i1", "i2"]),
+    body=st.sampled_from([b"x", b"\xff\x00"]),
+    headers=st.sampled_from([(), (("k", "v"),)]),
+    priority=st.integers(-1, 1),
+)
+"""Those that nothing holds back."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -202,6 +211,16 @@ class Machine(RuleBasedStateMachine):
             self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
         self.pair.come_to_rest()
         self._send_many(0, queue, [self._dated(Draft(queue, "", group=group)) for _ in range(count)], then)
+
+    @rule(queue=queues, limit=limits, some=st.lists(plain | drafts, min_size=1, max_size=6), then=afterwards)
+    def hand_over(self, queue: str, limit: int, some: list[Draft], then: str) -> None:
+        """Sends one by one to a queue where several wait: each is stored right before the next of them claims."""
+        for peer in range(PEERS):
+            self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
+        self.pair.come_to_rest()
+        for draft in some:
+            self._send(0, self._dated(draft, queue), "leave")
+        self._then(then)
 
     @precondition(lambda self: any(self.pair.model.next(queue) for queue in "ab"))
     @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
