@@ -24,7 +24,7 @@ _PUT_LEASED: Final = """
       )
     values (?, ?, ?, 'leased', 1, 1, ?, ?, null, 0, ?, ?, ?, ?, ?, ?)
     """
-# Where nothing is ready, the watermark is one of the others, or the message that is stored now.
+# Where nothing is ready, the first of the others is the watermark: they were stored before what is handed over.
 _BEFORE_IT: Final = """
     select
       (
@@ -99,4 +99,4 @@ class HandingOver(Delivering):
         claimed = Claimed(
             seq, message.id, message.body, message.headers, 1, 1, message.priority, None, now, message.expires_at
         )
-        return Claim([claimed], seq if lowest is None else min(lowest, seq))
+        return Claim([claimed], seq if lowest is None else lowest)

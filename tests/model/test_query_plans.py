@@ -22,10 +22,12 @@ from msgspec.structs import replace
 import eoq
 from eoq.daemon import requests
 from eoq.daemon.file import MANY
+from eoq.daemon.handing_over import Take
 from eoq.daemon.reader import Filter, Reader
 from eoq.daemon.rows import Claimed, Held, NewMessage
 from eoq.daemon.schedule_rule import Definition
 from eoq.daemon.schedule_table import Sent
+from eoq.daemon.sending import Put
 from eoq.daemon.settings import QueueSettings
 from eoq.daemon.store import Store
 
@@ -52,12 +54,12 @@ class Traced:
         self.settings = settings
         self._database: sqlite3.Connection = store._database
 
-    def plan(self, verb: Callable[[], object]) -> list[str]:
-        """The steps in the plans of all statements that ``verb`` runs."""
+    def plan(self, *verbs: Callable[[], object]) -> list[str]:
+        """The steps in the plans of all statements that ``verbs`` run, in one transaction."""
         statements: list[str] = []
         self._database.set_trace_callback(statements.append)
         try:
-            _do(self.store, verb)
+            _do(self.store, *verbs)
         finally:
             self._database.set_trace_callback(None)
         return [step for statement in statements for step in self.steps(statement)]
@@ -113,10 +115,10 @@ def _put(store: Store, messages: list[NewMessage]) -> None:
     _do(store, lambda: store.put(NOW, messages))
 
 
-def _do(store: Store, verb: Callable[[], object]) -> None:
-    (outcome,) = store.transact([verb])
-    if isinstance(outcome, Exception):
-        raise outcome
+def _do(store: Store, *verbs: Callable[[], object]) -> None:
+    for outcome in store.transact(verbs):
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 def _claim(store: Store, queue: str, limit: int = FILL) -> list[Held]:
@@ -157,6 +159,21 @@ def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced
         "INDEX message_dead (queue=?)",
         "INDEX message_given_up (queue=?)",
         "message USING INTEGER PRIMARY KEY (rowid=?)",
+    )
+
+
+def test_a_message_that_is_handed_over_looks_at_the_first_of_the_others(traced: Traced) -> None:
+    _claim(traced.store, "q", 2 * FILL)
+    message = _message("q", "waited-for")
+    steps = traced.plan(Put(traced.store, NOW, (message,)), Take(traced.store, NOW, "q", 1, MOST_BYTES, None))
+    assert not any("INTEGER PRIMARY KEY" in step for step in steps), "it was stored, and then claimed"
+    _check(
+        steps,
+        "INDEX message_ready (queue=?)",
+        "INDEX message_leased (queue=?)",
+        "INDEX message_later (queue=?)",
+        "INDEX message_dead (queue=?)",
+        "INDEX message_given_up (queue=?)",
     )
 
 
