@@ -81,7 +81,7 @@ NOT_HANDED_OVER: Final = {
     "one-expired": Case(_message("a"), [*SETTLED, _put("late", expires_at=NOW - 5)]),
     "paused": Case(_message("a"), [*SETTLED, lambda store: lambda: store.pause("q", True)]),
     "another-queue": Case(
-        _message("a"), [lambda store: Put(store, NOW, (NewMessage("r", "b", b"", b"d"),))], queue="r"
+        _message("a"), [*SETTLED, lambda store: Put(store, NOW, (NewMessage("r", "b", b"", b"d"),))], queue="r"
     ),
     "expired-meanwhile": Case(_message("a", expires_at=NOW + 0.5), SETTLED),
     "a-duplicate-of-one-settled": Case(_message("known"), SETTLED),
@@ -100,7 +100,7 @@ async def _outcome(
 ) -> tuple[list[object], dict[str, list[tuple[object, ...]]], bool]:
     """What both were told, what is in the file, and whether it was done as one."""
     storage = StorageSettings()
-    settings = case.settings
+    settings = case.settings_before
     store = await Store.open(path, settings=lambda _: settings, storage=lambda: storage)
     try:
         # Another queue first, so that the numbers of queue and message are not the same.
