@@ -57,6 +57,9 @@ null, and a date as text."""
 MAX_QUEUE: Final = 128
 """Characters of the name of a queue or a topic."""
 QUEUE_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_QUEUE - 1}}}\Z"
+QUEUE_NAMES: Final = (
+    f"use 1 to {MAX_QUEUE} letters, digits, dots, dashes and underscores, and begin with a letter or digit"
+)
 
 Fields = dict[str, Any]
 
@@ -73,10 +76,7 @@ def check_queue(queue: str) -> str:
     else:
         is_queue = isinstance(queue, str) and _match_queue(queue) is not None
     if not is_queue:
-        raise InvalidRequest(
-            f"{queue!r} is no queue name: use 1 to {MAX_QUEUE} letters, digits, dots, dashes and underscores, "
-            "and begin with a letter or digit"
-        )
+        raise InvalidRequest(f"{queue!r} is no queue name: {QUEUE_NAMES}")
     return queue
 
 

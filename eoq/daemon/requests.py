@@ -6,6 +6,7 @@ Behind this border nothing is checked again. The reply of each request is writte
 from __future__ import annotations
 
 import json
+import re
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -27,6 +28,7 @@ from ..protocol import (
     MAX_QUEUE,
     MAX_TTL,
     MAX_WAIT,
+    QUEUE_NAMES,
     QUEUE_PATTERN,
     check_queue,
     get_bytes,
@@ -326,6 +328,8 @@ _encode_body: Final = msgspec.json.Encoder().encode
 _new_digest: Final = blake2b(digest_size=16).copy
 _new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body").copy
 """Of a message with headers or a group: no body is taken for a body and what follows it."""
+_MISNAMED: Final = re.compile(rf"Expected `str` matching regex {re.escape(repr(QUEUE_PATTERN))} - at (`.*`)")
+"""What msgspec says of a text that is no `QueueName`, and where it stands."""
 
 
 def decode(line: bytes) -> Request:
@@ -333,7 +337,8 @@ def decode(line: bytes) -> Request:
     try:
         request = _request.decode(line)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{error}; see PROTOCOL.md") from error
+        text = _MISNAMED.sub(rf"\1 is no queue name: {QUEUE_NAMES}", str(error))
+        raise InvalidRequest(f"{text}; see PROTOCOL.md") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the line is not one JSON object in UTF-8: {error}") from error
     except RecursionError as error:

@@ -57,6 +57,21 @@ def test_a_bad_line_is_answered_and_the_connection_goes_on(wire: Wire, line: byt
     assert wire.ask({"op": "status", "rid": "after"})["rid"] == "after"
 
 
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [
+        ({"op": "send", "queue": "a b", "body": "x"}, "'a b'"),
+        ({"op": "receive", "queue": "a b"}, "`$.queue`"),
+        ({"op": "bind", "topic": "a b", "queue": "q"}, "`$.topic`"),
+        ({"op": "settle", "send": [{"queue": "q", "body": ""}, {"queue": "-", "body": ""}]}, "`$.send[1].queue`"),
+    ],
+)
+def test_what_is_no_queue_name_is_answered_with_what_one_is(wire: Wire, request_: dict[str, object], what: str) -> None:
+    reply = wire.ask(request_)
+    assert error_of(reply) == "invalid_request"
+    assert reply["error"]["message"].startswith(f"{what} is no queue name: use 1 to 128 letters, digits, dots")
+
+
 BAD_REQUESTS: list[tuple[dict[str, object], str]] = [
     # missing fields
     ({"op": "send", "body": "x"}, "queue"),
