@@ -1,6 +1,6 @@
 """Handing over: a message that somebody waits for is stored as leased, instead of being stored and then claimed.
 
-What is in the file afterwards, and what either side is told, is the same. It saves a statement, and a page of the
+What is in the file afterwards, and what either side is told, is the same. It saves two statements, and a page of the
 log: the message never enters the index of those that are ready.
 """
 
@@ -66,14 +66,14 @@ class HandingOver(Delivering):
     """A `put` of one message and the `claim` of whoever waits for it, done as one."""
 
     def _attempt_next(self, verbs: Sequence[Verb], start: int) -> list[object]:
-        pair = verbs[start : start + 2]
-        if len(pair) == 2 and isinstance(pair[1], Take):
-            sends = self._alike(pair, 0)
-            if sends and (claim := self._hand_over(*sends[0], pair[1])) is not None:
+        take = verbs[start + 1] if start + 1 < len(verbs) else None
+        if isinstance(take, Take) and (sends := self._alike(verbs, start)):
+            claim = self.hand_over(*sends[0], take)
+            if claim is not None:
                 return [Stored([], ()), claim]
         return super()._attempt_next(verbs, start)
 
-    def _hand_over(self, now: float, message: NewMessage, take: Take) -> Claim | None:
+    def hand_over(self, now: float, message: NewMessage, take: Take) -> Claim | None:
         """None, and nothing is changed, where it has to be a put and a claim."""
         number = self._queues[message.queue]
         expired = message.expires_at is not None and message.expires_at <= take.now

@@ -16,7 +16,7 @@ import eoq
 from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all, show
 from tests.faults.planted_daemon import Die, Plant
 from tests.faults.planted_daemon import Point as PlantedPoint
-from tests.support import eventually
+from tests.support import Wire, eventually
 
 Point: TypeAlias = PlantedPoint | Literal["replied"]
 POINTS: Final[tuple[Point, ...]] = (*get_args(PlantedPoint), "replied")
@@ -62,6 +62,15 @@ def _send_many(client: eoq.Client, _held: Held) -> object:
 
 def _receive(client: eoq.Client, _held: Held) -> object:
     return client.receive("work", 10, wait=10, bound=True)
+
+
+def _send_to_one_who_waits(client: eoq.Client, _held: Held) -> object:
+    client.send("work", "x")
+    settle_all(client, "work")
+    with Wire(client.path) as waiting:
+        waiting.send({"op": "receive", "queue": "work", "wait": 60})
+        eventually(lambda: client.ask("status")["waiting"], what="somebody waits")
+        return client.send("work", "body of a", id="a")
 
 
 def _ack(_client: eoq.Client, held: Held) -> None:
@@ -119,6 +128,13 @@ OPERATIONS: Final = (
         _send_many,
         before={"work/a": ABSENT, "work/b": ABSENT, "work/c": ABSENT},
         after={"work/a": "ready 0", "work/b": "ready 0", "work/c": "ready 0"},
+    ),
+    Operation(
+        "send to one who waits",
+        "hand_over",
+        _send_to_one_who_waits,
+        before={"work/a": ABSENT},
+        after={"work/a": LOST},
     ),
     Operation(
         "claim",

@@ -31,6 +31,7 @@ from eoq.daemon.writer import Done, Writer
 
 VERBS: Final = (
     *("put", "claim", "settle", "retry", "reject", "advance", "pause", "purge", "redrive", "drop", "bind", "unbind"),
+    "hand_over",
     *("once_begin", "once_finish", "once_release"),
     *("schedule_add", "schedule_fire"),
 )

@@ -51,8 +51,8 @@ def _take(limit: int = 1) -> Callable[[Store], Verb]:
     return lambda store: Take(store, NOW - 9, "q", limit, 1 << 20, "pid 1")
 
 
-def _reject(seq: int) -> Callable[[Store], Verb]:
-    return lambda store: lambda: store.reject(NOW - 8, Held(seq, 1, "q"), "no")
+def _reject(seq: int, group: str | None = None) -> Callable[[Store], Verb]:
+    return lambda store: lambda: store.reject(NOW - 8, Held(seq, 1, "q", group), "no")
 
 
 def _ack(seq: int) -> Callable[[Store], Verb]:
@@ -69,6 +69,22 @@ HANDED_OVER: Final = {
     "one-given-up": Case(
         _message("a"),
         [KNOWN, _take(), _reject(2), lambda store: lambda: store.drop(NOW, "q", ids=None, failed_before=None, after=0)],
+    ),
+    "one-dropped": Case(_message("a"), [KNOWN, lambda store: lambda: store.purge(NOW, "q", None)]),
+    "one-expired-in-the-end": Case(
+        _message("a"),
+        [
+            _put("late", expires_at=NOW - 8),
+            _take(),
+            lambda store: lambda: store.retry(NOW - 7, [Held(2, 1, "q", expires=True)]),
+        ],
+    ),
+    "one-blocked": Case(
+        _message("a"),
+        [
+            *(_put("first", group="g"), _put("second", group="g"), _take(), _reject(2, "g"), _take()),
+            lambda store: lambda: store.redrive(NOW, "q", ids=None, failed_before=None, after=0),
+        ],
     ),
     "with-all": Case(_message("a", headers='{"k":"v"}', priority=-2, expires_at=NOW + 1), SETTLED),
     "a-queue-that-was-limited": Case(_message("a"), SETTLED, settings_before=QueueSettings(max_depth=9)),
@@ -103,9 +119,9 @@ async def _outcome(
     settings = case.settings_before
     store = await Store.open(path, settings=lambda _: settings, storage=lambda: storage)
     try:
-        # Another queue first, so that the numbers of queue and message are not the same.
+        # Another queue first, so that the numbers of queue and message are not the same; its watermark is its own.
         store.transact([Put(store, NOW, (NewMessage("first", "", b"", b""),))])
-        store.transact([lambda: store.purge(NOW, "first", None)])
+        store.transact([Take(store, NOW, "first", 1, 1 << 20, None)])
         for verb in case.before:
             (outcome,) = store.transact([verb(store)])
             assert not isinstance(outcome, EoqError), outcome
@@ -121,6 +137,7 @@ async def _outcome(
         store._database.set_trace_callback(statements.append)  # private; there is no other way to see them
         told = store.transact(verbs) if together else [store.transact([verb])[0] for verb in verbs]
         store._database.set_trace_callback(None)
+        assert "rollback" not in statements, "one refusal cost all their transaction"
         # Both go on from there in the same way: the next place in the file, what is counted.
         told += store.transact([Put(store, NOW, (_message("next"),)), Take(store, NOW, "q", 9, 1 << 20, None)])
         settings = QueueSettings(max_depth=4, when_full="drop_oldest")
