@@ -20,6 +20,8 @@ from tests.support import Daemon, clean_environment, eventually
 WORKER: Final = EXAMPLES / "ledger_worker.py"
 ACCOUNTS: Final = ("alice", "bob", "carol")
 
+few_or_many_kills = pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+
 
 @pytest.fixture
 def ledger(daemon: Daemon) -> Path:
@@ -124,9 +126,10 @@ def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledg
     assert daemon.ask(op="result", queue="payments", id="order-0")["outcome"] == "done"
 
 
-def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger: Path) -> None:
+@few_or_many_kills
+def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=4)
-    for wanted in range(60, 420, 60):
+    for wanted in range(60, 60 * kills + 60, 60):
         with _worker(daemon, ledger) as first, _worker(daemon, ledger) as second:
             _wait_until_booked(ledger, wanted)
             first.kill()
@@ -136,10 +139,11 @@ def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger
     _check(ledger, payments)
 
 
-def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemon, ledger: Path) -> None:
+@few_or_many_kills
+def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=5)
     with _worker(daemon, ledger) as worker:
-        for wanted in range(60, 420, 60):
+        for wanted in range(60, 60 * kills + 60, 60):
             _wait_until_booked(ledger, wanted)
             daemon.restart()
         assert _booked(ledger) < len(payments), "all were booked before the last kill; send more"
@@ -150,9 +154,10 @@ def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemo
     _check(ledger, payments)
 
 
-def test_both_killed_at_once(daemon: Daemon, ledger: Path) -> None:
+@few_or_many_kills
+def test_both_killed_at_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=6)
-    for wanted in range(60, 420, 60):
+    for wanted in range(60, 60 * kills + 60, 60):
         with _worker(daemon, ledger) as worker:
             _wait_until_booked(ledger, wanted)
             worker.kill()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import pytest
 
 import eoq
 from eoq import protocol
@@ -224,10 +225,11 @@ def _is_done(daemon: Daemon, id: str) -> bool:
     return bool(daemon.ask(op="result", queue="payments", id=id)["outcome"] == "done")
 
 
-def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_killed(daemon: Daemon) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_killed(daemon: Daemon, kills: int) -> None:
     with daemon.wire() as wire:
         _send(wire, range(PAYMENTS))
-    for wanted in range(30, 180, 30):
+    for wanted in range(30, 30 * kills + 30, 30):
         with _consumer(daemon) as consumer:
             _wait_until_booked(daemon, wanted)
             consumer.kill()

@@ -58,7 +58,7 @@ def test_a_wait_ends_when_a_message_is_sent(
     start = time.monotonic()
     blocking.send(queue, "now")
     assert [message.text for message in received.result(20)] == ["now"]
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 def test_a_wait_ends_when_a_message_is_given_back(
@@ -164,7 +164,7 @@ def test_the_message_of_a_killed_worker_comes_again_at_once(
         worker.send_signal(signal.SIGKILL)
         start = time.monotonic()
         assert _one(client, queue).attempt == 2
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10  # the lease is longer
 
 
 def test_a_worker_killed_while_it_waits_takes_no_message_with_it(
@@ -177,7 +177,7 @@ def test_a_worker_killed_while_it_waits_takes_no_message_with_it(
         client.send(queue, "x", id="m")
         start = time.monotonic()
         message = _one(client, queue)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10  # the lease is longer
         client.ack(message)
 
 
@@ -444,11 +444,12 @@ def test_a_delayed_message_comes_when_it_is_due(client: AnyClient, queue: str) -
     client.send(queue, "at", at=start + 0.2)
     client.send(queue, "now")
     client.send(queue, "long past", at=1.0)
-    assert [message.text for message in client.receive(queue, 10)] == ["now", "long past"]
-    assert _one(client, queue).text == "at"
-    assert time.time() - start >= 0.19
-    assert _one(client, queue).text == "later"
-    assert 0.39 <= time.time() - start < 5
+    came: dict[str, float] = {}
+    while len(came) < 4:
+        came |= {message.text: time.time() - start for message in client.receive(queue, 10, wait=20)}
+    assert came["now"] <= came["long past"] <= came["later"]
+    assert 0.19 <= came["at"] <= came["later"]
+    assert 0.39 <= came["later"] < 10
 
 
 @daemon_matter

