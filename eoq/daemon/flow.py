@@ -70,13 +70,18 @@ class Flow:
         return queue in self._reserved
 
     def seconds(self, queue: str) -> float | None:
-        """How long until the queue's rate allows one more; None where it has none, or does now."""
+        """How long until the queue's rate allows one more, since `allow` has refused; None where no rate has.
+
+        What comes between two looks at the clock would be told to nobody: this takes no look of its own.
+        """
         settings = self._settings(queue)
+        bucket = self._buckets.get(queue)
         if settings.rate is None:
             self._buckets.pop(queue, None)
             return None
-        missing = 1.0 - self._fill(queue, settings).tokens
-        return missing / settings.rate if missing > 0 else None
+        if bucket is None or bucket.tokens >= 1.0:
+            return None
+        return (1.0 - bucket.tokens) / settings.rate
 
     def _fill(self, queue: str, settings: QueueSettings) -> _Bucket:
         now = self._clock.monotonic()

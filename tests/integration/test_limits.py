@@ -204,7 +204,7 @@ def test_deliveries_keep_to_the_rate_of_their_queue(folder: Path) -> None:
         # It begins with one, and saves up three at most; the rest takes its time.
         for number, moment in enumerate(moments):
             assert number + 1 <= 3 + 20 * (moment + 0.05), moments
-        assert moments[-1] >= 0.5
+        assert 0.5 <= moments[-1] < 10
         client.send("unlimited", b"")
         assert client.receive("unlimited")
 

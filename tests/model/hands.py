@@ -28,12 +28,16 @@ class ManualClock:
         self._monotonic = 1000.0
         self._wall = 1_700_000_000.0
         self._timers: list[ManualTimer] = []
+        self.creeps = 0.0
+        """Seconds that pass with each look at it."""
 
     def wall(self) -> float:
         return self._wall
 
     def monotonic(self) -> float:
-        return self._monotonic
+        moment = self._monotonic
+        self._monotonic += self.creeps
+        return moment
 
     def elapsed(self) -> float:
         return self._monotonic

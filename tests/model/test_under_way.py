@@ -235,6 +235,26 @@ def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> No
     assert _count(waiting) == 1
 
 
+def test_an_alarm_that_rings_a_moment_too_early_is_set_again(slow: SlowDaemon) -> None:
+    """Real timers do. What the rate allows only by the next look at the clock, whoever waits must be told of as well."""
+    slow.settings = QueueSettings(rate=1)
+    _send(slow, 2)
+    first = _receive(slow)
+    slow.rest()
+    waiting = _receive(slow, wait=60)
+    slow.rest()
+    assert _count(first) == 1
+    due = slow.clock.next_due()
+    assert due is not None
+    slow.clock.move_to(due - 0.5e-6)
+    slow.clock.creeps = 1e-6
+    slow.clock.fire()
+    slow.clock.creeps = 0.0
+    slow.wait(1)
+    slow.rest()
+    assert _count(waiting) == 1
+
+
 def test_those_who_wait_at_an_empty_queue_with_a_rate_let_it_sleep(slow: SlowDaemon) -> None:
     slow.settings = QueueSettings(rate=64)
     slow.broker.start()
