@@ -236,7 +236,7 @@ def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> No
 
 
 def test_an_alarm_that_rings_a_moment_too_early_is_set_again(slow: SlowDaemon) -> None:
-    """Real timers do. What the rate allows only by the next look at the clock, whoever waits must be told of as well."""
+    """As real timers do. What the rate allows only by the next look at the clock must be told to whoever waits, too."""
     slow.settings = QueueSettings(rate=1)
     _send(slow, 2)
     first = _receive(slow)
