@@ -42,22 +42,25 @@ _ACK_ALIKE: Final = """
 _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 # Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
 # its ack lost: it counts as long as its record is kept, so that no backup from before its end finds its id forgotten.
-_LOWEST_UNSETTLED: Final = """
-    select min(seq)
-    from (
-      select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0
-      union all
-      select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
-      union all
-      select min(seq) from message where queue = ?1 and state = 'leased'
+UNSETTLED_NOT_READY: Final = """
+      select min(seq) as seq from message where queue = ?1 and state = 'leased'
       union all
       select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
       union all
       select min(seq) from message where queue = ?1 and state = 'dead'
       union all
       select min(seq) from message where queue = ?1 and state in ('expired', 'dropped') and fence > 0
-    )
     """
+_LOWEST_UNSETTLED: Final = f"""
+    select min(seq)
+    from (
+      {UNSETTLED_NOT_READY}
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority = 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+    )
+    """  # noqa: S608 # a constant
 
 
 class Delivering(Sending):
