@@ -199,8 +199,10 @@ def _socket(path: Path) -> None:
 
 
 def _folder(path: Path) -> None:
-    path.mkdir()
-    (path / "inside").write_text("kept")
+    made = path.with_name(".folder")
+    made.mkdir()
+    (made / "inside").write_text("kept")
+    made.rename(path)
 
 
 def _large(path: Path) -> None:

@@ -947,9 +947,11 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
     shared_daemon: Daemon, queue: str, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     put("a", "b")
+    begun: list[str] = []
     ended: list[str] = []
 
     async def handler(message: eoq.AsyncMessage) -> None:
+        begun.append(message.id)
         try:
             await asyncio.sleep(60)
         finally:
@@ -958,7 +960,7 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
             task = asyncio.create_task(client.work(queue, handler, prefetch=1))
-            await asyncio.to_thread(eventually, lambda: show("b")["state"] == "leased")
+            await asyncio.to_thread(eventually, lambda: begun and show("b")["state"] == "leased")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
