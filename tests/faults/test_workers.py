@@ -94,7 +94,7 @@ def _kill_at_random(
     return kills
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: float) -> None:
     seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))
     print(f"EOQ_SEED={seed}")
@@ -137,7 +137,7 @@ def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: f
     assert kills.total() >= seconds
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(65.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(65.0, marks=pytest.mark.slow)])
 def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(seconds: float) -> None:
     """Outbox → queue → a worker that acks and sends → SQL in another file: the id of the order goes all the way."""
     seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))
