@@ -13,15 +13,15 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from eoq.client import Client
+from eoq.client.blocking import Client
 from eoq.errors import EoqError, Forbidden, InvalidRequest, StorageFull
-from eoq.held import Summary
-from eoq.inbox import Handler, Inbox
+from eoq.inbox.blocking import Handler, Inbox
+from eoq.inbox.tables import BUSY_SECONDS
 from eoq.message import Delivery, Message
-from eoq.processed import BUSY_SECONDS
+from eoq.worker.in_flight import Summary
 
 from .common import json_option, queue_argument, socket_option, visible
-from .working import lease_option, until_empty_option, work_on
+from .work_loop import lease_option, until_empty_option, work_on
 
 BATCH: Final = 100
 """Messages in one transaction, where so many wait: enough that its fsync no longer counts."""

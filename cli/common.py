@@ -10,10 +10,10 @@ from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from eoq import protocol
-from eoq.client import Client
+from eoq.client.blocking import Client
 from eoq.errors import InvalidRequest, MessageTooLarge
 from eoq.message import Result
+from eoq.protocol import codec as protocol
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from eoq.errors import EoqError, InvalidRequest, NotFound
-from eoq.paths import config_path
-from eoq.protocol import check_queue
+from eoq.protocol.codec import check_queue
+from eoq.system.paths import config_path
 
 from .common import json_option, print_json, visible
 from .daemon_options import config_option, daemon_options, given
@@ -44,8 +44,8 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
     \b
     eoq config check eoq.toml && kill -HUP "$(eoq status --json | jq .pid)"
     """
-    from eoq.daemon.config_file import WrongConfig, load
-    from eoq.daemon.precedence import choose_config
+    from eoq.daemon.config.loader import WrongConfig, load
+    from eoq.daemon.config.resolve import choose_config
 
     path = file or choose_config(given(ctx)).value
     if path is None:
@@ -88,7 +88,7 @@ def show(ctx: click.Context, /, queue: str | None, as_json: bool, **_options: ob
     eoq config show mail.welcome --config eoq.toml
     eoq config show mail.welcome --json | jq 'select(.setting == "retention") | .value'
     """
-    from eoq.daemon.precedence import choose
+    from eoq.daemon.config.resolve import choose
 
     if queue is not None:
         try:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eoq.errors import EoqError, Unavailable
-from eoq.paths import socket_path
+from eoq.system.paths import socket_path
 
 from .common import connect, json_option, print_json, socket_option, visible
 from .daemon_options import daemon_options, given
 
 if TYPE_CHECKING:
-    from eoq.daemon.precedence import Choice
+    from eoq.daemon.config.resolve import Choice
 
 START_SECONDS = 60.0
 """How long `start` waits for the daemon: it may have migrations to run."""
@@ -59,8 +59,8 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     # Until the daemon listens to it, which then looks at the file in any case: its default would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
+    from eoq.daemon.config.resolve import choose
     from eoq.daemon.main import Settings, run
-    from eoq.daemon.precedence import choose
 
     choice = choose(given(ctx))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
@@ -96,7 +96,7 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     eoq start --db shop/eoq.db --socket shop/eoq.sock
     eoq stop && eoq start --spool spool
     """
-    from eoq.daemon.precedence import choose
+    from eoq.daemon.config.resolve import choose
 
     said = given(ctx)
     choice = choose(said)
@@ -201,8 +201,8 @@ def status(as_json: bool, socket: str | None) -> None:
 
 def _refuse_other(choice: Choice, running: dict[str, Any]) -> None:
     """Raises `Locked` where flags, variables or the configuration say something else than what runs."""
+    from eoq.daemon.config.resolve import DEFAULT
     from eoq.daemon.locks import Locked
-    from eoq.daemon.precedence import DEFAULT
 
     said = {"db": choice.db, "config": choice.config_path, "spool": choice.spool, **choice.overrides}
     others = []

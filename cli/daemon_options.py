@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from eoq.daemon.precedence import Chosen
+    from eoq.daemon.config.resolve import Chosen
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +56,7 @@ def daemon_options(command: F) -> F:
 
 def given(ctx: click.Context) -> dict[str, Chosen]:
     """What flags and variables said, by the name of the option."""
-    from eoq.daemon.precedence import Chosen
+    from eoq.daemon.config.resolve import Chosen
 
     said = {}
     for name in ("db", "socket", "spool", "max_attempts", "config"):

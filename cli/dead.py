@@ -9,20 +9,11 @@ from typing import Any
 
 import click
 
+from eoq.client.admin import Changed
 from eoq.errors import NotFound
-from eoq.steering import Changed
 
-from .common import (
-    NOTHING_THERE,
-    F,
-    confirm,
-    connect,
-    json_option,
-    print_json,
-    queue_argument,
-    socket_option,
-)
-from .look import filtered, print_found, print_life
+from .common import NOTHING_THERE, F, confirm, connect, json_option, print_json, queue_argument, socket_option
+from .queries import filtered, print_found, print_life
 
 
 @click.group()

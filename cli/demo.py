@@ -22,7 +22,7 @@ from typing import IO, Final
 
 import click
 
-from eoq.client import Client
+from eoq.client.blocking import Client
 from eoq.errors import EoqError
 
 from .common import json_option, print_json

@@ -14,8 +14,8 @@ from typing import IO, cast
 
 import click
 
-from eoq.once import Ran, once_status
-from eoq.protocol import MAX_OUTPUT
+from eoq.client.once import Ran, once_status
+from eoq.protocol.codec import MAX_OUTPUT
 
 from .common import connect, socket_option
 from .guard import Guard

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from eoq.aio import connect_async
-from eoq.outbox_file import OutboxFile
-from eoq.relay import RESEND_WITHIN, Relay
+from eoq.client.aio import connect_async
+from eoq.outbox.file import OutboxFile
+from eoq.outbox.relay import RESEND_WITHIN, Relay
 
 from .common import json_option, print_json, socket_option, visible
 

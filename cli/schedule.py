@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from eoq.calls import check_options
 from eoq.message import Outgoing
-from eoq.protocol import QUEUE_PATTERN, put_bytes
+from eoq.protocol.calls import check_options
+from eoq.protocol.codec import QUEUE_PATTERN, put_bytes
 
 from .common import (
     F,

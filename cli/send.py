@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from eoq.calls import check_options
-from eoq.client import Client
+from eoq.client.blocking import Client
 from eoq.errors import EoqError, InvalidRequest, MessageTooLarge
 from eoq.message import Outgoing, Sent, encode_payload
-from eoq.protocol import MAX_BODY, MAX_LINE, get_bytes
+from eoq.protocol.calls import check_options
+from eoq.protocol.codec import MAX_BODY, MAX_LINE, get_bytes
 
 from .common import (
     NOTHING_THERE,
@@ -35,7 +35,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from eoq.spool import Left
+    from eoq.spool.sender import Left
 
 PROGRESS_SECONDS = 0.1
 FIELDS = ("body", "id", "headers", "priority", "group", "delay", "at", "ttl")
@@ -140,7 +140,7 @@ def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Ou
     if spool is None:
         yield from client.send_stream(queue, source)
         return
-    from eoq.spool import Spool, send_or_leave
+    from eoq.spool.sender import Spool, send_or_leave
 
     left = 0
     try:

@@ -8,17 +8,17 @@ import threading
 
 import click
 
-from eoq.client import Client
+from eoq.client.blocking import Client
 from eoq.errors import EoqError, IdConflict, InvalidRequest
-from eoq.held import Summary
 from eoq.message import Message, Outgoing
-from eoq.paths import socket_path
-from eoq.protocol import MAX_BODY, check_queue
-from eoq.verdicts import Reject, Retry
+from eoq.outcomes import Reject, Retry
+from eoq.protocol.codec import MAX_BODY, check_queue
+from eoq.system.paths import socket_path
+from eoq.worker.in_flight import Summary
 
-from .command import Commands, reason
 from .common import json_option, queue_argument, socket_option
-from .working import lease_option, until_empty_option, work_on
+from .subprocesses import Commands, reason
+from .work_loop import lease_option, until_empty_option, work_on
 
 REJECTED = 100
 """The exit status of a command that can never handle its message, as for qmail."""

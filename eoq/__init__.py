@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aio import AsyncClient as AsyncClient
-    from .aio import connect_async as connect_async
-    from .aio_inbox import AsyncInbox as AsyncInbox
-    from .client import Client as Client
-    from .client import connect as connect
+    from .client.aio import AsyncClient as AsyncClient
+    from .client.aio import connect_async as connect_async
+    from .client.blocking import Client as Client
+    from .client.blocking import connect as connect
+    from .client.transaction import AsyncTransaction as AsyncTransaction
+    from .client.transaction import Transaction as Transaction
     from .errors import EoqError as EoqError
     from .errors import Forbidden as Forbidden
     from .errors import IdConflict as IdConflict
@@ -27,28 +28,27 @@ if TYPE_CHECKING:
     from .errors import StorageFailed as StorageFailed
     from .errors import StorageFull as StorageFull
     from .errors import Unavailable as Unavailable
-    from .guest_inbox import GuestInbox as GuestInbox
-    from .held import Summary as Summary
-    from .inbox import Inbox as Inbox
+    from .inbox.aio import AsyncInbox as AsyncInbox
+    from .inbox.blocking import Inbox as Inbox
+    from .inbox.guest import GuestInbox as GuestInbox
     from .message import AsyncMessage as AsyncMessage
     from .message import Message as Message
     from .message import Outgoing as Outgoing
     from .message import Result as Result
     from .message import Sent as Sent
-    from .outbox import AsyncOutbox as AsyncOutbox
-    from .outbox import Outbox as Outbox
-    from .relay import Relay as Relay
-    from .spool import Spool as Spool
-    from .transaction import AsyncTransaction as AsyncTransaction
-    from .transaction import Transaction as Transaction
-    from .verdicts import Reject as Reject
-    from .verdicts import Retry as Retry
+    from .outbox.relay import Relay as Relay
+    from .outbox.writer import AsyncOutbox as AsyncOutbox
+    from .outbox.writer import Outbox as Outbox
+    from .outcomes import Reject as Reject
+    from .outcomes import Retry as Retry
+    from .spool.sender import Spool as Spool
+    from .worker.in_flight import Summary as Summary
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aio": ("AsyncClient", "connect_async"),
-    "client": ("Client", "connect"),
+    "client.aio": ("AsyncClient", "connect_async"),
+    "client.blocking": ("Client", "connect"),
     "errors": (
         "EoqError",
         "Forbidden",
@@ -63,16 +63,16 @@ _HOMES = {
         "StorageFull",
         "Unavailable",
     ),
-    "held": ("Summary",),
-    "aio_inbox": ("AsyncInbox",),
-    "guest_inbox": ("GuestInbox",),
-    "inbox": ("Inbox",),
-    "outbox": ("AsyncOutbox", "Outbox"),
-    "relay": ("Relay",),
-    "spool": ("Spool",),
+    "worker.in_flight": ("Summary",),
+    "inbox.aio": ("AsyncInbox",),
+    "inbox.guest": ("GuestInbox",),
+    "inbox.blocking": ("Inbox",),
+    "outbox.writer": ("AsyncOutbox", "Outbox"),
+    "outbox.relay": ("Relay",),
+    "spool.sender": ("Spool",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
-    "transaction": ("AsyncTransaction", "Transaction"),
-    "verdicts": ("Reject", "Retry"),
+    "client.transaction": ("AsyncTransaction", "Transaction"),
+    "outcomes": ("Reject", "Retry"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

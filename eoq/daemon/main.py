@@ -18,26 +18,26 @@ from typing import Any
 import uvloop
 
 from ..errors import EoqError
-from .broker import Broker
+from .broker.broker import Broker
 from .clock import LoopClock
-from .config import Config, Current
-from .file import QUICK_COMMIT
-from .forgetting import Forgetter
+from .config.model import Config, Current
+from .config.reload import Reloader
 from .locks import Lock, cannot_use
-from .looking import Looker
-from .once import Deduplicator
-from .reader import Reader
-from .relaying import Relays
-from .reloading import Reloader
-from .schedules import Scheduler
-from .server import MAX_CONNECTIONS, Server
-from .spool import Taker
-from .spool_folder import SpoolFolder
-from .steward import Steward
-from .store import Store
-from .topic_table import Binding
-from .topics import Topics
-from .writer import Writer
+from .server.server import MAX_CONNECTIONS, Server
+from .services.admin import Steward
+from .services.once import Deduplicator
+from .services.queries import Looker
+from .services.relays import Relays
+from .services.retention import Forgetter
+from .services.scheduler import Scheduler
+from .services.spool_folder import SpoolFolder
+from .services.spool_reader import Taker
+from .services.topics import Topics
+from .store.sqlite.database import QUICK_COMMIT
+from .store.sqlite.reader import Reader
+from .store.sqlite.store import Store
+from .store.sqlite.tables.topics import Binding
+from .store.writer import Writer
 
 log = logging.getLogger("eoq.daemon")
 
@@ -206,7 +206,7 @@ def _bindings(config: Config) -> list[Binding]:
 
 async def _take(taker: Taker, settings: Settings) -> None:
     """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
-    from ..aio import connect_async
+    from ..client.aio import connect_async
 
     async with connect_async(settings.socket) as client:
         await taker.run(client)

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field
 
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id
-from ..protocol import (
+from ..protocol.codec import (
     DEFAULT_LEASE,
     MAX_BATCH,
     MAX_BODY,
@@ -34,8 +34,8 @@ from ..protocol import (
     get_bytes,
     put_bytes,
 )
-from .rows import NewMessage
-from .schedule_rule import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
+from .records import NewMessage
+from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import EoqError
-from .file import Verb
+from .store.sqlite.database import Verb
 
 if TYPE_CHECKING:
-    from .leases import Lease
-    from .receivers import Waiter
+    from .broker.leases import Lease
+    from .broker.receivers import Waiter
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eoq.daemon.settings import QueueSettings
+from eoq.daemon.config.settings import QueueSettings
 from tests.support import Daemon, Ran, Shell, running_daemon
 
 RIGHT = """

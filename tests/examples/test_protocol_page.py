@@ -16,8 +16,15 @@ import msgspec
 import pytest
 
 import eoq
-from eoq import protocol
-from eoq.daemon import queue_table, reader, receivers, requests, schedule_rule, schedule_table, server, topic_table
+from eoq.daemon import requests
+from eoq.daemon import schedule_rules as schedule_rule
+from eoq.daemon.broker import receivers
+from eoq.daemon.server import server
+from eoq.daemon.store.sqlite import reader
+from eoq.daemon.store.sqlite.tables import queues as queue_table
+from eoq.daemon.store.sqlite.tables import schedules as schedule_table
+from eoq.daemon.store.sqlite.tables import topics as topic_table
+from eoq.protocol import codec as protocol
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()

@@ -23,11 +23,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from eoq.daemon import file, main
+from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
-from eoq.daemon.file import Verb
-from eoq.daemon.store import Store
-from eoq.daemon.writer import Done, Writer
+from eoq.daemon.store.sqlite import database as file
+from eoq.daemon.store.sqlite.database import Verb
+from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.writer import Done, Writer
 
 VERBS: Final = (
     *("put", "claim", "settle", "retry", "reject", "advance", "pause", "purge", "redrive", "drop", "bind", "unbind"),
@@ -156,8 +157,8 @@ def _plant_clock(file: Path) -> None:
 
 def _become(user: int) -> None:
     # All that may be imported later: the other user need not be able to read where Python is.
-    for package in map(importlib.import_module, ("eoq", "eoq.cli", "eoq.daemon")):
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    for package in map(importlib.import_module, ("eoq", "eoq.cli")):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     _wrap(file, "migrations", functools.cache)

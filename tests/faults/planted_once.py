@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.client import Client
-from eoq.link import Link
+from eoq.client.blocking import Client
+from eoq.transport.connection import Link
 
 POINTS: Final = {
     "before it asks": (0, False),

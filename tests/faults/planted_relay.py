@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.aio import AsyncClient, connect_async
-from eoq.outbox_file import OutboxFile
-from eoq.relay import Relay
+from eoq.client.aio import AsyncClient, connect_async
+from eoq.outbox.file import OutboxFile
+from eoq.outbox.relay import Relay
 
 POINTS: Final = (
     "before reading",

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.aio import AsyncClient, connect_async
-from eoq.daemon import main, spool_folder
-from eoq.daemon.spool_folder import TOKEN_LENGTH, QueueFolder
+from eoq.client.aio import AsyncClient, connect_async
+from eoq.daemon import main
+from eoq.daemon.services import spool_folder
+from eoq.daemon.services.spool_folder import TOKEN_LENGTH, QueueFolder
 
 POINTS: Final = (
     "before looking",

@@ -21,7 +21,7 @@ from typing import Any, Final
 import pytest
 
 import eoq
-from eoq.daemon.store import Store
+from eoq.daemon.store.sqlite.store import Store
 from tests.faults.daemons import PlantedDaemon, ids_of, planted_daemon, settle_all, show
 from tests.faults.planted_daemon import Plant
 from tests.faults.power import (

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import eoq
+from eoq.client.admin import Changed
 from eoq.message import Delivery
-from eoq.protocol import Fields
-from eoq.steering import Changed
+from eoq.protocol.codec import Fields
 
 T = TypeVar("T")
 Kind = Literal["blocking", "asyncio"]

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import eoq
-from eoq.daemon.spool import SWEEP_SECONDS, Taker
-from eoq.daemon.spool_folder import SpoolFolder
+from eoq.daemon.services.spool_folder import SpoolFolder
+from eoq.daemon.services.spool_reader import SWEEP_SECONDS, Taker
 from tests.support import PATIENCE, eventually
 
 _count = itertools.count()

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eoq
-from eoq.daemon.config import Config, Current
-from eoq.daemon.config_file import WrongConfig, load
-from eoq.daemon.reloading import changes
-from eoq.daemon.settings import QueueSettings
+from eoq.daemon.config.loader import WrongConfig, load
+from eoq.daemon.config.model import Config, Current
+from eoq.daemon.config.reload import changes
+from eoq.daemon.config.settings import QueueSettings
 from tests.support import Shell, eventually, running_daemon, short_folder
 
 

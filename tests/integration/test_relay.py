@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.outbox_file import OutboxFile
+from eoq.outbox.file import OutboxFile
 from tests.integration.relays import bodies, refusing, relaying, waiting
 from tests.support import HAS_PROC, Daemon, eventually
 

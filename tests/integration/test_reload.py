@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import eoq
-from eoq.daemon.config import Config, Current
-from eoq.daemon.config_file import load
-from eoq.daemon.reloading import Reloader
+from eoq.daemon.config.loader import load
+from eoq.daemon.config.model import Config, Current
+from eoq.daemon.config.reload import Reloader
 from tests.support import HAS_PROC, PATIENCE, Daemon, clean_environment, eventually, running_daemon
 
 linux_only = pytest.mark.skipif(not HAS_PROC, reason="reads /proc")
@@ -435,7 +435,7 @@ def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reloa
 
 def test_a_retention_that_grows_brings_nothing_back_to_resend(folder: Path) -> None:
     """What a relay may send again shrinks at once with the retention, and does not grow while it runs."""
-    from eoq.daemon.relaying import Relays
+    from eoq.daemon.services.relays import Relays
 
     def config(retention: int, *names: str) -> Config:
         path = folder / "eoq.toml"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import eoq
-from eoq.spin import REST, ROW, TAKEN, Spin
+from eoq.system.spin import REST, ROW, TAKEN, Spin
 from tests.support import HAS_PROC, Daemon, processor_seconds
 
 LONGEST = 0.001

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.daemon import spool_folder
-from eoq.spool import Left, send_or_leave
+from eoq.daemon.services import spool_folder
+from eoq.spool.sender import Left, send_or_leave
 from tests.integration.relays import refusing
 from tests.integration.spools import arrivals, put, rejected, taking, texts, waiting, within
 from tests.support import Daemon

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.spool import Spool
+from eoq.spool.sender import Spool
 from tests.integration.spools import arrivals, waiting
 from tests.support import clean_environment, eventually, running_daemon
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eoq import watch
+from eoq.system import watch
 from tests.support import PATIENCE
 
 WAYS = [

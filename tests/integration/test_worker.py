@@ -21,7 +21,7 @@ import aiosqlite
 import pytest
 
 import eoq
-from eoq.loop import RECHECK_SECONDS, UNCONFIRMED
+from eoq.worker.options import RECHECK_SECONDS, UNCONFIRMED
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
@@ -215,7 +215,7 @@ def test_what_a_handler_raises_goes_with_its_message_and_ends_nothing(
     later = show("later")
     assert (later["state"], later["error"]) == ("delayed", "the bank is closed")
     assert 50 < later["due_at"] - time.time() < 61
-    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker"]
+    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker.blocking"]
     assert any("'bad'" in line and "ValueError: cannot read it" in line for line in said)
     assert any("'unable'" in line and "neither bytes, text nor JSON" in line for line in said)
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from eoq.daemon import requests
-from eoq.daemon.broker import LONGEST_TIMER, Broker
-from eoq.daemon.file import Verb
-from eoq.daemon.rows import Advanced, Claim, Shifted
+from eoq.daemon.broker.broker import LONGEST_TIMER, Broker
+from eoq.daemon.config.settings import QueueSettings
+from eoq.daemon.records import Advanced, Claim, Shifted
+from eoq.daemon.services.admin import Steward
+from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
-from eoq.daemon.settings import QueueSettings
-from eoq.daemon.steward import Steward
-from eoq.daemon.store import Store
-from eoq.daemon.topics import Topics
+from eoq.daemon.store.sqlite.database import Verb
+from eoq.daemon.store.sqlite.store import Store
 from eoq.errors import EoqError
-from eoq.protocol import encode, get_bytes
+from eoq.protocol.codec import encode, get_bytes
 from tests.model.hands import Dice, ManualClock
 from tests.model.reference import FINISHED, Delivery, End, Key, Message, Model, Refused, Row
 

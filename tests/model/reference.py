@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from eoq.daemon.settings import QueueSettings
+from eoq.daemon.config.settings import QueueSettings
 
 Key = tuple[str, str]
 """Queue and id."""

@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import eoq
-from eoq import calls
+from eoq.client.admin import Steering
 from eoq.daemon import requests
-from eoq.daemon.broker import Broker
-from eoq.daemon.file import Verb
+from eoq.daemon.broker.broker import Broker
+from eoq.daemon.config.settings import QueueSettings
+from eoq.daemon.services.admin import Steward
 from eoq.daemon.session import Session
-from eoq.daemon.settings import QueueSettings
-from eoq.daemon.steward import Steward
-from eoq.daemon.store import Store
-from eoq.protocol import Fields, encode
-from eoq.steering import Steering
+from eoq.daemon.store.sqlite.database import Verb
+from eoq.daemon.store.sqlite.store import Store
+from eoq.protocol import calls
+from eoq.protocol.codec import Fields, encode
 from tests.model.hands import Dice, ManualClock
 
 T = TypeVar("T")
@@ -410,7 +410,7 @@ class Machine(RuleBasedStateMachine):
         """A new file of the daemon's: places in it begin with 1 again, and an id may come to another place."""
         self.age = 0
         self.backups.clear()
-        self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/forgetting.py
+        self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/inbox/pruning.py
         with closing(sqlite3.connect(self.app)) as database:
             known = database.execute("select id from eoq_processed where queue = ? order by seq", (queue,)).fetchall()
         self.daemon.replace(None)

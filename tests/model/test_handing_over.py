@@ -11,11 +11,11 @@ from typing import Any, Final
 import pytest
 
 from eoq import EoqError
-from eoq.daemon.handing_over import Take
-from eoq.daemon.rows import Claim, Held, NewMessage
-from eoq.daemon.sending import Put
-from eoq.daemon.settings import QueueSettings, StorageSettings
-from eoq.daemon.store import Store
+from eoq.daemon.config.settings import QueueSettings, StorageSettings
+from eoq.daemon.records import Claim, Held, NewMessage
+from eoq.daemon.store.sqlite.batching import Take
+from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.sqlite.tables.publishing import Put
 
 NOW: Final = 1_700_000_000.0
 TABLES: Final = ("message", "queue", "failure", "counter")

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from eoq.daemon.leases import Lease, Leases
-from eoq.daemon.rows import Held
+from eoq.daemon.broker.leases import Lease, Leases
+from eoq.daemon.records import Held
 
 
 def _lease(number: int, deadline: float, owner: set[Lease] | None = None) -> Lease:

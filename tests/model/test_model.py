@@ -25,10 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eoq.daemon.broker import LONGEST_TIMER
+from eoq.daemon.broker.broker import LONGEST_TIMER
+from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.session import Fields
-from eoq.daemon.settings import QueueSettings
-from eoq.protocol import put_bytes
+from eoq.protocol.codec import put_bytes
 from tests.model.pair import Pair, Peer
 from tests.model.reference import FINISHED, Delivery, Draft, Key, Refused
 

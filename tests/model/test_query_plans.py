@@ -21,15 +21,15 @@ from msgspec.structs import replace
 
 import eoq
 from eoq.daemon import requests
-from eoq.daemon.file import MANY
-from eoq.daemon.handing_over import Take
-from eoq.daemon.reader import Filter, Reader
-from eoq.daemon.rows import Claimed, Held, NewMessage
-from eoq.daemon.schedule_rule import Definition
-from eoq.daemon.schedule_table import Sent
-from eoq.daemon.sending import Put
-from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Store
+from eoq.daemon.config.settings import QueueSettings
+from eoq.daemon.records import Claimed, Held, NewMessage
+from eoq.daemon.schedule_rules import Definition
+from eoq.daemon.store.sqlite.batching import Take
+from eoq.daemon.store.sqlite.database import MANY
+from eoq.daemon.store.sqlite.reader import Filter, Reader
+from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.sqlite.tables.publishing import Put
+from eoq.daemon.store.sqlite.tables.schedules import Sent
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000

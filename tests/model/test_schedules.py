@@ -24,17 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eoq.daemon import requests
-from eoq.daemon.broker import Broker
-from eoq.daemon.config import Config
-from eoq.daemon.file import Verb
-from eoq.daemon.rows import NewMessage, Stored
-from eoq.daemon.schedule_rule import GRACE, Definition
-from eoq.daemon.schedule_table import REFUSED, STEP, Sent
-from eoq.daemon.schedules import LONGEST_TIMER, Scheduler
+from eoq.daemon.broker.broker import Broker
+from eoq.daemon.config.model import Config
+from eoq.daemon.records import NewMessage, Stored
+from eoq.daemon.schedule_rules import GRACE, Definition
+from eoq.daemon.services.scheduler import LONGEST_TIMER, Scheduler
 from eoq.daemon.session import Session
-from eoq.daemon.store import Store
+from eoq.daemon.store.sqlite.database import Verb
+from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.sqlite.tables.schedules import REFUSED, STEP, Sent
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
-from eoq.protocol import Fields, encode
+from eoq.protocol.codec import Fields, encode
 from tests.model.hands import ManualClock
 
 PATIENCE: Final = 5000
@@ -491,7 +491,7 @@ def test_what_is_removed_sends_nothing_more(daemon: Daemon, clock: ManualClock) 
 
 
 def test_there_is_a_limit(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eoq.daemon.schedule_table.MAX_SCHEDULES", 2)
+    monkeypatch.setattr("eoq.daemon.store.sqlite.tables.schedules.MAX_SCHEDULES", 2)
     for name in "ab":
         daemon.ask("schedule_add", name=name, queue="q", every=10)
     with pytest.raises(QueueFull):
@@ -577,7 +577,7 @@ def test_what_the_configuration_declares_is_changed_there(daemon: Daemon) -> Non
 def test_a_configuration_of_too_many_is_not_taken_by_half(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("eoq.daemon.schedule_table.MAX_SCHEDULES", 2)
+    monkeypatch.setattr("eoq.daemon.store.sqlite.tables.schedules.MAX_SCHEDULES", 2)
     daemon.ask("schedule_add", name="own", queue="q", every=500)
     daemon.scheduler.apply(_config({"name": "a", "every": 10}, {"name": "b", "every": 10}))
     daemon.rest()

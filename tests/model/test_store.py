@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import eoq
-from eoq.daemon import queue_table
-from eoq.daemon.delivering import EXPIRY_ROWS
-from eoq.daemon.rows import Claim, NewMessage, Stored
-from eoq.daemon.sending import Put
-from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Store
+from eoq.daemon.config.settings import QueueSettings
+from eoq.daemon.records import Claim, NewMessage, Stored
+from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.sqlite.tables import queues as queue_table
+from eoq.daemon.store.sqlite.tables.deliveries import EXPIRY_ROWS
+from eoq.daemon.store.sqlite.tables.publishing import Put
 
 
 def test_a_send_over_several_queues_is_undone_where_there_is_no_room_for_another(

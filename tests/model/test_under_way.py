@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from eoq.daemon import requests
-from eoq.daemon.broker import Broker
-from eoq.daemon.file import Verb
-from eoq.daemon.once import Deduplicator
+from eoq.daemon.broker.broker import Broker
+from eoq.daemon.config.settings import QueueSettings
+from eoq.daemon.services.once import Deduplicator
 from eoq.daemon.session import Fields, Session
-from eoq.daemon.settings import QueueSettings
-from eoq.daemon.store import Store
+from eoq.daemon.store.sqlite.database import Verb
+from eoq.daemon.store.sqlite.store import Store
 from eoq.errors import EoqError
 from tests.model.hands import ManualClock
 

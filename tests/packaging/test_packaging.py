@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SUFFIXES = {".py", ".sql", ".md", ".typed"}
 NEEDED = {
-    "eoq/__init__.py",
-    "eoq/py.typed",
-    "eoq/PROTOCOL.md",
-    "eoq/daemon/main.py",
-    "eoq/daemon/schema/0001.sql",
-    "eoq/cli/__init__.py",
-    "eoq/cli/__main__.py",
+    str(Path("eoq", path.relative_to(ROOT)) if top == "cli" else path.relative_to(ROOT))
+    for top in ("eoq", "cli")
+    for path in (ROOT / top).rglob("*")
+    if path.suffix in SUFFIXES
 }
+"""Every file of the package: the list of packages in pyproject.toml is written by hand."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The public clients, blocking and asyncio: sending, receiving, transactions, once, administration."""

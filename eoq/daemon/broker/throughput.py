@@ -1,0 +1,72 @@
+"""How many messages a second each queue takes in and gets done, over the last minute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from ..clock import Clock
+
+WINDOW: Final = 60.0
+"""Seconds."""
+
+
+class Rate(NamedTuple):
+    """Messages a second that were stored, and that ended as done."""
+
+    sent: float
+    done: float
+
+
+@dataclass(slots=True)
+class _Window:
+    """The counts of the minute that runs, and of the one before."""
+
+    begun: float
+    sent: int = 0
+    done: int = 0
+    sent_before: int = 0
+    done_before: int = 0
+
+
+class Rates:
+    """The counts of all queues, since the daemon started."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+
+    def sent(self, queue: str, count: int) -> None:
+        """So many more were stored."""
+        self._window(queue).sent += count
+
+    def done(self, queue: str, count: int) -> None:
+        """So many more are done."""
+        self._window(queue).done += count
+
+    def rate(self, queue: str) -> Rate:
+        """What it was in the last minute: of the one before, as much as still belongs to it is taken."""
+        if queue not in self._windows:
+            return Rate(0.0, 0.0)
+        window = self._window(queue)
+        rest = 1.0 - (self._clock.monotonic() - window.begun) / WINDOW
+        return Rate(
+            round((window.sent_before * rest + window.sent) / WINDOW, 3),
+            round((window.done_before * rest + window.done) / WINDOW, 3),
+        )
+
+    def _window(self, queue: str) -> _Window:
+        now = self._clock.monotonic()
+        window = self._windows.get(queue)
+        if window is None:
+            window = self._windows[queue] = _Window(now)
+        elapsed = now - window.begun
+        if elapsed >= WINDOW:
+            if elapsed < 2 * WINDOW:
+                window.sent_before, window.done_before = window.sent, window.done
+                window.begun += WINDOW
+            else:
+                window.sent_before = window.done_before = 0
+                window.begun = now
+            window.sent = window.done = 0
+        return window

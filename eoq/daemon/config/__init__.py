@@ -1,0 +1,1 @@
+"""The configuration: settings, the file, where each value came from, reloading."""

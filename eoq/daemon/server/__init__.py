@@ -1,0 +1,1 @@
+"""The daemon's socket: connections, lines in, replies out."""

@@ -1,0 +1,396 @@
+"""The socket: connections, lines in, replies out, and the limits that keep a stranger from hurting the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol, cast
+
+from ...errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
+from ...protocol.codec import MAX_LINE, LineBuffer
+from ...system.spin import Spin
+from .. import requests as ask
+from ..broker.broker import Broker
+from ..locks import Locked, cannot_use
+from ..services.once import Deduplicator
+from ..services.queries import Looker
+from ..session import Fields, Reply, Session
+
+MAX_CONNECTIONS: Final = 4000
+"""Connections at once; one more is told so and closed."""
+MAX_IN_FLIGHT: Final = 1000
+"""Requests of one connection that have no reply yet; above it nothing more is read from it."""
+MAX_WAITING: Final = 256
+"""Requests of one connection that wait, for messages or for a result; one more is refused."""
+MAX_HEAVY: Final = 16
+"""Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
+WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
+HEAVY: Final = (
+    *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show, ask.Tail),
+    *(ask.ScheduleShow, ask.Schedules),
+)
+MAX_PARTIAL: Final = 256 * 1024 * 1024
+"""Bytes of unfinished lines of all connections together."""
+PARTIAL_ALLOWANCE: Final = 256 * 1024
+"""Bytes of an unfinished line that a connection may always keep."""
+WRITE_HIGH: Final = 1024 * 1024
+"""Bytes of replies that a connection may leave unread; above it nothing more is read from it."""
+HUNG_UP_SECONDS: Final = 1.0
+"""How often clients that only read are looked at: that one of them is gone, no event tells."""
+SPIN_SECONDS: Final = 0.0003
+"""How long the daemon stays awake for the next request, in a row of them: a client's turn takes less."""
+
+SOL_LOCAL: Final = 0
+LOCAL_PEERPID: Final = 2
+"""How macOS is asked which process is at the other end; Python has no names for them."""
+
+
+class Handler(Protocol):
+    """Who answers some of the requests: those of the types that it ``handles``."""
+
+    @property
+    def handles(self) -> Sequence[type]: ...
+    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None: ...
+
+
+class Route(NamedTuple):
+    """What becomes of one type of request."""
+
+    handle: Callable[[Session, ask.Request, Reply], None]
+    may_wait: bool
+    heavy: bool
+
+
+class Server:
+    """Accepts connections on a Unix socket and hands their requests to whom they are for."""
+
+    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, handlers: Sequence[Handler]) -> None:
+        self.broker = broker
+        self.looker = looker
+        self.deduplicator = deduplicator
+        everybody: Sequence[Handler] = (broker, looker, deduplicator, *handlers)
+        self.routes = {
+            kind: Route(handler.handle, kind in WAITING, kind in HEAVY)
+            for handler in everybody
+            for kind in handler.handles
+        }
+        self.connections: set[Connection] = set()
+        self.partial = 0
+        self._only_reading: set[Connection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._spin = Spin(SPIN_SECONDS)
+        self._spinning = False
+        self._has_answered = False
+        """Whether a reply has gone out since the last request."""
+        self._server: asyncio.AbstractServer | None = None
+        self._listening: socket.socket | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listens on ``path``. A stale socket there is replaced; a live one raises `Locked`."""
+        self._listening = _bind(path)
+        self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=self._listening, backlog=1024)
+
+    def asked(self) -> None:
+        """A request has come."""
+        if self._has_answered:
+            self._has_answered = False
+            self._spin.end()
+
+    def answered(self) -> None:
+        """A reply goes out, alone or before others. In a row of requests the next one comes at once, and the loop stays
+        awake for it.
+        """
+        if self._has_answered:
+            return
+        self._has_answered = True
+        if self._spin.begin() and not self._spinning:
+            self._spinning = True
+            self._loop.call_soon(self._stay_awake)
+
+    def _stay_awake(self) -> None:
+        self._spinning = self._spin.again()
+        if self._spinning:
+            self._loop.call_soon(self._stay_awake)
+
+    def only_reads(self, connection: Connection) -> None:
+        """A client has closed its sending side and waits for replies; from now on it is looked at."""
+        if not self._only_reading:
+            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
+        self._only_reading.add(connection)
+
+    def _look_who_hung_up(self) -> None:
+        self._only_reading &= self.connections
+        for connection in self._only_reading:
+            connection.abort_if_hung_up()
+        if self._only_reading:
+            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
+
+    def refuse_new(self) -> None:
+        """Accepts no more connections and reads no more requests; those under way are answered."""
+        if self._server is not None:
+            self._server.close()
+        for connection in self.connections:
+            connection.stop_reading()
+
+    async def close(self) -> None:
+        """Closes all connections once their replies are written, or after a second."""
+        for connection in tuple(self.connections):
+            connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while self.connections:
+                    await next(iter(self.connections)).gone.wait()
+        for connection in tuple(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client: cuts its bytes into requests, and holds back what it sends too fast."""
+
+    def __init__(self, server: Server) -> None:
+        self.gone = asyncio.Event()
+        self._server = server
+        self._session = Session()
+        self._lines = LineBuffer(MAX_LINE)
+        self._unhandled: deque[bytes] = deque()
+        self._counted = 0
+        self._in_flight = 0
+        self._waiting = 0
+        self._heavy = 0
+        self._unread_replies = False
+        self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
+        """Replies behind those that are unread. What several of them share is there once, until they are encoded."""
+        self._reading = True
+        self._handling = False
+        self._stopped = False
+
+    # ── from the event loop ─────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        self._session.consumer = _peer(self._transport.get_extra_info("socket"))
+        self._server.connections.add(self)
+        if len(self._server.connections) > MAX_CONNECTIONS:
+            self._refuse(Overloaded(f"{MAX_CONNECTIONS:,} clients are connected; try again when some have left"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._server.partial -= self._counted
+        self._counted = 0
+        self._server.broker.closed(self._session)
+        self._server.looker.closed(self._session)
+        self._server.deduplicator.closed(self._session)
+        self.gone.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._stopped:
+            return
+        self._server.asked()
+        self._unhandled.extend(self._lines.feed(data))
+        self._handle_lines()
+        if self._lines.kept != self._counted or self._lines.overflowed:
+            self._check_partial_line()
+
+    def eof_received(self) -> bool:
+        # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. One
+        # that was killed reads no more, and what is bound to it must be given back now, not at the first reply.
+        self._stopped = True
+        stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
+        if stays:
+            self._session.hung_up = self._hung_up
+            self._server.only_reads(self)
+        return stays
+
+    def pause_writing(self) -> None:
+        self._unread_replies = True
+        self._read_or_not()
+
+    def resume_writing(self) -> None:
+        self._unread_replies = False
+        while self._unwritten and not self._unread_replies:
+            self._encode(*self._unwritten.popleft())
+        self._handle_lines()
+        self._close_if_answered()
+
+    def _hung_up(self) -> bool:
+        if self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    # ── from the server ─────────────────────────────────────────────────────────────────────────────────
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+        self._unhandled.clear()
+
+    def close(self) -> None:
+        if not self._unwritten:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def abort_if_hung_up(self) -> None:
+        if self._hung_up():
+            self._transport.abort()
+
+    # ── one line ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _full(self) -> bool:
+        """Whether this client has so much under way that its next request has to wait."""
+        return self._unread_replies or self._in_flight >= MAX_IN_FLIGHT or self._heavy >= MAX_HEAVY
+
+    def _handle_lines(self) -> None:
+        if self._handling:
+            return
+        self._handling = True
+        while self._unhandled and not self._full() and not self._session.closed:
+            self._handle(self._unhandled.popleft())
+        self._handling = False
+        self._read_or_not()
+
+    def _handle(self, line: bytes) -> None:
+        try:
+            request = ask.decode(line)
+        except EoqError as error:
+            self._write(ask.rid_of(line), error)
+            return
+        route = self._server.routes[type(request)]
+        waits = route.may_wait and getattr(request, "wait", 0.0) > 0
+        heavy = route.heavy and not waits
+        if waits and self._waiting >= MAX_WAITING:
+            self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
+            return
+        self._in_flight += 1
+        self._waiting += waits
+        self._heavy += heavy
+        reply = partial(self._reply, request.rid, waits, heavy)
+        try:
+            route.handle(self._session, request, reply)
+        except EoqError as error:
+            reply(error)
+
+    def _reply(self, rid: ask.Rid, waited: bool, heavy: bool, outcome: Fields | EoqError) -> None:
+        self._in_flight -= 1
+        self._waiting -= waited
+        self._heavy -= heavy
+        self._write(rid, outcome)
+        if not self._reading:
+            self._handle_lines()
+        self._close_if_answered()
+
+    def _close_if_answered(self) -> None:
+        if self._stopped and self._in_flight == 0 and not self._unhandled and not self._unwritten:
+            self._transport.close()
+
+    def _write(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+        if self._unread_replies:
+            self._unwritten.append((rid, outcome))
+        else:
+            self._encode(rid, outcome)
+
+    def _encode(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+        if self._session.closed:
+            return
+        if isinstance(outcome, EoqError):
+            reply: Fields = {"rid": rid, "ok": False, "error": {"code": outcome.code, "message": str(outcome)}}
+        else:
+            reply = {"rid": rid, "ok": True, **outcome}
+        if rid is None:
+            del reply["rid"]
+        self._transport.write(ask.encode(reply))
+        self._server.answered()
+
+    # ── limits ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_partial_line(self) -> None:
+        kept = self._lines.kept
+        self._server.partial += kept - self._counted
+        self._counted = kept
+        if self._lines.overflowed:
+            self._refuse(
+                MessageTooLarge(
+                    f"a line may have {MAX_LINE:,} bytes; the connection is closed, send less in one request"
+                )
+            )
+        elif self._server.partial > MAX_PARTIAL and kept > PARTIAL_ALLOWANCE:
+            self._refuse(Overloaded("too many long requests at once; the connection is closed, try again later"))
+
+    def _refuse(self, error: EoqError) -> None:
+        """Says why, and closes the connection."""
+        self._stopped = True
+        self._encode(None, error)
+        self._transport.close()
+
+    def _read_or_not(self) -> None:
+        """Reads on only when all that was read before is under way."""
+        reading = not self._unhandled and not self._full()
+        if reading != self._reading and not self._transport.is_closing() and not self._stopped:
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+
+def _peer(connection: socket.socket) -> str | None:
+    """The process at the other end, as the kernel names it; None where it does not."""
+    try:
+        if hasattr(socket, "SO_PEERCRED"):
+            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        else:
+            pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
+    except OSError:
+        return None
+    return f"pid {pid}"
+
+
+def _bind(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket():
+            _require_stale(path)
+            path.unlink()
+        elif path.exists():
+            raise InvalidRequest(f"{path} exists and is no socket; give another path with --socket")
+        old_mask = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(old_mask)
+    except OSError as error:
+        listening.close()
+        if "too long" in str(error):
+            raise InvalidRequest(
+                f"{path} is too long for a socket (about 100 bytes); give a shorter --socket"
+            ) from error
+        raise cannot_use(path, error) from error
+    except BaseException:
+        listening.close()
+        raise
+    listening.setblocking(False)
+    return listening
+
+
+def _require_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+        except TimeoutError:
+            pass
+    raise Locked(f"another program answers on {path}; stop it (`eoq stop`), or give this daemon another --socket")

@@ -1,0 +1,91 @@
+"""Requests of people who steer: pause and resume a queue, purge it, redrive or drop its dead letters."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ...errors import EoqError, InvalidRequest
+from .. import requests as ask
+from ..broker.broker import Broker
+from ..clock import Clock
+from ..session import Fields, Reply, Session, Submitter
+from ..store.sqlite.store import Store
+from ..store.sqlite.tables.dead_letters import Step
+
+
+class Steward:
+    """Does what people ask for, a bounded step a request."""
+
+    handles = (ask.Pause, ask.Resume, ask.Purge, ask.Redrive, ask.Drop)
+
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._broker = broker
+
+    def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
+        """Acts on a request; ``reply`` is called once. Raises `InvalidRequest` for what is refused at once."""
+        match request:
+            case ask.Pause(queue=queue):
+                self._pause(queue, True, reply)
+            case ask.Resume(queue=queue):
+                self._pause(queue, False, reply)
+            case ask.Purge(queue=queue, upto=upto):
+                self._purge(queue, upto, reply)
+            case ask.Redrive():
+                self._redrive(request, reply)
+            case ask.Drop():
+                self._drop(request, reply)
+
+    def _pause(self, queue: str, paused: bool, reply: Reply) -> None:
+        def done(outcome: bool | EoqError) -> None:
+            reply(outcome if isinstance(outcome, EoqError) else {"changed": outcome})
+
+        self._writer.submit(partial(self._store.pause, queue, paused), done)
+        if not paused:
+            self._broker.stir_all(queue)
+
+    def _purge(self, queue: str, upto: int | None, reply: Reply) -> None:
+        def done(outcome: Step | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                reply(outcome)
+                return
+            reply(_fields(outcome, "upto") | {"count": len(outcome.ids)})
+            self._broker.ended(outcome.ended)
+
+        self._writer.submit(partial(self._store.purge, self._clock.wall(), queue, upto), done)
+
+    def _redrive(self, request: ask.Redrive, reply: Reply) -> None:
+        verb = partial(self._store.redrive, self._clock.wall(), request.queue, **_chosen(request))
+        self._writer.submit(verb, partial(self._answer, request, reply))
+        self._broker.stir_all(request.queue)
+
+    def _drop(self, request: ask.Drop, reply: Reply) -> None:
+        verb = partial(self._store.drop, self._clock.wall(), request.queue, **_chosen(request))
+        self._writer.submit(verb, partial(self._answer, request, reply))
+
+    def _answer(self, request: ask.Redrive | ask.Drop, reply: Reply, outcome: Step | EoqError) -> None:
+        if isinstance(outcome, EoqError):
+            reply(outcome)
+            return
+        missing = sorted(set(request.ids or ()) - set(outcome.ids))
+        reply(_fields(outcome, "after") | {"ids": outcome.ids, "missing": missing})
+
+
+def _chosen(request: ask.Redrive | ask.Drop) -> dict[str, Any]:
+    if request.ids is not None and (request.all or request.failed_before is not None):
+        raise InvalidRequest("give `ids`, or `all` or `failed_before`, not both")
+    if request.ids is None and not request.all and request.failed_before is None:
+        raise InvalidRequest("say which dead letters: `ids`, `failed_before`, or `all`")
+    for id in request.ids or ():
+        if not id.isprintable():
+            # No message has such an id; and SQLite's JSON ends a text at a NUL, so that it would mean another.
+            raise InvalidRequest(f"{id!r} is no id: it has characters that cannot be printed")
+    return {"ids": request.ids, "failed_before": request.failed_before, "after": request.after}
+
+
+def _fields(step: Step, name: str) -> Fields:
+    """Where to go on, if there is more."""
+    return {} if step.after is None else {name: step.after}

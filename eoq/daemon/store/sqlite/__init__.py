@@ -1,0 +1,1 @@
+"""The daemon's SQLite file: the store that runs commands, and the reader for queries."""

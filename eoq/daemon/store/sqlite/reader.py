@@ -1,0 +1,286 @@
+"""Questions to the daemon's file that change nothing: results, counts, peeks.
+
+They have a connection of their own, read-only, on its own thread: a slow question holds up no send, and only the
+store's connection writes and checkpoints. What the writer has confirmed is seen here.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from ....protocol.codec import put_bytes
+from .database import Connection, storage_error
+
+Fields = dict[str, Any]
+T = TypeVar("T")
+
+INDEXED_STATES: Final = ("ready", "leased", "dead")
+"""The states that have an index by queue of their own; the others share one."""
+SETTLED_STATES: Final = ("done", "expired", "dropped")
+PEEK_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of bodies, headers and errors in one answer."""
+LOOK_ROWS: Final = 50_000
+"""Messages looked at for one answer, where only some are wanted."""
+LOOK_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of what they have."""
+
+_COLUMNS: Final = """
+    id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
+    settled_at, headers, error, body
+    """
+
+
+class Filter(NamedTuple):
+    """Which messages are wanted: those of a group, with all of these headers, and a text in their body."""
+
+    group: str | None = None
+    headers: Mapping[str, str] | None = None
+    contains: str | None = None
+
+    def wants(self, row: Fields) -> bool:
+        """Whether a row is one of them."""
+        if self.group is not None and row["group"] != self.group:
+            return False
+        if self.headers and not self.headers.items() <= json.loads(row["headers"] or "{}").items():
+            return False
+        return self.contains is None or self.contains.encode() in (row["body"] or b"")
+
+
+class Found(NamedTuple):
+    """Messages, and whether there may be more of them."""
+
+    messages: list[Fields]
+    more: bool
+
+
+class Reader:
+    """A read-only connection to the file of an open `Store`."""
+
+    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._database = database
+        self._path = path
+
+    @classmethod
+    async def open(cls, path: Path) -> Reader:
+        """Opens the file, which the store has made."""
+        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        database.execute("pragma query_only = true")
+        connection = Connection(lambda: database, 64)
+        await connection
+        return cls(connection, database, path)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def result(self, queue: str, id: str) -> Fields | None:
+        """The state of a message, its result and its last error; None where the id is not known."""
+        rows = await self._rows(
+            """
+            select state, result, error
+            from message
+            where id = ?
+              and queue = (select number from queue where name = ?)
+            """,
+            (id, queue),
+        )
+        return dict(rows[0]) if rows else None
+
+    async def queues(self) -> list[Fields]:
+        """Every queue with the number of its messages in each state, and when its oldest one was stored."""
+        rows = await self._rows(
+            """
+            with
+              delayed as (
+                select queue, count(*) as number
+                from message indexed by message_delayed
+                where state = 'delayed'
+                group by queue
+              ),
+              blocked as (
+                select queue, count(*) as number
+                from message
+                where "group" is not null and state = 'blocked'
+                group by queue
+              )
+            select
+              name,
+              paused,
+              (
+                select count(*)
+                from message indexed by message_ready
+                where queue = queue.number and state = 'ready'
+              ) as ready,
+              (
+                select count(*)
+                from message indexed by message_leased
+                where queue = queue.number and state = 'leased'
+              ) as leased,
+              coalesce(delayed.number, 0) as delayed,
+              coalesce(blocked.number, 0) as blocked,
+              (
+                select count(*)
+                from message indexed by message_dead
+                where queue = queue.number and state = 'dead'
+              ) as dead,
+              (
+                select enqueued_at
+                from message
+                where seq = (
+                  select min(seq)
+                  from (
+                    select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'leased'
+                    union all
+                    select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
+                    union all
+                    select min(seq) from message where queue = queue.number and state = 'dead'
+                  )
+                )
+              ) as oldest
+            from queue
+            left join delayed on delayed.queue = queue.number
+            left join blocked on blocked.queue = queue.number
+            order by name
+            """,
+        )
+        return [dict(row) for row in rows]
+
+    async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
+        """The first messages of a queue that are in ``state``, in the order of their delivery; settled ones from the
+        newest. Of many that are not wanted only so many are looked at.
+        """
+        order = "priority desc, seq" if state == "ready" else "seq"
+        # Written out, not bound: only so can SQLite see that an index of this state alone serves.
+        only = f"state = '{state}'"
+        if state in SETTLED_STATES:
+            only += " and settled_at is not null"
+            order = "settled_at desc"
+        elif state not in INDEXED_STATES:
+            only += " and state in ('delayed', 'blocked')"
+        statement = f"""
+            select {_COLUMNS}
+            from message
+            where queue = (select number from queue where name = ?)
+              and {only}
+            order by {order}
+            """  # noqa: S608 # the state is one of our own words: requests.Peek
+        return await self._run(partial(self._filter, statement, (queue,), limit, wanted))
+
+    def _filter(self, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
+        found: list[Fields] = []
+        size = looked = looked_bytes = 0
+        with closing(self._database.execute(statement, parameters)) as cursor:
+            names = [column[0] for column in cursor.description]
+            for values in cursor:
+                row = dict(zip(names, values, strict=True))
+                length = len(row["body"] or b"") + len(row["headers"] or "") + len(row["error"] or "")
+                looked, looked_bytes = looked + 1, looked_bytes + length
+                if wanted.wants(row):
+                    if len(found) == limit or (found and size + length > PEEK_BYTES):
+                        return Found(found, True)
+                    size += length
+                    found.append(_shown(row.items()))
+                if looked >= LOOK_ROWS or looked_bytes >= LOOK_BYTES:
+                    return Found(found, True)
+        return Found(found, False)
+
+    async def tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
+        """Messages of a queue that were stored behind the place ``after``, and the place to go on from.
+
+        Without ``after`` it is the ``last`` messages there are, and from then on.
+        """
+        return await self._run(partial(self._tail, queue, after, last, limit))
+
+    def _tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
+        (end,) = self._database.execute("select coalesce(max(seq), 0) from message").fetchone()
+        # By place, over all queues: what is new stands together at the end of the table.
+        statement = f"""
+            select {_COLUMNS}
+            from message not indexed
+            where seq > ? and seq <= ?
+              and queue = (select number from queue where name = ?)
+            order by seq {{order}}
+            """  # noqa: S608 # constants
+        if after is None:
+            newest = statement.format(order="desc")
+            found = self._filter(newest, (end - LOOK_ROWS, end, queue), last, Filter()) if last else Found([], False)
+            return found.messages[::-1], end
+        upto = min(end, after + LOOK_ROWS)
+        found = self._filter(statement.format(order="asc"), (after, upto, queue), limit, Filter())
+        # Never back: a file that was replaced by an older one goes on from its own end.
+        return found.messages, found.messages[-1]["seq"] if found.more else max(upto, min(after, end))
+
+    async def show(self, queue: str, id: str) -> Fields | None:
+        """All that is known of one message, with its deliveries."""
+        return await self._run(partial(self._show, queue, id))
+
+    def _show(self, queue: str, id: str) -> Fields | None:
+        rows = self._fetch(
+            f"""
+            select {_COLUMNS}, fence as deliveries, result
+            from message
+            where id = ?
+              and queue = (select number from queue where name = ?)
+            """,  # noqa: S608 # a constant
+            (id, queue),
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        failed = self._fetch(
+            """
+            select fence as delivery, delivered_at, consumer, failed_at, error
+            from failure
+            where seq = ?
+            order by fence
+            """,
+            (row["seq"],),
+        )
+        newest = {"delivery": row["deliveries"], "delivered_at": row["delivered_at"], "consumer": row["consumer"]}
+        if row["deliveries"] and all(failure["delivery"] != row["deliveries"] for failure in failed):
+            failed.append(newest)
+        shown = _shown((name, value) for name, value in row.items() if name not in ("delivered_at", "consumer"))
+        return {**shown, "history": [_shown(delivery.items()) for delivery in failed]} if failed else shown
+
+    async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
+        return await self._run(partial(self._fetch, sql, parameters))
+
+    async def _run(self, question: Callable[[], T]) -> T:
+        try:
+            return await self._connection.run(question)
+        except sqlite3.Error as error:
+            raise storage_error(error, self._path) from error
+
+    def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[Fields]:
+        # The whole question is one call on the thread. Were it several, one whose client has left would stop between
+        # them, its statement open, and the next question would see the file as it was then.
+        with closing(self._database.execute(sql, parameters)) as cursor:
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, values, strict=True)) for values in cursor]
+
+
+def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:
+    """A row as the fields of a reply: without what is null, headers as an object, bytes as the wire writes them."""
+    fields: Fields = {}
+    for name, value in columns:
+        if value is None:
+            continue
+        if name == "headers":
+            fields[name] = json.loads(value)
+        elif isinstance(value, bytes):
+            put_bytes(fields, name, value)
+        else:
+            fields[name] = value
+    return fields

@@ -1,0 +1,1 @@
+"""The parts of the store, one subject each: every statement that changes the daemon's file."""

@@ -1,0 +1,1 @@
+"""The wire: limits, encoding, checks of values, and what each request asks and its reply means."""

@@ -1,0 +1,1 @@
+"""The spool: messages left as files in a folder, each sent once."""

@@ -1,0 +1,301 @@
+"""The sender's end of the spool: a message left as a file, for a daemon that takes it when it runs.
+
+What stands in a spool is specified in ``daemon/spool.py``. A message with options is a file whose name ends in
+``.eoq``: its first line is a JSON object of options, and what follows is the body, to the byte. So options and body
+become visible together, with one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, fields, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Final
+
+from ..client.blocking import Client
+from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull, Unavailable
+from ..ids import new_id
+from ..message import JSON_TYPE, Outgoing, Sent, encode_payload
+from ..protocol.calls import check_options, time_left
+from ..protocol.codec import MAX_BODY, MAX_HEADERS, check_queue
+
+WITH_OPTIONS: Final = ".eoq"
+"""The end of the name of a file whose first line has options."""
+UNFINISHED: Final = ".tmp"
+"""The end of the name of a file that is not ready. Nor is one that begins with a dot."""
+MAX_OPTIONS: Final = 8 * MAX_HEADERS
+"""Bytes of the first line: the longest headers in their longest JSON spelling, and the rest."""
+LEFT_AT_ONCE: Final = 100
+"""Messages of a stream that become visible together."""
+_OPTIONS: Final = {field.name: field.default for field in fields(Outgoing) if field.name not in ("body", "queue")}
+_TRIED_AT: Final = "tried_at"
+_LEFT_AT: Final = "left_at"
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A message that is on disk in the spool, since the daemon could not be reached."""
+
+    id: str
+
+
+class Spool:
+    """The spool in ``folder``, for senders. It is made, with its queues' folders, as it is first used."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def send(
+        self,
+        queue: str,
+        body: object,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+        ttl: float | None = None,
+    ) -> str:
+        """Leaves a message; when this returns it is on disk, and it is stored once. Returns its id.
+
+        The arguments are those of `Client.send`; ``delay`` and ``ttl`` count from now, not from when a daemon takes
+        it. Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse, `Forbidden`, `StorageFull` or
+        `StorageFailed`; then nothing was left.
+        """
+        return self.send_many(queue, [Outgoing(body, id, None, headers, priority, group, delay, at, ttl)])[0]
+
+    def send_many(self, queue: str, messages: Iterable[object], *, tried_at: float | None = None) -> list[str]:
+        """Leaves many, in their order: `Outgoing` values, or bodies as for `send`. Returns their ids.
+
+        All are checked, and on disk, before the first can be taken. Where the disk then fails some may be: repeat it
+        with the same ids. ``tried_at`` says, in seconds since the epoch, when they were sent to a daemon that did not
+        answer; see `send_or_leave`.
+        """
+        check_queue(queue)
+        prepared = [_prepare(queue, message) for message in messages]
+        # In the order of their names they are taken.
+        begin = f"{time.time_ns():020d}-{os.urandom(4).hex()}"
+        files = {
+            f"{begin}-{index:06d}{WITH_OPTIONS}": encode(message, tried_at) for index, message in enumerate(prepared)
+        }
+        try:
+            self._write(queue, files)
+        except OSError as error:
+            raise trouble(error, self.folder / queue) from error
+        return [str(message.id) for message in prepared]
+
+    def _write(self, queue: str, files: Mapping[str, bytes]) -> None:
+        with ExitStack() as stack:
+            spool = self._open(stack)
+            folder = _open_or_make(queue, spool)
+            stack.callback(os.close, folder)
+            mode = os.fstat(folder).st_mode & 0o444 | 0o600
+            unfinished = {name: f".{name}{UNFINISHED}" for name in files}
+            try:
+                for name, data in files.items():
+                    _write_file(unfinished[name], data, mode, folder)
+                for name in files:
+                    os.rename(unfinished[name], name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                for name in unfinished.values():
+                    with suppress(OSError):
+                        os.unlink(name, dir_fd=folder)
+                raise
+            os.fsync(folder)
+            os.fsync(spool)  # another sender may have made the folder just now
+
+    def _open(self, stack: ExitStack) -> int:
+        try:
+            self.folder.mkdir(0o700)
+        except FileExistsError:
+            pass
+        else:
+            parent = os.open(self.folder.absolute().parent, _FOLDER)
+            stack.callback(os.close, parent)
+            os.fsync(parent)
+        spool = os.open(self.folder, _FOLDER)
+        stack.callback(os.close, spool)
+        return spool
+
+
+def send_or_leave(client: Client, spool: Spool, queue: str, messages: Iterable[object]) -> Iterator[Sent | Left]:
+    """`Client.send_stream`, and what remains when the daemon cannot be reached is left in the spool.
+
+    Ids are chosen before the first try and kept in the spool, so that a message whose confirmation was lost is not
+    stored twice. It is not known for ever: what may have arrived says in the spool when that was, so that a daemon
+    which takes it only after its retention sets it aside instead. Raises what `Client.send_stream` and `Spool.send`
+    raise, other than `Unavailable`.
+    """
+    source = iter(messages)
+    unconfirmed: deque[tuple[float, Outgoing]] = deque()
+
+    def remembered() -> Iterator[Outgoing]:
+        for item in source:
+            message = item if isinstance(item, Outgoing) else Outgoing(item)
+            message = replace(message, id=new_id() if message.id is None else message.id)
+            unconfirmed.append((time.time(), message))
+            yield message
+
+    try:
+        for sent in client.send_stream(queue, remembered()):
+            unconfirmed.popleft()
+            yield sent
+        return
+    except Unavailable as error:
+        unavailable = error
+        tried_at = unconfirmed[0][0] if client.reached and unconfirmed else None
+    batch: list[object] = [message for _, message in unconfirmed]
+    while batch:
+        try:
+            ids = spool.send_many(queue, batch, tried_at=tried_at)
+        except (Forbidden, StorageFull, StorageFailed) as error:
+            raise type(error)(f"{unavailable}. Nor can it be left in the spool: {error}") from error
+        for id in ids:
+            yield Left(id)
+        batch, tried_at = list(islice(source, LEFT_AT_ONCE)), None
+
+
+# ── one file ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the spool's."""
+    return name.startswith(".")
+
+
+def is_ready(name: str) -> bool:
+    """Whether a file of this name may be taken."""
+    return not is_hidden(name) and not name.endswith(UNFINISHED)
+
+
+def encode(message: Outgoing, tried_at: float | None = None) -> bytes:
+    """A message, whose body is bytes, as a file with options."""
+    options: dict[str, Any] = {
+        name: value for name, default in _OPTIONS.items() if (value := getattr(message, name)) not in (None, default)
+    }
+    if tried_at is not None:
+        options[_TRIED_AT] = tried_at
+    if message.ttl is not None:
+        options[_LEFT_AT] = time.time()
+    line = json.dumps(options, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    assert isinstance(message.body, bytes)  # noqa: S101 # see `_prepare`
+    return line.encode() + b"\n" + message.body
+
+
+def decode(data: bytes) -> tuple[Outgoing, float | None]:
+    """A file with options as a message, and when it was sent before, if it was. Raises what is wrong with it."""
+    line, end, body = data.partition(b"\n")
+    if not end or len(line) > MAX_OPTIONS:
+        raise InvalidRequest(
+            f"its first line, which has the options, does not end within {MAX_OPTIONS:,} bytes; "
+            f"write an object such as {{}} and a line feed before the body, or let its name not end in {WITH_OPTIONS}"
+        )
+    check_size(len(body))
+    try:
+        options = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"its first line, which has the options, is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise InvalidRequest('its first line, which has the options, is no JSON object such as {"id": "order-17"}')
+    tried_at, left_at = _moment(options, _TRIED_AT), _moment(options, _LEFT_AT)
+    if unknown := options.keys() - _OPTIONS.keys():
+        raise InvalidRequest(f"the option {min(unknown)!r} is not known; there are {', '.join(_OPTIONS)}")
+    message = Outgoing(body, **options)
+    check_options(message)
+    if message.ttl is not None and left_at is not None:
+        message = replace(message, ttl=time_left(message.ttl, left_at))
+    return message, tried_at
+
+
+def _moment(options: dict[str, Any], name: str) -> float | None:
+    """An option that is not the message's own: seconds since the epoch."""
+    moment = options.pop(name, None)
+    if moment is not None and (isinstance(moment, bool) or not isinstance(moment, int | float)):
+        raise InvalidRequest(f"`{name}` is a number of seconds, not {moment!r}")
+    return moment
+
+
+def check_size(size: int) -> None:
+    """Raises `MessageTooLarge` for a body of so many bytes."""
+    if size > MAX_BODY:
+        raise MessageTooLarge(
+            f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+        )
+
+
+def _prepare(queue: str, item: object) -> Outgoing:
+    """A message as it is left: its body as bytes, its id chosen, its delay counted from now. Refuses what is wrong."""
+    message = item if isinstance(item, Outgoing) else Outgoing(item)
+    if message.queue not in (None, queue):
+        raise InvalidRequest(f"a message for {message.queue!r} among those for {queue!r}: leave it there")
+    check_options(message)
+    body, is_json = encode_payload(message.body)
+    check_size(len(body))
+    headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+    size = len(json.dumps(headers, ensure_ascii=False, separators=(",", ":")))
+    if size > MAX_HEADERS:
+        raise MessageTooLarge(f"the headers have {size:,} characters and {MAX_HEADERS:,} is the limit")
+    try:
+        "".join(chain.from_iterable(headers.items())).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
+    return replace(
+        message,
+        body=body,
+        id=new_id() if message.id is None else message.id,
+        headers=headers or None,
+        delay=None,
+        at=message.at if message.delay is None else time.time() + message.delay,
+    )
+
+
+# ── folders ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_folder(name: str, parent: int) -> int:
+    """A descriptor of the folder ``name`` in ``parent``, which must be a folder and no link to one."""
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def trouble(error: OSError, path: Path) -> EoqError:
+    """What it means that something of the spool cannot be read or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"there is no space for {str(path)!r}; free some")
+    if error.errno in _NOT_ALLOWED:
+        return Forbidden(
+            f"{str(path)!r} cannot be used ({error.strerror}): it must be a folder this user may write, and no link"
+        )
+    return StorageFailed(f"{str(path)!r} cannot be read or written: {error.strerror}")
+
+
+def _open_or_make(name: str, parent: int) -> int:
+    """A folder for a queue. Who may use the spool may use it, too."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        return open_folder(name, parent)
+    folder = open_folder(name, parent)
+    os.fchmod(folder, os.fstat(parent).st_mode & 0o7777)
+    return folder
+
+
+def _write_file(name: str, data: bytes, mode: int, folder: int) -> None:
+    descriptor = os.open(name, _NEW, 0o600, dir_fd=folder)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        os.fchmod(descriptor, mode)
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(descriptor)

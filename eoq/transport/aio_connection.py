@@ -1,0 +1,146 @@
+"""The asyncio twin of ``link.py``: a connection to the daemon that all tasks of a client share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+from ..errors import EoqError
+from ..protocol import calls
+from ..protocol.codec import MAX_LINE, Fields, LineBuffer, decode_reply, encode
+from ..system.forks import watch_forks
+from .connection import Dropped, Stranger
+
+Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
+
+
+class AsyncLink(asyncio.Protocol):
+    """One live connection, shared by all tasks of a client."""
+
+    def __init__(self) -> None:
+        self._lines = LineBuffer(2**63)
+        self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
+        self._last_rid = 0
+        self._broken: str | None = None
+        self._stranger = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def forked(self) -> None:
+        """The connection is the parent's: here its copy leads nowhere."""
+        self._broken = "it is the connection of the parent process"
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        if descriptor >= 0:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor, inheritable=False)  # its transport closes it, under this number
+            os.close(nowhere)
+
+    async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
+        """Sends ``requests`` in one go; what it returns is for `finish`. Raises what `finish` raises."""
+        self._raise_if_broken()
+        if not self._writable.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._writable.wait()
+            except TimeoutError:
+                self.close("the daemon took no more requests")
+                raise
+            self._raise_if_broken()
+        loop = asyncio.get_running_loop()
+        lines = []
+        replies: Replies = {}
+        for request in requests:
+            self._last_rid += 1
+            line = encode({"rid": self._last_rid, **request})
+            if len(line) > MAX_LINE:
+                raise calls.too_long(line)
+            lines.append(line)
+            replies[self._last_rid] = loop.create_future()
+        self._replies.update(replies)
+        self._transport.write(b"".join(lines))
+        return replies
+
+    async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return [await reply for reply in replies.values()]
+        except asyncio.CancelledError:
+            self._give_up(replies)
+            raise
+        finally:
+            self.forget(replies)
+
+    def _give_up(self, replies: Replies) -> None:
+        """Nobody waits for these any more. A message that comes all the same is given back, at once."""
+        for rid, reply in replies.items():
+            if not reply.done() or reply.cancelled():  # with the task that waited for it
+                self.tell(calls.cancel(rid))
+            elif reply.exception() is None:
+                self._give_back(reply.result())
+
+    def _give_back(self, reply: Fields | EoqError) -> None:
+        if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+            self.tell(request)
+
+    def tell(self, request: Fields) -> None:
+        """Sends what is not waited for."""
+        if self._broken is None:
+            self._last_rid += 1
+            self._transport.write(encode({"rid": self._last_rid, **request}))
+
+    def forget(self, replies: Replies) -> None:
+        """Replies to these are thrown away when they come."""
+        for rid, reply in replies.items():
+            self._replies.pop(rid, None)
+            if not reply.cancel() and not reply.cancelled():
+                reply.exception()  # seen: the loop need not warn of it
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (Stranger if self._stranger else Dropped)(self._broken)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `Dropped`."""
+        self._break(reason)
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        self._transport = cast(asyncio.Transport, transport)
+        watch_forks(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(str(exc) if exc else "the daemon closed the connection")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            try:
+                rid, reply = decode_reply(line)
+            except ValueError:
+                self._stranger = True
+                self.close("what answers there is no eoq daemon")
+                return
+            # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+            for waiting in list(self._replies) if rid is None else [rid]:
+                future = self._replies.get(waiting)
+                if future is not None and not future.done():
+                    future.set_result(reply)
+                else:
+                    self._give_back(reply)
+
+    def _break(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
+        self._writable.set()
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception((Stranger if self._stranger else Dropped)(reason))

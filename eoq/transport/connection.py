@@ -1,0 +1,291 @@
+"""A connection to the daemon that all threads of a client share.
+
+Requests are pipelined on it, and replies come in any order: whichever thread waits reads for all of them.
+"""
+
+from __future__ import annotations
+
+import select
+import socket as sockets
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ..errors import EoqError
+from ..protocol import calls
+from ..protocol.codec import MAX_LINE, Fields, LineBuffer, decode_reply, encode
+from ..system.forks import watch_forks
+from ..system.spin import Spin
+
+LISTEN_SECONDS: Final = 1.0
+"""How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
+READ_BYTES: Final = 256 * 1024
+"""What is read at once: about as much as a socket holds."""
+SPIN_SECONDS: Final = 0.002
+"""How long to stay awake for a reply, in a row of requests: longer than a commit on a fast disk takes."""
+GIVE_UP_SECONDS: Final = 1.0
+"""How long to wait for messages that are on their way to somebody who was interrupted, to give them back."""
+ROOM_SECONDS: Final = 0.05
+"""How long to wait for room in the socket while another thread reads: it may stop reading before there is any."""
+
+
+class Dropped(Exception):
+    """The connection broke; what was under way on it may or may not have happened."""
+
+
+class Stranger(Dropped):
+    """Whoever answers is no eoq daemon: trying again is no use."""
+
+
+class Link:
+    """One live connection, shared by all threads of a client.
+
+    A signal (Ctrl-C) may interrupt its handler's thread between any two calls. So locks are held by ``with`` only, and
+    what is cut off in the middle of a line, on its way in or out, ends the connection.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._socket = sockets.socket(sockets.AF_UNIX)
+        try:
+            self._socket.connect(str(path))
+        except BaseException:
+            self._socket.close()
+            raise
+        # Not with a time-out of Python's, which asks the system three times for each call.
+        self._socket.setblocking(False)
+        self._readable = self._poll(select.POLLIN)
+        self._writable = self._poll(select.POLLOUT)
+        self._either = self._poll(select.POLLIN | select.POLLOUT)
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._lines = LineBuffer(2**63)
+        self._spin = Spin(SPIN_SECONDS)
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._sleepers: list[threading.Lock] = []
+        """Threads that wait for the one that reads: each sleeps on a lock of its own."""
+        self._replies: dict[int, Fields | EoqError | None] = {}
+        self._receives: set[int] = set()
+        """Of those, the ones that may bring messages."""
+        self._last_rid = 0
+        self._reading = False
+        self._broken: str | None = None
+        self._stranger = False
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """The connection is the parent's: here its copy is closed, without a word to the daemon."""
+        self._sending, self._lock, self._sleepers, self._reading = threading.Lock(), threading.Lock(), [], False
+        self._break("it is the connection of the parent process")
+        self._socket.close()
+
+    def _poll(self, events: int) -> select.poll:
+        poll = select.poll()
+        poll.register(self._socket, events)
+        return poll
+
+    def start(self, requests: Sequence[Fields], deadline: float) -> range:
+        """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
+        with self._lock:
+            self._raise_if_broken()
+            rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
+            self._last_rid += len(requests)
+            for rid, request in zip(rids, requests, strict=True):
+                self._replies[rid] = None
+                if request["op"] == "receive":
+                    self._receives.add(rid)
+        try:
+            self._send(rids, requests, deadline)
+        except BaseException:
+            self.forget(rids)
+            raise
+        return rids
+
+    def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
+        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        try:
+            return self._wait(rids, deadline)
+        except (Dropped, TimeoutError):
+            raise
+        except BaseException:
+            self._give_up([rid for rid in rids if rid in self._receives])
+            raise
+        finally:
+            self.forget(rids)
+
+    def tell(self, requests: Sequence[Fields], deadline: float) -> None:
+        """Sends what is not waited for. Raises what `finish` raises."""
+        self.forget(self.start(requests, deadline))
+
+    def forget(self, rids: range) -> None:
+        """Replies to these are thrown away when they come."""
+        with self._lock:
+            for rid in rids:
+                self._replies.pop(rid, None)
+                self._receives.discard(rid)
+
+    def close(self, reason: str = "the client was closed") -> None:
+        """Ends the connection; whoever waits on it gets `Dropped`."""
+        with self._lock:
+            self._break(reason)
+            with suppress(OSError):  # the other side was faster
+                self._socket.shutdown(sockets.SHUT_RDWR)
+        self._wake()
+
+    def _break(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
+
+    def _raise_if_broken(self) -> None:
+        if self._broken is not None:
+            raise (Stranger if self._stranger else Dropped)(self._broken)
+
+    def _give_up(self, receives: Sequence[int]) -> None:
+        """Nobody waits for these any more (Ctrl-C, say). Messages that come all the same are given back.
+
+        Where that cannot be done at once, the daemon takes them back with the connection.
+        """
+        if not receives:
+            return
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        done = False
+        try:
+            self.tell([calls.cancel(rid) for rid in receives], deadline)
+            for reply in self._wait(receives, deadline):
+                if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+                    self.tell([request], deadline)
+            done = True
+        except (Dropped, TimeoutError):
+            pass
+        finally:
+            if not done:
+                self.close("a request was interrupted")
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
+        lines = []
+        for rid, request in zip(rids, requests, strict=True):
+            line = encode({"rid": rid, **request})
+            if len(line) > MAX_LINE:
+                raise calls.too_long(line)
+            lines.append(line)
+        try:
+            with self._sending:
+                self._send_all(b"".join(lines), deadline)
+        except TimeoutError:
+            self.close("the daemon took no more requests")
+            raise
+        except OSError as error:
+            self.close(str(error))
+            raise Dropped(str(error)) from error
+        except BaseException:
+            # Ctrl-C, say, in the middle of a line: what followed would be read as the rest of it.
+            self.close("a request was cut off")
+            raise
+
+    def _send_all(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                seconds = deadline - time.monotonic()
+                if seconds <= 0:
+                    raise TimeoutError from None
+                # The daemon may read no more because its own replies are not read.
+                if not self._read(self._either, min(seconds, LISTEN_SECONDS)):
+                    self._writable.poll(min(seconds, ROOM_SECONDS) * 1000)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wait(self, rids: Sequence[int], deadline: float) -> list[Fields | EoqError]:
+        complete: list[Fields | EoqError] = []
+        for rid in rids:
+            while (reply := self._replies[rid]) is None:
+                seconds = min(deadline - time.monotonic(), LISTEN_SECONDS)
+                if seconds <= 0:
+                    raise TimeoutError
+                if not self._read(self._readable, seconds):
+                    self._sleep(rid, seconds)
+            complete.append(reply)
+        return complete
+
+    def _read(self, poll: select.poll, seconds: float) -> bool:
+        """Reads once, for all threads; False where another thread is at it. Raises `Dropped`."""
+        mine = False
+        try:
+            with self._lock:
+                self._raise_if_broken()
+                if self._reading:
+                    return False
+                self._reading = mine = True
+            self._read_once(poll, seconds)
+            return True
+        finally:
+            if mine:
+                self._reading = False
+                if self._sleepers or self._broken is not None:
+                    self._wake()
+
+    def _sleep(self, rid: int, seconds: float) -> None:
+        """Waits while another thread reads."""
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        with self._lock:
+            self._sleepers.append(sleeper)
+        # Only now, since whoever reads looks for sleepers when it has stopped.
+        if self._reading and self._replies[rid] is None:
+            sleeper.acquire(timeout=seconds)
+
+    def _wake(self) -> None:
+        """Nobody reads now: another may, and those whose reply has come go on."""
+        with self._lock:
+            if self._broken is not None and not self._reading:
+                self._socket.close()
+            sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            sleeper.release()
+
+    def _read_once(self, poll: select.poll, seconds: float) -> None:
+        whole = True
+        try:
+            self._await_data(poll, seconds)
+            whole = False
+            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+            if data:
+                self._take(data)
+            else:
+                self._break("the daemon closed the connection")
+            whole = True
+        except BlockingIOError:
+            whole = True
+        except OSError as error:
+            self._break(str(error))
+        except ValueError:
+            self._stranger = True
+            self._break("what answers there is no eoq daemon")
+        finally:
+            if not whole:
+                self._break("a reply was cut off")
+
+    def _await_data(self, poll: select.poll, seconds: float) -> None:
+        """Returns when ``poll`` has seen something, or after ``seconds``."""
+        # Beside other threads it would hold them up: all need the interpreter's lock.
+        spins = self._spin.begin() and threading.active_count() == 1
+        while spins and not poll.poll(0):
+            spins = self._spin.again()
+        if spins or poll.poll(seconds * 1000):
+            self._spin.end()
+
+    def _take(self, data: bytes) -> None:
+        lines = self._lines.feed(data)
+        with self._lock:
+            for line in lines:
+                rid, reply = decode_reply(line)
+                # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+                for waiting in list(self._replies) if rid is None else (rid,):
+                    if self._replies.get(waiting, reply) is None:
+                        self._replies[waiting] = reply

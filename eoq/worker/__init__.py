@@ -1,0 +1,1 @@
+"""The loops behind `Client.work` and `AsyncClient.work`."""
