@@ -16,8 +16,8 @@ import click
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, Forbidden, InvalidRequest, StorageFull
 from eoq.inbox.blocking import Handler, Inbox
-from eoq.inbox.tables import BUSY_SECONDS
 from eoq.message import Delivery, Message
+from eoq.system.sqlite import BUSY_SECONDS
 from eoq.worker.in_flight import Summary
 
 from .common import json_option, queue_argument, socket_option, visible

@@ -13,7 +13,9 @@ import click
 from eoq.client.blocking import Client
 from eoq.errors import InvalidRequest, MessageTooLarge
 from eoq.message import Result
-from eoq.protocol import codec as protocol
+from eoq.protocol.codec import put_bytes
+from eoq.protocol.limits import MAX_BODY
+from eoq.protocol.validation import check_queue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +62,7 @@ def topic_argument(command: F) -> F:
 
 def _check_queue(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     try:
-        return protocol.check_queue(value)
+        return check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
 
@@ -126,7 +128,7 @@ def refuse_failed(id: str, result: Result) -> None:
 def bytes_fields(name: str, value: bytes) -> dict[str, Any]:
     """Bytes for JSON: ``name``, or ``name_base64`` where they are no text."""
     fields: dict[str, Any] = {}
-    protocol.put_bytes(fields, name, value)
+    put_bytes(fields, name, value)
     return fields
 
 
@@ -144,10 +146,9 @@ def read_body(given: str | None, what: str) -> bytes:
     stdin = standard_input()
     if stdin.isatty():
         click.echo(f"eoq: reading the {what} from the terminal; end it with Ctrl-D", err=True)
-    body = stdin.read(protocol.MAX_BODY + 1)
-    if len(body) > protocol.MAX_BODY:
+    body = stdin.read(MAX_BODY + 1)
+    if len(body) > MAX_BODY:
         raise MessageTooLarge(
-            f"the {what} on standard input has more than {protocol.MAX_BODY:,} bytes; "
-            "store it elsewhere and send its name"
+            f"the {what} on standard input has more than {MAX_BODY:,} bytes; store it elsewhere and send its name"
         )
     return body

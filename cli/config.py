@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from eoq.errors import EoqError, InvalidRequest, NotFound
-from eoq.protocol.codec import check_queue
+from eoq.protocol.validation import check_queue
 from eoq.system.paths import config_path
 
 from .common import json_option, print_json, visible

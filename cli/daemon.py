@@ -20,7 +20,7 @@ from .common import connect, json_option, print_json, socket_option, visible
 from .daemon_options import daemon_options, given
 
 if TYPE_CHECKING:
-    from eoq.daemon.config.resolve import Choice
+    from eoq.daemon.config.resolve import ResolvedConfig
 
 START_SECONDS = 60.0
 """How long `start` waits for the daemon: it may have migrations to run."""
@@ -199,7 +199,7 @@ def status(as_json: bool, socket: str | None) -> None:
             click.echo(f"{name:{width}}  {visible(str(value))}")
 
 
-def _refuse_other(choice: Choice, running: dict[str, Any]) -> None:
+def _refuse_other(choice: ResolvedConfig, running: dict[str, Any]) -> None:
     """Raises `Locked` where flags, variables or the configuration say something else than what runs."""
     from eoq.daemon.config.resolve import DEFAULT
     from eoq.daemon.locks import Locked

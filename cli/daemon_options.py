@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from eoq.daemon.config.resolve import Chosen
+    from eoq.daemon.config.resolve import Resolved
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,15 +54,15 @@ def daemon_options(command: F) -> F:
     return command
 
 
-def given(ctx: click.Context) -> dict[str, Chosen]:
+def given(ctx: click.Context) -> dict[str, Resolved]:
     """What flags and variables said, by the name of the option."""
-    from eoq.daemon.config.resolve import Chosen
+    from eoq.daemon.config.resolve import Resolved
 
     said = {}
     for name in ("db", "socket", "spool", "max_attempts", "config"):
         value, source = ctx.params.get(name), ctx.get_parameter_source(name)
         if value is not None and source is ParameterSource.COMMANDLINE:
-            said[name] = Chosen(value, f"flag --{name.replace('_', '-')}")
+            said[name] = Resolved(value, f"flag --{name.replace('_', '-')}")
         elif value is not None and source is ParameterSource.ENVIRONMENT:
-            said[name] = Chosen(value, f"env EOQ_{name.upper()}")
+            said[name] = Resolved(value, f"env EOQ_{name.upper()}")
     return said

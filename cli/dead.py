@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from eoq.client.admin import Changed
 from eoq.errors import NotFound
+from eoq.protocol.admin_calls import Changed
 
 from .common import NOTHING_THERE, F, confirm, connect, json_option, print_json, queue_argument, socket_option
 from .queries import filtered, print_found, print_life

@@ -15,7 +15,7 @@ from typing import IO, cast
 import click
 
 from eoq.client.once import Ran, once_status
-from eoq.protocol.codec import MAX_OUTPUT
+from eoq.protocol.limits import MAX_OUTPUT
 
 from .common import connect, socket_option
 from .guard import Guard

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from eoq.protocol.codec import MAX_BATCH
+from eoq.protocol.limits import MAX_BATCH
 
 from .common import (
     NOTHING_THERE,

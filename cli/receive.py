@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from eoq.message import Message
-from eoq.protocol.codec import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
+from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
 
 from .common import (
     NOTHING_THERE,
@@ -56,7 +56,7 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
     eoq receive mail --json | jq -r .receipt | xargs -r -n 1 eoq ack
     eoq receive mail --limit 100 --ack
     """
-    from eoq.client.prefetch import POLL_SECONDS
+    from eoq.protocol.limits import POLL_SECONDS
 
     with connect(socket) as client:
         while True:

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from eoq.message import Outgoing
-from eoq.protocol.calls import check_options
-from eoq.protocol.codec import QUEUE_PATTERN, put_bytes
+from eoq.protocol.codec import put_bytes
+from eoq.protocol.limits import QUEUE_PATTERN
+from eoq.protocol.validation import check_options
 
 from .common import (
     F,

@@ -14,8 +14,9 @@ import click
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, InvalidRequest, MessageTooLarge
 from eoq.message import Outgoing, Sent, encode_payload
-from eoq.protocol.calls import check_options
-from eoq.protocol.codec import MAX_BODY, MAX_LINE, get_bytes
+from eoq.protocol.codec import get_bytes
+from eoq.protocol.limits import MAX_BODY, MAX_LINE
+from eoq.protocol.validation import check_options
 
 from .common import (
     NOTHING_THERE,
@@ -35,7 +36,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from eoq.spool.sender import Left
+    from eoq.spool.sender import Spooled
 
 PROGRESS_SECONDS = 0.1
 FIELDS = ("body", "id", "headers", "priority", "group", "delay", "at", "ttl")
@@ -135,7 +136,7 @@ def send(
             click.echo(_line(sent, as_json))
 
 
-def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Outgoing]) -> Iterator[Sent | Left]:
+def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Outgoing]) -> Iterator[Sent | Spooled]:
     """What becomes of each message."""
     if spool is None:
         yield from client.send_stream(queue, source)
@@ -156,7 +157,7 @@ def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Ou
             )
 
 
-def _line(sent: Sent | Left, as_json: bool) -> str:
+def _line(sent: Sent | Spooled, as_json: bool) -> str:
     if not as_json:
         return sent.id
     more = {"duplicate": sent.duplicate} if isinstance(sent, Sent) else {"spooled": True}
@@ -176,7 +177,7 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
     refuse_failed(sent.id, result)
 
 
-def _send_stream(sending: Iterator[Sent | Left], as_json: bool) -> None:
+def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> None:
     progress = _Progress()
     output = sys.stdout
     try:

@@ -12,7 +12,8 @@ from eoq.client.blocking import Client
 from eoq.errors import EoqError, IdConflict, InvalidRequest
 from eoq.message import Message, Outgoing
 from eoq.outcomes import Reject, Retry
-from eoq.protocol.codec import MAX_BODY, check_queue
+from eoq.protocol.limits import MAX_BODY
+from eoq.protocol.validation import check_queue
 from eoq.system.paths import socket_path
 from eoq.worker.in_flight import Summary
 

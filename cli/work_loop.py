@@ -15,7 +15,7 @@ import click
 
 from eoq.client.blocking import Client
 from eoq.errors import Unavailable
-from eoq.protocol.codec import DEFAULT_LEASE, MAX_LEASE
+from eoq.protocol.limits import DEFAULT_LEASE, MAX_LEASE
 from eoq.worker.in_flight import Summary
 
 from .common import connect, print_json, visible

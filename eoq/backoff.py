@@ -35,7 +35,7 @@ class _Hold:
     until: float
 
 
-class Holds:
+class Backoff:
     """What waits: queues, or under None everything. ``name`` says in the log for whom."""
 
     def __init__(self, name: str, log: logging.Logger) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .errors import InvalidRequest
 from .message import AsyncMessage, Message
-from .protocol.codec import MAX_DELAY
+from .protocol.limits import MAX_DELAY
 
 
 class Reject(Exception):

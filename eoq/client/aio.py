@@ -17,13 +17,14 @@ from ..message import AsyncMessage, Delivery, Outgoing, Result, Sent
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.limits import POLL_SECONDS
 from ..system.forks import watch_forks
 from ..system.paths import socket_path
-from ..transport.aio_connection import AsyncLink, Replies
-from ..transport.connection import Dropped, Stranger
-from .admin import AsyncSteering
+from ..transport.aio_connection import AsyncConnection, Replies
+from ..transport.connection import ConnectionLost, NotADaemon
+from .admin import AsyncAdmin
 from .blocking import PIPELINED, RECONNECT_SECONDS
-from .prefetch import POLL_SECONDS, Prefetched
+from .prefetch import Prefetched
 
 if TYPE_CHECKING:
     from ..worker.aio import AsyncProcessor
@@ -42,17 +43,17 @@ class Started(NamedTuple, Generic[T]):
     """A request under way. Without replies it could not be sent, and has to be repeated."""
 
     call: Call[T]
-    link: AsyncLink
+    link: AsyncConnection
     replies: Replies | None
 
 
-class AsyncClient(AsyncSteering):
+class AsyncClient(AsyncAdmin):
     """An asyncio client. Make it with `connect_async`; its methods do what those of `Client` do."""
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
         self.path: Path = socket_path(socket)
         self.timeout = timeout
-        self._link: AsyncLink | None = None
+        self._link: AsyncConnection | None = None
         self._linking = asyncio.Lock()
         self._generation = 0
         self._closed = False
@@ -314,9 +315,9 @@ class AsyncClient(AsyncSteering):
                 requests = calls.shortened(requests, left)
             try:
                 return await link.finish(await link.start(requests, self.timeout), left + self.timeout)
-            except Dropped as dropped:
+            except ConnectionLost as dropped:
                 self._unlink(link, "it broke")
-                if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, NotADaemon) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
             except TimeoutError as error:
                 raise self._unanswered(link, left + self.timeout) from error
@@ -326,12 +327,12 @@ class AsyncClient(AsyncSteering):
         if self._link is not None:
             self._link.tell(call.fields)
 
-    async def _start(self, call: Call[T], link: AsyncLink | None) -> Started[T]:
+    async def _start(self, call: Call[T], link: AsyncConnection | None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
         link = await self._linked(time.monotonic() + self.timeout) if link is None else link
         try:
             return Started(call, link, await link.start([call.fields], self.timeout))
-        except (Dropped, TimeoutError):
+        except (ConnectionLost, TimeoutError):
             return Started(call, link, None)
 
     async def _finish(self, started: Started[T]) -> T:
@@ -342,7 +343,7 @@ class AsyncClient(AsyncSteering):
                 reply = (await started.link.finish(started.replies, seconds))[0]
             except TimeoutError as error:
                 raise self._unanswered(started.link, seconds) from error
-            except Dropped:
+            except ConnectionLost:
                 pass
             else:
                 if isinstance(reply, EoqError):
@@ -351,12 +352,12 @@ class AsyncClient(AsyncSteering):
         self._unlink(started.link, "a request could not be sent")
         return await self._run(started.call)
 
-    def _unanswered(self, link: AsyncLink, seconds: float) -> Unavailable:
+    def _unanswered(self, link: AsyncConnection, seconds: float) -> Unavailable:
         """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
         self._unlink(link, "a request was not answered in time")
         return self._unavailable(f"no answer within {seconds:g} s")
 
-    async def _linked(self, deadline: float) -> AsyncLink:
+    async def _linked(self, deadline: float) -> AsyncConnection:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
         pause = RECONNECT_SECONDS
         loop = asyncio.get_running_loop()
@@ -370,7 +371,7 @@ class AsyncClient(AsyncSteering):
                 if self._link is not None:
                     return self._link
                 try:
-                    _, link = await loop.create_unix_connection(AsyncLink, str(self.path))
+                    _, link = await loop.create_unix_connection(AsyncConnection, str(self.path))
                     if self._closed:  # meanwhile
                         link.close()
                         continue
@@ -388,7 +389,7 @@ class AsyncClient(AsyncSteering):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: AsyncLink, reason: str) -> None:
+    def _unlink(self, link: AsyncConnection, reason: str) -> None:
         if self._link is link:
             self._link = None
         link.close(reason)

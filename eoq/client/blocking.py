@@ -20,11 +20,12 @@ from ..message import Delivery, Message, Outgoing, Result, Sent
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.limits import POLL_SECONDS
 from ..system.forks import watch_forks
 from ..system.paths import socket_path
-from ..transport.connection import GIVE_UP_SECONDS, Dropped, Link, Stranger
-from .admin import Steering
-from .prefetch import POLL_SECONDS, Prefetched
+from ..transport.connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
+from .admin import Admin
+from .prefetch import Prefetched
 
 if TYPE_CHECKING:
     from ..inbox.blocking import Handler
@@ -53,7 +54,7 @@ class Started(NamedTuple, Generic[T]):
     """A request under way. Without rids it could not be sent, and has to be repeated."""
 
     call: Call[T]
-    link: Link
+    link: Connection
     rids: range | None
 
     def forget(self) -> None:
@@ -61,7 +62,7 @@ class Started(NamedTuple, Generic[T]):
             self.link.forget(self.rids)
 
 
-class Client(Steering):
+class Client(Admin):
     """A blocking client, safe to share between threads. Make it with `connect`.
 
     Every method may raise `Unavailable` (no daemon, or none that came back in time), `InvalidRequest` (an argument
@@ -71,7 +72,7 @@ class Client(Steering):
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
         self.path = socket_path(socket)
         self.timeout = timeout
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._linking = threading.Lock()
         self._generation = 0
         self._closed = False
@@ -390,9 +391,9 @@ class Client(Steering):
             try:
                 deadline = time.monotonic() + left + self.timeout
                 return link.finish(link.start(requests, deadline), deadline)
-            except Dropped as dropped:
+            except ConnectionLost as dropped:
                 self._unlink(link, "it broke")
-                if self._closed or isinstance(dropped, Stranger) or time.monotonic() > started + wait + self.timeout:
+                if self._closed or isinstance(dropped, NotADaemon) or time.monotonic() > started + wait + self.timeout:
                     raise self._unavailable(str(dropped)) from dropped
             except TimeoutError as error:
                 raise self._unanswered(link, left + self.timeout) from error
@@ -401,10 +402,10 @@ class Client(Steering):
         """Sends a request whose outcome does not matter any more, if there is a connection."""
         link = self._link
         if link is not None:
-            with suppress(Dropped, TimeoutError):
+            with suppress(ConnectionLost, TimeoutError):
                 link.tell([call.fields], time.monotonic() + GIVE_UP_SECONDS)
 
-    def _start(self, call: Call[T], link: Link | None = None) -> Started[T]:
+    def _start(self, call: Call[T], link: Connection | None = None) -> Started[T]:
         """Sends a request whose reply `_finish` waits for, so that this side can go on meanwhile.
 
         With a ``link`` it goes over that one or none.
@@ -413,7 +414,7 @@ class Client(Steering):
         link = self._linked(deadline) if link is None else link
         try:
             return Started(call, link, link.start([call.fields], deadline))
-        except (Dropped, TimeoutError):
+        except (ConnectionLost, TimeoutError):
             return Started(call, link, None)
 
     def _finish(self, started: Started[T]) -> T:
@@ -424,7 +425,7 @@ class Client(Steering):
                 reply = started.link.finish(started.rids, time.monotonic() + seconds)[0]
             except TimeoutError as error:
                 raise self._unanswered(started.link, seconds) from error
-            except Dropped:
+            except ConnectionLost:
                 pass
             else:
                 if isinstance(reply, EoqError):
@@ -433,12 +434,12 @@ class Client(Steering):
         self._unlink(started.link, "a request could not be sent")
         return self._run(started.call)
 
-    def _unanswered(self, link: Link, seconds: float) -> Unavailable:
+    def _unanswered(self, link: Connection, seconds: float) -> Unavailable:
         """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
         self._unlink(link, "a request was not answered in time")
         return self._unavailable(f"no answer within {seconds:g} s")
 
-    def _linked(self, deadline: float) -> Link:
+    def _linked(self, deadline: float) -> Connection:
         """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
         pause = RECONNECT_SECONDS
         while True:
@@ -448,7 +449,7 @@ class Client(Steering):
                 if self._link is not None:
                     return self._link
                 try:
-                    self._link = Link(self.path)
+                    self._link = Connection(self.path)
                 except PermissionError as error:
                     raise Forbidden(
                         f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
@@ -462,7 +463,7 @@ class Client(Steering):
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _unlink(self, link: Link, reason: str) -> None:
+    def _unlink(self, link: Connection, reason: str) -> None:
         with self._linking:
             if self._link is link:
                 self._link = None

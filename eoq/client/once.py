@@ -21,8 +21,8 @@ from ..ids import new_id
 from ..message import encode_payload
 from ..protocol import calls
 from ..protocol.calls import OnceState
-from ..protocol.codec import MAX_OUTPUT
-from .prefetch import POLL_SECONDS
+from ..protocol.limits import MAX_OUTPUT, POLL_SECONDS
+from ..protocol.validation import check_ttl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -75,7 +75,7 @@ def once_status(
     ``run`` also says whether to keep that; where not, or where it raises, the key is open again.
     """
     token = new_id()
-    calls.check_ttl(ttl)
+    check_ttl(ttl)
     deadline = None if wait is None else time.monotonic() + wait
     while True:
         left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
@@ -124,7 +124,7 @@ async def once_async(
 ) -> bytes:
     """See `AsyncClient.once`."""
     token = new_id()
-    calls.check_ttl(ttl)
+    check_ttl(ttl)
     deadline = None if wait is None else time.monotonic() + wait
     while True:
         left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())

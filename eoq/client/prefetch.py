@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ..message import Delivery
-from ..protocol.codec import DEFAULT_LEASE
+from ..protocol.limits import DEFAULT_LEASE
 
 M = TypeVar("M", bound=Delivery)
-
-POLL_SECONDS: Final = 20.0
-"""How long one request waits for messages, before the client asks again."""
 
 
 class Prefetched(Generic[M]):

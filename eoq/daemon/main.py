@@ -20,18 +20,18 @@ import uvloop
 from ..errors import EoqError
 from .broker.broker import Broker
 from .clock import LoopClock
-from .config.model import Config, Current
+from .config.model import Config, LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
 from .server.server import MAX_CONNECTIONS, Server
-from .services.admin import Steward
-from .services.once import Deduplicator
-from .services.queries import Looker
+from .services.admin import AdminService
+from .services.once import OnceService
+from .services.queries import Queries
 from .services.relays import Relays
-from .services.retention import Forgetter
+from .services.retention import Retention
 from .services.scheduler import Scheduler
 from .services.spool_folder import SpoolFolder
-from .services.spool_reader import Taker
+from .services.spool_reader import SpoolReader
 from .services.topics import Topics
 from .store.sqlite.database import QUICK_COMMIT
 from .store.sqlite.reader import Reader
@@ -93,7 +93,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
-    current = Current(settings.config, overrides)
+    current = LiveConfig(settings.config, overrides)
     reloader = Reloader(settings.config_path, current)
 
     def hangup(_number: int, _frame: object) -> None:
@@ -125,7 +125,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         writer = Writer(store)
         clock = LoopClock()
         # Some time before the daemon may have forgotten what it settled.
-        taker = None if spool is None else Taker(spool, lambda queue: current.queue(queue).retention * 6 / 7)
+        taker = None if spool is None else SpoolReader(spool, lambda queue: current.queue(queue).retention * 6 / 7)
 
         def describe() -> dict[str, Any]:
             return {
@@ -142,7 +142,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         topics = Topics(store, writer)
         topics.load(store.bindings())
         topics.configure(_bindings(current.config))
-        looker = Looker(reader, describe, lambda queue: broker.rates.rate(queue))
+        looker = Queries(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
             store,
             writer,
@@ -154,9 +154,9 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             topics=topics,
             settings=current.queue,
         )
-        deduplicator = Deduplicator(store, writer, broker.clock)
-        forgetter = Forgetter(store, writer, broker.clock, current)
-        steward = Steward(store, writer, broker.clock, broker)
+        deduplicator = OnceService(store, writer, broker.clock)
+        forgetter = Retention(store, writer, broker.clock, current)
+        steward = AdminService(store, writer, broker.clock, broker)
         scheduler = Scheduler(store, writer, broker.clock, broker.intake)
         server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
@@ -204,7 +204,7 @@ def _bindings(config: Config) -> list[Binding]:
     return [Binding(bind.topic, bind.queue, bind.headers) for bind in config.bind]
 
 
-async def _take(taker: Taker, settings: Settings) -> None:
+async def _take(taker: SpoolReader, settings: Settings) -> None:
     """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
     from ..client.aio import connect_async
 

@@ -98,7 +98,7 @@ class Claim(NamedTuple):
     unfinished: bool = False
 
 
-class Held(Struct, frozen=True, gc=False):
+class DeliveryRef(Struct, frozen=True, gc=False):
     """A delivery that is to be settled: the message's place, its fence, and what its lease knows of it.
 
     Of one that has ``ended`` there is no lease any more; all it can do is repeat what it did before.
@@ -133,6 +133,6 @@ LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was change
 class DeliveryLost(LeaseLost):
     """The lease of ``held`` has ended."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: DeliveryRef) -> None:
         super().__init__(LEASE_ENDED)
         self.held = held

@@ -15,7 +15,8 @@ from msgspec import Meta, Struct, field
 
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id
-from ..protocol.codec import (
+from ..protocol.codec import get_bytes, put_bytes
+from ..protocol.limits import (
     DEFAULT_LEASE,
     MAX_BATCH,
     MAX_BODY,
@@ -30,10 +31,8 @@ from ..protocol.codec import (
     MAX_WAIT,
     QUEUE_NAMES,
     QUEUE_PATTERN,
-    check_queue,
-    get_bytes,
-    put_bytes,
 )
+from ..protocol.validation import check_queue
 from .records import NewMessage
 from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 

@@ -24,8 +24,9 @@ from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
 from ..outcomes import Retry, error_text
 from ..protocol.calls import portions
-from .pruning import KEEP_SECONDS, Forgetting
-from .tables import BUSY_SECONDS, DURABLE, Processed
+from ..system.sqlite import BUSY_SECONDS, DURABLE
+from .pruning import KEEP_SECONDS, Pruning
+from .tables import Processed
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class AsyncInbox:
         keep: float = KEEP_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._forgetting = Forgetting(keep)
+        self._forgetting = Pruning(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
         self._database = database

@@ -22,8 +22,9 @@ from ..errors import EoqError, LeaseLost, MessageTooLarge
 from ..message import Message
 from ..outcomes import Retry, error_text
 from ..protocol.calls import portions
-from .pruning import KEEP_SECONDS, Forgetting
-from .tables import BUSY_SECONDS, DURABLE, Processed
+from ..system.sqlite import BUSY_SECONDS, DURABLE
+from .pruning import KEEP_SECONDS, Pruning
+from .tables import Processed
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
@@ -55,7 +56,7 @@ class Inbox:
         keep: float = KEEP_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        forgetting = Forgetting(keep)
+        forgetting = Pruning(keep)
         self._lock = threading.RLock()
         self._owned = not isinstance(database, sqlite3.Connection)
         self._database = (

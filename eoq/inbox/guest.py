@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from ..errors import InvalidRequest
 from ..message import Message
 from .blocking import give_back
-from .pruning import KEEP_SECONDS, Forgetting
+from .pruning import KEEP_SECONDS, Pruning
 from .tables import Processed
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class GuestInbox(Generic[T]):
     ) -> None:
         self._begin = begin
         self._connection_of = connection
-        self._forgetting = Forgetting(keep)
+        self._forgetting = Pruning(keep)
         self._clock = clock
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:

@@ -65,7 +65,7 @@ class _Heard:
     since: int = EVERY  # a process that is too short-lived for more makes one step
 
 
-class Forgetting:
+class Pruning:
     """What is known of the watermarks, and what follows from it.
 
     ``keep`` is in seconds; with ``math.inf`` nothing is ever forgotten. Everything here runs inside a transaction

@@ -33,20 +33,16 @@ from typing import Any, Final, TypeAlias
 
 from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Delivery, encode_payload
-from ..protocol.codec import MAX_BODY
-from .pruning import Forgetting
+from ..protocol.limits import MAX_BODY
+from ..system.sqlite import DURABLE
+from .pruning import Pruning
 
 Key: TypeAlias = tuple[str, str]
 """A queue and an id."""
 
-BUSY_SECONDS: Final = 30.0
-"""How long a transaction waits for another writer of the application's file."""
 MANY: Final = 50
 """Rows in one statement where there are many: each step of a statement costs Python as much as SQLite."""
 
-DURABLE: Final = "pragma synchronous = extra"
-"""Makes each commit last over a loss of power. In the mode of a rollback journal, ``full`` does not: the journal may
-come back, and undo what was committed. With a write-ahead log the two are the same."""
 _EXTRA: Final = 3
 
 # The index is for forgetting: without it each step would read all that is kept. With the steps it costs a message
@@ -109,7 +105,7 @@ class Processed:
     """
 
     def __init__(
-        self, database: sqlite3.Connection, forgetting: Forgetting, clock: Callable[[], float], *, owned: bool
+        self, database: sqlite3.Connection, forgetting: Pruning, clock: Callable[[], float], *, owned: bool
     ) -> None:
         self._database = database
         self._forgetting = forgetting
@@ -343,7 +339,7 @@ class Processed:
         return self._forgetting.queues(self._database)
 
     def forget(self, queue: str, after: int | None) -> tuple[int, int | None]:
-        """One step of forgetting, in a transaction of its own. See `Forgetting.forget`."""
+        """One step of forgetting, in a transaction of its own. See `Pruning.forget`."""
         with self.transaction():
             return self.forget_here(queue, after)
 

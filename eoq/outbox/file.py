@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
-from ..inbox.tables import DURABLE
 from ..message import Outgoing
-from ..protocol.calls import check_options, time_left
-from ..protocol.codec import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID, check_queue
+from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
+from ..protocol.validation import check_options, check_queue, time_left
+from ..system.sqlite import DURABLE
 from .writer import INDEX
 
 # Rows that a relay has begun to send. They are on disk before the first try, so that a relay that was away for longer

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ..backoff import FIRST_PAUSE, LONGEST_PAUSE, NEVER, NOBODY, Holds
+from ..backoff import FIRST_PAUSE, LONGEST_PAUSE, NEVER, NOBODY, Backoff
 from ..client.aio import AsyncClient
 from ..errors import EoqError, Unavailable
 from ..message import Outgoing
@@ -64,7 +64,7 @@ class Relay:
         """May be changed while it runs."""
         self._client = client
         self._file = OutboxFile(path)
-        self._holds = Holds(str(path), log)
+        self._holds = Backoff(str(path), log)
         self._woken = asyncio.Event()
 
     async def check(self) -> None:

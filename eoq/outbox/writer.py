@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Final
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id
 from ..message import JSON_TYPE, Outgoing, encode_payload
-from ..protocol.calls import check_options
-from ..protocol.codec import MAX_BODY, MAX_HEADERS, check_queue
+from ..protocol.limits import MAX_BODY, MAX_HEADERS
+from ..protocol.validation import check_options, check_queue
 
 if TYPE_CHECKING:
     import aiosqlite

@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
-from .codec import (
-    DEFAULT_LEASE,
-    MAX_BATCH,
-    MAX_BODY,
-    MAX_DELAY,
-    MAX_ERROR,
-    MAX_ID,
-    MAX_LINE,
-    MAX_PRIORITY,
-    MAX_TTL,
-    Fields,
-    check_queue,
-    get_bytes,
-    put_bytes,
-)
+from .codec import Fields, get_bytes, put_bytes
+from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
+from .validation import check_name, check_options, check_queue
 
 T = TypeVar("T")
 M = TypeVar("M", Message, AsyncMessage)
@@ -38,9 +25,6 @@ BATCH_MESSAGES = 250
 """Messages in one request of `send_many`: enough that the commit no longer counts."""
 BATCH_BYTES = 1024 * 1024
 """Bytes of bodies in one request of `send_many`, so that neither side holds much at once."""
-
-SHORTEST_TTL = 0.001
-"""Seconds to live of a message that came too late."""
 
 
 class Call(NamedTuple, Generic[T]):
@@ -97,48 +81,6 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
         fields["at"] = message.at
     if message.ttl is not None:
         fields["ttl"] = message.ttl
-
-
-def check_options(message: Outgoing) -> None:
-    """Raises `InvalidRequest`, in words for people, where an option of a message is of no use to the daemon."""
-    if message.id is not None:
-        _check_name("id", message.id)
-    if message.group is not None:
-        _check_name("group", message.group)
-    if message.headers is not None:
-        _check_headers(message.headers)
-    priority = message.priority
-    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
-        raise InvalidRequest(f"the priority is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}, not {priority!r}")
-    if message.delay is not None:
-        _check_seconds("delay", message.delay, MAX_DELAY)
-        if message.at is not None:
-            raise InvalidRequest("give `delay` or `at`, not both")
-    if message.at is not None:
-        _check_seconds("at", message.at, 1e11)
-    if message.ttl is not None:
-        check_ttl(message.ttl)
-
-
-def _check_headers(headers: object) -> None:
-    if not (
-        isinstance(headers, Mapping) and all(isinstance(text, str) for text in chain.from_iterable(headers.items()))
-    ):
-        raise InvalidRequest('headers are an object of texts: {"name": "value"}')
-    try:
-        "".join(chain.from_iterable(headers.items())).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
-
-
-def _check_name(what: str, name: object) -> None:
-    if not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
-        raise InvalidRequest(f"the {what} {name!r} is not 1 to {MAX_ID} printable characters")
-
-
-def _check_seconds(what: str, seconds: object, most: float) -> None:
-    if not (isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= most):
-        raise InvalidRequest(f"`{what}` is a number of seconds from 0 to {most:.0f}, not {seconds!r}")
 
 
 def send(queue: str, message: Outgoing) -> Call[Sent]:
@@ -327,10 +269,10 @@ class OnceState(NamedTuple):
 
 def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[OnceState]:
     """Takes a key of the dedup service, or waits for who has it."""
-    _check_name("key", key)
+    check_name("key", key)
     fields: Fields = {"op": "once", "key": key, "token": token, "wait": wait}
     if fingerprint is not None:
-        _check_name("fingerprint", fingerprint)
+        check_name("fingerprint", fingerprint)
         fields["fingerprint"] = fingerprint
 
     def read(reply: Fields) -> OnceState:
@@ -340,20 +282,6 @@ def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[Onc
         return OnceState("done", reply["status"], output, reply["output_bytes"])
 
     return Call(fields, read, wait)
-
-
-def check_ttl(ttl: float | None) -> None:
-    """Raises `InvalidRequest` where ``ttl`` is no number of seconds for something to be kept."""
-    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= MAX_TTL):
-        raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
-
-
-def time_left(ttl: float, since: float) -> float:
-    """The seconds left of a ``ttl`` that counts from ``since`` (seconds since the epoch).
-
-    A message whose time is over is sent all the same, and expires at once: so its id is known, and its end.
-    """
-    return min(max(since + ttl - time.time(), SHORTEST_TTL), ttl)
 
 
 def once_done(key: str, token: str, status: int, output: bytes | None, size: int, ttl: float | None) -> Call[None]:

@@ -10,41 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Final
 
 from ..errors import EoqError, InvalidRequest, from_wire
 
-MAX_BODY: Final = 1024 * 1024
-"""Bytes of a body or a result."""
-MAX_OUTPUT: Final = 8 * 1024 * 1024
-"""Bytes of an output that the dedup service keeps."""
-MAX_LINE: Final = 16 * 1024 * 1024
-"""Bytes of a request line. The largest body in its longest JSON spelling (six bytes a byte) fits twice."""
-MAX_BATCH: Final = 1000
-"""Messages or receipts in one request."""
-MAX_ID: Final = 200
-"""Characters of a message id."""
-MAX_HEADERS: Final = 64 * 1024
-"""Bytes of all headers of a message, as JSON."""
-MAX_ERROR: Final = 4096
-"""Characters of an error text; a longer one is cut by the client."""
-MAX_LEASE: Final = 12 * 3600.0
-"""Seconds of a lease or an extension."""
-MAX_DELAY: Final = 366 * 86400.0
-"""Seconds a message may be delayed."""
-MAX_TTL: Final = 100 * 366 * 86400.0
-"""Seconds that a result may be asked to be kept."""
-MAX_WAIT: Final = 3600.0
-"""Seconds one request may wait; clients ask again."""
-MAX_PRIORITY: Final = 2**31 - 1
-"""The bound of a priority, above and below zero."""
-DEFAULT_LEASE: Final = 30.0
-"""Seconds of a lease where none is asked for."""
 MANY: Final = 50
 """Messages or acks in one request for which ``msgspec`` is worth its import."""
 LARGE: Final = 8 * 1024
@@ -54,36 +27,11 @@ STEADY: Final = 100
 OFTEN: Final = ("send", "send_many", "ack", "settle")
 """Requests that ``msgspec`` writes. All that is in them is text, or a number that was checked: it would write NaN as
 null, and a date as text."""
-MAX_QUEUE: Final = 128
-"""Characters of the name of a queue or a topic."""
-QUEUE_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_QUEUE - 1}}}\Z"
-QUEUE_NAMES: Final = (
-    f"use 1 to {MAX_QUEUE} letters, digits, dots, dashes and underscores, and begin with a letter or digit"
-)
 
 Fields = dict[str, Any]
 
 _decode_json = json.JSONDecoder().decode
 _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
-_match_queue = re.compile(QUEUE_PATTERN).match
-
-
-def check_queue(queue: str) -> str:
-    """``queue``, or `InvalidRequest` where it is no name of a queue."""
-    # What is too long is not remembered either.
-    if type(queue) is str and len(queue) <= MAX_QUEUE:
-        is_queue = _is_queue(queue)
-    else:
-        is_queue = isinstance(queue, str) and _match_queue(queue) is not None
-    if not is_queue:
-        raise InvalidRequest(f"{queue!r} is no queue name: {QUEUE_NAMES}")
-    return queue
-
-
-@lru_cache(1000)
-def _is_queue(name: str) -> bool:
-    # The same few, again and again: to know them takes half the time of a match.
-    return _match_queue(name) is not None
 
 
 class LineBuffer:

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..spool.sender import is_hidden, is_ready
+from ..spool.format import is_hidden, is_ready
 
 log = logging.getLogger("eoq.system.watch")
 

@@ -9,14 +9,15 @@ from typing import TypeAlias, cast
 
 from ..errors import EoqError
 from ..protocol import calls
-from ..protocol.codec import MAX_LINE, Fields, LineBuffer, decode_reply, encode
+from ..protocol.codec import Fields, LineBuffer, decode_reply, encode
+from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
-from .connection import Dropped, Stranger
+from .connection import ConnectionLost, NotADaemon
 
 Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
 
 
-class AsyncLink(asyncio.Protocol):
+class AsyncConnection(asyncio.Protocol):
     """One live connection, shared by all tasks of a client."""
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class AsyncLink(asyncio.Protocol):
         return replies
 
     async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        """Waits for the replies; raises `ConnectionLost` or `TimeoutError`."""
         try:
             async with asyncio.timeout(seconds):
                 return [await reply for reply in replies.values()]
@@ -100,10 +101,10 @@ class AsyncLink(asyncio.Protocol):
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
-            raise (Stranger if self._stranger else Dropped)(self._broken)
+            raise (NotADaemon if self._stranger else ConnectionLost)(self._broken)
 
     def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `Dropped`."""
+        """Ends the connection; whoever waits on it gets `ConnectionLost`."""
         self._break(reason)
         self._transport.abort()
 
@@ -143,4 +144,4 @@ class AsyncLink(asyncio.Protocol):
         self._writable.set()
         for future in self._replies.values():
             if not future.done():
-                future.set_exception((Stranger if self._stranger else Dropped)(reason))
+                future.set_exception((NotADaemon if self._stranger else ConnectionLost)(reason))

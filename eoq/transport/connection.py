@@ -16,7 +16,8 @@ from typing import Final
 
 from ..errors import EoqError
 from ..protocol import calls
-from ..protocol.codec import MAX_LINE, Fields, LineBuffer, decode_reply, encode
+from ..protocol.codec import Fields, LineBuffer, decode_reply, encode
+from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
 from ..system.spin import Spin
 
@@ -32,15 +33,15 @@ ROOM_SECONDS: Final = 0.05
 """How long to wait for room in the socket while another thread reads: it may stop reading before there is any."""
 
 
-class Dropped(Exception):
+class ConnectionLost(Exception):
     """The connection broke; what was under way on it may or may not have happened."""
 
 
-class Stranger(Dropped):
+class NotADaemon(ConnectionLost):
     """Whoever answers is no eoq daemon: trying again is no use."""
 
 
-class Link:
+class Connection:
     """One live connection, shared by all threads of a client.
 
     A signal (Ctrl-C) may interrupt its handler's thread between any two calls. So locks are held by ``with`` only, and
@@ -104,10 +105,10 @@ class Link:
         return rids
 
     def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `Dropped` or `TimeoutError`."""
+        """Waits for the replies; raises `ConnectionLost` or `TimeoutError`."""
         try:
             return self._wait(rids, deadline)
-        except (Dropped, TimeoutError):
+        except (ConnectionLost, TimeoutError):
             raise
         except BaseException:
             self._give_up([rid for rid in rids if rid in self._receives])
@@ -127,7 +128,7 @@ class Link:
                 self._receives.discard(rid)
 
     def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `Dropped`."""
+        """Ends the connection; whoever waits on it gets `ConnectionLost`."""
         with self._lock:
             self._break(reason)
             with suppress(OSError):  # the other side was faster
@@ -140,7 +141,7 @@ class Link:
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
-            raise (Stranger if self._stranger else Dropped)(self._broken)
+            raise (NotADaemon if self._stranger else ConnectionLost)(self._broken)
 
     def _give_up(self, receives: Sequence[int]) -> None:
         """Nobody waits for these any more (Ctrl-C, say). Messages that come all the same are given back.
@@ -157,7 +158,7 @@ class Link:
                 if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
                     self.tell([request], deadline)
             done = True
-        except (Dropped, TimeoutError):
+        except (ConnectionLost, TimeoutError):
             pass
         finally:
             if not done:
@@ -180,7 +181,7 @@ class Link:
             raise
         except OSError as error:
             self.close(str(error))
-            raise Dropped(str(error)) from error
+            raise ConnectionLost(str(error)) from error
         except BaseException:
             # Ctrl-C, say, in the middle of a line: what followed would be read as the rest of it.
             self.close("a request was cut off")
@@ -214,7 +215,7 @@ class Link:
         return complete
 
     def _read(self, poll: select.poll, seconds: float) -> bool:
-        """Reads once, for all threads; False where another thread is at it. Raises `Dropped`."""
+        """Reads once, for all threads; False where another thread is at it. Raises `ConnectionLost`."""
         mine = False
         try:
             with self._lock:

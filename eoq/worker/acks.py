@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 from ..errors import EoqError, LeaseLost
 from ..message import Message, Outgoing
 from ..protocol import calls
-from .in_flight import Entry, Held
+from .in_flight import Entry, InFlight
 from .options import OF_THE_MESSAGE, tell
 
 if TYPE_CHECKING:
     from ..client.blocking import Client, Started
 
 
-class Settling:
+class PipelinedAcks:
     """The settler of one loop's messages. What the daemon refuses for no fault of a message's goes to ``fail``."""
 
     def __init__(
         self,
         client: Client,
-        held: Held[Message],
+        held: InFlight[Message],
         changed: threading.Condition,
         fail: Callable[[BaseException], None],
     ) -> None:
@@ -126,7 +126,7 @@ class Settling:
 class _Behind:
     """A settler that sends an ack and does not wait for its reply."""
 
-    def __init__(self, settling: Settling) -> None:
+    def __init__(self, settling: PipelinedAcks) -> None:
         self._settling = settling
         self.ack_many = settling.ack_many
         self.nack = settling.nack

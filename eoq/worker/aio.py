@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ..client.prefetch import POLL_SECONDS
 from ..errors import EoqError, LeaseLost, Unavailable
 from ..message import AsyncMessage, AsyncSettler, Outgoing
 from ..outcomes import give_back_async
 from ..protocol import calls
-from ..protocol.codec import DEFAULT_LEASE, MAX_BATCH
-from .in_flight import Entry, Held, Summary
+from ..protocol.limits import DEFAULT_LEASE, MAX_BATCH, POLL_SECONDS
+from .in_flight import Entry, InFlight, Summary
 from .options import (
     BEATS,
     LAST_SECONDS,
@@ -65,7 +64,7 @@ async def work(
     check_arguments(concurrency, prefetch, lease, seconds, idle)
     check_batch(batch, inbox)
     apply = _plainly(handler) if inbox is None else _through(inbox, handler)
-    held: Held[AsyncMessage] = Held(concurrency * batch + prefetch, max(1, prefetch // 2))
+    held: InFlight[AsyncMessage] = InFlight(concurrency * batch + prefetch, max(1, prefetch // 2))
     if stop is not None and stop.is_set():
         return Summary()
     async with client._sibling() as own:
@@ -112,7 +111,7 @@ class _Worker:
         client: AsyncClient,
         queue: str,
         apply: Apply,
-        held: Held[AsyncMessage],
+        held: InFlight[AsyncMessage],
         concurrency: int,
         batch: int,
         lease: float | None,

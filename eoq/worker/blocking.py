@@ -26,13 +26,12 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from ..client.prefetch import POLL_SECONDS
 from ..errors import EoqError, LeaseLost, Unavailable
 from ..message import Message, Settler
 from ..outcomes import give_back
-from ..protocol.codec import DEFAULT_LEASE, MAX_BATCH
-from .acks import Settling
-from .in_flight import Entry, Held, Summary
+from ..protocol.limits import DEFAULT_LEASE, MAX_BATCH, POLL_SECONDS
+from .acks import PipelinedAcks
+from .in_flight import Entry, InFlight, Summary
 from .options import (
     BEATS,
     LAST_SECONDS,
@@ -89,7 +88,7 @@ def work(
     check_batch(batch, inbox)
     apply = _plainly(handler) if inbox is None else _through(inbox, handler)
     places = concurrency * batch
-    held: Held[Message] = Held(places + prefetch, min(places, max(1, prefetch // 2)))
+    held: InFlight[Message] = InFlight(places + prefetch, min(places, max(1, prefetch // 2)))
     if stop is not None and stop.is_set():
         return Summary()
     with client._sibling() as own:
@@ -139,7 +138,7 @@ class _Worker:
         client: Client,
         queue: str,
         apply: Apply,
-        held: Held[Message],
+        held: InFlight[Message],
         concurrency: int,
         batch: int,
         lease: float | None,
@@ -169,7 +168,7 @@ class _Worker:
         self._told = False
         self._over = False
         self._failure: BaseException | None = None
-        self._settling = Settling(client, held, self._changed, self._fail)
+        self._settling = PipelinedAcks(client, held, self._changed, self._fail)
 
     def run(self) -> Summary:
         """Until it is stopped."""

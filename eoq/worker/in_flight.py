@@ -52,7 +52,7 @@ class Entry(Generic[M]):
         return not (self.settled or self.lost or self.overdue)
 
 
-class Held(Generic[M]):
+class InFlight(Generic[M]):
     """All messages of a worker, by receipt. All times are monotonic seconds.
 
     ``most`` may be held at once; new ones are asked for when there is room for ``fewest``.
@@ -80,7 +80,7 @@ class Held(Generic[M]):
         return room if room >= self._fewest else 0
 
     def add(self, messages: Iterable[M], generation: int) -> list[Entry[M]]:
-        """Holds what was received over the connection number ``generation``."""
+        """Backoff what was received over the connection number ``generation``."""
         entries = [Entry(message, generation) for message in messages]
         for entry in entries:
             self._entries[entry.message.receipt] = entry

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull
 from ..outcomes import Reject, Retry, error_text
-from ..protocol.codec import MAX_LEASE
+from ..protocol.limits import MAX_LEASE
 from .in_flight import Entry
 
 log = logging.getLogger("eoq.worker.blocking")

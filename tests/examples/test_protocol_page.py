@@ -24,7 +24,7 @@ from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
 from eoq.daemon.store.sqlite.tables import topics as topic_table
-from eoq.protocol import codec as protocol
+from eoq.protocol import limits
 from tests.support import Daemon, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
@@ -118,17 +118,17 @@ def test_every_error_code_is_explained() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     section = PAGE.split("\n## 2 Limits\n")[1].split("\n## ")[0]
-    limits = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", section)}
+    stated = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", section)}
     of_the_code = [
-        *(protocol.MAX_LINE, protocol.MAX_BODY, protocol.MAX_HEADERS, protocol.MAX_BATCH, protocol.MAX_ID),
-        *(protocol.MAX_ERROR, protocol.MAX_LEASE, protocol.MAX_DELAY, protocol.MAX_WAIT, protocol.MAX_PRIORITY),
+        *(limits.MAX_LINE, limits.MAX_BODY, limits.MAX_HEADERS, limits.MAX_BATCH, limits.MAX_ID),
+        *(limits.MAX_ERROR, limits.MAX_LEASE, limits.MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
         *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_table.MAX_BINDINGS, topic_table.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
     ]
-    assert set(map(int, of_the_code)) <= limits
-    assert protocol.QUEUE_PATTERN.removeprefix("^").removesuffix(r"\Z") in section
+    assert set(map(int, of_the_code)) <= stated
+    assert limits.QUEUE_PATTERN.removeprefix("^").removesuffix(r"\Z") in section
 
 
 def _columns(database: sqlite3.Connection) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eoq.client.blocking import Client
-from eoq.transport.connection import Link
+from eoq.transport.connection import Connection
 
 POINTS: Final = {
     "before it asks": (0, False),
@@ -34,9 +34,9 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(9)
 
-    start, run = Link.start, Client._run
+    start, run = Connection.start, Client._run
 
-    def dying_start(link: Link, requests: Any, deadline: float) -> Any:
+    def dying_start(link: Connection, requests: Any, deadline: float) -> Any:
         rids = start(link, requests, deadline)
         op = requests[0]["op"]
         reached({"once": "when it has asked", "once_done": "when it has said how it ended"}.get(op, ""))
@@ -55,7 +55,7 @@ def main() -> None:
         reached("when it has run")
         return "first"
 
-    Link.start = dying_start  # type: ignore[method-assign,assignment] # planted
+    Connection.start = dying_start  # type: ignore[method-assign,assignment] # planted
     Client._run = dying_run  # type: ignore[method-assign,assignment] # planted
     with Client(socket) as client:
         client.once("k", function)

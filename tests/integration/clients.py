@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import eoq
-from eoq.client.admin import Changed
 from eoq.message import Delivery
+from eoq.protocol.admin_calls import Changed
 from eoq.protocol.codec import Fields
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import eoq
 from eoq.daemon.services.spool_folder import SpoolFolder
-from eoq.daemon.services.spool_reader import SWEEP_SECONDS, Taker
+from eoq.daemon.services.spool_reader import SWEEP_SECONDS, SpoolReader
 from tests.support import PATIENCE, eventually
 
 _count = itertools.count()
@@ -63,12 +63,12 @@ def texts(messages: Iterable[eoq.Message]) -> list[str]:
 @asynccontextmanager
 async def taking(
     spool: Path, socket: Path, resend_within: Callable[[str], float] = lambda _: 86400.0
-) -> AsyncIterator[Taker]:
+) -> AsyncIterator[SpoolReader]:
     """A taker of the spool that runs, over a socket that need not be its own daemon's."""
     folder = SpoolFolder(spool, {})
     try:
         async with eoq.connect_async(socket) as client:
-            taker = Taker(folder, resend_within)
+            taker = SpoolReader(folder, resend_within)
             task = asyncio.create_task(taker.run(client))
             try:
                 yield taker

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import eoq
 from eoq.daemon.config.loader import WrongConfig, load
-from eoq.daemon.config.model import Config, Current
+from eoq.daemon.config.model import Config, LiveConfig
 from eoq.daemon.config.reload import changes
 from eoq.daemon.config.settings import QueueSettings
 from tests.support import Shell, eventually, running_daemon, short_folder
@@ -124,7 +124,7 @@ def test_what_is_looked_up_while_the_configuration_is_replaced_is_not_kept(folde
         def __getitem__(self, key: str) -> int:
             return 1
 
-    current = Current(old, Replacing())
+    current = LiveConfig(old, Replacing())
     current.queue("q")
     assert current.queue("q").max_attempts == 2
 

@@ -18,7 +18,7 @@ import pytest
 
 import eoq
 from eoq.daemon.config.loader import load
-from eoq.daemon.config.model import Config, Current
+from eoq.daemon.config.model import Config, LiveConfig
 from eoq.daemon.config.reload import Reloader
 from tests.support import HAS_PROC, PATIENCE, Daemon, clean_environment, eventually, running_daemon
 
@@ -410,7 +410,7 @@ def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reloa
     path.write_text(MANY)
 
     async def run() -> None:
-        current = Current(load(path))
+        current = LiveConfig(load(path))
         reloader = Reloader(path, current)
         told: asyncio.Queue[tuple[Config, Config]] = asyncio.Queue()
 

@@ -11,7 +11,7 @@ import pytest
 
 import eoq
 from eoq.daemon.services import spool_folder
-from eoq.spool.sender import Left, send_or_leave
+from eoq.spool.sender import Spooled, send_or_leave
 from tests.integration.relays import refusing
 from tests.integration.spools import arrivals, put, rejected, taking, texts, waiting, within
 from tests.support import Daemon
@@ -167,14 +167,14 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
         to_daemon.close()
         writer.close()
 
-    def send() -> list[eoq.Sent | Left]:
+    def send() -> list[eoq.Sent | Spooled]:
         with eoq.connect(folder / "mute", timeout=0.5) as mute:
             return list(send_or_leave(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"), limit=2**20)
     sent = await asyncio.to_thread(send)
     assert len(sent) == 300
-    assert all(isinstance(one, Left) for one in sent)
+    assert all(isinstance(one, Spooled) for one in sent)
     # 250 of them have arrived: those of the first request.
     stored = await asyncio.to_thread(client.receive, queue, 1000)
     assert [message.id for message in stored] == [one.id for one in sent[:250]]

@@ -23,7 +23,7 @@ from eoq.daemon import requests
 from eoq.daemon.broker.broker import LONGEST_TIMER, Broker
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.records import Advanced, Claim, Shifted
-from eoq.daemon.services.admin import Steward
+from eoq.daemon.services.admin import AdminService
 from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
 from eoq.daemon.store.sqlite.database import Verb
@@ -152,7 +152,7 @@ class Pair:
             settings=self.settings,
             topics=self._topics,
         )
-        self._steward = Steward(self._store, self, self.clock, self._broker)
+        self._steward = AdminService(self._store, self, self.clock, self._broker)
         self._broker.start()
 
     # ── what the test does ──────────────────────────────────────────────────────────────────────────────

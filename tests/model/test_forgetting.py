@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import eoq
-from eoq.client.admin import Steering
+from eoq.client.admin import Admin
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.services.admin import Steward
+from eoq.daemon.services.admin import AdminService
 from eoq.daemon.session import Session
 from eoq.daemon.store.sqlite.database import Verb
 from eoq.daemon.store.sqlite.store import Store
@@ -60,7 +60,7 @@ picks = st.integers(0, 2**16)
 acks = st.sampled_from(["arrives", "arrives", "is lost"])
 
 
-class Daemon(Steering):
+class Daemon(Admin):
     """A broker and its store without a socket. Every request is committed and answered before the next."""
 
     def __init__(self, path: Path, clock: ManualClock) -> None:
@@ -85,7 +85,7 @@ class Daemon(Steering):
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,
         )
-        self._steward = Steward(self._store, self, self._clock, self._broker)
+        self._steward = AdminService(self._store, self, self._clock, self._broker)
         self._broker.start()
         self.rest()
 

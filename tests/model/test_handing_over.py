@@ -12,7 +12,7 @@ import pytest
 
 from eoq import EoqError
 from eoq.daemon.config.settings import QueueSettings, StorageSettings
-from eoq.daemon.records import Claim, Held, NewMessage
+from eoq.daemon.records import Claim, DeliveryRef, NewMessage
 from eoq.daemon.store.sqlite.batching import Take
 from eoq.daemon.store.sqlite.store import Store
 from eoq.daemon.store.sqlite.tables.publishing import Put
@@ -52,11 +52,11 @@ def _take(limit: int = 1) -> Callable[[Store], Verb]:
 
 
 def _reject(seq: int, group: str | None = None) -> Callable[[Store], Verb]:
-    return lambda store: lambda: store.reject(NOW - 8, Held(seq, 1, "q", group), "no")
+    return lambda store: lambda: store.reject(NOW - 8, DeliveryRef(seq, 1, "q", group), "no")
 
 
 def _ack(seq: int) -> Callable[[Store], Verb]:
-    return lambda store: lambda: store.settle(NOW - 8, [(Held(seq, 1, "q"), b"result")], ())
+    return lambda store: lambda: store.settle(NOW - 8, [(DeliveryRef(seq, 1, "q"), b"result")], ())
 
 
 KNOWN: Final = _put("known")
@@ -76,7 +76,7 @@ HANDED_OVER: Final = {
         [
             _put("late", expires_at=NOW - 8),
             _take(),
-            lambda store: lambda: store.retry(NOW - 7, [Held(2, 1, "q", expires=True)]),
+            lambda store: lambda: store.retry(NOW - 7, [DeliveryRef(2, 1, "q", expires=True)]),
         ],
     ),
     "one-blocked": Case(

@@ -7,11 +7,11 @@ import tracemalloc
 import pytest
 
 from eoq.daemon.broker.leases import Lease, Leases
-from eoq.daemon.records import Held
+from eoq.daemon.records import DeliveryRef
 
 
 def _lease(number: int, deadline: float, owner: set[Lease] | None = None) -> Lease:
-    return Lease(Held(number, 1, "q"), f"m{number}", 1, f"epoch.{number}.1", deadline, owner)
+    return Lease(DeliveryRef(number, 1, "q"), f"m{number}", 1, f"epoch.{number}.1", deadline, owner)
 
 
 @pytest.fixture

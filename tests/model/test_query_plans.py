@@ -22,7 +22,7 @@ from msgspec.structs import replace
 import eoq
 from eoq.daemon import requests
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.records import Claimed, Held, NewMessage
+from eoq.daemon.records import Claimed, DeliveryRef, NewMessage
 from eoq.daemon.schedule_rules import Definition
 from eoq.daemon.store.sqlite.batching import Take
 from eoq.daemon.store.sqlite.database import MANY
@@ -121,13 +121,13 @@ def _do(store: Store, *verbs: Callable[[], object]) -> None:
             raise outcome
 
 
-def _claim(store: Store, queue: str, limit: int = FILL) -> list[Held]:
+def _claim(store: Store, queue: str, limit: int = FILL) -> list[DeliveryRef]:
     taken: list[Claimed] = []
     _do(store, lambda: taken.extend(store.claim(NOW, queue, limit, MOST_BYTES).messages))
-    return [Held(message.seq, message.fence, queue, message.group) for message in taken]
+    return [DeliveryRef(message.seq, message.fence, queue, message.group) for message in taken]
 
 
-def _claim_group(store: Store) -> Held:
+def _claim_group(store: Store) -> DeliveryRef:
     """The one message of the group that is not blocked: the first that is ready."""
     (held,) = _claim(store, "q", 1)
     assert held.group is not None

@@ -14,7 +14,7 @@ import pytest
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.services.once import Deduplicator
+from eoq.daemon.services.once import OnceService
 from eoq.daemon.session import Fields, Session
 from eoq.daemon.store.sqlite.database import Verb
 from eoq.daemon.store.sqlite.store import Store
@@ -34,7 +34,7 @@ class SlowDaemon:
         self.broker = Broker(
             self.store, self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings
         )
-        self.once = Deduplicator(self.store, self, self.clock)
+        self.once = OnceService(self.store, self, self.clock)
 
     def close(self) -> None:
         self._loop.run_until_complete(self.store.close())

@@ -23,8 +23,8 @@ from ..records import (
     Advanced,
     Claim,
     DeliveryLost,
+    DeliveryRef,
     End,
-    Held,
     NewMessage,
     Routed,
     Shifted,
@@ -34,10 +34,10 @@ from ..records import (
 from ..session import Fields, Reply, Session, Submitter
 from ..store.sqlite.store import Store
 from .leases import Lease, Leases, Receipts
-from .limits import Flow
-from .publishing import Arrived, Intake, Router
+from .limits import DeliveryLimits
+from .publishing import Arrived, Publishing, Router
 from .receivers import Receivers
-from .throughput import Rates
+from .throughput import Throughput
 
 Ended: TypeAlias = Callable[[str, str, str, "bytes | None", "str | None"], None]
 """Told of each message that has ended: queue, id, outcome, result, error."""
@@ -81,7 +81,7 @@ class Broker:
             store,
             writer,
             self._clock,
-            Flow(settings, self._clock, self._leases.count),
+            DeliveryLimits(settings, self._clock, self._leases.count),
             grant=self._grant,
             give_back=self._return,
             ended=self.ended,
@@ -89,8 +89,8 @@ class Broker:
         self._lease_alarm = Alarm(self._clock, self._leases_due)
         self._alarm = Alarm(self._clock, self._advance, LONGEST_TIMER)
         """For due and for expired messages."""
-        self.rates = Rates(clock)
-        self.intake = Intake(
+        self.rates = Throughput(clock)
+        self.intake = Publishing(
             store,
             writer,
             self._clock,
@@ -215,7 +215,7 @@ class Broker:
         owner = session.leases if request.bound else None
         return [
             Lease(
-                Held(
+                DeliveryRef(
                     message.seq,
                     message.fence,
                     request.queue,
@@ -249,7 +249,7 @@ class Broker:
         parsed = self._receipts.read(receipt)
         if parsed is None:
             raise InvalidRequest(f"{receipt!r} is no receipt; take it from what `receive` gave")
-        return Lease(Held(*parsed, ended=True), "", 0, receipt, 0.0, None)
+        return Lease(DeliveryRef(*parsed, ended=True), "", 0, receipt, 0.0, None)
 
     def _living_lease_of(self, receipt: str) -> Lease:
         lease = self._lease_of(receipt)

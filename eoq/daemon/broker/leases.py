@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ..records import Held, counted
+from ..records import DeliveryRef, counted
 
 MOST_OVER: Final = 10_000
 """Leases that are over and not yet forgotten, beside as many as are alive."""
@@ -22,7 +22,7 @@ MOST_OVER: Final = 10_000
 class Lease(Struct, eq=False):
     """One delivery that is not settled yet. ``deadline`` is monotonic seconds."""
 
-    held: Held
+    held: DeliveryRef
     id: str
     attempt: int
     receipt: str

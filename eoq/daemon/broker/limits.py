@@ -21,7 +21,7 @@ class _Bucket:
     filled_at: float
 
 
-class Flow:
+class DeliveryLimits:
     """Allowances of all queues. ``leased`` tells how many messages of a queue are leased."""
 
     def __init__(self, settings: SettingsOf, clock: Clock, leased: Callable[[str], int]) -> None:

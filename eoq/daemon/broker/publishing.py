@@ -1,4 +1,4 @@
-"""Intake: messages that come in are routed, stored, and told of. Requests bring them, settles, and schedules."""
+"""Publishing: messages that come in are routed, stored, and told of. Requests bring them, settles, and schedules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..records import End, NewMessage, Routed, Stored
 from ..session import Fields, Reply, Session, Submitter
 from ..store.sqlite.store import Store
 from ..store.sqlite.tables.publishing import Put
-from .throughput import Rates
+from .throughput import Throughput
 
 MAX_COPIES: Final = 25_000
 """Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
@@ -35,7 +35,7 @@ class Router(Protocol):
     def route(self, messages: Sequence[NewMessage]) -> Routed: ...
 
 
-class Intake:
+class Publishing:
     """The way in, for whoever has messages to store."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Intake:
         clock: Clock,
         topics: Router | None,
         settings: SettingsOf,
-        rates: Rates,
+        rates: Throughput,
         *,
         stir: Callable[[str, int], None],
         watch: Callable[[float], None],

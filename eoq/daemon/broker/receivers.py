@@ -19,7 +19,7 @@ from ..records import Claim, End
 from ..session import Fields, Reply, Session, Submitter
 from ..store.sqlite.batching import Take
 from ..store.sqlite.store import Store
-from .limits import Flow
+from .limits import DeliveryLimits
 
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies and headers in one reply to a receive; a single larger message goes alone."""
@@ -70,7 +70,7 @@ class Receivers:
         store: Store,
         writer: Submitter,
         clock: Clock,
-        flow: Flow,
+        flow: DeliveryLimits,
         *,
         grant: Grant,
         give_back: Return,

@@ -29,7 +29,7 @@ class _Window:
     done_before: int = 0
 
 
-class Rates:
+class Throughput:
     """The counts of all queues, since the daemon started."""
 
     def __init__(self, clock: Clock) -> None:

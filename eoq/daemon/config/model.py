@@ -31,7 +31,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from ...protocol.codec import QUEUE_PATTERN
+from ...protocol.limits import QUEUE_PATTERN
 from ..requests import Schedule
 from .settings import RETENTION, QueueSettings, StorageSettings
 
@@ -138,7 +138,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern))
 
 
-class Current:
+class LiveConfig:
     """The configuration that counts now, and what it says of each queue. ``overrides`` are of flags and variables."""
 
     def __init__(self, config: Config, overrides: Mapping[str, Any] | None = None) -> None:

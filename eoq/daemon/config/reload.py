@@ -20,7 +20,7 @@ import msgspec
 from ...errors import EoqError
 from ...system.watch import watch_file
 from .loader import load, name_in, shown
-from .model import Config, Current
+from .model import Config, LiveConfig
 
 log = logging.getLogger("eoq.daemon")
 
@@ -41,7 +41,7 @@ NOT_SET: Final = "not set"
 class Reloader:
     """Keeps ``current`` as the file at ``path`` says; None is no file."""
 
-    def __init__(self, path: Path | None, current: Current) -> None:
+    def __init__(self, path: Path | None, current: LiveConfig) -> None:
         self.listeners: list[Listener] = []
         self._path = path
         self._current = current

@@ -22,7 +22,7 @@ OF_QUEUES: Final = ("max_attempts",)
 """What a flag or a variable can say for all queues."""
 
 
-class Chosen(NamedTuple):
+class Resolved(NamedTuple):
     """A value, and where it came from: ``flag --db``, ``env EOQ_DB``, ``eoq.toml [daemon]`` or ``default``."""
 
     value: Any
@@ -38,22 +38,22 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ResolvedConfig:
     """What counts for a daemon, and the configuration it was read from."""
 
-    config_path: Chosen
+    config_path: Resolved
     """A `Path`, or None without a file."""
-    db: Chosen
-    socket: Chosen
-    spool: Chosen
+    db: Resolved
+    socket: Resolved
+    spool: Resolved
     """A `Path`, or None without a spool."""
-    overrides: dict[str, Chosen]
+    overrides: dict[str, Resolved]
     """Of settings of queues: those that a flag or a variable says, for all queues, over the file."""
     config: Config
 
     @property
     def queue_overrides(self) -> dict[str, Any]:
-        """For `Current`."""
+        """For `LiveConfig`."""
         return {name: chosen.value for name, chosen in self.overrides.items()}
 
     def of_daemon(self) -> Iterator[Setting]:
@@ -83,10 +83,10 @@ class Choice:
         for pattern, section in self.config.queues.items():
             place = name_in("queues", pattern)
             for setting, value in section.items():
-                chosen = self.overrides.get(setting, Chosen(value, self._in_file(f"[{place}]")))
+                chosen = self.overrides.get(setting, Resolved(value, self._in_file(f"[{place}]")))
                 yield Setting(f"{place}.{setting}", *chosen)
         for field in msgspec.structs.fields(QueueSettings):
-            yield Setting(field.name, *self.overrides.get(field.name, Chosen(field.default, DEFAULT)))
+            yield Setting(field.name, *self.overrides.get(field.name, Resolved(field.default, DEFAULT)))
 
     def of_lists(self) -> Iterator[Setting]:
         """What the file has any number of."""
@@ -102,20 +102,20 @@ class Choice:
         return f"{path.name if path else ''} {place}"
 
 
-def choose_config(given: Mapping[str, Chosen]) -> Chosen:
+def choose_config(given: Mapping[str, Resolved]) -> Resolved:
     """The path of the configuration: what was given, else the user's if it is there, else None."""
     if "config" in given:
         path, source = given["config"]
-        return Chosen(Path(path).absolute(), source)
+        return Resolved(Path(path).absolute(), source)
     default = config_path()
     try:
         there = default.exists()
     except OSError:  # a folder that this user may not look into is no folder of his
         there = False
-    return Chosen(default if there else None, DEFAULT)
+    return Resolved(default if there else None, DEFAULT)
 
 
-def choose(given: Mapping[str, Chosen]) -> Choice:
+def choose(given: Mapping[str, Resolved]) -> ResolvedConfig:
     """What counts, where flags and variables said ``given`` (paths in it are relative to the working folder).
 
     Raises what `load` raises of the configuration.
@@ -124,15 +124,15 @@ def choose(given: Mapping[str, Chosen]) -> Choice:
     path = config_chosen.value
     config = Config() if path is None else load(path)
 
-    def place(name: str, default: Callable[[], Path | None]) -> Chosen:
+    def place(name: str, default: Callable[[], Path | None]) -> Resolved:
         if name in given:
             value, source = given[name]
-            return Chosen(Path(value).absolute(), source)
+            return Resolved(Path(value).absolute(), source)
         if (said := getattr(config.daemon, name)) is not None:
-            return Chosen(path.parent / said, f"{path.name} [daemon]")
-        return Chosen(default(), DEFAULT)
+            return Resolved(path.parent / said, f"{path.name} [daemon]")
+        return Resolved(default(), DEFAULT)
 
-    return Choice(
+    return ResolvedConfig(
         config_chosen,
         place("db", database_path),
         place("socket", socket_path),

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ...protocol.codec import MAX_DELAY, MAX_TTL
+from ...protocol.limits import MAX_DELAY, MAX_TTL
 
 RETENTION: Final = 7 * 86400.0
 """Seconds that the record of a settled message is kept: so long its id is known, and its result."""

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, cast
 
 from ...errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
-from ...protocol.codec import MAX_LINE, LineBuffer
+from ...protocol.codec import LineBuffer
+from ...protocol.limits import MAX_LINE
 from ...system.spin import Spin
 from .. import requests as ask
 from ..broker.broker import Broker
 from ..locks import Locked, cannot_use
-from ..services.once import Deduplicator
-from ..services.queries import Looker
+from ..services.once import OnceService
+from ..services.queries import Queries
 from ..session import Fields, Reply, Session
 
 MAX_CONNECTIONS: Final = 4000
@@ -72,7 +73,7 @@ class Route(NamedTuple):
 class Server:
     """Accepts connections on a Unix socket and hands their requests to whom they are for."""
 
-    def __init__(self, broker: Broker, looker: Looker, deduplicator: Deduplicator, handlers: Sequence[Handler]) -> None:
+    def __init__(self, broker: Broker, looker: Queries, deduplicator: OnceService, handlers: Sequence[Handler]) -> None:
         self.broker = broker
         self.looker = looker
         self.deduplicator = deduplicator
@@ -82,9 +83,9 @@ class Server:
             for handler in everybody
             for kind in handler.handles
         }
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.partial = 0
-        self._only_reading: set[Connection] = set()
+        self._only_reading: set[ClientConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
@@ -96,7 +97,9 @@ class Server:
     async def start(self, path: Path) -> None:
         """Listens on ``path``. A stale socket there is replaced; a live one raises `Locked`."""
         self._listening = _bind(path)
-        self._server = await self._loop.create_unix_server(lambda: Connection(self), sock=self._listening, backlog=1024)
+        self._server = await self._loop.create_unix_server(
+            lambda: ClientConnection(self), sock=self._listening, backlog=1024
+        )
 
     def asked(self) -> None:
         """A request has come."""
@@ -120,7 +123,7 @@ class Server:
         if self._spinning:
             self._loop.call_soon(self._stay_awake)
 
-    def only_reads(self, connection: Connection) -> None:
+    def only_reads(self, connection: ClientConnection) -> None:
         """A client has closed its sending side and waits for replies; from now on it is looked at."""
         if not self._only_reading:
             self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
@@ -152,7 +155,7 @@ class Server:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One client: cuts its bytes into requests, and holds back what it sends too fast."""
 
     def __init__(self, server: Server) -> None:

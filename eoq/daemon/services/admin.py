@@ -14,7 +14,7 @@ from ..store.sqlite.store import Store
 from ..store.sqlite.tables.dead_letters import Step
 
 
-class Steward:
+class AdminService:
     """Does what people ask for, a bounded step a request."""
 
     handles = (ask.Pause, ask.Resume, ask.Purge, ask.Redrive, ask.Drop)

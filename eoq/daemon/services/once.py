@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, Final
 
 from ...errors import EoqError, InvalidRequest, MessageTooLarge
-from ...protocol.codec import MAX_OUTPUT, get_bytes, put_bytes
+from ...protocol.codec import get_bytes, put_bytes
+from ...protocol.limits import MAX_OUTPUT
 from .. import requests as ask
 from ..clock import Clock, Timer
 from ..session import Fields, Reply, Session, Submitter
@@ -57,7 +58,7 @@ class _Waiter:
         """Whether it asks again, and others stand behind it."""
 
 
-class Deduplicator:
+class OnceService:
     """Who runs which key, and who waits for it."""
 
     handles = (ask.Once, ask.OnceDone, ask.OnceRelease)

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias
 
 from ... import __version__
 from ...errors import EoqError, NotFound
-from ...protocol.codec import MAX_BATCH, put_bytes
+from ...protocol.codec import put_bytes
+from ...protocol.limits import MAX_BATCH
 from .. import requests as ask
 from ..broker.throughput import Rate
 from ..session import Fields, Reply, Session
@@ -36,7 +37,7 @@ class _Waiter:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Looker:
+class Queries:
     """Answers questions from the reader's connection, and results at the moment they are stored."""
 
     handles = (ask.GetResult, ask.Queues, ask.Peek, ask.Show, ask.Tail, ask.Status)

@@ -10,7 +10,7 @@ from typing import Final
 
 from ...errors import EoqError
 from ..clock import Clock, Timer
-from ..config.model import Current
+from ..config.model import LiveConfig
 from ..session import Submitter
 from ..store.sqlite.store import Store
 
@@ -20,10 +20,10 @@ LONGEST_PAUSE: Final = 600.0
 """Seconds between two rounds."""
 
 
-class Forgetter:
+class Retention:
     """Goes round all queues now and then."""
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, current: Current) -> None:
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, current: LiveConfig) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import EoqError
 from .. import requests as ask
-from ..broker.publishing import Intake
+from ..broker.publishing import Publishing
 from ..clock import Alarm, Clock
 from ..schedule_rules import GRACE, Definition
 from ..session import Fields, Reply, Session, Submitter
@@ -39,7 +39,7 @@ class Scheduler:
 
     handles = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, intake: Intake) -> None:
+    def __init__(self, store: Store, writer: Submitter, clock: Clock, intake: Publishing) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock

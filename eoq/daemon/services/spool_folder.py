@@ -23,8 +23,8 @@ from typing import Any, Final, NamedTuple
 from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
 from ...ids import new_id
 from ...message import Outgoing
-from ...protocol.codec import MAX_BODY
-from ...spool.sender import MAX_OPTIONS, WITH_OPTIONS, check_size, decode, is_hidden, is_ready, open_folder, trouble
+from ...protocol.limits import MAX_BODY
+from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, decode, is_hidden, is_ready, open_folder, trouble
 from ..locks import Lock, cannot_use
 
 log = logging.getLogger("eoq.spool.sender")

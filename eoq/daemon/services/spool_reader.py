@@ -41,7 +41,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from ...backoff import NEVER, NOBODY, Holds
+from ...backoff import NEVER, NOBODY, Backoff
 from ...client.aio import AsyncClient
 from ...errors import EoqError, Unavailable
 from ...message import Outgoing
@@ -57,7 +57,7 @@ SWEEP_SECONDS: Final = 30.0
 """How often to look without having been woken."""
 
 
-class Taker:
+class SpoolReader:
     """Stores what stands in a spool, over ``client``.
 
     ``resend_within`` says of a queue for how many seconds what may have been stored can be sent again: less than its
@@ -71,7 +71,7 @@ class Taker:
         self._folder = folder
         self._resend_within = resend_within
         self._queues: dict[str, QueueFolder] = {}
-        self._holds = Holds(str(folder.path), log)
+        self._holds = Backoff(str(folder.path), log)
         self._woken = asyncio.Event()
 
     def describe(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ _none_of: Callable[[None], None] = dict[None, None]().get
 sqlite3.register_adapter(type(None), _none_of)
 
 
-class Connection(aiosqlite.Connection):
+class DatabaseConnection(aiosqlite.Connection):
     """aiosqlite, with a whole transaction as one call: each call is a hop to its thread and back."""
 
     async def run(self, function: Callable[[], T]) -> T:
@@ -60,7 +60,9 @@ class Connection(aiosqlite.Connection):
 class File:
     """A SQLite file of the daemon: one process and one writer at a time."""
 
-    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(
+        self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path, quick_commit: float
+    ) -> None:
         self.path = path
         self._connection = connection
         self._database = database
@@ -92,7 +94,7 @@ class File:
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
         except sqlite3.Error as error:
             raise storage_error(error, path) from error
-        connection = Connection(lambda: database, 64)
+        connection = DatabaseConnection(lambda: database, 64)
         await connection
         file = cls(connection, database, path, quick_commit)
         try:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from ....protocol.codec import put_bytes
-from .database import Connection, storage_error
+from .database import DatabaseConnection, storage_error
 
 Fields = dict[str, Any]
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Found(NamedTuple):
 class Reader:
     """A read-only connection to the file of an open `Store`."""
 
-    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._database = database
         self._path = path
@@ -74,7 +74,7 @@ class Reader:
         uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         database.execute("pragma query_only = true")
-        connection = Connection(lambda: database, 64)
+        connection = DatabaseConnection(lambda: database, 64)
         await connection
         return cls(connection, database, path)
 

@@ -28,14 +28,14 @@ from ....errors import EoqError
 from ...config.settings import SettingsOf, StorageSettings, defaults
 from .batching import HandingOver
 from .database import QUICK_COMMIT
-from .tables.dead_letters import Steering
+from .tables.dead_letters import DeadLetters
 from .tables.once import OnceTable
 from .tables.schedules import ScheduleTable
 from .tables.timers import Timing
 from .tables.topics import TopicTable
 
 
-class Store(HandingOver, Timing, Steering, TopicTable, OnceTable, ScheduleTable):
+class Store(HandingOver, Timing, DeadLetters, TopicTable, OnceTable, ScheduleTable):
     """All that the daemon keeps. Open it with `Store.open`."""
 
     @classmethod

@@ -29,7 +29,7 @@ class Step(NamedTuple):
     ended: Sequence[End] = ()
 
 
-class Steering(MessageTable):
+class DeadLetters(MessageTable):
     """The verbs `purge`, `redrive` and `drop`."""
 
     def purge(self, now: float, queue: str, upto: int | None) -> Step:

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ....records import Claim, Claimed, DeliveryLost, End, Held, NewMessage, Stored
+from ....records import Claim, Claimed, DeliveryLost, DeliveryRef, End, NewMessage, Stored
 from ..database import MANY
 from .messages import ENDING_COLUMNS, Ending, at_places
 from .publishing import Sending
@@ -136,7 +136,9 @@ class Delivering(Sending):
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
 
-    def settle(self, now: float, acks: Sequence[tuple[Held, bytes | None]], sends: Sequence[NewMessage]) -> Stored:
+    def settle(
+        self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]], sends: Sequence[NewMessage]
+    ) -> Stored:
         """Acks with their results, and messages to store: everything or nothing (G4).
 
         An ack that this very delivery made already is repeated without effect. Raises `LeaseLost`, or what `put`
@@ -157,7 +159,9 @@ class Delivering(Sending):
                 stored = replace(stored, duplicates=duplicates)
             return stored
 
-    def _duplicates_at_first(self, held: Held, sends: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:
+    def _duplicates_at_first(
+        self, held: DeliveryRef, sends: Sequence[NewMessage], duplicates: Sequence[int]
+    ) -> list[int]:
         """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate.
 
         Of an id that it holds twice, the second was one also then.
@@ -180,7 +184,7 @@ class Delivering(Sending):
             ).fetchone()
         ]
 
-    def _ack_each(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+    def _ack_each(self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]]) -> bool:
         """Settles one after the other; returns whether some were done before, by the same delivery.
 
         Where it raises `LeaseLost`, others of them may be settled: whoever gives several takes that back.
@@ -197,7 +201,7 @@ class Delivering(Sending):
         self._acked(now, acks, changed)
         return repeated
 
-    def _ack_together(self, now: float, acks: Sequence[tuple[Held, bytes | None]]) -> bool:
+    def _ack_together(self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]]) -> bool:
         """Settles several that are all leased, by one statement; where they are not, changes nothing and is False."""
         if len(acks) < 2 or any(held.ended for held, _ in acks):
             return False
@@ -210,7 +214,9 @@ class Delivering(Sending):
         self._acked(now, acks, [held for held, _ in acks])
         return True
 
-    def _acked(self, now: float, acks: Sequence[tuple[Held, bytes | None]], changed: Sequence[Held]) -> None:
+    def _acked(
+        self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]], changed: Sequence[DeliveryRef]
+    ) -> None:
         """What follows: those that were ``changed`` no longer count, and the groups of all move on."""
         if self._contents:
             for held in changed:
@@ -228,7 +234,7 @@ class Delivering(Sending):
         places, values = at_places([row[0] for row in rows])
         return self._database.execute(_ACK_ALIKE.format(places=places), (now, result, *values, fence)).rowcount
 
-    def _require(self, held: Held, state: str) -> None:
+    def _require(self, held: DeliveryRef, state: str) -> None:
         """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""
         found = self._database.execute(
             """
@@ -246,7 +252,7 @@ class Delivering(Sending):
     def retry(
         self,
         now: float,
-        deliveries: Sequence[Held],
+        deliveries: Sequence[DeliveryRef],
         *,
         due_at: float | None = None,
         error: str | None = None,
@@ -259,7 +265,9 @@ class Delivering(Sending):
         """
         return [self._retry(now, held, due_at, error, counts) for held in deliveries]
 
-    def _retry(self, now: float, held: Held, due_at: float | None, error: str | None, counts: bool) -> End | bool:
+    def _retry(
+        self, now: float, held: DeliveryRef, due_at: float | None, error: str | None, counts: bool
+    ) -> End | bool:
         row = self._database.execute(
             """
             update message
@@ -301,7 +309,7 @@ class Delivering(Sending):
             self._line_up(now, number, held.group)
         return True
 
-    def reject(self, now: float, held: Held, error: str | None) -> None:
+    def reject(self, now: float, held: DeliveryRef, error: str | None) -> None:
         """Makes a leased message a dead letter. Raises `LeaseLost`."""
         if held.ended:
             self._require(held, "dead")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ....records import End
-from ..database import Connection
+from ..database import DatabaseConnection
 from .queues import QueueTable
 
 KEPT_FAILURES: Final = 100
@@ -50,7 +50,9 @@ def at_places(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
 class MessageTable(QueueTable):
     """The base of the verbs about messages."""
 
-    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(
+        self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path, quick_commit: float
+    ) -> None:
         super().__init__(connection, database, path, quick_commit)
         self._next_seq = 1
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from .....errors import IdConflict, QueueFull, StorageFull
 from ....config.settings import QueueSettings, StorageSettings
 from ....records import End, NewMessage, Stored
-from ..database import MANY, Connection, Verb
+from ..database import MANY, DatabaseConnection, Verb
 from .messages import ENDING_COLUMNS, Ending, MessageTable
 from .queues import Tally
 
@@ -81,7 +81,9 @@ class Put(Struct, frozen=True):
 class Sending(MessageTable):
     """The verb `put`."""
 
-    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(
+        self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path, quick_commit: float
+    ) -> None:
         super().__init__(connection, database, path, quick_commit)
         self._storage: Callable[[], StorageSettings] = StorageSettings
         self._space_known_at = float("-inf")
@@ -253,7 +255,7 @@ class Sending(MessageTable):
     def _limit(
         self, now: float, queues: Sequence[str], first: int, messages: Sequence[NewMessage], duplicates: Sequence[int]
     ) -> list[End]:
-        """Holds queues to their settings, after ``messages`` were stored from place ``first`` on."""
+        """Backoff queues to their settings, after ``messages`` were stored from place ``first`` on."""
         known = set(duplicates)
         newest = {message.queue: first + index for index, message in enumerate(messages) if index not in known}
         # Where nothing is new, a repeated send is answered, however full the queue is.

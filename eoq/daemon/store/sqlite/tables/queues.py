@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from .....errors import NotFound, QueueFull
 from ....config.settings import SettingsOf, defaults
-from ..database import Connection, File
+from ..database import DatabaseConnection, File
 
 MAX_QUEUES: Final = 100_000
 
@@ -35,7 +35,9 @@ class Tally(NamedTuple):
 class QueueTable(File):
     """The verbs of the table ``queue``, and what the others need of it; see ``file.py`` for what a verb is."""
 
-    def __init__(self, connection: Connection, database: sqlite3.Connection, path: Path, quick_commit: float) -> None:
+    def __init__(
+        self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path, quick_commit: float
+    ) -> None:
         super().__init__(connection, database, path, quick_commit)
         self._settings: SettingsOf = defaults
         self._queues: dict[str, int] = {}
@@ -100,7 +102,7 @@ class QueueTable(File):
     # ── pausing ─────────────────────────────────────────────────────────────────────────────────────────
 
     def pause(self, queue: str, paused: bool) -> bool:
-        """Holds back all deliveries of a queue, or no longer; also after a restart. Returns whether this is new.
+        """Backoff back all deliveries of a queue, or no longer; also after a restart. Returns whether this is new.
 
         A queue that is not there yet is made when it is paused; `NotFound` where it was to be resumed.
         """

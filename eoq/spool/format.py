@@ -1,0 +1,109 @@
+"""The format of a spool: names, options and sizes of its files, and how its folders are opened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull
+from ..message import Outgoing
+from ..protocol.limits import MAX_BODY, MAX_HEADERS
+from ..protocol.validation import check_options, time_left
+
+WITH_OPTIONS: Final = ".eoq"
+"""The end of the name of a file whose first line has options."""
+UNFINISHED: Final = ".tmp"
+"""The end of the name of a file that is not ready. Nor is one that begins with a dot."""
+MAX_OPTIONS: Final = 8 * MAX_HEADERS
+"""Bytes of the first line: the longest headers in their longest JSON spelling, and the rest."""
+_OPTIONS: Final = {field.name: field.default for field in fields(Outgoing) if field.name not in ("body", "queue")}
+_TRIED_AT: Final = "tried_at"
+_LEFT_AT: Final = "left_at"
+FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the spool's."""
+    return name.startswith(".")
+
+
+def is_ready(name: str) -> bool:
+    """Whether a file of this name may be taken."""
+    return not is_hidden(name) and not name.endswith(UNFINISHED)
+
+
+def encode(message: Outgoing, tried_at: float | None = None) -> bytes:
+    """A message, whose body is bytes, as a file with options."""
+    options: dict[str, Any] = {
+        name: value for name, default in _OPTIONS.items() if (value := getattr(message, name)) not in (None, default)
+    }
+    if tried_at is not None:
+        options[_TRIED_AT] = tried_at
+    if message.ttl is not None:
+        options[_LEFT_AT] = time.time()
+    line = json.dumps(options, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    assert isinstance(message.body, bytes)  # noqa: S101 # see `_prepare`
+    return line.encode() + b"\n" + message.body
+
+
+def decode(data: bytes) -> tuple[Outgoing, float | None]:
+    """A file with options as a message, and when it was sent before, if it was. Raises what is wrong with it."""
+    line, end, body = data.partition(b"\n")
+    if not end or len(line) > MAX_OPTIONS:
+        raise InvalidRequest(
+            f"its first line, which has the options, does not end within {MAX_OPTIONS:,} bytes; "
+            f"write an object such as {{}} and a line feed before the body, or let its name not end in {WITH_OPTIONS}"
+        )
+    check_size(len(body))
+    try:
+        options = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"its first line, which has the options, is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise InvalidRequest('its first line, which has the options, is no JSON object such as {"id": "order-17"}')
+    tried_at, left_at = _moment(options, _TRIED_AT), _moment(options, _LEFT_AT)
+    if unknown := options.keys() - _OPTIONS.keys():
+        raise InvalidRequest(f"the option {min(unknown)!r} is not known; there are {', '.join(_OPTIONS)}")
+    message = Outgoing(body, **options)
+    check_options(message)
+    if message.ttl is not None and left_at is not None:
+        message = replace(message, ttl=time_left(message.ttl, left_at))
+    return message, tried_at
+
+
+def _moment(options: dict[str, Any], name: str) -> float | None:
+    """An option that is not the message's own: seconds since the epoch."""
+    moment = options.pop(name, None)
+    if moment is not None and (isinstance(moment, bool) or not isinstance(moment, int | float)):
+        raise InvalidRequest(f"`{name}` is a number of seconds, not {moment!r}")
+    return moment
+
+
+def check_size(size: int) -> None:
+    """Raises `MessageTooLarge` for a body of so many bytes."""
+    if size > MAX_BODY:
+        raise MessageTooLarge(
+            f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+        )
+
+
+def open_folder(name: str, parent: int) -> int:
+    """A descriptor of the folder ``name`` in ``parent``, which must be a folder and no link to one."""
+    return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def trouble(error: OSError, path: Path) -> EoqError:
+    """What it means that something of the spool cannot be read or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"there is no space for {str(path)!r}; free some")
+    if error.errno in _NOT_ALLOWED:
+        return Forbidden(
+            f"{str(path)!r} cannot be used ({error.strerror}): it must be a folder this user may write, and no link"
+        )
+    return StorageFailed(f"{str(path)!r} cannot be read or written: {error.strerror}")
