@@ -23,6 +23,7 @@ from .clock import LoopClock
 from .config.model import Config, LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
+from .records import Binding
 from .server.server import MAX_CONNECTIONS, Server
 from .services.admin import AdminService
 from .services.once import OnceService
@@ -36,7 +37,6 @@ from .services.topics import Topics
 from .store.sqlite.database import QUICK_COMMIT
 from .store.sqlite.reader import Reader
 from .store.sqlite.store import Store
-from .store.sqlite.tables.topics import Binding
 from .store.writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -139,12 +139,11 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
                 **({} if taker is None else taker.describe()),
             }
 
-        topics = Topics(store, writer)
+        topics = Topics(writer)
         topics.load(store.bindings())
         topics.configure(_bindings(current.config))
         looker = Queries(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
-            store,
             writer,
             clock,
             epoch=secrets.token_hex(4),
@@ -154,9 +153,9 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             topics=topics,
             settings=current.queue,
         )
-        deduplicator = OnceService(store, writer, broker.clock)
-        forgetter = Retention(store, writer, broker.clock, current)
-        steward = AdminService(store, writer, broker.clock, broker)
+        deduplicator = OnceService(writer, broker.clock)
+        forgetter = Retention(writer, broker.clock, current)
+        steward = AdminService(writer, broker.clock, broker)
         scheduler = Scheduler(store, writer, broker.clock, broker.intake)
         server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)

@@ -1,6 +1,6 @@
-"""What goes into the verbs of the store, and what comes out of them.
+"""Values that cross the border of the store: what its commands hold, and what their outcomes hold.
 
-What there is one of for each message is a struct, which takes less time to make than a named tuple.
+Values that exist once per message are msgspec structs, which are cheaper to make than named tuples.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ..errors import LeaseLost
+from .schedule_rules import Definition
+
+# ── messages that are stored ────────────────────────────────────────────────────────────────────────────────
 
 
 class NewMessage(Struct, frozen=True, gc=False):
-    """A message to be stored, already validated. ``headers`` is JSON; ``due_at`` None is now, ``expires_at`` never."""
+    """A validated message that is to be stored. ``headers`` is JSON."""
 
     queue: str
     id: str
@@ -24,27 +27,21 @@ class NewMessage(Struct, frozen=True, gc=False):
     priority: int = 0
     group: str | None = None
     due_at: float | None = None
+    """Seconds since the epoch. None means now."""
     fixed: bool = False
-    """Whether ``due_at`` is a moment that was asked for, which stays when the clock jumps; else it is a wait."""
+    """Whether ``due_at`` is a moment that the sender named. Such a moment stays when the clock is set; a wait moves."""
     expires_at: float | None = None
-
-
-def counted(queues: Sequence[str]) -> dict[str, int]:
-    """How often each of ``queues`` is there. Mostly there is one, and a `Counter` takes longer to make."""
-    counts: dict[str, int] = {}
-    for queue in queues:
-        counts[queue] = counts.get(queue, 0) + 1
-    return counts
+    """Seconds since the epoch. None means never."""
 
 
 class Routed(Struct, frozen=True):
-    """Messages as they are stored. ``origins`` tells from which of those that were sent each is; None: all as sent."""
+    """Messages after routing. ``origins`` has, for each, the index of the message it is a copy of; None: no copies."""
 
     messages: Sequence[NewMessage]
     origins: list[int] | None
 
     def duplicates(self, stored: Sequence[int]) -> list[int]:
-        """The indexes of sent messages of which every copy was stored before."""
+        """Return the indexes of the sent messages of which every copy was stored before."""
         if self.origins is None:
             return list(stored)
         known = set(stored)
@@ -53,7 +50,7 @@ class Routed(Struct, frozen=True):
 
 
 class End(NamedTuple):
-    """A message that ended, though nobody who holds it settled it."""
+    """A message that ended without being settled by its consumer: expired, dropped, or dead."""
 
     queue: str
     id: str
@@ -62,77 +59,158 @@ class End(NamedTuple):
 
 
 class Stored(Struct, frozen=True):
-    """What came of messages that were to be stored.
-
-    ``duplicates`` are the indexes of those that were stored before, ``ended`` what was dropped to make room.
-    """
+    """The outcome of storing messages."""
 
     duplicates: list[int]
+    """The indexes of the messages that were stored before."""
     ended: Sequence[End]
+    """The messages that were dropped to make room."""
 
 
-class Claimed(Struct, frozen=True, gc=False):
-    """A message as it is leased. ``fence`` is the number of this delivery."""
+def counted(queues: Sequence[str]) -> dict[str, int]:
+    """Count how often each queue occurs. Mostly there is one queue, and a `Counter` takes longer to make."""
+    counts: dict[str, int] = {}
+    for queue in queues:
+        counts[queue] = counts.get(queue, 0) + 1
+    return counts
+
+
+# ── deliveries ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ClaimedMessage(Struct, frozen=True, gc=False):
+    """A message as it is leased."""
 
     seq: int
     id: str
     body: bytes
     headers: str | None
     attempt: int
-    fence: int
+    delivery_number: int
+    """The number of this delivery of the message. It fences: a settle that names another number is refused."""
     priority: int
     group: str | None
     enqueued_at: float
     expires_at: float | None
 
 
-class Claim(NamedTuple):
-    """What one receive takes, and the queue's watermark.
+class Claimed(NamedTuple):
+    """The outcome of a claim."""
 
-    ``ended`` had expired. ``unfinished`` says that there may be more: so many had expired, or so large were they.
-    """
-
-    messages: list[Claimed]
+    messages: list[ClaimedMessage]
     watermark: int
     ended: Sequence[End] = ()
+    """The messages that had expired."""
     unfinished: bool = False
+    """Whether more may be ready: many had expired, or the rest was too large for one reply."""
 
 
 class DeliveryRef(Struct, frozen=True, gc=False):
-    """A delivery that is to be settled: the message's place, its fence, and what its lease knows of it.
-
-    Of one that has ``ended`` there is no lease any more; all it can do is repeat what it did before.
-    """
+    """Which delivery a command settles, and what its lease knows of the message."""
 
     seq: int
-    fence: int
+    number: int
+    """The delivery number."""
     queue: str = ""
     group: str | None = None
     size: int = 0
     expires: bool = False
     ended: bool = False
-
-
-class Advanced(NamedTuple):
-    """What time has done: how many became ready in which queue, what expired, and when to look again."""
-
-    ready: dict[str, int]
-    ended: Sequence[End]
-    next_at: float | None
-
-
-class Shifted(NamedTuple):
-    """Waits and times to live were moved with the wall clock, by so many seconds."""
-
-    seconds: float
+    """Whether its lease is gone. Then it can only repeat what it did before."""
 
 
 LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was changed; go on with the next message"
 
 
 class DeliveryLost(LeaseLost):
-    """The lease of ``held`` has ended."""
+    """The lease of ``delivery`` has ended."""
 
-    def __init__(self, held: DeliveryRef) -> None:
+    def __init__(self, delivery: DeliveryRef) -> None:
         super().__init__(LEASE_ENDED)
-        self.held = held
+        self.delivery = delivery
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Advanced(NamedTuple):
+    """What time did to messages."""
+
+    ready: dict[str, int]
+    """How many delayed messages became ready, by queue."""
+    ended: Sequence[End]
+    """The messages that expired."""
+    next_at: float | None
+    """When the next message is due or expires, in seconds since the epoch."""
+
+
+class Shifted(NamedTuple):
+    """Waits and times to live were moved with the wall clock."""
+
+    seconds: float
+
+
+class Forgotten(NamedTuple):
+    """One step of forgetting settled records."""
+
+    rows: int
+    after: int | None
+    """Where the next step goes on; None after the last queue."""
+
+
+# ── administration ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Step(NamedTuple):
+    """One bounded step of a purge, redrive or drop."""
+
+    ids: list[str]
+    """The ids of the messages it changed."""
+    after: int | None
+    """Where the next step goes on; None when there is nothing more."""
+    ended: Sequence[End] = ()
+
+
+class Binding(NamedTuple):
+    """A queue receives the messages sent to a topic that have all of ``headers``."""
+
+    topic: str
+    queue: str
+    headers: dict[str, str]
+
+
+# ── the dedup service ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class OnceRecord(NamedTuple):
+    """What is stored for a key of the dedup service."""
+
+    state: str
+    mine: bool
+    """Whether the caller who asked runs the key, or ran it."""
+    status: int
+    output: bytes | None
+    output_bytes: int
+
+
+# ── schedules ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ScheduleRecord(NamedTuple):
+    """A schedule as it is stored."""
+
+    definition: Definition
+    origin: str
+    """``client``, or ``config`` for one of the configuration file."""
+    seen_at: float
+    next_at: int | None
+    last_at: int | None
+    error: str | None
+    row_id: int
+
+
+class ScheduleAdded(NamedTuple):
+    """The outcome of adding a schedule."""
+
+    changed: bool
+    next_at: int | None

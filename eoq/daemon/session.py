@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import EoqError
-from .store.sqlite.database import Verb
+from .store.commands import Command, R
 
 if TYPE_CHECKING:
     from .broker.leases import Lease
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
-Done: TypeAlias = Callable[[Any], None]
 
 
 class Submitter(Protocol):
     """The way to the store: the writer, for whoever changes something."""
 
-    def submit(self, verb: Verb, done: Done, durable: bool = True) -> None: ...
+    def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None: ...
 
 
 class Session:

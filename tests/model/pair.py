@@ -22,7 +22,7 @@ from typing import Any, Final
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import LONGEST_TIMER, Broker
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.records import Advanced, Claim, Shifted
+from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
@@ -139,11 +139,10 @@ class Pair:
         self._store = self._loop.run_until_complete(opening)
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
-        self._topics = Topics(self._store, self)
+        self._topics = Topics(self)
         self._topics.load(self._store.bindings())
         self.model.bindings = dict(self.bindings)
         self._broker = Broker(
-            self._store,
             self,
             self.clock,
             epoch=f"start{self._starts}",
@@ -152,7 +151,7 @@ class Pair:
             settings=self.settings,
             topics=self._topics,
         )
-        self._steward = AdminService(self._store, self, self.clock, self._broker)
+        self._steward = AdminService(self, self.clock, self._broker)
         self._broker.start()
 
     # ── what the test does ──────────────────────────────────────────────────────────────────────────────
@@ -198,7 +197,7 @@ class Pair:
     def _lost_now(self) -> tuple[Sequence[Delivery], bool]:
         """The deliveries that a release submitted at this moment must be about, and whether they count."""
         if self._finishing is not None:
-            # Claimed for somebody who has gone: nobody has looked at them.
+            # ClaimedMessage for somebody who has gone: nobody has looked at them.
             return ([] if self._finishing.taken else self._finishing.claimed), False
         if self._closing is not None:
             return [delivery for delivery in self._closing.bound if not delivery.ended], True
@@ -325,7 +324,7 @@ class Pair:
                 asked.expected = asked.effect()
             except Refused as refused:
                 asked.expected = refused.code
-        elif isinstance(outcome, Claim):
+        elif isinstance(outcome, Claimed):
             self._apply_claim(submitted, outcome)
         elif isinstance(outcome, Advanced):
             self._apply_advance(submitted.wall, outcome)
@@ -336,7 +335,7 @@ class Pair:
             for delivery in submitted.lost:
                 self.model.retry(submitted.wall, delivery, counts=submitted.counts)
 
-    def _apply_claim(self, submitted: Submitted, claim: Claim) -> None:
+    def _apply_claim(self, submitted: Submitted, claim: Claimed) -> None:
         for end in claim.ended:
             message = self.model.messages[end.queue, end.id]
             assert message in self.model.expired(submitted.wall), f"{message} has not expired"

@@ -77,7 +77,6 @@ class Daemon(Admin):
         self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
         self._store = self._loop.run_until_complete(Store.open(self.path, settings=lambda _: SETTINGS))
         self._broker = Broker(
-            self._store,
             self,
             self._clock,
             epoch=f"start{self._starts}",
@@ -85,7 +84,7 @@ class Daemon(Admin):
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,
         )
-        self._steward = AdminService(self._store, self, self._clock, self._broker)
+        self._steward = AdminService(self, self._clock, self._broker)
         self._broker.start()
         self.rest()
 

@@ -12,8 +12,8 @@ import pytest
 
 from eoq import EoqError
 from eoq.daemon.config.settings import QueueSettings, StorageSettings
-from eoq.daemon.records import Claim, DeliveryRef, NewMessage
-from eoq.daemon.store.sqlite.batching import Take
+from eoq.daemon.records import Claimed, DeliveryRef, NewMessage
+from eoq.daemon.store.sqlite.batching import Claim
 from eoq.daemon.store.sqlite.store import Store
 from eoq.daemon.store.sqlite.tables.publishing import Put
 
@@ -48,7 +48,7 @@ def _put(id: str, **options: Any) -> Callable[[Store], Verb]:
 
 
 def _take(limit: int = 1) -> Callable[[Store], Verb]:
-    return lambda store: Take(store, NOW - 9, "q", limit, 1 << 20, "pid 1")
+    return lambda store: Claim(store, NOW - 9, "q", limit, 1 << 20, "pid 1")
 
 
 def _reject(seq: int, group: str | None = None) -> Callable[[Store], Verb]:
@@ -121,7 +121,7 @@ async def _outcome(
     try:
         # Another queue first, so that the numbers of queue and message are not the same; its watermark is its own.
         store.transact([Put(store, NOW, (NewMessage("first", "", b"", b""),))])
-        store.transact([Take(store, NOW, "first", 1, 1 << 20, None)])
+        store.transact([Claim(store, NOW, "first", 1, 1 << 20, None)])
         for verb in case.before:
             (outcome,) = store.transact([verb(store)])
             assert not isinstance(outcome, EoqError), outcome
@@ -131,7 +131,7 @@ async def _outcome(
             store._space_known_at = float("-inf")  # private: the disk is looked at again, as it is after 0.1 s
         verbs: list[Verb] = [
             Put(store, NOW, (case.message,)),
-            Take(store, case.taken_at, case.queue, 1, 1 << 20, "pid 2"),
+            Claim(store, case.taken_at, case.queue, 1, 1 << 20, "pid 2"),
         ]
         statements: list[str] = []
         store._database.set_trace_callback(statements.append)  # private; there is no other way to see them
@@ -139,7 +139,7 @@ async def _outcome(
         store._database.set_trace_callback(None)
         assert "rollback" not in statements, "one refusal cost all their transaction"
         # Both go on from there in the same way: the next place in the file, what is counted.
-        told += store.transact([Put(store, NOW, (_message("next"),)), Take(store, NOW, "q", 9, 1 << 20, None)])
+        told += store.transact([Put(store, NOW, (_message("next"),)), Claim(store, NOW, "q", 9, 1 << 20, None)])
         settings = QueueSettings(max_depth=4, when_full="drop_oldest")
         told += store.transact([lambda: store.put(NOW, [_message(f"more{n}") for n in range(4)])])
         told = [_plainly(one) for one in told]
@@ -153,7 +153,7 @@ def _plainly(told: object) -> object:
     """An error says how much room there was, which changes; and what has ended is a list or a tuple."""
     if isinstance(told, EoqError):
         return type(told)
-    return told._replace(ended=list(told.ended)) if isinstance(told, Claim) else told
+    return told._replace(ended=list(told.ended)) if isinstance(told, Claimed) else told
 
 
 def _compare(folder: Path, case: Case) -> tuple[Told, bool]:
@@ -168,7 +168,7 @@ def test_it_is_done_as_one(tmp_path: Path, case: Case) -> None:
     told, as_one = _compare(tmp_path, case)
     assert as_one
     claim = told[1]
-    assert isinstance(claim, Claim) and [message.id for message in claim.messages] == [case.message.id]
+    assert isinstance(claim, Claimed) and [message.id for message in claim.messages] == [case.message.id]
 
 
 @pytest.mark.parametrize("case", NOT_HANDED_OVER.values(), ids=NOT_HANDED_OVER.keys())

@@ -22,9 +22,9 @@ from msgspec.structs import replace
 import eoq
 from eoq.daemon import requests
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.records import Claimed, DeliveryRef, NewMessage
+from eoq.daemon.records import ClaimedMessage, DeliveryRef, NewMessage
 from eoq.daemon.schedule_rules import Definition
-from eoq.daemon.store.sqlite.batching import Take
+from eoq.daemon.store.sqlite.batching import Claim
 from eoq.daemon.store.sqlite.database import MANY
 from eoq.daemon.store.sqlite.reader import Filter, Reader
 from eoq.daemon.store.sqlite.store import Store
@@ -122,9 +122,9 @@ def _do(store: Store, *verbs: Callable[[], object]) -> None:
 
 
 def _claim(store: Store, queue: str, limit: int = FILL) -> list[DeliveryRef]:
-    taken: list[Claimed] = []
+    taken: list[ClaimedMessage] = []
     _do(store, lambda: taken.extend(store.claim(NOW, queue, limit, MOST_BYTES).messages))
-    return [DeliveryRef(message.seq, message.fence, queue, message.group) for message in taken]
+    return [DeliveryRef(message.seq, message.delivery_number, queue, message.group) for message in taken]
 
 
 def _claim_group(store: Store) -> DeliveryRef:
@@ -165,7 +165,7 @@ def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced
 def test_a_message_that_is_handed_over_looks_at_the_first_of_the_others(traced: Traced) -> None:
     _claim(traced.store, "q", 2 * FILL)
     message = _message("q", "waited-for")
-    steps = traced.plan(Put(traced.store, NOW, (message,)), Take(traced.store, NOW, "q", 1, MOST_BYTES, None))
+    steps = traced.plan(Put(traced.store, NOW, (message,)), Claim(traced.store, NOW, "q", 1, MOST_BYTES, None))
     assert not any("INTEGER PRIMARY KEY" in step for step in steps), "it was stored, and then claimed"
     _check(
         steps,

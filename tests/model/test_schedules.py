@@ -73,9 +73,7 @@ class Daemon:
             return put(now, messages)
 
         self.store.put = full_or_put  # type: ignore[method-assign] # as a store is whose queues have limits
-        self.broker = Broker(
-            self.store, self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None
-        )
+        self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None)
         self.scheduler = Scheduler(self.store, self, self.broker.clock, self.broker.intake)
         self.running = True
         self.scheduler.apply(self.config)

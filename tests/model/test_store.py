@@ -10,7 +10,7 @@ import pytest
 
 import eoq
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.records import Claim, NewMessage, Stored
+from eoq.daemon.records import Claimed, NewMessage, Stored
 from eoq.daemon.store.sqlite.store import Store
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables.deliveries import EXPIRY_ROWS
@@ -32,7 +32,7 @@ def test_a_send_over_several_queues_is_undone_where_there_is_no_room_for_another
             (stored,) = store.transact([lambda: store.put(1.0, messages[1:])])
             assert not isinstance(stored, eoq.EoqError)
             (claim,) = store.transact([lambda: store.claim(1.0, "a", 10, 100)])
-            assert isinstance(claim, Claim) and claim.messages == []
+            assert isinstance(claim, Claimed) and claim.messages == []
         finally:
             await store.close()
 
@@ -49,7 +49,7 @@ def test_a_claim_takes_what_stands_before_one_that_has_expired(tmp_path: Path) -
             messages.append(NewMessage("q", "late", b"", b"digest", expires_at=2.0))
             store.transact([lambda: store.put(1.0, messages)])
             (claim,) = store.transact([lambda: store.claim(3.0, "q", 1000, 1 << 20)])
-            assert isinstance(claim, Claim)
+            assert isinstance(claim, Claimed)
             assert [message.id for message in claim.messages] == [f"{n}" for n in range(EXPIRY_ROWS + 100)]
         finally:
             await store.close()
@@ -86,7 +86,7 @@ def test_sends_that_arrive_together_are_each_answered_for_themselves(tmp_path: P
             assert told == [[], [], [0], [0], "claim", [], "id_conflict", [], [], "queue_full", [], []]
             for queue, ids in {"q": ["a", "b", "c", "d"], "small": ["e"], "new": ["g", "h"]}.items():
                 (claim,) = store.transact([partial(store.claim, 3.0, queue, 100, 100)])
-                assert isinstance(claim, Claim)
+                assert isinstance(claim, Claimed)
                 assert [message.id for message in claim.messages] == ids
                 assert queue != "q" or [message.enqueued_at for message in claim.messages] == [1.0, 2.0, 1.0, 1.0]
         finally:

@@ -31,10 +31,8 @@ class SlowDaemon:
         self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
         self._loop = asyncio.new_event_loop()
         self.store = self._loop.run_until_complete(Store.open(path, settings=lambda _: self.settings))
-        self.broker = Broker(
-            self.store, self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings
-        )
-        self.once = OnceService(self.store, self, self.clock)
+        self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings)
+        self.once = OnceService(self, self.clock)
 
     def close(self) -> None:
         self._loop.run_until_complete(self.store.close())

@@ -21,7 +21,7 @@ from ..config.settings import SettingsOf, defaults
 from ..records import (
     LEASE_ENDED,
     Advanced,
-    Claim,
+    Claimed,
     DeliveryLost,
     DeliveryRef,
     End,
@@ -32,7 +32,7 @@ from ..records import (
     counted,
 )
 from ..session import Fields, Reply, Session, Submitter
-from ..store.sqlite.store import Store
+from ..store.commands import Advance, RejectDelivery, RetryDeliveries, Settle, ShiftTimes
 from .leases import Lease, Leases, Receipts
 from .limits import DeliveryLimits
 from .publishing import Arrived, Publishing, Router
@@ -55,7 +55,6 @@ class Broker:
 
     def __init__(
         self,
-        store: Store,
         writer: Submitter,
         clock: Clock,
         *,
@@ -67,7 +66,6 @@ class Broker:
         rng: random.Random | None = None,
         settings: SettingsOf = defaults,
     ) -> None:
-        self._store = store
         self._writer = writer
         self.clock = self._clock = NoticingClock(clock, self._shift)
         self._rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
@@ -78,9 +76,9 @@ class Broker:
         self._receipts = Receipts(epoch)
         self._leases = Leases(self._expired)
         self._receivers = Receivers(
-            store,
             writer,
             self._clock,
+            settings,
             DeliveryLimits(settings, self._clock, self._leases.count),
             grant=self._grant,
             give_back=self._return,
@@ -91,7 +89,6 @@ class Broker:
         """For due and for expired messages."""
         self.rates = Throughput(clock)
         self.intake = Publishing(
-            store,
             writer,
             self._clock,
             topics,
@@ -130,7 +127,7 @@ class Broker:
             if isinstance(outcome, EoqError) and not self._stopping:
                 self._clock.call_later(FAILED_RELEASE, partial(self._shift, seconds))
 
-        self._writer.submit(partial(self._store.shift, seconds), done)
+        self._writer.submit(ShiftTimes(seconds), done)
         self._alarm.set(self._clock.wall())
 
     def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
@@ -186,7 +183,7 @@ class Broker:
 
     # ── delivering ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _grant(self, session: Session, request: ask.Receive, claim: Claim) -> Fields:
+    def _grant(self, session: Session, request: ask.Receive, claim: Claimed) -> Fields:
         leases = self._lease(session, request, claim)
         self._leases.add(leases)
         if leases:
@@ -210,14 +207,14 @@ class Broker:
             messages.append(fields)
         return {"messages": messages, "watermark": claim.watermark}
 
-    def _lease(self, session: Session, request: ask.Receive, claim: Claim) -> list[Lease]:
+    def _lease(self, session: Session, request: ask.Receive, claim: Claimed) -> list[Lease]:
         deadline = self._clock.monotonic() + request.lease
         owner = session.leases if request.bound else None
         return [
             Lease(
                 DeliveryRef(
                     message.seq,
-                    message.fence,
+                    message.delivery_number,
                     request.queue,
                     message.group,
                     len(message.body),
@@ -225,14 +222,14 @@ class Broker:
                 ),
                 message.id,
                 message.attempt,
-                self._receipts.write(message.seq, message.fence),
+                self._receipts.write(message.seq, message.delivery_number),
                 deadline,
                 owner,
             )
             for message in claim.messages
         ]
 
-    def _return(self, session: Session, request: ask.Receive, claim: Claim) -> None:
+    def _return(self, session: Session, request: ask.Receive, claim: Claimed) -> None:
         self._give_back(self._lease(session, request, claim), None, counts=False)
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +250,7 @@ class Broker:
 
     def _living_lease_of(self, receipt: str) -> Lease:
         lease = self._lease_of(receipt)
-        if lease.held.ended:
+        if lease.delivery.ended:
             raise LeaseLost(LEASE_ENDED)
         return lease
 
@@ -284,18 +281,18 @@ class Broker:
                 return
             reply(answer(routed.duplicates(outcome.duplicates)))
             # Of a lease that is named twice, the first result is stored.
-            done = {lease: result for lease, result in reversed(acks) if not lease.held.ended}
+            done = {lease: result for lease, result in reversed(acks) if not lease.delivery.ended}
             for queue, count in self._free(list(done)).items():
                 self.rates.done(queue, count)
             for lease, result in done.items():
-                self._ended(lease.held.queue, lease.id, "done", result, None)
+                self._ended(lease.delivery.queue, lease.id, "done", result, None)
             if done:
                 self._made_room()
             if sends:
                 self.intake.arrive(routed.messages, outcome)
 
-        held = [(lease.held, result) for lease, result in acks]
-        self._writer.submit(partial(self._store.settle, now, held, routed.messages), settled)
+        deliveries = [(lease.delivery, result) for lease, result in acks]
+        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), settled)
         self._moved_on([lease for lease, _ in acks])
         if sends:
             self.intake.stored(routed.messages)
@@ -306,7 +303,7 @@ class Broker:
         Returns how many they are by queue.
         """
         self._leases.remove(leases)
-        counts = counted([lease.held.queue for lease in leases])
+        counts = counted([lease.delivery.queue for lease in leases])
         for queue, count in counts.items():
             if self._settings(queue).max_in_flight is not None:
                 self._receivers.stir(queue, count)
@@ -314,7 +311,7 @@ class Broker:
 
     def _moved_on(self, leases: Sequence[Lease]) -> None:
         """Messages are about to end; the next of their groups may become ready, or delayed until they are due."""
-        grouped = [lease.held.queue for lease in leases if lease.held.group is not None]
+        grouped = [lease.delivery.queue for lease in leases if lease.delivery.group is not None]
         if not grouped:
             return
         for queue, count in counted(grouped).items():
@@ -350,26 +347,20 @@ class Broker:
             else:
                 reply({})
 
-        verb = partial(
-            self._store.retry,
-            now,
-            [lease.held for lease in leases],
-            due_at=now + delay if delay else None,
-            error=error,
-            counts=counts,
-        )
-        self._writer.submit(verb, done)
+        due_at = now + delay if delay else None
+        deliveries = [lease.delivery for lease in leases]
+        self._writer.submit(RetryDeliveries(now, deliveries, self._settings, due_at, error, counts), done)
         if delay:
             self._alarm.set(now + delay)
-        if any(lease.held.expires for lease in leases):
+        if any(lease.delivery.expires for lease in leases):
             self._alarm.set(now)  # looks when the next expires
-        for queue, count in counted([lease.held.queue for lease in leases]).items():
+        for queue, count in counted([lease.delivery.queue for lease in leases]).items():
             self._receivers.stir(queue, count)
         self._moved_on(leases)
 
     def _retry_wait(self, lease: Lease) -> float:
         """Seconds until the next delivery, growing exponentially, with some of it left to chance."""
-        settings = self._settings(lease.held.queue)
+        settings = self._settings(lease.delivery.queue)
         if lease.attempt <= 1:
             wait = settings.retry_first
         else:
@@ -385,12 +376,12 @@ class Broker:
                 reply(outcome)
                 return
             reply({})
-            if not lease.held.ended:
+            if not lease.delivery.ended:
                 self._free([lease])
-                self._ended(lease.held.queue, lease.id, "dead", None, request.error)
+                self._ended(lease.delivery.queue, lease.id, "dead", None, request.error)
                 self._made_room()
 
-        self._writer.submit(partial(self._store.reject, self._clock.wall(), lease.held, request.error), done)
+        self._writer.submit(RejectDelivery(self._clock.wall(), lease.delivery, request.error), done)
         self._moved_on([lease])
 
     def _extend(self, session: Session, request: ask.Extend, reply: Reply) -> None:
@@ -436,14 +427,14 @@ class Broker:
                 self._alarm.set(outcome.next_at)
             self.ended(outcome.ended)
 
-        self._writer.submit(partial(self._store.advance, self._clock.wall(), ADVANCE_BATCH), done)
+        self._writer.submit(Advance(self._clock.wall(), ADVANCE_BATCH, self._settings), done)
 
 
 def _which(error: EoqError, leases: Sequence[Lease]) -> EoqError:
     """Of several acks, the one whose lease has ended is named."""
     if not isinstance(error, DeliveryLost) or len(leases) == 1:
         return error
-    receipt = next(lease.receipt for lease in leases if lease.held is error.held)
+    receipt = next(lease.receipt for lease in leases if lease.delivery is error.delivery)
     return LeaseLost(
         f"the lease of the receipt {receipt} has ended, so nothing at all was changed: leave that message out, and "
         "settle the others again"

@@ -22,7 +22,7 @@ MOST_OVER: Final = 10_000
 class Lease(Struct, eq=False):
     """One delivery that is not settled yet. ``deadline`` is monotonic seconds."""
 
-    held: DeliveryRef
+    delivery: DeliveryRef
     id: str
     attempt: int
     receipt: str
@@ -87,7 +87,7 @@ class Leases:
             return
         first = leases[0]
         self._by_receipt.update([(lease.receipt, lease) for lease in leases])
-        self._by_queue[first.held.queue] += len(leases)
+        self._by_queue[first.delivery.queue] += len(leases)
         if first.owner is not None:
             first.owner.update(leases)
         self._schedule(leases)
@@ -102,7 +102,7 @@ class Leases:
         removed = []
         for lease in leases:
             if self._by_receipt.pop(lease.receipt, None) is not None:
-                removed.append(lease.held.queue)
+                removed.append(lease.delivery.queue)
             if lease.owner is not None:
                 lease.owner.discard(lease)
         for queue, count in counted(removed).items():

@@ -14,8 +14,7 @@ from ..clock import Clock
 from ..config.settings import SettingsOf
 from ..records import End, NewMessage, Routed, Stored
 from ..session import Fields, Reply, Session, Submitter
-from ..store.sqlite.store import Store
-from ..store.sqlite.tables.publishing import Put
+from ..store.commands import Put
 from .throughput import Throughput
 
 MAX_COPIES: Final = 25_000
@@ -40,7 +39,6 @@ class Publishing:
 
     def __init__(
         self,
-        store: Store,
         writer: Submitter,
         clock: Clock,
         topics: Router | None,
@@ -53,7 +51,6 @@ class Publishing:
         ended: Callable[[Sequence[End]], None],
     ) -> None:
         """``stir`` is told how many messages of a queue may be ready soon, ``watch`` when one is due or expires."""
-        self._store = store
         self._writer = writer
         self._clock = clock
         self._topics = topics
@@ -90,7 +87,7 @@ class Publishing:
             if outcome.ended:
                 self._ended(outcome.ended)
 
-        self._writer.submit(Put(self._store, now, (message,)), done)
+        self._writer.submit(Put(now, (message,), self._settings), done)
         self._stir(queue, 1)
 
     def send_many(self, _session: Session, request: ask.SendMany, reply: Reply) -> None:
@@ -112,7 +109,7 @@ class Publishing:
             reply(answer(routed.duplicates(outcome.duplicates)))
             self.arrive(routed.messages, outcome)
 
-        self._writer.submit(Put(self._store, now, routed.messages), done)
+        self._writer.submit(Put(now, routed.messages, self._settings), done)
         self.stored(routed.messages)
 
     def route(self, messages: Sequence[NewMessage], now: float) -> Routed:

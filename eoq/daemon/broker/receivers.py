@@ -15,18 +15,18 @@ from typing import Final, TypeAlias
 from ...errors import EoqError
 from .. import requests as ask
 from ..clock import Alarm, Clock, Timer
-from ..records import Claim, End
+from ..config.settings import SettingsOf
+from ..records import Claimed, End
 from ..session import Fields, Reply, Session, Submitter
-from ..store.sqlite.batching import Take
-from ..store.sqlite.store import Store
+from ..store.commands import Claim
 from .limits import DeliveryLimits
 
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies and headers in one reply to a receive; a single larger message goes alone."""
 
-Grant: TypeAlias = Callable[[Session, ask.Receive, Claim], Fields]
+Grant: TypeAlias = Callable[[Session, ask.Receive, Claimed], Fields]
 """Makes leases of what was claimed, and the reply that hands them over."""
-Return: TypeAlias = Callable[[Session, ask.Receive, Claim], None]
+Return: TypeAlias = Callable[[Session, ask.Receive, Claimed], None]
 """Gives back what was claimed for somebody who has gone: nobody has looked at it."""
 
 
@@ -67,16 +67,16 @@ class Receivers:
 
     def __init__(
         self,
-        store: Store,
         writer: Submitter,
         clock: Clock,
+        settings: SettingsOf,
         flow: DeliveryLimits,
         *,
         grant: Grant,
         give_back: Return,
         ended: Callable[[Sequence[End]], None],
     ) -> None:
-        self._store = store
+        self._settings = settings
         self._writer = writer
         self._clock = clock
         self._flow = flow
@@ -106,7 +106,7 @@ class Receivers:
         for line in list(self._lines.values()):
             for waiter in tuple(line.waiters):
                 if not waiter.claiming:
-                    self._answer(waiter, Claim([], 0))
+                    self._answer(waiter, Claimed([], 0))
 
     def receive(self, session: Session, request: ask.Receive, reply: Reply) -> None:
         """Leases what there is, or waits for it; ``reply`` is called once, now or later."""
@@ -129,7 +129,7 @@ class Receivers:
         waiter.claiming = True
         consumer = waiter.session.consumer
         now = self._clock.wall()
-        verb = Take(self._store, now, request.queue, waiter.allowed, RECEIVE_BYTES, consumer)
+        verb = Claim(now, request.queue, waiter.allowed, RECEIVE_BYTES, self._settings, consumer)
         # A lease that is lost with the power was one of a daemon that is gone as well.
         self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
 
@@ -150,7 +150,7 @@ class Receivers:
         if undecided and not self._stopping:
             line.held[waiter] = None
         else:
-            self._answer(waiter, Claim([], 0))
+            self._answer(waiter, Claimed([], 0))
 
     def _claim_held(self, queue: str) -> None:
         """A claim is no longer under way: those who want an answer at once claim what it has left."""
@@ -162,10 +162,10 @@ class Receivers:
             if not waiter.claiming and not waiter.answered:
                 self._claim(waiter, line)
 
-    def _claimed(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
+    def _claimed(self, waiter: Waiter, line: Line, outcome: Claimed | EoqError) -> None:
         waiter.claiming = False
         queue = waiter.request.queue
-        claim = outcome if isinstance(outcome, Claim) else Claim([], 0)
+        claim = outcome if isinstance(outcome, Claimed) else Claimed([], 0)
         taken = len(claim.messages)
         if waiter.limited:
             self._flow.claimed(queue, waiter.allowed, taken)
@@ -178,12 +178,12 @@ class Receivers:
             self._claim_held(queue)
         self._ended(claim.ended)
 
-    def _conclude(self, waiter: Waiter, line: Line, outcome: Claim | EoqError) -> None:
+    def _conclude(self, waiter: Waiter, line: Line, outcome: Claimed | EoqError) -> None:
         if not waiter.answered and waiter.session.hung_up():
             self._leave(waiter)
         if waiter.answered:
             # It left while its claim was under way (a closed connection, a wait that ended).
-            if isinstance(outcome, Claim):
+            if isinstance(outcome, Claimed):
                 self._return(waiter.session, waiter.request, outcome)
         elif isinstance(outcome, EoqError):
             self._leave(waiter)
@@ -195,7 +195,7 @@ class Receivers:
         elif not waiter.patient:
             self._answer(waiter, outcome)
 
-    def _answer(self, waiter: Waiter, claim: Claim) -> None:
+    def _answer(self, waiter: Waiter, claim: Claimed) -> None:
         self._leave(waiter)
         waiter.reply(self._grant(waiter.session, waiter.request, claim))
 
@@ -206,7 +206,7 @@ class Receivers:
         if waiter.claiming:
             waiter.patient = False
         else:
-            self._answer(waiter, Claim([], 0))
+            self._answer(waiter, Claimed([], 0))
 
     def _leave(self, waiter: Waiter) -> None:
         waiter.answered = True

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
 from ..broker.broker import Broker
 from ..clock import Clock
+from ..records import Step
 from ..session import Fields, Reply, Session, Submitter
-from ..store.sqlite.store import Store
-from ..store.sqlite.tables.dead_letters import Step
+from ..store.commands import Drop, Pause, Purge, Redrive
 
 
 class AdminService:
@@ -19,8 +18,7 @@ class AdminService:
 
     handles = (ask.Pause, ask.Resume, ask.Purge, ask.Redrive, ask.Drop)
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, broker: Broker) -> None:
-        self._store = store
+    def __init__(self, writer: Submitter, clock: Clock, broker: Broker) -> None:
         self._writer = writer
         self._clock = clock
         self._broker = broker
@@ -43,7 +41,7 @@ class AdminService:
         def done(outcome: bool | EoqError) -> None:
             reply(outcome if isinstance(outcome, EoqError) else {"changed": outcome})
 
-        self._writer.submit(partial(self._store.pause, queue, paused), done)
+        self._writer.submit(Pause(queue, paused), done)
         if not paused:
             self._broker.stir_all(queue)
 
@@ -55,16 +53,16 @@ class AdminService:
             reply(_fields(outcome, "upto") | {"count": len(outcome.ids)})
             self._broker.ended(outcome.ended)
 
-        self._writer.submit(partial(self._store.purge, self._clock.wall(), queue, upto), done)
+        self._writer.submit(Purge(self._clock.wall(), queue, upto), done)
 
     def _redrive(self, request: ask.Redrive, reply: Reply) -> None:
-        verb = partial(self._store.redrive, self._clock.wall(), request.queue, **_chosen(request))
-        self._writer.submit(verb, partial(self._answer, request, reply))
+        command = Redrive(self._clock.wall(), request.queue, *_selected(request))
+        self._writer.submit(command, partial(self._answer, request, reply))
         self._broker.stir_all(request.queue)
 
     def _drop(self, request: ask.Drop, reply: Reply) -> None:
-        verb = partial(self._store.drop, self._clock.wall(), request.queue, **_chosen(request))
-        self._writer.submit(verb, partial(self._answer, request, reply))
+        command = Drop(self._clock.wall(), request.queue, *_selected(request))
+        self._writer.submit(command, partial(self._answer, request, reply))
 
     def _answer(self, request: ask.Redrive | ask.Drop, reply: Reply, outcome: Step | EoqError) -> None:
         if isinstance(outcome, EoqError):
@@ -74,7 +72,7 @@ class AdminService:
         reply(_fields(outcome, "after") | {"ids": outcome.ids, "missing": missing})
 
 
-def _chosen(request: ask.Redrive | ask.Drop) -> dict[str, Any]:
+def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float | None, int]:
     if request.ids is not None and (request.all or request.failed_before is not None):
         raise InvalidRequest("give `ids`, or `all` or `failed_before`, not both")
     if request.ids is None and not request.all and request.failed_before is None:
@@ -83,7 +81,7 @@ def _chosen(request: ask.Redrive | ask.Drop) -> dict[str, Any]:
         if not id.isprintable():
             # No message has such an id; and SQLite's JSON ends a text at a NUL, so that it would mean another.
             raise InvalidRequest(f"{id!r} is no id: it has characters that cannot be printed")
-    return {"ids": request.ids, "failed_before": request.failed_before, "after": request.after}
+    return request.ids, request.failed_before, request.after
 
 
 def _fields(step: Step, name: str) -> Fields:

@@ -7,17 +7,17 @@ daemon does not start a second run beside the first: the first has some time to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from ...errors import EoqError, InvalidRequest, MessageTooLarge
 from ...protocol.codec import get_bytes, put_bytes
 from ...protocol.limits import MAX_OUTPUT
 from .. import requests as ask
 from ..clock import Clock, Timer
+from ..records import OnceRecord
 from ..session import Fields, Reply, Session, Submitter
-from ..store.sqlite.tables.once import Once, OnceTable
+from ..store.commands import Command, OnceBegin, OnceFinish, OnceRelease, OnceRunning
 
 RETURN_SECONDS: Final = 30.0
 """How long a caller may take to come back after a restart of the daemon, before its key is open again."""
@@ -63,8 +63,7 @@ class OnceService:
 
     handles = (ask.Once, ask.OnceDone, ask.OnceRelease)
 
-    def __init__(self, table: OnceTable, writer: Submitter, clock: Clock) -> None:
-        self._table = table
+    def __init__(self, writer: Submitter, clock: Clock) -> None:
         self._writer = writer
         self._clock = clock
         self._holders: dict[str, _Holder] = {}
@@ -83,7 +82,7 @@ class OnceService:
                     holder = self._holders[key] = _Holder(token)
                     holder.timer = self._clock.call_later(RETURN_SECONDS, partial(self._release, key, holder))
 
-        self._writer.submit(self._table.once_running, done, durable=False)
+        self._writer.submit(OnceRunning(), done, durable=False)
 
     def stop(self) -> None:
         """Answers all who wait."""
@@ -129,11 +128,11 @@ class OnceService:
         holder = self._holders.get(request.key)
         if holder is not None and holder.token == request.token:
             holder.join(waiter.session)  # at once: the connection it had before may end while the store is asked
-        verb = partial(self._table.once_begin, self._clock.wall(), request.key, request.token, request.fingerprint)
+        command = OnceBegin(self._clock.wall(), request.key, request.token, request.fingerprint)
         # A run that is lost with the power was one of a process that is gone as well.
-        self._writer.submit(verb, partial(self._began, waiter), durable=False)
+        self._writer.submit(command, partial(self._began, waiter), durable=False)
 
-    def _began(self, waiter: _Waiter, outcome: Once | EoqError) -> None:
+    def _began(self, waiter: _Waiter, outcome: OnceRecord | EoqError) -> None:
         key = waiter.request.key
         if isinstance(outcome, EoqError):
             self._answer(waiter, outcome)
@@ -213,8 +212,8 @@ class OnceService:
         if size is None:
             raise InvalidRequest("give `output`, `output_base64`, or `output_bytes` where it is too large to keep")
         expires_at = None if request.ttl is None else self._clock.wall() + request.ttl
-        verb = partial(self._table.once_finish, request.key, request.token, request.status, output, size, expires_at)
-        self._end(request.key, request.token, verb, reply, durable=True)
+        command = OnceFinish(request.key, request.token, request.status, output, size, expires_at)
+        self._end(request.key, request.token, command, reply, durable=True)
 
     def _give_up(self, key: str, token: str, reply: Reply) -> None:
         holder = self._holders.get(key)
@@ -226,10 +225,10 @@ class OnceService:
                 holder.sessions.clear()
                 self._clock.call_later(FAILED_RELEASE, partial(self._release, key, holder))
 
-        self._end(key, token, partial(self._table.once_release, key, token), answer, durable=False)
+        self._end(key, token, OnceRelease(key, token), answer, durable=False)
 
-    def _end(self, key: str, token: str, verb: Callable[[], object], reply: Reply, *, durable: bool) -> None:
-        def done(outcome: Any) -> None:
+    def _end(self, key: str, token: str, command: Command[None], reply: Reply, *, durable: bool) -> None:
+        def done(outcome: EoqError | None) -> None:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
@@ -242,7 +241,7 @@ class OnceService:
                     self._waited(waiter)  # who asked for it has given up
             self._next(key)
 
-        self._writer.submit(verb, done, durable)
+        self._writer.submit(command, done, durable)
 
     def _release(self, key: str, holder: _Holder) -> None:
         """The caller is gone; goes on trying if the disk refuses, until it is back."""
@@ -258,10 +257,10 @@ class OnceService:
                 del self._holders[key]
             self._next(key)
 
-        self._writer.submit(partial(self._table.once_release, key, holder.token), done, durable=False)
+        self._writer.submit(OnceRelease(key, holder.token), done, durable=False)
 
 
-def _done(once: Once) -> Fields:
+def _done(once: OnceRecord) -> Fields:
     fields: Fields = {"state": "done", "status": once.status, "output_bytes": once.output_bytes}
     if once.output is not None:
         put_bytes(fields, "output", once.output)

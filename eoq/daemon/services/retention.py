@@ -11,8 +11,9 @@ from typing import Final
 from ...errors import EoqError
 from ..clock import Clock, Timer
 from ..config.model import LiveConfig
+from ..records import Forgotten
 from ..session import Submitter
-from ..store.sqlite.store import Store
+from ..store.commands import Forget, OnceForget
 
 STEP_ROWS: Final = 200
 """Rows dropped in one step."""
@@ -23,8 +24,7 @@ LONGEST_PAUSE: Final = 600.0
 class Retention:
     """Goes round all queues now and then."""
 
-    def __init__(self, store: Store, writer: Submitter, clock: Clock, current: LiveConfig) -> None:
-        self._store = store
+    def __init__(self, writer: Submitter, clock: Clock, current: LiveConfig) -> None:
         self._writer = writer
         self._clock = clock
         self._current = current
@@ -48,23 +48,19 @@ class Retention:
             self._timer.cancel()
             self._messages(0)
 
-    def _settled_before(self, now: float, queue: str) -> float:
-        return now - self._current.queue(queue).retention
-
     def _messages(self, after: int) -> None:
         self._pausing = False
 
-        def done(outcome: tuple[int, int | None] | EoqError) -> None:
+        def done(outcome: Forgotten | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 self._pause()
-            elif outcome[1] is None:
+            elif outcome.after is None:
                 self._keys()
             elif not self._stopped:
                 # Behind what has arrived meanwhile.
-                self._timer = self._clock.call_later(0, partial(self._messages, outcome[1]))
+                self._timer = self._clock.call_later(0, partial(self._messages, outcome.after))
 
-        settled_before = partial(self._settled_before, self._clock.wall())
-        self._writer.submit(partial(self._store.forget, after, settled_before, STEP_ROWS), done, durable=False)
+        self._writer.submit(Forget(self._clock.wall(), after, STEP_ROWS, self._current.queue), done, durable=False)
 
     def _keys(self) -> None:
         def done(outcome: int | EoqError) -> None:
@@ -73,7 +69,7 @@ class Retention:
             else:
                 self._pause()
 
-        self._writer.submit(partial(self._store.once_forget, self._clock.wall(), STEP_ROWS), done, durable=False)
+        self._writer.submit(OnceForget(self._clock.wall(), STEP_ROWS), done, durable=False)
 
     def _pause(self) -> None:
         if not self._stopped:

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
-from ..records import NewMessage, Routed
+from ..records import Binding, NewMessage, Routed
 from ..session import Reply, Session, Submitter
-from ..store.sqlite.tables.topics import Binding, TopicTable, check
+from ..store import commands
+from ..store.sqlite.tables.topics import check
 
 MAX_BINDING_HEADERS: Final = 4096
 """Characters, as JSON."""
@@ -26,8 +27,7 @@ class Topics:
 
     handles = (ask.Bind, ask.Unbind, ask.Topics)
 
-    def __init__(self, table: TopicTable, writer: Submitter) -> None:
-        self._table = table
+    def __init__(self, writer: Submitter) -> None:
         self._writer = writer
         self._stored: list[Binding] = []
         self._configured: list[Binding] = []
@@ -89,9 +89,9 @@ class Topics:
                 if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
                     raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
                 binding = Binding(topic, queue, headers or {})
-                self._writer.submit(lambda: self._table.bind(binding, self._configured), done)
+                self._writer.submit(commands.Bind(binding, tuple(self._configured)), done)
             case ask.Unbind(topic=topic, queue=queue):
-                self._writer.submit(lambda: self._table.unbind(topic, queue), done)
+                self._writer.submit(commands.Unbind(topic, queue), done)
             case ask.Topics():
                 bindings = [b for topic in sorted(self._by_topic) for b in self._by_topic[topic]]
                 reply({"bindings": [_shown(binding) for binding in bindings]})

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import Struct
-
 from ....errors import StorageFull
-from ...records import Claim, Claimed, NewMessage, Stored
+from ...records import Claimed, ClaimedMessage, NewMessage, Stored
+from ..commands import Claim
 from .database import Verb
 from .tables.deliveries import UNSETTLED_NOT_READY, Delivering
 
@@ -40,32 +39,18 @@ _BEFORE_IT: Final = f"""
     """  # noqa: S608 # a constant
 
 
-class Take(Struct, frozen=True):
-    """The verb `claim` in a form that shows what it takes, so that a message right before it is handed over."""
-
-    store: Delivering
-    now: float
-    queue: str
-    limit: int
-    most_bytes: int
-    consumer: str | None
-
-    def __call__(self) -> Claim:
-        return self.store.claim(self.now, self.queue, self.limit, self.most_bytes, self.consumer)
-
-
 class HandingOver(Delivering):
     """A `put` of one message and the `claim` of whoever waits for it, done as one."""
 
     def _attempt_next(self, verbs: Sequence[Verb], start: int) -> list[object]:
         take = verbs[start + 1] if start + 1 < len(verbs) else None
-        if isinstance(take, Take) and (sends := self._alike(verbs, start)):
+        if isinstance(take, Claim) and (sends := self._alike(verbs, start)):
             claim = self.hand_over(*sends[0], take)
             if claim is not None:
                 return [Stored([], ()), claim]
         return super()._attempt_next(verbs, start)
 
-    def hand_over(self, now: float, message: NewMessage, take: Take) -> Claim | None:
+    def hand_over(self, now: float, message: NewMessage, take: Claim) -> Claimed | None:
         """None, and nothing is changed, where it has to be a put and a claim."""
         number = self._queues[message.queue]
         expired = message.expires_at is not None and message.expires_at <= take.now
@@ -88,7 +73,7 @@ class HandingOver(Delivering):
         self._next_seq += 1
         if self._contents:
             self._count_stored([message], ())
-        claimed = Claimed(
+        claimed = ClaimedMessage(
             seq, message.id, message.body, message.headers, 1, 1, message.priority, None, now, message.expires_at
         )
-        return Claim([claimed], seq if lowest is None else lowest)
+        return Claimed([claimed], seq if lowest is None else lowest)

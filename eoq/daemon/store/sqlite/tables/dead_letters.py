@@ -7,26 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from ....records import End
+from ....records import Step
 from .messages import ENDING_COLUMNS, Ending, MessageTable
 
 STEP_ROWS: Final = 500
 """Messages changed in one step."""
 STEP_LOOKS: Final = 5000
 """Dead letters looked at in one step, for those of the right age."""
-
-
-class Step(NamedTuple):
-    """What one step did.
-
-    ``ids`` are those of the messages it changed, ``after`` is where the next step goes on, None at the end.
-    """
-
-    ids: list[str]
-    after: int | None
-    ended: Sequence[End] = ()
 
 
 class DeadLetters(MessageTable):

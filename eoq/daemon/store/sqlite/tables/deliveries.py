@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ....records import Claim, Claimed, DeliveryLost, DeliveryRef, End, NewMessage, Stored
+from ....records import Claimed, ClaimedMessage, DeliveryLost, DeliveryRef, End, NewMessage, Stored
 from ..database import MANY
 from .messages import ENDING_COLUMNS, Ending, at_places
 from .publishing import Sending
@@ -27,7 +27,7 @@ _ACK: Final = """
       select column1 as seq, column2 as fence, column3 as result, column4 as now
       from (values {rows})
     ) as held
-    where message.seq = held.seq and message.fence = held.fence and message.state = 'leased'
+    where message.seq = held.seq and message.number = held.number and message.state = 'leased'
     """
 _ACK_ONE: Final = """
     update message
@@ -66,15 +66,15 @@ _LOWEST_UNSETTLED: Final = f"""
 class Delivering(Sending):
     """The verbs `claim`, `settle`, `retry` and `reject`, and what becomes of leases when the daemon starts."""
 
-    def claim(self, now: float, queue: str, limit: int, most_bytes: int, consumer: str | None = None) -> Claim:
+    def claim(self, now: float, queue: str, limit: int, most_bytes: int, consumer: str | None = None) -> Claimed:
         """Leases the next messages of a queue: at most ``limit``, and not more than ``most_bytes`` of bodies
         and headers, unless the first alone has more. None while the queue is paused.
         """
         number = self._queues.get(queue) or self._find_queue(queue)
         if number is None:
-            return Claim([], self._end())
+            return Claimed([], self._end())
         if self._is_paused(number):
-            return Claim([], self._watermark(number))
+            return Claimed([], self._watermark(number))
         claimed, expired, cut = self._next(now, number, limit, most_bytes)
         ended: list[End] = []
         if expired:
@@ -82,15 +82,15 @@ class Delivering(Sending):
             claimed, expired, cut = self._next(now, number, limit, most_bytes)
             cut = cut or expired
             if expired and not claimed:
-                return Claim([], self._watermark(number), ended, unfinished=True)
+                return Claimed([], self._watermark(number), ended, unfinished=True)
         if claimed:
             places, values = at_places([message.seq for message in claimed])
             self._database.execute(_LEASE.format(places=places), (now, consumer, *values))
-        return Claim(claimed, self._watermark(number), ended, unfinished=cut)
+        return Claimed(claimed, self._watermark(number), ended, unfinished=cut)
 
-    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[Claimed], bool, bool]:
+    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[ClaimedMessage], bool, bool]:
         """What may be leased, whether there was one among it whose time is over, and whether the rest is too large."""
-        claimed: list[Claimed] = []
+        claimed: list[ClaimedMessage] = []
         size = 0
         cursor = self._database.execute(
             """
@@ -112,7 +112,7 @@ class Delivering(Sending):
             if expires_at is not None and expires_at <= now:
                 expired = True
                 break
-            claimed.append(Claimed(*row))
+            claimed.append(ClaimedMessage(*row))
         cursor.close()
         return claimed, expired, cut
 
@@ -192,7 +192,7 @@ class Delivering(Sending):
         changed = [
             held
             for held, result in acks
-            if not held.ended and self._database.execute(_ACK_ONE, (held.seq, held.fence, result, now)).rowcount
+            if not held.ended and self._database.execute(_ACK_ONE, (held.seq, held.number, result, now)).rowcount
         ]
         repeated = len(changed) < len(acks)
         if repeated:
@@ -206,7 +206,7 @@ class Delivering(Sending):
         if len(acks) < 2 or any(held.ended for held, _ in acks):
             return False
         self._database.execute("savepoint acks")
-        if self._update_acked([(held.seq, held.fence, result, now) for held, result in acks]) < len(acks):
+        if self._update_acked([(held.seq, held.number, result, now) for held, result in acks]) < len(acks):
             self._database.execute("rollback to acks")
             self._database.execute("release acks")
             return False
@@ -244,7 +244,7 @@ class Delivering(Sending):
             """,
             (held.seq,),
         ).fetchone()
-        if found != (state, held.fence):
+        if found != (state, held.number):
             raise DeliveryLost(held)
 
     # ── failing ─────────────────────────────────────────────────────────────────────────────────────────
@@ -292,14 +292,14 @@ class Delivering(Sending):
                 "max_attempts": self._settings(held.queue).max_attempts,
                 "error": error,
                 "seq": held.seq,
-                "fence": held.fence,
+                "fence": held.number,
             },
         ).fetchone()
         if row is None:
             return False
         number, id, state, last_error, expired = row
         if counts:
-            self._note_failure(now, held.seq, held.fence, error)
+            self._note_failure(now, held.seq, held.number, error)
         message = Ending(held.seq, number, id, held.group, held.size, state)
         if state == "dead":
             return self._left(now, message._replace(state="leased"), "dead", last_error)
@@ -321,12 +321,12 @@ class Delivering(Sending):
             where seq = :seq and fence = :fence and state = 'leased'
             returning queue, id
             """,
-            {"error": error, "now": now, "seq": held.seq, "fence": held.fence},
+            {"error": error, "now": now, "seq": held.seq, "fence": held.number},
         ).fetchone()
         if row is None:
             self._require(held, "dead")
             return
-        self._note_failure(now, held.seq, held.fence, error)
+        self._note_failure(now, held.seq, held.number, error)
         number, id = row
         self._left(now, Ending(held.seq, number, id, held.group, held.size, "leased"), "dead", error)
 

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from .....errors import IdConflict, LeaseLost
+from ....records import OnceRecord
 from ..database import File
-
-
-class Once(NamedTuple):
-    """What is known of a key. ``mine`` says that the caller who asks is the one that runs it, or ran it."""
-
-    state: str
-    mine: bool
-    status: int
-    output: bytes | None
-    output_bytes: int
 
 
 class OnceTable(File):
     """The verbs of the table ``once``; see ``file.py`` for what a verb is."""
 
-    def once_begin(self, now: float, key: str, token: str, fingerprint: str | None) -> Once:
+    def once_begin(self, now: float, key: str, token: str, fingerprint: str | None) -> OnceRecord:
         """Takes ``key`` for the caller with ``token``, unless another runs it or it is done.
 
         Raises `IdConflict` where the key stands for something with another fingerprint.
@@ -54,7 +43,7 @@ class OnceTable(File):
                 f"the key {key!r} was used for something else (fingerprint {stored_fingerprint!r}, now "
                 f"{fingerprint!r}), and nothing was run; what is new needs a new key"
             )
-        return Once(state, stored_token == token, status or 0, output, output_bytes or 0)
+        return OnceRecord(state, stored_token == token, status or 0, output, output_bytes or 0)
 
     def once_finish(
         self, key: str, token: str, status: int, output: bytes | None, output_bytes: int, expires_at: float | None

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
-
 from .....errors import IdConflict, QueueFull, StorageFull
 from ....config.settings import QueueSettings, StorageSettings
 from ....records import End, NewMessage, Stored
+from ...commands import Put
 from ..database import MANY, DatabaseConnection, Verb
 from .messages import ENDING_COLUMNS, Ending, MessageTable
 from .queues import Tally
@@ -65,17 +64,6 @@ _OLDEST: Final = f"""
       )
     )
     """  # noqa: S608 # a constant
-
-
-class Put(Struct, frozen=True):
-    """The verb `put` in a form that shows what it stores, so that those which arrive together share a statement."""
-
-    store: Sending
-    now: float
-    messages: Sequence[NewMessage]
-
-    def __call__(self) -> Stored:
-        return self.store.put(self.now, self.messages)
 
 
 class Sending(MessageTable):

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from .....errors import InvalidRequest, NotFound, QueueFull
+from ....records import Binding
 from .queues import QueueTable
 
 MAX_BINDINGS: Final = 10_000
 MAX_QUEUES_OF_TOPIC: Final = 100
-
-
-class Binding(NamedTuple):
-    """A queue gets the messages that are sent to a topic, if they have all of ``headers``."""
-
-    topic: str
-    queue: str
-    headers: dict[str, str]
 
 
 class TopicTable(QueueTable):

@@ -1,0 +1,288 @@
+"""Commands: what the daemon can ask its store to do, as plain values.
+
+A `Command[R]` has the outcome ``R``, or an `EoqError`.
+
+The broker and the services make commands; the writer groups them into transactions; the store runs them. A command
+either does all of its work, or it raises an `EoqError` and changes nothing. So a refusal harms no other command of its
+transaction.
+
+Moments are seconds since the epoch. ``settings`` tells what is set for a queue at the moment the command was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from ..config.settings import SettingsOf
+from ..records import (
+    Advanced,
+    Binding,
+    Claimed,
+    DeliveryRef,
+    End,
+    Forgotten,
+    NewMessage,
+    OnceRecord,
+    ScheduleAdded,
+    ScheduleRecord,
+    Shifted,
+    Step,
+    Stored,
+)
+from ..schedule_rules import Definition
+
+R = TypeVar("R")
+
+
+class Command(Struct, Generic[R], frozen=True):
+    """One change of the store whose outcome is an ``R``."""
+
+
+# ── messages ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Put(Command[Stored], frozen=True):
+    """Store messages, all or none.
+
+    Raises `IdConflict` where an id is stored with other content, `QueueFull` where a queue's limit would be exceeded
+    or there are too many queues, `StorageFull` where the disk or the file has no room for sends.
+    """
+
+    now: float
+    messages: Sequence[NewMessage]
+    settings: SettingsOf
+
+
+class Claim(Command[Claimed], frozen=True):
+    """Lease the next messages of a queue; none while the queue is paused.
+
+    At most ``limit`` messages, and at most ``most_bytes`` of bodies and headers unless the first alone has more.
+    """
+
+    now: float
+    queue: str
+    limit: int
+    most_bytes: int
+    settings: SettingsOf
+    consumer: str | None = None
+
+
+class Settle(Command[Stored], frozen=True):
+    """Ack deliveries with their results, and store messages: everything or nothing (G4).
+
+    An ack that the same delivery made before is repeated without effect. Raises `LeaseLost`, or what `Put` raises.
+    """
+
+    now: float
+    acks: Sequence[tuple[DeliveryRef, bytes | None]]
+    messages: Sequence[NewMessage]
+    settings: SettingsOf
+
+
+class RetryDeliveries(Command[list[End | bool]], frozen=True):
+    """Make leased messages deliverable again, at ``due_at``, or dead where no attempt is left.
+
+    The outcome has, for each delivery: the `End` of its message, True where the message stays, and False where its
+    lease had ended before. A delivery that does not count (``counts``) was never looked at by a consumer.
+    """
+
+    now: float
+    deliveries: Sequence[DeliveryRef]
+    settings: SettingsOf
+    due_at: float | None = None
+    error: str | None = None
+    counts: bool = True
+
+
+class RejectDelivery(Command[None], frozen=True):
+    """Make a leased message a dead letter. Raises `LeaseLost`."""
+
+    now: float
+    delivery: DeliveryRef
+    error: str | None
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Advance(Command[Advanced], frozen=True):
+    """End up to ``limit`` expired messages, and make up to ``limit`` due messages ready."""
+
+    now: float
+    limit: int
+    settings: SettingsOf
+
+
+class ShiftTimes(Command[Shifted], frozen=True):
+    """Move waits and times to live by so many seconds: the wall clock was set.
+
+    Moments that a sender named stay. Not in steps, so that nothing moves twice: a clock is rarely set.
+    """
+
+    seconds: float
+
+
+class Forget(Command[Forgotten], frozen=True):
+    """Delete up to ``limit`` settled records whose retention has ended, of the queues behind queue_id ``after``."""
+
+    now: float
+    after: int
+    limit: int
+    settings: SettingsOf
+
+
+# ── administration ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Pause(Command[bool], frozen=True):
+    """Hold back all deliveries of a queue, or deliver again. The outcome says whether that changed anything.
+
+    Pausing makes a queue that does not exist. Resuming one raises `NotFound`.
+    """
+
+    queue: str
+    paused: bool
+
+
+class Purge(Command[Step], frozen=True):
+    """Drop one step of the waiting messages with a seq up to ``upto``; None means all that are stored now.
+
+    Leased messages and dead letters stay. ``after`` of the outcome is the ``upto`` of the next step.
+    """
+
+    now: float
+    queue: str
+    upto: int | None
+
+
+class Redrive(Command[Step], frozen=True):
+    """Give dead letters a new set of attempts: those of ``ids``, or all that failed before a moment.
+
+    A message keeps its id, its seq and the history of its deliveries. Its time to live no longer counts.
+    """
+
+    now: float
+    queue: str
+    ids: Sequence[str] | None
+    failed_before: float | None
+    after: int
+
+
+class Drop(Command[Step], frozen=True):
+    """Settle dead letters as dropped: those of ``ids``, or all that failed before a moment."""
+
+    now: float
+    queue: str
+    ids: Sequence[str] | None
+    failed_before: float | None
+    after: int
+
+
+# ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Bind(Command[list[Binding]], frozen=True):
+    """Store a binding, in place of another of the same topic and queue. The outcome is all stored bindings.
+
+    ``configured`` are the bindings of the configuration. Raises `InvalidRequest` where the topic is a queue with
+    messages, or where one name would be a topic and a bound queue, and `QueueFull` where there are too many.
+    """
+
+    binding: Binding
+    configured: Sequence[Binding]
+
+
+class Unbind(Command[list[Binding]], frozen=True):
+    """Remove a binding. The outcome is all stored bindings. Raises `NotFound`."""
+
+    topic: str
+    queue: str
+
+
+class ListBindings(Command[list[Binding]], frozen=True):
+    """Return all stored bindings."""
+
+
+# ── the dedup service ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class OnceBegin(Command[OnceRecord], frozen=True):
+    """Give ``key`` to the caller with ``token``, unless another caller runs it or it is done.
+
+    Raises `IdConflict` where the key was used with another fingerprint.
+    """
+
+    now: float
+    key: str
+    token: str
+    fingerprint: str | None
+
+
+class OnceFinish(Command[None], frozen=True):
+    """Store the output of a key. Repeating it has no effect. Raises `LeaseLost` where another caller took the key."""
+
+    key: str
+    token: str
+    status: int
+    output: bytes | None
+    output_bytes: int
+    expires_at: float | None
+
+
+class OnceRelease(Command[None], frozen=True):
+    """Open a key that ``token`` runs. It has no effect where ``token`` does not run it."""
+
+    key: str
+    token: str
+
+
+class OnceRunning(Command[list[tuple[str, str]]], frozen=True):
+    """Return the running keys with their tokens."""
+
+
+class OnceForget(Command[int], frozen=True):
+    """Delete up to ``limit`` expired keys. The outcome is how many."""
+
+    now: float
+    limit: int
+
+
+# ── schedules ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ScheduleAdd(Command[ScheduleAdded], frozen=True):
+    """Store a schedule, whose first occurrence is the first one after ``now``.
+
+    Raises `IdConflict` where the name has another definition and ``replace`` is false, `InvalidRequest` where the
+    configuration file declares it, `QueueFull` where there are too many.
+    """
+
+    now: float
+    definition: Definition
+    replace: bool
+
+
+class ScheduleApply(Command[list[str]], frozen=True):
+    """Make the schedules of the configuration file exactly these. The outcome is a log line for each change."""
+
+    now: float
+    definitions: Sequence[Definition]
+
+
+class ScheduleRemove(Command[None], frozen=True):
+    """Delete a schedule. Raises `NotFound`, or `InvalidRequest` where the configuration file declares it."""
+
+    name: str
+
+
+class ScheduleShow(Command[ScheduleRecord], frozen=True):
+    """Return a schedule. Raises `NotFound`."""
+
+    name: str
+
+
+class ScheduleList(Command[list[ScheduleRecord]], frozen=True):
+    """Return all schedules by name, without their contents."""
