@@ -34,9 +34,10 @@ from .services.scheduler import Scheduler
 from .services.spool_folder import SpoolFolder
 from .services.spool_reader import SpoolReader
 from .services.topics import Topics
+from .store.commands import ListBindings
 from .store.sqlite.database import QUICK_COMMIT
 from .store.sqlite.reader import Reader
-from .store.sqlite.store import Store
+from .store.sqlite.store import SqliteStore
 from .store.writer import Writer
 
 log = logging.getLogger("eoq.daemon")
@@ -113,7 +114,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             spool = SpoolFolder(settings.spool, holder)
             stack.callback(spool.close)
         _allow_many_files()
-        store = await Store.open(
+        store = await SqliteStore.open(
             settings.database,
             settings=current.queue,
             storage=lambda: current.config.storage,
@@ -140,7 +141,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
             }
 
         topics = Topics(writer)
-        topics.load(store.bindings())
+        topics.load(await store.execute(ListBindings()))
         topics.configure(_bindings(current.config))
         looker = Queries(reader, describe, lambda queue: broker.rates.rate(queue))
         broker = Broker(
@@ -156,7 +157,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         deduplicator = OnceService(writer, broker.clock)
         forgetter = Retention(writer, broker.clock, current)
         steward = AdminService(writer, broker.clock, broker)
-        scheduler = Scheduler(store, writer, broker.clock, broker.intake)
+        scheduler = Scheduler(writer, broker.clock, broker.intake, current.queue)
         server = Server(broker, looker, deduplicator, (steward, topics, scheduler))
         await server.start(settings.socket)
         stack.callback(_remove_socket, settings.socket)

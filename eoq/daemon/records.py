@@ -214,3 +214,37 @@ class ScheduleAdded(NamedTuple):
 
     changed: bool
     next_at: int | None
+
+
+class DueSchedules(NamedTuple):
+    """The schedules that the scheduler has to plan."""
+
+    set_back: list[ScheduleRecord]
+    """Schedules that are ahead of the clock, which was set back."""
+    due: list[ScheduleRecord]
+    look_at: float | None
+    """When the next schedule is due; None where there is none."""
+
+
+class OccurrencePlan(NamedTuple):
+    """The occurrences of a schedule that are to be stored now, and the schedule's row afterwards."""
+
+    schedule: ScheduleRecord
+    """The schedule as it was read. Where it is another by now, nothing is stored."""
+    occurrences: Sequence[tuple[int, Sequence[NewMessage]]]
+    """The time of each occurrence, and its routed messages."""
+    then: ScheduleRecord
+    try_at: float | None
+    """When the schedule is due again."""
+
+
+class Fired(NamedTuple):
+    """The outcome of storing occurrences."""
+
+    stored: list[tuple[Sequence[NewMessage], Stored]]
+    notes: list[str]
+    """Lines for the log."""
+    look_at: float | None
+    """When the next schedule is due; None where there is none."""
+    refused: bool
+    """Whether an occurrence was refused, and is tried again."""

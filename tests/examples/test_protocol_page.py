@@ -16,14 +16,13 @@ import msgspec
 import pytest
 
 import eoq
-from eoq.daemon import requests
+from eoq.daemon import requests, topic_rules
 from eoq.daemon import schedule_rules as schedule_rule
 from eoq.daemon.broker import receivers
 from eoq.daemon.server import server
 from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
-from eoq.daemon.store.sqlite.tables import topics as topic_table
 from eoq.protocol import limits
 from tests.support import Daemon, Wire, clean_environment, eventually
 
@@ -122,7 +121,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     of_the_code = [
         *(limits.MAX_LINE, limits.MAX_BODY, limits.MAX_HEADERS, limits.MAX_BATCH, limits.MAX_ID),
         *(limits.MAX_ERROR, limits.MAX_LEASE, limits.MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
-        *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_table.MAX_BINDINGS, topic_table.MAX_QUEUES_OF_TOPIC),
+        *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_rules.MAX_BINDINGS, topic_rules.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),

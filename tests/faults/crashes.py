@@ -131,7 +131,7 @@ OPERATIONS: Final = (
     ),
     Operation(
         "send to one who waits",
-        "hand_over",
+        "store_and_claim",
         _send_to_one_who_waits,
         before={"work/a": ABSENT},
         after={"work/a": LOST},

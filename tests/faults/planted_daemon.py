@@ -2,8 +2,9 @@
 
     python planted_daemon.py DATABASE SOCKET PLANT        PLANT is a `Plant` as JSON
 
-A fault is put around the real function, never in its place. Names of eoq that are wrapped: the verbs of `Store`
-and its `transact`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of Python, `sqlite3.connect`.
+A fault is put around the real function, never in its place. Names of eoq that are wrapped: the methods and `transact`
+of `SqliteStore`, `Deliveries.store_and_claim`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of
+Python, `sqlite3.connect`.
 """
 
 from __future__ import annotations
@@ -25,17 +26,33 @@ import msgspec
 
 from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
+from eoq.daemon.store import commands
 from eoq.daemon.store.sqlite import database as file
-from eoq.daemon.store.sqlite.database import Verb
-from eoq.daemon.store.sqlite.store import Store
-from eoq.daemon.store.writer import Done, Writer
+from eoq.daemon.store.sqlite.store import SqliteStore
+from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
+from eoq.daemon.store.writer import Writer
 
-VERBS: Final = (
-    *("put", "claim", "settle", "retry", "reject", "advance", "pause", "purge", "redrive", "drop", "bind", "unbind"),
-    "hand_over",
-    *("once_begin", "once_finish", "once_release"),
-    *("schedule_add", "schedule_fire"),
-)
+COMMANDS: Final[dict[str, type[commands.Command[Any]]]] = {
+    "put": commands.Put,
+    "claim": commands.Claim,
+    "settle": commands.Settle,
+    "retry": commands.RetryDeliveries,
+    "reject": commands.RejectDelivery,
+    "advance": commands.Advance,
+    "pause": commands.Pause,
+    "purge": commands.Purge,
+    "redrive": commands.Redrive,
+    "drop": commands.Drop,
+    "bind": commands.Bind,
+    "unbind": commands.Unbind,
+    "once_begin": commands.OnceBegin,
+    "once_finish": commands.OnceFinish,
+    "once_release": commands.OnceRelease,
+    "schedule_add": commands.ScheduleAdd,
+    "schedule_fire": commands.StoreOccurrences,
+}
+STORE_AND_CLAIM: Final = "store_and_claim"
+"""A put and the claim that waits for it, done as one."""
 FULL: Final = 2
 """``pragma synchronous`` of a transaction that waits for the disk."""
 
@@ -84,23 +101,31 @@ class _Death:
         self._runs = 0
 
     def plant(self) -> None:
-        for name in VERBS:
-            _wrap(Store, name, functools.partial(self._around_verb, name))
-        _wrap(Store, "transact", self._around_transact)
+        _wrap(SqliteStore, "__init__", self._around_init)
+        _wrap(SqliteStore, "transact", self._around_transact)
+        _wrap(Deliveries, STORE_AND_CLAIM, functools.partial(self._around, STORE_AND_CLAIM))
         _wrap(Writer, "submit", self._around_submit)
 
-    def _around_verb(self, name: str, verb: Callable[..., object]) -> Callable[..., object]:
-        def dying(own: Store, *arguments: Any, **named: Any) -> object:
+    def _around_init(self, init: Callable[..., None]) -> Callable[..., None]:
+        def planting(store: SqliteStore, *arguments: Any, **named: Any) -> None:
+            init(store, *arguments, **named)
+            for name, command in COMMANDS.items():
+                store.methods[command] = self._around(name, store.methods[command])
+
+        return planting
+
+    def _around(self, name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def dying(*arguments: Any) -> object:
             self._runs += self._plan.verb in ("", name)
             self._reached("begun")
-            outcome = verb(own, *arguments, **named)
+            outcome = method(*arguments)
             self._reached("written")
             return outcome
 
         return dying
 
     def _around_transact(self, transact: Callable[..., object]) -> Callable[..., object]:
-        def dying(own: Store, *arguments: Any, **named: Any) -> object:
+        def dying(own: SqliteStore, *arguments: Any, **named: Any) -> object:
             outcomes = transact(own, *arguments, **named)
             self._reached("committed")
             return outcomes
@@ -108,12 +133,18 @@ class _Death:
         return dying
 
     def _around_submit(self, submit: Callable[..., None]) -> Callable[..., None]:
-        def dying(writer: Writer, verb: Verb, done: Done, *arguments: Any, **named: Any) -> None:
+        def dying(
+            writer: Writer,
+            command: commands.Command[Any],
+            done: Callable[[object], None],
+            *arguments: Any,
+            **named: Any,
+        ) -> None:
             def done_and_dead(outcome: object) -> None:
                 done(outcome)
                 self._reached("replying")
 
-            submit(writer, verb, done_and_dead, *arguments, **named)
+            submit(writer, command, done_and_dead, *arguments, **named)
 
         return dying
 

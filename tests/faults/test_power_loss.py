@@ -21,7 +21,7 @@ from typing import Any, Final
 import pytest
 
 import eoq
-from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.sqlite.store import SqliteStore
 from tests.faults.daemons import PlantedDaemon, ids_of, planted_daemon, settle_all, show
 from tests.faults.planted_daemon import Plant
 from tests.faults.power import (
@@ -142,14 +142,14 @@ def test_the_store_commits_with_a_sync_what_must_be_durable(folder: Path) -> Non
     """Also after a transaction that need not be durable."""
 
     async def settings() -> list[object]:
-        store = await Store.open(folder / "eoq.db")
+        store = await SqliteStore.open(folder / "eoq.db")
 
         def pragmas() -> tuple[object, ...]:
             names = ("synchronous", "journal_mode")
-            return tuple(store._database.execute(f"pragma {name}").fetchone()[0] for name in names)
+            return tuple(store.database.execute(f"pragma {name}").fetchone()[0] for name in names)
 
         try:
-            return [store.transact([pragmas], durable)[0] for durable in (True, False, True)]
+            return [store.database.transaction(pragmas, durable) for durable in (True, False, True)]
         finally:
             await store.close()
 

@@ -26,8 +26,8 @@ from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
-from eoq.daemon.store.sqlite.database import Verb
-from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.commands import Command, ListBindings
+from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError
 from eoq.protocol.codec import encode, get_bytes
 from tests.model.hands import Dice, ManualClock
@@ -87,7 +87,7 @@ class Asked:
 class Submitted:
     """A verb on its way, and why it was submitted."""
 
-    verb: Verb
+    verb: Command[Any]
     done: Callable[[Any], None]
     durable: bool
     wall: float
@@ -135,12 +135,12 @@ class Pair:
         self._open_requests: list[Asked] = []
         self._told: list[End] = []
         self._jumped_at = float("-inf")
-        opening = Store.open(self._path, settings=self.settings, clock=self.clock.wall)
+        opening = SqliteStore.open(self._path, settings=self.settings, clock=self.clock.wall)
         self._store = self._loop.run_until_complete(opening)
         self._reader = sqlite3.connect(self._path, isolation_level=None)
         self._compare()
         self._topics = Topics(self)
-        self._topics.load(self._store.bindings())
+        self._topics.load(self._loop.run_until_complete(self._store.execute(ListBindings())))
         self.model.bindings = dict(self.bindings)
         self._broker = Broker(
             self,
@@ -183,7 +183,7 @@ class Pair:
             self._asking = None
         return asked
 
-    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
+    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
         """The broker hands over a verb, as to the writer."""
         asked, self._asking = self._asking, None  # a request's own verb comes first, then what it stirs
         lost, counts = self._lost_now()

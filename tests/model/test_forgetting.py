@@ -30,8 +30,8 @@ from eoq.daemon.broker.broker import Broker
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.session import Session
-from eoq.daemon.store.sqlite.database import Verb
-from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.commands import Command
+from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.protocol import calls
 from eoq.protocol.codec import Fields, encode
 from tests.model.hands import Dice, ManualClock
@@ -74,8 +74,8 @@ class Daemon(Admin):
 
     def _start(self) -> None:
         self._starts += 1
-        self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
-        self._store = self._loop.run_until_complete(Store.open(self.path, settings=lambda _: SETTINGS))
+        self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
+        self._store = self._loop.run_until_complete(SqliteStore.open(self.path, settings=lambda _: SETTINGS))
         self._broker = Broker(
             self,
             self._clock,
@@ -93,7 +93,7 @@ class Daemon(Admin):
         self.session = Session()
         self._loop.run_until_complete(self._store.close())
 
-    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
+    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
         """The broker hands over a verb, as to the writer."""
         self._submitted.append((verb, done))
 

@@ -12,9 +12,8 @@ import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -22,14 +21,25 @@ from msgspec.structs import replace
 import eoq
 from eoq.daemon import requests
 from eoq.daemon.config.settings import QueueSettings
-from eoq.daemon.records import ClaimedMessage, DeliveryRef, NewMessage
-from eoq.daemon.schedule_rules import Definition
-from eoq.daemon.store.sqlite.batching import Claim
+from eoq.daemon.records import DeliveryRef, NewMessage, OccurrencePlan
+from eoq.daemon.store.commands import (
+    Advance,
+    Claim,
+    Command,
+    Drop,
+    Purge,
+    Put,
+    ReadDue,
+    Redrive,
+    RejectDelivery,
+    RetryDeliveries,
+    ScheduleAdd,
+    Settle,
+    StoreOccurrences,
+)
 from eoq.daemon.store.sqlite.database import MANY
 from eoq.daemon.store.sqlite.reader import Filter, Reader
-from eoq.daemon.store.sqlite.store import Store
-from eoq.daemon.store.sqlite.tables.publishing import Put
-from eoq.daemon.store.sqlite.tables.schedules import Sent
+from eoq.daemon.store.sqlite.store import SqliteStore
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000
@@ -47,28 +57,71 @@ HARMLESS: Final = (
 
 
 class Traced:
-    """A store whose statements can be asked for. Its connection is private; there is no other way to the plans."""
+    """A store whose statements can be seen. Commands are made with its ``settings``."""
 
-    def __init__(self, store: Store, settings: dict[str, QueueSettings]) -> None:
+    def __init__(self, store: SqliteStore) -> None:
         self.store = store
-        self.settings = settings
-        self._database: sqlite3.Connection = store._database
+        self.settings: dict[str, QueueSettings] = {}
 
-    def plan(self, *verbs: Callable[[], object]) -> list[str]:
-        """The steps in the plans of all statements that ``verbs`` run, in one transaction."""
+    def settings_of(self, queue: str) -> QueueSettings:
+        """Return what is set for a queue."""
+        return self.settings.get(queue, QueueSettings())
+
+    def plan(self, *commands: Command[Any]) -> list[str]:
+        """Return the steps in the plans of all statements that ``commands`` run, in one transaction."""
         statements: list[str] = []
-        self._database.set_trace_callback(statements.append)
+        self.store.database.trace(statements.append)
         try:
-            _do(self.store, *verbs)
+            self.run(*commands)
         finally:
-            self._database.set_trace_callback(None)
+            self.store.database.trace(None)
         return [step for statement in statements for step in self.steps(statement)]
 
     def steps(self, statement: str) -> list[str]:
-        """The steps in the plan of one statement."""
+        """Return the steps in the plan of one statement."""
         if statement.strip().lower().startswith(NO_PLAN):
             return []
-        return [row[3] for row in self._database.execute(f"explain query plan {statement}")]
+        return [row[3] for row in self.store.database.execute(f"explain query plan {statement}")]
+
+    def run(self, *commands: Command[Any]) -> list[Any]:
+        """Run commands in one transaction; return their outcomes, or raise the first error."""
+        outcomes = self.store.transact(commands)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return outcomes
+
+    def put(self, *messages: NewMessage) -> Put:
+        """Return the command that stores messages."""
+        return Put(NOW, messages, self.settings_of)
+
+    def settle(self, *acks: tuple[DeliveryRef, bytes | None]) -> Settle:
+        """Return the command that acks deliveries."""
+        return Settle(NOW, acks, (), self.settings_of)
+
+    def claim(self, queue: str, limit: int = FILL) -> list[DeliveryRef]:
+        """Claim messages of a queue."""
+        (claimed,) = self.run(Claim(NOW, queue, limit, MOST_BYTES, self.settings_of))
+        return [DeliveryRef(one.seq, one.delivery_number, queue, one.group) for one in claimed.messages]
+
+    def claim_group(self) -> DeliveryRef:
+        """Claim the first message of the group, the only one that is not blocked."""
+        (delivery,) = self.claim("q", 1)
+        assert delivery.group is not None
+        return delivery
+
+    def fill(self, queue: str) -> None:
+        """Store messages in every state."""
+        self.run(self.put(*(_message(queue, f"done{n}") for n in range(FILL))))
+        self.run(self.settle(*((delivery, b"") for delivery in self.claim(queue))))
+        self.run(self.put(*(_message(queue, f"dead{n}") for n in range(FILL))))
+        for delivery in self.claim(queue):
+            self.run(RejectDelivery(NOW, delivery, "rejected"))
+        self.run(self.put(*(_message(queue, f"leased{n}") for n in range(FILL))))
+        self.claim(queue)
+        self.run(self.put(*(_message(queue, f"delayed{n}", due_at=LATER + n) for n in range(FILL))))
+        self.run(self.put(*(_message(queue, f"in-group{n}", group="g") for n in range(FILL))))
+        self.run(self.put(*(_message(queue, f"ready{n}") for n in range(FILL))))
 
 
 @pytest.fixture
@@ -81,57 +134,18 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture
 def traced(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> Iterator[Traced]:
     """A store with two queues that hold messages in every state."""
-    settings: dict[str, QueueSettings] = {}
-    store = loop.run_until_complete(
-        Store.open(tmp_path / "eoq.db", settings=lambda queue: settings.get(queue, QueueSettings()))
-    )
+    store = loop.run_until_complete(SqliteStore.open(tmp_path / "eoq.db"))
     try:
-        _fill(store, "q")
-        _fill(store, "other")
-        yield Traced(store, settings)
+        traced = Traced(store)
+        traced.fill("q")
+        traced.fill("other")
+        yield traced
     finally:
         loop.run_until_complete(store.close())
 
 
-def _fill(store: Store, queue: str) -> None:
-    _put(store, [_message(queue, f"done{n}") for n in range(FILL)])
-    taken = _claim(store, queue)
-    _do(store, lambda: store.settle(NOW, [(held, b"") for held in taken], []))
-    _put(store, [_message(queue, f"dead{n}") for n in range(FILL)])
-    for held in _claim(store, queue):
-        _do(store, partial(store.reject, NOW, held, "rejected"))
-    _put(store, [_message(queue, f"leased{n}") for n in range(FILL)])
-    _claim(store, queue)
-    _put(store, [_message(queue, f"delayed{n}", due_at=LATER + n) for n in range(FILL)])
-    _put(store, [_message(queue, f"in-group{n}", group="g") for n in range(FILL)])
-    _put(store, [_message(queue, f"ready{n}") for n in range(FILL)])
-
-
 def _message(queue: str, id: str, *, group: str | None = None, due_at: float | None = None) -> NewMessage:
     return NewMessage(queue, id, b"body", b"digest", group=group, due_at=due_at)
-
-
-def _put(store: Store, messages: list[NewMessage]) -> None:
-    _do(store, lambda: store.put(NOW, messages))
-
-
-def _do(store: Store, *verbs: Callable[[], object]) -> None:
-    for outcome in store.transact(verbs):
-        if isinstance(outcome, Exception):
-            raise outcome
-
-
-def _claim(store: Store, queue: str, limit: int = FILL) -> list[DeliveryRef]:
-    taken: list[ClaimedMessage] = []
-    _do(store, lambda: taken.extend(store.claim(NOW, queue, limit, MOST_BYTES).messages))
-    return [DeliveryRef(message.seq, message.delivery_number, queue, message.group) for message in taken]
-
-
-def _claim_group(store: Store) -> DeliveryRef:
-    """The one message of the group that is not blocked: the first that is ready."""
-    (held,) = _claim(store, "q", 1)
-    assert held.group is not None
-    return held
 
 
 def _is_walk(step: str) -> bool:
@@ -150,7 +164,7 @@ def _check(steps: list[str], *expected: str) -> None:
 
 def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced) -> None:
     _check(
-        traced.plan(lambda: traced.store.claim(NOW, "q", FILL, MOST_BYTES)),
+        traced.plan(Claim(NOW, "q", FILL, MOST_BYTES, traced.settings_of)),
         "INDEX message_ready (queue=?)",
         "INDEX message_ready (queue=? AND priority=?)",
         "INDEX message_ready_by_seq (queue=?)",
@@ -162,10 +176,10 @@ def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced
     )
 
 
-def test_a_message_that_is_handed_over_looks_at_the_first_of_the_others(traced: Traced) -> None:
-    _claim(traced.store, "q", 2 * FILL)
+def test_a_put_and_its_claim_look_at_the_first_of_the_others(traced: Traced) -> None:
+    traced.claim("q", 2 * FILL)
     message = _message("q", "waited-for")
-    steps = traced.plan(Put(traced.store, NOW, (message,)), Claim(traced.store, NOW, "q", 1, MOST_BYTES, None))
+    steps = traced.plan(traced.put(message), Claim(NOW, "q", 1, MOST_BYTES, traced.settings_of))
     assert not any("INTEGER PRIMARY KEY" in step for step in steps), "it was stored, and then claimed"
     _check(
         steps,
@@ -179,68 +193,68 @@ def test_a_message_that_is_handed_over_looks_at_the_first_of_the_others(traced: 
 
 def test_a_send_finds_the_stored_message_by_id(traced: Traced) -> None:
     message = _message("q", "ready0")
-    _check(traced.plan(lambda: traced.store.put(NOW, [message])), "INDEX message_by_id (queue=? AND id=?)")
+    _check(traced.plan(traced.put(message)), "INDEX message_by_id (queue=? AND id=?)")
 
 
 def test_a_send_looks_only_before_itself_in_its_group(traced: Traced) -> None:
     batch = [_message("q", f"more{n}", group="g") for n in range(MANY + 1)]
     _check(
-        traced.plan(lambda: traced.store.put(NOW, batch)),
+        traced.plan(traced.put(*batch)),
         "message USING INTEGER PRIMARY KEY (rowid>?)",
         "COVERING INDEX message_group (queue=? AND group=? AND state=? AND seq<?)",
     )
 
 
 def test_an_ack_finds_the_next_of_its_group(traced: Traced) -> None:
-    held = _claim_group(traced.store)
+    delivery = traced.claim_group()
     _check(
-        traced.plan(lambda: traced.store.settle(NOW, [(held, None)], [])),
+        traced.plan(traced.settle((delivery, None))),
         "SEARCH message USING COVERING INDEX message_group (queue=? AND group=? AND state=?)",
         "SEARCH ahead USING COVERING INDEX message_group (queue=? AND group=? AND state=?)",
     )
 
 
 @pytest.mark.parametrize("results", [1, 2], ids=["one-result", "two-results"])
-def test_acks_find_their_messages_by_place(traced: Traced, results: int) -> None:
-    _put(traced.store, [_message("q", f"more{n}") for n in range(MANY + 1)])
-    acks = [(held, b"x" * (index % results)) for index, held in enumerate(_claim(traced.store, "q", MANY + 1))]
+def test_acks_find_their_messages_by_seq(traced: Traced, results: int) -> None:
+    traced.run(traced.put(*(_message("q", f"more{n}") for n in range(MANY + 1))))
+    acks = [(one, b"x" * (index % results)) for index, one in enumerate(traced.claim("q", MANY + 1))]
     assert len(acks) > MANY
-    steps = traced.plan(lambda: traced.store.settle(NOW, acks, []))
+    steps = traced.plan(traced.settle(*acks))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 def test_a_repeated_ack_finds_what_it_did(traced: Traced) -> None:
-    (held,) = _claim(traced.store, "q", 1)
-    repeat = replace(held, ended=True, group=None)
-    _do(traced.store, lambda: traced.store.settle(NOW, [(held, None)], []))
-    steps = traced.plan(lambda: traced.store.settle(NOW, [(repeat, None)], []))
+    (delivery,) = traced.claim("q", 1)
+    repeat = replace(delivery, ended=True, group=None)
+    traced.run(traced.settle((delivery, None)))
+    steps = traced.plan(traced.settle((repeat, None)))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 @pytest.mark.parametrize("max_attempts", [1, 10], ids=["dead", "again"])
-def test_a_retry_finds_its_message_by_place(traced: Traced, max_attempts: int) -> None:
+def test_a_retry_finds_its_message_by_seq(traced: Traced, max_attempts: int) -> None:
     traced.settings["q"] = QueueSettings(max_attempts=max_attempts)
-    held = _claim_group(traced.store)
-    steps = traced.plan(lambda: traced.store.retry(NOW, [held]))
+    delivery = traced.claim_group()
+    steps = traced.plan(RetryDeliveries(NOW, [delivery], traced.settings_of))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
-def test_a_reject_finds_its_message_by_place(traced: Traced) -> None:
-    held = _claim_group(traced.store)
-    steps = traced.plan(lambda: traced.store.reject(NOW, held, None))
+def test_a_reject_finds_its_message_by_seq(traced: Traced) -> None:
+    delivery = traced.claim_group()
+    steps = traced.plan(RejectDelivery(NOW, delivery, None))
     _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 def test_a_reject_finds_the_next_of_its_group(traced: Traced) -> None:
-    held = _claim_group(traced.store)
-    steps = traced.plan(lambda: traced.store.reject(NOW, held, None))
+    delivery = traced.claim_group()
+    steps = traced.plan(RejectDelivery(NOW, delivery, None))
     _check(steps, "SEARCH message USING COVERING INDEX message_group (queue=? AND group=? AND state=?)")
 
 
 def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: Traced) -> None:
-    _put(traced.store, [replace(_message("q", "expired"), expires_at=NOW + 1)])
+    traced.run(traced.put(replace(_message("q", "expired"), expires_at=NOW + 1)))
     _check(
-        traced.plan(lambda: traced.store.advance(LATER + 1, 500)),
+        traced.plan(Advance(LATER + 1, 500, traced.settings_of)),
         "message USING INDEX message_delayed (due_at<?)",
         "message USING INDEX message_delayed",
         "message USING INDEX message_expiring (expires_at<?)",
@@ -249,8 +263,8 @@ def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: T
 
 
 def test_a_claim_that_finds_an_expired_message_looks_at_few(traced: Traced) -> None:
-    _put(traced.store, [replace(_message("q", "expired"), expires_at=NOW, priority=1)])
-    steps = traced.plan(lambda: traced.store.claim(NOW + 1, "q", 1, MOST_BYTES))
+    traced.run(traced.put(replace(_message("q", "expired"), expires_at=NOW, priority=1)))
+    steps = traced.plan(Claim(NOW + 1, "q", 1, MOST_BYTES, traced.settings_of))
     _check(steps, "message USING INDEX message_ready (queue=?)")
 
 
@@ -260,20 +274,20 @@ def test_a_queue_with_a_limit_is_counted_once_and_its_oldest_found(
 ) -> None:
     traced.settings["q"] = QueueSettings(max_depth=FILL, when_full=when_full)
     with suppress(eoq.QueueFull):
-        _put(traced.store, [_message("q", "counted")])
+        traced.run(traced.put(_message("q", "counted")))
     steps: list[str] = []
     with suppress(eoq.QueueFull):
-        steps = traced.plan(lambda: traced.store.put(NOW, [_message("q", "more")]))
+        steps = traced.plan(traced.put(_message("q", "more")))
     _check(steps)
     assert not any("COUNT" in step or step == "message_ready (queue=?)" for step in steps)
 
 
-def test_steering_finds_what_it_changes(traced: Traced) -> None:
-    redriven = traced.plan(lambda: traced.store.redrive(NOW, "q", ids=["dead0", "ready0"], failed_before=None, after=0))
+def test_redrive_drop_and_purge_find_what_they_change(traced: Traced) -> None:
+    redriven = traced.plan(Redrive(NOW, "q", ["dead0", "ready0"], None, 0))
     _check(redriven, "INDEX message_by_id (queue=? AND id=?)")
-    dropped = traced.plan(lambda: traced.store.drop(NOW, "q", ids=None, failed_before=LATER, after=0))
+    dropped = traced.plan(Drop(NOW, "q", None, LATER, 0))
     _check(dropped, "INDEX message_dead (queue=? AND seq>?)")
-    purged = traced.plan(lambda: traced.store.purge(NOW, "q", None))
+    purged = traced.plan(Purge(NOW, "q", None))
     _check(purged, "INDEX message_later (queue=? AND seq<?)")
 
 
@@ -281,18 +295,22 @@ def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) ->
     for n in range(FILL):
         fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
         definition = requests.new_schedule(fields, NOW)
-        _do(traced.store, partial(traced.store.schedule_add, NOW, definition, False))
+        traced.run(ScheduleAdd(NOW, definition, False))
 
-    def send(now: float, definition: Definition, at: int) -> Sent:
-        messages = [requests.scheduled_message(definition, at)]
-        return Sent(messages, traced.store.put(now, messages))
-
-    fire = partial(traced.store.schedule_fire, NOW + 602, send)
+    now = NOW + 602
+    read = ReadDue(now, FILL, False)
+    (due,) = traced.run(read)
+    plans = [
+        OccurrencePlan(one, [(one.next_at, [_message("q", one.definition.name)])], one._replace(seen_at=now), now + 600)
+        for one in due.due
+    ]
+    assert plans
     _check(
-        traced.plan(fire),
+        traced.plan(read, StoreOccurrences(now, plans, traced.settings_of, now + 5)),
         "schedule USING INDEX schedule_due (try_at<?)",
         "schedule USING COVERING INDEX schedule_due",
         "schedule USING INDEX schedule_seen (seen_at>?)",
+        "schedule USING INDEX sqlite_autoindex_schedule_1 (name=?)",
         "schedule USING INTEGER PRIMARY KEY (rowid=?)",
     )
 
@@ -309,10 +327,10 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
         database.set_trace_callback(statements.append)
         return database
 
-    store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
+    store = loop.run_until_complete(SqliteStore.open(tmp_path / "another.db"))
     loop.run_until_complete(store.close())
     monkeypatch.setattr(sqlite3, "connect", connect_traced)
-    store = loop.run_until_complete(Store.open(tmp_path / "another.db"))
+    store = loop.run_until_complete(SqliteStore.open(tmp_path / "another.db"))
     loop.run_until_complete(store.close())
     hot = [statement for statement in statements if re.search(r"\b(from|update) message\b", statement)]
     assert hot, statements

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
 from eoq.daemon.config.model import Config
-from eoq.daemon.records import NewMessage, Stored
+from eoq.daemon.config.settings import StorageSettings, defaults
+from eoq.daemon.records import DueSchedules, NewMessage, OccurrencePlan
 from eoq.daemon.schedule_rules import GRACE, Definition
-from eoq.daemon.services.scheduler import LONGEST_TIMER, Scheduler
+from eoq.daemon.services.scheduler import LONGEST_TIMER, REFUSED_SECONDS, STEP, Scheduler
 from eoq.daemon.session import Session
-from eoq.daemon.store.sqlite.database import Verb
-from eoq.daemon.store.sqlite.store import Store
-from eoq.daemon.store.sqlite.tables.schedules import REFUSED, STEP, Sent
+from eoq.daemon.store.commands import Command, Put, R, ReadDue, ScheduleShow, StoreOccurrences
+from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from eoq.protocol.codec import Fields, encode
 from tests.model.hands import ManualClock
@@ -55,29 +55,33 @@ class Daemon:
         self.config = config or Config()
         self.told: list[str] = []
         """Queues in which messages arrived, once for each occurrence."""
-        self.full = False
-        """Whether every put is refused."""
+        self._full = False
         self._path = path
         self._loop = asyncio.new_event_loop()
         self.running = False
         self.start()
 
     def start(self) -> None:
-        self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
-        self.store = self._loop.run_until_complete(Store.open(self._path))
-        put = self.store.put
-
-        def full_or_put(now: float, messages: Sequence[NewMessage]) -> Stored:
-            if self.full:
-                raise QueueFull("no room")
-            return put(now, messages)
-
-        self.store.put = full_or_put  # type: ignore[method-assign] # as a store is whose queues have limits
+        self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
+        self.store = self._loop.run_until_complete(SqliteStore.open(self._path, storage=self._storage))
         self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None)
-        self.scheduler = Scheduler(self.store, self, self.broker.clock, self.broker.intake)
+        self.scheduler = Scheduler(self, self.broker.clock, self.broker.intake, defaults)
         self.running = True
         self.scheduler.apply(self.config)
         self.rest()
+
+    def _storage(self) -> StorageSettings:
+        return StorageSettings(min_free_bytes=2**53) if self._full else StorageSettings()
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk has no room for sends, so that every occurrence is refused."""
+        return self._full
+
+    @full.setter
+    def full(self, full: bool) -> None:
+        self._full = full
+        self.store.space.look_again()
 
     def kill(self) -> None:
         self.clock.forget()
@@ -89,16 +93,16 @@ class Daemon:
             self.kill()
         self._loop.close()
 
-    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
-        """The scheduler hands over a verb, as to the writer."""
-        self._submitted.append((verb, done))
+    def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None:
+        """Take a command of the scheduler, in place of the writer."""
+        self._submitted.append((command, done))
 
     def rest(self) -> None:
         """Commits, answers and fires what is due, until nothing is under way."""
         for _ in range(PATIENCE):
             if self._submitted:
                 batch, self._submitted = self._submitted, []
-                outcomes = self.store.transact([verb for verb, _ in batch])
+                outcomes = self.store.transact([command for command, _ in batch])
                 for (_, done), outcome in zip(batch, outcomes, strict=True):
                     done(outcome)
             elif self.running and self.clock.waits:
@@ -221,7 +225,7 @@ class Run:
             self.daemon.full = True
             self.daemon.pass_time(seconds)
             self.daemon.full = False
-            self.daemon.pass_time(REFUSED)
+            self.daemon.pass_time(REFUSED_SECONDS)
         else:
             before = clock.wall()
             self.daemon.pass_time(seconds)
@@ -336,7 +340,7 @@ def test_a_ttl_is_not_moved_by_a_jump_that_was_before(daemon: Daemon, clock: Man
     daemon.pass_time(LONGEST_TIMER)
     daemon.broker.clock.wall()
     daemon.rest()
-    with closing(sqlite3.connect(daemon.store.path)) as database:
+    with closing(sqlite3.connect(daemon.store.database.path)) as database:
         assert database.execute("select id, expires_at from message").fetchall() == [
             (_id("s", start + 1000), start + 6000)
         ]
@@ -354,7 +358,7 @@ def test_the_message_is_as_it_was_said(daemon: Daemon, clock: ManualClock) -> No
     daemon.ask("schedule_add", name="s", queue="q", every=1, **content)
     assert daemon.ask("schedule_show", name="s")["schedule"]["message"] == content
     daemon.pass_time(1)
-    with closing(sqlite3.connect(daemon.store.path)) as database:
+    with closing(sqlite3.connect(daemon.store.database.path)) as database:
         row = database.execute('select body, headers, priority, "group", digest from message').fetchone()
     sent = requests.Message(**content, id="x")  # type: ignore[arg-type] # its fields have several types
     assert row == (b"\0\xff", '{"a":"1","b":"2"}', 3, "g", requests.new_message("q", sent, 0, None).digest)
@@ -366,10 +370,10 @@ def test_a_full_queue_gets_its_occurrence_later(daemon: Daemon, clock: ManualClo
     daemon.ask("schedule_add", name="none", queue="q", every=3000, catch_up="none")
     daemon.full = True
     daemon.pass_time(3050)
-    assert "no room" in daemon.ask("schedule_show", name="s")["schedule"]["error"]
+    assert "min_free_bytes" in daemon.ask("schedule_show", name="s")["schedule"]["error"]
     daemon.pass_time(100)
     daemon.full = False
-    daemon.pass_time(REFUSED)
+    daemon.pass_time(REFUSED_SECONDS)
     assert daemon.messages() == [_id("s", start + 3000)]
     assert "error" not in daemon.ask("schedule_show", name="s")["schedule"]
     daemon.pass_time(3000)
@@ -382,7 +386,7 @@ def test_an_id_that_is_taken_is_passed_over(
     start = clock.wall()
     daemon.ask("schedule_add", name="s", queue="q", every=10)
     taken = NewMessage("q", _id("s", start + 10), b"other", b"digest")
-    daemon.store.transact([partial(daemon.store.put, start, [taken])])
+    daemon.store.transact([Put(start, [taken], defaults)])
     daemon.pass_time(15)
     shown = daemon.ask("schedule_show", name="s")["schedule"]
     assert (shown["last_at"], shown["next_at"]) == (None, start + 20)
@@ -413,34 +417,41 @@ def test_a_transaction_that_fails_leaves_the_occurrence_to_the_next(daemon: Daem
     clock.forget()
     clock.move_to(clock.monotonic() + 10)
 
-    def send(now: float, definition: Definition, at: int) -> Sent:
-        messages = [requests.scheduled_message(definition, at)]
-        return Sent(messages, daemon.store.put(now, messages))
+    (due,) = daemon.store.transact([ReadDue(clock.wall(), STEP, False)])
+    assert isinstance(due, DueSchedules)
+    (schedule,) = due.due
+    message = requests.scheduled_message(schedule.definition, int(start + 10))
+    then = schedule._replace(next_at=int(start + 20))
+    plan = OccurrencePlan(schedule, [(int(start + 10), [message])], then, start + 20)
+    fire = StoreOccurrences(clock.wall(), [plan], defaults, start + 15)
 
-    def send_and_fail(now: float, definition: Definition, at: int) -> Sent:
-        send(now, definition, at)
+    def fire_and_fail() -> None:
+        daemon.store.methods[StoreOccurrences](fire)
         raise sqlite3.OperationalError("disk I/O error")
 
-    (outcome,) = daemon.store.transact([partial(daemon.store.schedule_fire, clock.wall(), send_and_fail)])
-    assert isinstance(outcome, EoqError)
+    with pytest.raises(sqlite3.OperationalError):
+        daemon.store.database.transaction(fire_and_fail, durable=True)
     assert daemon.messages() == []
-    assert daemon.store.schedule_show("s").next_at == start + 10
+    (shown,) = daemon.store.transact([ScheduleShow("s")])
+    assert shown == schedule
     for _ in range(2):
-        daemon.store.transact([partial(daemon.store.schedule_fire, clock.wall(), send)])
+        # The second time the schedule is another than the one that was planned.
+        daemon.store.transact([fire])
         assert daemon.messages() == [_id("s", start + 10)]
 
 
 def test_firing_goes_on_when_the_disk_refuses(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
     daemon.ask("schedule_add", name="s", queue="q", every=10)
-    fire, tries = daemon.store.schedule_fire, random.Random(1)
+    tries = random.Random(1)
 
-    def sometimes(*arguments: Any) -> Any:
+    def sometimes(method: Callable[[Any], object], command: Command[Any]) -> object:
         if tries.random() < 0.5:
             raise sqlite3.OperationalError("disk I/O error")
-        return fire(*arguments)
+        return method(command)
 
-    daemon.store.schedule_fire = sometimes  # type: ignore[method-assign,assignment] # as a disk does that fails now and then
-    daemon.pass_time(600)
+    for kind in (ReadDue, StoreOccurrences):
+        daemon.store.methods[kind] = partial(sometimes, daemon.store.methods[kind])
+    daemon.pass_time(609)  # the last occurrence, at 600, has time to be tried again
     assert len(daemon.messages()) == 60
     assert "tried again" in caplog.text
 
@@ -505,14 +516,14 @@ def test_a_time_zone_that_goes_away_holds_up_its_schedule_alone(
         daemon.ask("schedule_add", name=name, queue=name, cron="@hourly", timezone="Europe/Berlin", catch_up=catch_up)
     clock.jump(2 * HOUR)
     daemon.pass_time(60)
-    with closing(sqlite3.connect(daemon.store.path)) as database, database:
+    with closing(sqlite3.connect(daemon.store.database.path)) as database, database:
         database.execute("update schedule set timezone = 'Gone/Away' where name = 'gone'")
     if set_back:
         clock.jump(-2 * HOUR)
     daemon.pass_time(3 * HOUR)
     assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (2, 3)
     assert "Gone/Away" in daemon.ask("schedule_show", name="gone")["schedule"]["error"]
-    with closing(sqlite3.connect(daemon.store.path)) as database, database:
+    with closing(sqlite3.connect(daemon.store.database.path)) as database, database:
         database.execute("update schedule set timezone = 'Europe/Berlin' where name = 'gone'")
     daemon.pass_time(HOUR)
     assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (4 if set_back else 6, 4)
@@ -582,7 +593,7 @@ def test_a_configuration_of_too_many_is_not_taken_by_half(
     assert _names(daemon) == {"own": "client"}
     assert "could not be stored" in caplog.text
     daemon.ask("schedule_remove", name="own")
-    daemon.pass_time(REFUSED)
+    daemon.pass_time(REFUSED_SECONDS)
     assert _names(daemon) == {"a": "config", "b": "config"}, "it is tried again"
 
 

@@ -16,8 +16,8 @@ from eoq.daemon.broker.broker import Broker
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.once import OnceService
 from eoq.daemon.session import Fields, Session
-from eoq.daemon.store.sqlite.database import Verb
-from eoq.daemon.store.sqlite.store import Store
+from eoq.daemon.store.commands import Command
+from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError
 from tests.model.hands import ManualClock
 
@@ -28,9 +28,9 @@ class SlowDaemon:
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock()
         self.settings = QueueSettings()
-        self._submitted: list[tuple[Verb, Callable[[Any], None]]] = []
+        self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._loop = asyncio.new_event_loop()
-        self.store = self._loop.run_until_complete(Store.open(path, settings=lambda _: self.settings))
+        self.store = self._loop.run_until_complete(SqliteStore.open(path, settings=lambda _: self.settings))
         self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings)
         self.once = OnceService(self, self.clock)
 
@@ -38,7 +38,7 @@ class SlowDaemon:
         self._loop.run_until_complete(self.store.close())
         self._loop.close()
 
-    def submit(self, verb: Verb, done: Callable[[Any], None], durable: bool = True) -> None:
+    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
         """The broker hands over a verb, as to the writer."""
         self._submitted.append((verb, done))
 

@@ -14,7 +14,7 @@ from .. import requests as ask
 from ..records import Binding, NewMessage, Routed
 from ..session import Reply, Session, Submitter
 from ..store import commands
-from ..store.sqlite.tables.topics import check
+from ..topic_rules import check_bindings
 
 MAX_BINDING_HEADERS: Final = 4096
 """Characters, as JSON."""
@@ -42,7 +42,7 @@ class Topics:
         """From now on these stand in the configuration. For the same topic and queue it counts before the file."""
         self._configured = list(configured)
         try:
-            check([*self._stored, *configured])
+            check_bindings([*self._stored, *configured])
         except EoqError as error:
             log.warning("the bindings of the configuration and those made with `eoq bind` do not agree: %s", error)
         self._arrange()

@@ -22,9 +22,12 @@ from ..records import (
     Binding,
     Claimed,
     DeliveryRef,
+    DueSchedules,
     End,
+    Fired,
     Forgotten,
     NewMessage,
+    OccurrencePlan,
     OnceRecord,
     ScheduleAdded,
     ScheduleRecord,
@@ -35,10 +38,11 @@ from ..records import (
 from ..schedule_rules import Definition
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Command(Struct, Generic[R], frozen=True):
-    """One change of the store whose outcome is an ``R``."""
+class Command(Struct, Generic[R_co], frozen=True):
+    """One change of the store, or one question to it, whose outcome is an ``R``."""
 
 
 # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,3 +290,27 @@ class ScheduleShow(Command[ScheduleRecord], frozen=True):
 
 class ScheduleList(Command[list[ScheduleRecord]], frozen=True):
     """Return all schedules by name, without their contents."""
+
+
+class ReadDue(Command[DueSchedules], frozen=True):
+    """Return up to ``limit`` schedules that are due, and as many that are ahead of a clock that was set back.
+
+    With ``hurry``, the schedules whose occurrence was refused are due now: there may be room.
+    """
+
+    now: float
+    limit: int
+    hurry: bool
+
+
+class StoreOccurrences(Command[Fired], frozen=True):
+    """Store the messages of occurrences, and move their schedules on.
+
+    An occurrence that is refused is tried again at ``retry_at``. One whose id is stored with other content is passed
+    over.
+    """
+
+    now: float
+    plans: Sequence[OccurrencePlan]
+    settings: SettingsOf
+    retry_at: float

@@ -1,36 +1,43 @@
-"""Group commit: every write that arrives while a commit runs shares the next transaction and its one fsync.
+"""Group commit: every command that arrives while a commit runs shares the next transaction and its one sync.
 
-Verbs go to the store in the order in which they were submitted, and each is answered only when the transaction
-that holds it is on disk.
+Commands run in the order in which they were submitted. Each is answered only when the transaction that holds it is on
+disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
-from .sqlite.database import Verb
-from .sqlite.store import Store
+from ...errors import EoqError
+from .commands import Command, R
 
-Done = Callable[[Any], None]
+MOST_COMMANDS: Final = 2000
+"""Commands in one transaction, so that none of them waits long for the others."""
 
-MOST_VERBS: Final = 2000
-"""Verbs in one transaction, so that none of them waits long for the others."""
+
+class Store(Protocol):
+    """What the writer needs of a store; see `SqliteStore`."""
+
+    @property
+    def quick(self) -> bool: ...
+    def transact(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
+    async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
 
 
 class Submitted(Struct, frozen=True):
-    """A verb that waits for its transaction."""
+    """A command that waits for its transaction."""
 
-    verb: Verb
-    done: Done
+    command: Command[Any]
+    done: Callable[[Any], None]
     durable: bool
 
 
 class Writer:
-    """The only one who asks the store to change anything."""
+    """The only part of the daemon that lets the store change anything."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -41,35 +48,35 @@ class Writer:
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, verb: Verb, done: Done, durable: bool = True) -> None:
-        """Runs ``verb`` in the next transaction; then calls ``done`` with what it returned, or its `EoqError`.
+    def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None:
+        """Run ``command`` in the next transaction, then call ``done`` with its outcome or its `EoqError`.
 
-        One that need not be ``durable`` may be lost with the power, and does not wait for the disk by itself.
+        A command that is not ``durable`` may be lost with the power, and does not wait for the disk by itself.
         """
-        self._pending.append(Submitted(verb, done, durable))
+        self._pending.append(Submitted(command, done, durable))
         if not self._busy:
             self._busy = True
             self._idle.clear()
-            # Not at once: what other connections have sent by now comes along.
+            # Not at once: commands that other connections have sent by now share the transaction.
             self._loop.call_soon(self._commit)
 
     async def drain(self) -> None:
-        """Waits until all that was submitted is on disk and answered."""
+        """Wait until every submitted command is on disk and answered."""
         await self._idle.wait()
 
     def _commit(self) -> None:
-        batch, self._pending = self._pending[:MOST_VERBS], self._pending[MOST_VERBS:]
-        verbs = [submitted.verb for submitted in batch]
+        batch, self._pending = self._pending[:MOST_COMMANDS], self._pending[MOST_COMMANDS:]
+        commands = [submitted.command for submitted in batch]
         durable = any(submitted.durable for submitted in batch)
         if self._store.quick:
-            self._finish(batch, self._store.transact(verbs, durable))
+            self._finish(batch, self._store.transact(commands, durable))
         else:
-            task = self._loop.create_task(self._commit_in_thread(batch, verbs, durable))
+            task = self._loop.create_task(self._commit_in_thread(batch, commands, durable))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _commit_in_thread(self, batch: list[Submitted], verbs: list[Verb], durable: bool) -> None:
-        self._finish(batch, await self._store.transact_in_thread(verbs, durable))
+    async def _commit_in_thread(self, batch: list[Submitted], commands: list[Command[Any]], durable: bool) -> None:
+        self._finish(batch, await self._store.transact_in_thread(commands, durable))
 
     def _finish(self, batch: list[Submitted], outcomes: list[object]) -> None:
         try:

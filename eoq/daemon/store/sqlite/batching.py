@@ -1,79 +1,91 @@
-"""Handing over: a message that somebody waits for is stored as leased, instead of being stored and then claimed.
+"""Batching: which commands of a transaction share a statement.
 
-What is in the file afterwards, and what either side is told, is the same. It saves two statements, and a page of the
-log: the message never enters the index of those that are ready.
+The planner sees all commands of the moment. Neighbouring puts of one message each, to one queue, become one insert. A
+put together with the claim that waits for it stores the message as leased at once. Every outcome is as if the commands
+had run one after the other. Measure: `send, 8 producers` and `send → waiting consumer` of tests/bench/run.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ....errors import StorageFull
-from ...records import Claimed, ClaimedMessage, NewMessage, Stored
-from ..commands import Claim
-from .database import Verb
-from .tables.deliveries import UNSETTLED_NOT_READY, Delivering
-
-_PUT_LEASED: Final = """
-    insert or ignore into message
-      (
-        seq, queue, id, state, attempts, fence, priority, enqueued_at, due_at, fixed, expires_at, digest, headers, body,
-        delivered_at, consumer
-      )
-    values (?, ?, ?, 'leased', 1, 1, ?, ?, null, 0, ?, ?, ?, ?, ?, ?)
-    """
-# Where nothing is ready, the first of the others is the watermark: they were stored before what is handed over.
-_BEFORE_IT: Final = f"""
-    select
-      (
-        select seq
-        from message
-        where queue = ?1 and state = 'ready'
-        limit 1
-      ),
-      (
-        select min(seq)
-        from ({UNSETTLED_NOT_READY})
-      )
-    """  # noqa: S608 # a constant
+from ....errors import EoqError
+from ...records import NewMessage, Stored
+from ..commands import Claim, Command, Put
+from .database import MANY
+from .tables.deliveries import Deliveries
+from .tables.publishing import Publishing
+from .tables.queues import Queues
 
 
-class HandingOver(Delivering):
-    """A `put` of one message and the `claim` of whoever waits for it, done as one."""
+class Batching:
+    """Runs the commands of one transaction."""
 
-    def _attempt_next(self, verbs: Sequence[Verb], start: int) -> list[object]:
-        take = verbs[start + 1] if start + 1 < len(verbs) else None
-        if isinstance(take, Claim) and (sends := self._alike(verbs, start)):
-            claim = self.hand_over(*sends[0], take)
-            if claim is not None:
-                return [Stored([], ()), claim]
-        return super()._attempt_next(verbs, start)
+    def __init__(
+        self,
+        queues: Queues,
+        publishing: Publishing,
+        deliveries: Deliveries,
+        methods: dict[type[Command[Any]], Callable[[Any], object]],
+    ) -> None:
+        """``methods`` has, for each type of command, the method that runs it."""
+        self._queues = queues
+        self._publishing = publishing
+        self._deliveries = deliveries
+        self._methods = methods
 
-    def hand_over(self, now: float, message: NewMessage, take: Claim) -> Claimed | None:
-        """None, and nothing is changed, where it has to be a put and a claim."""
-        number = self._queues[message.queue]
-        expired = message.expires_at is not None and message.expires_at <= take.now
-        if take.queue != message.queue or expired or self._is_paused(number):
-            return None
-        ready, lowest = self._database.execute(_BEFORE_IT, (number,)).fetchone()
-        if ready is not None:
-            return None
-        seq = self._next_seq
-        row = (
-            *(seq, number, message.id, message.priority, now, message.expires_at, message.digest),
-            *(message.headers, message.body, take.now, take.consumer),
-        )
-        if not self._database.execute(_PUT_LEASED, row).rowcount:
-            return None  # stored before
+    def run(self, commands: Sequence[Command[Any]]) -> list[object]:
+        """Run ``commands`` in their order; return the outcome of each, or the `EoqError` it raised."""
+        outcomes: list[object] = []
+        while len(outcomes) < len(commands):
+            start = len(outcomes)
+            sends = self._alike(commands, start)
+            if sends:
+                outcomes += self._send(commands, start, sends)
+            else:
+                outcomes.append(self._run_one(commands[start]))
+        return outcomes
+
+    def _run_one(self, command: Command[Any]) -> object:
         try:
-            self._require_space(seq)
-        except StorageFull:
-            return None
-        self._next_seq += 1
-        if self._contents:
-            self._count_stored([message], ())
-        claimed = ClaimedMessage(
-            seq, message.id, message.body, message.headers, 1, 1, message.priority, None, now, message.expires_at
-        )
-        return Claimed([claimed], seq if lowest is None else lowest)
+            return self._methods[type(command)](command)
+        except EoqError as refusal:
+            return refusal
+
+    def _alike(self, commands: Sequence[Command[Any]], start: int) -> list[tuple[float, NewMessage]]:
+        """Return what the commands from ``start`` on put, as long as only a duplicate could hold them back.
+
+        Each puts one message, for now, without a group, to the same known queue, which has no limits.
+        """
+        sends: list[tuple[float, NewMessage]] = []
+        for command in commands[start : start + MANY]:
+            if not isinstance(command, Put) or len(command.messages) != 1:
+                break
+            message = command.messages[0]
+            if message.due_at is not None or message.group is not None:
+                break
+            if not sends:
+                queue, expires_at = message.queue, message.expires_at
+                if self._queues.known_id(queue) is None or command.settings(queue).limited:
+                    break
+            elif message.queue != queue or message.expires_at != expires_at:
+                break
+            sends.append((command.now, message))
+        return sends
+
+    def _send(
+        self, commands: Sequence[Command[Any]], start: int, sends: Sequence[tuple[float, NewMessage]]
+    ) -> list[object]:
+        following = commands[start + 1] if start + 1 < len(commands) else None
+        if isinstance(following, Claim):
+            claimed = self._deliveries.store_and_claim(*sends[0], following)
+            if claimed is not None:
+                return [Stored([], ()), claimed]
+        try:
+            if self._publishing.store_alike(sends):
+                return [Stored([], ())] * len(sends)
+        except EoqError as refusal:
+            return [refusal] * len(sends)
+        # Not all of them are new. Each finds out for itself.
+        return [self._run_one(command) for command in commands[start : start + len(sends)]]

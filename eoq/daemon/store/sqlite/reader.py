@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import aiosqlite
+
 from ....protocol.codec import put_bytes
-from .database import DatabaseConnection, storage_error
+from ....system import aio_sqlite
+from .database import storage_error
 
 Fields = dict[str, Any]
 T = TypeVar("T")
@@ -63,7 +66,7 @@ class Found(NamedTuple):
 class Reader:
     """A read-only connection to the file of an open `Store`."""
 
-    def __init__(self, connection: DatabaseConnection, database: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: aiosqlite.Connection, database: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._database = database
         self._path = path
@@ -74,7 +77,7 @@ class Reader:
         uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         database.execute("pragma query_only = true")
-        connection = DatabaseConnection(lambda: database, 64)
+        connection = aiosqlite.Connection(lambda: database, 64)
         await connection
         return cls(connection, database, path)
 
@@ -259,7 +262,7 @@ class Reader:
 
     async def _run(self, question: Callable[[], T]) -> T:
         try:
-            return await self._connection.run(question)
+            return await aio_sqlite.run(self._connection, lambda _: question())
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
 

@@ -1,44 +1,93 @@
-"""The daemon's file, behind verbs (put, claim, settle, retry, …): every statement that changes it.
+"""The store: runs the commands of ``commands.py`` on the daemon's file.
 
-A verb runs inside the transaction that `transact` opens for all verbs of the moment. It either does all of its
-work, or raises an `EoqError` having changed nothing, so that one refusal harms no other verb of the batch.
-
-    file.py           opening, transactions
-    queue_table.py    queues: names, pause, what is in them
-    message_table.py  what the verbs about messages share: groups, failures, ends
-    sending.py        put
-    delivering.py     claim, settle, retry, reject
-    handing_over.py   a put and a claim as one
-    timing.py         advance, forget
-    steering.py       purge, redrive, drop
-    topic_table.py    bind, unbind
-    once_table.py     the dedup service
-    schedule_table.py schedules
+It is composed of parts with one subject each, in ``tables/``. `SqliteStore` makes them, knows which method runs which
+command, and runs all commands of the moment in one transaction.
 """
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar, cast
 
 from ....errors import EoqError
 from ...config.settings import SettingsOf, StorageSettings, defaults
-from ...records import Forgotten
 from .. import commands
-from .batching import HandingOver
-from .database import QUICK_COMMIT
+from ..commands import Command
+from .batching import Batching
+from .database import QUICK_COMMIT, Database, storage_error
+from .space import Space
+from .tables.acks import Acks
+from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters
-from .tables.once import OnceTable
-from .tables.schedules import ScheduleTable
-from .tables.timers import Timing
-from .tables.topics import TopicTable
+from .tables.deliveries import Deliveries
+from .tables.groups import Groups
+from .tables.messages import Messages
+from .tables.once import OnceKeys
+from .tables.publishing import Publishing
+from .tables.queues import Queues
+from .tables.schedules import Schedules
+from .tables.timers import Timers
+from .tables.topics import Bindings
+
+R = TypeVar("R")
+
+log: Final = logging.getLogger("eoq.store")
 
 
-class Store(HandingOver, Timing, DeadLetters, TopicTable, OnceTable, ScheduleTable):
-    """All that the daemon keeps. Open it with `Store.open`."""
+class SqliteStore:
+    """All that the daemon keeps. Open it with `SqliteStore.open`."""
+
+    def __init__(self, database: Database, storage: Callable[[], StorageSettings]) -> None:
+        self.database = database
+        queues = Queues(database)
+        groups = Groups(database)
+        contents = Contents(database)
+        messages = Messages(database, queues, groups, contents)
+        self.space = Space(database, storage)
+        self._publishing = Publishing(database, queues, messages, groups, contents, self.space)
+        self._deliveries = Deliveries(database, queues, messages, groups, contents, self._publishing)
+        acks = Acks(database, queues, groups, contents, self._publishing)
+        timers = Timers(database, queues, messages)
+        dead_letters = DeadLetters(database, queues, messages, groups, contents)
+        bindings = Bindings(database, queues)
+        once = OnceKeys(database)
+        schedules = Schedules(database, self._publishing)
+        self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
+            commands.Put: self._publishing.put,
+            commands.Claim: self._deliveries.claim,
+            commands.Settle: acks.settle,
+            commands.RetryDeliveries: self._deliveries.retry,
+            commands.RejectDelivery: self._deliveries.reject,
+            commands.Advance: timers.advance,
+            commands.ShiftTimes: timers.shift,
+            commands.Forget: timers.forget,
+            commands.Pause: queues.pause,
+            commands.Purge: dead_letters.purge,
+            commands.Redrive: dead_letters.redrive,
+            commands.Drop: dead_letters.drop,
+            commands.Bind: bindings.bind,
+            commands.Unbind: bindings.unbind,
+            commands.ListBindings: bindings.list_all,
+            commands.OnceBegin: once.begin,
+            commands.OnceFinish: once.finish,
+            commands.OnceRelease: once.release,
+            commands.OnceRunning: once.running,
+            commands.OnceForget: once.forget,
+            commands.ScheduleAdd: schedules.add,
+            commands.ScheduleApply: schedules.apply,
+            commands.ScheduleRemove: schedules.remove,
+            commands.ScheduleShow: schedules.show,
+            commands.ScheduleList: schedules.list_all,
+            commands.ReadDue: schedules.read_due,
+            commands.StoreOccurrences: schedules.store_occurrences,
+        }
+        """The method that runs each type of command."""
+        self._batching = Batching(queues, self._publishing, self._deliveries, self.methods)
 
     @classmethod
     async def open(
@@ -50,45 +99,60 @@ class Store(HandingOver, Timing, DeadLetters, TopicTable, OnceTable, ScheduleTab
         storage: Callable[[], StorageSettings] = StorageSettings,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """As `File.open`; then ends the leases of the daemon before.
-
-        Where such a lease was the last of its queue's ``max_attempts``, its message is dead.
-        """
-        store = await super().open(path, quick_commit=quick_commit)
-        store._settings = settings
-        store._storage = storage
-        (failure,) = await store.transact_in_thread([partial(store._recover, clock())])
-        if isinstance(failure, EoqError):
+        """Open the file as `Database.open` does, and end the leases of the daemon before."""
+        store = cls(await Database.open(path, quick_commit=quick_commit), storage)
+        try:
+            await store.database.in_thread(partial(store.recover, clock(), settings))
+        except EoqError:
             await store.close()
-            raise failure
+            raise
         return store
 
-    def _attempt(self, verb: Any) -> object:
-        run = _RUN.get(type(verb))
-        return super()._attempt(verb if run is None else partial(run, self, verb))
+    async def close(self) -> None:
+        """Close the file."""
+        await self.database.close()
 
+    @property
+    def quick(self) -> bool:
+        """Whether a commit is so fast that `transact` may run on the event loop."""
+        return self.database.quick
 
-_RUN: dict[type, Callable[[Store, Any], object]] = {
-    commands.Put: lambda s, c: s.put(c.now, c.messages),
-    commands.Claim: lambda s, c: s.claim(c.now, c.queue, c.limit, c.most_bytes, c.consumer),
-    commands.Settle: lambda s, c: s.settle(c.now, c.acks, c.messages),
-    commands.RetryDeliveries: lambda s, c: s.retry(
-        c.now, c.deliveries, due_at=c.due_at, error=c.error, counts=c.counts
-    ),
-    commands.RejectDelivery: lambda s, c: s.reject(c.now, c.delivery, c.error),
-    commands.Advance: lambda s, c: s.advance(c.now, c.limit),
-    commands.ShiftTimes: lambda s, c: s.shift(c.seconds),
-    commands.Forget: lambda s, c: Forgotten(*s.forget(c.after, lambda q: c.now - c.settings(q).retention, c.limit)),
-    commands.Pause: lambda s, c: s.pause(c.queue, c.paused),
-    commands.Purge: lambda s, c: s.purge(c.now, c.queue, c.upto),
-    commands.Redrive: lambda s, c: s.redrive(c.now, c.queue, ids=c.ids, failed_before=c.failed_before, after=c.after),
-    commands.Drop: lambda s, c: s.drop(c.now, c.queue, ids=c.ids, failed_before=c.failed_before, after=c.after),
-    commands.Bind: lambda s, c: s.bind(c.binding, c.configured),
-    commands.Unbind: lambda s, c: s.unbind(c.topic, c.queue),
-    commands.ListBindings: lambda s, c: s.bindings(),
-    commands.OnceBegin: lambda s, c: s.once_begin(c.now, c.key, c.token, c.fingerprint),
-    commands.OnceFinish: lambda s, c: s.once_finish(c.key, c.token, c.status, c.output, c.output_bytes, c.expires_at),
-    commands.OnceRelease: lambda s, c: s.once_release(c.key, c.token),
-    commands.OnceRunning: lambda s, c: s.once_running(),
-    commands.OnceForget: lambda s, c: s.once_forget(c.now, c.limit),
-}
+    def recover(self, now: float, settings: SettingsOf) -> None:
+        """End the leases of the daemon before, and find the next seq. Raises `EoqError`."""
+        try:
+            self.database.transaction(partial(self._deliveries.recover, now, settings), durable=True)
+            self._publishing.start()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def transact(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
+        """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.
+
+        Returns the outcome of each, or the `EoqError` it raised. If the transaction fails as a whole, each command runs
+        again in a transaction of its own, so that an error reaches only the commands that it belongs to.
+        """
+        try:
+            return self.database.transaction(partial(self._batching.run, batch), durable)
+        except Exception as error:  # noqa: BLE001 # the transaction was rolled back, and the error is the outcome
+            if len(batch) == 1:
+                return [self._failure(error)]
+            return [self.transact([command], durable)[0] for command in batch]
+
+    async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
+        """`transact` on another thread, so that a slow disk does not hold up the event loop."""
+        return await self.database.in_thread(partial(self.transact, batch, durable))
+
+    async def execute(self, command: Command[R]) -> R:
+        """Run one command in a transaction of its own, and return its outcome. Raises its `EoqError`."""
+        (outcome,) = await self.transact_in_thread([command])
+        if isinstance(outcome, EoqError):
+            raise outcome
+        return cast(R, outcome)
+
+    def _failure(self, error: Exception) -> EoqError:
+        if isinstance(error, EoqError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return storage_error(error, self.database.path)
+        log.exception("a command of the store failed", exc_info=error)
+        return EoqError(f"the daemon failed inside, and nothing was changed: {error!r}; see its log")

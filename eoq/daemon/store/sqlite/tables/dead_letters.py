@@ -1,33 +1,43 @@
-"""What people do to messages: purge those that wait, and redrive or drop dead letters.
+"""What operators do to messages: purge the waiting ones, redrive or drop dead letters.
 
-Each verb is one step of bounded length. Whoever wants more asks again, from where the last step ended.
+Each command is one step of bounded length. The next step goes on where the last one ended.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Final
 
 from ....records import Step
-from .messages import ENDING_COLUMNS, Ending, MessageTable
+from ....store.commands import Drop, Purge, Redrive
+from ..database import Database
+from .contents import Contents
+from .groups import Groups
+from .messages import ENDING_COLUMNS, Ending, Messages
+from .queues import Queues
 
 STEP_ROWS: Final = 500
-"""Messages changed in one step."""
-STEP_LOOKS: Final = 5000
-"""Dead letters looked at in one step, for those of the right age."""
+"""How many messages one step changes."""
+STEP_SCANS: Final = 5000
+"""How many dead letters one step looks at, for those that failed before a moment."""
 
 
-class DeadLetters(MessageTable):
-    """The verbs `purge`, `redrive` and `drop`."""
+class DeadLetters:
+    """Purges queues, redrives and drops dead letters."""
 
-    def purge(self, now: float, queue: str, upto: int | None) -> Step:
-        """Drops messages that wait: those at place ``upto`` and before, None is all there are now.
+    def __init__(
+        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents
+    ) -> None:
+        self._database = database
+        self._queues = queues
+        self._messages = messages
+        self._groups = groups
+        self._contents = contents
 
-        Leased messages and dead letters stay. ``after`` of the step is the ``upto`` of the next.
-        """
-        number = self._known_queue(queue)
-        upto = self._end() - 1 if upto is None else upto
+    def purge(self, command: Purge) -> Step:
+        """See `Purge`."""
+        queue_id = self._queues.require(command.queue)
+        upto = self._messages.next_seq() - 1 if command.upto is None else command.upto
         rows = self._database.execute(
             f"""
             select *
@@ -47,22 +57,18 @@ class DeadLetters(MessageTable):
             )
             limit :limit
             """,  # noqa: S608 # a constant
-            {"queue": number, "upto": upto, "limit": STEP_ROWS},
+            {"queue": queue_id, "upto": upto, "limit": STEP_ROWS},
         ).fetchall()
-        # From behind, so that none of a group becomes ready on the way.
+        # The newest first, so that no message of a group becomes ready on the way.
         messages = [Ending._make(row) for row in sorted(rows, reverse=True)]
-        ended = [self._discard(now, message, "dropped", "the queue was purged") for message in messages]
+        discard = self._messages.discard
+        ended = [discard(command.now, message, "dropped", "the queue was purged") for message in messages]
         return Step([end.id for end in ended], upto if len(rows) == STEP_ROWS else None, ended)
 
-    def redrive(
-        self, now: float, queue: str, *, ids: Sequence[str] | None, failed_before: float | None, after: int
-    ) -> Step:
-        """Gives dead letters another set of attempts: those of ``ids``, or all that failed before a moment.
-
-        Each keeps its id, its place, and what is known of its deliveries; its time to live no longer counts.
-        """
-        number = self._known_queue(queue)
-        messages, after_that = self._dead(number, ids, failed_before, after)
+    def redrive(self, command: Redrive) -> Step:
+        """See `Redrive`."""
+        queue_id = self._queues.require(command.queue)
+        messages, after = self._select(command, queue_id)
         self._database.execute(
             """
             update message
@@ -71,35 +77,32 @@ class DeadLetters(MessageTable):
             """,
             (json.dumps([message.seq for message in messages]),),
         )
-        self._count(number, len(messages), sum(message.size for message in messages))
+        self._contents.add(queue_id, len(messages), sum(message.size for message in messages))
         for group in sorted({message.group for message in messages if message.group is not None}):
-            self._line_up(now, number, group)
-        return Step([message.id for message in messages], after_that)
+            self._groups.line_up(command.now, queue_id, group)
+        return Step([message.id for message in messages], after)
 
-    def drop(
-        self, now: float, queue: str, *, ids: Sequence[str] | None, failed_before: float | None, after: int
-    ) -> Step:
-        """Settles dead letters as dropped: those of ``ids``, or all that failed before a moment."""
-        number = self._known_queue(queue)
-        messages, after_that = self._dead(number, ids, failed_before, after)
+    def drop(self, command: Drop) -> Step:
+        """See `Drop`."""
+        queue_id = self._queues.require(command.queue)
+        messages, after = self._select(command, queue_id)
         for message in messages:
-            self._discard(now, message, "dropped", "a person dropped the dead letter")
-        return Step([message.id for message in messages], after_that)
+            self._messages.discard(command.now, message, "dropped", "an operator dropped the dead letter")
+        return Step([message.id for message in messages], after)
 
-    def _dead(
-        self, number: int, ids: Sequence[str] | None, failed_before: float | None, after: int
-    ) -> tuple[list[Ending], int | None]:
-        """Dead letters of a queue, and where to go on."""
-        if ids is not None:
+    def _select(self, command: Redrive | Drop, queue_id: int) -> tuple[list[Ending], int | None]:
+        """Return the dead letters of this step, and where the next one goes on."""
+        if command.ids is not None:
             rows = self._database.execute(
                 f"""
                 select {ENDING_COLUMNS}
                 from message indexed by message_by_id
                 where queue = ? and id in (select value from json_each(?)) and state = 'dead'
                 """,  # noqa: S608 # a constant
-                (number, json.dumps(ids)),
+                (queue_id, json.dumps(command.ids)),
             ).fetchall()
             return [Ending._make(row) for row in sorted(rows)], None
+        after = command.after
         rows = self._database.execute(
             f"""
             select {ENDING_COLUMNS}, failed_at
@@ -108,17 +111,14 @@ class DeadLetters(MessageTable):
             order by seq
             limit ?
             """,  # noqa: S608 # a constant
-            (number, after, STEP_LOOKS),
+            (queue_id, after, STEP_SCANS),
         ).fetchall()
         found: list[Ending] = []
         for *row, failed_at in rows:
             if len(found) == STEP_ROWS:
-                break
+                return found, after
             message = Ending._make(row)
             after = message.seq
-            if failed_before is None or failed_at is None or failed_at < failed_before:
+            if command.failed_before is None or failed_at is None or failed_at < command.failed_before:
                 found.append(message)
-        else:
-            if len(rows) < STEP_LOOKS:
-                return found, None
-        return found, after
+        return found, after if len(rows) == STEP_SCANS else None

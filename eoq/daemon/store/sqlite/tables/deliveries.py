@@ -1,48 +1,36 @@
-"""Deliveries: a message is leased, then settled, tried again, or dead. Each is fenced by its number (G7)."""
+"""Deliveries: a message is leased, then given back, made a dead letter, or recovered when the daemon starts.
+
+Each delivery has a number, which fences (G7): a settle that names an earlier number changes nothing. Acks are in
+``acks.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
-from ....records import Claimed, ClaimedMessage, DeliveryLost, DeliveryRef, End, NewMessage, Stored
-from ..database import MANY
-from .messages import ENDING_COLUMNS, Ending, at_places
-from .publishing import Sending
+from ....config.settings import SettingsOf
+from ....records import Claimed, ClaimedMessage, DeliveryRef, End, NewMessage
+from ....store.commands import Claim, RejectDelivery, RetryDeliveries
+from ..database import Database
+from .acks import require_state
+from .contents import Contents
+from .groups import Groups
+from .messages import ENDING_COLUMNS, Ending, Messages, at_seqs
+from .publishing import Publishing
+from .queues import Queues
 
 EXPIRY_ROWS: Final = 500
-"""Messages looked at in one claim that finds some that have expired."""
+"""How many messages one claim looks at when it finds expired ones."""
 
 _LEASE: Final = """
     update message
     set state = 'leased', attempts = attempts + 1, fence = fence + 1, delivered_at = ?, consumer = ?
-    where {places}
+    where {seqs}
     """
-_ACK: Final = """
-    update message
-    set state = 'done', settled_at = held.now, result = held.result, body = null, headers = null, error = null
-    from (
-      select column1 as seq, column2 as fence, column3 as result, column4 as now
-      from (values {rows})
-    ) as held
-    where message.seq = held.seq and message.number = held.number and message.state = 'leased'
-    """
-_ACK_ONE: Final = """
-    update message
-    set state = 'done', settled_at = ?4, result = ?3, body = null, headers = null, error = null
-    where seq = ?1 and fence = ?2 and state = 'leased'
-    """
-_ACK_ALIKE: Final = """
-    update message
-    set state = 'done', settled_at = ?, result = ?, body = null, headers = null, error = null
-    where {places} and fence = ? and state = 'leased'
-    """
-_ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
-# Each part is answered by the first entry of an index. What was delivered and then given up may have been processed,
-# its ack lost: it counts as long as its record is kept, so that no backup from before its end finds its id forgotten.
-UNSETTLED_NOT_READY: Final = """
+# Each part is answered by the first entry of an index. A message that was delivered and then expired or was dropped may
+# have been processed, its ack lost. It holds the watermark back as long as its record is kept, so that an inbox knows
+# its id even if a backup from before its end is restored.
+_UNSETTLED_NOT_READY: Final = """
       select min(seq) as seq from message where queue = ?1 and state = 'leased'
       union all
       select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
@@ -54,42 +42,88 @@ UNSETTLED_NOT_READY: Final = """
 _LOWEST_UNSETTLED: Final = f"""
     select min(seq)
     from (
-      {UNSETTLED_NOT_READY}
+      {_UNSETTLED_NOT_READY}
       union all
       select min(seq) from message where queue = ?1 and state = 'ready' and priority = 0
       union all
       select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
     )
     """  # noqa: S608 # a constant
+# Where nothing is ready, the first of the others is the watermark: they were stored before the new message.
+_READY_AND_LOWEST: Final = f"""
+    select
+      (
+        select seq
+        from message
+        where queue = ?1 and state = 'ready'
+        limit 1
+      ),
+      (
+        select min(seq)
+        from ({_UNSETTLED_NOT_READY})
+      )
+    """  # noqa: S608 # a constant
+_RETRY: Final = """
+    update message
+    set
+      state = case
+        when :counts and attempts >= :max_attempts then 'dead'
+        when :due_at > :now then 'delayed'
+        else 'ready'
+      end,
+      attempts = attempts - not :counts,
+      due_at = iif(:due_at > :now, :due_at, null),
+      fixed = 0,
+      error = coalesce(:error, error),
+      failed_at = iif(:counts, :now, failed_at)
+    where seq = :seq and fence = :fence and state = 'leased'
+    returning queue, id, state, error, expires_at <= :now
+    """
 
 
-class Delivering(Sending):
-    """The verbs `claim`, `settle`, `retry` and `reject`, and what becomes of leases when the daemon starts."""
+class Deliveries:
+    """Leases messages, and takes them back."""
 
-    def claim(self, now: float, queue: str, limit: int, most_bytes: int, consumer: str | None = None) -> Claimed:
-        """Leases the next messages of a queue: at most ``limit``, and not more than ``most_bytes`` of bodies
-        and headers, unless the first alone has more. None while the queue is paused.
-        """
-        number = self._queues.get(queue) or self._find_queue(queue)
-        if number is None:
-            return Claimed([], self._end())
-        if self._is_paused(number):
-            return Claimed([], self._watermark(number))
-        claimed, expired, cut = self._next(now, number, limit, most_bytes)
+    def __init__(
+        self,
+        database: Database,
+        queues: Queues,
+        messages: Messages,
+        groups: Groups,
+        contents: Contents,
+        publishing: Publishing,
+    ) -> None:
+        self._database = database
+        self._queues = queues
+        self._messages = messages
+        self._groups = groups
+        self._contents = contents
+        self._publishing = publishing
+
+    # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
+
+    def claim(self, command: Claim) -> Claimed:
+        """See `Claim`."""
+        queue_id = self._queues.known_id(command.queue) or self._queues.find(command.queue)
+        if queue_id is None:
+            return Claimed([], self._messages.next_seq())
+        if self._queues.is_paused(queue_id):
+            return Claimed([], self._watermark(queue_id))
+        messages, expired, cut = self._next(command, queue_id)
         ended: list[End] = []
         if expired:
-            ended = self._expire_first(now, number)
-            claimed, expired, cut = self._next(now, number, limit, most_bytes)
+            ended = self._expire_first(command, queue_id)
+            messages, expired, cut = self._next(command, queue_id)
             cut = cut or expired
-            if expired and not claimed:
-                return Claimed([], self._watermark(number), ended, unfinished=True)
-        if claimed:
-            places, values = at_places([message.seq for message in claimed])
-            self._database.execute(_LEASE.format(places=places), (now, consumer, *values))
-        return Claimed(claimed, self._watermark(number), ended, unfinished=cut)
+            if expired and not messages:
+                return Claimed([], self._watermark(queue_id), ended, unfinished=True)
+        if messages:
+            seqs, values = at_seqs([message.seq for message in messages])
+            self._database.execute(_LEASE.format(seqs=seqs), (command.now, command.consumer, *values))
+        return Claimed(messages, self._watermark(queue_id), ended, unfinished=cut)
 
-    def _next(self, now: float, number: int, limit: int, most_bytes: int) -> tuple[list[ClaimedMessage], bool, bool]:
-        """What may be leased, whether there was one among it whose time is over, and whether the rest is too large."""
+    def _next(self, command: Claim, queue_id: int) -> tuple[list[ClaimedMessage], bool, bool]:
+        """Return the messages to lease, whether an expired one follows them, and whether the rest is too large."""
         claimed: list[ClaimedMessage] = []
         size = 0
         cursor = self._database.execute(
@@ -100,24 +134,24 @@ class Delivering(Sending):
             order by priority desc, seq
             limit ?
             """,
-            (number, limit),
+            (queue_id, command.limit),
         )
         expired = cut = False
         for row in cursor:
             size += len(row[2]) + len(row[3] or "")
-            if claimed and size > most_bytes:
+            if claimed and size > command.most_bytes:
                 cut = True
                 break
             expires_at = row[9]
-            if expires_at is not None and expires_at <= now:
+            if expires_at is not None and expires_at <= command.now:
                 expired = True
                 break
             claimed.append(ClaimedMessage(*row))
         cursor.close()
         return claimed, expired, cut
 
-    def _expire_first(self, now: float, number: int) -> list[End]:
-        """Ends those whose time is over, among the first that could be delivered."""
+    def _expire_first(self, command: Claim, queue_id: int) -> list[End]:
+        """End the expired ones among the first messages that could be delivered."""
         rows = self._database.execute(
             f"""
             select {ENDING_COLUMNS}, expires_at
@@ -126,193 +160,77 @@ class Delivering(Sending):
             order by priority desc, seq
             limit ?
             """,  # noqa: S608 # a constant
-            (number, EXPIRY_ROWS),
+            (queue_id, EXPIRY_ROWS),
         ).fetchall()
-        return self._expire(now, [Ending._make(row) for *row, at in rows if at is not None and at <= now])
+        now = command.now
+        expired = [Ending._make(row) for *row, at in rows if at is not None and at <= now]
+        return self._messages.expire(now, expired, command.settings)
 
-    def _watermark(self, number: int) -> int:
-        (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (number,)).fetchone()
-        return self._end() if lowest is None else int(lowest)
+    def _watermark(self, queue_id: int) -> int:
+        """Return the lowest seq that is not settled, or the next seq."""
+        (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (queue_id,)).fetchone()
+        return self._messages.next_seq() if lowest is None else int(lowest)
 
-    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+    def store_and_claim(self, now: float, message: NewMessage, claim: Claim) -> Claimed | None:
+        """Store a message that a consumer waits for as leased, which saves two statements and a page of the log.
 
-    def settle(
-        self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]], sends: Sequence[NewMessage]
-    ) -> Stored:
-        """Acks with their results, and messages to store: everything or nothing (G4).
-
-        An ack that this very delivery made already is repeated without effect. Raises `LeaseLost`, or what `put`
-        raises.
+        The file and both outcomes are as after a put and a claim: the message would enter the index of ready messages
+        and leave it at once. Returns None, and changes nothing, where it has to be a put and a claim.
         """
-        if not sends:
-            if len(acks) == 1:
-                self._ack_each(now, acks)
-            elif not self._ack_together(now, acks):
-                with self._all_or_nothing():
-                    self._ack_each(now, acks)
-            return Stored([], [])
-        with self._all_or_nothing():
-            repeated = not self._ack_together(now, acks) and self._ack_each(now, acks)
-            stored = self.put(now, sends)
-            if stored.duplicates and repeated:
-                duplicates = self._duplicates_at_first(acks[0][0], sends, stored.duplicates)
-                stored = replace(stored, duplicates=duplicates)
-            return stored
-
-    def _duplicates_at_first(
-        self, held: DeliveryRef, sends: Sequence[NewMessage], duplicates: Sequence[int]
-    ) -> list[int]:
-        """The answer of a settle that is repeated: what it sent itself, at the moment of its acks, is no duplicate.
-
-        Of an id that it holds twice, the second was one also then.
-        """
-        firsts: dict[tuple[str, str], int] = {}
-        for index, message in enumerate(sends):
-            firsts.setdefault((message.queue, message.id), index)
-        (settled_at,) = self._database.execute("select settled_at from message where seq = ?", (held.seq,)).fetchone()
-        return [
-            index
-            for index in duplicates
-            if firsts[sends[index].queue, sends[index].id] != index
-            or self._database.execute(
-                """
-                select 1
-                from message
-                where queue = ? and id = ? and enqueued_at <> ?
-                """,
-                (self._queue_number(sends[index].queue), sends[index].id, settled_at),
-            ).fetchone()
-        ]
-
-    def _ack_each(self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]]) -> bool:
-        """Settles one after the other; returns whether some were done before, by the same delivery.
-
-        Where it raises `LeaseLost`, others of them may be settled: whoever gives several takes that back.
-        """
-        changed = [
-            held
-            for held, result in acks
-            if not held.ended and self._database.execute(_ACK_ONE, (held.seq, held.number, result, now)).rowcount
-        ]
-        repeated = len(changed) < len(acks)
-        if repeated:
-            for held, _ in acks:
-                self._require(held, "done")
-        self._acked(now, acks, changed)
-        return repeated
-
-    def _ack_together(self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]]) -> bool:
-        """Settles several that are all leased, by one statement; where they are not, changes nothing and is False."""
-        if len(acks) < 2 or any(held.ended for held, _ in acks):
-            return False
-        self._database.execute("savepoint acks")
-        if self._update_acked([(held.seq, held.number, result, now) for held, result in acks]) < len(acks):
-            self._database.execute("rollback to acks")
-            self._database.execute("release acks")
-            return False
-        self._database.execute("release acks")
-        self._acked(now, acks, [held for held, _ in acks])
-        return True
-
-    def _acked(
-        self, now: float, acks: Sequence[tuple[DeliveryRef, bytes | None]], changed: Sequence[DeliveryRef]
-    ) -> None:
-        """What follows: those that were ``changed`` no longer count, and the groups of all move on."""
-        if self._contents:
-            for held in changed:
-                self._count(self._queue_number(held.queue), -1, -held.size)
-        for held, _ in acks:
-            if held.group is not None:
-                self._unblock(now, self._queue_number(held.queue), held.group)
-
-    def _update_acked(self, rows: Sequence[tuple[int, int, bytes | None, float]]) -> int:
-        """Returns how many of these rows (seq, fence, result, now) were leased."""
-        _, fence, result, now = rows[0]
-        if any(row[1] != fence or row[2] != result for row in rows):
-            return self._execute_rows(_ACK_ONE, _ACK_MANY, rows)
-        # Mostly it is each one's first delivery and there are no results: this takes two thirds of the time.
-        places, values = at_places([row[0] for row in rows])
-        return self._database.execute(_ACK_ALIKE.format(places=places), (now, result, *values, fence)).rowcount
-
-    def _require(self, held: DeliveryRef, state: str) -> None:
-        """Raises `LeaseLost` unless the message is in ``state`` by this delivery's own doing."""
-        found = self._database.execute(
-            """
-            select state, fence
-            from message
-            where seq = ?
-            """,
-            (held.seq,),
-        ).fetchone()
-        if found != (state, held.number):
-            raise DeliveryLost(held)
+        queue_id = self._queues.make(message.queue)
+        expired = message.expires_at is not None and message.expires_at <= claim.now
+        if claim.queue != message.queue or expired or self._queues.is_paused(queue_id):
+            return None
+        ready, lowest = self._database.execute(_READY_AND_LOWEST, (queue_id,)).fetchone()
+        if ready is not None:
+            return None
+        seq = self._publishing.store_leased(now, message, claim.now, claim.consumer)
+        if seq is None:
+            return None
+        claimed = ClaimedMessage(
+            seq, message.id, message.body, message.headers, 1, 1, message.priority, None, now, message.expires_at
+        )
+        return Claimed([claimed], seq if lowest is None else lowest)
 
     # ── failing ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def retry(
-        self,
-        now: float,
-        deliveries: Sequence[DeliveryRef],
-        *,
-        due_at: float | None = None,
-        error: str | None = None,
-        counts: bool = True,
-    ) -> list[End | bool]:
-        """Makes leased messages deliverable again, at ``due_at``, or dead where no attempt is left.
+    def retry(self, command: RetryDeliveries) -> list[End | bool]:
+        """See `RetryDeliveries`."""
+        return [self._retry(command, delivery) for delivery in command.deliveries]
 
-        A delivery that does not count is one that nobody has looked at. Returns for each the end of its message,
-        True where it goes on, and False where its lease had ended before.
-        """
-        return [self._retry(now, held, due_at, error, counts) for held in deliveries]
-
-    def _retry(
-        self, now: float, held: DeliveryRef, due_at: float | None, error: str | None, counts: bool
-    ) -> End | bool:
+    def _retry(self, command: RetryDeliveries, delivery: DeliveryRef) -> End | bool:
+        now, counts = command.now, command.counts
         row = self._database.execute(
-            """
-            update message
-            set
-              state = case
-                when :counts and attempts >= :max_attempts then 'dead'
-                when :due_at > :now then 'delayed'
-                else 'ready'
-              end,
-              attempts = attempts - not :counts,
-              due_at = iif(:due_at > :now, :due_at, null),
-              fixed = 0,
-              error = coalesce(:error, error),
-              failed_at = iif(:counts, :now, failed_at)
-            where seq = :seq and fence = :fence and state = 'leased'
-            returning queue, id, state, error, expires_at <= :now
-            """,
+            _RETRY,
             {
                 "now": now,
-                "due_at": due_at,
+                "due_at": command.due_at,
                 "counts": counts,
-                "max_attempts": self._settings(held.queue).max_attempts,
-                "error": error,
-                "seq": held.seq,
-                "fence": held.number,
+                "max_attempts": command.settings(delivery.queue).max_attempts,
+                "error": command.error,
+                "seq": delivery.seq,
+                "fence": delivery.number,
             },
         ).fetchone()
         if row is None:
             return False
-        number, id, state, last_error, expired = row
+        queue_id, id, state, last_error, expired = row
         if counts:
-            self._note_failure(now, held.seq, held.number, error)
-        message = Ending(held.seq, number, id, held.group, held.size, state)
+            self._messages.record_failure(now, delivery.seq, delivery.number, command.error)
+        message = Ending(delivery.seq, queue_id, id, delivery.group, delivery.size, state)
         if state == "dead":
-            return self._left(now, message._replace(state="leased"), "dead", last_error)
+            return self._messages.ended(now, message._replace(state="leased"), "dead", last_error)
         if expired:
-            return self._expire(now, [message])[0]
-        if held.group is not None:
-            self._line_up(now, number, held.group)
+            return self._messages.expire(now, [message], command.settings)[0]
+        if delivery.group is not None:
+            self._groups.line_up(now, queue_id, delivery.group)
         return True
 
-    def reject(self, now: float, held: DeliveryRef, error: str | None) -> None:
-        """Makes a leased message a dead letter. Raises `LeaseLost`."""
-        if held.ended:
-            self._require(held, "dead")
+    def reject(self, command: RejectDelivery) -> None:
+        """See `RejectDelivery`."""
+        now, delivery, error = command.now, command.delivery, command.error
+        if delivery.ended:
+            require_state(self._database, delivery, "dead")
             return
         row = self._database.execute(
             """
@@ -321,20 +239,24 @@ class Delivering(Sending):
             where seq = :seq and fence = :fence and state = 'leased'
             returning queue, id
             """,
-            {"error": error, "now": now, "seq": held.seq, "fence": held.number},
+            {"error": error, "now": now, "seq": delivery.seq, "fence": delivery.number},
         ).fetchone()
         if row is None:
-            self._require(held, "dead")
+            require_state(self._database, delivery, "dead")
             return
-        self._note_failure(now, held.seq, held.number, error)
-        number, id = row
-        self._left(now, Ending(held.seq, number, id, held.group, held.size, "leased"), "dead", error)
+        self._messages.record_failure(now, delivery.seq, delivery.number, error)
+        queue_id, id = row
+        message = Ending(delivery.seq, queue_id, id, delivery.group, delivery.size, "leased")
+        self._messages.ended(now, message, "dead", error)
 
     # ── starting ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _recover(self, now: float) -> None:
-        """Leases do not outlive their daemon: what it had leased is delivered again (G3), or dead."""
-        # That the file cannot be written is to be found out now, also where nothing has to be.
+    def recover(self, now: float, settings: SettingsOf) -> None:
+        """End the leases of the daemon before: their messages are delivered again (G3), or dead.
+
+        Leases do not outlive their daemon. Where such a lease was the last of ``max_attempts``, the message is dead.
+        """
+        # A file that cannot be written is to be noticed now, also where no lease has to end.
         self._database.execute("update queue set paused = paused where false")
         queues = self._database.execute(
             """
@@ -343,11 +265,10 @@ class Delivering(Sending):
             where number in (select queue from message where state = 'leased')
             """
         ).fetchall()
-        for number, name in queues:
-            self._recover_queue(now, number, self._settings(name).max_attempts)
-        self._next_seq = self._end()
+        for queue_id, name in queues:
+            self._recover_queue(now, queue_id, settings(name).max_attempts)
 
-    def _recover_queue(self, now: float, number: int, max_attempts: int) -> None:
+    def _recover_queue(self, now: float, queue_id: int, max_attempts: int) -> None:
         error = "the daemon ended before the message was settled"
         self._database.execute(
             """
@@ -356,7 +277,7 @@ class Delivering(Sending):
             from message
             where queue = ? and state = 'leased'
             """,
-            (now, error, number),
+            (now, error, queue_id),
         )
         groups = self._database.execute(
             """
@@ -364,7 +285,7 @@ class Delivering(Sending):
             from message
             where queue = ? and state = 'leased' and "group" is not null
             """,
-            (number,),
+            (queue_id,),
         ).fetchall()
         sizes = self._database.execute(
             """
@@ -373,7 +294,7 @@ class Delivering(Sending):
             where queue = ? and state = 'leased' and attempts >= ?
             returning length(body)
             """,
-            (now, error, number, max_attempts),
+            (now, error, queue_id, max_attempts),
         ).fetchall()
         self._database.execute(
             """
@@ -381,8 +302,8 @@ class Delivering(Sending):
             set state = 'ready', failed_at = ?, error = ?
             where queue = ? and state = 'leased'
             """,
-            (now, error, number),
+            (now, error, queue_id),
         )
-        self._count(number, -len(sizes), -sum(size for (size,) in sizes))
+        self._contents.add(queue_id, -len(sizes), -sum(size for (size,) in sizes))
         for (group,) in groups:
-            self._line_up(now, number, group)
+            self._groups.line_up(now, queue_id, group)

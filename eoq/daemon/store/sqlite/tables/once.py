@@ -1,26 +1,28 @@
-"""The keys of the dedup service in the daemon's file: who runs one, and what came of it."""
+"""The table ``once``: the keys of the dedup service, who runs each, and its output."""
 
 from __future__ import annotations
 
 from .....errors import IdConflict, LeaseLost
 from ....records import OnceRecord
-from ..database import File
+from ....store.commands import OnceBegin, OnceFinish, OnceForget, OnceRelease, OnceRunning
+from ..database import Database
 
 
-class OnceTable(File):
-    """The verbs of the table ``once``; see ``file.py`` for what a verb is."""
+class OnceKeys:
+    """All keys."""
 
-    def once_begin(self, now: float, key: str, token: str, fingerprint: str | None) -> OnceRecord:
-        """Takes ``key`` for the caller with ``token``, unless another runs it or it is done.
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-        Raises `IdConflict` where the key stands for something with another fingerprint.
-        """
+    def begin(self, command: OnceBegin) -> OnceRecord:
+        """See `OnceBegin`."""
+        key, token, fingerprint = command.key, command.token, command.fingerprint
         self._database.execute(
             """
             delete from once
             where key = ? and expires_at <= ?
             """,
-            (key, now),
+            (key, command.now),
         )
         self._database.execute(
             """
@@ -45,13 +47,9 @@ class OnceTable(File):
             )
         return OnceRecord(state, stored_token == token, status or 0, output, output_bytes or 0)
 
-    def once_finish(
-        self, key: str, token: str, status: int, output: bytes | None, output_bytes: int, expires_at: float | None
-    ) -> None:
-        """Stores what came of a key. Repeating it is without effect.
-
-        Raises `LeaseLost` where another caller has taken the key meanwhile.
-        """
+    def finish(self, command: OnceFinish) -> None:
+        """See `OnceFinish`."""
+        key, token = command.key, command.token
         written = self._database.execute(
             """
             insert into once (key, token, state, status, output, output_bytes, expires_at)
@@ -65,34 +63,35 @@ class OnceTable(File):
               expires_at = excluded.expires_at
             where token = excluded.token and state = 'running'
             """,
-            (key, token, status, output, output_bytes, expires_at),
+            (key, token, command.status, command.output, command.output_bytes, command.expires_at),
         ).rowcount
-        if written == 0 and not self._once_is_by(key, token):
+        if written == 0 and not self._runs(key, token):
             raise LeaseLost(
                 f"the key {key!r} was taken by another caller while this one was cut off from the daemon: it may "
                 "have run twice, and what is stored is the other's"
             )
 
-    def _once_is_by(self, key: str, token: str) -> bool:
+    def _runs(self, key: str, token: str) -> bool:
+        """Return whether the caller with ``token`` runs the key, or ran it."""
         found = self._database.execute("select token from once where key = ?", (key,)).fetchone()
         return found is not None and found[0] == token
 
-    def once_release(self, key: str, token: str) -> None:
-        """Opens a key again that ``token`` runs; without effect where it does not."""
+    def release(self, command: OnceRelease) -> None:
+        """See `OnceRelease`."""
         self._database.execute(
             """
             delete from once
             where key = ? and token = ? and state = 'running'
             """,
-            (key, token),
+            (command.key, command.token),
         )
 
-    def once_running(self) -> list[tuple[str, str]]:
-        """The keys that are running, with their tokens."""
+    def running(self, _command: OnceRunning) -> list[tuple[str, str]]:
+        """See `OnceRunning`."""
         return self._database.execute("select key, token from once where state = 'running'").fetchall()
 
-    def once_forget(self, now: float, limit: int) -> int:
-        """Drops up to ``limit`` keys that have expired; returns how many."""
+    def forget(self, command: OnceForget) -> int:
+        """See `OnceForget`."""
         return self._database.execute(
             """
             delete from once
@@ -104,5 +103,5 @@ class OnceTable(File):
               limit ?
             )
             """,
-            (now, limit),
+            (command.now, command.limit),
         ).rowcount

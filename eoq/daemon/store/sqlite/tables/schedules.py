@@ -1,93 +1,60 @@
-"""The schedules in the daemon's file: what each sends and when, and how far it has come."""
+"""The table ``schedule``: what each schedule sends and when, and how far it has come.
+
+Firing takes two commands, so that no routing runs inside a transaction: `ReadDue` returns the schedules that are due,
+the scheduler routes their messages, and `StoreOccurrences` stores the messages and moves the schedules on, in one
+transaction.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Final
 
 from .....errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
-from ....records import NewMessage, Stored
-from ....schedule_rules import GRACE, Definition, Timing, due, first_of, occurrence_id, rule_of
-from ..database import File
+from ....records import DueSchedules, Fired, OccurrencePlan, ScheduleAdded, ScheduleRecord
+from ....schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
+from ....store.commands import (
+    ReadDue,
+    ScheduleAdd,
+    ScheduleApply,
+    ScheduleList,
+    ScheduleRemove,
+    ScheduleShow,
+    StoreOccurrences,
+)
+from ..database import Database
+from .publishing import Publishing
 
 MAX_SCHEDULES: Final = 10_000
-STEP: Final = 100
-"""Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
-REFUSED: Final = 5.0
-"""Seconds until an occurrence that could not be stored is tried again, unless something ends before."""
 
 _COLUMNS: Final = (
     "name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, number"
 )
 
 
-class Schedule(NamedTuple):
-    """A schedule as it is stored."""
+class Schedules:
+    """All schedules."""
 
-    definition: Definition
-    origin: str
-    seen_at: float
-    next_at: int | None
-    last_at: int | None
-    error: str | None
-    number: int
-
-
-class Sent(NamedTuple):
-    """The messages of one occurrence, one for each queue it went to, and what came of storing them."""
-
-    messages: Sequence[NewMessage]
-    stored: Stored
-
-
-Send: TypeAlias = Callable[[float, Definition, int], Sent]
-"""Stores the messages of an occurrence, now."""
-
-
-class Fired(NamedTuple):
-    """What one step of firing did: what was stored, what a person should know, when to go on, and whether something
-    was refused, which is to be tried again when there may be room.
-    """
-
-    sent: list[Sent]
-    notes: list[str]
-    look_at: float | None
-    refused: bool
-
-
-class _Firing(NamedTuple):
-    """One step of firing, and what it has done so far."""
-
-    now: float
-    send: Send
-    sent: list[Sent]
-    notes: list[str]
-    refused: list[str]
-    """Schedules."""
-
-
-class ScheduleTable(File):
-    """The verbs of the table ``schedule``; see ``file.py`` for what a verb is."""
+    def __init__(self, database: Database, publishing: Publishing) -> None:
+        self._database = database
+        self._publishing = publishing
 
     # ── adding and removing ─────────────────────────────────────────────────────────────────────────────
 
-    def schedule_add(self, now: float, definition: Definition, replace: bool) -> tuple[bool, int | None]:
-        """Stores a schedule, whose first occurrence is the first one after ``now``.
+    def add(self, command: ScheduleAdd) -> ScheduleAdded:
+        """See `ScheduleAdd`."""
+        definition = command.definition
+        changed = self._add(command.now, definition, "client", command.replace)
+        return ScheduleAdded(changed, self._require(definition.name).next_at)
 
-        Returns whether that changed anything, and when the next occurrence is. Raises `IdConflict` where the name
-        stands for another definition and that is not to be replaced, `InvalidRequest` where the configuration file
-        declares it, `QueueFull` where there are too many.
-        """
-        changed = self._add_schedule(now, definition, "client", replace)
-        return changed, self._require_schedule(definition.name).next_at
-
-    def schedule_apply(self, now: float, definitions: Sequence[Definition]) -> list[str]:
-        """Makes the schedules of the configuration file exactly these; returns what that changed, for people."""
+    def apply(self, command: ScheduleApply) -> list[str]:
+        """See `ScheduleApply`."""
+        definitions = command.definitions
         notes = []
-        with self._all_or_nothing():
+        with self._database.savepoint():
             for definition in definitions:
-                if self._add_schedule(now, definition, "config", replace=True):
+                if self._add(command.now, definition, "config", replace=True):
                     notes.append(f"the schedule {definition.name} is new in the configuration, or changed")
             gone = self._database.execute(
                 """
@@ -99,8 +66,9 @@ class ScheduleTable(File):
             ).fetchall()
         return notes + [f"the schedule {name} is removed: it is no longer in the configuration" for (name,) in gone]
 
-    def _add_schedule(self, now: float, definition: Definition, origin: str, replace: bool) -> bool:
-        old = self._find_schedule(definition.name)
+    def _add(self, now: float, definition: Definition, origin: str, replace: bool) -> bool:
+        """Store a schedule; return whether that changed anything."""
+        old = self._find(definition.name)
         timing = definition.timing
         if timing.at is None and old is not None and timing.every == old.definition.timing.every:
             timing = timing._replace(at=old.definition.timing.at)
@@ -153,59 +121,59 @@ class ScheduleTable(File):
         if count >= MAX_SCHEDULES:
             raise QueueFull(f"there are {MAX_SCHEDULES:,} schedules, and no more can be made; remove some")
 
-    def schedule_remove(self, name: str) -> None:
-        """Drops a schedule. Raises `NotFound`, or `InvalidRequest` where the configuration file declares it."""
-        if self._require_schedule(name).origin == "config":
+    def remove(self, command: ScheduleRemove) -> None:
+        """See `ScheduleRemove`."""
+        name = command.name
+        if self._require(name).origin == "config":
             raise InvalidRequest(
                 f"the schedule {name!r} is declared in the daemon's configuration file; remove it there"
             )
         self._database.execute("delete from schedule where name = ?", (name,))
 
-    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def schedule_show(self, name: str) -> Schedule:
-        """A schedule; raises `NotFound`."""
-        return self._require_schedule(name)
+    def show(self, command: ScheduleShow) -> ScheduleRecord:
+        """See `ScheduleShow`."""
+        return self._require(command.name)
 
-    def schedule_list(self) -> list[Schedule]:
-        """All schedules, by name, without their contents."""
+    def list_all(self, _command: ScheduleList) -> list[ScheduleRecord]:
+        """See `ScheduleList`."""
         columns = _COLUMNS.replace("content", "''")
         rows = self._database.execute(f"select {columns} from schedule order by name")  # noqa: S608 # our own columns
-        return [_schedule(row) for row in rows]
+        return [_record(row) for row in rows]
 
-    def _find_schedule(self, name: str) -> Schedule | None:
+    def _find(self, name: str) -> ScheduleRecord | None:
         row = self._database.execute(
             f"select {_COLUMNS} from schedule where name = ?",  # noqa: S608 # our own columns
             (name,),
         ).fetchone()
-        return None if row is None else _schedule(row)
+        return None if row is None else _record(row)
 
-    def _require_schedule(self, name: str) -> Schedule:
-        found = self._find_schedule(name)
+    def _require(self, name: str) -> ScheduleRecord:
+        found = self._find(name)
         if found is None:
             raise NotFound(f"there is no schedule {name!r}; `eoq schedule list` lists them")
         return found
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def schedule_fire(self, now: float, send: Send, room: bool = False) -> Fired:
-        """Stores the messages of occurrences whose time has come, and plans the next ones, in one transaction.
+    def read_due(self, command: ReadDue) -> DueSchedules:
+        """See `ReadDue`."""
+        now, limit = command.now, command.limit
+        if command.hurry:
+            self._hurry(now, limit)
+        set_back = self._database.execute(
+            f"select {_COLUMNS} from schedule where seen_at > ? limit ?",  # noqa: S608 # our own columns
+            (now + GRACE, limit),
+        ).fetchall()
+        due = self._database.execute(
+            f"select {_COLUMNS} from schedule where try_at <= ? order by try_at limit ?",  # noqa: S608 # our own columns
+            (now, limit),
+        ).fetchall()
+        return DueSchedules([_record(row) for row in set_back], [_record(row) for row in due], self._next_try())
 
-        Deals with about `STEP` occurrences; then the result's ``look_at`` is ``now``. An occurrence that ``send``
-        refuses is tried again until it is so late that it was missed, and the schedule's ``catch_up`` holds for it.
-        Where there may be ``room``, that is now. One whose id is stored with other content is passed over.
-        """
-        firing = _Firing(now, send, [], [], [])
-        if room:
-            self._hurry(now)
-        left = STEP - self._plan_anew(now)
-        while left > 0 and (schedule := self._due_schedule(now)) is not None:
-            left -= max(self._fire(firing, schedule, left), 1)
-        look_at = now if left <= 0 else self._next_look()
-        return Fired(firing.sent, firing.notes, look_at, bool(firing.refused))
-
-    def _hurry(self, now: float) -> None:
-        """What was refused is tried now, the longest ago first."""
+    def _hurry(self, now: float, limit: int) -> None:
+        """Make the schedules due whose occurrence was refused, the longest refused first."""
         self._database.execute(
             """
             update schedule
@@ -215,96 +183,55 @@ class ScheduleTable(File):
               from schedule
               where try_at > :now and next_at <= :now
               order by try_at
-              limit :step
+              limit :limit
             )
             """,
-            {"now": now, "step": STEP},
+            {"now": now, "limit": limit},
         )
 
-    def _plan_anew(self, now: float) -> int:
-        """Where the clock was set back: what it has passed comes again, under the same ids where it was sent.
-
-        A step of less than `GRACE` is waited for. Returns how many schedules were planned.
-        """
-        rows = self._database.execute(
-            f"select {_COLUMNS} from schedule where seen_at > ? limit ?",  # noqa: S608 # our own columns
-            (now + GRACE, STEP),
-        ).fetchall()
-        since = now - GRACE  # it may have been set back some time ago
-        for schedule in map(_schedule, rows):
-            try:
-                following = rule_of(schedule.definition.timing).after(since)
-            except InvalidRequest:  # its time zone is gone: nothing is known but what was planned
-                following = schedule.next_at
-            self._plan(schedule._replace(seen_at=since, next_at=following, error=None), following)
-        return len(rows)
-
-    def _due_schedule(self, now: float) -> Schedule | None:
-        row = self._database.execute(
-            f"select {_COLUMNS} from schedule where try_at <= ? order by try_at limit 1",  # noqa: S608 # our own columns
-            (now,),
-        ).fetchone()
-        return None if row is None else _schedule(row)
-
-    def _next_look(self) -> float | None:
+    def _next_try(self) -> float | None:
         (earliest,) = self._database.execute("select min(try_at) from schedule where try_at is not null").fetchone()
         return None if earliest is None else float(earliest)
 
-    def _fire(self, firing: _Firing, schedule: Schedule, room: int) -> int:
-        """Sends up to ``room`` occurrences of one schedule; returns how many it has dealt with."""
-        now = firing.now
-        name = schedule.definition.name
-        planned = schedule.next_at
-        assert planned is not None  # noqa: S101 # without one it is never due
-        try:
-            rule = rule_of(schedule.definition.timing)
-            chosen = due(rule, schedule.definition.catch_up, planned, now)
-        except InvalidRequest as error:  # its time zone is gone from this machine
-            self._postpone(firing, schedule, planned, error)
-            return 1
-        if chosen[:1] != [planned]:
-            until = chosen[0] if chosen else int(now)
-            firing.notes.append(
-                f"schedule {name}: from {occurrence_id(name, planned)} until {occurrence_id(name, until)} its "
-                f"occurrences were missed, and are not sent (catch_up is {schedule.definition.catch_up!r})"
-            )
-        for number, at in enumerate(chosen[:room]):
+    def store_occurrences(self, command: StoreOccurrences) -> Fired:
+        """See `StoreOccurrences`."""
+        fired = Fired([], [], None, False)
+        for plan in command.plans:
+            if self._find(plan.schedule.definition.name) == plan.schedule:
+                fired = self._store(command, plan, fired)
+        return fired._replace(look_at=self._next_try())
+
+    def _store(self, command: StoreOccurrences, plan: OccurrencePlan, fired: Fired) -> Fired:
+        name = plan.schedule.definition.name
+        then, try_at = plan.then, plan.try_at
+        refused = fired.refused
+        for at, messages in plan.occurrences:
             try:
-                firing.sent.append(firing.send(now, schedule.definition, at))
+                stored = self._publishing.store(command.now, messages, command.settings)
             except IdConflict as error:
-                firing.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
-                schedule = schedule._replace(error=str(error))
+                fired.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
+                then = then._replace(error=str(error))
             except EoqError as error:
-                self._postpone(firing, schedule, at, error)
-                return number + 1
+                if plan.schedule.error is None:  # logged once, not at each try
+                    waits = f"{occurrence_id(name, at)} waits, and is tried again"
+                    fired.notes.append(f"schedule {name}: {waits}: {error}")
+                then = then._replace(seen_at=plan.schedule.seen_at, next_at=at, error=str(error))
+                try_at, refused = command.retry_at, True
+                break
             else:
-                schedule = schedule._replace(last_at=at, error=None)
-        if len(chosen) > room:
-            self._plan(schedule._replace(next_at=chosen[room]), now)
-        else:
-            following = rule.after(now)
-            self._plan(schedule._replace(seen_at=now, next_at=following), following)
-        return len(chosen)
-
-    def _postpone(self, firing: _Firing, schedule: Schedule, at: int, error: EoqError) -> None:
-        """An occurrence cannot be sent now; said once, not at each try."""
-        name = schedule.definition.name
-        firing.refused.append(name)
-        if schedule.error is None:
-            firing.notes.append(f"schedule {name}: {occurrence_id(name, at)} waits, and is tried again: {error}")
-        self._plan(schedule._replace(next_at=at, error=str(error)), firing.now + REFUSED)
-
-    def _plan(self, schedule: Schedule, try_at: float | None) -> None:
+                fired.stored.append((messages, stored))
+                then = then._replace(last_at=at, error=None)
         self._database.execute(
             """
             update schedule
             set seen_at = ?, next_at = ?, last_at = ?, error = ?, try_at = ?
             where number = ?
             """,
-            (schedule.seen_at, schedule.next_at, schedule.last_at, schedule.error, try_at, schedule.number),
+            (then.seen_at, then.next_at, then.last_at, then.error, try_at, then.row_id),
         )
+        return fired._replace(refused=refused)
 
 
-def _schedule(row: Sequence[Any]) -> Schedule:
+def _record(row: Sequence[Any]) -> ScheduleRecord:
     name, queue, cron, timezone, every, at, catch_up, content, *rest = row
-    return Schedule(Definition(name, queue, Timing(cron, timezone, every, at), catch_up, content), *rest)
+    return ScheduleRecord(Definition(name, queue, Timing(cron, timezone, every, at), catch_up, content), *rest)

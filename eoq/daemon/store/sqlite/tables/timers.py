@@ -1,20 +1,29 @@
-"""What time does to messages: due ones become ready, others expire, settled records are forgotten."""
+"""What time does to messages: due ones become ready, others expire, settled records are forgotten.
+
+Work for many rows goes in steps, so that no send waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ....records import Advanced, End, Forgotten, Shifted
+from ....store.commands import Advance, Forget, ShiftTimes
+from ..database import Database
+from .messages import ENDING_COLUMNS, Ending, Messages, at_seqs
+from .queues import Queues
 
-from ....records import Advanced, End, Shifted
-from .messages import ENDING_COLUMNS, Ending, MessageTable, at_places
 
+class Timers:
+    """Moves messages on as time passes."""
 
-class Timing(MessageTable):
-    """The verbs `advance`, `shift` and `forget`. What has a million rows to do goes in steps, so that no send waits."""
+    def __init__(self, database: Database, queues: Queues, messages: Messages) -> None:
+        self._database = database
+        self._queues = queues
+        self._messages = messages
 
-    def advance(self, now: float, limit: int) -> Advanced:
-        """Ends up to ``limit`` messages that have expired, and makes up to ``limit`` due ones ready."""
-        ended = self._expire_due(now, limit)
-        numbers = self._database.execute(
+    def advance(self, command: Advance) -> Advanced:
+        """See `Advance`."""
+        ended = self._expire(command)
+        rows = self._database.execute(
             """
             update message
             set state = 'ready', due_at = null
@@ -27,15 +36,15 @@ class Timing(MessageTable):
             )
             returning queue
             """,
-            (now, limit),
+            (command.now, command.limit),
         ).fetchall()
         ready: dict[str, int] = {}
-        for (number,) in numbers:
-            name = self._queue_name(number)
+        for (queue_id,) in rows:
+            name = self._queues.name(queue_id)
             ready[name] = ready.get(name, 0) + 1
         return Advanced(ready, ended, self._next_moment())
 
-    def _expire_due(self, now: float, limit: int) -> list[End]:
+    def _expire(self, command: Advance) -> list[End]:
         rows = self._database.execute(
             f"""
             select {ENDING_COLUMNS}
@@ -44,11 +53,12 @@ class Timing(MessageTable):
             order by expires_at
             limit ?
             """,  # noqa: S608 # a constant
-            (now, limit),
+            (command.now, command.limit),
         ).fetchall()
-        return self._expire(now, [Ending._make(row) for row in rows])
+        return self._messages.expire(command.now, [Ending._make(row) for row in rows], command.settings)
 
     def _next_moment(self) -> float | None:
+        """Return when the next message is due or expires; None where there is none."""
         (due_at,) = self._database.execute("select min(due_at) from message where state = 'delayed'").fetchone()
         (expires_at,) = self._database.execute(
             """
@@ -59,19 +69,15 @@ class Timing(MessageTable):
         ).fetchone()
         return min((moment for moment in (due_at, expires_at) if moment is not None), default=None)
 
-    def shift(self, seconds: float) -> Shifted:
-        """The wall clock was set ahead by so many seconds, or back: waits and times to live go on for as long as they
-        had left. Moments that were asked for stay.
-
-        Not in steps, so that nothing is moved twice: a clock does not jump often.
-        """
+    def shift(self, command: ShiftTimes) -> Shifted:
+        """See `ShiftTimes`."""
         self._database.execute(
             """
             update message
             set due_at = due_at + ?
             where state in ('delayed', 'blocked') and due_at is not null and not fixed
             """,
-            (seconds,),
+            (command.seconds,),
         )
         self._database.execute(
             """
@@ -79,7 +85,7 @@ class Timing(MessageTable):
             set expires_at = expires_at + ?
             where expires_at is not null and state in ('ready', 'delayed', 'blocked')
             """,
-            (seconds,),
+            (command.seconds,),
         )
         self._database.execute(
             """
@@ -87,7 +93,7 @@ class Timing(MessageTable):
             set expires_at = expires_at + ?
             where expires_at is not null and state = 'leased'
             """,
-            (seconds,),
+            (command.seconds,),
         )
         self._database.execute(
             """
@@ -95,17 +101,14 @@ class Timing(MessageTable):
             set expires_at = expires_at + ?
             where expires_at is not null
             """,
-            (seconds,),
+            (command.seconds,),
         )
-        return Shifted(seconds)
+        return Shifted(command.seconds)
 
-    def forget(self, after: int, settled_before: Callable[[str], float], limit: int) -> tuple[int, int | None]:
-        """Drops settled records of the queues behind number ``after``: at most ``limit``, of those settled before
-        the moment that ``settled_before`` gives for the queue's name.
-
-        Returns how many went, and the ``after`` to go on with; None when the last queue is done.
-        """
-        end = self._end()
+    def forget(self, command: Forget) -> Forgotten:
+        """See `Forget`."""
+        next_seq = self._messages.next_seq()
+        after = command.after
         gone = 0
         queues = self._database.execute(
             """
@@ -115,26 +118,20 @@ class Timing(MessageTable):
             order by number
             limit ?
             """,
-            (after, limit),
+            (after, command.limit),
         ).fetchall()
-        for number, name in queues:
-            gone += self._forget_in(number, settled_before(name), limit - gone)
-            if gone == limit:
+        for queue_id, name in queues:
+            settled_before = command.now - command.settings(name).retention
+            gone += self._forget_in(queue_id, settled_before, command.limit - gone)
+            if gone == command.limit:
                 break
-            after = number
+            after = queue_id
         if gone:
-            # A seq is never used twice, also when the rows that had the highest are gone.
-            self._database.execute(
-                """
-                insert into counter (name, value)
-                values ('next_seq', ?)
-                on conflict (name) do update set value = max(value, excluded.value)
-                """,
-                (end,),
-            )
-        return gone, None if gone < limit and len(queues) < limit else after
+            self._messages.keep_next_seq(next_seq)
+        done = gone < command.limit and len(queues) < command.limit
+        return Forgotten(gone, None if done else after)
 
-    def _forget_in(self, number: int, settled_before: float, limit: int) -> int:
+    def _forget_in(self, queue_id: int, settled_before: float, limit: int) -> int:
         rows = self._database.execute(
             """
             select seq
@@ -143,10 +140,10 @@ class Timing(MessageTable):
             order by settled_at
             limit ?
             """,
-            (number, settled_before, limit),
+            (queue_id, settled_before, limit),
         ).fetchall()
         if rows:
-            places, values = at_places([seq for (seq,) in rows])
-            self._database.execute(f"delete from failure where {places}", values)  # noqa: S608 # one of two constants
-            self._database.execute(f"delete from message where {places}", values)  # noqa: S608 # one of two constants
+            seqs, values = at_seqs([seq for (seq,) in rows])
+            self._database.execute(f"delete from failure where {seqs}", values)  # noqa: S608 # one of two constants
+            self._database.execute(f"delete from message where {seqs}", values)  # noqa: S608 # one of two constants
         return len(rows)

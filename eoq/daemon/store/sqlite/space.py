@@ -1,0 +1,58 @@
+"""Space: sends are refused before the disk or the file is full, so that there is room left for settling (G10)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ...config.settings import StorageSettings
+from .database import Database
+
+SPACE_SECONDS: Final = 0.1
+"""How long a look at the disk counts. A look takes as long as a part of a send."""
+
+
+class Space:
+    """Knows whether there is room for sends."""
+
+    def __init__(self, database: Database, storage: Callable[[], StorageSettings]) -> None:
+        self._database = database
+        self._storage = storage
+        self._looked_at = float("-inf")
+        self._lacking: str | None = None
+
+    def lacking(self) -> str | None:
+        """Return why there is no room for sends, with what to do about it; None where there is room."""
+        now = time.monotonic()
+        if self._lacking is not None or now >= self._looked_at + SPACE_SECONDS:
+            self._lacking = self._look()
+            self._looked_at = now
+        return self._lacking
+
+    def look_again(self) -> None:
+        """Look at the disk at the next call of `lacking`."""
+        self._looked_at = float("-inf")
+
+    def _look(self) -> str | None:
+        storage = self._storage()
+        path = self._database.path
+        disk = os.statvfs(path)
+        free = disk.f_bavail * disk.f_frsize
+        least = storage.least_free(disk.f_blocks * disk.f_frsize)
+        if free < least:
+            return (
+                f"the disk of {path} is full: {free:,} bytes are free, and the last {least:,} are kept for "
+                "settling what is there (min_free_bytes); free some space and try again"
+            )
+        if storage.max_file_bytes is not None:
+            (pages,) = self._database.execute("pragma page_count").fetchone()
+            (unused,) = self._database.execute("pragma freelist_count").fetchone()
+            (size,) = self._database.execute("pragma page_size").fetchone()
+            if (pages - unused) * size > storage.max_file_bytes:
+                return (
+                    f"{path} holds {(pages - unused) * size:,} bytes and {storage.max_file_bytes:,} is its limit "
+                    "(max_file_bytes); settle messages, drop dead letters, or raise it"
+                )
+        return None

@@ -1,0 +1,69 @@
+"""Groups: of each group only the first message that is not settled may be delivered (G8)."""
+
+from __future__ import annotations
+
+from ..database import Database
+
+
+class Groups:
+    """Blocks and unblocks messages of groups."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def block_new(self, first_seq: int) -> None:
+        """Block the messages from ``first_seq`` on whose group has an earlier unsettled message."""
+        self._database.execute(
+            """
+            update message
+            set state = 'blocked'
+            where seq >= ?
+              and "group" is not null
+              and exists (
+                select 1
+                from message as earlier
+                where earlier.queue = message.queue
+                  and earlier."group" = message."group"
+                  and earlier.state in ('ready', 'leased', 'delayed', 'blocked')
+                  and earlier.seq < message.seq
+              )
+            """,
+            (first_seq,),
+        )
+
+    def unblock(self, now: float, queue_id: int, group: str) -> None:
+        """Let the first blocked message of a group be delivered, unless another of the group can be or is."""
+        self._database.execute(
+            """
+            update message
+            set
+              state = iif(due_at > :now, 'delayed', 'ready'),
+              due_at = iif(due_at > :now, due_at, null)
+            where seq = (
+              select seq
+              from message
+              where queue = :queue and "group" = :group and state = 'blocked'
+              order by seq
+              limit 1
+            )
+            and not exists (
+              select 1
+              from message as ahead
+              where ahead.queue = :queue and ahead."group" = :group
+                and ahead.state in ('ready', 'leased', 'delayed')
+            )
+            """,
+            {"now": now, "queue": queue_id, "group": group},
+        )
+
+    def line_up(self, now: float, queue_id: int, group: str) -> None:
+        """Make the first message in the order of storing the next one: a message of the group has come back."""
+        self._database.execute(
+            """
+            update message
+            set state = 'blocked'
+            where queue = ? and "group" = ? and state in ('ready', 'delayed')
+            """,
+            (queue_id, group),
+        )
+        self.unblock(now, queue_id, group)
