@@ -1,0 +1,360 @@
+"""Each part of the store works alone, on a file of its own, with only the parts it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
+from eoq.daemon.records import Binding, DeliveryRef, NewMessage, OccurrencePlan
+from eoq.daemon.schedule_rules import Definition, Timing
+from eoq.daemon.store.commands import (
+    Advance,
+    Bind,
+    Claim,
+    Command,
+    Drop,
+    Forget,
+    ListBindings,
+    OnceBegin,
+    OnceFinish,
+    OnceForget,
+    OnceRelease,
+    OnceRunning,
+    Pause,
+    Purge,
+    Put,
+    R,
+    ReadDue,
+    Redrive,
+    RejectDelivery,
+    RetryDeliveries,
+    ScheduleAdd,
+    ScheduleList,
+    ScheduleRemove,
+    Settle,
+    ShiftTimes,
+    StoreOccurrences,
+    Unbind,
+)
+from eoq.daemon.store.sqlite.batching import Batching
+from eoq.daemon.store.sqlite.database import Database
+from eoq.daemon.store.sqlite.space import Space
+from eoq.daemon.store.sqlite.store import SqliteStore
+from eoq.daemon.store.sqlite.tables.acks import Acks
+from eoq.daemon.store.sqlite.tables.contents import Content, Contents
+from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
+from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
+from eoq.daemon.store.sqlite.tables.groups import Groups
+from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
+from eoq.daemon.store.sqlite.tables.once import OnceKeys
+from eoq.daemon.store.sqlite.tables.publishing import Publishing
+from eoq.daemon.store.sqlite.tables.queues import Queues
+from eoq.daemon.store.sqlite.tables.schedules import Schedules
+from eoq.daemon.store.sqlite.tables.timers import Timers
+from eoq.daemon.store.sqlite.tables.topics import Bindings
+from eoq.daemon.store.writer import Writer
+from eoq.errors import EoqError, IdConflict, InvalidRequest, LeaseLost, NotFound, QueueFull, StorageFull
+
+NOW: Final = 1_700_000_000.0
+
+
+class Parts:
+    """The parts that others are made of."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.queues = Queues(database)
+        self.groups = Groups(database)
+        self.contents = Contents(database)
+        self.messages = Messages(database, self.queues, self.groups, self.contents)
+        self.storage = StorageSettings()
+        self.space = Space(database, lambda: self.storage)
+        self.publishing = Publishing(database, self.queues, self.messages, self.groups, self.contents, self.space)
+
+    def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
+        """Store messages in the queue `q`."""
+        messages = [NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at) for id in ids]
+        self.publishing.put(Put(NOW, messages, defaults))
+
+    def deliveries(self) -> Deliveries:
+        """Return the part that leases messages."""
+        return Deliveries(self.database, self.queues, self.messages, self.groups, self.contents, self.publishing)
+
+    def claim(self, limit: int = 10) -> list[DeliveryRef]:
+        """Lease messages of the queue `q`."""
+        claimed = self.deliveries().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
+        return [DeliveryRef(one.seq, one.delivery_number, "q", one.group, len(one.body)) for one in claimed.messages]
+
+    def states(self) -> dict[str, str]:
+        """Return the state of each message by its id."""
+        return dict(self.database.execute("select id, state from message order by seq").fetchall())
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def database(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> Iterator[Database]:
+    database = loop.run_until_complete(Database.open(tmp_path / "eoq.db"))
+    yield database
+    loop.run_until_complete(database.close())
+
+
+@pytest.fixture
+def parts(database: Database) -> Parts:
+    return Parts(database)
+
+
+def test_a_database_undoes_what_parts_keep_in_memory_in_the_reverse_order(database: Database) -> None:
+    undone: list[str] = []
+
+    def change() -> None:
+        database.on_rollback(lambda: undone.append("outer"))
+        with pytest.raises(ValueError, match="inner"), database.savepoint():
+            database.on_rollback(lambda: undone.append("first"))
+            database.on_rollback(lambda: undone.append("second"))
+            database.execute("insert into queue (name) values ('gone')")
+            raise ValueError("inner")
+        database.execute("insert or ignore into queue (name) values ('kept')")
+
+    database.transaction(change, durable=True)
+    assert undone == ["second", "first"]
+    assert database.execute("select name from queue").fetchall() == [("kept",)]
+
+    def fail() -> None:
+        change()
+        raise ValueError("outer")
+
+    with pytest.raises(ValueError, match="outer"):
+        database.transaction(fail, durable=False)
+    assert undone == ["second", "first", "second", "first", "outer"]
+    assert database.execute("select name from queue").fetchall() == [("kept",)]
+
+
+def test_space_names_what_is_lacking(parts: Parts) -> None:
+    assert parts.space.lacking() is None
+    parts.storage = StorageSettings(min_free_bytes=2**53)
+    parts.space.look_again()
+    assert "min_free_bytes" in (parts.space.lacking() or "")
+    parts.storage = StorageSettings()
+    assert parts.space.lacking() is None, "while it lacks space it looks each time"
+
+
+def test_queues_forget_a_name_that_was_rolled_back(parts: Parts) -> None:
+    with pytest.raises(ValueError, match="undo"), parts.database.savepoint():
+        parts.queues.make("q")
+        raise ValueError("undo")
+    assert parts.queues.known_id("q") is None
+    assert parts.queues.find("q") is None
+    with pytest.raises(NotFound):
+        parts.queues.pause(Pause("q", False))
+    assert parts.queues.pause(Pause("q", True))
+    assert not parts.queues.pause(Pause("q", True))
+    assert parts.queues.is_paused(parts.queues.require("q"))
+
+
+def test_contents_are_counted_once_and_follow_the_transaction(parts: Parts) -> None:
+    parts.put("a", "b")
+    queue_id = parts.queues.require("q")
+    parts.contents.add(queue_id, 1, 1)
+    assert not parts.contents, "nothing is counted before it is asked for"
+    assert parts.contents.of(queue_id) == Content(2, 8)
+    with pytest.raises(ValueError, match="undo"), parts.database.savepoint():
+        parts.contents.add(queue_id, 5, 50)
+        raise ValueError("undo")
+    assert parts.contents.of(queue_id) == Content(2, 8)
+
+
+def test_groups_let_only_the_first_be_delivered(parts: Parts) -> None:
+    parts.put("a", "b", group="g")
+    parts.put("other", group="h")
+    assert parts.states() == {"a": "ready", "b": "blocked", "other": "ready"}
+    queue_id = parts.queues.require("q")
+    parts.database.execute("update message set state = 'done' where id = 'a'")
+    parts.groups.unblock(NOW, queue_id, "g")
+    assert parts.states()["b"] == "ready"
+    parts.database.execute("update message set state = 'ready' where id = 'a'")
+    parts.groups.line_up(NOW, queue_id, "g")
+    assert (parts.states()["a"], parts.states()["b"]) == ("ready", "blocked")
+
+
+def test_messages_that_expire_end_as_their_queue_says(parts: Parts) -> None:
+    parts.put("a", "b")
+    queue_id = parts.queues.require("q")
+    first, second = (Ending(seq, queue_id, id, None, 4, "ready") for seq, id in ((1, "a"), (2, "b")))
+    (end,) = parts.messages.expire(NOW, [first], defaults)
+    assert (end.queue, end.id, end.outcome) == ("q", "a", "expired")
+    (end,) = parts.messages.expire(NOW, [second], lambda _: QueueSettings(on_expiry="dead"))
+    assert end.outcome == "dead"
+    assert parts.states() == {"a": "expired", "b": "dead"}
+    assert parts.messages.next_seq() == 3
+    parts.messages.keep_next_seq(10)
+    parts.database.execute("delete from message")
+    assert parts.messages.next_seq() == 10
+
+
+def test_publishing_stores_all_or_none(parts: Parts) -> None:
+    parts.put("a")
+    assert parts.publishing.put(Put(NOW, [NewMessage("q", "a", b"body", b"digest")], defaults)).duplicates == [0]
+    messages = [NewMessage("q", "b", b"", b""), NewMessage("q", "a", b"other", b"another")]
+    with pytest.raises(IdConflict):
+        parts.publishing.put(Put(NOW, messages, defaults))
+    with pytest.raises(QueueFull):
+        parts.publishing.put(Put(NOW, messages[:1], lambda _: QueueSettings(max_depth=1)))
+    parts.storage = StorageSettings(min_free_bytes=2**53)
+    parts.space.look_again()
+    with pytest.raises(StorageFull):
+        parts.publishing.put(Put(NOW, messages[:1], defaults))
+    assert parts.states() == {"a": "ready"}
+
+
+def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
+    parts.put("a", "b")
+    deliveries = parts.deliveries()
+    first, second = parts.claim()
+    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults, error="no")) == [True]
+    (again,) = parts.claim()
+    assert (again.seq, again.number) == (first.seq, 2)
+    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults)) == [False]
+    with pytest.raises(LeaseLost):
+        deliveries.reject(RejectDelivery(NOW, first, "no"))
+    deliveries.reject(RejectDelivery(NOW, second, "no"))
+    assert parts.states() == {"a": "leased", "b": "dead"}
+    deliveries.recover(NOW, lambda _: QueueSettings(max_attempts=2))
+    assert parts.states() == {"a": "dead", "b": "dead"}
+
+
+def test_acks_settle_all_or_none(parts: Parts) -> None:
+    parts.put("a", "b")
+    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.publishing)
+    first, second = parts.claim()
+    lost = DeliveryRef(second.seq, 7, "q")
+    with pytest.raises(LeaseLost):
+        acks.settle(Settle(NOW, [(first, b"r"), (lost, None)], [], defaults))
+    assert parts.states() == {"a": "leased", "b": "leased"}
+    following = NewMessage("q", "next", b"", b"")
+    settle = Settle(NOW, [(first, b"r"), (second, None)], [following], defaults)
+    assert acks.settle(settle).duplicates == []
+    assert acks.settle(settle).duplicates == [], "a repeated settle is answered as the first"
+    assert parts.states() == {"a": "done", "b": "done", "next": "ready"}
+
+
+def test_timers_move_messages_on(parts: Parts) -> None:
+    parts.put("late", due_at=NOW + 10)
+    timers = Timers(parts.database, parts.queues, parts.messages)
+    assert timers.advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
+    timers.shift(ShiftTimes(5))
+    assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
+    assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
+    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.publishing)
+    (delivery,) = parts.claim()
+    acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
+    forgotten = timers.forget(Forget(NOW + 1, 0, 10, lambda _: QueueSettings(retention=0)))
+    assert (forgotten.rows, forgotten.after) == (1, None)
+    assert parts.states() == {}
+    assert parts.messages.next_seq() == 2
+
+
+def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> None:
+    parts.put("a", "b")
+    dead_letters = DeadLetters(parts.database, parts.queues, parts.messages, parts.groups, parts.contents)
+    for delivery in parts.claim():
+        parts.deliveries().reject(RejectDelivery(NOW, delivery, "no"))
+    assert dead_letters.redrive(Redrive(NOW, "q", ["a", "missing"], None, 0)).ids == ["a"]
+    assert dead_letters.drop(Drop(NOW, "q", None, NOW + 1, 0)).ids == ["b"]
+    step = dead_letters.purge(Purge(NOW, "q", None))
+    assert (step.ids, step.after) == (["a"], None)
+    assert parts.states() == {"a": "dropped", "b": "dropped"}
+
+
+def test_bindings_refuse_what_contradicts_them(parts: Parts) -> None:
+    bindings = Bindings(parts.database, parts.queues)
+    orders = Binding("orders", "mail", {"risk": "high"})
+    assert bindings.bind(Bind(orders, [])) == [orders]
+    with pytest.raises(InvalidRequest):
+        bindings.bind(Bind(Binding("more", "orders", {}), []))
+    assert bindings.list_all(ListBindings()) == [orders]
+    assert bindings.unbind(Unbind("orders", "mail")) == []
+    with pytest.raises(NotFound):
+        bindings.unbind(Unbind("orders", "mail"))
+
+
+def test_once_keys_have_one_caller(database: Database) -> None:
+    once = OnceKeys(database)
+    assert once.begin(OnceBegin(NOW, "k", "one", "f")).mine
+    assert not once.begin(OnceBegin(NOW, "k", "two", "f")).mine
+    with pytest.raises(IdConflict):
+        once.begin(OnceBegin(NOW, "k", "two", "another"))
+    assert once.running(OnceRunning()) == [("k", "one")]
+    once.release(OnceRelease("k", "two"))
+    once.finish(OnceFinish("k", "one", 0, b"output", 6, NOW + 1))
+    with pytest.raises(LeaseLost):
+        once.finish(OnceFinish("k", "two", 0, b"", 0, None))
+    found = once.begin(OnceBegin(NOW, "k", "two", None))
+    assert (found.state, found.mine, found.output) == ("done", False, b"output")
+    assert once.forget(OnceForget(NOW + 2, 10)) == 1
+
+
+def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
+    schedules = Schedules(parts.database, parts.publishing)
+    definition = Definition("s", "q", Timing(None, None, 60, None), "last", "{}")
+    added = schedules.add(ScheduleAdd(NOW, definition, False))
+    assert added.next_at == NOW + 60
+    assert schedules.read_due(ReadDue(NOW, 10, False)).look_at == NOW + 60
+    (due,) = schedules.read_due(ReadDue(NOW + 60, 10, False)).due
+    then = due._replace(seen_at=NOW + 60, next_at=int(NOW + 120))
+    plan = OccurrencePlan(due, [(int(NOW + 60), [NewMessage("q", "s@1", b"", b"")])], then, NOW + 120)
+    fire = StoreOccurrences(NOW + 60, [plan], defaults, NOW + 65)
+    fired = schedules.store_occurrences(fire)
+    assert (len(fired.stored), fired.look_at, fired.refused) == (1, NOW + 120, False)
+    assert schedules.store_occurrences(fire).stored == [], "the schedule is another than the one that was planned"
+    (shown,) = schedules.list_all(ScheduleList())
+    assert (shown.last_at, shown.next_at) == (NOW + 60, NOW + 120)
+    schedules.remove(ScheduleRemove("s"))
+    assert schedules.list_all(ScheduleList()) == []
+
+
+def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
+    deliveries = parts.deliveries()
+    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.publishing.put, Claim: deliveries.claim}
+    batching = Batching(parts.queues, parts.publishing, deliveries, methods)
+
+    def put(id: str, digest: bytes = b"d") -> Command[object]:
+        return Put(NOW, [NewMessage("q", id, b"", digest)], defaults)
+
+    claim = Claim(NOW, "q", 10, 1 << 20, defaults)
+    outcomes = batching.run([put("a"), put("b"), put("a"), put("b", b"other"), claim, put("c"), claim])
+    told = [one.code if isinstance(one, EoqError) else type(one).__name__ for one in outcomes]
+    assert told == ["Stored", "Stored", "Stored", "id_conflict", "Claimed", "Stored", "Claimed"]
+    assert parts.states() == {"a": "leased", "b": "leased", "c": "leased"}
+
+
+def test_the_writer_answers_each_command_with_its_own_outcome(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = await SqliteStore.open(tmp_path / "eoq.db")
+        writer = Writer(store)
+        loop = asyncio.get_running_loop()
+
+        def ask(command: Command[R]) -> asyncio.Future[R | EoqError]:
+            answered: asyncio.Future[R | EoqError] = loop.create_future()
+            writer.submit(command, answered.set_result)
+            return answered
+
+        try:
+            paused, removed = ask(Pause("q", True)), ask(ScheduleRemove("none"))
+            await writer.drain()
+            assert await paused is True
+            assert isinstance(await removed, NotFound)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
