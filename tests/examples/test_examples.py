@@ -1,17 +1,23 @@
-"""The shell examples, run in a real shell against a real daemon; and what holds for all examples."""
+"""The shell examples, run in a real shell against a real daemon; and the page that lists all examples."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.examples.conftest import EXAMPLES, ExampleShell
-from tests.support import Daemon, Shell, eventually, kill_group
+from tests.examples.pages import Page, follow
+from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
 
+PAGE: Final = Page("examples/README.md")
 CRON = '"$examples/cron-enqueue.sh"'
 RECEIVE = '"$examples/receive-and-ack.sh"'
 
@@ -21,30 +27,66 @@ def _outcome(daemon: Daemon, queue: str, id: str) -> tuple[object, object]:
     return reply["outcome"], reply.get("result")
 
 
-# ── all of them ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the page that lists them ────────────────────────────────────────────────────────────────────────────────
 
 
 def _examples() -> list[str]:
-    return sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
+    return sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".toml"))
 
 
 @pytest.mark.parametrize("name", _examples())
-def test_the_readme_shows_each_example(name: str) -> None:
-    assert f"]({name})" in (EXAMPLES / "README.md").read_text()
+def test_the_page_lists_each_example(name: str) -> None:
+    assert f"]({name})" in PAGE.text
 
 
 @pytest.mark.parametrize("name", [name for name in _examples() if name.endswith(".sh")])
-def test_scripts_can_be_run_as_they_are_and_say_how(shell: Shell, name: str) -> None:
+def test_a_script_without_arguments_prints_its_usage(shell: Shell, name: str) -> None:
     ran = shell.run(f'"{EXAMPLES / name}"')
     assert ran.status == 2
     assert ran.errors.startswith("usage: ")
 
 
 @pytest.mark.parametrize("name", [name for name in _examples() if name.endswith(".py")])
-def test_programs_say_how_they_are_run(name: str) -> None:
+def test_a_program_prints_its_help(name: str) -> None:
     ran = subprocess.run([sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, check=True)
     if name != "outbox_shop.py":  # it needs no daemon
         assert "--socket" in ran.stdout
+
+
+def _pages_blocks() -> tuple[list[str], str, str]:
+    """Return the blocks of the page: those before the webhook receiver, its start, and a request to it."""
+    *before, start, request = PAGE.blocks_of("sh")
+    assert "webhook_receiver.py" in start
+    return before, start, request
+
+
+@pytest.mark.skipif(not (shutil.which("jq") and shutil.which("sqlite3")), reason="an example needs jq, one sqlite3")
+def test_the_examples_can_be_followed_one_after_the_other(alone: Shell, folder: Path) -> None:
+    blocks, _start, _request = _pages_blocks()
+    (folder / "examples").symlink_to(EXAMPLES)
+    printed = follow(alone, "\n".join(blocks))
+    assert [line for line in printed if line in ("2", "alice|500")] == ["2", "alice|500"]
+    eventually(lambda: "nightly-report-" in alone.run("eoq peek reports").text)
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("openssl")), reason="the example needs curl and openssl")
+def test_the_webhook_receiver_can_be_followed(alone: Shell, folder: Path) -> None:
+    _blocks, start, request = _pages_blocks()
+    assert "--port 8080" in start
+    assert "127.0.0.1:8080" in request
+    (folder / "examples").symlink_to(EXAMPLES)
+    follow(alone, "eoq start")
+    start = start.replace("--port 8080", "--port 0").replace("python ", "exec python ")
+    receiver = alone.start(start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with receiver:
+        try:
+            address = re.search(r"http://(\S+)", read_line_of(receiver).decode())
+            assert address
+            printed = follow(alone, request.replace("127.0.0.1:8080", address[1]))
+        finally:
+            kill_group(receiver)
+    assert printed[0] == "stored"
+    assert "d-1" in printed[1]
 
 
 # ── cron-enqueue.sh ─────────────────────────────────────────────────────────────────────────────────────────
