@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 class Block(NamedTuple):
-    """A fenced block: the heading it stands under, its language ("" if none) and its text."""
+    """A fenced block: the heading above it, its language ("" if none) and its text."""
 
     section: str
     language: str
@@ -57,7 +58,7 @@ class Page:
         return [title for title in self._sections if title]
 
     def section(self, title: str) -> str:
-        """Return what stands under a heading, up to the next heading of any level."""
+        """Return the text under a heading, up to the next heading of any level."""
         return "".join(self._sections[title])
 
     def blocks(self, title: str, language: str) -> list[str]:
@@ -73,7 +74,7 @@ class Page:
         return Counter((block.section, block.language) for block in self._blocks)
 
     def rows(self, title: str) -> list[list[str]]:
-        """Return the cells of the tables under a heading, without their heads."""
+        """Return the cells of the tables under a heading, without the header rows."""
         lines = self.section(title).splitlines()
         rows = [line for line in lines if line.startswith("|")]
         rules = {number for number, line in enumerate(rows) if re.fullmatch(r"[|\- ]+", line)}
@@ -95,6 +96,15 @@ def _anchors(path: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a document."""
     headings = Page(str(path.relative_to(ROOT))).headings
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def with_netcat(shell: Shell, script: str) -> str:
+    """Return the script with a stand-in for ``nc -N -U``, which not every machine has."""
+    nc = shell.folder / "tools" / "nc"
+    nc.parent.mkdir(exist_ok=True)
+    nc.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/protocol/netcat.py" "$3"\n')
+    nc.chmod(0o755)
+    return f'PATH="{nc.parent}:$PATH"; {script}'
 
 
 def follow(shell: Shell, script: str) -> list[str]:

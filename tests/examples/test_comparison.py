@@ -40,21 +40,21 @@ PROOFS: Final = {
     "settings that reload": ("integration/test_reload.py",),
     "sends while the server is away": ("cli/test_send_spool.py", "faults/test_spool_crash_points.py"),
 }
-"""For each row, the files of its tests. After "::" stands a part of the name of the most important test."""
+"""For each row, the files of its tests. The text after "::" is part of the name of the most important test."""
 
 
 def _rows() -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in Page("eoq/docs/guide.md").rows("Beside others")}
 
 
-def test_each_row_says_yes_for_eoq_and_has_its_tests() -> None:
+def test_eoq_has_yes_in_every_row_and_every_row_has_tests() -> None:
     rows = _rows()
     assert rows.keys() == PROOFS.keys()
     assert {name for name, cells in rows.items() if cells[0] != "yes"} == set()
     assert {len(cells) for cells in rows.values()} == {8}
 
 
-def test_the_tests_are_there() -> None:
+def test_the_named_tests_exist() -> None:
     for row, proofs in PROOFS.items():
         for proof in proofs:
             file, _, name = proof.partition("::")

@@ -18,12 +18,12 @@ import click
 import pytest
 
 import eoq
-from tests.examples.pages import Page, follow
-from tests.support import PATIENCE, Shell, Wire, eventually, kill_group
+from tests.examples.pages import Page, follow, with_netcat
+from tests.support import PATIENCE, Shell, eventually, kill_group
 
 GUIDE: Final = Page("eoq/docs/guide.md")
 BLOCKS: Final = {
-    ("First steps in a shell", "sh"): 1,
+    ("First steps in a shell", "sh"): 2,
     ("First steps in Python", "python"): 2,
     ("Run a command for each message", "sh"): 1,
     ("Run SQL for each message", "sh"): 1,
@@ -62,7 +62,7 @@ def _interrupt(shell: Shell, process: subprocess.Popen[bytes]) -> tuple[int, byt
 
 
 def test_the_first_steps_can_be_followed_from_the_shell_to_python(alone: Shell, folder: Path) -> None:
-    steps = _block("First steps in a shell")
+    steps, _line = GUIDE.blocks("First steps in a shell", "sh")
     line = "eoq receive payments --json"
     assert line in steps and "RECEIPT" in steps
     receive = r"""receipt=$(eoq receive payments --json | sed -E 's/.*"receipt": "([^"]+)".*/\1/')"""
@@ -84,9 +84,10 @@ def test_the_first_steps_can_be_followed_from_the_shell_to_python(alone: Shell, 
             kill_group(process)
 
 
-def test_one_line_of_json_is_enough_to_send(wire: Wire) -> None:
-    (line,) = re.findall(r"printf '(\{.*\})\\n' \| nc", GUIDE.section("First steps in a shell"))
-    assert wire.ask(json.loads(line))["ok"]
+def test_one_line_of_json_is_enough_to_send(shell: Shell) -> None:
+    _steps, line = GUIDE.blocks("First steps in a shell", "sh")
+    (reply,) = follow(shell, with_netcat(shell, line))
+    assert json.loads(reply)["ok"]
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,7 +109,7 @@ def test_the_worker_in_python_books_and_rejects(alone: Shell, folder: Path) -> N
     with closing(sqlite3.connect(folder / "ledger.db")) as database:
         database.execute(LEDGER)
     follow(alone, "eoq start")
-    for id, account in (("a", "alice"), ("b", "nobody")):
+    for id, account in (("a", "alice"), ("b", "closed")):
         follow(alone, f"""eoq send payments '{{"account": "{account}", "amount": 5}}' --id {id}""")
     process = alone.start("exec python worker.py", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
@@ -205,11 +206,11 @@ def test_each_public_name_is_listed() -> None:
 
 def test_each_error_has_its_exit_status() -> None:
     rows = GUIDE.rows("Errors and exit statuses")
-    told = {row[0].strip("`"): row[1] for row in rows if len(row) == 3}
+    listed = {row[0].strip("`"): row[1] for row in rows if len(row) == 3}
     statuses = {int(row[0]) for row in rows if len(row) == 2}
     kinds = [value for name in eoq.__all__ if isinstance(value := getattr(eoq, name), type)]
     errors = [kind for kind in kinds if issubclass(kind, eoq.EoqError)]
-    assert told == {kind.__name__: str(kind.exit_status) for kind in errors}
-    assert {int(status) for status in told.values()} <= statuses
+    assert listed == {kind.__name__: str(kind.exit_status) for kind in errors}
+    assert {int(status) for status in listed.values()} <= statuses
     help_text = import_module("eoq.cli").main.help
     assert statuses == {int(status) for status in re.findall(r"(\d+) [a-zA-Z]", help_text.split("Exit status:")[1])}
