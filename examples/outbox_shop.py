@@ -1,13 +1,13 @@
-"""A shop that stores orders and asks for their payment in one transaction: the transactional outbox.
+"""A shop that stores orders and requests their payment in one transaction: the transactional outbox.
 
-An order without its payment message, or a message without its order, would be wrong. So both are written in one
-transaction of the shop's own SQLite file (`eoq.Outbox`), and a relay sends the message once it has committed.
+An order without its payment message would be wrong. So would a message without its order. The shop writes both in one
+transaction of its own SQLite file (`eoq.Outbox`). A relay sends the message after the commit.
 
     eoq relay shop.db &
     python examples/outbox_shop.py --db shop.db alice 500
     eoq receive payments
 
-Kill the shop, the relay or the daemon with `kill -9` at any moment: each order that is stored is asked for once.
+Kill the shop, the relay or the daemon with `kill -9` at any moment. Each stored order sends exactly one message.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA = """
 
 
 def open_shop(path: str) -> sqlite3.Connection:
-    """The shop's database. Its transactions are begun by hand, so that it is plain where they begin and end."""
+    """Open the shop's database. The program begins transactions itself, so that their bounds are visible."""
     shop = sqlite3.connect(path, timeout=30, isolation_level=None)
     shop.execute("pragma journal_mode = wal")
     shop.execute(SCHEMA)
@@ -37,18 +37,18 @@ def open_shop(path: str) -> sqlite3.Connection:
 
 
 def place_order(shop: sqlite3.Connection, customer: str, cents: int) -> str:
-    """Stores an order and asks for its payment, both or neither. Returns the payment's id."""
+    """Store an order and request its payment, both or neither. Return the id of the payment message."""
     shop.execute("begin immediate")
     try:
         (number,) = shop.execute(
             "insert into orders (customer, cents) values (?, ?) returning number", (customer, cents)
         ).fetchone()
-        # The id is the order's: whoever handles the payment can tell by it that it did.
+        # The id comes from the order. A consumer recognizes by it a payment that it has already handled.
         payment = eoq.Outbox(shop).send(
             "payments", {"account": customer, "cents": cents}, id=f"order-{number}", group=customer
         )
         if cents <= 0:
-            raise ValueError("an order costs something")  # too late, on purpose: the message is undone as well
+            raise ValueError("an order must cost something")  # late on purpose: the rollback removes the message too
         shop.execute("commit")
     except BaseException:
         shop.execute("rollback")
@@ -57,8 +57,8 @@ def place_order(shop: sqlite3.Connection, customer: str, cents: int) -> str:
 
 
 def main() -> int:
-    """Reads the arguments; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Stores an order, and asks for its payment in the same transaction.")
+    """Read the arguments. Return the exit status."""
+    parser = argparse.ArgumentParser(description="Store an order and request its payment in the same transaction.")
     parser.add_argument("--db", default="shop.db", help="the shop's SQLite file; shop.db if absent")
     parser.add_argument("customer")
     parser.add_argument("cents", type=int)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A worker in the shell: receives one message after the other, runs a command for each, and acks it with the command's
-# output as the result. If the command fails, the message is given back and comes again. Ends when the queue is empty.
-# Needs jq.
+# A worker in the shell. It receives one message after the other and runs a command for each. It acks the message with
+# the command's output as the result. If the command fails, it gives the message back, and the message is delivered
+# again. It ends when the queue is empty. It needs jq.
 #
 #   usage: receive-and-ack.sh QUEUE COMMAND [ARGUMENT…]
 #   try it:
@@ -9,12 +9,13 @@
 #     examples/receive-and-ack.sh words wc -w
 #     eoq queues
 #
-# The command gets the body on standard input, and EOQ_ID, EOQ_ATTEMPT and EOQ_RECEIPT in its environment. A long one may
-# call `eoq extend "$EOQ_RECEIPT" 300` now and then. If this script is killed between the command and the ack, the message
-# comes again: hand EOQ_ID on to whatever must not happen twice.
+# The command gets the body on standard input, and EOQ_ID, EOQ_ATTEMPT and EOQ_RECEIPT in its environment. A long
+# command should call `eoq extend "$EOQ_RECEIPT" 300` from time to time. If this script is killed between the command
+# and the ack, the message is delivered again. Pass EOQ_ID as an idempotency key to systems whose effect must not happen
+# twice.
 #
 # WAIT   seconds without a message after which the queue counts as empty (2)
-# LEASE  seconds the command may take; after that the message is delivered to somebody else as well (300)
+# LEASE  seconds that the command may take; after them the message is also delivered to another consumer (300)
 set -u -o pipefail
 
 if [ $# -lt 2 ]; then
@@ -27,7 +28,7 @@ shift
 folder=$(mktemp -d) || exit
 trap 'rm -rf "$folder"' EXIT
 
-# The body as bytes: text as it is, anything else from base64.
+# Print the body as bytes: text as it is, anything else decoded from base64.
 body() {
   if [ "$(jq 'has("body")' <<< "$message")" = true ]; then
     jq -j .body <<< "$message"
@@ -36,8 +37,8 @@ body() {
   fi
 }
 
-# The exit status of eoq when it refused this one ack: the lease has ended, or the output is too large for a result (1 MiB).
-# It has said which; the message comes again, so go on with the next.
+# The exit status of eoq if it refused this ack: the lease has ended, or the output is too large for a result (1 MiB).
+# eoq has printed which. The message is delivered again, so continue with the next one.
 refused=65
 
 handle() {
@@ -64,7 +65,7 @@ while true; do
   if [ $status -eq 1 ]; then
     exit 0 # there was no message
   elif [ $status -ne 0 ]; then
-    exit $status # eoq has said why
+    exit $status # eoq has printed the reason
   fi
   handle
   status=$?

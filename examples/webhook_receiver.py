@@ -1,7 +1,7 @@
-"""A receiver of GitHub's webhooks that stores each delivery once, and answers only when it is on disk.
+"""A receiver of GitHub's webhooks. It stores each delivery once, and answers when the delivery is on disk.
 
-The message's id is the delivery's id (X-GitHub-Delivery), so a delivery that GitHub repeats is a duplicate. The body is
-stored byte for byte; the event's name and the content type are its headers.
+The message's id is the delivery's id (X-GitHub-Delivery). So a delivery that GitHub repeats is a duplicate. The body is
+stored byte for byte. The event's name and the content type become headers of the message.
 
     WEBHOOK_SECRET=… python examples/webhook_receiver.py --port 8080 --queue webhooks
     curl http://127.0.0.1:8080/ -H 'X-GitHub-Delivery: d-1' -H 'X-GitHub-Event: ping' --data '{"zen": "…"}'
@@ -9,17 +9,17 @@ stored byte for byte; the event's name and the content type are its headers.
 
 | status | means |
 |---|---|
-| 202 | it is on disk |
-| 200 | it was on disk before: a duplicate (or our own second try, when the daemon was killed after the first) |
-| 400 | no usable delivery id, or a request that is no webhook |
+| 202 | the delivery is on disk |
+| 200 | it was on disk before: a duplicate, or a retry of the client after the daemon was killed |
+| 400 | the delivery id is missing or invalid, or the request is not a webhook |
 | 401 | the signature (X-Hub-Signature-256) is missing or wrong; checked only if WEBHOOK_SECRET is set |
 | 408 | the sender was too slow |
 | 409 | this delivery id is stored with another body |
-| 411 | the length of the body is not given |
+| 411 | the request has no Content-Length |
 | 413 | the body is too large |
-| 503 | the daemon is away or its disk is full; try again after the seconds in Retry-After |
+| 503 | the daemon is away or its disk is full; Retry-After says after how many seconds to try again |
 
-It speaks HTTP to a reverse proxy on this machine, which does TLS.
+It expects a reverse proxy on this machine that handles TLS.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from typing import Any
 import eoq
 
 MAX_BODY = 1024 * 1024
-"""Bytes of a body: what a message of eoq may have."""
+"""Largest body in bytes: the limit of an eoq message."""
 MAX_DRAINED = 64 * MAX_BODY
-"""Bytes of a refused body that are read and dropped, so that its sender gets to read the answer."""
+"""How many bytes of a refused body to read and discard, so that the sender can read the answer."""
 DAEMON_SECONDS = 5.0
-"""How long a daemon that went away may take to come back. GitHub waits 10 seconds for an answer."""
+"""How long to wait for a daemon that is away. GitHub waits 10 seconds for an answer."""
 RETRY_AFTER_SECONDS = 5
 MAX_CONNECTIONS = 64
-"""Requests at once; more wait to be accepted. Bounds the memory, with `MAX_BODY`."""
+"""Requests at once. Further connections wait to be accepted. Together with `MAX_BODY` this limits the memory."""
 
 
 class SlowSender(io.RawIOBase):
-    """The reading side of a connection with one deadline for all it reads: headers and body."""
+    """The reading side of a connection. One deadline applies to headers and body together."""
 
     def __init__(self, connection: sockets.socket, deadline: float) -> None:
         self._connection = connection
@@ -62,16 +62,16 @@ class SlowSender(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        # A time-out of zero would make the socket non-blocking instead.
+        # A time-out of zero would make the socket non-blocking.
         self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
         try:
             return self._connection.recv_into(buffer)
         except ConnectionError:
-            return 0  # a sender that is gone sends no more
+            return 0  # the sender has closed the connection: end of file
 
 
 class Refused(Exception):
-    """A request that gets an error status. ``unread`` says that its body is still on the way."""
+    """A request that gets an error status. ``unread`` is true if its body has not been read."""
 
     def __init__(self, status: HTTPStatus, why: str, *, unread: bool = False) -> None:
         super().__init__(why)
@@ -80,7 +80,7 @@ class Refused(Exception):
 
 
 class Receiver(ThreadingHTTPServer):
-    """The server, and what its requests share."""
+    """The server, and the objects that its requests share."""
 
     request_queue_size = 128
     daemon_threads = True
@@ -111,7 +111,7 @@ class Receiver(ThreadingHTTPServer):
 
 
 class Delivery(BaseHTTPRequestHandler):
-    """One webhook. HTTP/1.0: one request a connection, so that the deadline of one is that of the other."""
+    """One webhook. HTTP/1.0 has one request per connection, so one deadline covers both."""
 
     server: Receiver
 
@@ -140,7 +140,9 @@ class Delivery(BaseHTTPRequestHandler):
         try:
             body = self.rfile.read(int(length))
         except TimeoutError as error:
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"send it all within {self.server.seconds:g} s") from error
+            raise Refused(
+                HTTPStatus.REQUEST_TIMEOUT, f"send the whole request within {self.server.seconds:g} s"
+            ) from error
         if len(body) < int(length):
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is shorter than its Content-Length")
         return body
@@ -150,13 +152,16 @@ class Delivery(BaseHTTPRequestHandler):
             return
         expected = "sha256=" + hmac.new(self.server.secret, body, hashlib.sha256).hexdigest()
         given = self.headers.get("X-Hub-Signature-256", "")
-        # As bytes: compare_digest refuses text that is not ASCII, and a stranger may send any.
+        # Compare bytes: compare_digest refuses text that is not ASCII, and a sender may send any text.
         if not hmac.compare_digest(expected.encode(), given.encode(errors="replace")):
             raise Refused(HTTPStatus.UNAUTHORIZED, "X-Hub-Signature-256 is missing or wrong")
 
     def _store(self, body: bytes) -> bool:
-        """Whether it was stored before. Only what is the same in every repetition becomes a header: they count
-        as content, and the same id with other content is a conflict."""
+        """Store the delivery. Return whether it was stored before.
+
+        Headers are part of the content, and the same id with other content is a conflict. So only headers that are
+        the same in every repetition are stored.
+        """
         delivery = self.headers.get("X-GitHub-Delivery")
         if not delivery:
             raise Refused(HTTPStatus.BAD_REQUEST, "X-GitHub-Delivery is missing")
@@ -171,13 +176,13 @@ class Delivery(BaseHTTPRequestHandler):
         except eoq.InvalidRequest as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
         except eoq.EoqError as error:
-            # Strangers need not know the paths that the error names.
+            # The error names paths, so it goes to the log and not to the sender.
             self.log_error("%s", error)
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be stored now; try again") from error
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the delivery cannot be stored now; try again") from error
 
     def _answer(self, status: HTTPStatus, text: str) -> None:
         body = text.encode() + b"\n"
-        with suppress(OSError):  # a sender that is gone repeats its delivery
+        with suppress(OSError):  # the sender is gone, and repeats its delivery
             self.send_response(status)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
@@ -187,7 +192,7 @@ class Delivery(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _drain(self) -> None:
-        """Reads on for a while: closed with bytes unread, the connection would be reset under our answer."""
+        """Read the rest of the body. Closing with unread bytes would reset the connection before the answer arrives."""
         left = MAX_DRAINED
         with suppress(OSError):
             self.connection.shutdown(sockets.SHUT_WR)
@@ -196,18 +201,20 @@ class Delivery(BaseHTTPRequestHandler):
 
 
 def main() -> int:
-    """Reads the arguments; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Stores GitHub's webhooks in a queue, each of them once.")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 127.0.0.1 if absent")
-    parser.add_argument("--port", type=int, default=8080, help="8080 if absent; 0 picks a free one")
-    parser.add_argument("--queue", default="webhooks", help="webhooks if absent")
+    """Read the arguments. Return the exit status."""
+    parser = argparse.ArgumentParser(description="Store GitHub's webhooks in a queue, each once.")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="the port to listen on (default: 8080); 0 picks a free one"
+    )
+    parser.add_argument("--queue", default="webhooks", help="the queue to send to (default: webhooks)")
     parser.add_argument("--socket", help="the daemon's socket; else EOQ_SOCKET, else the user's default")
     parser.add_argument(
         "--timeout",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="for a whole request, however its sender spreads the bytes; 10 if absent",
+        help="time limit of a whole request (default: 10)",
     )
     arguments = parser.parse_args()
     secret = os.environ.get("WEBHOOK_SECRET")

@@ -1,4 +1,4 @@
-"""What the tests of the examples share: where the examples are, and a shell that can run them."""
+"""Shared by the tests of the examples: the folder of the examples, and a shell that runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAND_IN: Final = Path(__file__).with_name("jq.py")
 
 
 class ExampleShell(Shell):
-    """A shell beside whose commands stands ``jq``: the real one or, where there is none, the stand-in."""
+    """A shell that finds ``jq``: the real one, or a stand-in for machines without it."""
 
     def __init__(self, shell: Shell, stand_in: bool) -> None:
         super().__init__(shell.socket, shell.folder)
@@ -34,13 +34,13 @@ class ExampleShell(Shell):
         return {**environment, "PATH": os.pathsep.join([str(self._tools), environment["PATH"]])}
 
     def example(self, script: str, stdin: bytes = b"", **environment: str) -> Ran:
-        """Runs a script in which ``$examples`` is the folder of the examples."""
+        """Run a script in which ``$examples`` is the folder of the examples."""
         return self.run(f'examples="{EXAMPLES}"; {script}', stdin, timeout=PATIENCE * 2, **environment)
 
 
 @pytest.fixture(params=["jq", "stand-in"])
 def example_shell(request: pytest.FixtureRequest, shared_daemon: Daemon) -> ExampleShell:
-    """A shell for the examples; each test runs with the real jq and with the stand-in, where both are there."""
+    """A shell for the examples. Each test runs with the real jq, if the machine has it, and with the stand-in."""
     if request.param == "jq" and shutil.which("jq") is None:
         pytest.skip("there is no jq on this machine")
     return ExampleShell(shared_daemon.shell(), stand_in=request.param == "stand-in")

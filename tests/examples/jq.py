@@ -1,4 +1,4 @@
-"""What stands in for ``jq`` on machines without it: exactly the filters that the examples use, nothing more."""
+"""A stand-in for ``jq`` on machines without it. It knows only the filters that the examples use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILTERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def main(arguments: list[str]) -> None:
-    """``-r`` prints text as it is; ``-j`` does too, without a line feed at the end."""
+    """Apply one filter to standard input. ``-r`` prints text as it is; ``-j`` also omits the line feed at the end."""
     flag = arguments.pop(0) if arguments[0].startswith("-") else ""
     (name,) = arguments
     value = FILTERS[name](json.load(sys.stdin))

@@ -1,4 +1,4 @@
-"""Webhook payloads like GitHub's, from a seed: nested objects, URLs, escapes, every script, 5 to 30 KB each."""
+"""Webhook payloads like GitHub's, made from a seed: nested objects, URLs, escapes, many scripts, 5 to 30 KB each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST: Final = 30_000
 
 
 class Webhook(NamedTuple):
-    """One delivery, as it comes over HTTP."""
+    """One delivery, as GitHub sends it over HTTP."""
 
     delivery: str
     event: str
@@ -25,7 +25,7 @@ class Webhook(NamedTuple):
 
 
 def webhooks(seed: int, count: int) -> list[Webhook]:
-    """``count`` deliveries with ids of their own; the same for the same seed."""
+    """Return ``count`` deliveries, each with its own id. The same seed gives the same deliveries."""
     rng = random.Random(seed)
     return [_webhook(rng) for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""The shop with an outbox: an order and its payment message are there together, whatever is killed."""
+"""The shop with an outbox: each order has its payment message and each message its order, even after kills."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _payments(daemon: Daemon) -> list[str]:
         return ids
 
 
-def test_the_lines_of_its_help(daemon: Daemon, shop: Path) -> None:
+def test_the_commands_of_its_docstring(daemon: Daemon, shop: Path) -> None:
     ran = daemon.shell().run(f"python {SHOP} --db {shop} alice 500 && eoq relay {shop} --until-empty")
     assert (ran.status, ran.text) == (0, "order-1\n")
     ran = daemon.shell().run(f"eoq receive payments --json; python {SHOP} --db {shop} bob 0")
@@ -63,7 +63,7 @@ def test_the_lines_of_its_help(daemon: Daemon, shop: Path) -> None:
     assert _orders(shop) == ["order-1"]
 
 
-def test_each_order_is_asked_for_once_whatever_is_killed(daemon: Daemon, shop: Path) -> None:
+def test_each_order_sends_one_payment_message_though_every_process_is_killed(daemon: Daemon, shop: Path) -> None:
     chance = random.Random(7)
     command = [sys.executable, "-c", SELLER, str(EXAMPLES), str(shop)]
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""PROTOCOL.md is true: each of its examples, its tables of limits, its SQL and its program, against a real daemon."""
+"""PROTOCOL.md is true: its examples, its limits, its SQL and its program are checked against a real daemon."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
 from eoq.protocol import limits
-from tests.support import Daemon, Wire, clean_environment, eventually
+from tests.examples.pages import Page, follow, with_netcat
+from tests.support import Daemon, Shell, Wire, clean_environment, eventually
 
 PAGE: Final = (Path(__file__).parents[2] / "eoq" / "PROTOCOL.md").read_text()
 PAYMENTS: Final = 1000
-"""More than a consumer books while the test looks away, so that it is killed in the middle."""
+"""More than a consumer books between two checks of the test, so that it is killed before the end."""
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DIFFERS: Final = {
     "pid",
@@ -42,15 +43,28 @@ DIFFERS: Final = {
     "sent_rate",
     "done_rate",
 }
-"""Fields of replies that are not the same on every machine and every day."""
+"""Fields of replies that differ between machines or days."""
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return Page("eoq/PROTOCOL.md").blocks_of(language)
+
+
+def test_no_block_is_left_out() -> None:
+    assert [len(_blocks(language)) for language in ("sh", "sql", "python")] == [1, 4, 1]
+    exchanges = [block for block in _blocks("") if block.startswith("> ")]
+    assert [block.strip()[:4] for block in _blocks("") if block not in exchanges] == ["send"], "only the diagram"
+    assert all(line.startswith(("> ", "< ")) for block in exchanges for line in block.splitlines())
+
+
+def test_the_shell_example_sends_a_message(shell: Shell) -> None:
+    (script,) = _blocks("sh")
+    (reply,) = follow(shell, with_netcat(shell, script))
+    assert json.loads(reply)["ok"]
 
 
 def _same(page: Any, real: Any, name: str = "") -> bool:
-    """Whether a reply is what the page shows, up to what differs by its nature (but not in type)."""
+    """Return whether a reply is the one on the page. Fields that always differ need only have the same type."""
     if isinstance(page, dict) and isinstance(real, dict):
         return page.keys() == real.keys() and all(_same(page[key], real[key], key) for key in page)
     if isinstance(page, list) and isinstance(real, list):
@@ -63,7 +77,7 @@ def _same(page: Any, real: Any, name: str = "") -> bool:
 
 
 def _epoch_of(reply: Any) -> str | None:
-    """The part of receipts that is new at each start of the daemon."""
+    """Return the part of receipts that is new at each start of the daemon."""
     for message in reply.get("messages", ()):
         if "receipt" in message:
             return str(message["receipt"]).partition(".")[0]
@@ -96,7 +110,7 @@ def _request_types() -> dict[str, type[msgspec.Struct]]:
     return {str(kind.__struct_config__.tag): kind for kind in requests.Request.__args__}
 
 
-def test_every_operation_has_its_section_and_no_other() -> None:
+def test_every_operation_has_a_section_and_every_section_an_operation() -> None:
     assert _operations() == _request_types().keys()
 
 
@@ -112,7 +126,7 @@ def test_every_error_code_is_explained() -> None:
     explained = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     kinds: list[type[eoq.EoqError]] = [eoq.EoqError, *eoq.EoqError.__subclasses__()]
     own = {kind.code for kind in kinds if kind.__module__ == "eoq.errors"}
-    assert explained == own - {"unavailable"}  # which only a client says
+    assert explained == own - {"unavailable"}  # only a client raises it
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -135,7 +149,7 @@ def _columns(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
         return database.execute("pragma table_info(eoq_processed)").fetchall()
 
 
-def test_the_table_is_the_one_that_the_inbox_makes(folder: Path) -> None:
+def test_the_inbox_makes_the_same_table(folder: Path) -> None:
     create = _blocks("sql")[0]
     by_page = sqlite3.connect(":memory:")
     by_page.executescript(create)
@@ -145,13 +159,13 @@ def test_the_table_is_the_one_that_the_inbox_makes(folder: Path) -> None:
 
 
 def _schema(database: sqlite3.Connection) -> dict[str, str]:
-    """The statement that made each table and index, without comments and white space."""
+    """Return the statement that made each table and index, without comments and white space."""
     with closing(database):
         rows = database.execute("select name, sql from sqlite_schema where name like 'eoq_%' and sql is not null")
         return {name: re.sub(r"--.*|\s+", "", sql) for name, sql in rows}
 
 
-def test_the_tables_are_those_that_inbox_and_outbox_make(folder: Path) -> None:
+def test_inbox_and_outbox_make_the_same_tables(folder: Path) -> None:
     create, _prune, outbox, watermark = _blocks("sql")
     by_page = sqlite3.connect(":memory:")
     by_page.executescript(create + outbox + watermark)
@@ -175,7 +189,7 @@ def test_a_row_in_the_outbox_of_the_page_is_sent(daemon: Daemon) -> None:
     assert (ran.status, ran.text) == (0, "by hand\n"), ran.errors
 
 
-def test_the_prune_forgets_only_what_is_settled_and_old() -> None:
+def test_the_delete_statement_removes_only_ids_that_are_settled_and_old() -> None:
     create, prune = _blocks("sql")[:2]
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(create)
@@ -196,7 +210,7 @@ def _consumer(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
     (program,) = _blocks("python")
     script = daemon.folder / "consumer.py"
     script.write_text(program)
-    # -I: nothing of eoq's can be imported by chance.
+    # -I: the program cannot import eoq by accident.
     command = [sys.executable, "-I", str(script), str(daemon.socket), str(daemon.folder / "app.db"), "payments"]
     with (daemon.folder / "consumer.err").open("ab") as errors:
         process = subprocess.Popen(command, stderr=errors, env=clean_environment())
@@ -208,7 +222,7 @@ def _consumer(daemon: Daemon) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _booked(daemon: Daemon) -> list[tuple[str, int]]:
-    """What the consumer's ledger holds; nothing while it has not made it."""
+    """Return the rows of the consumer's ledger. Before the consumer has made it, there are none."""
     file = daemon.folder / "app.db"
     if not file.exists():
         return []
@@ -251,7 +265,7 @@ def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_kille
     assert daemon.ask(op="result", queue="payments", id="p-0")["result"] == "booked"
 
 
-def test_the_consumer_gives_back_what_it_cannot_handle(daemon: Daemon) -> None:
+def test_the_consumer_gives_back_a_message_that_it_cannot_handle(daemon: Daemon) -> None:
     with daemon.wire() as wire:
         wire.ask({"op": "send", "queue": "payments", "id": "bad", "body": "no JSON"})
         _send(wire, range(3))

@@ -1,4 +1,4 @@
-"""``spool-from-cron.sh``: a message left by the shell alone, taken by a daemon that comes later."""
+"""``spool-from-cron.sh``: a message that a shell leaves in the spool, stored by a daemon that starts later."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SCRIPT = f'"{EXAMPLES}/spool-from-cron.sh"'
 @pytest.fixture
 def alone(folder: Path) -> Shell:
     """A shell without a daemon."""
-    return Shell(folder / "nobody", folder)
+    return Shell(folder / "absent", folder)
 
 
-def test_what_is_left_twice_is_one_message_and_another_day_another(alone: Shell, folder: Path) -> None:
+def test_the_same_job_and_day_are_one_message_and_another_day_is_another(alone: Shell, folder: Path) -> None:
     twice = f"{SCRIPT} spool reports nightly 2026-01-31"
     ran = alone.run(f"{twice} && {twice} && {SCRIPT} spool reports nightly 2026-02-01")
     assert (ran.status, ran.text, ran.errors) == (0, "", "")
@@ -35,7 +35,7 @@ def test_what_is_left_twice_is_one_message_and_another_day_another(alone: Shell,
         assert len(client.receive("reports", 10)) == 2
 
 
-def test_a_job_that_json_would_escape_is_refused(alone: Shell, folder: Path) -> None:
+def test_a_job_name_that_json_would_escape_is_refused(alone: Shell, folder: Path) -> None:
     ran = alone.run(f"{SCRIPT} spool reports 'a\"b'")
     assert ran.status == 2
     assert "use letters" in ran.errors

@@ -1,4 +1,4 @@
-"""The webhook receiver as a real process, over real HTTP: each delivery is stored once, whatever is killed."""
+"""The webhook receiver as a real process, over real HTTP: each delivery is stored once, even after kills."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECRET: Final = "it's a secret"  # noqa: S105 # of this test
 
 @dataclass(frozen=True)
 class Answer:
-    """What the receiver said to one request."""
+    """The receiver's answer to one request."""
 
     status: int
     text: str
@@ -40,13 +40,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A receiver that runs."""
+    """A running receiver."""
 
     port: int
     process: subprocess.Popen[bytes]
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """One POST, with exactly these headers and a Content-Length."""
+        """Send one POST with exactly these headers and a Content-Length. Return the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("POST", "/", body, dict(headers))
@@ -56,11 +56,11 @@ class Receiver:
             connection.close()
 
     def deliver(self, webhook: Webhook, **more: str) -> Answer:
-        """One delivery, as GitHub makes it."""
+        """Send one delivery as GitHub does. Return the answer."""
         return self.post(webhook.body, {**_headers(webhook), **more})
 
     def raw(self, data: bytes) -> sockets.socket:
-        """A connection over which ``data`` was sent."""
+        """Open a connection and send ``data`` over it."""
         connection = sockets.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         connection.sendall(data)
         return connection
@@ -90,9 +90,9 @@ def _read_all(connection: sockets.socket) -> bytes:
 def _running(daemon: Daemon, *options: str, **environment: str) -> Iterator[Receiver]:
     errors = daemon.folder / "receiver.err"
     command = [sys.executable, str(RECEIVER), "--port", "0", "--socket", str(daemon.socket), *options]
-    with errors.open("ab") as said:
+    with errors.open("ab") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, env=clean_environment(**environment), cwd=daemon.folder
+            command, stdout=subprocess.PIPE, stderr=log, env=clean_environment(**environment), cwd=daemon.folder
         )
     with process:
         try:
@@ -113,7 +113,7 @@ def receiver(daemon: Daemon) -> Iterator[Receiver]:
 
 
 def _stored(daemon: Daemon) -> list[dict[str, Any]]:
-    """All that is in the queue, in the order it was stored, bodies as bytes."""
+    """Return all messages of the queue in the order they were stored, with bodies as bytes."""
     with eoq.connect(daemon.socket) as client:
         found = []
         while messages := client.receive("webhooks", 1000, lease=600):
@@ -134,7 +134,7 @@ def test_a_delivery_is_stored_byte_for_byte_and_its_repetition_is_a_duplicate(
     assert _stored(daemon) == [{"id": webhook.delivery, "body": webhook.body, "headers": headers}]
 
 
-def test_what_was_answered_survives_the_kill_of_both(daemon: Daemon) -> None:
+def test_an_answered_delivery_survives_the_kill_of_receiver_and_daemon(daemon: Daemon) -> None:
     first, second = webhooks(2, 2)
     with _running(daemon) as receiver:
         assert receiver.deliver(first).status == 202
@@ -162,7 +162,7 @@ def test_any_body_up_to_the_limit_is_stored(daemon: Daemon, receiver: Receiver, 
 # ── signatures ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_only_what_is_signed_with_the_secret_is_stored(daemon: Daemon) -> None:
+def test_only_deliveries_signed_with_the_secret_are_stored(daemon: Daemon) -> None:
     good, forged = webhooks(4, 2)
     with _running(daemon, WEBHOOK_SECRET=SECRET) as receiver:
         signed = {"X-Hub-Signature-256": _signature(SECRET, good.body)}
@@ -174,7 +174,7 @@ def test_only_what_is_signed_with_the_secret_is_stored(daemon: Daemon) -> None:
 
 
 def test_githubs_own_example_of_a_signature(daemon: Daemon) -> None:
-    """The values that GitHub's documentation gives to test an implementation with."""
+    """Check the values with which GitHub's documentation lets implementations test themselves."""
     secret = "It's a Secret to Everybody"  # noqa: S105 # published
     signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
     with _running(daemon, WEBHOOK_SECRET=secret) as receiver:
@@ -186,16 +186,14 @@ def test_githubs_own_example_of_a_signature(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("delivery", ["", "x" * 201, "a\x07b", "a\xadb"])
-def test_a_delivery_without_a_usable_id_is_refused(daemon: Daemon, receiver: Receiver, delivery: str) -> None:
+def test_a_delivery_without_a_valid_id_is_refused(daemon: Daemon, receiver: Receiver, delivery: str) -> None:
     assert receiver.post(b"{}", {"X-GitHub-Delivery": delivery}).status == 400
     assert receiver.post(b"{}", {}).status == 400
     assert _stored(daemon) == []
 
 
 @pytest.mark.parametrize("length", [LIMIT + 1, 8 * LIMIT])
-def test_a_body_too_large_is_refused_and_the_sender_gets_to_know(
-    daemon: Daemon, receiver: Receiver, length: int
-) -> None:
+def test_a_body_that_is_too_large_is_refused_with_an_answer(daemon: Daemon, receiver: Receiver, length: int) -> None:
     answer = receiver.post(b"x" * length, {"X-GitHub-Delivery": "d-1"})
     assert answer.status == 413
     assert "1,048,576 bytes" in answer.text
@@ -212,10 +210,10 @@ def test_a_body_too_large_is_refused_and_the_sender_gets_to_know(
         ("Content-Length: ٣".encode(), b"411"),
         (b"Transfer-Encoding: chunked", b"411"),
         (b"X: y", b"411"),
-        (b"Content-Length: 5", b"400"),  # and then no body
+        (b"Content-Length: 5", b"400"),  # and no body follows
     ],
 )
-def test_a_body_without_a_sound_length_is_refused(
+def test_a_body_without_a_valid_length_is_refused(
     daemon: Daemon, receiver: Receiver, lines: bytes, status: bytes
 ) -> None:
     with receiver.raw(b"POST / HTTP/1.1\r\nX-GitHub-Delivery: d-1\r\n" + lines + b"\r\n\r\n") as connection:
@@ -232,7 +230,7 @@ def test_other_methods_and_other_protocols_are_refused(daemon: Daemon, receiver:
     assert receiver.deliver(webhooks(5, 1)[0]).status == 202
 
 
-def test_slow_senders_are_cut_off_and_hold_up_nobody(daemon: Daemon) -> None:
+def test_slow_senders_are_cut_off_and_do_not_delay_others(daemon: Daemon) -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Delivery: slow\r\n"
     with _running(daemon, "--timeout", "2") as receiver:
         in_body = [receiver.raw(head + b"Content-Length: 5\r\n\r\nab") for _ in range(20)]
@@ -245,7 +243,7 @@ def test_slow_senders_are_cut_off_and_hold_up_nobody(daemon: Daemon) -> None:
     assert len(_stored(daemon)) == 1
 
 
-def test_a_byte_now_and_then_buys_no_more_time(daemon: Daemon) -> None:
+def test_sending_single_bytes_does_not_extend_the_deadline(daemon: Daemon) -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Delivery: slow\r\nContent-Length: 100000\r\n\r\n"
     with _running(daemon, "--timeout", "2") as receiver, receiver.raw(head) as connection:
         connection.settimeout(0.2)
@@ -259,11 +257,11 @@ def test_a_byte_now_and_then_buys_no_more_time(daemon: Daemon) -> None:
     assert _stored(daemon) == []
 
 
-def test_a_sender_that_goes_away_leaves_nothing(daemon: Daemon, receiver: Receiver) -> None:
+def test_a_sender_that_disconnects_stores_nothing(daemon: Daemon, receiver: Receiver) -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Delivery: gone\r\n"
     for data in (head, head + b"Content-Length: 5\r\n\r\nab"):
         with receiver.raw(data) as connection:
-            # Closed at once, with a reset instead of a goodbye.
+            # Close at once, with a reset.
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
     assert receiver.deliver(webhooks(5, 1)[0]).status == 202
     assert len(_stored(daemon)) == 1
@@ -272,7 +270,7 @@ def test_a_sender_that_goes_away_leaves_nothing(daemon: Daemon, receiver: Receiv
 # ── a daemon that is away ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_while_the_daemon_is_away_the_sender_is_asked_to_come_back(daemon: Daemon) -> None:
+def test_while_the_daemon_is_away_the_sender_is_asked_to_retry(daemon: Daemon) -> None:
     (webhook,) = webhooks(7, 1)
     daemon.kill()
     with _running(daemon) as receiver:
@@ -284,7 +282,7 @@ def test_while_the_daemon_is_away_the_sender_is_asked_to_come_back(daemon: Daemo
         assert receiver.deliver(webhook).status == 202
 
 
-def test_a_daemon_killed_under_a_receiver_that_knows_it(daemon: Daemon, receiver: Receiver) -> None:
+def test_after_a_kill_of_the_daemon_deliveries_get_503_until_it_is_back(daemon: Daemon, receiver: Receiver) -> None:
     first, second = webhooks(8, 2)
     assert receiver.deliver(first).status == 202
     daemon.kill()
@@ -298,7 +296,7 @@ def test_a_daemon_killed_under_a_receiver_that_knows_it(daemon: Daemon, receiver
 
 
 def _deliver_until_stored(receiver: Receiver, webhook: Webhook) -> list[int]:
-    """Delivers as a patient sender does; returns the statuses it got on the way."""
+    """Deliver until the receiver has stored the webhook. Return the statuses of all answers."""
     statuses: list[int] = []
 
     def stored() -> bool:
@@ -326,7 +324,7 @@ def test_each_delivery_sent_twice_at_once_is_stored_once_though_the_daemon_is_ki
             daemon.restart()
         assert not all(future.done() for future in under_way), "all were stored before the last kill; send more"
         statuses = Counter(future.result()[-1] for future in under_way)
-    # A delivery may be stored while its first answer is lost in the client's repetition: then both say duplicate.
+    # If the client had to repeat a send, the first answer may already be "duplicate". Then both answers are 200.
     assert statuses[202] + statuses[200] == 300
     assert 0 < statuses[202] <= 150
     stored = {message["id"]: message["body"] for message in _stored(daemon)}
