@@ -1,6 +1,6 @@
 """What an inbox forgets, with a real daemon: only what lies below the watermark and is older than ``keep`` (G9).
 
-That this is safe is the subject of tests/model/test_forgetting.py.
+That this is safe is the subject of tests/model/test_retention.py.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.daemon import requests
-from eoq.daemon.broker.broker import LONGEST_TIMER, Broker
+from eoq.daemon import records, requests
+from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.due_times import LONGEST_TIMER
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
@@ -142,16 +144,19 @@ class Pair:
         self._topics = Topics(self)
         self._topics.load(self._loop.run_until_complete(self._store.execute(ListBindings())))
         self.model.bindings = dict(self.bindings)
+        events = Events()
+        events.on_ended.append(self._note_ends)
         self._broker = Broker(
             self,
             self.clock,
             epoch=f"start{self._starts}",
-            ended=self._tell,
+            events=events,
             rng=self.dice,
             settings=self.settings,
             topics=self._topics,
         )
-        self._steward = AdminService(self, self.clock, self._broker)
+        admin = AdminService(self, self.clock, self._broker.due_times, events)
+        self._handlers = {**self._broker.handlers, **admin.handlers, **self._topics.handlers}
         self._broker.start()
 
     # ── what the test does ──────────────────────────────────────────────────────────────────────────────
@@ -174,9 +179,7 @@ class Pair:
         self._asking = asked
         try:
             request = requests.decode(encode(fields))
-            handlers = (self._topics, self._steward, self._broker)
-            handler = next(one for one in handlers if isinstance(request, one.handles))
-            handler.handle(peer.session, request, partial(self._reply, asked))
+            self._handlers[type(request)](peer.session, request, partial(self._reply, asked))
         except EoqError as error:
             self._reply(asked, error)
         finally:
@@ -191,8 +194,8 @@ class Pair:
         for delivery in asked.about if asked else ():
             delivery.in_flight += 1
 
-    def _tell(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
-        self._told.append(End(queue, id, outcome, result))
+    def _note_ends(self, ends: Sequence[records.End]) -> None:
+        self._told += [End(end.queue, end.id, end.outcome, end.result) for end in ends]
 
     def _lost_now(self) -> tuple[Sequence[Delivery], bool]:
         """The deliveries that a release submitted at this moment must be about, and whether they count."""
@@ -271,7 +274,7 @@ class Pair:
     def close(self, peer: Peer) -> None:
         """A connection ends: its bound deliveries are given back, and its receives get no reply."""
         self._closing = peer
-        self._broker.closed(peer.session)
+        peer.session.close()
         self._closing = None
         for delivery in peer.bound:
             delivery.ended = True

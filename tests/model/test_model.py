@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eoq.daemon.broker.broker import LONGEST_TIMER
+from eoq.daemon.broker.due_times import LONGEST_TIMER
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.session import Fields
 from eoq.protocol.codec import put_bytes

@@ -13,6 +13,7 @@ import pytest
 
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.once import OnceService
 from eoq.daemon.session import Fields, Session
@@ -31,7 +32,7 @@ class SlowDaemon:
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._loop = asyncio.new_event_loop()
         self.store = self._loop.run_until_complete(SqliteStore.open(path, settings=lambda _: self.settings))
-        self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings)
+        self.broker = Broker(self, self.clock, epoch="e", events=Events(), settings=lambda _: self.settings)
         self.once = OnceService(self, self.clock)
 
     def close(self) -> None:
@@ -65,15 +66,14 @@ class SlowDaemon:
     def ask(self, session: Session, **fields: object) -> list[Fields | EoqError]:
         """A request; its reply is in the list as soon as there is one."""
         request = requests.decode(json.dumps(fields).encode())
-        handler = self.broker if type(request) in self.broker.handles else self.once
+        handlers = {**self.broker.handlers, **self.once.handlers}
         replies: list[Fields | EoqError] = []
-        handler.handle(session, request, replies.append)
+        handlers[type(request)](session, request, replies.append)
         return replies
 
     def end(self, session: Session) -> None:
         """A connection ends."""
-        self.broker.closed(session)
-        self.once.closed(session)
+        session.close()
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> No
     waiting = _receive(slow, wait=60)
     slow.rest()
     slow.settings = QueueSettings(rate=0.5)
-    slow.broker.settings_changed()
+    slow.broker.receivers.wake_all()
     slow.wait(3)
     slow.rest()
     assert _count(waiting) == 1

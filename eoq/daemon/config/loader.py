@@ -21,7 +21,7 @@ import msgspec
 from msgspec import inspect
 
 from ...errors import EoqError, Forbidden, InvalidRequest
-from ..requests import new_schedule
+from ..request_values import new_schedule
 from .model import MAX_PATTERN, PATTERN, Config
 from .settings import QueueSettings
 

@@ -39,10 +39,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ...backoff import NEVER, NOBODY, Backoff
-from ...client.aio import AsyncClient
+from ...client.aio import AsyncClient, connect_async
 from ...errors import EoqError, Unavailable
 from ...message import Outgoing
 from ...protocol import calls
@@ -173,6 +174,12 @@ class SpoolReader:
 
     def _may_go(self, folder: QueueFolder) -> bool:
         return not self._holds.waits(None) and not self._holds.waits(folder.queue)
+
+
+async def read_spool(reader: SpoolReader, socket: Path) -> None:
+    """Store what stands in a spool through the daemon's own socket, where all requests are checked."""
+    async with connect_async(socket) as client:
+        await reader.run(client)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

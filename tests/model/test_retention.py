@@ -27,6 +27,7 @@ import eoq
 from eoq.client.admin import Admin
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.session import Session
@@ -76,16 +77,18 @@ class Daemon(Admin):
         self._starts += 1
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._store = self._loop.run_until_complete(SqliteStore.open(self.path, settings=lambda _: SETTINGS))
-        self._broker = Broker(
+        events = Events()
+        broker = Broker(
             self,
             self._clock,
             epoch=f"start{self._starts}",
-            ended=lambda *_: None,
+            events=events,
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,
         )
-        self._steward = AdminService(self, self._clock, self._broker)
-        self._broker.start()
+        admin = AdminService(self, self._clock, broker.due_times, events)
+        self._handlers = {**broker.handlers, **admin.handlers}
+        broker.start()
         self.rest()
 
     def _end(self) -> None:
@@ -123,9 +126,8 @@ class Daemon(Admin):
         """One request, as a client makes it."""
         replies: list[Fields | eoq.EoqError] = []
         request = requests.decode(encode(call.fields))
-        handler = self._steward if isinstance(request, self._steward.handles) else self._broker
         try:
-            handler.handle(self.session, request, replies.append)
+            self._handlers[type(request)](self.session, request, replies.append)
         except eoq.EoqError as refusal:
             raise refusal from None
         self.rest()
@@ -139,7 +141,7 @@ class Daemon(Admin):
 
     def hang_up(self) -> None:
         """The connection ends."""
-        self._broker.closed(self.session)
+        self.session.close()
         self.session = Session()
         self.rest()
 
