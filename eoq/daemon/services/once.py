@@ -27,7 +27,7 @@ RETRY_SECONDS: Final = 1.0
 
 
 class Runner:
-    """The caller that runs a key, and the connections over which it has said so.
+    """The caller that runs a key, and its connections.
 
     A runner without connections is gone, and its key is about to be open. Or it ran before a restart of the daemon, and
     has not come back yet.
