@@ -47,7 +47,7 @@ def test_waiters_of_a_key_are_in_the_order_in_which_they_joined(waits: Waits) ->
     assert list(waits.list.line("q")) == [before, first, second]
     assert list(waits.list.line("other")) == [other]
     assert list(waits.list.line("none")) == []
-    assert len(waits.list) == 4
+    assert waits.list.count == 4
     assert [waits.list.pop_first("q") for _ in range(4)] == [before, first, second, None]
     assert waits.list.everyone() == [other]
 
@@ -60,7 +60,7 @@ def test_a_waiter_leaves_once_and_the_last_one_empties_its_line(waits: Waits) ->
     assert waits.emptied == []
     assert waits.list.leave(second)
     assert waits.emptied == ["q"]
-    assert len(waits.list) == 0
+    assert waits.list.count == 0
 
 
 def test_the_time_of_a_waiter_is_over_unless_it_has_left(waits: Waits) -> None:
@@ -131,4 +131,4 @@ def test_many_waiters_leave_in_little_time(
     used = time.process_time()
     end(waits, waiters)
     assert time.process_time() - used < MOST_SECONDS
-    assert len(waits.list) == 0
+    assert waits.list.count == 0

@@ -70,4 +70,4 @@ class Broker:
     @property
     def waiting(self) -> int:
         """How many receivers wait now."""
-        return len(self.receivers)
+        return self.receivers.waiting

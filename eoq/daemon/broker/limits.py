@@ -32,9 +32,10 @@ class DeliveryLimits:
         self._buckets: dict[str, _Bucket] = {}
 
     def allow(self, queue: str, wanted: int) -> int:
-        """Return how many of ``wanted`` messages may be leased now. They are reserved until `claimed`."""
-        if not self.limits(queue):
-            return wanted
+        """Return how many of ``wanted`` messages may be leased now, where a queue has limits.
+
+        They are reserved until `claimed`.
+        """
         settings = self._settings(queue)
         allowed = wanted
         if settings.max_in_flight is not None:

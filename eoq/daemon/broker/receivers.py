@@ -82,18 +82,20 @@ class Receivers:
         self._due_times = due_times
         self._events = events
         self._limits = DeliveryLimits(settings, clock, leases)
-        self._waiting: WaitList[Receiver] = WaitList(clock, self._time_is_over, self._drop_line)
+        self._wait_list: WaitList[Receiver] = WaitList(clock, self._time_is_over, self._drop_line)
         self._lines: dict[str, _Line] = {}
         self._stopping = False
         self.handlers: Handlers = {ask.Receive: self.receive, ask.Cancel: self._cancel}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    @property
+    def waiting(self) -> int:
+        """How many receivers wait now."""
+        return self._wait_list.count
 
     def stop(self) -> None:
         """Answer all receivers that wait. Deliver nothing from now on."""
         self._stopping = True
-        for receiver in self._waiting.everyone():
+        for receiver in self._wait_list.everyone():
             if not receiver.claiming:
                 self._answer(receiver, Claimed([], 0))
 
@@ -113,15 +115,15 @@ class Receivers:
         line = self._lines.get(queue)
         if line is None:
             line = self._lines[queue] = _Line()
-        self._waiting.join(receiver)
+        self._wait_list.join(receiver)
         if wait:
-            self._waiting.start_timer(receiver, wait)
+            self._wait_list.start_timer(receiver, wait)
         self._claim(receiver, line)
 
     def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
         """Answer receives of this connection as if their time were over."""
         reply({})
-        for receiver in self._waiting.named((session, request.request)):
+        for receiver in self._wait_list.named((session, request.request)):
             self._time_is_over(receiver)
 
     # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +134,7 @@ class Receivers:
         if line is None or self._stopping:
             return
         line.wakeups += 1
-        idle = (receiver for receiver in self._waiting.line(queue) if not receiver.claiming)
+        idle = (receiver for receiver in self._wait_list.line(queue) if not receiver.claiming)
         for receiver in list(islice(idle, count)):
             if receiver.joined and not receiver.claiming:
                 self._claim(receiver, line)
@@ -147,11 +149,13 @@ class Receivers:
     def _claim(self, receiver: Receiver, line: _Line) -> None:
         queue = receiver.request.queue
         receiver.wakeups = line.wakeups
+        receiver.allowed = receiver.request.limit
         receiver.limited = self._limits.limits(queue)
-        receiver.allowed = self._limits.allow(queue, receiver.request.limit)
-        if not receiver.allowed:
-            self._defer(receiver, line)
-            return
+        if receiver.limited:
+            receiver.allowed = self._limits.allow(queue, receiver.allowed)
+            if not receiver.allowed:
+                self._defer(receiver, line)
+                return
         receiver.claiming = True
         command = Claim(
             self._clock.wall(), queue, receiver.allowed, RECEIVE_BYTES, self._settings, receiver.session.consumer
@@ -208,14 +212,14 @@ class Receivers:
     def _conclude(self, receiver: Receiver, line: _Line, outcome: Claimed | EoqError) -> None:
         """Answer a receiver, let it wait on, or give back what was claimed for it."""
         if receiver.joined and receiver.session.hung_up():
-            self._waiting.leave(receiver)
+            self._wait_list.leave(receiver)
         if not receiver.joined:
             # It left while its claim was under way: its connection was closed, or its time was over.
             if isinstance(outcome, Claimed) and outcome.messages:
                 leases = self._make_leases(receiver.request, outcome, None)
                 self._redelivery.give_back(leases, None, counts=False)
         elif isinstance(outcome, EoqError):
-            self._waiting.leave(receiver)
+            self._wait_list.leave(receiver)
             receiver.reply(outcome)
         elif outcome.messages or self._stopping:
             self._answer(receiver, outcome)
@@ -227,7 +231,7 @@ class Receivers:
     # ── answering ───────────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, receiver: Receiver, claim: Claimed) -> None:
-        self._waiting.leave(receiver)
+        self._wait_list.leave(receiver)
         messages = self._deliver(receiver, claim) if claim.messages else []
         receiver.reply({"messages": messages, "watermark": claim.watermark})
 

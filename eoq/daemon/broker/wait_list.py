@@ -38,18 +38,16 @@ class WaitList(Generic[W]):
 
     def __init__(self, clock: Clock, expired: Callable[[W], None], emptied: Callable[[W], None] | None = None) -> None:
         """``expired`` is told of a waiter whose time is over, ``emptied`` of the last waiter that has left a line."""
+        self.count = 0
+        """How many requests wait."""
         self._clock = clock
         self._expired = expired
         self._emptied = emptied
-        self._count = 0
         # Ordered dictionaries serve as ordered sets: to take from the front of a plain one, Python would look at every
         # place that was left before.
         self._lines: dict[Hashable, OrderedDict[W, None]] = {}
         self._by_session: dict[Session, dict[W, None]] = {}
         self._by_name: dict[Hashable, dict[W, None]] = {}
-
-    def __len__(self) -> int:
-        return self._count
 
     def join(self, waiter: W, *, first: bool = False) -> None:
         """Put a waiter at the end of its line, or ``first`` in it. It leaves when its connection ends."""
@@ -67,7 +65,7 @@ class WaitList(Generic[W]):
         if waiter.name is not None:
             self._by_name.setdefault(waiter.name, {})[waiter] = None
         waiter.joined = True
-        self._count += 1
+        self.count += 1
 
     def start_timer(self, waiter: W, seconds: float) -> None:
         """Let the time of a waiter be over in ``seconds``, unless it leaves before."""
@@ -80,7 +78,20 @@ class WaitList(Generic[W]):
             waiter.timer = None
         if not waiter.joined:
             return False
-        self._remove(waiter)
+        waiter.joined = False
+        self.count -= 1
+        del self._by_session[waiter.session][waiter]
+        if waiter.name is not None:
+            same = self._by_name[waiter.name]
+            del same[waiter]
+            if not same:
+                del self._by_name[waiter.name]
+        line = self._lines[waiter.key]
+        del line[waiter]
+        if not line:
+            del self._lines[waiter.key]
+            if self._emptied is not None:
+                self._emptied(waiter)
         return True
 
     def pop_first(self, key: Hashable) -> W | None:
@@ -89,7 +100,9 @@ class WaitList(Generic[W]):
         if line is None:
             return None
         waiter = next(iter(line))
-        self._remove(waiter)
+        timer, waiter.timer = waiter.timer, None
+        self.leave(waiter)
+        waiter.timer = timer
         return waiter
 
     def line(self, key: Hashable) -> Collection[W]:
@@ -103,22 +116,6 @@ class WaitList(Generic[W]):
     def everyone(self) -> list[W]:
         """Return all waiters."""
         return [waiter for line in self._lines.values() for waiter in line]
-
-    def _remove(self, waiter: W) -> None:
-        waiter.joined = False
-        self._count -= 1
-        line = self._lines[waiter.key]
-        del line[waiter]
-        del self._by_session[waiter.session][waiter]
-        if waiter.name is not None:
-            same = self._by_name[waiter.name]
-            del same[waiter]
-            if not same:
-                del self._by_name[waiter.name]
-        if not line:
-            del self._lines[waiter.key]
-            if self._emptied is not None:
-                self._emptied(waiter)
 
     def _close(self, session: Session) -> None:
         for waiter in list(self._by_session[session]):

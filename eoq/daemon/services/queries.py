@@ -64,7 +64,7 @@ class Queries:
 
     def ended(self, ends: Sequence[End]) -> None:
         """Answer the requests that wait for the results of messages that have ended."""
-        if not self._results:
+        if not self._results.count:
             return
         for end in ends:
             waiters = list(self._results.line((end.queue, end.id)))
