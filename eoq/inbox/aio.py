@@ -24,6 +24,7 @@ from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
 from ..outcomes import Retry, error_text
 from ..protocol.calls import portions
+from ..system import aio_sqlite
 from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .pruning import KEEP_SECONDS, Pruning
 from .tables import Processed
@@ -209,14 +210,13 @@ class AsyncInbox:
         return processed
 
     async def _prepare(self, connection: aiosqlite.Connection) -> Processed:
-        def prepare() -> Processed:
-            database: sqlite3.Connection = connection._conn  # aiosqlite gives it no other name
+        def prepare(database: sqlite3.Connection) -> Processed:
             processed = Processed(database, self._forgetting, self._clock, owned=self._owned)
             processed.create()
             return processed
 
         try:
-            return await _call(connection, prepare)
+            return await aio_sqlite.run(connection, prepare)
         except ValueError as error:
             raise InvalidRequest("the aiosqlite connection is not open: await it, or use `async with`") from error
 
@@ -226,7 +226,7 @@ class AsyncInbox:
         return self._database
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await _call(self._connection, function)
+        return await aio_sqlite.run(self._connection, lambda _database: function())
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Processed]:
@@ -259,11 +259,6 @@ class AsyncInbox:
                 # It waits in line behind whatever the thread still does for a task that was cancelled.
                 await _to_its_end(self._run(processed.undo))
                 raise
-
-
-async def _call(connection: aiosqlite.Connection, function: Callable[[], T]) -> T:
-    """Runs a function on the connection's thread, which runs them in their order, one at a time."""
-    return await connection._execute(function)  # type: ignore[no-any-return,no-untyped-call] # aiosqlite leaves it untyped
 
 
 async def _to_its_end(work: Awaitable[T]) -> T:
