@@ -107,7 +107,7 @@ async def test_a_delivery_that_waited_for_longer_than_ids_are_kept_runs_nothing(
             (outcome,) = await inbox.process_many([slept], _apply)
             assert isinstance(outcome, eoq.LeaseLost)
         else:
-            with pytest.raises(eoq.LeaseLost, match="and may have been processed and forgotten"):
+            with pytest.raises(eoq.LeaseLost, match="may have been processed and pruned"):
                 await inbox.process(slept, _apply)
         assert world.payments() == ["1"]
         assert await world.state("0") == "ready", "its lease was alive, so it comes again"

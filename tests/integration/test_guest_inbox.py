@@ -217,7 +217,7 @@ def test_a_delivery_that_waited_for_longer_than_ids_are_kept_runs_nothing(
     inbox: Inbox = eoq.GuestInbox(sessionmaker(engine).begin, _connection, keep=100)
     first, second = _delivered(blocking, queue, "0"), _delivered(blocking, queue, "1")
     inbox.process(second, _apply)
-    with pytest.raises(eoq.LeaseLost, match="and may have been processed and forgotten"):
+    with pytest.raises(eoq.LeaseLost, match="may have been processed and pruned"):
         inbox.process(replace(first, received_at=first.received_at - 101), _apply)
     assert _payments(file) == ["1"]
     assert inbox.process(_again(blocking, queue), _apply) == b"did 0"
