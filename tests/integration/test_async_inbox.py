@@ -315,6 +315,34 @@ async def test_of_many_a_bad_one_undoes_only_itself(world: World, inbox: eoq.Asy
     assert await inbox.seen(world.queue, "119")
 
 
+@pytest.mark.parametrize("how", ["or rollback", "rollback"])
+async def test_of_many_one_that_rejects_after_a_rollback_speaks_only_for_itself(
+    world: World, inbox: eoq.AsyncInbox, how: str
+) -> None:
+    """`or rollback` undoes the whole transaction, so all are given back; `rollback` is refused, and undoes nothing."""
+    with closing(sqlite3.connect(world.file)) as database, database:
+        database.execute("create table single (n integer primary key)")
+        database.execute("insert into single values (1)")
+
+    async def handler(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> None:
+        await _apply(tx, message)
+        if message.id == "1":
+            with suppress(sqlite3.DatabaseError):
+                await tx.execute("rollback" if how == "rollback" else "insert or rollback into single values (1)")
+            raise eoq.Reject("no such account")
+
+    messages = await world.deliver_many(3)
+    if how == "rollback":
+        await inbox.process_many(messages, handler)
+        assert world.payments() == ["0", "2"]
+    else:
+        with pytest.raises(eoq.Reject, match="no such account"):
+            await inbox.process_many(messages, handler)
+        assert world.payments() == []
+    others = "done" if how == "rollback" else "ready"
+    assert [await world.state(id) for id in ("0", "1", "2")] == [others, "dead", others]
+
+
 async def test_of_many_one_that_comes_twice_takes_effect_once(world: World, inbox: eoq.AsyncInbox) -> None:
     message = await world.delivered(lease=0.02)
     (again,) = await world.receive()

@@ -479,6 +479,56 @@ def test_of_many_one_that_would_commit_undoes_only_itself(
     assert _payments(file) == ["0", "2"]
 
 
+def _single(file: Path) -> None:
+    """Create a table with a row that no other row may equal."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table single (n integer primary key)")
+        database.execute("insert into single values (1)")
+
+
+@pytest.mark.parametrize(
+    ("raised", "state"), [(eoq.Reject("no such account"), "dead"), (eoq.Retry(60, "the bank is closed"), "delayed")]
+)
+def test_of_many_one_that_undoes_the_transaction_speaks_only_for_itself(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, raised: Exception, state: str
+) -> None:
+    """The writes of all are rolled back, so all are given back; but only the message that was rejected is dead."""
+    _single(file)
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        if message.id == "1":
+            with suppress(sqlite3.IntegrityError):
+                tx.execute("insert or rollback into single values (1)")
+            raise raised
+
+    with pytest.raises(type(raised), match=str(raised)):
+        inbox.process_many(_deliver_many(blocking, queue, 3), handler)
+    assert _payments(file) == []
+    assert [inbox.seen(queue, id) for id in ("0", "1", "2")] == [False] * 3
+    assert _state(blocking, queue, "1") == (state, str(raised))
+    for id in ("0", "2"):
+        assert _state(blocking, queue, id) == ("ready", f"{type(raised).__name__}: {raised}")
+        inbox.process(_receive(blocking, queue)[0], _apply)
+    assert sorted(_payments(file)) == ["0", "2"]
+
+
+def test_of_many_one_whose_rollback_is_refused_and_that_rejects_undoes_only_itself(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
+) -> None:
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        if message.id == "1":
+            with suppress(sqlite3.DatabaseError):
+                tx.execute("rollback")
+            raise eoq.Reject("no such account")
+
+    results = inbox.process_many(_deliver_many(blocking, queue, 3), handler)
+    assert [type(result) for result in results] == [type(None), eoq.Reject, type(None)]
+    assert _payments(file) == ["0", "2"]
+    assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "dead", "done"]
+
+
 def test_of_many_those_that_were_processed_before_run_nothing(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
