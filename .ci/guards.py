@@ -325,7 +325,7 @@ class Guards:
             (tree / guard.file).write_text(without)
             status, output = _run_tests(tree, guard)
         # Only a test that failed counts: a file that cannot be imported, or a daemon that cannot start, proves nothing.
-        failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+        failed = re.search(r"^FAILED (.+?)(?: - |$)", output, re.MULTILINE)
         if status == 0:
             raise NotCaught(f"all of {_described(guard)} passed without it")
         if failed is None:
