@@ -80,13 +80,13 @@ def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
     metavar="APP.db",
     help="The application's SQLite file. It must exist.",
 )
-@click.option("--sql", required=True, metavar="STATEMENT", help="The SQL to run; @FILE reads it from a file.")
+@click.option("--sql", required=True, metavar="STATEMENT", help="What to run; @FILE reads it from a file.")
 @until_empty_option
 @lease_option
 @json_option
 @socket_option
 def apply(queue: str, db: Path, sql: str, until_empty: bool, lease: float, as_json: bool, socket: str | None) -> None:
-    """Run SQL in APP.db for each message of QUEUE, exactly once, until stopped.
+    """For each message of QUEUE run SQL in APP.db, exactly once, until stopped.
 
     STATEMENT (several are allowed) and the message's id, in the table eoq_processed, are committed in one
     transaction. So each message takes effect once, whatever is killed at any moment.
