@@ -1,7 +1,7 @@
 """The inbox: a message's processed id, its result and its handler's writes in one transaction of the
 application's own SQLite file (G5).
 
-This is the idempotent consumer. When a message is delivered, the inbox looks for its id among the processed ones. If it
+This is the idempotent consumer. When a message is delivered, the inbox searches its id among the processed ones. If it
 is there, no handler runs and the stored result is returned. If not, the handler runs, and its writes are committed
 together with the id and the result. The transaction is in ``tables.py``. This file calls the handler, and acks.
 """

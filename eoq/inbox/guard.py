@@ -14,7 +14,7 @@ _ENDING: Final = (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQL
 _READING: Final = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 
 
-class Guard:
+class TransactionGuard:
     """The authorizer of a connection. It refuses something only while it is ``active``."""
 
     def __init__(self, database: sqlite3.Connection) -> None:

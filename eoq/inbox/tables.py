@@ -35,7 +35,7 @@ from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Delivery, encode_payload
 from ..protocol.limits import MAX_BODY
 from ..system.sqlite import DURABLE
-from .guard import Guard
+from .guard import TransactionGuard
 from .pruning import Pruning
 
 Key: TypeAlias = tuple[str, str]
@@ -115,7 +115,7 @@ class Processed:
         self._clock = clock
         self._owned = owned
         self._joined = False
-        self._guard = Guard(database)
+        self._guard = TransactionGuard(database)
         self._isolation_level = database.isolation_level
         self._synchronous = _EXTRA
         self._results: dict[Key, bytes | None] = {}

@@ -593,7 +593,7 @@ def test_of_many_each_id_is_looked_up_in_its_own_queue(
     assert [inbox.seen(name, id) for name in (queue, other) for id in ("a", "b")] == [True] * 4
 
 
-def test_many_may_be_none(inbox: eoq.Inbox) -> None:
+def test_no_messages_are_an_empty_result(inbox: eoq.Inbox) -> None:
     assert inbox.process_many([], _apply) == []
 
 
