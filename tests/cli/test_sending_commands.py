@@ -211,10 +211,10 @@ def test_a_json_line_says_a_time_as_the_option_does(shell: Shell, client: eoq.Cl
 def test_a_json_line_with_no_time_or_an_unknown_option_is_told_what_there_is(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "at": "tomorrow"}\n')
     assert (ran.status, ran.text) == (65, "")
-    assert "'tomorrow' is no time" in ran.errors and "ISO 8601" in ran.errors
+    assert "'tomorrow' is not a time" in ran.errors and "ISO 8601" in ran.errors
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "prio": 1}\n')
     assert (ran.status, ran.text) == (65, "")
-    assert "'prio' is not known; there are body, id, headers, priority, group, delay, at, ttl" in ran.errors
+    assert "unknown option 'prio'; the options are body, id, headers, priority, group, delay, at, ttl" in ran.errors
 
 
 def test_json_lines_that_are_no_utf8_are_named(shell: Shell, queue: str) -> None:

@@ -214,7 +214,7 @@ def test_a_look_that_ends_before_the_end_says_so(daemon: Daemon) -> None:
         client.send("q", "needle")
     ran = daemon.shell().run("eoq peek q --contains needle")
     assert (ran.status, ran.text) == (1, "")
-    assert "not all of" in ran.errors and "there may be more matches" in ran.errors
+    assert "not all messages of q were searched" in ran.errors and "there may be more matches" in ran.errors
 
 
 def test_a_ttl_from_the_shell(shell: Shell, client: eoq.Client, queue: str) -> None:

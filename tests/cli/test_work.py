@@ -183,7 +183,7 @@ def test_a_command_that_takes_too_long_is_ended_with_all_it_has_started(
     client.send(queue, "x", id="m")
     script = "echo $$ >> pids; sleep 600 & echo $! >> pids; wait"
     shell.run(f"eoq work {queue} --until-empty --timeout 0.3 -- sh -c '{script}'")
-    assert show("m")["error"].startswith("it took longer than its time")
+    assert show("m")["error"].startswith("the command took longer than its time-out")
     pids = (shell.folder / "pids").read_text().split()
     assert len(pids) == 4
     eventually(lambda: not any(runs(int(pid)) for pid in pids))
@@ -351,7 +351,7 @@ def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon
             assert process.stderr is not None
             readable, _, _ = select.select([process.stderr], [], [], 60)
             assert readable
-            assert b"it is waited for" in process.stderr.readline()
+            assert b"waiting for it" in process.stderr.readline()
             daemon.start()
             with eoq.connect(daemon.socket) as client:
                 client.send("q", "x", id="m")
