@@ -24,7 +24,7 @@ PROOFS: Final = {
     "limit of messages in flight": ("integration/test_limits.py::in_flight",),
     "limit of deliveries a second": ("integration/test_limits.py::rate",),
     "growing waits between retries": ("integration/test_limits.py::test_waits_between_retries",),
-    "dead letters, and a command that brings them back": ("cli/test_steering_commands.py::redriven",),
+    "dead letters, and a command that brings them back": ("cli/test_admin_commands.py::redriven",),
     "each failed delivery with its error": ("integration/test_steering.py::test_show_tells_the_whole_life",),
     "one send to several queues": ("integration/test_steering.py::topic", "faults/test_crash_points.py"),
     "limit of what waits, or the oldest goes": (
