@@ -43,6 +43,8 @@ class Checkout:
 
     def check(self) -> None:
         """Exit unless the interpreter imports eoq from the folder."""
+        if not self.python.exists():
+            sys.exit(f"there is no interpreter {self.python}; name one with --python")
         found = self._run("-c", "import eoq; print(eoq.__file__)").strip()
         if not Path(found).resolve().is_relative_to(self.root.resolve()):
             sys.exit(f"{self.python} imports {found}, which is not in {self.root}; name its interpreter with --python")
