@@ -20,8 +20,9 @@ from eoq.message import Delivery, Message
 from eoq.system.sqlite import BUSY_SECONDS
 from eoq.worker.in_flight import Summary
 
-from .common import json_option, queue_argument, socket_option, visible
-from .work_loop import lease_option, until_empty_option, work_on
+from .common import visible
+from .options import queue_argument
+from .work_loop import LoopOptions, loop_options, run_loop
 
 BATCH: Final = 100
 """How many waiting messages share a transaction at most: so many that the time of its fsync no longer matters."""
@@ -81,11 +82,8 @@ def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
     help="The application's SQLite file. It must exist.",
 )
 @click.option("--sql", required=True, metavar="STATEMENT", help="What to run; @FILE reads it from a file.")
-@until_empty_option
-@lease_option
-@json_option
-@socket_option
-def apply(queue: str, db: Path, sql: str, until_empty: bool, lease: float, as_json: bool, socket: str | None) -> None:
+@loop_options
+def apply(queue: str, db: Path, sql: str, options: LoopOptions) -> None:
     """For each message of QUEUE run SQL in APP.db, exactly once, until stopped.
 
     STATEMENT (several are allowed) and the message's id, in the table eoq_processed, are committed in one
@@ -133,12 +131,12 @@ def apply(queue: str, db: Path, sql: str, until_empty: bool, lease: float, as_js
                     inbox=stoppable,
                     batch=BATCH,
                     prefetch=BATCH,
-                    lease=lease,
-                    until_empty=until_empty,
+                    lease=options.lease,
+                    until_empty=options.until_empty,
                     stop=stop,
                 )
 
-            work_on(socket, until_empty, as_json, loop)
+            run_loop(options, loop)
     except sqlite3.Error as error:
         _end(db, error)
     if stoppable.failure is not None:

@@ -13,8 +13,9 @@ from eoq.errors import EoqError, InvalidRequest, NotFound
 from eoq.protocol.validation import check_queue
 from eoq.system.paths import config_path
 
-from .common import json_option, print_json, visible
+from .common import print_json, visible
 from .daemon_options import config_option, daemon_options, given
+from .options import json_option
 from .table import print_table
 
 FREE = "5 % of the disk, 16 MiB at most"

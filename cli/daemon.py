@@ -16,8 +16,9 @@ import click
 from eoq.errors import EoqError, Unavailable
 from eoq.system.paths import socket_path
 
-from .common import connect, json_option, print_json, socket_option, visible
+from .common import connect, print_json, visible
 from .daemon_options import daemon_options, given
+from .options import json_option, socket_option
 
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig

@@ -15,7 +15,8 @@ from eoq.client.aio import connect_async
 from eoq.outbox.file import OutboxFile
 from eoq.outbox.relay import RESEND_WITHIN, Relay
 
-from .common import json_option, print_json, socket_option, visible
+from .common import print_json, visible
+from .options import json_option, socket_option
 
 SET_ASIDE = 65
 """Exit status while rows are set aside: they are bad data until a person has looked."""

@@ -26,7 +26,7 @@ PROOFS: Final = {
     "limit of messages in flight": ("integration/test_limits.py::in_flight",),
     "limit of deliveries per second": ("integration/test_limits.py::rate",),
     "backoff between retries": ("integration/test_limits.py::test_waits_between_retries",),
-    "dead letters, and a command that redrives them": ("cli/test_steering_commands.py::redriven",),
+    "dead letters, and a command that redrives them": ("cli/test_admin_commands.py::redriven",),
     "a history of failed deliveries with their errors": (
         "integration/test_steering.py::test_show_tells_the_whole_life",
     ),
