@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
-from .codec import Fields, get_bytes, put_bytes
+from .codec import Fields, from_base64, get_bytes, put_bytes
 from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
 from .validation import check_name, check_options, check_queue
 
@@ -123,7 +123,7 @@ def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
 def receive(
     queue: str,
     kind: type[M],
-    settler: object,
+    settler: Any,
     *,
     limit: int,
     wait: float,
@@ -140,23 +140,33 @@ def receive(
         "bound": bound,
     }
 
-    # Not when the reply is read: the process may be stopped while it lies in its socket.
+    # Not when the reply is read: the process may be stopped while the reply is in the socket.
     asked_at = time.time()
 
     def read(reply: Fields) -> list[M]:
-        shared: Fields = {
-            "queue": queue,
-            "priority": 0,
-            "group": None,
-            "watermark": reply["watermark"],
-            "received_at": asked_at,
-            "settler": settler,
-        }
+        watermark = reply["watermark"]
         deliveries = []
         for message in reply["messages"]:
-            in_base64 = message.pop("body_base64", None)
-            body = message["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
-            deliveries.append(kind.of({**shared, "headers": {}, **message, "body": body}))
+            get = message.get
+            in_base64 = get("body_base64")
+            body = message["body"].encode() if in_base64 is None else from_base64(in_base64, "body")
+            deliveries.append(
+                kind(
+                    message["id"],
+                    queue,
+                    body,
+                    message["receipt"],
+                    message["attempt"],
+                    get("headers") or {},
+                    get("priority", 0),
+                    get("group"),
+                    message["enqueued_at"],
+                    message["seq"],
+                    watermark,
+                    asked_at,
+                    settler=settler,
+                )
+            )
         return deliveries
 
     return Call(fields, read, wait)

@@ -123,12 +123,17 @@ def put_bytes(fields: Fields, name: str, value: bytes) -> None:
 
 
 def get_bytes(text: str | None, in_base64: str | None, name: str) -> bytes | None:
-    """The bytes that `put_bytes` wrote, or None where there are none; raises `InvalidRequest`."""
+    """Return the bytes that `put_bytes` wrote, or None where there are none. Raises `InvalidRequest`."""
     if in_base64 is None:
         return None if text is None else text.encode()
     if text is not None:
         raise InvalidRequest(f"give `{name}` or `{name}_base64`, not both")
+    return from_base64(in_base64, name)
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """Return the bytes of the field ``<name>_base64``. Raises `InvalidRequest` where it is not base64."""
     try:
-        return base64.b64decode(in_base64, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"`{name}_base64` is not base64: {error}") from error

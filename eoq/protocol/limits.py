@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..message import MAX_DELAY as MAX_DELAY
+
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""
 MAX_OUTPUT: Final = 8 * 1024 * 1024
@@ -20,8 +22,6 @@ MAX_ERROR: Final = 4096
 """Characters of an error text; a longer one is cut by the client."""
 MAX_LEASE: Final = 12 * 3600.0
 """Seconds of a lease or an extension."""
-MAX_DELAY: Final = 366 * 86400.0
-"""Seconds a message may be delayed."""
 MAX_TTL: Final = 100 * 366 * 86400.0
 """Seconds that a result may be asked to be kept."""
 MAX_WAIT: Final = 3600.0
