@@ -90,7 +90,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _logging() -> Any:
-    log = logging.getLogger("eoq.worker.blocking")
+    log = logging.getLogger("eoq.worker")
     handler = _OnStandardError()
     log.addHandler(handler)
     log.propagate = False
