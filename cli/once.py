@@ -15,7 +15,8 @@ from typing import IO, cast
 
 import click
 
-from eoq.client.once import Ran, once_status
+from eoq.client.once import once_status
+from eoq.protocol.calls import OnceOutcome as Ran
 from eoq.protocol.limits import MAX_OUTPUT
 
 from .common import connect
@@ -82,7 +83,7 @@ def once(
             ran = _run(guard, command, {**os.environ, "EOQ_ID": key, "EOQ_SOCKET": str(client.path.absolute())})
             return ran, ran.status == 0 or (keep_failure and ran.status not in (CANNOT_RUN, NOT_FOUND))
 
-        ran = once_status(client, key, run, ttl=ttl, fingerprint=fingerprint, wait=wait)
+        ran = once_status(client.channel, key, run, ttl=ttl, fingerprint=fingerprint, wait=wait)
     if ran.output is None:
         click.echo(
             f"eoq: the output of {key!r} has {ran.output_bytes:,} bytes, and at most {MAX_OUTPUT:,} are stored: "

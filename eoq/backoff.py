@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,3 +79,15 @@ class Backoff:
         """Until the first of them may be tried again, or ``most``."""
         now = time.monotonic()
         return min([most, *(max(hold.until - now, 0.0) for hold in self._holds.values())])
+
+
+# ── pauses ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pauses(first: float, longest: float, total: float = math.inf) -> Iterator[float]:
+    """Yield the pauses between tries, in seconds. They double from ``first`` to ``longest``; ``total`` is their sum."""
+    pause = first
+    while total > 0:
+        yield min(pause, total)
+        total -= pause
+        pause = min(pause * 2, longest)

@@ -28,7 +28,6 @@ from ..backoff import FIRST_PAUSE, LONGEST_PAUSE, NEVER, NOBODY, Backoff
 from ..client.aio import AsyncClient
 from ..errors import EoqError, Unavailable
 from ..message import Outgoing
-from ..protocol import calls
 from ..system.watch import watch_database
 from .file import FileBusy, NoOutbox, OutboxFile, Row
 
@@ -189,7 +188,8 @@ class Relay:
             return
         await self._in_thread(partial(self._file.mark, rows))
         try:
-            await self._client._run(calls.settle((), [_message(row) for row in rows]))
+            async with self._client.transaction() as tx:
+                tx.send_many(_message(row) for row in rows)
         except Unavailable as error:
             self._holds.hold(None, error)  # they may have arrived, so the marks stay
         except EoqError as error:

@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.client.aio import AsyncClient, connect_async
+from eoq.client.aio import connect_async
 from eoq.outbox.file import OutboxFile
 from eoq.outbox.relay import Relay
+from eoq.transport.aio_channel import AsyncChannel
+from eoq.transport.aio_connection import AsyncConnection
 
 POINTS: Final = (
     "before reading",
@@ -94,30 +96,33 @@ class File(OutboxFile):
             reached("after the second step")
 
 
-class Client(AsyncClient):
-    """The relay's client."""
+start, run = AsyncConnection.start, AsyncChannel.run
 
-    async def _run(self, call: Any) -> Any:
-        if call.fields["op"] != "settle":
-            return await super()._run(call)
-        request = asyncio.create_task(super()._run(call))
-        if point == "the request has left":
-            while not any(link._replies for link in [self._link] if link is not None):  # noqa: ASYNC110 # no event
+
+async def dying_start(connection: AsyncConnection, requests: Any, seconds: float) -> Any:
+    replies = await start(connection, requests, seconds)
+    if requests[0]["op"] == "settle":
+        reached("the request has left")
+    return replies
+
+
+async def dying_run(channel: AsyncChannel, call: Any) -> Any:
+    if call.fields["op"] != "settle":
+        return await run(channel, call)
+    request = asyncio.create_task(run(channel, call))
+    if point == "the daemon has committed":
+        # Another connection tells; the reply to the first is never looked at.
+        async with connect_async(channel.path) as other:
+            while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
                 await asyncio.sleep(0)
-            reached("the request has left")
-        if point == "the daemon has committed":
-            # Another connection tells; the reply to the first is never looked at.
-            async with connect_async(self.path) as other:
-                while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
-                    await asyncio.sleep(0)
-            reached("the daemon has committed")
-        reply = await request
-        reached("after the reply")
-        return reply
+        reached("the daemon has committed")
+    reply = await request
+    reached("after the reply")
+    return reply
 
 
 async def main(file: Path, socket: str) -> None:
-    async with Client(socket) as client:
+    async with connect_async(socket) as client:
         relay = Relay(file, client)
         relay._file = File(file)
         await relay.flush()
@@ -126,5 +131,7 @@ async def main(file: Path, socket: str) -> None:
 if __name__ == "__main__":
     queue, point, how = sys.argv[3:]
     connect = sqlite3.connect
+    AsyncConnection.start = dying_start  # type: ignore[method-assign,assignment] # planted
+    AsyncChannel.run = dying_run  # type: ignore[method-assign,assignment] # planted
     vars(sqlite3)["connect"] = lambda *arguments, **options: connect(*arguments, **options, factory=Connection)
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

@@ -19,10 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.client.aio import AsyncClient, connect_async
+from eoq.client.aio import connect_async
 from eoq.daemon import main
 from eoq.daemon.services import spool_folder
 from eoq.daemon.services.spool_folder import TOKEN_LENGTH, QueueFolder
+from eoq.transport.aio_channel import AsyncChannel
+from eoq.transport.aio_connection import AsyncConnection
 
 POINTS: Final = (
     "before looking",
@@ -141,18 +143,24 @@ def _write_reason(write: Callable[..., None]) -> Callable[..., None]:
     return writing
 
 
-def _run(run: Callable[..., Any]) -> Callable[..., Any]:
-    async def running(client: AsyncClient, call: Any) -> Any:
-        if call.fields["op"] != "settle":
-            return await run(client, call)
-        request = asyncio.create_task(run(client, call))
-        if point == "the request has left":
-            while not any(link._replies for link in [client._link] if link is not None):  # noqa: ASYNC110 # no event
-                await asyncio.sleep(0)
+def _start(start: Callable[..., Any]) -> Callable[..., Any]:
+    async def starting(connection: AsyncConnection, requests: Any, seconds: float) -> Any:
+        replies = await start(connection, requests, seconds)
+        if requests[0]["op"] == "settle":
             reached("the request has left")
+        return replies
+
+    return starting
+
+
+def _run(run: Callable[..., Any]) -> Callable[..., Any]:
+    async def running(channel: AsyncChannel, call: Any) -> Any:
+        if call.fields["op"] != "settle":
+            return await run(channel, call)
+        request = asyncio.create_task(run(channel, call))
         if point == "the daemon has committed":
             # Another connection tells; the reply to the first is never looked at.
-            async with connect_async(client.path) as other:
+            async with connect_async(channel.path) as other:
                 while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
                     await asyncio.sleep(0)
             reached("the daemon has committed")
@@ -175,7 +183,8 @@ def plant() -> None:
         (QueueFolder, "take", _take),
         (QueueFolder, "remove", _remove),
         (spool_folder, "_write_reason", _write_reason),
-        (AsyncClient, "_run", _run),
+        (AsyncConnection, "start", _start),
+        (AsyncChannel, "run", _run),
     ):
         setattr(owner, name, planted(getattr(owner, name)))
 

@@ -21,7 +21,7 @@ import aiosqlite
 import pytest
 
 import eoq
-from eoq.worker.options import RECHECK_SECONDS, UNCONFIRMED
+from eoq.worker.options import MAX_PIPELINED, RECHECK_SECONDS
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
@@ -215,7 +215,7 @@ def test_what_a_handler_raises_goes_with_its_message_and_ends_nothing(
     later = show("later")
     assert (later["state"], later["error"]) == ("delayed", "the bank is closed")
     assert 50 < later["due_at"] - time.time() < 61
-    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker.blocking"]
+    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker"]
     assert any("'bad'" in line and "ValueError: cannot read it" in line for line in said)
     assert any("'unable'" in line and "neither bytes, text nor JSON" in line for line in said)
 
@@ -320,7 +320,7 @@ def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect
         assert sender.result("q", "m29") == eoq.Result("done", b"M29")
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
 @pytest.mark.parametrize("with_inbox", [False, True])
 def test_acks_are_confirmed_while_what_waits_is_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
@@ -907,7 +907,7 @@ def test_the_asyncio_inbox_applies_each_once(
         assert len(transactions) < 60, "many shared one"
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
 @pytest.mark.parametrize("with_inbox", [False, True])
 def test_acks_of_the_asyncio_loop_are_confirmed_while_what_waits_is_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool

@@ -45,7 +45,6 @@ from ...backoff import NEVER, NOBODY, Backoff
 from ...client.aio import AsyncClient
 from ...errors import EoqError, Unavailable
 from ...message import Outgoing
-from ...protocol import calls
 from ...system.watch import watch_spool
 from .spool_folder import LINK_SECONDS, QueueFolder, SpoolFolder, Taken
 
@@ -148,7 +147,8 @@ class SpoolReader:
         files = [taken.file for taken in batch]
         take_back = folder.sending(files)
         try:
-            await self._client._run(calls.settle((), [_message(taken) for taken in batch]))
+            async with self._client.transaction() as tx:
+                tx.send_many(_message(taken) for taken in batch)
         except Unavailable as error:
             self._holds.hold(None, error)  # they may have arrived
         except EoqError as error:
