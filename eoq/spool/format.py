@@ -28,14 +28,14 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the spool's."""
-    return name.startswith(".")
+def is_visible(name: str) -> bool:
+    """Return whether a folder of this name may belong to a queue."""
+    return not name.startswith(".")
 
 
 def is_ready(name: str) -> bool:
-    """Whether a file of this name may be taken."""
-    return not is_hidden(name) and not name.endswith(UNFINISHED)
+    """Return whether a file of this name is complete, so that it may be claimed."""
+    return is_visible(name) and not name.endswith(UNFINISHED)
 
 
 def encode(message: Outgoing, tried_at: float | None = None) -> bytes:

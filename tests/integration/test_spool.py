@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket as sockets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pytest
 
 import eoq
 from eoq.daemon.services.spool_reader import SWEEP_SECONDS
+from tests.integration.idle import is_idle
 from tests.integration.spools import arrivals, put, rejected, texts, waiting
 from tests.support import HAS_PROC, PATIENCE, Daemon, eventually, running_daemon, short_folder
 
@@ -401,18 +401,7 @@ def test_a_folder_that_is_replaced_is_followed_and_its_loss_told(folder: Path) -
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
-def test_an_idle_daemon_does_nothing(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
+def test_an_idle_daemon_sleeps(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x")
     arrivals(client, queue, 1)
-
-    def switches() -> int:
-        tasks = Path(f"/proc/{shared_daemon.pid}/task").glob("*/status")
-        lines = [line for task in tasks for line in task.read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
-
-    def calm() -> bool:
-        before = switches()
-        threading.Event().wait(0.5)  # that nothing happens, only time can show
-        return switches() == before
-
-    eventually(calm)
+    eventually(lambda: is_idle(shared_daemon.pid), what="it sleeps")

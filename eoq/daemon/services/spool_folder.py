@@ -24,7 +24,7 @@ from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
 from ...ids import new_id
 from ...message import Outgoing
 from ...protocol.limits import MAX_BODY
-from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, decode, is_hidden, is_ready, open_folder, trouble
+from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, decode, is_ready, is_visible, open_folder, trouble
 from ..locks import Lock, cannot_use
 
 log = logging.getLogger("eoq.spool.sender")
@@ -112,7 +112,7 @@ class SpoolFolder:
                 self._open()
                 old.close()
             with os.scandir(self.descriptor) as entries:
-                return sorted(entry.name for entry in entries if not is_hidden(entry.name) and self._is_folder(entry))
+                return sorted(entry.name for entry in entries if is_visible(entry.name) and self._is_folder(entry))
         except OSError as error:
             raise trouble(error, self.path) from error
 

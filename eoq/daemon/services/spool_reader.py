@@ -46,7 +46,8 @@ from ...client.aio import AsyncClient
 from ...errors import EoqError, Unavailable
 from ...message import Outgoing
 from ...protocol import calls
-from ...system.watch import watch_spool
+from ...spool.format import is_ready, is_visible
+from ...system.watch import watch_subfolders
 from .spool_folder import LINK_SECONDS, QueueFolder, SpoolFolder, Taken
 
 T = TypeVar("T")
@@ -81,7 +82,9 @@ class SpoolReader:
     async def run(self, client: AsyncClient) -> None:
         """Takes what is there, and what comes, until it is cancelled. Troubles are logged, and outlived."""
         self._client = client
-        watching = asyncio.create_task(watch_spool(self._folder.path, self._woken.set, SWEEP_SECONDS))
+        watching = asyncio.create_task(
+            watch_subfolders(self._folder.path, self._woken.set, SWEEP_SECONDS, is_folder=is_visible, is_file=is_ready)
+        )
         try:
             swept = -SWEEP_SECONDS
             while True:
