@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypedDict
 
 from .errors import InvalidRequest
 
@@ -59,6 +59,18 @@ class Outgoing:
     delay: float | None = None
     at: float | None = None
     ttl: float | None = None
+
+
+class SendOptions(TypedDict, total=False):
+    """The options of every ``send``, as `Outgoing` has them."""
+
+    id: str | None
+    headers: Mapping[str, str] | None
+    priority: int
+    group: str | None
+    delay: float | None
+    at: float | None
+    ttl: float | None
 
 
 @dataclass(frozen=True, slots=True)

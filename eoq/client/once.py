@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from ..backoff import FIRST_PAUSE, LONGEST_PAUSE, NOBODY
+from ..backoff import DAEMON_WIDE, FIRST_PAUSE, LONGEST_PAUSE
 from ..errors import EoqError, LeaseLost, MessageTooLarge, Overloaded
 from ..ids import new_id
 from ..message import encode_payload
@@ -101,7 +101,7 @@ def once_status(
                 try:
                     client._run(done)
                     break
-                except NOBODY:
+                except DAEMON_WIDE:
                     if pause is None:
                         raise
                     time.sleep(pause)
@@ -146,7 +146,7 @@ async def once_async(
             try:
                 await client._run(done)
                 break
-            except NOBODY:
+            except DAEMON_WIDE:
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)

@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
-MOST: Final = 0.03
-"""The part of one processor that an idle process may use: six times what watching costs on a quiet machine."""
+MOST: Final = 0.1
+"""The part of one processor that an idle process may use. Watching costs 0.5 %, more on a machine that is busy."""
 
 
 def is_idle(pid: int, seconds: float = 1.0) -> bool:

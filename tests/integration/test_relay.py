@@ -139,7 +139,7 @@ def test_a_file_that_goes_and_comes_back(
         eoq.Outbox(database)
     with relaying(shared_daemon, file) as relay:
         file.rename(tmp_path / "away.db")
-        eventually(lambda: f"{file} is not there" in relay.said)
+        eventually(lambda: f"{file} does not exist" in relay.said)
         with closing(sqlite3.connect(tmp_path / "away.db")) as database, database:
             eoq.Outbox(database).send(queue, "meanwhile")
         (tmp_path / "away.db").rename(file)
