@@ -141,11 +141,11 @@ def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Ou
     if spool is None:
         yield from client.send_stream(queue, source)
         return
-    from eoq.spool.sender import Spool, send_or_leave
+    from eoq.spool.sender import Spool, send_or_spool
 
     left = 0
     try:
-        for sent in send_or_leave(client, Spool(spool), queue, source):
+        for sent in send_or_spool(client, Spool(spool), queue, source):
             left += not isinstance(sent, Sent)
             yield sent
     finally:

@@ -37,6 +37,8 @@ SLOW_STEP_MS: Final = 100
 """The step while only files are watched whose changes are not urgent."""
 RETRY_SECONDS: Final = 5.0
 """The pause before a folder that cannot be watched is tried again."""
+INTERRUPTED_SECONDS: Final = 0.1
+"""The pause before watchfiles is started again after it has failed while it watched."""
 MAX_LINKS: Final = 40
 """How many symbolic links are followed to one file; the kernel has the same limit."""
 
@@ -155,6 +157,10 @@ def _links(path: Path) -> list[Path]:
     return links
 
 
+class _Interrupted(Exception):
+    """watchfiles has failed while it watched, so wake-ups may be lost."""
+
+
 # ── one watch ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -166,6 +172,9 @@ async def _watch(
         try:
             await _watch_target(find_target, wake, sweep, step)
             logged = ""
+        except _Interrupted:
+            wake()
+            await asyncio.sleep(INTERRUPTED_SECONDS)
         except (OSError, RuntimeError) as error:
             # RuntimeError: watchfiles raises it for some failures of the system, such as a limit on watches.
             if str(error) != logged:
@@ -272,13 +281,10 @@ class _Watcher:
                     for watch, (change, path) in product(watches, batch):
                         watch.take_note(change, path)
         except* (OSError, RuntimeError) as group:  # those raised while it watches come in a group
-            error = group.exceptions[0]
+            # It fails at each event of a file whose name is not valid UTF-8. Then it can go on at once.
+            error = _Interrupted() if has_begun else group.exceptions[0]
             for watch in watches:
-                if has_begun:
-                    # It gives up at a name that is not valid UTF-8, say. It can begin anew at once.
-                    watch.is_lost = True
-                else:
-                    watch.error = error
+                watch.error = error
                 watch.changed.set()
 
 

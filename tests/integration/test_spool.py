@@ -236,7 +236,7 @@ REFUSED = {
     "no JSON": ("x.eoq", _content(b"id: a\nbody"), "not JSON"),
     "deep JSON": ("x.eoq", _content(b"[" * 200_000 + b"\nbody"), "not JSON"),
     "no UTF-8": ("x.eoq", _content(b'{"id": "\xff"}\nbody'), "not JSON"),
-    "no object": ("x.eoq", _content(b"[]\nbody"), "no JSON object"),
+    "no object": ("x.eoq", _content(b"[]\nbody"), "not a JSON object"),
     "unknown": ("x.eoq", _content(b'{"prioritty": 1}\nbody'), "'prioritty' is not known"),
     "a body": ("x.eoq", _content(b'{"body": "x"}\nbody'), "'body' is not known"),
     "a queue": ("x.eoq", _content(b'{"queue": "other"}\nbody'), "'queue' is not known"),
@@ -324,7 +324,7 @@ def test_folders_are_not_followed_and_hold_nobody_up(
     assert texts(arrivals(client, queue, 1)) == ["fine"]
     put(spool, own[2], "y", "fine as well")
     assert texts(arrivals(client, own[2], 1)) == ["fine as well"]
-    for word in (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither taken nor moved away"):
+    for word in (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither stored nor moved"):
         assert word in shared_daemon.said
     assert [path.name for path in folder.iterdir()] == ["x"]
     (spool / own[1] / ".taking").unlink()

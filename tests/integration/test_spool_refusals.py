@@ -11,7 +11,7 @@ import pytest
 
 import eoq
 from eoq.daemon.services import spool_queue
-from eoq.spool.sender import Spooled, send_or_leave
+from eoq.spool.sender import Spooled, send_or_spool
 from tests.integration.relays import refusing
 from tests.integration.spools import arrivals, put, reading, rejected, texts, waiting, within
 from tests.support import Daemon
@@ -169,7 +169,7 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
 
     def send() -> list[eoq.Sent | Spooled]:
         with eoq.connect(folder / "mute", timeout=0.5) as mute:
-            return list(send_or_leave(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
+            return list(send_or_spool(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"), limit=2**20)
     sent = await asyncio.to_thread(send)
@@ -188,6 +188,6 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
 def test_where_nobody_listened_nothing_can_have_arrived(folder: Path) -> None:
     """So the file may wait for as long as it has to."""
     with eoq.connect(folder / "nobody") as client:
-        (left,) = send_or_leave(client, eoq.Spool(folder / "spool"), "q", ["x"])
+        (left,) = send_or_spool(client, eoq.Spool(folder / "spool"), "q", ["x"])
     (file,) = (folder / "spool" / "q").iterdir()
     assert file.read_text() == f'{{"id":"{left.id}"}}\nx'

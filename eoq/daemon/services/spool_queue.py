@@ -76,6 +76,9 @@ class QueueFolder:
         self._logged: set[str] = set()
         self._synced = False
         """Whether the moves to ``.taking`` are on disk."""
+        self._is_watched = not any(0xDC80 <= ord(character) <= 0xDCFF for character in queue)
+        """Whether the name is valid UTF-8. watchfiles cannot watch a folder with another name."""
+        self._is_scanned = False
 
     # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,6 +87,11 @@ class QueueFolder:
 
         ``sweep`` includes the files that could not be moved before.
         """
+        if self._is_scanned and not self._is_watched and not sweep:
+            # Nothing has woken the reader for this folder. To open it would interrupt watchfiles, which would wake the
+            # reader again, without end.
+            return False
+        self._is_scanned = True
         if sweep:
             self._stuck.clear()
         self.has_new_links = False
