@@ -65,6 +65,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
 
     choice = choose(given(ctx))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every change
 
     def ready(path: Path) -> None:
         try:

@@ -131,11 +131,11 @@ def _sending(client: Client, spool: Path | None, queue: str, messages: Iterable[
     if spool is None:
         yield from client.send_stream(queue, messages)
         return
-    from eoq.spool.sender import Spool, send_or_leave
+    from eoq.spool.sender import Spool, send_or_spool
 
     spooled = 0
     try:
-        for sent in send_or_leave(client, Spool(spool), queue, messages):
+        for sent in send_or_spool(client, Spool(spool), queue, messages):
             spooled += not isinstance(sent, Sent)
             yield sent
     finally:

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Literal
 
-from ..backoff import FIRST_PAUSE, LONGEST_PAUSE, pauses
-from ..errors import EoqError, Forbidden, LeaseLost, MessageTooLarge, Overloaded, StorageFailed, StorageFull
+from ..backoff import DAEMON_WIDE, pauses
+from ..errors import EoqError, LeaseLost, MessageTooLarge, Overloaded
 from ..ids import new_id
 from ..message import encode_payload
 from ..protocol import calls
@@ -30,8 +30,6 @@ log = logging.getLogger("eoq.once")
 
 HEARTBEAT_SECONDS: Final = 5.0
 """How often a caller that runs tells the daemon so. A daemon that was restarted waits 30 s for it."""
-REFUSED_FOR_NOW: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
-"""Errors of storing an output that have nothing to do with the output: it is stored when the daemon can."""
 
 
 async def once(
@@ -134,12 +132,12 @@ async def _store(channel: AsyncChannel, done: Call[None]) -> None:
 
     The function has run, and a disk that is full for a moment is no reason to run it again.
     """
-    waits = pauses(FIRST_PAUSE, LONGEST_PAUSE, total=channel.timeout)
+    waits = pauses(total=channel.timeout)
     while True:
         try:
             await channel.run(done)
             return
-        except REFUSED_FOR_NOW:
+        except DAEMON_WIDE:
             if (pause := next(waits, None)) is None:
                 raise
         await asyncio.sleep(pause)

@@ -176,7 +176,7 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
         ]
         inner = [loop.create_task(reloader.run())]
         if taker is not None:
-            inner.append(loop.create_task(_take(taker, settings)))
+            inner.append(loop.create_task(taker.run_over(settings.socket)))
         for task in inner:
             task.add_done_callback(_tell_failure)
         ready(settings.socket)
@@ -202,14 +202,6 @@ async def serve(settings: Settings, ready: Callable[[Path], None]) -> None:
 
 def _bindings(config: Config) -> list[Binding]:
     return [Binding(bind.topic, bind.queue, bind.headers) for bind in config.bind]
-
-
-async def _take(taker: SpoolReader, settings: Settings) -> None:
-    """Takes what stands in the spool through the daemon's own socket, where all that comes is checked."""
-    from ..client.aio import connect_async
-
-    async with connect_async(settings.socket) as client:
-        await taker.run(client)
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

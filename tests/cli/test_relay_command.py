@@ -106,7 +106,7 @@ def test_what_is_wrong_with_the_file_is_told(shell: Shell, folder: Path) -> None
     (folder / "text.db").write_text("this is no database, but a text that is longer than its header is " * 10)
     ran = shell.run(f"eoq relay {folder}/text.db")
     assert ran.status == 65
-    assert "no SQLite database" in ran.errors
+    assert "not a SQLite database" in ran.errors
     with closing(sqlite3.connect(folder / "plain.db")) as database:
         database.execute("create table t (x)")
     ran = shell.run(f"eoq relay {folder}/plain.db --until-empty")
