@@ -202,7 +202,7 @@ def test_messages_that_expire_end_as_their_queue_says(parts: Parts) -> None:
     assert parts.messages.next_seq() == 10
 
 
-def test_publishing_stores_all_or_none(parts: Parts) -> None:
+def test_puts_store_all_or_none(parts: Parts) -> None:
     parts.put("a")
     assert parts.puts.put(Put(NOW, [NewMessage("q", "a", b"body", b"digest")], defaults)).duplicates == [0]
     messages = [NewMessage("q", "b", b"", b""), NewMessage("q", "a", b"other", b"another")]
