@@ -55,8 +55,8 @@ def test_a_wrong_file_is_65_with_all_that_is_wrong(alone: Shell, folder: Path) -
     (folder / "eoq.toml").write_text("[queues.q]\nretentoin = 1\n[daemon]\ndb = 1\n")
     ran = alone.run("eoq config check eoq.toml")
     assert (ran.status, ran.text) == (65, "")
-    assert "queues.q.retentoin: is no setting; do you mean `retention`?" in ran.errors
-    assert "daemon.db: must be a path" in ran.errors
+    assert "queues.q.retentoin: is not a setting; do you mean `retention`?" in ran.errors
+    assert "daemon.db: must be a string, not 1 (a path" in ran.errors
     ran = alone.run("eoq config check eoq.toml --json")
     assert (ran.status, ran.errors) == (65, "")
     (row,) = ran.rows

@@ -183,7 +183,7 @@ def test_an_idle_daemon_with_a_configuration_sleeps(configured: Configured) -> N
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("[queues.q]\nmax_attempts = 1\n[queues.q", "no TOML"),
+        ("[queues.q]\nmax_attempts = 1\n[queues.q", "not TOML"),
         ("[queues.q]\nmax_attempts = 1\nretentoin = 1", "do you mean `retention`"),
         ('[queues.q]\nmax_attempts = 1\n[[relay]]\npath = "x.db"\n[[bind]]\ntopic = "t"', "needs `queue`"),
         ('[queues.q]\nmax_attempts = 1\n[daemon]\ndb = ""', "daemon.db"),
@@ -198,8 +198,8 @@ def test_nothing_of_a_broken_file_counts_until_it_is_mended(configured: Configur
     # Said once, however often it is written; again to whoever asks.
     configured.replace(text)
     configured.daemon.signal(signal.SIGHUP)
-    configured.wait_until_said("the settings before it stay", 2)
-    assert configured.daemon.said.count("the settings before it stay") <= 2
+    configured.wait_until_said("the former settings stay", 2)
+    assert configured.daemon.said.count("the former settings stay") <= 2
     assert "config_error" in configured.daemon.shell().run("eoq status").text
     configured.replace(MANY)
     eventually(lambda: configured.error is None)
@@ -411,8 +411,8 @@ def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reloa
     path.write_text(MANY)
 
     async def run() -> None:
-        current = LiveConfig(load(path))
-        reloader = Reloader(path, current)
+        live = LiveConfig(load(path))
+        reloader = Reloader(path, live)
         told: asyncio.Queue[tuple[Config, Config]] = asyncio.Queue()
 
         def fail(_old: Config, _new: Config) -> None:
@@ -421,17 +421,17 @@ def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reloa
         reloader.listeners += [fail, lambda old, new: told.put_nowait((old, new))]
         task = asyncio.create_task(reloader.run())
         for text in (FEW, MANY):
-            before = current.config
+            before = live.config
             path.write_text(text)
             reloader.ask()
             old, new = await asyncio.wait_for(told.get(), PATIENCE)
-            assert (old, new) == (before, current.config)
+            assert (old, new) == (before, live.config)
             assert new == load(path)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
-    assert caplog.text.count("could not follow") == 2
+    assert caplog.text.count("could not apply") == 2
 
 
 def test_a_retention_that_grows_brings_nothing_back_to_resend(folder: Path) -> None:
