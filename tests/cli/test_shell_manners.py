@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, run_at_terminal
+from tests.support import PATIENCE, Daemon, Shell, Wire, eventually, kill_group, run_at_terminal
 
 # Imported by name: the module lies below eoq/ only when it is installed, which type checkers cannot see.
 main: click.Group = import_module("eoq.cli").main
@@ -161,7 +161,9 @@ def test_a_reader_that_closes_the_pipe_early_gets_no_error_message(shell: Shell,
     assert (ran.status, ran.errors) == (74, ""), "exit status 1 would mean that there was no message"
 
 
-@pytest.mark.parametrize("command", ["queues", "demo --payments 20 --kills 0"])
+@pytest.mark.parametrize(
+    "command", ["queues", pytest.param("demo --payments 20 --kills 0", marks=pytest.mark.slow, id="demo")]
+)
 def test_colours_need_a_capable_terminal_and_no_no_color(shell: Shell, queue: str, command: str) -> None:
     shell.run(f"eoq send {queue} x && eoq pause {queue}")
     plain = {"TERM": "xterm", "NO_COLOR": ""}
@@ -172,8 +174,8 @@ def test_colours_need_a_capable_terminal_and_no_no_color(shell: Shell, queue: st
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["send {q} x", "receive {q}", "receive {q} --json", "queues", "peek {q}", "status"])
-def test_a_full_output_is_reported_in_one_line(shell: Shell, queue: str, command: str) -> None:
-    shell.run(f"seq 3 | eoq send {queue} --lines")
+def test_a_full_output_is_reported_in_one_line(shell: Shell, wire: Wire, queue: str, command: str) -> None:
+    assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} > /dev/full")
     assert ran.status != 0
     assert "No space left" in ran.errors
@@ -182,8 +184,8 @@ def test_a_full_output_is_reported_in_one_line(shell: Shell, queue: str, command
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 @pytest.mark.parametrize("command", ["send {q} x", "send {q}", "receive {q}", "queues", "status"])
-def test_closed_streams_cause_no_traceback(shell: Shell, queue: str, command: str, closed: str) -> None:
-    shell.run(f"eoq send {queue} x")
+def test_closed_streams_cause_no_traceback(shell: Shell, wire: Wire, queue: str, command: str, closed: str) -> None:
+    assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} {closed}")
     assert "Exception ignored" not in ran.errors
 
@@ -194,7 +196,8 @@ def test_output_is_utf8_in_every_locale(shell: Shell, queue: str) -> None:
     assert (ran.rows[0]["id"], ran.rows[0]["body"]) == ("ü", "é🦆")
 
 
-def test_commands_can_run_at_the_same_time(shell: Shell, queue: str) -> None:
-    ran = shell.run(f"for n in $(seq 20); do eoq send {queue} same --id m --json & done; wait")
-    assert sorted(row["duplicate"] for row in ran.rows) == [False] + [True] * 19
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_commands_can_run_at_the_same_time(shell: Shell, queue: str, count: int) -> None:
+    ran = shell.run(f"for n in $(seq {count}); do eoq send {queue} same --id m --json & done; wait")
+    assert sorted(row["duplicate"] for row in ran.rows) == [False] + [True] * (count - 1)
     assert shell.run(f"eoq receive {queue} --limit 100").text == "same\n"
