@@ -1,4 +1,5 @@
 """The daemon. Nothing here is imported by an application, and nothing here imports the clients.
 
-Read it downwards: `server` (sockets) → `broker` (what a request means) → `writer` (group commit) → `store` (SQL).
+Read it downwards: `main` (the process) and `assembly` (the parts, joined); then `server` (connections) → `requests`
+(typed) → `broker` and `services` (what a request means) → `store.writer` (group commit) → `store.sqlite` (SQL).
 """

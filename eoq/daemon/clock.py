@@ -1,6 +1,6 @@
-"""Time and randomness come in through here, so that tests can own them.
+"""The clock and the timers of the daemon. Tests replace them.
 
-Deadlines that outlive the daemon are wall-clock seconds since the epoch; waiting inside it is monotonic.
+Deadlines that outlive the daemon are wall-clock seconds since the epoch. Waiting inside the daemon is monotonic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, Protocol
 
 JUMP: Final = 1.0
-"""Seconds by which a wall clock must be off to have been set; less is how clocks are kept right."""
+"""By how many seconds the wall clock must be off to count as set. Smaller steps are normal clock discipline."""
 _ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """On macOS the monotonic clock itself counts sleep."""
 
@@ -24,34 +24,35 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """What the broker knows of time."""
+    """Time, as the parts of the daemon use it."""
 
     def wall(self) -> float:
-        """Seconds since the epoch; may jump."""
+        """Return the seconds since the epoch. They may jump."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Return the seconds since some moment. They never go back."""
         ...
 
     def elapsed(self) -> float:
-        """As `monotonic`, and counts the time that the machine slept, where the system can tell."""
+        """Return monotonic seconds that also count the time that the machine slept, where the system can tell."""
         ...
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Runs ``callback`` once, ``seconds`` from now."""
+        """Run ``callback`` once, ``seconds`` from now."""
         ...
 
 
 class NoticingClock:
-    """A clock that tells ``jumped`` when the wall clock was set, before it gives the time to anybody.
+    """A clock that notices when the wall clock was set, and tells so before it returns the new time to any caller.
 
-    So whatever was stored before can be moved with it, and nothing that comes after.
+    So everything that was stored before can be moved with the clock, and nothing that is stored after.
     """
 
-    def __init__(self, clock: Clock, jumped: Callable[[float], None]) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.on_jump: list[Callable[[float], None]] = []
+        """Called with the seconds by which the wall clock was set."""
         self._wall = clock.wall
-        self._jumped = jumped
         self._ahead = clock.wall() - clock.elapsed()
         self.monotonic = clock.monotonic
         self.elapsed = clock.elapsed
@@ -62,20 +63,24 @@ class NoticingClock:
             before = self.elapsed()
             wall = self._wall()
             if self.elapsed() - before < JUMP / 2:
-                break  # else this process was stopped between the two, and they do not belong together
+                break  # else this process was stopped between the two readings, and they do not belong together
         ahead = wall - before
         jump = ahead - self._ahead
         self._ahead = ahead
         if abs(jump) >= JUMP:
-            self._jumped(jump)
+            for listener in self.on_jump:
+                listener(jump)
         return wall
 
 
 class Alarm:
-    """Rings at the earliest of the moments that it was set to; what rings sets it again."""
+    """Rings once, at the earliest of the moments that it was set to."""
 
     def __init__(self, clock: Clock, ring: Callable[[], None], longest: float = float("inf")) -> None:
-        """``longest``: the seconds after which it rings in any case, should the wall clock have jumped."""
+        """``ring`` is called when the alarm rings, and may set it again.
+
+        ``longest``: the seconds after which it rings in any case, in case the wall clock has jumped.
+        """
         self._clock = clock
         self._ring = ring
         self._longest = longest
@@ -83,16 +88,16 @@ class Alarm:
         self._stopped = False
 
     def set(self, moment: float) -> None:
-        """Rings at ``moment`` of the wall clock, or earlier if that is planned already."""
+        """Ring at ``moment`` of the wall clock, or earlier if that is planned already."""
         if not self._stopped:
             self.set_in(min(moment - self._clock.wall(), self._longest))
 
     def set_in(self, seconds: float) -> None:
-        """As `set`, so many seconds from now."""
+        """Ring in ``seconds``, or earlier if that is planned already."""
         if self._stopped:
             return
         seconds = max(0.0, seconds)
-        # What is planned is compared by the monotonic clock: the wall clock may have jumped since.
+        # Compared by the monotonic clock: the wall clock may have jumped since the alarm was set.
         moment = self._clock.monotonic() + seconds
         if self._planned is not None:
             if self._planned[0] <= moment:
@@ -101,7 +106,7 @@ class Alarm:
         self._planned = (moment, self._clock.call_later(seconds, self._rings))
 
     def stop(self) -> None:
-        """Never rings again."""
+        """Never ring again."""
         self._stopped = True
         if self._planned is not None:
             self._planned[1].cancel()
@@ -112,7 +117,10 @@ class Alarm:
 
 
 class LoopClock:
-    """The real clock, with the timers of the running event loop. Each message asks it several times."""
+    """The real clock, with the timers of the running event loop.
+
+    Its methods are the functions of the system themselves: each message reads the clock several times.
+    """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""One daemon a file, a socket and a spool: advisory locks that end with their process.
+"""Locks: only one daemon at a time uses a file, a socket and a spool. A lock ends with its process.
 
-The lock is on a file of its own (``NAME.lock``), never on the database: closing any descriptor of a database
-drops every lock that SQLite holds on it in this process. The lock file names its holder, and stays; one that was made
-for a daemon that was then refused goes again.
+The lock is on a file of its own (``NAME.lock``), never on the database: closing any descriptor of a database drops all
+locks that SQLite has on it in this process. The lock file names the daemon that has it, and stays behind. A lock file
+that was made for a daemon that then failed to start is removed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..errors import EoqError, Forbidden, Unavailable
 
 
 class Locked(Unavailable):
-    """Another daemon holds the file or the socket."""
+    """Another daemon uses the file, the socket or the spool."""
 
     exit_status = 75
 
 
 class Lock:
-    """An exclusive lock on ``path``'s lock file, held until `release` or the end of the process."""
+    """An exclusive lock on the lock file of ``path``, until `release` or the end of the process."""
 
     def __init__(self, path: Path, holder: dict[str, Any], file: Path | None = None) -> None:
-        """Takes the lock; raises `Locked` with what its holder wrote, or `Forbidden`.
+        """Take the lock. Raises `Locked`, which names the daemon that has it, or `Forbidden`.
 
-        The lock file is ``file``, or stands beside ``path``.
+        ``holder`` is what that text says of this daemon. The lock file is ``file``, or stands beside ``path``.
         """
         self._file = file or path.with_name(path.name + ".lock")
         while not self._take(path):
@@ -40,11 +40,11 @@ class Lock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, text, 0)
         except OSError:
-            # A full disk only costs the next daemon the name of this one.
+            # The disk is full. Then the next daemon does not learn the name of this one.
             os.ftruncate(self._descriptor, 0)
 
     def _take(self, path: Path) -> bool:
-        """Whether the lock is ours, and on the file that stands there: its holder may have removed it meanwhile."""
+        """Try once. Return False where the lock file was removed meanwhile, by the daemon that had it."""
         try:
             self._new = not self._file.exists()
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -65,14 +65,14 @@ class Lock:
         return False
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Give the lock back."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Gives the lock back; after a failure, a file that was made for it goes as well."""
+        """Give the lock back. After a failure, remove a lock file that was made for it."""
         if kind is not None and self._new:
             with suppress(OSError):
                 self._file.unlink()
@@ -88,7 +88,7 @@ def _holder(descriptor: int) -> str:
 
 
 def cannot_use(path: Path, error: OSError) -> EoqError:
-    """What it means that a path of the daemon's cannot be made or opened."""
+    """Return the error to raise where a path of the daemon cannot be made or opened."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return Forbidden(f"{path} cannot be written by this user ({error.strerror}); choose a folder of your own")
     if isinstance(error, FileNotFoundError):

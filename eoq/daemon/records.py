@@ -49,13 +49,16 @@ class Routed(Struct, frozen=True):
         return sorted(set(self.origins) - new)
 
 
-class End(NamedTuple):
-    """A message that ended without being settled by its consumer: expired, dropped, or dead."""
+class End(Struct, frozen=True, gc=False):
+    """A message that has ended."""
 
     queue: str
     id: str
     outcome: str
+    """``done``, ``dead``, ``expired`` or ``dropped``."""
     error: str | None
+    result: bytes | None = None
+    """The result of its ack. The store leaves it out: only messages that no consumer has acked are in its outcomes."""
 
 
 class Stored(Struct, frozen=True):

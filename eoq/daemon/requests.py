@@ -1,28 +1,22 @@
-"""Requests as typed values: a line of the wire goes in, a request with every field checked comes out.
+"""Requests as typed values: a line of the wire goes in, a request whose fields are checked comes out.
 
-Behind this border nothing is checked again. The reply of each request is written by the broker.
+`request_values.py` makes the values that the daemon stores of them. `rights.py` says what each request needs.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from hashlib import blake2b
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from ..errors import InvalidRequest, MessageTooLarge
-from ..ids import new_id
-from ..protocol.codec import get_bytes, put_bytes
+from ..errors import InvalidRequest
 from ..protocol.limits import (
     DEFAULT_LEASE,
     MAX_BATCH,
-    MAX_BODY,
     MAX_DELAY,
     MAX_ERROR,
-    MAX_HEADERS,
     MAX_ID,
     MAX_LEASE,
     MAX_PRIORITY,
@@ -33,8 +27,6 @@ from ..protocol.limits import (
     QUEUE_PATTERN,
 )
 from ..protocol.validation import check_queue
-from .records import NewMessage
-from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
@@ -47,7 +39,7 @@ LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
 Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
 Moment = Annotated[float, Meta(ge=0, le=1e11)]
-Place = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -55,7 +47,7 @@ class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True)
 
 
 class _Content(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a message consists of, wherever it stands."""
+    """The fields of a message."""
 
     body: str | None = None
     body_base64: str | None = None
@@ -73,14 +65,14 @@ class Message(_Content, kw_only=True):
 
 
 class AddressedMessage(_Content, kw_only=True):
-    """A message of `Settle`, with the queue it goes to."""
+    """A message of `Settle`, with its queue."""
 
     queue: QueueName
 
 
 class Send(_Content, tag="send", tag_field="op", kw_only=True):
-    # Not a `QueueName`: to match the pattern would take more than half of decoding a send. `decode` checks it by a
-    # quicker way, and what is too long is in no error's text.
+    # Not a `QueueName`: to match the pattern would take more than half of the time of decoding a send. `decode` checks
+    # the name in a faster way. The length is checked here, so that no error repeats a text that is too long.
     queue: Annotated[str, Meta(min_length=1, max_length=MAX_QUEUE)]
     rid: Rid = None
 
@@ -184,7 +176,7 @@ class Peek(_Request, tag="peek"):
 
 class Tail(_Request, tag="tail"):
     queue: QueueName
-    after: Place | None = None
+    after: Seq | None = None
     last: Annotated[int, Meta(ge=0, le=MAX_BATCH)] = 0
     wait: Wait = 0.0
 
@@ -208,7 +200,7 @@ class Resume(_Request, tag="resume"):
 
 class Purge(_Request, tag="purge"):
     queue: QueueName
-    upto: Place | None = None
+    upto: Seq | None = None
 
 
 class Redrive(_Request, tag="redrive"):
@@ -216,7 +208,7 @@ class Redrive(_Request, tag="redrive"):
     ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
     failed_before: Moment | None = None
     all: bool = False
-    after: Place = 0
+    after: Seq = 0
 
 
 class Drop(_Request, tag="drop"):
@@ -224,7 +216,7 @@ class Drop(_Request, tag="drop"):
     ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
     failed_before: Moment | None = None
     all: bool = False
-    after: Place = 0
+    after: Seq = 0
 
 
 class Bind(_Request, tag="bind"):
@@ -248,7 +240,7 @@ Name = Annotated[
 
 
 class Schedule(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What is sent when: of `ScheduleAdd`, and of the configuration file."""
+    """A schedule as `ScheduleAdd` and the configuration file have it."""
 
     name: Name
     queue: Name
@@ -315,6 +307,8 @@ Request: TypeAlias = (
     | ScheduleShow
     | Schedules
 )
+REQUESTS: Final[tuple[type[Struct], ...]] = get_args(Request)
+"""All types of requests."""
 
 
 class _Envelope(Struct):
@@ -324,15 +318,12 @@ class _Envelope(Struct):
 _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _envelope = msgspec.json.Decoder(_Envelope)
 _encode_body: Final = msgspec.json.Encoder().encode
-_new_digest: Final = blake2b(digest_size=16).copy
-_new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body").copy
-"""Of a message with headers or a group: no body is taken for a body and what follows it."""
 _MISNAMED: Final = re.compile(rf"Expected `str` matching regex {re.escape(repr(QUEUE_PATTERN))} - at (`.*`)")
-"""What msgspec says of a text that is no `QueueName`, and where it stands."""
+"""What msgspec says of a text that is no `QueueName`, with its place in the request."""
 
 
 def decode(line: bytes) -> Request:
-    """The request on ``line``; raises `InvalidRequest`, which says what is wrong and where."""
+    """Return the request of a line. Raises `InvalidRequest`, which says what is wrong and where."""
     try:
         request = _request.decode(line)
     except msgspec.ValidationError as error:
@@ -348,7 +339,7 @@ def decode(line: bytes) -> Request:
 
 
 def rid_of(line: bytes) -> Rid:
-    """The ``rid`` of a line that is no valid request, so that its error can be paired; None if it has none."""
+    """Return the ``rid`` of a line that is no valid request, so that its error can be paired. None if it has none."""
     try:
         rid = _envelope.decode(line).rid
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -357,103 +348,5 @@ def rid_of(line: bytes) -> Rid:
 
 
 def encode(reply: dict[str, object]) -> bytes:
-    """A reply as one line."""
+    """Return a reply as one line."""
     return _encode_body(reply) + b"\n"
-
-
-def require_printable(what: str, text: str) -> None:
-    """Raises `InvalidRequest` for what people could not read in a list."""
-    if not text.isprintable():
-        raise InvalidRequest(
-            f"the {what} {text!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones"
-        )
-
-
-def new_message(queue: str, content: _Content, now: float, make_id: Any) -> NewMessage:
-    """A message to store, from what the wire said of it; raises `InvalidRequest` or `MessageTooLarge`."""
-    body = get_bytes(content.body, content.body_base64, "body")
-    if body is None:
-        raise InvalidRequest("a message needs `body` or `body_base64`")
-    if len(body) > MAX_BODY:
-        raise MessageTooLarge(
-            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
-        )
-    id = content.id
-    if id is None:
-        id = make_id()
-    else:
-        require_printable("id", id)
-    headers = None
-    if content.headers or content.group is not None:
-        headers = _headers(content.headers)
-        if content.group is not None:
-            require_printable("group", content.group)
-        digest = _new_digest_of_more()
-        digest.update(json.dumps([len(body), headers, content.group]).encode())
-    else:
-        digest = _new_digest()
-    digest.update(body)
-    due_at = content.at
-    fixed = due_at is not None
-    if content.delay is not None:
-        if due_at is not None:
-            raise InvalidRequest("give `delay` or `at`, not both")
-        due_at = now + content.delay
-    expires_at = None if content.ttl is None else now + content.ttl
-    return NewMessage(
-        queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, fixed, expires_at
-    )
-
-
-def new_schedule(schedule: Schedule, now: float) -> Definition:
-    """A schedule to store, from what the wire or the configuration said of it.
-
-    Raises `InvalidRequest` or `MessageTooLarge`, also where it has no occurrence after ``now``.
-    """
-    content: dict[str, Any] = {}
-    put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")
-    for name in ("headers", "priority", "group", "ttl"):
-        if value := getattr(schedule, name):
-            content[name] = value
-    new_message(schedule.queue, msgspec.convert(content, Message), now, new_id)  # whose bounds are its own
-    timing = Timing(
-        None if schedule.cron is None else " ".join(schedule.cron.split()),
-        DEFAULT_ZONE if schedule.cron is not None and schedule.timezone is None else schedule.timezone,
-        schedule.every,
-        None if schedule.at is None else int(schedule.at),
-    )
-    if rule_of(first_of(timing, now)).after(now) is None:
-        raise InvalidRequest(f"{timing.cron!r} has no occurrence within the next 50 years")
-    text = json.dumps(content, sort_keys=True)
-    return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text)
-
-
-def content_of(definition: Definition) -> dict[str, Any]:
-    """What each message of a schedule has, as fields of the wire."""
-    content: dict[str, Any] = json.loads(definition.content)
-    return content
-
-
-def scheduled_message(definition: Definition, at: int) -> NewMessage:
-    """The message of a schedule's occurrence at that time."""
-    content = msgspec.json.decode(definition.content, type=Message)
-    return new_message(definition.queue, content, at, lambda: occurrence_id(definition.name, at))
-
-
-def _headers(headers: dict[str, str] | None) -> str | None:
-    if not headers:
-        return None
-    text = json.dumps(headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    if len(text) > MAX_HEADERS:
-        raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
-    return text
-
-
-def result_of(item: Ack | AckItem) -> bytes | None:
-    """The result of an ack; raises `InvalidRequest` or `MessageTooLarge`."""
-    if item.result is None and item.result_base64 is None:
-        return None
-    result = get_bytes(item.result, item.result_base64, "result")
-    if result is not None and len(result) > MAX_BODY:
-        raise MessageTooLarge(f"the result has {len(result):,} bytes and {MAX_BODY:,} is the limit")
-    return result

@@ -1,7 +1,7 @@
-"""When the occurrences of a schedule are, and which of those that have passed are still to be sent.
+"""Schedule rules: when the occurrences of a schedule are, and which of the past ones are still to be sent.
 
-Pure functions of time. All occurrences are whole seconds since the epoch. Cron expressions are read by cronsim, which
-follows Debian's cron, also where a time zone skips an hour or has it twice.
+These are pure functions of time. All occurrences are whole seconds since the epoch. cronsim reads the cron expressions.
+It follows Debian's cron, also where a time zone skips an hour or repeats one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from cronsim import CronSim
 
 GRACE: Final = 60.0
-"""Seconds. An occurrence that is at most so late has not been missed."""
+"""Seconds. An occurrence that is at most this late was not missed."""
 MOST_MISSED: Final = 1000
-"""Occurrences of one schedule that are caught up at most, the newest."""
+"""How many missed occurrences of one schedule are sent at most: the newest ones."""
 DEFAULT_ZONE: Final = "UTC"
-"""The same on every machine, and without hours that come twice or never."""
+"""It is the same on every machine, and repeats or skips no hour."""
 NICKNAMES: Final = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -34,7 +34,7 @@ NICKNAMES: Final = {
 
 
 class Timing(NamedTuple):
-    """When: ``cron`` in a ``timezone``, or ``every`` so many seconds from ``at`` on."""
+    """When a schedule sends: by ``cron`` in a ``timezone``, or ``every`` so many seconds, counted from ``at``."""
 
     cron: str | None
     timezone: str | None
@@ -43,7 +43,7 @@ class Timing(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """What a schedule sends and when, already validated. ``content`` is JSON: the fields of a send."""
+    """What a schedule sends, and when. It is validated. ``content`` is JSON: the fields of a send."""
 
     name: str
     queue: str
@@ -56,16 +56,16 @@ class Rule(Protocol):
     """A series of occurrences."""
 
     def after(self, moment: float) -> int | None:
-        """The first one later than ``moment``; None where there is none (within 50 years)."""
+        """Return the first one later than ``moment``, or None where there is none within 50 years."""
         ...
 
     def back_from(self, moment: float) -> Iterator[int]:
-        """Those at ``moment`` and before, the newest first."""
+        """Yield those at ``moment`` and before, the newest first."""
         ...
 
 
 class Every:
-    """``start``, and every so many ``seconds`` from then on: the series never drifts."""
+    """An occurrence at ``start``, and one every ``seconds`` after it. The series never drifts."""
 
     def __init__(self, seconds: int, start: int) -> None:
         self._seconds = seconds
@@ -90,7 +90,7 @@ class Cron:
         self._zone = zone
 
     def after(self, moment: float) -> int | None:
-        # An hour that comes twice has its occurrences the first time; asked in the second, they are over.
+        # An hour that is repeated has its occurrences the first time. In the second one, they are in the past.
         return next((found for found in self._walk(int(moment)) if found > moment), None)
 
     def back_from(self, moment: float) -> Iterator[int]:
@@ -104,7 +104,7 @@ class Cron:
             return  # beyond the years that Python knows
 
     def _simulate(self, moment: int, reverse: bool) -> CronSim:
-        from cronsim import CronSim, CronSimError  # not before somebody has a schedule
+        from cronsim import CronSim, CronSimError  # imported only where there is a schedule
 
         try:
             if len(self._expression.split()) != 5:
@@ -121,14 +121,14 @@ AnyRule: TypeAlias = Every | Cron
 
 
 def first_of(timing: Timing, added_at: float) -> Timing:
-    """The timing with an ``at`` where it needs one: the first occurrence is a whole interval after it was added."""
+    """Return the timing, with an ``at`` where it needs one: the first occurrence is one interval after it was added."""
     if timing.every is None or timing.at is not None:
         return timing
     return timing._replace(at=int(added_at) + timing.every)
 
 
 def rule_of(timing: Timing) -> AnyRule:
-    """What ``timing`` says; raises `InvalidRequest`."""
+    """Return the occurrences of a timing. Raises `InvalidRequest`."""
     if (timing.cron is None) == (timing.every is None):
         raise InvalidRequest("give either `cron` or `every`")
     if timing.every is not None:
@@ -139,14 +139,14 @@ def rule_of(timing: Timing) -> AnyRule:
         return Every(timing.every, timing.at)
     if timing.at is not None:
         raise InvalidRequest("`at` belongs to `every`: the time that the seconds are counted from")
-    assert timing.cron is not None  # noqa: S101 # said above, in words that mypy does not follow
+    assert timing.cron is not None  # noqa: S101 # checked above, in a way that mypy does not follow
     if not (timing.cron.isascii() and timing.cron.isprintable()):
-        raise InvalidRequest(f"{timing.cron!r} is no cron expression: it has characters that none has")
+        raise InvalidRequest(f"{timing.cron!r} is no cron expression: a cron expression has no such characters")
     return Cron(timing.cron, zone_of(timing.timezone or DEFAULT_ZONE))
 
 
 def zone_of(name: str) -> tzinfo:
-    """The time zone of that IANA name; raises `InvalidRequest`."""
+    """Return the time zone of an IANA name. Raises `InvalidRequest`."""
     if name == DEFAULT_ZONE:
         return UTC
     from zoneinfo import ZoneInfo
@@ -161,10 +161,10 @@ def zone_of(name: str) -> tzinfo:
 
 
 def due(rule: Rule, catch_up: str, planned: int, now: float) -> list[int]:
-    """The occurrences from ``planned``, which is one, to ``now`` that are to be sent, the oldest first.
+    """Return the occurrences to send, from ``planned``, which is one, to ``now``. The oldest comes first.
 
-    All that are at most `GRACE` late. Older ones were missed: of those ``all`` sends the newest `MOST_MISSED`, ``last``
-    the newest where nothing newer is sent, ``none`` none.
+    Occurrences that are at most `GRACE` late are all sent. Older ones were missed. Of those, the ``catch_up`` "all"
+    sends the newest `MOST_MISSED`, "last" sends the newest one if no later occurrence is sent, and "none" sends none.
     """
     chosen: list[int] = []
     for found in _between(rule, planned, now):
@@ -176,7 +176,7 @@ def due(rule: Rule, catch_up: str, planned: int, now: float) -> list[int]:
 
 
 def _between(rule: Rule, planned: int, now: float) -> Iterator[int]:
-    """The occurrences from ``planned`` to ``now``, the newest first."""
+    """Yield the occurrences from ``planned`` to ``now``, the newest first."""
     following = rule.after(planned)
     if following is not None and following <= now:
         for found in rule.back_from(now):
@@ -187,5 +187,5 @@ def _between(rule: Rule, planned: int, now: float) -> Iterator[int]:
 
 
 def occurrence_id(name: str, at: int) -> str:
-    """The id of the message that a schedule sends for that time."""
+    """Return the id of the message that a schedule sends for an occurrence."""
     return f"{name}@{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"

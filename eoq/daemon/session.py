@@ -1,35 +1,51 @@
-"""What all parts of the daemon that answer requests share: a connection, its replies, and the way to the store."""
+"""What every part of the daemon that answers requests shares: the connection, its replies, and the way to the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 from ..errors import EoqError
 from .store.commands import Command, R
 
-if TYPE_CHECKING:
-    from .broker.leases import Lease
-    from .broker.receivers import Waiter
-
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
+"""Answers one request. It is called once."""
 
 
 class Submitter(Protocol):
-    """The way to the store: the writer, for whoever changes something."""
+    """The way to the store. The writer is one."""
 
     def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None: ...
 
 
 class Session:
-    """What is known of one connection. ``consumer`` names the program at its other end."""
+    """One connection, as the broker and the services see it. ``consumer`` names the program at the other end."""
 
     def __init__(self, consumer: str | None = None) -> None:
         self.consumer = consumer
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False
-        """Whether its client reads no more, though nothing has told so: it had said before that it sends no more."""
-        self.leases: set[Lease] = set()
-        """The bound leases; they end with the connection."""
-        self.waiting: set[Waiter] = set()
+        """Whether the client reads no more. No event tells so once the client has closed its sending side."""
+        self._on_close: list[Callable[[], None]] = []
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` when the connection has ended.
+
+        Callbacks run in the order in which they were registered. A receive registers before the leases that it is
+        given. So a connection first stops waiting for messages, and then its own messages go back to their queues.
+        """
+        self._on_close.append(callback)
+
+    def close(self) -> None:
+        """End everything that ends with the connection."""
+        self.closed = True
+        callbacks, self._on_close = self._on_close, []
+        for callback in callbacks:
+            callback()
+
+
+Handler: TypeAlias = Callable[[Session, Any, Reply], None]
+"""Acts on one type of request. It calls the reply once, now or later, or raises an `EoqError`, which is the reply."""
+Handlers: TypeAlias = Mapping[type, Handler]
+"""The requests that a part answers: by the type of the request."""

@@ -1,6 +1,6 @@
 """Pruning of an inbox with a real daemon: only ids below the watermark and older than ``keep`` are deleted (G9).
 
-That this is safe is the subject of tests/model/test_forgetting.py.
+That this is safe is the subject of tests/model/test_retention.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _configured(folder: Path, text: str) -> Iterator[tuple[Daemon, eoq.Client]]:
 # ── time to live ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_message_whose_time_is_over_is_settled_as_expired(daemon: Daemon) -> None:
+def test_a_message_whose_time_to_live_is_over_is_settled_as_expired(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("q", "waits", id="waits", ttl=0.2)
         client.send("q", "delayed", id="delayed", ttl=0.2, delay=600)
@@ -40,19 +40,19 @@ def test_a_message_whose_time_is_over_is_settled_as_expired(daemon: Daemon) -> N
         assert [message.id for message in client.receive("q", 10)] == ["lives"]
 
 
-def test_a_leased_message_outlives_its_time_until_it_is_given_back(daemon: Daemon) -> None:
+def test_a_leased_message_outlives_its_time_to_live_until_it_is_given_back(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing(b"", id=id, ttl=0.3) for id in ("done", "failed")])
         client.send("q", b"", id="witness", ttl=0.3, delay=600)
         done, failed = client.receive("q", 2)
-        assert client.result("q", "witness", wait=20) is not None  # their time is over as well
+        assert client.result("q", "witness", wait=20) is not None  # their time to live is over as well
         done.ack("in time")
         failed.nack(delay=0)
         assert client.show("q", "done")["state"] == "done"
         assert client.show("q", "failed")["state"] == "expired"
 
 
-def test_what_expired_while_the_daemon_was_away_is_not_delivered(daemon: Daemon) -> None:
+def test_a_message_that_expired_while_the_daemon_was_down_is_not_delivered(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("q", b"", id="short", ttl=0.05)
         client.send("q", b"", id="long")
@@ -63,18 +63,18 @@ def test_what_expired_while_the_daemon_was_away_is_not_delivered(daemon: Daemon)
         assert [message.id for message in client.receive("q", 10, wait=20)] == ["long"]
 
 
-def test_the_settings_of_a_queue_give_a_time_to_live_and_say_what_comes_after(folder: Path) -> None:
+def test_the_settings_of_a_queue_set_a_time_to_live_and_what_follows_it(folder: Path) -> None:
     with _configured(folder, '[queues."short.*"]\nttl = 0.1\non_expiry = "dead"\n') as (_, client):
         client.send("short.q", "x", id="by the queue")
         client.send("short.q", "x", id="its own", ttl=600)
         result = client.result("short.q", "by the queue", wait=20)
         assert result is not None and result.outcome == "dead"
-        # Redriven, it no longer counts.
+        # After a redrive the time to live no longer counts.
         assert client.redrive("short.q", everything=True).ids == ["by the queue"]
         assert {message.id for message in client.receive("short.q", 10)} == {"by the queue", "its own"}
 
 
-def test_a_group_goes_on_behind_one_that_expires(daemon: Daemon) -> None:
+def test_a_group_moves_on_when_a_message_expires(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("q", b"", id="1", group="g", ttl=0.2, delay=600)
         client.send("q", b"", id="2", group="g")
@@ -82,7 +82,7 @@ def test_a_group_goes_on_behind_one_that_expires(daemon: Daemon) -> None:
         assert [message.id for message in client.receive("q", wait=20)] == ["2"]
 
 
-def test_many_that_expired_do_not_hide_one_that_did_not(daemon: Daemon) -> None:
+def test_a_live_message_is_delivered_from_behind_many_expired_ones(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.pause("q")
         for _ in range(12):
@@ -121,7 +121,7 @@ def test_a_time_to_live_out_of_bounds_is_refused(daemon: Daemon, ttl: float) -> 
 # ── limits of queues ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_full_queue_refuses_and_settling_makes_room(folder: Path) -> None:
+def test_a_full_queue_refuses_sends_and_settling_makes_room(folder: Path) -> None:
     with _configured(folder, "[queues.q]\nmax_depth = 3\n[queues.b]\nmax_bytes = 10\n") as (daemon, client):
         client.send_many("q", [eoq.Outgoing(b"", id=str(number)) for number in range(3)])
         with pytest.raises(eoq.QueueFull, match="max_depth"):
@@ -131,13 +131,13 @@ def test_a_full_queue_refuses_and_settling_makes_room(folder: Path) -> None:
         assert client.send("q", b"", id="0").duplicate  # a repeated send is answered, however full it is
         (message,) = client.receive("q")
         with pytest.raises(eoq.QueueFull):
-            client.send("q", b"", id="3")  # leased ones count
+            client.send("q", b"", id="3")  # leased messages count
         daemon.kill()
         daemon.restart()
         with pytest.raises(eoq.QueueFull):
             client.send("q", b"", id="3")
         (message,) = client.receive("q")
-        message.ack(send=[eoq.Outgoing(b"", id="3", queue="q")])  # its own room
+        message.ack(send=[eoq.Outgoing(b"", id="3", queue="q")])  # the ack makes room for it
         (message,) = client.receive("q")
         message.reject()
         client.send("q", b"", id="4")  # dead letters do not count
@@ -161,7 +161,7 @@ def test_a_queue_that_drops_its_oldest_keeps_the_newest(folder: Path) -> None:
             client.send("q", b"")  # all are leased
 
 
-def test_a_limit_that_was_lowered_is_come_down_to_in_steps(folder: Path) -> None:
+def test_a_queue_over_a_lowered_limit_drops_messages_in_steps(folder: Path) -> None:
     with _configured(folder, '[queues.q]\nwhen_full = "drop_oldest"\n') as (_, client):
         client.send_many("q", [b""] * 3000)
         (folder / "eoq.toml").write_text('[queues.q]\nmax_depth = 10\nwhen_full = "drop_oldest"\n')
@@ -201,7 +201,7 @@ def test_deliveries_keep_to_the_rate_of_their_queue(folder: Path) -> None:
             for message in client.receive("q", limit=5, wait=20):
                 message.ack()
                 moments.append(time.monotonic() - start)
-        # It begins with one, and saves up three at most; the rest takes its time.
+        # It begins with one delivery, and saves up three at most. The others come at the rate.
         for number, moment in enumerate(moments):
             assert number + 1 <= 3 + 20 * (moment + 0.05), moments
         assert 0.5 <= moments[-1] < 10
@@ -210,7 +210,7 @@ def test_deliveries_keep_to_the_rate_of_their_queue(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["max_in_flight = 1", "rate = 50"])
-def test_several_workers_share_what_a_queue_allows(folder: Path, setting: str) -> None:
+def test_several_workers_share_the_limits_of_a_queue(folder: Path, setting: str) -> None:
     with _configured(folder, f"[queues.q]\n{setting}\n") as (daemon, client):
         ids = [str(number) for number in range(20)]
         with ThreadPoolExecutor(4) as threads:
@@ -232,7 +232,7 @@ def test_several_workers_share_what_a_queue_allows(folder: Path, setting: str) -
 # ── limits of the file and of the disk ──────────────────────────────────────────────────────────────────────
 
 
-def test_a_full_file_refuses_sends_and_goes_on_settling(folder: Path) -> None:
+def test_a_full_file_refuses_sends_and_still_settles(folder: Path) -> None:
     with _configured(folder, "[storage]\nmax_file_bytes = 2000000\n") as (_, client):
         sent = []
 
@@ -251,11 +251,11 @@ def test_a_full_file_refuses_sends_and_goes_on_settling(folder: Path) -> None:
             received += [message.id for message in messages]
             client.ack_many([(message, None) for message in messages])
         assert received == sent
-        # What is settled has made room.
+        # The settled messages have made room.
         eventually(lambda: _sends(client))
 
 
-def test_the_last_of_the_disk_is_kept_for_settling(folder: Path) -> None:
+def test_the_last_space_on_the_disk_is_kept_for_settling(folder: Path) -> None:
     free = os.statvfs(folder)
     more = free.f_bavail * free.f_frsize + (1 << 40)
     with _configured(folder, "") as (daemon, client):
@@ -309,7 +309,7 @@ def test_a_setting_out_of_bounds_is_named(folder: Path, setting: str) -> None:
 
 
 def test_bindings_and_limits_follow_the_configuration(folder: Path) -> None:
-    """While it runs, and without anybody being told to look again."""
+    """They do so while the daemon runs, without any signal."""
     config = folder / "eoq.toml"
     with _configured(folder, "[queues.q]\nmax_in_flight = 1\n") as (daemon, client):
         client.send_many("q", [b""] * 3)
@@ -328,7 +328,7 @@ def test_bindings_and_limits_follow_the_configuration(folder: Path) -> None:
         assert client.receive("bound") == []
 
 
-def test_waits_between_retries_follow_the_settings(folder: Path) -> None:
+def test_the_backoff_between_retries_follows_the_settings(folder: Path) -> None:
     text = "[queues.q]\nretry_first = 0.2\nretry_base = 0.4\nretry_factor = 3\nretry_cap = 0.5\nretry_jitter = 0\n"
     with _configured(folder, text) as (_, client):
         client.send("q", b"", id="m")
@@ -341,7 +341,7 @@ def test_waits_between_retries_follow_the_settings(folder: Path) -> None:
         assert waits == pytest.approx([0.2, 0.4, 0.5, 0.5])
 
 
-def test_the_copies_of_one_request_have_a_limit(daemon: Daemon) -> None:
+def test_the_copies_of_one_request_are_limited(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         for number in range(20):
             client.bind("topic", f"q{number}")

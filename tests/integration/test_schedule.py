@@ -1,4 +1,4 @@
-"""Schedules of real daemons, restarted and killed: each occurrence is stored once; and those of the configuration."""
+"""Schedules of real daemons that are restarted and killed, and of the configuration: each occurrence is stored once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import eoq
 from tests.support import Daemon, Shell, Wire, error_of, eventually, running_daemon
 
 
-def _take(client: eoq.Client, wait: float = 0.0) -> list[str]:
-    """Settles what is there; returns the ids."""
+def _settle(client: eoq.Client, wait: float = 0.0) -> list[str]:
+    """Settle all messages that are there, and return their ids."""
     messages = client.receive("ticks", 1000, wait)
     for message in messages:
         message.ack()
     return [message.id for message in messages]
 
 
-def _take_until(client: eoq.Client, ids: list[str], count: int) -> None:
-    """Settles what comes, until there are ``count`` ``ids``."""
+def _settle_until(client: eoq.Client, ids: list[str], count: int) -> None:
+    """Settle messages as they come, until there are ``count`` ``ids``."""
 
     def enough() -> bool:
-        ids.extend(_take(client, wait=1))
+        ids.extend(_settle(client, wait=1))
         return len(ids) >= count
 
     eventually(enough)
@@ -47,7 +47,7 @@ def _gaps(ids: list[str]) -> list[float]:
     return [_at(b) - _at(a) for a, b in pairwise(ids)]
 
 
-def test_each_second_once_and_at_its_time(daemon: Daemon) -> None:
+def test_each_occurrence_is_stored_once_and_in_time(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         reply = client.ask("schedule_add", name="tick", queue="ticks", every=1, body="hi")
         ids = []
@@ -61,12 +61,12 @@ def test_each_second_once_and_at_its_time(daemon: Daemon) -> None:
     assert _gaps(ids) == [1, 1]
 
 
-def test_each_second_once_though_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
+def test_each_occurrence_is_stored_once_though_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
     ids: list[str] = []
     with eoq.connect(daemon.socket) as client:
         client.ask("schedule_add", name="tick", queue="ticks", every=1)
         for round in range(4):
-            _take_until(client, ids, len(ids) + 1)
+            _settle_until(client, ids, len(ids) + 1)
             if round % 2:
                 daemon.terminate()
                 daemon.start()
@@ -76,14 +76,14 @@ def test_each_second_once_though_the_daemon_is_killed_again_and_again(daemon: Da
 
 
 def _set_back(daemon: Daemon, seconds: int) -> None:
-    """As if the schedules of a daemon that is down had last been looked at so long ago."""
+    """Change the file of a daemon that is down as if its schedules had last been looked at so many seconds ago."""
     with closing(sqlite3.connect(daemon.db)) as database, database:
         times = ", ".join(f"{name} = {name} - {seconds}" for name in ("at", "next_at", "try_at", "seen_at"))
         database.execute(f"update schedule set {times}")
 
 
 @pytest.mark.parametrize(("catch_up", "expected"), [("last", 1), ("all", 25), ("none", 0)])
-def test_what_was_missed_is_caught_up_by_its_rule(daemon: Daemon, catch_up: str, expected: int) -> None:
+def test_missed_occurrences_are_sent_as_catch_up_says(daemon: Daemon, catch_up: str, expected: int) -> None:
     with eoq.connect(daemon.socket) as client:
         # The next one is nearly an hour away, so that no occurrence is in time by chance.
         at = int(time.time()) + 3500
@@ -95,13 +95,13 @@ def test_what_was_missed_is_caught_up_by_its_rule(daemon: Daemon, catch_up: str,
             lambda: (found := client.ask("schedule_show", name="s")["schedule"])["next_at"] == at and found,
             what="the next one is planned",
         )
-        ids = _take(client)
+        ids = _settle(client)
         assert [_at(id) for id in ids] == [at - 3600 * n for n in range(expected, 0, -1)]
         assert shown["last_at"] == (at - 3600 if expected else None)
     assert ("missed" in daemon.said) is (catch_up != "all")
 
 
-def test_a_group_and_its_messages_come_in_order(daemon: Daemon) -> None:
+def test_a_scheduled_message_has_its_group_and_options(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.ask("schedule_add", name="s", queue="ticks", every=1, group="g", priority=1, headers={"a": "b"})
         (first,) = client.receive("ticks", wait=20)
@@ -112,7 +112,7 @@ def test_a_group_and_its_messages_come_in_order(daemon: Daemon) -> None:
         assert _gaps([first.id, second.id]) == [1]
 
 
-def test_an_occurrence_goes_to_all_queues_of_its_topic(daemon: Daemon) -> None:
+def test_an_occurrence_goes_to_all_queues_bound_to_its_topic(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.bind("ticks", "one")
         client.bind("ticks", "two", {"a": "b"})
@@ -137,7 +137,7 @@ def test_a_ttl_counts_from_the_time_of_the_occurrence(daemon: Daemon) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_queue_gets_its_occurrence_when_there_is_room(folder: Path) -> None:
+def test_a_full_queue_gets_its_occurrence_when_it_has_room(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text("[queues.ticks]\nmax_depth = 1\n")
     with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
@@ -163,8 +163,8 @@ def test_a_limited_queue_keeps_up_after_it_was_full(folder: Path) -> None:
             eventually(partial(_error, client, name))
         ids: list[str] = []
         start = time.monotonic()
-        _take_until(client, ids, 12)
-        assert time.monotonic() - start < 10  # one for each time that it is tried again would take a minute
+        _settle_until(client, ids, 12)
+        assert time.monotonic() - start < 10  # one occurrence for each retry would take a minute
         assert len(set(ids)) == len(ids)
 
 
@@ -196,20 +196,20 @@ def test_a_limited_queue_keeps_up_after_it_was_full(folder: Path) -> None:
         {"every": 1, "replace": 1},
     ],
 )
-def test_what_is_no_schedule(wire: Wire, fields: dict[str, object]) -> None:
+def test_an_invalid_schedule_is_refused(wire: Wire, fields: dict[str, object]) -> None:
     request = {"op": "schedule_add", "name": "bad", "queue": "q", **fields}
     assert error_of(wire.ask(request)) == "invalid_request"
     assert wire.ask({"op": "schedules"})["schedules"] == []
 
 
-def test_what_is_too_large(wire: Wire) -> None:
+def test_a_scheduled_message_that_is_too_large_is_refused(wire: Wire) -> None:
     request = {"op": "schedule_add", "name": "bad", "queue": "q", "every": 1}
     assert error_of(wire.ask({**request, "body": "x" * (1024 * 1024 + 1)})) == "message_too_large"
     assert error_of(wire.ask({**request, "headers": {"x": "x" * 70_000}})) == "message_too_large"
 
 
-def test_hard_questions_do_not_hold_up_the_others(shared_daemon: Daemon) -> None:
-    """An expression without occurrences takes 10 ms to be found out; hundreds at once let others in between."""
+def test_slow_schedules_do_not_delay_other_clients(shared_daemon: Daemon) -> None:
+    """It takes 10 ms to find that an expression has no occurrences. Other requests are answered in between."""
     with shared_daemon.wire() as hostile, shared_daemon.wire() as other:
         hostile.send(*[{"op": "schedule_add", "name": "n", "queue": "q", "cron": "* * */20 * 1L"}] * 150)
         error_of(hostile.read())
@@ -257,7 +257,7 @@ def test_the_configuration_declares_schedules(folder: Path) -> None:
         client.ask("schedule_add", name="own", queue="q", every=1000)
 
         daemon.restart()
-        _take_until(client, ids, 4)
+        _settle_until(client, ids, 4)
         assert _gaps(ids) == [1] * (len(ids) - 1)
         assert client.ask("schedule_show", name="tick")["schedule"]["at"] == tick["at"]
 
@@ -269,7 +269,7 @@ def test_the_configuration_declares_schedules(folder: Path) -> None:
         assert "report is removed" in daemon.said
 
 
-def test_the_configuration_is_followed(folder: Path) -> None:
+def test_a_changed_configuration_changes_the_schedules(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text("")
     with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
@@ -297,7 +297,9 @@ def test_the_configuration_is_followed(folder: Path) -> None:
         ('name = "s"\nqueue = "q"\nevery = 1\n[[schedule]]\nname = "s"\nqueue = "q"\nevery = 2', "no. 2: has the name"),
     ],
 )
-def test_a_wrong_declaration_is_told_at_the_start(shell: Shell, folder: Path, text: str, word: str) -> None:
+def test_a_wrong_schedule_in_the_configuration_is_reported_at_the_start(
+    shell: Shell, folder: Path, text: str, word: str
+) -> None:
     config = folder / "eoq.toml"
     config.write_text("[[schedule]]\n" + text)
     ran = shell.run(f"eoq daemon --db {folder}/x.db --socket {folder}/x --config {config}")
@@ -305,7 +307,7 @@ def test_a_wrong_declaration_is_told_at_the_start(shell: Shell, folder: Path, te
     assert word in ran.errors
 
 
-def test_ids_are_dated_in_utc(daemon: Daemon) -> None:
+def test_ids_have_their_time_in_utc(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         at = int(time.time()) + 1
         client.ask("schedule_add", name="s", queue="ticks", every=1000, at=at)

@@ -1,4 +1,4 @@
-"""Time and chance in the hands of the model test: nothing moves unless the test moves it.
+"""A clock and a source of chance that a test owns: time stands still unless the test moves it.
 
 All moments and lengths are multiples of 1/64 s, so that sums of them are exact and a timer fires at its very moment.
 """
@@ -29,7 +29,7 @@ class ManualClock:
         self._wall = 1_700_000_000.0
         self._timers: list[ManualTimer] = []
         self.creeps = 0.0
-        """Seconds that pass with each look at it."""
+        """Seconds that pass each time it is read."""
 
     def wall(self) -> float:
         return self._wall
@@ -48,39 +48,39 @@ class ManualClock:
         return timer
 
     def next_due(self) -> float | None:
-        """When the next timer fires; None if there is none."""
+        """Return when the next timer fires, or None where there is none."""
         self._timers = [timer for timer in self._timers if not timer.cancelled]
         return min((timer.due for timer in self._timers), default=None)
 
     @property
     def waits(self) -> bool:
-        """Whether a timer is due now and has not fired."""
+        """Whether a timer is due that has not fired."""
         due = self.next_due()
         return due is not None and due <= self._monotonic
 
     def fire(self) -> None:
-        """Runs the next timer; of several at one moment that which was set first."""
+        """Run the next timer. Of several that are due at one moment, run the one that was set first."""
         timer = min((timer for timer in self._timers if not timer.cancelled), key=lambda timer: timer.due)
         self._timers.remove(timer)
         timer.callback()
 
     def move_to(self, monotonic: float) -> None:
-        """Time passes."""
+        """Let time pass."""
         seconds = max(0.0, monotonic - self._monotonic)
         self._monotonic += seconds
         self._wall += seconds
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """Set the wall clock forward or back."""
         self._wall += seconds
 
     def forget(self) -> None:
-        """The process whose timers these were has ended."""
+        """Drop all timers: their process has ended."""
         self._timers.clear()
 
 
 class Dice(random.Random):
-    """Randomness whose only use, the jitter of retries, always comes out as the test chose."""
+    """A random generator for the jitter of retries. It always returns what the test chose."""
 
     def __init__(self, jitter: float) -> None:
         super().__init__(0)

@@ -1,9 +1,9 @@
-"""The real broker and store, and the model beside them: every verb that is committed is done in both and compared.
+"""The real broker and store, and the model beside them: every committed command is done in both, and compared.
 
-The pair stands in for the writer (`Pair.submit`), so that the test chooses what shares a transaction, and what
-happens between a commit and its answers. It never looks into a verb. What the model has to do follows from why the
-verb was submitted (a request, or leases known to have ended) and, for what the broker does by itself, from the kind
-of its outcome.
+The pair replaces the writer (`Pair.submit`). So the test chooses which commands share a transaction, and what happens
+between a commit and its answers. It never looks into a command. What the model has to do follows from the reason of
+the command: a request, or leases that are known to have ended. Where the broker acts by itself, it follows from the
+type of the outcome.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.daemon import requests
-from eoq.daemon.broker.broker import LONGEST_TIMER, Broker
+from eoq.daemon import records, requests
+from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.due_times import LONGEST_TIMER
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
@@ -34,10 +36,10 @@ from tests.model.hands import Dice, ManualClock
 from tests.model.reference import FINISHED, Delivery, End, Key, Message, Model, Refused, Row
 
 PATIENCE: Final = 1000
-"""Steps after which something that should come to rest never will."""
+"""Steps after which the daemon is taken to be in an endless loop."""
 
 Effect = Callable[[], Fields]
-"""What a request does to the model, and the reply it must get; or `Refused`."""
+"""Does to the model what a request does, and returns the reply that it must get. Or it raises `Refused`."""
 
 _ROWS: Final = """
     select
@@ -52,7 +54,7 @@ _ROWS: Final = """
 
 @dataclass(eq=False)
 class Peer:
-    """A connection. ``bound`` are the deliveries that end with it."""
+    """A connection, with the deliveries that are bound to it."""
 
     session: Session = field(default_factory=Session)
     bound: list[Delivery] = field(default_factory=list)
@@ -60,18 +62,18 @@ class Peer:
 
 @dataclass(eq=False)
 class Asked:
-    """A request and what came of it."""
+    """A request and its reply."""
 
     peer: Peer
     fields: Fields
     effect: Effect | None
     about: Sequence[Delivery]
     at_once: frozenset[str]
-    """What it may be answered with before anything is committed: codes, or ``ok``."""
+    """The replies that it may get before any commit: codes of errors, or ``ok``."""
     stores: Sequence[Key]
-    """Where its messages are, once it is confirmed."""
+    """The messages that it stores."""
     then: Callable[[], None]
-    """What the model learns when it is confirmed."""
+    """What the model does when it is confirmed."""
     until: float
     """When it must have been answered, in monotonic seconds."""
     expected: Fields | str | None = None
@@ -85,23 +87,23 @@ class Asked:
 
 @dataclass(eq=False)
 class Submitted:
-    """A verb on its way, and why it was submitted."""
+    """A command that was submitted, and the reason."""
 
-    verb: Command[Any]
+    command: Command[Any]
     done: Callable[[Any], None]
     durable: bool
     wall: float
     asked: Asked | None
     lost: Sequence[Delivery]
-    """What the verb gives back, if giving back is what it does."""
+    """The deliveries that it gives back, if it does that."""
     counts: bool
     claimed: list[Delivery] = field(default_factory=list)
-    taken: bool = False
-    """Whether what it claimed was given to somebody."""
+    delivered: bool = False
+    """Whether a client got what it claimed."""
     ready: dict[str, int] = field(default_factory=dict)
-    """How many messages a claim found ready, by queue."""
+    """How many messages were ready for a claim, by queue."""
     lowest: dict[str, Message | None] = field(default_factory=dict)
-    """Where the watermarks stood after a claim, by queue."""
+    """The message at the watermark of each queue, after a claim."""
 
 
 class Pair:
@@ -113,9 +115,9 @@ class Pair:
         self.settings: Callable[[str], QueueSettings] = lambda queue: settings.get(queue, settings[""])
         self.model = Model(self.settings)
         self.bindings: dict[Key, dict[str, str]] = {}
-        """Those that are stored; the model routes by those that the daemon knows of."""
+        """The stored bindings. The model routes by those that the daemon has confirmed."""
         self.deliveries: list[Delivery] = []
-        """Those whose receipts were given, of all daemons so far."""
+        """All deliveries whose receipts a client has, also from earlier daemons."""
         self.seqs: dict[Key, int] = {}
         self._path = folder / "eoq.db"
         self._loop = asyncio.new_event_loop()
@@ -133,7 +135,7 @@ class Pair:
         self._waiting: list[Submitted] = []
         self._committed: list[tuple[Submitted, object]] = []
         self._open_requests: list[Asked] = []
-        self._told: list[End] = []
+        self._ends: list[End] = []
         self._jumped_at = float("-inf")
         opening = SqliteStore.open(self._path, settings=self.settings, clock=self.clock.wall)
         self._store = self._loop.run_until_complete(opening)
@@ -142,16 +144,19 @@ class Pair:
         self._topics = Topics(self)
         self._topics.load(self._loop.run_until_complete(self._store.execute(ListBindings())))
         self.model.bindings = dict(self.bindings)
+        events = Events()
+        events.on_ended.append(self._note_ends)
         self._broker = Broker(
             self,
             self.clock,
             epoch=f"start{self._starts}",
-            ended=self._tell,
+            events=events,
             rng=self.dice,
             settings=self.settings,
             topics=self._topics,
         )
-        self._steward = AdminService(self, self.clock, self._broker)
+        admin = AdminService(self, self.clock, self._broker.due_times, events)
+        self._handlers = {**self._broker.handlers, **admin.handlers, **self._topics.handlers}
         self._broker.start()
 
     # ── what the test does ──────────────────────────────────────────────────────────────────────────────
@@ -166,39 +171,37 @@ class Pair:
         stores: Sequence[Key] = (),
         then: Callable[[], None] = lambda: None,
     ) -> Asked:
-        """Sends a request over the border, as a line."""
+        """Send a request, as a line of the wire."""
         until = self.clock.monotonic() + fields.get("wait", 0)
         asked = Asked(peer, fields, effect, about, at_once, stores, then, until)
-        self._broker.clock.wall()  # notices a jump, before the request is what is submitted for
+        self._broker.clock.wall()  # notices a jump, before the reason of a command is this request
         self._open_requests.append(asked)
         self._asking = asked
         try:
             request = requests.decode(encode(fields))
-            handlers = (self._topics, self._steward, self._broker)
-            handler = next(one for one in handlers if isinstance(request, one.handles))
-            handler.handle(peer.session, request, partial(self._reply, asked))
+            self._handlers[type(request)](peer.session, request, partial(self._reply, asked))
         except EoqError as error:
             self._reply(asked, error)
         finally:
             self._asking = None
         return asked
 
-    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
-        """The broker hands over a verb, as to the writer."""
-        asked, self._asking = self._asking, None  # a request's own verb comes first, then what it stirs
+    def submit(self, command: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
+        """Take a command from the broker, as the writer does."""
+        asked, self._asking = self._asking, None  # the command of a request comes first, then those that it wakes
         lost, counts = self._lost_now()
-        self._waiting.append(Submitted(verb, done, durable, self.clock.wall(), asked, lost, counts))
+        self._waiting.append(Submitted(command, done, durable, self.clock.wall(), asked, lost, counts))
         for delivery in asked.about if asked else ():
             delivery.in_flight += 1
 
-    def _tell(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
-        self._told.append(End(queue, id, outcome, result))
+    def _note_ends(self, ends: Sequence[records.End]) -> None:
+        self._ends += [End(end.queue, end.id, end.outcome, end.result) for end in ends]
 
     def _lost_now(self) -> tuple[Sequence[Delivery], bool]:
-        """The deliveries that a release submitted at this moment must be about, and whether they count."""
+        """Return the deliveries that a release submitted at this moment must be about, and whether they count."""
         if self._finishing is not None:
-            # ClaimedMessage for somebody who has gone: nobody has looked at them.
-            return ([] if self._finishing.taken else self._finishing.claimed), False
+            # They were claimed for a client that has gone, so no consumer has looked at them.
+            return ([] if self._finishing.delivered else self._finishing.claimed), False
         if self._closing is not None:
             return [delivery for delivery in self._closing.bound if not delivery.ended], True
         return [delivery for delivery in self._live() if delivery.deadline <= self.clock.monotonic()], True
@@ -208,16 +211,16 @@ class Pair:
 
     @property
     def waiting(self) -> int:
-        """Verbs that are submitted and not committed."""
+        """How many commands are submitted and not committed."""
         return len(self._waiting)
 
     def commit(self, count: int | None = None) -> None:
-        """Runs the first ``count`` verbs in one transaction; their answers are given by `finish`."""
+        """Run the first ``count`` commands in one transaction. `finish` answers them."""
         self.finish()
         batch, self._waiting = self._waiting[:count], self._waiting[len(self._waiting[:count]) :]
         if not batch:
             return
-        outcomes = self._store.transact([s.verb for s in batch], any(s.durable for s in batch))
+        outcomes = self._store.transact([s.command for s in batch], any(s.durable for s in batch))
         self._learn_seqs()
         for submitted, outcome in zip(batch, outcomes, strict=True):
             self._apply(submitted, outcome)
@@ -225,7 +228,7 @@ class Pair:
         self._committed = list(zip(batch, outcomes, strict=True))
 
     def finish(self) -> None:
-        """Gives the answers of what was committed."""
+        """Answer the commands that were committed."""
         committed, self._committed = self._committed, []
         for submitted, outcome in committed:
             self._finishing = submitted
@@ -233,10 +236,10 @@ class Pair:
             self._finishing = None
             for delivery in submitted.asked.about if submitted.asked else ():
                 delivery.in_flight -= 1
-                delivery.ended = delivery.ended or delivery.message.holder is not delivery
+                delivery.ended = delivery.ended or delivery.message.delivery is not delivery
 
     def come_to_rest(self) -> None:
-        """Commits and answers until nothing is under way any more."""
+        """Commit, answer and fire timers until nothing is under way."""
         for _ in range(PATIENCE):
             if self._committed or self._waiting:
                 self.commit()
@@ -244,10 +247,10 @@ class Pair:
                 self.clock.fire()
             else:
                 return
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("the daemon never comes to rest")
 
     def pass_time(self, seconds: float, *, prompt: bool) -> None:
-        """Time passes; if ``prompt``, the disk and the loop keep up with it, else everything piles up."""
+        """Let time pass. If ``prompt``, all commands are committed in time; else they pile up."""
         target = self.clock.monotonic() + seconds
         for _ in range(PATIENCE):
             due = self.clock.next_due()
@@ -258,27 +261,27 @@ class Pair:
             if prompt:
                 self.come_to_rest()
         else:
-            raise AssertionError("its timers never come to rest")
+            raise AssertionError("the timers never come to rest")
         self.clock.move_to(target)
         for delivery in self._live():
             delivery.ended = delivery.deadline <= target
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """Set the wall clock forward or back."""
         self.clock.jump(seconds)
         self._jumped_at = self.clock.monotonic()
 
     def close(self, peer: Peer) -> None:
-        """A connection ends: its bound deliveries are given back, and its receives get no reply."""
+        """End a connection: its bound deliveries are given back, and its receives get no reply."""
         self._closing = peer
-        self._broker.closed(peer.session)
+        peer.session.close()
         self._closing = None
         for delivery in peer.bound:
             delivery.ended = True
         self._open_requests = [a for a in self._open_requests if not (a.is_receive and a.peer is peer)]
 
     def restart(self, peers: Sequence[Peer], *, crash: bool) -> None:
-        """The daemon ends and starts again. If it ends by a ``crash``, what is not committed is gone."""
+        """End the daemon and start it again. A ``crash`` loses what is not committed."""
         if not crash:
             self._stop(peers)
         self._end_process()
@@ -291,7 +294,7 @@ class Pair:
         self._stopping = True
         self._broker.stop()
         self._drain()
-        assert not self._open_requests, "a daemon that stops answers everybody"
+        assert not self._open_requests, "a daemon that stops answers all requests"
         for peer in peers:
             self.close(peer)
         self._drain()
@@ -302,7 +305,7 @@ class Pair:
                 return
             self.commit()
             self.finish()
-        raise AssertionError("it goes on writing after it was told to stop")
+        raise AssertionError("the daemon goes on writing while it stops")
 
     def _end_process(self) -> None:
         self.clock.forget()
@@ -310,14 +313,14 @@ class Pair:
         self._loop.run_until_complete(self._store.close())
 
     def end(self) -> None:
-        """The test is over."""
+        """End the test."""
         self._end_process()
         self._loop.close()
 
     # ── what the model does ─────────────────────────────────────────────────────────────────────────────
 
     def _apply(self, submitted: Submitted, outcome: object) -> None:
-        """Does to the model what the verb did to the file."""
+        """Do to the model what the command did to the file."""
         asked = submitted.asked
         if asked is not None and asked.effect is not None:
             try:
@@ -331,7 +334,7 @@ class Pair:
         elif isinstance(outcome, Shifted):
             self.model.shift(outcome.seconds)
         else:
-            assert isinstance(outcome, list), f"a verb of the broker's own failed: {outcome!r}"
+            assert isinstance(outcome, list), f"a command of the broker itself failed: {outcome!r}"
             for delivery in submitted.lost:
                 self.model.retry(submitted.wall, delivery, counts=submitted.counts)
 
@@ -348,7 +351,7 @@ class Pair:
             due = [message.draft.key for message in self.model.next(queue)]
             assert claimed == due[: len(claimed)], f"claimed {claimed} where {due} were ready, in this order"
             late = {message.draft.key for message in self.model.expired(submitted.wall)}
-            assert not late & set(claimed), "delivered after its time"
+            assert not late & set(claimed), "an expired message was delivered"
             allowance = self.model.allowance(queue)
             assert allowance is None or len(claimed) <= allowance, "more in flight than its queue allows"
             submitted.claimed = self.model.claim(queue, len(claimed))
@@ -398,16 +401,18 @@ class Pair:
             assert asked.until <= self.clock.monotonic() or self._stopping, "its wait was not over"
             return
         assert claim is not None
-        claim.taken = True
+        claim.delivered = True
         for delivery, fields in zip(claim.claimed, reply["messages"], strict=True):
             self._check_message(delivery, fields)
             self._give(asked, delivery, fields["receipt"])
 
     def _check_watermark(self, queue: str, reply: Fields, claim: Submitted | None) -> None:
-        """It says what can be forgotten: below it everything is settled. With a delivery it is exact (G9)."""
+        """Check that everything below the watermark is settled. With a delivery the watermark is exact (G9)."""
         lowest = claim.lowest.get(queue) if claim else self.model.first_not_settled(queue)
         if lowest is not None:
-            assert reply["watermark"] <= self.seqs[lowest.draft.key], "the watermark is over a message not settled"
+            assert reply["watermark"] <= self.seqs[lowest.draft.key], (
+                "the watermark is above a message that is not settled"
+            )
         if reply["messages"]:
             assert lowest is not None
             assert reply["watermark"] == self.seqs[lowest.draft.key]
@@ -439,13 +444,13 @@ class Pair:
             yield cursor.fetchall()
 
     def _learn_seqs(self) -> None:
-        """Takes the numbers of new messages from the file: they only ever grow."""
+        """Read the seqs of new messages from the file. They only ever grow."""
         last = max(self.seqs.values(), default=0)
         with self._file() as rows:
             for seq, queue, id, *_ in rows:
                 if (queue, id) not in self.seqs:
                     assert seq > last
-                    assert seq >= self._watermarks.get(queue, 0), "stored below a watermark that was given (G9)"
+                    assert seq >= self._watermarks.get(queue, 0), "stored below a watermark that a client has (G9)"
                     self.seqs[queue, id] = seq
 
     def _compare(self) -> None:
@@ -459,7 +464,7 @@ class Pair:
         self._check_groups(found)
 
     def _check_groups(self, rows: Sequence[Row]) -> None:
-        """Of one group one is leased, or may be: the first that has not ended (G8), whatever the model says."""
+        """Check, without the model, that the first message of each group that has not ended is deliverable (G8)."""
         groups: dict[tuple[str, str], list[str]] = {}
         for row in rows:
             if row.group is not None and row.state not in FINISHED:
@@ -469,41 +474,48 @@ class Pair:
             assert states[0] != "blocked" or "leased" in states
 
     def check(self) -> None:
-        """What must be so whenever nothing is under way."""
+        """Check what must hold whenever nothing is under way."""
         if self._waiting or self._committed or self.clock.waits:
             return
         for asked in self._open_requests:
             assert asked.until > self.clock.monotonic(), f"{asked.fields} was never answered"
             queue = asked.fields["queue"]
             if self.model.allowance(queue) != 0:
-                assert not self.model.next(queue), "somebody waits, and a message is ready"
+                assert not self.model.next(queue), "a receiver waits, and a message is ready"
         assert self._broker.waiting == len(self._open_requests)
         self._check_leases()
         self._check_due()
-        assert _ends(self._told) == _ends(self.model.ends), "an end was told wrongly or not at all"
+        assert _by_message(self._ends) == _by_message(self.model.ends), (
+            "the end of a message was announced wrongly or not at all"
+        )
 
     def _check_leases(self) -> None:
         leased = self.model.leased()
         for message in leased:
-            assert message.holder in self.deliveries and not message.holder.ended, "leased to nobody"
+            assert message.delivery in self.deliveries and not message.delivery.ended, (
+                "leased, but no client has the receipt"
+            )
         assert self._broker.leased == len(leased)
 
     def _check_due(self) -> None:
-        """No message waits past its time; after a jump of the clock not longer than the longest timer."""
+        """Check that no message waits past its time. It may for `LONGEST_TIMER` after a jump of the clock."""
         if self.clock.monotonic() < self._jumped_at + LONGEST_TIMER:
             return
         for message in self.model.delayed():
-            assert message.due is not None and message.due > self.clock.wall(), "due, and nobody looks"
-        assert not self.model.expired(self.clock.wall()), "expired, and nobody looks"
+            assert message.due is not None and message.due > self.clock.wall(), (
+                "a message is due, and was not made ready"
+            )
+        assert not self.model.expired(self.clock.wall()), "a message has expired, and was not ended"
 
 
-def _ends(told: Sequence[End]) -> dict[Key, list[End]]:
-    """How each message ended, and after a redrive again. A repeated ack may tell of its end again; nobody waits for it
-    any more by then.
+def _by_message(ends: Sequence[End]) -> dict[Key, list[End]]:
+    """Return how each message ended, and how it ended again after a redrive.
+
+    A repeated ack may announce the same end again. No client waits for it any more by then.
     """
-    ends: dict[Key, list[End]] = {}
-    for end in told:
-        known = ends.setdefault((end.queue, end.id), [])
+    by_message: dict[Key, list[End]] = {}
+    for end in ends:
+        known = by_message.setdefault((end.queue, end.id), [])
         if not known or known[-1].outcome != end.outcome:
             known.append(end)
-    return ends
+    return by_message

@@ -1,7 +1,7 @@
-"""The model: what the daemon's file must hold after each verb, in plain dictionaries, knowing nothing of SQL.
+"""The model: what the daemon's file must contain after each command, in plain dictionaries and without SQL.
 
-It says what is right, not how it is done: what is blocked in its group is worked out from the order of storing
-each time it is asked, and a delivery is fenced by being the very object that holds the message.
+It says what is right, not how it is done. Which messages are blocked in their group is worked out from the order of
+storing each time. A delivery is fenced by its identity: it has to be the very object in `Message.delivery`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FINISHED: Final = (*SETTLED, "dead")
 
 
 class Refused(Exception):
-    """The request must be refused with this code, and nothing may change."""
+    """A request must be refused with this code, and nothing may change."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Draft:
-    """A message as it is sent. ``due`` and ``expires`` are wall-clock; None is at once, and never."""
+    """A message as it is sent. ``due`` and ``expires`` are wall-clock. None means at once, and never."""
 
     queue: str
     id: str
@@ -40,7 +40,7 @@ class Draft:
     due: float | None = None
     expires: float | None = None
     fixed: bool = False
-    """Whether ``due`` was asked for as a moment, and not as a wait."""
+    """Whether ``due`` was sent as a moment, and not as a delay."""
 
     @property
     def key(self) -> Key:
@@ -48,13 +48,13 @@ class Draft:
 
     @property
     def content(self) -> object:
-        """What makes the same id a duplicate and not a conflict (G2)."""
+        """What must be equal for the same id to be a duplicate and not a conflict (G2)."""
         return self.body, self.headers, self.group
 
 
 @dataclass(eq=False)
 class Message:
-    """A stored message. ``state`` is what it would be if nothing of its group were before it."""
+    """A stored message. ``state`` is the state that it would have if its group did not block it."""
 
     draft: Draft
     state: str
@@ -62,9 +62,10 @@ class Message:
     stored_at: float
     expires: float | None
     attempts: int = 0
-    holder: Delivery | None = None
+    delivery: Delivery | None = None
+    """The delivery that has its lease."""
     last: Delivery | None = None
-    """The newest delivery, whatever became of it."""
+    """Its newest delivery, which may have ended."""
     result: bytes | None = None
     ended_at: float | None = None
     failed_at: float | None = None
@@ -74,20 +75,20 @@ class Message:
 
 @dataclass(eq=False)
 class Delivery:
-    """One lease. What the daemon told of it is filled in when the reply is given."""
+    """One delivery. ``receipt`` and ``deadline`` are filled in when a client gets it."""
 
     message: Message
     attempt: int
     receipt: str = ""
     deadline: float = 0.0
     ended: bool = False
-    """Whether its end is certain: its settling was answered, its time is over, its connection or daemon is gone."""
+    """Whether its lease has surely ended: it was settled, its time is over, or its connection or daemon is gone."""
     in_flight: int = 0
-    """Requests about it that are not answered yet."""
+    """How many requests about it are not answered yet."""
 
 
 class Row(NamedTuple):
-    """What the file must say of a message."""
+    """What the file must contain of a message."""
 
     queue: str
     id: str
@@ -105,7 +106,7 @@ class Row(NamedTuple):
 
 
 class End(NamedTuple):
-    """A message that ended, as whoever waits for its result must be told."""
+    """A message that ended, as it must be announced to clients that wait for its result."""
 
     queue: str
     id: str
@@ -120,18 +121,18 @@ class Model:
     settings: Callable[[str], QueueSettings]
     messages: dict[Key, Message] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
-    """What ended since the daemon started."""
+    """The messages that ended since the daemon started."""
     paused: set[str] = field(default_factory=set)
     bindings: dict[Key, dict[str, str]] = field(default_factory=dict)
-    """By topic and queue, with the headers that are asked for."""
+    """By topic and queue: the headers that a message must have."""
 
-    # ── what it looks like ──────────────────────────────────────────────────────────────────────────────
+    # ── its state ──────────────────────────────────────────────────────────────────────────────
 
     def blocked(self) -> set[Message]:
-        """Those that wait for a message before them in their group (G8)."""
+        """Return the messages that wait for one before them in their group (G8)."""
         blocked = set()
         taken: set[tuple[str, str]] = set()
-        # One that is leased has its turn, also if another came back before it.
+        # A leased message has its turn, also if an earlier one of its group came back meanwhile.
         for message in sorted(self.messages.values(), key=lambda message: message.state != "leased"):
             group = message.draft.group
             if group is None or message.state in FINISHED:
@@ -142,21 +143,21 @@ class Model:
         return blocked
 
     def ready(self, queue: str) -> list[Message]:
-        """What may be delivered, in the order of delivery."""
+        """Return the messages that may be delivered, in the order of delivery."""
         blocked = self.blocked()
         ready = [m for m in self._of(queue) if m.state == "ready" and m not in blocked]
         return sorted(ready, key=lambda message: -message.draft.priority)  # stable: the order of storing stays
 
     def next(self, queue: str) -> list[Message]:
-        """What is delivered next, if somebody asks."""
+        """Return the messages that a claim would find, in their order."""
         return [] if queue in self.paused else self.ready(queue)
 
     def waiting(self, queue: str) -> list[Message]:
-        """What is neither leased nor has ended, in the order of storing."""
+        """Return the messages that are neither leased nor have ended, in the order of storing."""
         return [m for m in self._of(queue) if m.state in ("ready", "delayed")]
 
     def allowance(self, queue: str) -> int | None:
-        """How many more may be leased; None is no limit."""
+        """Return how many more messages may be leased. None is no limit."""
         most = self.settings(queue).max_in_flight
         return None if most is None else most - sum(m.draft.queue == queue for m in self.leased())
 
@@ -165,7 +166,7 @@ class Model:
         return min(moments, default=None)
 
     def delayed(self) -> list[Message]:
-        """What becomes ready by the passing of time alone."""
+        """Return the messages that become ready by the passing of time alone."""
         blocked = self.blocked()
         return [m for m in self.messages.values() if m.state == "delayed" and m not in blocked]
 
@@ -176,11 +177,12 @@ class Model:
         return {queue for queue, _ in self.messages}
 
     def first_not_settled(self, queue: str) -> Message | None:
-        """Where the watermark stands.
+        """Return the message at the watermark.
 
-        A dead letter can be redriven, so it is not settled. What was delivered and then given up may be processed.
+        A dead letter can be redriven, so it is not settled. A message that was delivered, and then expired or was
+        dropped, may have been processed, so it counts as not settled.
         """
-        return next((m for m in self._of(queue) if m.state not in SETTLED or _given_up(m)), None)
+        return next((m for m in self._of(queue) if m.state not in SETTLED or _perhaps_processed(m)), None)
 
     def rows(self) -> list[Row]:
         blocked = self.blocked()
@@ -208,10 +210,10 @@ class Model:
     def _of(self, queue: str) -> list[Message]:
         return [m for m in self.messages.values() if m.draft.queue == queue]
 
-    # ── what happens to it ──────────────────────────────────────────────────────────────────────────────
+    # ── commands ──────────────────────────────────────────────────────────────────────────────
 
     def route(self, now: float, drafts: Sequence[Draft]) -> list[tuple[int, Draft]]:
-        """What is stored where: each message, or its copies for those bound to its topic; with its time to live."""
+        """Return what is stored: each message, or its copies for the queues bound to its topic, with their ttl."""
         topics = {topic for topic, _ in self.bindings}
         routed = []
         for index, draft in enumerate(drafts):
@@ -226,7 +228,7 @@ class Model:
         return routed
 
     def put(self, now: float, routed: Sequence[tuple[int, Draft]]) -> list[int]:
-        """Stores all or, if one is refused, none; returns the indexes of messages all of whose copies were there."""
+        """Store all messages or none. Return the indexes of those whose copies were all there before."""
         known = {key: message.draft.content for key, message in self.messages.items()}
         new, old = set(), set()
         fresh = []
@@ -249,7 +251,7 @@ class Model:
         return sorted(old - new)
 
     def _room(self, queue: str, fresh: Sequence[Draft]) -> list[Key]:
-        """What has to go for ``fresh`` messages, perhaps some of themselves; raises where there is no room for them."""
+        """Return what is dropped to make room for ``fresh`` messages, perhaps some of themselves. Raises `Refused`."""
         settings = self.settings(queue)
         mine = [draft for draft in fresh if draft.queue == queue]
         there = [m.draft for m in self._of(queue) if m.state not in FINISHED]
@@ -268,14 +270,14 @@ class Model:
         return dropped
 
     def claim(self, queue: str, count: int) -> list[Delivery]:
-        """Leases the first ``count`` that are next; each delivery counts from the moment it is given."""
+        """Lease the first ``count`` messages."""
         return [self._lease(message) for message in self.next(queue)[:count]]
 
     def _lease(self, message: Message) -> Delivery:
         message.attempts += 1
         message.state = "leased"
-        message.holder = message.last = Delivery(message, message.attempts)
-        return message.holder
+        message.delivery = message.last = Delivery(message, message.attempts)
+        return message.delivery
 
     def settle(
         self,
@@ -283,19 +285,20 @@ class Model:
         acks: Sequence[tuple[Delivery, bytes | None]],
         routed: Sequence[tuple[int, Draft]] = (),
     ) -> list[int]:
-        """Acks and sends, all or nothing (G4); a repeated ack of the same delivery is no fault (G7)."""
+        """Ack and send, all or nothing (G4). A repeated ack of the same delivery is no error (G7)."""
         for delivery, _ in acks:
             message = delivery.message
-            if message.holder is not delivery and not (message.state == "done" and message.last is delivery):
+            if message.delivery is not delivery and not (message.state == "done" and message.last is delivery):
                 raise Refused("lease_lost")
         deliveries = [delivery for delivery, _ in acks]
-        repeated = any(d.message.holder is not d for d in deliveries) or len(set(map(id, deliveries))) < len(acks)
+        repeated = any(d.message.delivery is not d for d in deliveries) or len(set(map(id, deliveries))) < len(acks)
         first = None
         if repeated:
-            # It answers as the first did: what that sent itself, at the moment of its acks, is no duplicate.
-            first = now if deliveries[0].message.holder is deliveries[0] else deliveries[0].message.ended_at
+            # The reply equals the first one: messages that the first settle stored itself, at the moment of its acks,
+            # are no duplicates.
+            first = now if deliveries[0].message.delivery is deliveries[0] else deliveries[0].message.ended_at
         # The acks come first: they make room in their queues.
-        before = [(d.message, d.message.state, d.message.holder) for d in deliveries]
+        before = [(d.message, d.message.state, d.message.delivery) for d in deliveries]
         for delivery in deliveries:
             delivery.message.state = "done"
         try:
@@ -307,18 +310,19 @@ class Model:
             stored = {i: [self.messages[draft.key].stored_at for j, draft in routed if j == i] for i in duplicates}
             duplicates = [i for i in duplicates if first not in stored[i]]
         for delivery, result in acks:
-            if delivery.message.holder is delivery:
+            if delivery.message.delivery is delivery:
                 self._end(now, delivery.message, "done", result)
         return duplicates
 
     def retry(
         self, now: float, delivery: Delivery, due: float | None = None, *, counts: bool = True, starting: bool = False
     ) -> bool:
-        """Gives a message back, to be delivered again unless no attempt or no time is left; False where the lease was
-        lost.
+        """Give a message back. It is delivered again, unless it has no attempt or no time left.
+
+        Return False where the lease was lost.
         """
         message = delivery.message
-        if message.holder is not delivery:
+        if message.delivery is not delivery:
             return False
         if counts:
             message.failed_at = now
@@ -328,7 +332,7 @@ class Model:
             return True
         message.attempts -= not counts
         with self._groups_move_on(now):
-            message.holder = None
+            message.delivery = None
             message.due = due if due is not None and due > now else None
             message.fixed = False
             message.state = "ready" if message.due is None else "delayed"
@@ -342,7 +346,7 @@ class Model:
 
     def reject(self, now: float, delivery: Delivery) -> None:
         message = delivery.message
-        if message.holder is delivery:
+        if message.delivery is delivery:
             message.failed_at = now
             message.failures += 1
             self._end(now, message, "dead", None)
@@ -350,7 +354,7 @@ class Model:
             raise Refused("lease_lost")
 
     def expire(self, now: float, message: Message) -> None:
-        """The time of a message is over."""
+        """End a message whose time to live is over."""
         if self.settings(message.draft.queue).on_expiry == "dead":
             message.failed_at = now
             self._end(now, message, "dead", None)
@@ -358,19 +362,19 @@ class Model:
             self._end(now, message, "expired", None)
 
     def expired(self, now: float) -> list[Message]:
-        """What waits although its time is over."""
+        """Return the messages that wait although their time to live is over."""
         waiting = [m for queue in self.queues() for m in self.waiting(queue)]
         return [m for m in waiting if m.expires is not None and m.expires <= now]
 
     def promote(self, now: float) -> None:
-        """Makes ready what is due."""
+        """Make due messages ready."""
         for message in self.delayed():
             if message.due is not None and message.due <= now:
                 message.state = "ready"
                 message.due = None
 
     def shift(self, seconds: float) -> None:
-        """The wall clock was set: waits and times to live go on for as long as they had left."""
+        """Move waits and times to live with the wall clock, so that they last as long as they had left."""
         for message in self.messages.values():
             if message.state in FINISHED:
                 continue
@@ -380,13 +384,13 @@ class Model:
                 message.expires += seconds
 
     def restart(self, now: float) -> None:
-        """Leases end with the daemon that gave them, and so does a message whose last attempt that was."""
+        """End all leases with their daemon. A message whose last attempt that was is dead."""
         for message in self.leased():
-            assert message.holder is not None
-            self.retry(now, message.holder, starting=True)
+            assert message.delivery is not None
+            self.retry(now, message.delivery, starting=True)
         self.ends.clear()
 
-    # ── what people do to it ────────────────────────────────────────────────────────────────────────────
+    # ── administration ────────────────────────────────────────────────────────────────────────────
 
     def known_queue(self, queue: str) -> None:
         if queue not in self.queues():
@@ -400,7 +404,7 @@ class Model:
         return len(waiting)
 
     def dead(self, queue: str, ids: Sequence[str] | None, failed_before: float | None) -> list[Message]:
-        """Dead letters: of these ids, or that failed before a moment."""
+        """Return the dead letters of these ids, or those that failed before a moment."""
         self.known_queue(queue)
         dead = [m for m in self._of(queue) if m.state == "dead"]
         if ids is not None:
@@ -421,7 +425,7 @@ class Model:
     def _end(self, now: float, message: Message, outcome: str, result: bytes | None) -> None:
         with self._groups_move_on(now):
             message.state = outcome
-            message.holder = None
+            message.delivery = None
             message.result = result
             message.ended_at = now
         self.ends.append(End(*message.draft.key, outcome, result))
@@ -432,11 +436,11 @@ class Model:
         yield
         for follower in before - self.blocked():
             if follower.state not in FINISHED:
-                # Its delay ran on while it was blocked.
+                # Its delay went on while it was blocked.
                 if follower.due is not None and follower.due <= now:
                     follower.due = None
                 follower.state = "ready" if follower.due is None else "delayed"
 
 
-def _given_up(message: Message) -> bool:
+def _perhaps_processed(message: Message) -> bool:
     return message.state in ("expired", "dropped") and message.last is not None

@@ -1,7 +1,7 @@
-"""Whatever is asked of the broker, in whatever order and grouping, its file does what a dictionary would (G1-4, 7, 8).
+"""For all requests, in any order and grouping, the broker's file does what a dictionary would (G1-4, G7, G8).
 
-Hypothesis chooses the requests, which of them share a transaction, what happens between a commit and its answers,
-how time passes, and when the daemon ends; `tests.model.pair` compares after every step.
+Hypothesis chooses the requests, which of them share a transaction, what happens between a commit and its answers, how
+time passes, and when the daemon ends. `tests.model.pair` compares the file with the model after every step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eoq.daemon.broker.broker import LONGEST_TIMER
+from eoq.daemon.broker.due_times import LONGEST_TIMER
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.session import Fields
 from eoq.protocol.codec import put_bytes
@@ -38,15 +38,15 @@ EXAMPLES: Final = 80
 STEPS: Final = 50
 PEERS: Final = 3
 LIFE: Final = 10
-"""Steps a daemon lives at least, so that leases have some time to be settled in."""
+"""The least number of steps between two restarts, so that leases have some time to be settled."""
 BULK: Final = 55
-"""Enough for the statements that take many rows at once, and some left over."""
+"""Enough for the statements that take many rows at once, and for some rows more."""
 
 peers = st.integers(0, PEERS - 1)
 picks = st.integers(0, 2**16)
 queues = st.sampled_from(["a", "a", "a", "b"])
 names = st.sampled_from(["a", "a", "a", "a", "b", "topic"])
-"""Where messages are sent to; the topic is a queue like others until one is bound to it."""
+"""Names that messages are sent to. The topic is an ordinary queue until a queue is bound to it."""
 results = st.sampled_from([None, b"", b"paid", b"\xff\x00"])
 groups = st.sampled_from([None, "g", "g"])
 delays = st.sampled_from([None, None, None, 0.0, 1.0, 100.0, 400.0])
@@ -66,7 +66,7 @@ leases = st.sampled_from([5.0, 30.0, 70.0, 200.0])
 waits = st.sampled_from([1.0, 10.0, 300.0])
 limits = st.sampled_from([1, 1, 2, 1000])
 afterwards = st.sampled_from(["rest", "commit", "leave"])
-"""What happens right after a request: everything, its commit without the answer, or nothing yet."""
+"""What happens right after a request: everything, the commit without the answers, or nothing yet."""
 
 drafts = st.builds(
     Draft,
@@ -79,7 +79,7 @@ drafts = st.builds(
     due=delays,
     expires=ttls,
 )
-"""Messages whose ``id`` None is to be a fresh one, and whose ``due`` and ``expires`` are in seconds from now."""
+"""Messages. An ``id`` of None is replaced by a new one; ``due`` and ``expires`` are in seconds from now."""
 plain = st.builds(
     Draft,
     queue=queues,
@@ -88,11 +88,11 @@ plain = st.builds(
     headers=st.sampled_from([(), (("k", "v"),)]),
     priority=st.integers(-1, 1),
 )
-"""Those that nothing holds back."""
+"""Messages that are deliverable at once."""
 
 
 class Machine(RuleBasedStateMachine):
-    """The rules. A request that names a delivery may name any that was ever given, also by a daemon before."""
+    """The rules. A request that names a delivery may name any that a client ever got, also from an earlier daemon."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         then=afterwards,
     )
     def send_again(self, peer: int, pick: int, changed: dict[str, Any], priority: int, then: str) -> None:
-        """A repeated send: what is no content may differ, and changes nothing; content must be the same."""
+        """A repeated send. Its content must be the same. Other options may differ, and change nothing."""
         stored = _pick(list(self.pair.model.messages.values()), pick).draft
         self._send(peer, replace(stored, priority=priority, due=None, expires=None, **changed), then)
 
@@ -147,7 +147,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer=peers, queue=queues, group=groups, conflict=st.sampled_from([False, False, True]), then=afterwards)
     def send_bulk(self, peer: int, queue: str, group: str | None, conflict: bool, then: str) -> None:
-        """Many at once; if there is a ``conflict`` in the middle, none of them."""
+        """Send many messages in one request. With a ``conflict`` in the middle, none is stored."""
         batch = [self._dated(Draft(queue, "", group=group)) for _ in range(BULK)]
         if conflict:
             batch.insert(BULK // 2, Draft(queue, batch[0].id, b"other", group=group))
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     def _dated(self, draft: Draft, queue: str | None = None) -> Draft:
-        """The draft with a fresh id where it has none, and with a moment for its delay."""
+        """Return the draft with a new id where it has none, and with moments for its delays."""
         id = draft.id
         if not id:
             self.serial += 1
@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         if draft.headers:
             fields["headers"] = dict(draft.headers)
         if draft.due is not None:
-            # Both spellings of the same moment.
+            # The two ways to write the same moment.
             if draft.fixed:
                 fields["at"] = draft.due
             else:
@@ -200,21 +200,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer=peers, queue=queues, limit=limits, wait=waits, lease=leases, bound=st.booleans(), then=afterwards)
     def wait(self, peer: int, then: str, **options: Any) -> None:
-        """A receive that waits: it is answered when there is something, or when its time is over."""
+        """A receive that waits. It is answered when there is a message, or when its time is over."""
         self.pair.ask(self.peers[peer], {"op": "receive", **options})
         self._then(then)
 
     @rule(queue=queues, limit=limits, group=groups, count=st.integers(1, PEERS + 1), then=afterwards)
     def all_wait(self, queue: str, limit: int, group: str | None, count: int, then: str) -> None:
-        """Several are there to be woken by one send; each that can have a message must get one."""
+        """One send wakes several receivers. Each that can have a message must get one."""
         for peer in range(PEERS):
             self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
         self.pair.come_to_rest()
         self._send_many(0, queue, [self._dated(Draft(queue, "", group=group)) for _ in range(count)], then)
 
     @rule(queue=queues, limit=limits, some=st.lists(plain | drafts, min_size=1, max_size=6), then=afterwards)
-    def hand_over(self, queue: str, limit: int, some: list[Draft], then: str) -> None:
-        """Sends one by one to a queue where several wait: each is stored right before the next of them claims."""
+    def send_to_waiting(self, queue: str, limit: int, some: list[Draft], then: str) -> None:
+        """Send one by one while several receivers wait: each message is stored right before the next claim."""
         for peer in range(PEERS):
             self.wait(peer, "leave", queue=queue, limit=limit, wait=300.0, lease=30.0)
         self.pair.come_to_rest()
@@ -224,8 +224,8 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.pair.model.next(queue) for queue in "ab"))
     @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
-    def take(self, peer: int, **options: Any) -> None:
-        """A receive from where something is ready, answered at once: so that there is something to settle."""
+    def receive_ready(self, peer: int, **options: Any) -> None:
+        """Receive from a queue that has ready messages, so that there are deliveries to settle."""
         queue = next(queue for queue in "ab" if self.pair.model.next(queue))
         self.pair.ask(self.peers[peer], {"op": "receive", "queue": queue, **options})
         self.pair.come_to_rest()
@@ -265,7 +265,7 @@ class Machine(RuleBasedStateMachine):
         conflict: bool,
         then: str,
     ) -> None:
-        """Several at once: among any that ever were if one may be ``lost``, and perhaps with an id that is taken."""
+        """Ack several deliveries. With ``lost`` any earlier one may be among them, with ``conflict`` an id is taken."""
         given = self._most_alive() + (self.pair.deliveries if lost else [])
         if conflict:
             stored = next(iter(self.pair.model.messages.values())).draft
@@ -312,7 +312,7 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     def _backoff(self, delivery: Delivery) -> float:
-        """Before the second delivery as set, then doubling (the cap lies beyond the attempts made here)."""
+        """Return the configured wait before the second delivery, then a doubling one. The cap is never reached here."""
         first = self.pair.settings(delivery.message.draft.queue).retry_first
         return (first if delivery.attempt == 1 else 2.0 ** (delivery.attempt - 2)) * self.pair.dice.jitter
 
@@ -355,7 +355,7 @@ class Machine(RuleBasedStateMachine):
         delivery = _pick(self._most_alive(), pick)
         allowed = _if_it_has_ended(delivery)
         if not delivery.ended:
-            # While its end is under way both answers are true.
+            # While its end is under way, both replies are right.
             allowed = frozenset({"ok", "lease_lost"} if delivery.in_flight else {"ok"})
         fields = {"op": "extend", "receipt": delivery.receipt, "seconds": seconds}
         if self.pair.ask(self.peers[peer], fields, at_once=allowed).outcome == "ok":
@@ -371,8 +371,8 @@ class Machine(RuleBasedStateMachine):
         second=st.sampled_from(["ack", "reject", "settle", "settle_all", "nack", "release"]),
         then=afterwards,
     )
-    def change_ones_mind(self, peer: int, pick: int, first: str, again: bool, second: str, then: str) -> None:
-        """Two endings of one delivery in one transaction, the message perhaps delivered again between the two."""
+    def end_twice(self, peer: int, pick: int, first: str, again: bool, second: str, then: str) -> None:
+        """End one delivery twice in one transaction. The message is perhaps delivered again between the two."""
         self._ensure_a_delivery(peer, BULK if second == "settle_all" else 1)
         if not self.pair.deliveries:
             return  # its queue is full, paused, or has too many in flight
@@ -386,7 +386,7 @@ class Machine(RuleBasedStateMachine):
         self._ending(second, peer, delivery, then)
 
     def _ensure_a_delivery(self, peer: int, count: int) -> None:
-        """Something that can be settled, where there is nothing."""
+        """Make deliveries that can be settled, where there are too few."""
         self.pair.come_to_rest()
         if sum(not delivery.ended for delivery in self.pair.deliveries) < count:
             self._send_many(peer, "a", [self._dated(Draft("a", "")) for _ in range(count)], "rest")
@@ -409,7 +409,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer=peers, queue=queues, times=st.integers(2, 4))
     def fail_again(self, peer: int, queue: str, times: int) -> None:
-        """The same first message is taken and given up several times, waiting as long as it must."""
+        """Receive and nack the same first message several times, with the waits between them."""
         for _ in range(times):
             self.receive(peer, "rest", queue=queue, limit=1, lease=30.0)
             if self.pair.deliveries:
@@ -417,14 +417,14 @@ class Machine(RuleBasedStateMachine):
             self.pair.pass_time(1.0, prompt=True)
 
     def _most_alive(self) -> list[Delivery]:
-        """The deliveries that live, and those given last, so that most requests are about leases that live."""
+        """Return the live deliveries, or else the last ones, so that most requests are about live leases."""
         return [delivery for delivery in self.pair.deliveries if not delivery.ended] or self.pair.deliveries[-3:]
 
-    # ── what people do ──────────────────────────────────────────────────────────────────────────────────
+    # ── administration ──────────────────────────────────────────────────────────────────────────────────
 
     @rule(peer=peers, queue=queues, paused=st.booleans(), then=afterwards)
     def pause(self, peer: int, queue: str, paused: bool, then: str) -> None:
-        """A queue is paused, or goes on; one that nobody has used goes on being unknown."""
+        """Pause or resume a queue. A queue that does not exist cannot be resumed."""
         if not paused and queue not in self.pair.model.queues():
             paused = True
         model = self.pair.model
@@ -464,10 +464,10 @@ class Machine(RuleBasedStateMachine):
         older=st.sampled_from([None, None, 1.0, 60.0]),
         then=afterwards,
     )
-    def decide_on_the_dead(
+    def redrive_or_drop(
         self, peer: int, op: str, pick: int, chosen: list[int] | None, older: float | None, then: str
     ) -> None:
-        """Dead letters are redriven or dropped: some by their ids (others may be among them), by age, or all."""
+        """Redrive or drop dead letters: by ids, among which may be others, by age, or all."""
         model, now = self.pair.model, self.pair.clock.wall()
         dead = [message.draft for message in model.messages.values() if message.state == "dead"]
         drafts = dead or [message.draft for message in model.messages.values()]
@@ -494,7 +494,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer=peers, queue=queues, header=st.booleans(), then=afterwards)
     def bind(self, peer: int, queue: str, header: bool, then: str) -> None:
-        """A queue is bound to the topic, perhaps for some messages only."""
+        """Bind a queue to the topic, perhaps for messages with a header only."""
         model = self.pair.model
         headers = {"k": "v"} if header else {}
 
@@ -521,7 +521,7 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     def _know_bindings(self, key: Key, headers: dict[str, str] | None) -> Callable[[], None]:
-        """From its confirmation on a binding counts for what is sent."""
+        """Return what the model does when a binding is confirmed: it routes by it from then on."""
 
         def know() -> None:
             self.pair.model.bindings.pop(key, None)
@@ -533,8 +533,8 @@ class Machine(RuleBasedStateMachine):
     # ── what happens to the daemon ──────────────────────────────────────────────────────────────────────
 
     @rule(peer=peers, queue=queues, then=afterwards)
-    def ask_and_hang_up(self, peer: int, queue: str, then: str) -> None:
-        """What is claimed for somebody who has gone was seen by nobody, and does not count."""
+    def receive_and_hang_up(self, peer: int, queue: str, then: str) -> None:
+        """Claim for a client that is gone: no consumer sees these messages, so they use no attempt."""
         self.receive(peer, "leave", queue=queue, limit=2, lease=30.0)
         self.hang_up(peer, then)
 
@@ -619,11 +619,11 @@ def _run(examples: int) -> None:
 @pytest.mark.parametrize("first", ["nack", "release", "hang_up"])
 @pytest.mark.parametrize("second", ["ack", "reject", "settle", "settle_all", "nack", "release"])
 def test_a_late_ending_does_nothing_to_the_next_delivery(first: str, second: str) -> None:
-    """Given back, delivered again and ended by its first receiver, all in one transaction: the fence decides (G7)."""
+    """A message is given back, delivered again, and ended by its first receiver, all in one transaction (G7)."""
     machine = Machine()
     try:
         machine.start(QueueSettings(max_attempts=4), QueueSettings(), 1.0)
-        machine.change_ones_mind(0, 0, first, again=True, second=second, then="rest")
+        machine.end_twice(0, 0, first, again=True, second=second, then="rest")
         machine.holds()
     finally:
         machine.teardown()
@@ -631,7 +631,7 @@ def test_a_late_ending_does_nothing_to_the_next_delivery(first: str, second: str
 
 @pytest.mark.parametrize("how", ["ack", "reject", "nack", "time"])
 def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
-    """Found by the machine: the timer of its due time had gone by while it was blocked, and nobody set another."""
+    """Found by the machine: the timer for its due time had fired while it was blocked, and no other was set."""
     machine = Machine()
     try:
         machine.start(QueueSettings(max_attempts=1), QueueSettings(), 1.0)
@@ -651,8 +651,8 @@ def test_a_delayed_message_behind_one_that_ends_becomes_due(how: str) -> None:
         machine.teardown()
 
 
-def test_a_message_that_comes_back_still_expires() -> None:
-    """Found by the machine: it was leased when somebody last looked for what expires."""
+def test_a_message_that_is_given_back_still_expires() -> None:
+    """Found by the machine: it was leased when the broker last looked for expired messages."""
     machine = Machine()
     try:
         machine.start(QueueSettings(), QueueSettings(), 1.0)
@@ -664,8 +664,8 @@ def test_a_message_that_comes_back_still_expires() -> None:
         machine.teardown()
 
 
-def test_a_receiver_is_woken_when_one_that_had_all_the_allowance_is_gone() -> None:
-    """It was held back, since the claim of the one before it was under way when that hung up."""
+def test_a_receiver_is_woken_when_the_one_before_it_is_gone_that_had_the_whole_allowance() -> None:
+    """It was deferred, since the claim of the receiver before it was under way when that one hung up."""
     machine = Machine()
     try:
         machine.start(QueueSettings(max_in_flight=1), QueueSettings(), 1.0)
@@ -681,7 +681,7 @@ def test_a_receiver_is_woken_when_one_that_had_all_the_allowance_is_gone() -> No
 
 @pytest.mark.parametrize("jump", [7200.0, -7200.0])
 def test_a_lease_that_ends_right_after_the_clock_was_set_expires_nothing(jump: float) -> None:
-    """Nobody has asked anything since the jump; the message comes back with the time it had left."""
+    """No request has come since the jump. The message comes back with the time to live that it had left."""
     machine = Machine()
     try:
         machine.start(QueueSettings(), QueueSettings(), 1.0)
@@ -695,8 +695,8 @@ def test_a_lease_that_ends_right_after_the_clock_was_set_expires_nothing(jump: f
         machine.teardown()
 
 
-def test_what_is_stored_after_a_restart_lies_over_every_watermark_given_before() -> None:
-    """Places in the file that duplicates used up are given again after a restart; no watermark may be over them."""
+def test_messages_stored_after_a_restart_are_above_every_earlier_watermark() -> None:
+    """Seqs that duplicates used up are used again after a restart. No watermark may be above them."""
     machine = Machine()
     try:
         machine.start(QueueSettings(max_attempts=4), QueueSettings(), 1.0)
@@ -711,10 +711,10 @@ def test_what_is_stored_after_a_restart_lies_over_every_watermark_given_before()
         machine.teardown()
 
 
-def test_it_does_what_a_dictionary_would() -> None:
+def test_the_broker_does_what_a_dictionary_would() -> None:
     _run(EXAMPLES)
 
 
 @pytest.mark.slow
-def test_it_does_what_a_dictionary_would_at_length() -> None:
+def test_the_broker_does_what_a_dictionary_would_at_length() -> None:
     _run(12 * EXAMPLES)

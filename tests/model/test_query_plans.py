@@ -19,7 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 import eoq
-from eoq.daemon import requests
+from eoq.daemon import request_values, requests
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.records import DeliveryRef, NewMessage, OccurrencePlan
 from eoq.daemon.store.commands import (
@@ -294,7 +294,7 @@ def test_redrive_drop_and_purge_find_what_they_change(traced: Traced) -> None:
 def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
     for n in range(FILL):
         fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
-        definition = requests.new_schedule(fields, NOW)
+        definition = request_values.new_schedule(fields, NOW)
         traced.run(ScheduleAdd(NOW, definition, False))
 
     now = NOW + 602

@@ -1,4 +1,4 @@
-"""When occurrences are, and which of those that have passed are sent."""
+"""Schedule rules: when the occurrences are, and which of the past ones are sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _berlin(text: str) -> float:
 
 
 def _days(rule: Rule, start: str, end: str) -> list[str]:
-    """The occurrences between two moments in Berlin, with their offsets from UTC."""
+    """Return the occurrences between two moments in Berlin, with their offsets from UTC."""
     found, moment = [], rule.after(_berlin(start) - 1)
     while moment is not None and moment < _berlin(end):
         found.append(f"{datetime.fromtimestamp(moment, BERLIN):%d %H:%M %z}")
@@ -44,19 +44,19 @@ def _days(rule: Rule, start: str, end: str) -> list[str]:
         ("0 4 * * *", ["28 04:00 +0100", "29 04:00 +0200", "30 04:00 +0200"]),
     ],
 )
-def test_what_falls_into_a_skipped_hour_comes_once_right_after_it(expression: str, expected: list[str]) -> None:
+def test_occurrences_in_a_skipped_hour_come_once_right_after_it(expression: str, expected: list[str]) -> None:
     assert _days(_cron(expression), "2026-03-28", "2026-03-31") == expected
 
 
-def test_what_falls_into_an_hour_that_comes_twice_comes_once() -> None:
+def test_an_occurrence_in_a_repeated_hour_comes_once() -> None:
     rule = _cron("30 2 * * *")
     assert _days(rule, "2026-10-24", "2026-10-27") == ["24 02:30 +0200", "25 02:30 +0200", "26 02:30 +0100"]
-    # Also for a daemon that asks in the second one.
+    # Also where the daemon asks in the second of the two hours.
     second = datetime(2026, 10, 25, 2, 10, fold=1, tzinfo=BERLIN).timestamp()
     assert rule.after(second) == _berlin("2026-10-26T02:30")
 
 
-def test_what_comes_more_often_than_hourly_goes_on_as_time_does() -> None:
+def test_occurrences_more_often_than_hourly_follow_elapsed_time() -> None:
     assert len(_days(_cron("*/15 * * * *"), "2026-10-25T01:00", "2026-10-25T04:00")) == 16
     assert len(_days(_cron("*/15 * * * *"), "2026-03-29T01:00", "2026-03-29T04:00")) == 8
 
@@ -82,7 +82,7 @@ def test_every_counts_from_its_start_and_never_drifts(start: int) -> None:
     assert list(rule.back_from(start - 1)) == []
 
 
-def test_the_first_of_every_is_so_long_after_it_was_added() -> None:
+def test_the_first_occurrence_of_every_is_one_interval_after_it_was_added() -> None:
     assert rule_of(first_of(Timing(None, None, 60, None), 1000.75)).after(1000.75) == 1060
 
 
@@ -94,7 +94,7 @@ _FIELDS = ["*", "0", "5", "59", "*/7", "1-5", "3,4", "MON", "L", "*/2", "1-20/3"
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"]),
     st.integers(1_700_000_000, 1_900_000_000),
 )
-def test_going_back_meets_what_going_on_meets(fields: list[str], zone: str, moment: int) -> None:
+def test_back_from_yields_the_same_occurrences_as_after(fields: list[str], zone: str, moment: int) -> None:
     with suppress(InvalidRequest):
         rule = _cron(" ".join(fields), zone)
         onward: list[int] = []
@@ -133,7 +133,7 @@ def test_any_text_is_a_rule_or_refused(text: str) -> None:
         ),
     ],
 )
-def test_what_is_no_cron_expression(expression: str) -> None:
+def test_an_invalid_cron_expression_is_refused(expression: str) -> None:
     with pytest.raises(InvalidRequest, match="no cron expression"):
         _cron(expression).after(0)
 
@@ -142,7 +142,7 @@ def test_what_is_no_cron_expression(expression: str) -> None:
     "zone",
     ["Europe/Berlix", "Europe", "/etc/passwd", "../../etc/passwd", "a\0b", ".", "", "x" * 100, "tzdata.zi", "Ü"],
 )
-def test_what_is_no_time_zone(zone: str) -> None:
+def test_an_unknown_time_zone_is_refused(zone: str) -> None:
     if zone:
         with pytest.raises(InvalidRequest, match="no time zone"):
             _cron("* * * * *", zone)
@@ -158,12 +158,12 @@ def test_what_is_no_time_zone(zone: str) -> None:
         (Timing(None, None, 5, None), "`at`"),
     ],
 )
-def test_what_does_not_go_together(timing: Timing, word: str) -> None:
+def test_timings_that_contradict_themselves_are_refused(timing: Timing, word: str) -> None:
     with pytest.raises(InvalidRequest, match=word):
         rule_of(timing)
 
 
-def test_a_moment_beyond_all_years_has_no_occurrence() -> None:
+def test_a_moment_beyond_the_last_year_has_no_occurrence() -> None:
     rule = _cron("* * * * *")
     assert rule.after(253402300799.0) is None
     assert rule.after(1e15) is None
@@ -171,20 +171,20 @@ def test_a_moment_beyond_all_years_has_no_occurrence() -> None:
 
 
 def _every_minute(catch_up: str, late: float, missed: int) -> list[int]:
-    """What is sent if ``missed`` occurrences have passed, the newest of them ``late`` seconds ago; as minutes."""
+    """Return what is sent, in minutes, if ``missed`` occurrences have passed, the newest ``late`` seconds ago."""
     rule = Every(60, 0)
     return [at // 60 for at in due(rule, catch_up, 60, missed * 60 + late)]
 
 
 @pytest.mark.parametrize("make", [lambda: Every(60, 0), lambda: _cron("* * * * *")])
 @pytest.mark.parametrize("catch_up", ["last", "all", "none"])
-def test_what_comes_in_time_is_sent(make: Callable[[], Rule], catch_up: str) -> None:
+def test_occurrences_that_are_in_time_are_sent(make: Callable[[], Rule], catch_up: str) -> None:
     assert due(make(), catch_up, 60, 60.0) == [60]
     assert due(make(), catch_up, 60, 119.9) == [60]
     assert due(make(), catch_up, 60, 120.0) == [60, 120]
 
 
-def test_of_the_missed_it_depends() -> None:
+def test_missed_occurrences_are_sent_as_catch_up_says() -> None:
     assert _every_minute("none", 30.0, 10) == [10]
     assert _every_minute("last", 30.0, 10) == [10]
     assert _every_minute("all", 30.0, 10) == list(range(1, 11))

@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eoq.daemon import requests
+from eoq.daemon import request_values, requests
 from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.model import Config
 from eoq.daemon.config.settings import StorageSettings, defaults
 from eoq.daemon.records import DueSchedules, NewMessage, OccurrencePlan
@@ -34,6 +35,7 @@ from eoq.daemon.session import Session
 from eoq.daemon.store.commands import Command, Put, R, ReadDue, ScheduleShow, StoreOccurrences
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
+from eoq.ids import new_id
 from eoq.protocol.codec import Fields, encode
 from tests.model.hands import ManualClock
 
@@ -64,8 +66,10 @@ class Daemon:
     def start(self) -> None:
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self.store = self._loop.run_until_complete(SqliteStore.open(self._path, storage=self._storage))
-        self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, arrived=self.told.append, topics=None)
-        self.scheduler = Scheduler(self, self.broker.clock, self.broker.intake, defaults)
+        events = Events()
+        events.on_stored.append(lambda queue, _count: self.told.append(queue))
+        self.broker = Broker(self, self.clock, epoch="e", events=events)
+        self.scheduler = Scheduler(self, self.broker.clock, self.broker.publisher, defaults)
         self.running = True
         self.scheduler.apply(self.config)
         self.rest()
@@ -361,7 +365,7 @@ def test_the_message_is_as_it_was_said(daemon: Daemon, clock: ManualClock) -> No
     with closing(sqlite3.connect(daemon.store.database.path)) as database:
         row = database.execute('select body, headers, priority, "group", digest from message').fetchone()
     sent = requests.Message(**content, id="x")  # type: ignore[arg-type] # its fields have several types
-    assert row == (b"\0\xff", '{"a":"1","b":"2"}', 3, "g", requests.new_message("q", sent, 0, None).digest)
+    assert row == (b"\0\xff", '{"a":"1","b":"2"}', 3, "g", request_values.new_message("q", sent, 0, new_id).digest)
 
 
 def test_a_full_queue_gets_its_occurrence_later(daemon: Daemon, clock: ManualClock) -> None:
@@ -420,7 +424,7 @@ def test_a_transaction_that_fails_leaves_the_occurrence_to_the_next(daemon: Daem
     (due,) = daemon.store.transact([ReadDue(clock.wall(), STEP, False)])
     assert isinstance(due, DueSchedules)
     (schedule,) = due.due
-    message = requests.scheduled_message(schedule.definition, int(start + 10))
+    message = request_values.scheduled_message(schedule.definition, int(start + 10))
     then = schedule._replace(next_at=int(start + 20))
     plan = OccurrencePlan(schedule, [(int(start + 10), [message])], then, start + 20)
     fire = StoreOccurrences(clock.wall(), [plan], defaults, start + 15)
@@ -599,7 +603,7 @@ def test_a_configuration_of_too_many_is_not_taken_by_half(
 
 def test_definitions_are_values() -> None:
     schedule = requests.Schedule(name="s", queue="q", every=10, at=7.9, body="x")
-    definition = requests.new_schedule(schedule, 0.0)
+    definition = request_values.new_schedule(schedule, 0.0)
     assert isinstance(definition, Definition)
     assert definition.timing.at == 7
-    assert requests.content_of(definition) == {"body": "x"}
+    assert request_values.content_of(definition) == {"body": "x"}

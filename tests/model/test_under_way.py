@@ -1,4 +1,4 @@
-"""What happens while a commit is under way: waits that end, connections that end, others who ask."""
+"""What happens while a commit is under way: waits end, connections end, other clients send requests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.once import OnceService
 from eoq.daemon.session import Fields, Session
@@ -23,7 +24,7 @@ from tests.model.hands import ManualClock
 
 
 class SlowDaemon:
-    """A daemon without a socket. Its clock moves, and its commits are done, when the test says so."""
+    """A daemon without a socket. The test moves its clock, and runs its commits."""
 
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock()
@@ -31,31 +32,31 @@ class SlowDaemon:
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._loop = asyncio.new_event_loop()
         self.store = self._loop.run_until_complete(SqliteStore.open(path, settings=lambda _: self.settings))
-        self.broker = Broker(self, self.clock, epoch="e", ended=lambda *_: None, settings=lambda _: self.settings)
+        self.broker = Broker(self, self.clock, epoch="e", events=Events(), settings=lambda _: self.settings)
         self.once = OnceService(self, self.clock)
 
     def close(self) -> None:
         self._loop.run_until_complete(self.store.close())
         self._loop.close()
 
-    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
-        """The broker hands over a verb, as to the writer."""
-        self._submitted.append((verb, done))
+    def submit(self, command: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
+        """Take a command from the broker, as the writer does."""
+        self._submitted.append((command, done))
 
     def commit(self) -> None:
-        """Commits what was submitted until now, and answers it."""
+        """Commit the commands that were submitted until now, and answer them."""
         batch, self._submitted = self._submitted, []
-        outcomes = self.store.transact([verb for verb, _ in batch])
+        outcomes = self.store.transact([command for command, _ in batch])
         for (_, done), outcome in zip(batch, outcomes, strict=True):
             done(outcome)
 
     def rest(self) -> None:
-        """Commits until nothing is under way."""
+        """Commit until nothing is under way."""
         while self._submitted:
             self.commit()
 
     def wait(self, seconds: float) -> None:
-        """Time passes, and the timers that are due ring. Nothing is committed."""
+        """Let time pass and fire the timers that are due. Nothing is committed."""
         until = self.clock.monotonic() + seconds
         while (due := self.clock.next_due()) is not None and due <= until:
             self.clock.move_to(due)
@@ -63,17 +64,16 @@ class SlowDaemon:
         self.clock.move_to(until)
 
     def ask(self, session: Session, **fields: object) -> list[Fields | EoqError]:
-        """A request; its reply is in the list as soon as there is one."""
+        """Send a request. Its reply is in the returned list as soon as there is one."""
         request = requests.decode(json.dumps(fields).encode())
-        handler = self.broker if type(request) in self.broker.handles else self.once
+        handlers = {**self.broker.handlers, **self.once.handlers}
         replies: list[Fields | EoqError] = []
-        handler.handle(session, request, replies.append)
+        handlers[type(request)](session, request, replies.append)
         return replies
 
     def end(self, session: Session) -> None:
-        """A connection ends."""
-        self.broker.closed(session)
-        self.once.closed(session)
+        """End a connection."""
+        session.close()
 
 
 @pytest.fixture
@@ -92,14 +92,14 @@ def _once(slow: SlowDaemon, session: Session, token: str, **more: object) -> lis
 # ── once ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_wait_for_a_key_that_ends_while_it_asks_again_is_answered(slow: SlowDaemon) -> None:
-    holder = Session()
-    _once(slow, holder, "holder")
+def test_a_wait_for_a_key_that_ends_while_the_store_is_asked_again_is_answered(slow: SlowDaemon) -> None:
+    runner = Session()
+    _once(slow, runner, "runner")
     waiting = _once(slow, Session(), "late", wait=1)
     slow.rest()
-    _once(slow, holder, "holder", op="once_release")
+    _once(slow, runner, "runner", op="once_release")
     another = _once(slow, Session(), "another")
-    slow.commit()  # who waits asks again, too late
+    slow.commit()  # the caller that waits asks the store again, too late
     slow.wait(2)
     assert waiting == []
     slow.rest()
@@ -108,7 +108,7 @@ def test_a_wait_for_a_key_that_ends_while_it_asks_again_is_answered(slow: SlowDa
 
 
 def test_a_wait_for_a_key_counts_from_its_request(slow: SlowDaemon) -> None:
-    _once(slow, Session(), "holder")
+    _once(slow, Session(), "runner")
     waiting = _once(slow, Session(), "waits", wait=1)
     slow.wait(2)
     slow.rest()
@@ -116,7 +116,7 @@ def test_a_wait_for_a_key_counts_from_its_request(slow: SlowDaemon) -> None:
 
 
 @pytest.mark.parametrize("come_back_first", [True, False])
-def test_a_holder_that_comes_back_while_its_first_connection_ends_stays_the_only_one(
+def test_a_runner_that_comes_back_while_its_first_connection_ends_stays_the_only_one(
     slow: SlowDaemon, come_back_first: bool
 ) -> None:
     first, second = Session(), Session()
@@ -139,7 +139,7 @@ def test_a_holder_that_comes_back_while_its_first_connection_ends_stays_the_only
     assert again == [{"state": "run"}]
 
 
-def test_a_key_is_open_when_all_connections_of_its_holder_have_ended_in_any_order(slow: SlowDaemon) -> None:
+def test_a_key_is_open_when_all_connections_of_its_runner_have_ended_in_any_order(slow: SlowDaemon) -> None:
     first, second, third = Session(), Session(), Session()
     for session in (first, second, third):
         _once(slow, session, "mine")
@@ -157,7 +157,7 @@ def test_a_key_is_open_when_all_connections_of_its_holder_have_ended_in_any_orde
     assert other == [{"state": "run"}]
 
 
-def test_a_release_that_the_disk_refused_is_not_repeated_once_the_holder_is_back(slow: SlowDaemon) -> None:
+def test_a_release_that_the_disk_refused_is_not_repeated_once_the_runner_is_back(slow: SlowDaemon) -> None:
     first, second = Session(), Session()
     _once(slow, first, "mine")
     slow.rest()
@@ -175,14 +175,14 @@ def test_a_release_that_the_disk_refused_is_not_repeated_once_the_holder_is_back
     assert other == [{"state": "running"}]
 
 
-def test_all_who_wait_for_a_key_are_answered_whatever_the_first_of_them_learns(slow: SlowDaemon) -> None:
-    holder, first = Session(), Session()
-    _once(slow, holder, "holder")
+def test_all_callers_that_wait_for_a_key_are_answered_whatever_reply_the_first_gets(slow: SlowDaemon) -> None:
+    runner, first = Session(), Session()
+    _once(slow, runner, "runner")
     running = _once(slow, first, "first", fingerprint="b", wait=60)
     fingerprints = ["a", None, "b", "c", "a", None, "b"]
     waiting = [_once(slow, Session(), f"{n}", fingerprint=f, wait=60) for n, f in enumerate(fingerprints)]
     slow.rest()
-    _once(slow, holder, "holder", op="once_release")
+    _once(slow, runner, "runner", op="once_release")
     slow.rest()
     assert running == [{"state": "run"}]
     _once(slow, first, "first", op="once_done", output="x")
@@ -192,7 +192,7 @@ def test_all_who_wait_for_a_key_are_answered_whatever_the_first_of_them_learns(s
     assert told == ["id_conflict" if fingerprint in ("a", "c") else done for fingerprint in fingerprints]
 
 
-def test_those_who_wait_for_a_key_keep_their_order(slow: SlowDaemon) -> None:
+def test_callers_that_wait_for_a_key_keep_their_order(slow: SlowDaemon) -> None:
     sessions = [Session() for _ in range(5)]
     waiting = [_once(slow, session, f"{n}", wait=60) for n, session in enumerate(sessions)]
     for number, session in enumerate(sessions):
@@ -201,7 +201,7 @@ def test_those_who_wait_for_a_key_keep_their_order(slow: SlowDaemon) -> None:
         slow.end(session)
 
 
-# ── receiving where a queue has limits ──────────────────────────────────────────────────────────────────────
+# ── receiving from a queue with limits ──────────────────────────────────────────────────────────────────────
 
 
 def _receive(slow: SlowDaemon, wait: float = 0, limit: int = 1) -> list[Fields | EoqError]:
@@ -213,13 +213,13 @@ def _send(slow: SlowDaemon, count: int) -> None:
 
 
 def _count(replies: list[Fields | EoqError]) -> int:
-    """How many messages the one reply has."""
+    """Return how many messages the one reply has."""
     (reply,) = replies
     assert isinstance(reply, dict)
     return len(reply["messages"])
 
 
-def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> None:
+def test_a_raised_rate_applies_to_receivers_that_wait(slow: SlowDaemon) -> None:
     slow.settings = QueueSettings(rate=1 / 512)
     _send(slow, 2)
     assert _receive(slow) == []
@@ -227,14 +227,14 @@ def test_a_rate_that_is_raised_counts_for_those_who_wait(slow: SlowDaemon) -> No
     waiting = _receive(slow, wait=60)
     slow.rest()
     slow.settings = QueueSettings(rate=0.5)
-    slow.broker.settings_changed()
+    slow.broker.receivers.wake_all()
     slow.wait(3)
     slow.rest()
     assert _count(waiting) == 1
 
 
-def test_an_alarm_that_rings_a_moment_too_early_is_set_again(slow: SlowDaemon) -> None:
-    """As real timers do. What the rate allows only by the next look at the clock must be told to whoever waits, too."""
+def test_an_alarm_that_rings_slightly_too_early_is_set_again(slow: SlowDaemon) -> None:
+    """Real timers do that. A delivery that the rate allows a moment later must wake a receiver, too."""
     slow.settings = QueueSettings(rate=1)
     _send(slow, 2)
     first = _receive(slow)
@@ -253,7 +253,7 @@ def test_an_alarm_that_rings_a_moment_too_early_is_set_again(slow: SlowDaemon) -
     assert _count(waiting) == 1
 
 
-def test_those_who_wait_at_an_empty_queue_with_a_rate_let_it_sleep(slow: SlowDaemon) -> None:
+def test_receivers_that_wait_at_an_empty_queue_with_a_rate_let_the_daemon_sleep(slow: SlowDaemon) -> None:
     slow.settings = QueueSettings(rate=64)
     slow.broker.start()
     waiting = [_receive(slow, wait=3000) for _ in range(4)]
@@ -293,7 +293,7 @@ def test_a_receive_is_answered_where_a_claim_under_way_finds_nothing(slow: SlowD
     assert [_count(replies) for replies in at_once] == [0, 0, 0]
 
 
-def test_many_leases_are_returned_in_no_time_however_many_wait(slow: SlowDaemon) -> None:
+def test_many_leases_are_given_back_quickly_however_many_receivers_wait(slow: SlowDaemon) -> None:
     worker = Session()
     for _ in range(20):
         _send(slow, 1000)
@@ -304,6 +304,6 @@ def test_many_leases_are_returned_in_no_time_however_many_wait(slow: SlowDaemon)
     assert slow.broker.leased == 20_000
     used = time.process_time()
     slow.end(worker)
-    assert time.process_time() - used < 0.5  # a hundredth of it, where each lease does not look through all who wait
+    assert time.process_time() - used < 0.5  # a hundredth of that, where no lease looks through all receivers
     slow.rest()
     assert sum(_count(replies) for replies in waiting) == 4000

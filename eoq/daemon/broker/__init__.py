@@ -1,1 +1,1 @@
-"""Sending, receiving and settling: what those requests mean for the store and for who waits."""
+"""The broker: messages come in, go out to consumers, and are settled or given back."""

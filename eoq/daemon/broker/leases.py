@@ -1,76 +1,76 @@
-"""Leases: which delivery is whose, and until when. They live in memory and end with the daemon.
+"""Leases: which delivery belongs to which consumer, and until when. They live in memory and end with the daemon.
 
-What makes them safe is in the file: a settle names the fence of its delivery, and the store compares it. This
-table only decides when a lease ends.
+The file makes them safe: a settle names the number of its delivery, and the store compares it. This table only decides
+when a lease ends.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from ..records import DeliveryRef, counted
 
-MOST_OVER: Final = 10_000
-"""Leases that are over and not yet forgotten, beside as many as are alive."""
+MOST_ENDED: Final = 10_000
+"""How many ended leases the table may keep in addition to one for each live lease."""
 
 
 class Lease(Struct, eq=False):
-    """One delivery that is not settled yet. ``deadline`` is monotonic seconds."""
+    """One delivery that is not settled yet. ``deadline`` is in monotonic seconds."""
 
     delivery: DeliveryRef
     id: str
     attempt: int
     receipt: str
     deadline: float
-    owner: set[Lease] | None
-    """The leases of the connection it is bound to; None where it is not bound."""
+    bound: set[Lease] | None
+    """The leases of the connection that it ends with. None where it is not bound to a connection."""
     scheduled: float = 0.0
     """The earliest moment at which the table looks at it again."""
 
 
 class Receipts:
-    """Writes and reads receipts: opaque to clients, ``epoch.seq.fence`` to the daemon.
+    """Writes and reads receipts: opaque to clients, ``epoch.seq.delivery number`` to the daemon.
 
-    ``epoch`` is new at each start: a receipt of an earlier start never names a lease of this one.
+    ``epoch`` is new at each start, so that a receipt of an earlier start never names a lease of this one.
     """
 
     def __init__(self, epoch: str) -> None:
         self._epoch = epoch
 
-    def write(self, seq: int, fence: int) -> str:
-        return f"{self._epoch}.{seq:x}.{fence:x}"
+    def write(self, seq: int, number: int) -> str:
+        """Return the receipt of a delivery."""
+        return f"{self._epoch}.{seq:x}.{number:x}"
 
     def read(self, receipt: str) -> tuple[int, int] | None:
-        """Its seq and its fence; None for what never was a receipt."""
+        """Return the seq and the delivery number of a receipt. Return None for a text that never was a receipt."""
         parts = receipt.split(".")
         if len(parts) != 3:
             return None
         try:
-            seq, fence = int(parts[1], 16), int(parts[2], 16)
+            seq, number = int(parts[1], 16), int(parts[2], 16)
         except ValueError:
             return None
-        if not (0 <= seq < 2**63 and 0 <= fence < 2**63):
+        if not (0 <= seq < 2**63 and 0 <= number < 2**63):
             return None
-        return seq, fence
+        return seq, number
 
 
 class Leases:
-    """All leases, by receipt, and the order in which they end."""
+    """All live leases by receipt, and the order in which they end."""
 
-    def __init__(self, ended: Callable[[list[Lease]], None]) -> None:
-        self._ended = ended
+    def __init__(self) -> None:
         self._by_receipt: dict[str, Lease] = {}
         self.get = self._by_receipt.get
-        """The lease of a receipt; None where it is over."""
+        """Return the lease of a receipt, or None where it has ended."""
         self._by_deadline: list[tuple[float, int, list[Lease]]] = []
-        """Those that were given together end together, unless one is settled or extended before."""
+        """Leases that were given together end together, unless one is settled or extended before."""
         self._listed = 0
-        """Leases in there, also those that are over."""
+        """How many leases are in there, including ended ones."""
         self._by_queue: Counter[str] = Counter()
         self._serial = 0
 
@@ -78,40 +78,41 @@ class Leases:
         return len(self._by_receipt)
 
     def count(self, queue: str) -> int:
-        """How many messages of a queue are leased."""
+        """Return how many messages of a queue are leased."""
         return self._by_queue[queue]
 
     def add(self, leases: Sequence[Lease]) -> None:
-        """Leases of one queue and owner that have the same deadline."""
+        """Add leases of one queue and connection that have the same deadline."""
         if not leases:
             return
         first = leases[0]
         self._by_receipt.update([(lease.receipt, lease) for lease in leases])
         self._by_queue[first.delivery.queue] += len(leases)
-        if first.owner is not None:
-            first.owner.update(leases)
+        if first.bound is not None:
+            first.bound.update(leases)
         self._schedule(leases)
 
     def extend(self, lease: Lease, deadline: float) -> None:
+        """Move the deadline of a lease, in either direction."""
         lease.deadline = deadline
         if deadline < lease.scheduled:
             self._schedule([lease])
 
     def remove(self, leases: Sequence[Lease]) -> None:
-        """They are over, however they ended. Without effect on those that were already."""
+        """End leases. Those that have ended before stay as they are."""
         removed = []
         for lease in leases:
             if self._by_receipt.pop(lease.receipt, None) is not None:
                 removed.append(lease.delivery.queue)
-            if lease.owner is not None:
-                lease.owner.discard(lease)
+            if lease.bound is not None:
+                lease.bound.discard(lease)
         for queue, count in counted(removed).items():
             self._by_queue[queue] -= count
             if not self._by_queue[queue]:
                 del self._by_queue[queue]
 
     def next_deadline(self) -> float | None:
-        """When to call `expire` next; None while nothing is leased."""
+        """Return when to call `expire` next, or None while nothing is leased."""
         get = self.get
         while self._by_deadline:
             moment, _, leases = self._by_deadline[0]
@@ -119,7 +120,7 @@ class Leases:
             while leases:
                 last = leases[-1]
                 if last.scheduled == moment and get(last.receipt) is last:
-                    break  # as `_is_scheduled`, without a call for each
+                    break  # the same as `_is_scheduled`, without a call for each lease
                 leases.pop()
             self._listed -= listed - len(leases)
             if leases:
@@ -130,9 +131,9 @@ class Leases:
     def _is_scheduled(self, lease: Lease, moment: float) -> bool:
         return lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease
 
-    def expire(self, now: float) -> None:
-        """Ends the leases whose deadline has come, and hands them to ``ended``."""
-        ended = []
+    def expire(self, now: float) -> list[Lease]:
+        """End the leases whose deadline has come, and return them."""
+        expired = []
         while (moment := self.next_deadline()) is not None and moment <= now:
             _, _, leases = heapq.heappop(self._by_deadline)
             self._listed -= len(leases)
@@ -143,23 +144,22 @@ class Leases:
                     self._schedule([lease])
                 else:
                     self.remove([lease])
-                    ended.append(lease)
-        if ended:
-            self._ended(ended)
+                    expired.append(lease)
+        return expired
 
     def _schedule(self, leases: Sequence[Lease]) -> None:
-        """They have the same deadline."""
+        """List leases of the same deadline under it."""
         moment = leases[0].deadline
         for lease in leases:
             lease.scheduled = moment
         self._serial += 1
         heapq.heappush(self._by_deadline, (moment, self._serial, list(leases)))
         self._listed += len(leases)
-        if self._listed > 2 * len(self._by_receipt) + MOST_OVER:
+        if self._listed > 2 * len(self._by_receipt) + MOST_ENDED:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Forgets those that are over: a lease that is alive may hold thousands behind it."""
+        """Drop ended leases from the list: one live lease may have thousands of ended ones behind it."""
         living = [
             (moment, serial, [lease for lease in leases if self._is_scheduled(lease, moment)])
             for moment, serial, leases in self._by_deadline

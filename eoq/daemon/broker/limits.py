@@ -1,44 +1,44 @@
-"""How much a queue may hand out, by its settings: messages leased at once, and deliveries a second."""
+"""Delivery limits: how much the settings of a queue allow, in messages in flight and in deliveries a second."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ..clock import Clock
 from ..config.settings import QueueSettings, SettingsOf
+from .leases import Leases
 
 MAX_BUCKETS: Final = 20_000
-"""Queues whose rate is kept account of, before those that have taken nothing are looked through."""
+"""Queues with a rate that are kept in memory before the full buckets among them are dropped."""
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """Deliveries that are allowed at a moment (known as a token bucket)."""
+    """The token bucket of one queue: how many deliveries were allowed at a moment."""
 
     tokens: float
     filled_at: float
 
 
 class DeliveryLimits:
-    """Allowances of all queues. ``leased`` tells how many messages of a queue are leased."""
+    """The limits of all queues. What one claim may take is reserved for it until the claim is done."""
 
-    def __init__(self, settings: SettingsOf, clock: Clock, leased: Callable[[str], int]) -> None:
+    def __init__(self, settings: SettingsOf, clock: Clock, leases: Leases) -> None:
         self._settings = settings
         self._clock = clock
-        self._leased = leased
+        self._leases = leases
         self._reserved: dict[str, int] = {}
         self._buckets: dict[str, _Bucket] = {}
 
     def allow(self, queue: str, wanted: int) -> int:
-        """How many of ``wanted`` messages may be leased now; they are set aside until `claimed`."""
+        """Return how many of ``wanted`` messages may be leased now. They are reserved until `claimed`."""
         if not self.limits(queue):
             return wanted
         settings = self._settings(queue)
         allowed = wanted
         if settings.max_in_flight is not None:
-            allowed = min(allowed, settings.max_in_flight - self._leased(queue) - self._reserved.get(queue, 0))
+            allowed = min(allowed, settings.max_in_flight - self._leases.count(queue) - self._reserved.get(queue, 0))
         if settings.rate is not None:
             allowed = min(allowed, int(self._fill(queue, settings).tokens))
         allowed = max(allowed, 0)
@@ -49,12 +49,12 @@ class DeliveryLimits:
         return allowed
 
     def limits(self, queue: str) -> bool:
-        """Whether a queue's settings hold anything back."""
+        """Return whether the settings of a queue limit its deliveries."""
         settings = self._settings(queue)
         return settings.max_in_flight is not None or settings.rate is not None
 
     def claimed(self, queue: str, allowed: int, taken: int) -> None:
-        """Of ``allowed`` messages so many were there; the others may be leased by somebody else."""
+        """Note that a claim is done: of the ``allowed`` messages it took ``taken``. Others may lease the rest."""
         reserved = self._reserved.get(queue)
         if reserved is not None:
             if reserved > allowed:
@@ -66,13 +66,14 @@ class DeliveryLimits:
             bucket.tokens += allowed - taken
 
     def undecided(self, queue: str) -> bool:
-        """Whether something is set aside for claims under way, which they may not need."""
+        """Return whether something is reserved for claims under way, which may not need it."""
         return queue in self._reserved
 
     def seconds(self, queue: str) -> float | None:
-        """How long until the queue's rate allows one more, since `allow` has refused; None where no rate has.
+        """Return how long until the rate of a queue allows one more, after `allow` has refused it.
 
-        What comes between two looks at the clock would be told to nobody: this takes no look of its own.
+        Return None where it was not the rate that refused. This does not read the clock again: tokens that were added
+        between two readings would be announced to no receiver.
         """
         settings = self._settings(queue)
         bucket = self._buckets.get(queue)
@@ -85,14 +86,14 @@ class DeliveryLimits:
 
     def _fill(self, queue: str, settings: QueueSettings) -> _Bucket:
         now = self._clock.monotonic()
-        # Not full at first: a daemon that is started again and again would exceed the rate.
+        # A new bucket is not full. Otherwise a daemon that is started again and again would exceed the rate.
         bucket = self._buckets.get(queue)
         if bucket is None:
             if len(self._buckets) >= MAX_BUCKETS:
-                # Somebody asks for queues that are not there: theirs have nothing taken out.
+                # A client asks for many queues that do not exist. Nothing was taken out of their buckets.
                 self._buckets = {name: one for name, one in self._buckets.items() if one.tokens < 1.0}
             bucket = self._buckets[queue] = _Bucket(1.0, now)
-        assert settings.rate is not None  # noqa: S101 # who asks has looked
+        assert settings.rate is not None  # noqa: S101 # the caller has checked it
         bucket.tokens = min(bucket.tokens + (now - bucket.filled_at) * settings.rate, float(settings.burst))
         bucket.filled_at = now
         return bucket

@@ -1,9 +1,9 @@
-"""Publishing: messages that come in are routed, stored, and told of. Requests bring them, settles, and schedules."""
+"""Publishing: messages come in, are routed, and are stored. They come from sends, from acks, and from schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
@@ -12,61 +12,53 @@ from ...ids import new_id
 from .. import requests as ask
 from ..clock import Clock
 from ..config.settings import SettingsOf
-from ..records import End, NewMessage, Routed, Stored
-from ..session import Fields, Reply, Session, Submitter
+from ..records import NewMessage, Routed, Stored
+from ..request_values import new_message
+from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Put
-from .throughput import Throughput
+from .due_times import DueTimes
+from .events import Events
 
 MAX_COPIES: Final = 25_000
 """Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
 
 MAX_COPIED: Final = 128 * 1024 * 1024
-"""Bytes of their bodies: enough for the largest message, to such a topic. Nothing else is done meanwhile."""
-
-Arrived: TypeAlias = Callable[[str], None]
-"""Told of each queue in which messages were stored."""
+"""Bytes of their bodies: enough for the largest message to such a topic. Nothing else is done meanwhile."""
 
 
 class Router(Protocol):
-    """What the intake needs of topics."""
+    """What a publisher needs of topics."""
 
     def is_topic(self, name: str) -> bool: ...
     def route(self, messages: Sequence[NewMessage]) -> Routed: ...
 
 
-class Publishing:
-    """The way in, for whoever has messages to store."""
+class Publisher:
+    """Stores messages in their queues, and tells others of them."""
 
     def __init__(
         self,
         writer: Submitter,
         clock: Clock,
-        topics: Router | None,
         settings: SettingsOf,
-        rates: Throughput,
-        *,
-        stir: Callable[[str, int], None],
-        watch: Callable[[float], None],
-        arrived: Arrived,
-        ended: Callable[[Sequence[End]], None],
+        topics: Router | None,
+        due_times: DueTimes,
+        events: Events,
     ) -> None:
-        """``stir`` is told how many messages of a queue may be ready soon, ``watch`` when one is due or expires."""
         self._writer = writer
         self._clock = clock
-        self._topics = topics
         self._settings = settings
-        self._rates = rates
-        self._stir = stir
-        self._watch = watch
-        self._arrived = arrived
-        self._ended = ended
+        self._topics = topics
+        self._due_times = due_times
+        self._events = events
+        self.handlers: Handlers = {ask.Send: self.send, ask.SendMany: self.send_many}
 
     def send(self, _session: Session, request: ask.Send, reply: Reply) -> None:
-        """Stores one message. What is meant for its queue alone, and for now, goes a short way: most do."""
+        """Store one message. Most go to one queue and are deliverable at once: these take a short way."""
         now = self._clock.wall()
-        message = ask.new_message(request.queue, request, now, new_id)
+        message = new_message(request.queue, request, now, new_id)
         queue = message.queue
-        # What `route` and `stored` would do something for.
+        # The cases for which `route` and `submitted` have something to do.
         if (
             message.due_at is not None
             or message.expires_at is not None
@@ -83,17 +75,17 @@ class Publishing:
             duplicate = bool(outcome.duplicates)
             reply({"id": message.id, "duplicate": duplicate})
             if not duplicate:
-                self._tell(queue, 1)
+                self._events.stored(queue, 1)
             if outcome.ended:
-                self._ended(outcome.ended)
+                self._due_times.ended(outcome.ended)
 
         self._writer.submit(Put(now, (message,), self._settings), done)
-        self._stir(queue, 1)
+        self._events.ready(queue, 1)
 
     def send_many(self, _session: Session, request: ask.SendMany, reply: Reply) -> None:
-        """Stores many, or none."""
+        """Store several messages, or none."""
         now = self._clock.wall()
-        messages = [ask.new_message(request.queue, message, now, new_id) for message in request.messages]
+        messages = [new_message(request.queue, message, now, new_id) for message in request.messages]
         ids = [message.id for message in messages]
         self._put(now, messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
 
@@ -107,69 +99,73 @@ class Publishing:
                 reply(outcome)
                 return
             reply(answer(routed.duplicates(outcome.duplicates)))
-            self.arrive(routed.messages, outcome)
+            self.stored(routed.messages, outcome)
 
         self._writer.submit(Put(now, routed.messages, self._settings), done)
-        self.stored(routed.messages)
+        self.submitted(routed.messages)
 
     def route(self, messages: Sequence[NewMessage], now: float) -> Routed:
-        """Messages as they are to be stored: in the queues bound to their topic, with their queue's time to live."""
+        """Return messages as they are to be stored: in the queues bound to their topic, with their queue's ttl.
+
+        Raises `InvalidRequest` where that would be too many copies, or too large ones.
+        """
         routed = Routed(messages, None) if self._topics is None else self._topics.route(messages)
-        if len(routed.messages) > MAX_COPIES:
-            raise InvalidRequest(
-                f"{len(messages):,} messages for topics would be {len(routed.messages):,} in their queues, and "
-                f"{MAX_COPIES:,} is the limit of one request; send fewer at once"
-            )
-        if (
-            routed.origins is not None
-            and (copied := sum(len(message.body) for message in routed.messages)) > MAX_COPIED
-        ):
-            raise InvalidRequest(
-                f"{len(messages):,} messages for topics would have {copied:,} bytes in their queues, and "
-                f"{MAX_COPIED:,} is the limit of one request; send fewer at once"
-            )
-        queues = {message.queue for message in routed.messages}
+        if routed.origins is not None:
+            _check_copies(len(messages), routed.messages)
         ttls: dict[str, float] = {}
-        for queue in queues:
+        for queue in {message.queue for message in routed.messages}:
             if (ttl := self._settings(queue).ttl) is not None:
                 ttls[queue] = ttl
         if not ttls:
             return routed
-        living = [
+        expiring = [
             replace(message, expires_at=now + ttls[message.queue])
             if message.expires_at is None and message.queue in ttls
             else message
             for message in routed.messages
         ]
-        return Routed(living, routed.origins)
+        return Routed(expiring, routed.origins)
 
-    def stored(self, messages: Sequence[NewMessage]) -> None:
-        """A verb that stores ``messages`` was just submitted: waiters may claim them, a timer may be needed."""
-        planned = []
+    def submitted(self, messages: Sequence[NewMessage]) -> None:
+        """Call this when a command that stores ``messages`` was just submitted: receivers may claim them.
+
+        Delayed and expiring messages may need an earlier alarm.
+        """
+        moments = []
         counts: dict[str, int] = {}
         for message in messages:
             counts[message.queue] = counts.get(message.queue, 0) + 1
             if message.due_at is not None:
-                planned.append(message.due_at)
+                moments.append(message.due_at)
             if message.expires_at is not None:
-                planned.append(message.expires_at)
-        if planned:
-            self._watch(min(planned))
+                moments.append(message.expires_at)
+        if moments:
+            self._due_times.watch(min(moments))
         for queue, count in counts.items():
-            self._stir(queue, count)
+            self._events.ready(queue, count)
 
-    def arrive(self, messages: Sequence[NewMessage], stored: Stored) -> None:
-        """Messages were stored: those who look on are told."""
-        known = set(stored.duplicates)
+    def stored(self, messages: Sequence[NewMessage], outcome: Stored) -> None:
+        """Call this with the outcome of storing ``messages``: the listeners are told."""
+        known = set(outcome.duplicates)
         counts: dict[str, int] = {}
         for index, message in enumerate(messages):
             if index not in known:
                 counts[message.queue] = counts.get(message.queue, 0) + 1
         for queue, count in counts.items():
-            self._tell(queue, count)
-        if stored.ended:
-            self._ended(stored.ended)
+            self._events.stored(queue, count)
+        if outcome.ended:
+            self._due_times.ended(outcome.ended)
 
-    def _tell(self, queue: str, count: int) -> None:
-        self._rates.sent(queue, count)
-        self._arrived(queue)
+
+def _check_copies(sent: int, copies: Sequence[NewMessage]) -> None:
+    if len(copies) > MAX_COPIES:
+        raise InvalidRequest(
+            f"{sent:,} messages for topics would be {len(copies):,} in their queues, and {MAX_COPIES:,} is the limit "
+            "of one request; send fewer at once"
+        )
+    size = sum(len(message.body) for message in copies)
+    if size > MAX_COPIED:
+        raise InvalidRequest(
+            f"{sent:,} messages for topics would have {size:,} bytes in their queues, and {MAX_COPIED:,} is the limit "
+            "of one request; send fewer at once"
+        )

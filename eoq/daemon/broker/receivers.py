@@ -1,249 +1,294 @@
-"""Receivers: who asks a queue for messages, and who gets them, in the order in which they came.
+"""Receivers: clients that ask a queue for messages. They are served in the order in which they came.
 
-A receiver that finds nothing waits in memory. Whatever may make a message ready (a send, a nack, a lease that ends, a
-due time, a group that moves on) stirs its queue: the next waiter's claim is submitted right behind, so that both share
-one transaction and nobody polls.
+A receiver that finds nothing waits in memory. When messages may be ready, the next receiver of their queue is woken: it
+submits its claim right behind the command that made them ready. Both then share one transaction, and no client polls.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import json
 from functools import partial
-from typing import Final, TypeAlias
+from itertools import islice
+from typing import Final
 
 from ...errors import EoqError
+from ...protocol.codec import put_bytes
 from .. import requests as ask
-from ..clock import Alarm, Clock, Timer
+from ..clock import Alarm, Clock
 from ..config.settings import SettingsOf
-from ..records import Claimed, End
-from ..session import Fields, Reply, Session, Submitter
+from ..records import Claimed, DeliveryRef
+from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Claim
+from .due_times import DueTimes
+from .events import Events
+from .leases import Lease, Leases, Receipts
 from .limits import DeliveryLimits
+from .redelivery import Redelivery
+from .wait_list import Waiter, WaitList
 
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of bodies and headers in one reply to a receive; a single larger message goes alone."""
-
-Grant: TypeAlias = Callable[[Session, ask.Receive, Claimed], Fields]
-"""Makes leases of what was claimed, and the reply that hands them over."""
-Return: TypeAlias = Callable[[Session, ask.Receive, Claimed], None]
-"""Gives back what was claimed for somebody who has gone: nobody has looked at it."""
+"""Bytes of bodies and headers in one reply to a receive. A single larger message goes alone."""
 
 
-class Waiter:
+class Receiver(Waiter, eq=False, kw_only=True):
     """A receive that has not been answered."""
 
-    def __init__(self, session: Session, request: ask.Receive, reply: Reply) -> None:
-        self.session = session
-        self.request = request
-        self.reply = reply
-        self.timer: Timer | None = None
-        self.claiming = False
-        self.answered = False
-        self.allowed = 0
-        """How many messages its claim under way may take,"""
-        self.limited = False
-        """and whether that was set aside for it by its queue's settings."""
-        self.patient = request.wait > 0
-        self.seen = 0
-        """How often its queue had been stirred when its last claim was submitted."""
+    request: ask.Receive
+    patient: bool
+    """Whether it waits where its queue has nothing for it."""
+    claiming: bool = False
+    allowed: int = 0
+    """How many messages its claim under way may take."""
+    limited: bool = False
+    """Whether its queue has delivery limits. Then what its claim may take is reserved for it."""
+    wakeups: int = 0
+    """How many wakeups its queue had when its last claim was submitted."""
 
 
-class Line:
-    """Who waits at one queue, in order of arrival. ``stirred`` counts what may have made messages ready, ``alarm``
-    rings when the queue's rate allows another delivery. ``held`` are those who want an answer at once, and wait for
-    claims under way, which have all that is allowed set aside and may not need it.
-    """
+class _Line:
+    """What the receivers of one queue share, for as long as there are any."""
+
+    __slots__ = ("alarm", "deferred", "wakeups")
 
     def __init__(self) -> None:
-        self.waiters: deque[Waiter] = deque()
-        self.stirred = 0
+        self.wakeups = 0
+        """How often messages may have become ready."""
         self.alarm: Alarm | None = None
-        self.held: dict[Waiter, None] = {}
+        """Rings when the rate of the queue allows another delivery."""
+        self.deferred: dict[Receiver, None] = {}
+        """Receivers that want an answer at once, while everything allowed is reserved for claims under way."""
 
 
 class Receivers:
-    """All receives that have not been answered, by queue."""
+    """All receives that have not been answered."""
 
     def __init__(
         self,
         writer: Submitter,
         clock: Clock,
         settings: SettingsOf,
-        flow: DeliveryLimits,
-        *,
-        grant: Grant,
-        give_back: Return,
-        ended: Callable[[Sequence[End]], None],
+        receipts: Receipts,
+        leases: Leases,
+        redelivery: Redelivery,
+        due_times: DueTimes,
+        events: Events,
     ) -> None:
-        self._settings = settings
         self._writer = writer
         self._clock = clock
-        self._flow = flow
-        self._grant = grant
-        self._return = give_back
-        self._ended = ended
-        self._lines: dict[str, Line] = {}
+        self._settings = settings
+        self._receipts = receipts
+        self._leases = leases
+        self._redelivery = redelivery
+        self._due_times = due_times
+        self._events = events
+        self._limits = DeliveryLimits(settings, clock, leases)
+        self._waiting: WaitList[Receiver] = WaitList(clock, self._time_is_over, self._drop_line)
+        self._lines: dict[str, _Line] = {}
         self._stopping = False
+        self.handlers: Handlers = {ask.Receive: self.receive, ask.Cancel: self._cancel}
 
     def __len__(self) -> int:
-        return sum(len(line.waiters) for line in self._lines.values())
-
-    def closed(self, session: Session) -> None:
-        """A connection has ended, and with it its receives."""
-        for waiter in tuple(session.waiting):
-            self._leave(waiter)
-
-    def cancel(self, session: Session, rid: ask.Rid) -> None:
-        """A receive of this connection waits no longer: it is answered, as if its time was over."""
-        for waiter in tuple(session.waiting):
-            if waiter.request.rid == rid:
-                self._waited(waiter)
+        return len(self._waiting)
 
     def stop(self) -> None:
-        """Answers all who wait; nothing is offered from now on."""
+        """Answer all receivers that wait. Deliver nothing from now on."""
         self._stopping = True
-        for line in list(self._lines.values()):
-            for waiter in tuple(line.waiters):
-                if not waiter.claiming:
-                    self._answer(waiter, Claimed([], 0))
+        for receiver in self._waiting.everyone():
+            if not receiver.claiming:
+                self._answer(receiver, Claimed([], 0))
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, session: Session, request: ask.Receive, reply: Reply) -> None:
-        """Leases what there is, or waits for it; ``reply`` is called once, now or later."""
-        waiter = Waiter(session, request, reply)
-        session.waiting.add(waiter)
-        line = self._lines.setdefault(request.queue, Line())
-        line.waiters.append(waiter)
-        if request.wait:
-            waiter.timer = self._clock.call_later(request.wait, partial(self._waited, waiter))
-        self._claim(waiter, line)
-
-    def _claim(self, waiter: Waiter, line: Line) -> None:
-        request = waiter.request
-        waiter.seen = line.stirred
-        waiter.limited = self._flow.limits(request.queue)
-        waiter.allowed = self._flow.allow(request.queue, request.limit)
-        if not waiter.allowed:
-            self._hold_back(waiter, line)
-            return
-        waiter.claiming = True
-        consumer = waiter.session.consumer
-        now = self._clock.wall()
-        verb = Claim(now, request.queue, waiter.allowed, RECEIVE_BYTES, self._settings, consumer)
-        # A lease that is lost with the power was one of a daemon that is gone as well.
-        self._writer.submit(verb, partial(self._claimed, waiter, line), durable=False)
-
-    def _hold_back(self, waiter: Waiter, line: Line) -> None:
-        """The settings of its queue allow no more for now: a lease that ends, or some time, lets the next one claim.
-
-        Where claims are under way their end does: one that finds nothing leaves nothing to wait for.
-        """
-        queue = waiter.request.queue
-        undecided = self._flow.undecided(queue)
-        seconds = None if undecided else self._flow.seconds(queue)
-        if seconds is not None:
-            if line.alarm is None:
-                line.alarm = Alarm(self._clock, partial(self.stir_all, queue))
-            line.alarm.set_in(seconds)
-        if waiter.patient and not self._stopping:
-            return
-        if undecided and not self._stopping:
-            line.held[waiter] = None
-        else:
-            self._answer(waiter, Claimed([], 0))
-
-    def _claim_held(self, queue: str) -> None:
-        """A claim is no longer under way: those who want an answer at once claim what it has left."""
+        """Lease the messages that are ready, or wait for them."""
+        wait, queue = request.wait, request.queue
+        receiver = Receiver(
+            session=session,
+            reply=reply,
+            key=queue,
+            name=(session, request.rid),
+            request=request,
+            patient=wait > 0,
+        )
         line = self._lines.get(queue)
-        if line is None or not line.held:
-            return
-        held, line.held = line.held, {}
-        for waiter in held:
-            if not waiter.claiming and not waiter.answered:
-                self._claim(waiter, line)
+        if line is None:
+            line = self._lines[queue] = _Line()
+        self._waiting.join(receiver)
+        if wait:
+            self._waiting.start_timer(receiver, wait)
+        self._claim(receiver, line)
 
-    def _claimed(self, waiter: Waiter, line: Line, outcome: Claimed | EoqError) -> None:
-        waiter.claiming = False
-        queue = waiter.request.queue
-        claim = outcome if isinstance(outcome, Claimed) else Claimed([], 0)
-        taken = len(claim.messages)
-        if waiter.limited:
-            self._flow.claimed(queue, waiter.allowed, taken)
-        self._conclude(waiter, line, outcome)
-        more = claim.unfinished or taken == waiter.allowed
-        if waiter.answered and (more or waiter.limited or isinstance(outcome, EoqError)):
-            # There may be more than this one could take, or others were held back while it had all that is allowed.
-            self.stir(queue, 1)
-        if waiter.limited:
-            self._claim_held(queue)
-        self._ended(claim.ended)
+    def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
+        """Answer receives of this connection as if their time were over."""
+        reply({})
+        for receiver in self._waiting.named((session, request.request)):
+            self._time_is_over(receiver)
 
-    def _conclude(self, waiter: Waiter, line: Line, outcome: Claimed | EoqError) -> None:
-        if not waiter.answered and waiter.session.hung_up():
-            self._leave(waiter)
-        if waiter.answered:
-            # It left while its claim was under way (a closed connection, a wait that ended).
-            if isinstance(outcome, Claimed):
-                self._return(waiter.session, waiter.request, outcome)
-        elif isinstance(outcome, EoqError):
-            self._leave(waiter)
-            waiter.reply(outcome)
-        elif outcome.messages or self._stopping:
-            self._answer(waiter, outcome)
-        elif outcome.unfinished or (waiter.patient and waiter.seen != line.stirred):
-            self._claim(waiter, line)
-        elif not waiter.patient:
-            self._answer(waiter, outcome)
+    # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, waiter: Waiter, claim: Claimed) -> None:
-        self._leave(waiter)
-        waiter.reply(self._grant(waiter.session, waiter.request, claim))
-
-    def _waited(self, waiter: Waiter) -> None:
-        """The time of a waiter is over. A claim under way still answers it."""
-        if waiter.answered:
-            return
-        if waiter.claiming:
-            waiter.patient = False
-        else:
-            self._answer(waiter, Claimed([], 0))
-
-    def _leave(self, waiter: Waiter) -> None:
-        waiter.answered = True
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiter.session.waiting.discard(waiter)
-        queue = waiter.request.queue
-        line = self._lines[queue]
-        if line.waiters and line.waiters[0] is waiter:
-            line.waiters.popleft()
-        else:
-            line.waiters.remove(waiter)
-        if not line.waiters:
-            if line.alarm is not None:
-                line.alarm.stop()
-            del self._lines[queue]
-
-    def stir_all(self, queue: str) -> None:
-        """Any number of messages of ``queue`` may just have become ready, by a verb just submitted."""
-        line = self._lines.get(queue)
-        if line is not None:
-            self.stir(queue, len(line.waiters))
-
-    def stir_everywhere(self) -> None:
-        """What holds for the queues may be something else now: those who wait may be allowed more."""
-        for queue in list(self._lines):
-            self.stir_all(queue)
-
-    def stir(self, queue: str, count: int) -> None:
-        """Up to ``count`` messages of ``queue`` may just have become ready: the next waiters claim them."""
+    def wake(self, queue: str, count: int | None) -> None:
+        """Let the next ``count`` receivers of a queue claim, or all of them. See `Events.ready`."""
         line = self._lines.get(queue)
         if line is None or self._stopping:
             return
-        line.stirred += 1
-        for waiter in tuple(line.waiters):
-            if not waiter.claiming and not waiter.answered:
-                self._claim(waiter, line)
-                count -= 1
-                if count <= 0:
-                    break
+        line.wakeups += 1
+        idle = (receiver for receiver in self._waiting.line(queue) if not receiver.claiming)
+        for receiver in list(islice(idle, count)):
+            if receiver.joined and not receiver.claiming:
+                self._claim(receiver, line)
+
+    def wake_all(self) -> None:
+        """Let all receivers try again: settings have changed, and may allow more."""
+        for queue in list(self._lines):
+            self.wake(queue, None)
+
+    # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _claim(self, receiver: Receiver, line: _Line) -> None:
+        queue = receiver.request.queue
+        receiver.wakeups = line.wakeups
+        receiver.limited = self._limits.limits(queue)
+        receiver.allowed = self._limits.allow(queue, receiver.request.limit)
+        if not receiver.allowed:
+            self._defer(receiver, line)
+            return
+        receiver.claiming = True
+        command = Claim(
+            self._clock.wall(), queue, receiver.allowed, RECEIVE_BYTES, self._settings, receiver.session.consumer
+        )
+        # Not durable: a lease that is lost with the power belongs to a daemon that is gone as well.
+        self._writer.submit(command, partial(self._claimed, receiver, line), durable=False)
+
+    def _defer(self, receiver: Receiver, line: _Line) -> None:
+        """Let a receiver wait until the limits of its queue allow more, or answer it with nothing.
+
+        Where claims are under way it waits for their end: what they do not need it may take.
+        """
+        queue = receiver.request.queue
+        undecided = self._limits.undecided(queue)
+        seconds = None if undecided else self._limits.seconds(queue)
+        if seconds is not None:
+            if line.alarm is None:
+                line.alarm = Alarm(self._clock, partial(self.wake, queue, None))
+            line.alarm.set_in(seconds)
+        if receiver.patient and not self._stopping:
+            return
+        if undecided and not self._stopping:
+            line.deferred[receiver] = None
+        else:
+            self._answer(receiver, Claimed([], 0))
+
+    def _claim_deferred(self, queue: str) -> None:
+        """Let the deferred receivers of a queue claim what a claim that is done has left."""
+        line = self._lines.get(queue)
+        if line is None or not line.deferred:
+            return
+        deferred, line.deferred = line.deferred, {}
+        for receiver in deferred:
+            if receiver.joined and not receiver.claiming:
+                self._claim(receiver, line)
+
+    def _claimed(self, receiver: Receiver, line: _Line, outcome: Claimed | EoqError) -> None:
+        receiver.claiming = False
+        queue = receiver.request.queue
+        claim = outcome if isinstance(outcome, Claimed) else Claimed([], 0)
+        taken = len(claim.messages)
+        if receiver.limited:
+            self._limits.claimed(queue, receiver.allowed, taken)
+        self._conclude(receiver, line, outcome)
+        more = claim.unfinished or taken == receiver.allowed
+        if not receiver.joined and (more or receiver.limited or isinstance(outcome, EoqError)):
+            # There may be more messages than this receiver could take. Or others were deferred while everything that
+            # is allowed was reserved for it.
+            self.wake(queue, 1)
+        if receiver.limited:
+            self._claim_deferred(queue)
+        self._due_times.ended(claim.ended)
+
+    def _conclude(self, receiver: Receiver, line: _Line, outcome: Claimed | EoqError) -> None:
+        """Answer a receiver, let it wait on, or give back what was claimed for it."""
+        if receiver.joined and receiver.session.hung_up():
+            self._waiting.leave(receiver)
+        if not receiver.joined:
+            # It left while its claim was under way: its connection was closed, or its time was over.
+            if isinstance(outcome, Claimed) and outcome.messages:
+                leases = self._make_leases(receiver.request, outcome, None)
+                self._redelivery.give_back(leases, None, counts=False)
+        elif isinstance(outcome, EoqError):
+            self._waiting.leave(receiver)
+            receiver.reply(outcome)
+        elif outcome.messages or self._stopping:
+            self._answer(receiver, outcome)
+        elif outcome.unfinished or (receiver.patient and receiver.wakeups != line.wakeups):
+            self._claim(receiver, line)
+        elif not receiver.patient:
+            self._answer(receiver, outcome)
+
+    # ── answering ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(self, receiver: Receiver, claim: Claimed) -> None:
+        self._waiting.leave(receiver)
+        messages = self._deliver(receiver, claim) if claim.messages else []
+        receiver.reply({"messages": messages, "watermark": claim.watermark})
+
+    def _deliver(self, receiver: Receiver, claim: Claimed) -> list[Fields]:
+        """Lease claimed messages, and return them as fields of the reply."""
+        request = receiver.request
+        leases = self._make_leases(
+            request, claim, self._redelivery.bound_to(receiver.session) if request.bound else None
+        )
+        self._leases.add(leases)
+        self._redelivery.watch()
+        messages = []
+        for message, lease in zip(claim.messages, leases, strict=True):
+            fields: Fields = {
+                "id": message.id,
+                "receipt": lease.receipt,
+                "seq": message.seq,
+                "attempt": message.attempt,
+                "enqueued_at": message.enqueued_at,
+            }
+            put_bytes(fields, "body", message.body)
+            if message.headers is not None:
+                fields["headers"] = json.loads(message.headers)
+            if message.priority:
+                fields["priority"] = message.priority
+            if message.group is not None:
+                fields["group"] = message.group
+            messages.append(fields)
+        return messages
+
+    def _make_leases(self, request: ask.Receive, claim: Claimed, bound: set[Lease] | None) -> list[Lease]:
+        deadline = self._clock.monotonic() + request.lease
+        return [
+            Lease(
+                DeliveryRef(
+                    message.seq,
+                    message.delivery_number,
+                    request.queue,
+                    message.group,
+                    len(message.body),
+                    message.expires_at is not None,
+                ),
+                message.id,
+                message.attempt,
+                self._receipts.write(message.seq, message.delivery_number),
+                deadline,
+                bound,
+            )
+            for message in claim.messages
+        ]
+
+    def _time_is_over(self, receiver: Receiver) -> None:
+        """Answer a receiver with nothing. A claim of its own that is under way still answers it."""
+        if not receiver.joined:
+            return
+        if receiver.claiming:
+            receiver.patient = False
+        else:
+            self._answer(receiver, Claimed([], 0))
+
+    def _drop_line(self, last: Receiver) -> None:
+        line = self._lines.pop(last.request.queue)
+        if line.alarm is not None:
+            line.alarm.stop()

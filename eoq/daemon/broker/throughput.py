@@ -1,11 +1,13 @@
-"""How many messages a second each queue takes in and gets done, over the last minute."""
+"""Throughput: how many messages a second each queue has stored and completed in the last minute."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ..clock import Clock
+from ..records import End, counted
 
 WINDOW: Final = 60.0
 """Seconds."""
@@ -20,7 +22,7 @@ class Rate(NamedTuple):
 
 @dataclass(slots=True)
 class _Window:
-    """The counts of the minute that runs, and of the one before."""
+    """The counts of the current minute, and of the one before."""
 
     begun: float
     sent: int = 0
@@ -30,22 +32,23 @@ class _Window:
 
 
 class Throughput:
-    """The counts of all queues, since the daemon started."""
+    """The counts of all queues since the daemon started."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
 
-    def sent(self, queue: str, count: int) -> None:
-        """So many more were stored."""
+    def stored(self, queue: str, count: int) -> None:
+        """Count messages that were stored."""
         self._window(queue).sent += count
 
-    def done(self, queue: str, count: int) -> None:
-        """So many more are done."""
-        self._window(queue).done += count
+    def ended(self, ends: Sequence[End]) -> None:
+        """Count the messages among ``ends`` that are done."""
+        for queue, count in counted([end.queue for end in ends if end.outcome == "done"]).items():
+            self._window(queue).done += count
 
     def rate(self, queue: str) -> Rate:
-        """What it was in the last minute: of the one before, as much as still belongs to it is taken."""
+        """Return the rates of the last minute. They include the part of the window before that still belongs to it."""
         if queue not in self._windows:
             return Rate(0.0, 0.0)
         window = self._window(queue)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from ...errors import EoqError
-from ..requests import new_schedule
+from ..request_values import new_schedule
 from .model import Config
 from .problems import Problem
 from .settings import QueueSettings

@@ -1,1 +1,1 @@
-"""The daemon's socket: connections, lines in, replies out."""
+"""The server: connections, requests in, replies out."""

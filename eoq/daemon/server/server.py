@@ -1,38 +1,30 @@
-"""The socket: connections, lines in, replies out, and the limits that keep a stranger from hurting the others."""
+"""The server: connections, lines in, replies out, and the limits that keep one client from harming the others."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import select
-import socket
-import struct
 from collections import deque
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, cast
 
-from ...errors import EoqError, InvalidRequest, MessageTooLarge, Overloaded
+from ...errors import EoqError, MessageTooLarge, Overloaded
 from ...protocol.codec import LineBuffer
 from ...protocol.limits import MAX_LINE
 from ...system.spin import Spin
 from .. import requests as ask
-from ..broker.broker import Broker
-from ..locks import Locked, cannot_use
-from ..services.once import OnceService
-from ..services.queries import Queries
-from ..session import Fields, Reply, Session
+from ..session import Fields, Handler, Handlers, Session
+from .sockets import has_hung_up, listen, peer_of
 
 MAX_CONNECTIONS: Final = 4000
-"""Connections at once; one more is told so and closed."""
+"""Connections at once. One more gets an error, and is closed."""
 MAX_IN_FLIGHT: Final = 1000
-"""Requests of one connection that have no reply yet; above it nothing more is read from it."""
+"""Requests of one connection that have no reply yet. Above it nothing more is read from the connection."""
 MAX_WAITING: Final = 256
-"""Requests of one connection that wait, for messages or for a result; one more is refused."""
+"""Requests of one connection that wait, for messages or for a result. One more is refused."""
 MAX_HEAVY: Final = 16
-"""Requests of one connection under way whose replies may have megabytes; the next is held until one is answered."""
+"""Requests of one connection under way whose replies may have megabytes. The next one starts when one is answered."""
 WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
 HEAVY: Final = (
     *(ask.Receive, ask.GetResult, ask.Once, ask.Queues, ask.Peek, ask.Show, ask.Tail),
@@ -43,48 +35,29 @@ MAX_PARTIAL: Final = 256 * 1024 * 1024
 PARTIAL_ALLOWANCE: Final = 256 * 1024
 """Bytes of an unfinished line that a connection may always keep."""
 WRITE_HIGH: Final = 1024 * 1024
-"""Bytes of replies that a connection may leave unread; above it nothing more is read from it."""
+"""Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
 HUNG_UP_SECONDS: Final = 1.0
-"""How often clients that only read are looked at: that one of them is gone, no event tells."""
+"""How often to check clients that only read: no event tells that one of them is gone."""
 SPIN_SECONDS: Final = 0.0003
-"""How long the daemon stays awake for the next request, in a row of them: a client's turn takes less."""
-
-SOL_LOCAL: Final = 0
-LOCAL_PEERPID: Final = 2
-"""How macOS is asked which process is at the other end; Python has no names for them."""
-
-
-class Handler(Protocol):
-    """Who answers some of the requests: those of the types that it ``handles``."""
-
-    @property
-    def handles(self) -> Sequence[type]: ...
-    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None: ...
+"""How long the event loop stays awake for the next of several requests in a row. A client needs less for its turn."""
 
 
 class Route(NamedTuple):
-    """What becomes of one type of request."""
+    """Where one type of request goes."""
 
-    handle: Callable[[Session, ask.Request, Reply], None]
+    handle: Handler
     may_wait: bool
     heavy: bool
 
 
 class Server:
-    """Accepts connections on a Unix socket and hands their requests to whom they are for."""
+    """Accepts connections on a Unix socket, and passes their requests to the handlers."""
 
-    def __init__(self, broker: Broker, looker: Queries, deduplicator: OnceService, handlers: Sequence[Handler]) -> None:
-        self.broker = broker
-        self.looker = looker
-        self.deduplicator = deduplicator
-        everybody: Sequence[Handler] = (broker, looker, deduplicator, *handlers)
-        self.routes = {
-            kind: Route(handler.handle, kind in WAITING, kind in HEAVY)
-            for handler in everybody
-            for kind in handler.handles
-        }
+    def __init__(self) -> None:
+        self.routes: dict[type, Route] = {}
         self.connections: set[ClientConnection] = set()
         self.partial = 0
+        """Bytes of unfinished lines of all connections."""
         self._only_reading: set[ClientConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
@@ -92,24 +65,35 @@ class Server:
         self._has_answered = False
         """Whether a reply has gone out since the last request."""
         self._server: asyncio.AbstractServer | None = None
-        self._listening: socket.socket | None = None
+        self._path: Path | None = None
+
+    def add(self, handlers: Handlers) -> None:
+        """Pass the requests of these types to these handlers."""
+        for kind, handle in handlers.items():
+            self.routes[kind] = Route(handle, kind in WAITING, kind in HEAVY)
 
     async def start(self, path: Path) -> None:
-        """Listens on ``path``. A stale socket there is replaced; a live one raises `Locked`."""
-        self._listening = _bind(path)
-        self._server = await self._loop.create_unix_server(
-            lambda: ClientConnection(self), sock=self._listening, backlog=1024
-        )
+        """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use."""
+        listening = listen(path)
+        self._path = path
+        self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
+
+    def remove_socket(self) -> None:
+        """Remove the file of the socket, if there is one."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def asked(self) -> None:
-        """A request has come."""
+        """Note that a request has come."""
         if self._has_answered:
             self._has_answered = False
             self._spin.end()
 
     def answered(self) -> None:
-        """A reply goes out, alone or before others. In a row of requests the next one comes at once, and the loop stays
-        awake for it.
+        """Note that a reply goes out, alone or before others.
+
+        In a row of requests the next one comes at once, and the event loop stays awake for it.
         """
         if self._has_answered:
             return
@@ -124,27 +108,27 @@ class Server:
             self._loop.call_soon(self._stay_awake)
 
     def only_reads(self, connection: ClientConnection) -> None:
-        """A client has closed its sending side and waits for replies; from now on it is looked at."""
+        """Check a client now and then: it has closed its sending side, and waits for replies."""
         if not self._only_reading:
-            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
+            self._loop.call_later(HUNG_UP_SECONDS, self._abort_hung_up)
         self._only_reading.add(connection)
 
-    def _look_who_hung_up(self) -> None:
+    def _abort_hung_up(self) -> None:
         self._only_reading &= self.connections
         for connection in self._only_reading:
             connection.abort_if_hung_up()
         if self._only_reading:
-            self._loop.call_later(HUNG_UP_SECONDS, self._look_who_hung_up)
+            self._loop.call_later(HUNG_UP_SECONDS, self._abort_hung_up)
 
     def refuse_new(self) -> None:
-        """Accepts no more connections and reads no more requests; those under way are answered."""
+        """Accept no more connections and read no more requests. Those under way are answered."""
         if self._server is not None:
             self._server.close()
         for connection in self.connections:
             connection.stop_reading()
 
     async def close(self) -> None:
-        """Closes all connections once their replies are written, or after a second."""
+        """Close all connections once their replies are written, or after a second."""
         for connection in tuple(self.connections):
             connection.close()
         with contextlib.suppress(TimeoutError):
@@ -156,7 +140,7 @@ class Server:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client: cuts its bytes into requests, and holds back what it sends too fast."""
+    """One client: cuts its bytes into requests, and slows a client down that sends too fast."""
 
     def __init__(self, server: Server) -> None:
         self.gone = asyncio.Event()
@@ -165,12 +149,13 @@ class ClientConnection(asyncio.Protocol):
         self._lines = LineBuffer(MAX_LINE)
         self._unhandled: deque[bytes] = deque()
         self._counted = 0
+        """Bytes of this connection in `Server.partial`."""
         self._in_flight = 0
         self._waiting = 0
         self._heavy = 0
         self._unread_replies = False
         self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
-        """Replies behind those that are unread. What several of them share is there once, until they are encoded."""
+        """Replies behind unread ones, not encoded yet, so that fields that several replies share exist once."""
         self._reading = True
         self._handling = False
         self._stopped = False
@@ -181,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
         # A stream socket's transport is one, though uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
-        self._session.consumer = _peer(self._transport.get_extra_info("socket"))
+        self._session.consumer = peer_of(self._transport.get_extra_info("socket"))
         self._server.connections.add(self)
         if len(self._server.connections) > MAX_CONNECTIONS:
             self._refuse(Overloaded(f"{MAX_CONNECTIONS:,} clients are connected; try again when some have left"))
@@ -190,9 +175,7 @@ class ClientConnection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._server.partial -= self._counted
         self._counted = 0
-        self._server.broker.closed(self._session)
-        self._server.looker.closed(self._session)
-        self._server.deduplicator.closed(self._session)
+        self._session.close()
         self.gone.set()
 
     def data_received(self, data: bytes) -> None:
@@ -205,8 +188,8 @@ class ClientConnection(asyncio.Protocol):
             self._check_partial_line()
 
     def eof_received(self) -> bool:
-        # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. One
-        # that was killed reads no more, and what is bound to it must be given back now, not at the first reply.
+        # A client may close its sending side (`printf … | nc -N -U`) and still read: its replies go out first. A client
+        # that was killed reads no more. Its bound leases must be given back now, not at the first reply.
         self._stopped = True
         stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
         if stays:
@@ -226,11 +209,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_if_answered()
 
     def _hung_up(self) -> bool:
-        if self._transport.is_closing():
-            return True
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
+        return self._transport.is_closing() or has_hung_up(self._transport.get_extra_info("socket").fileno())
 
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
@@ -252,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
     # ── one line ────────────────────────────────────────────────────────────────────────────────────────
 
     def _full(self) -> bool:
-        """Whether this client has so much under way that its next request has to wait."""
+        """Return whether so many requests of this client are under way that its next one has to wait."""
         return self._unread_replies or self._in_flight >= MAX_IN_FLIGHT or self._heavy >= MAX_HEAVY
 
     def _handle_lines(self) -> None:
@@ -332,13 +311,13 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(Overloaded("too many long requests at once; the connection is closed, try again later"))
 
     def _refuse(self, error: EoqError) -> None:
-        """Says why, and closes the connection."""
+        """Send an error, and close the connection."""
         self._stopped = True
         self._encode(None, error)
         self._transport.close()
 
     def _read_or_not(self) -> None:
-        """Reads on only when all that was read before is under way."""
+        """Read on only when all requests that were read before are under way."""
         reading = not self._unhandled and not self._full()
         if reading != self._reading and not self._transport.is_closing() and not self._stopped:
             self._reading = reading
@@ -346,54 +325,3 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
-
-
-def _peer(connection: socket.socket) -> str | None:
-    """The process at the other end, as the kernel names it; None where it does not."""
-    try:
-        if hasattr(socket, "SO_PEERCRED"):
-            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        else:
-            pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
-    except OSError:
-        return None
-    return f"pid {pid}"
-
-
-def _bind(path: Path) -> socket.socket:
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        if path.is_socket():
-            _require_stale(path)
-            path.unlink()
-        elif path.exists():
-            raise InvalidRequest(f"{path} exists and is no socket; give another path with --socket")
-        old_mask = os.umask(0o177)
-        try:
-            listening.bind(str(path))
-        finally:
-            os.umask(old_mask)
-    except OSError as error:
-        listening.close()
-        if "too long" in str(error):
-            raise InvalidRequest(
-                f"{path} is too long for a socket (about 100 bytes); give a shorter --socket"
-            ) from error
-        raise cannot_use(path, error) from error
-    except BaseException:
-        listening.close()
-        raise
-    listening.setblocking(False)
-    return listening
-
-
-def _require_stale(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(2.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-        except TimeoutError:
-            pass
-    raise Locked(f"another program answers on {path}; stop it (`eoq stop`), or give this daemon another --socket")

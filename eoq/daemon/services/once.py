@@ -1,12 +1,11 @@
-"""The dedup service: of all who call with one key, the first runs, the others wait and get what came of it.
+"""The dedup service: of all callers with one key, the first runs. The others wait, and get the output of its run.
 
-A caller holds its key as long as its connection lives. Who runs what is also in the file, so that a restart of the
-daemon does not start a second run beside the first: the first has some time to come back.
+A caller runs its key for as long as its connection lives. The file also says who runs what, so that a restart of the
+daemon does not start a second run beside the first: the first caller has some time to come back.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from functools import partial
 from typing import Final
 
@@ -14,195 +13,185 @@ from ...errors import EoqError, InvalidRequest, MessageTooLarge
 from ...protocol.codec import get_bytes, put_bytes
 from ...protocol.limits import MAX_OUTPUT
 from .. import requests as ask
+from ..broker.wait_list import Waiter, WaitList
 from ..clock import Clock, Timer
 from ..records import OnceRecord
-from ..session import Fields, Reply, Session, Submitter
+from ..request_values import require_printable
+from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Command, OnceBegin, OnceFinish, OnceRelease, OnceRunning
 
 RETURN_SECONDS: Final = 30.0
 """How long a caller may take to come back after a restart of the daemon, before its key is open again."""
-FAILED_RELEASE: Final = 1.0
-"""Seconds until a release that the disk refused is tried again."""
+RETRY_SECONDS: Final = 1.0
+"""Seconds until a command that the disk refused is tried again."""
 
 
-class _Holder:
-    """The caller that runs a key, and the connections over which it has said so.
+class Runner:
+    """The caller that runs a key, and its connections.
 
-    Without any it is gone, and its key about to be open; or it is one of before a restart, and has not come back yet.
+    A runner without connections is gone, and its key is about to be open. Or it ran before a restart of the daemon, and
+    has not come back yet.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, key: str, token: str) -> None:
+        self.key = key
         self.token = token
         self.sessions: set[Session] = set()
         self.timer: Timer | None = None
-
-    def join(self, session: Session) -> None:
-        """It is there, over this connection."""
-        self.sessions.add(session)
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        """Opens the key, unless the caller comes back after a restart."""
 
 
-class _Waiter:
-    """A caller that waits for the one before it."""
+class Caller(Waiter, eq=False, kw_only=True):
+    """A caller that has not been answered. Its name in the list is its key and token."""
 
-    def __init__(self, session: Session, request: ask.Once, reply: Reply) -> None:
-        self.session = session
-        self.request = request
-        self.reply = reply
-        self.timer: Timer | None = None
-        self.patient = request.wait > 0
-        """Its time is not over: it stands in line again where the store, when asked, has found its key taken."""
-        self.was_first = False
-        """Whether it asks again, and others stand behind it."""
+    request: ask.Once
+    patient: bool
+    """Whether its time is not over: then it joins the list where the store says that another caller runs its key."""
+    was_first: bool = False
+    """Whether it was first in its line, and asks the store again. Others may be behind it."""
 
 
 class OnceService:
-    """Who runs which key, and who waits for it."""
-
-    handles = (ask.Once, ask.OnceDone, ask.OnceRelease)
+    """Knows who runs which key, and who waits for it."""
 
     def __init__(self, writer: Submitter, clock: Clock) -> None:
         self._writer = writer
         self._clock = clock
-        self._holders: dict[str, _Holder] = {}
-        self._waiters: dict[str, deque[_Waiter]] = {}
+        self._runners: dict[str, Runner] = {}
+        """By key."""
+        self._by_session: dict[Session, dict[Runner, None]] = {}
+        self._waiting: WaitList[Caller] = WaitList(clock, self._time_is_over)
         self._stopping = False
+        self.handlers: Handlers = {ask.Once: self._once, ask.OnceDone: self._finish, ask.OnceRelease: self._give_up}
 
     def start(self) -> None:
-        """Finds out who ran what when the daemon before ended, and gives them time to come back."""
+        """Find out who ran what when the daemon before ended, and give those callers time to come back."""
 
         def done(outcome: list[tuple[str, str]] | EoqError) -> None:
             if isinstance(outcome, EoqError):
-                self._clock.call_later(FAILED_RELEASE, self.start)
+                self._clock.call_later(RETRY_SECONDS, self.start)
                 return
             for key, token in outcome:
-                if key not in self._holders:
-                    holder = self._holders[key] = _Holder(token)
-                    holder.timer = self._clock.call_later(RETURN_SECONDS, partial(self._release, key, holder))
+                if key not in self._runners:
+                    runner = self._runners[key] = Runner(key, token)
+                    runner.timer = self._clock.call_later(RETURN_SECONDS, partial(self._release, runner))
 
         self._writer.submit(OnceRunning(), done, durable=False)
 
     def stop(self) -> None:
-        """Answers all who wait."""
+        """Answer all callers that wait."""
         self._stopping = True
-        for waiters in list(self._waiters.values()):
-            for waiter in list(waiters):
-                self._waited(waiter)
-        for holder in self._holders.values():
-            if holder.timer is not None:
-                holder.timer.cancel()
+        for caller in self._waiting.everyone():
+            self._time_is_over(caller)
+        for runner in self._runners.values():
+            if runner.timer is not None:
+                runner.timer.cancel()
 
-    def closed(self, session: Session) -> None:
-        """A connection has ended: what it ran is open again, and what it waited for is forgotten."""
-        for waiters in list(self._waiters.values()):
-            for waiter in [waiter for waiter in waiters if waiter.session is session]:
-                self._leave(waiter)
-        for key, holder in list(self._holders.items()):
-            if session in holder.sessions:
-                holder.sessions.remove(session)
-                if not holder.sessions and not self._stopping:
-                    self._release(key, holder)
+    # ── running, or waiting for the run of another caller ───────────────────────────────────────────────
 
-    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
-        """Acts on a request; ``reply`` is called once, now or later. Raises `EoqError` for what is refused."""
-        match request:
-            case ask.Once():
-                ask.require_printable("key", request.key)
-                ask.require_printable("fingerprint", request.fingerprint or "")
-                waiter = _Waiter(session, request, reply)
-                if waiter.patient:
-                    waiter.timer = self._clock.call_later(request.wait, partial(self._waited, waiter))
-                self._begin(waiter)
-            case ask.OnceDone():
-                ask.require_printable("key", request.key)
-                self._finish(request, reply)
-            case ask.OnceRelease(key=key, token=token):
-                self._give_up(key, token, reply)
+    def _once(self, session: Session, request: ask.Once, reply: Reply) -> None:
+        require_printable("key", request.key)
+        require_printable("fingerprint", request.fingerprint or "")
+        caller = Caller(
+            session=session,
+            reply=reply,
+            key=request.key,
+            name=(request.key, request.token),
+            request=request,
+            patient=request.wait > 0,
+        )
+        if caller.patient:
+            self._waiting.start_timer(caller, request.wait)
+        self._begin(caller)
 
-    # ── running, or waiting for the one who does ────────────────────────────────────────────────────────
-
-    def _begin(self, waiter: _Waiter) -> None:
-        request = waiter.request
-        holder = self._holders.get(request.key)
-        if holder is not None and holder.token == request.token:
-            holder.join(waiter.session)  # at once: the connection it had before may end while the store is asked
+    def _begin(self, caller: Caller) -> None:
+        request = caller.request
+        runner = self._runners.get(request.key)
+        if runner is not None and runner.token == request.token:
+            # At once: the connection that it had before may end while the store is asked.
+            self._connect(runner, caller.session)
         command = OnceBegin(self._clock.wall(), request.key, request.token, request.fingerprint)
-        # A run that is lost with the power was one of a process that is gone as well.
-        self._writer.submit(command, partial(self._began, waiter), durable=False)
+        # Not durable: a run that is lost with the power belongs to a process that is gone as well.
+        self._writer.submit(command, partial(self._begun, caller), durable=False)
 
-    def _began(self, waiter: _Waiter, outcome: OnceRecord | EoqError) -> None:
-        key = waiter.request.key
+    def _begun(self, caller: Caller, outcome: OnceRecord | EoqError) -> None:
+        key = caller.request.key
         if isinstance(outcome, EoqError):
-            self._answer(waiter, outcome)
-            if waiter.was_first:
+            self._answer(caller, outcome)
+            if caller.was_first:
                 self._next(key)
         elif outcome.state == "done":
-            self._answer(waiter, fields := _done(outcome))
-            self._answer_alike(waiter, fields)
+            self._answer(caller, fields := _done(outcome))
+            self._answer_alike(caller, fields)
         elif outcome.mine:
-            self._hold(waiter)
-            self._answer(waiter, {"state": "run"})
-        elif waiter.patient and not self._stopping and not waiter.session.closed:
-            waiters = self._waiters.setdefault(key, deque())
-            (waiters.appendleft if waiter.was_first else waiters.append)(waiter)
+            self._run(caller)
+            self._answer(caller, {"state": "run"})
+        elif caller.patient and not self._stopping and not caller.session.closed:
+            self._waiting.join(caller, first=caller.was_first)
         else:
-            self._answer(waiter, {"state": "running"})
+            self._answer(caller, {"state": "running"})
 
-    def _hold(self, waiter: _Waiter) -> None:
-        key = waiter.request.key
-        holder = self._holders.get(key)
-        if holder is None or holder.token != waiter.request.token:
-            holder = self._holders[key] = _Holder(waiter.request.token)
-        if not waiter.session.closed:
-            holder.join(waiter.session)
-        elif not holder.sessions:
-            self._release(key, holder)
+    def _run(self, caller: Caller) -> None:
+        """Note that a caller runs its key."""
+        key, token = caller.request.key, caller.request.token
+        runner = self._runners.get(key)
+        if runner is None or runner.token != token:
+            if runner is not None:
+                self._forget_connections(runner)
+            runner = self._runners[key] = Runner(key, token)
+        if not caller.session.closed:
+            self._connect(runner, caller.session)
+        elif not runner.sessions:
+            self._release(runner)
 
-    def _answer(self, waiter: _Waiter, outcome: Fields | EoqError) -> None:
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiter.reply(outcome)
+    def _connect(self, runner: Runner, session: Session) -> None:
+        """Note that a runner has a connection."""
+        runner.sessions.add(session)
+        if runner.timer is not None:
+            runner.timer.cancel()
+            runner.timer = None
+        runners = self._by_session.get(session)
+        if runners is None:
+            runners = self._by_session[session] = {}
+            session.on_close(partial(self._disconnect, session))
+        runners[runner] = None
 
-    def _waited(self, waiter: _Waiter) -> None:
-        """The time of a waiter is over. What it asks of the store still answers it."""
-        waiter.patient = False
-        if self._leave(waiter):
-            waiter.reply({"state": "running"})
+    def _disconnect(self, session: Session) -> None:
+        """Open the keys whose runners have no other connection."""
+        for runner in self._by_session.pop(session):
+            runner.sessions.discard(session)
+            if not runner.sessions and not self._stopping:
+                self._release(runner)
 
-    def _leave(self, waiter: _Waiter) -> bool:
-        """Takes a waiter off its line; False where it stands in none."""
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiters = self._waiters.get(waiter.request.key, deque())
-        if waiter not in waiters:
-            return False
-        waiters.remove(waiter)
-        if not waiters:
-            del self._waiters[waiter.request.key]
-        return True
+    def _answer(self, caller: Caller, outcome: Fields | EoqError) -> None:
+        self._waiting.leave(caller)
+        caller.reply(outcome)
+
+    def _time_is_over(self, caller: Caller) -> None:
+        """Answer a caller that waits. One that asks the store just now is answered with what it says."""
+        caller.patient = False
+        if self._waiting.leave(caller):
+            caller.reply({"state": "running"})
 
     def _next(self, key: str) -> None:
-        """The key may be open, or done: of those who wait, the first asks again."""
-        if waiters := self._waiters.get(key):
-            first = waiters.popleft()
-            if not waiters:
-                del self._waiters[key]
+        """Let the first caller in the line ask the store again: the key may be open, or done."""
+        first = self._waiting.pop_first(key)
+        if first is not None:
             first.was_first = True
             self._begin(first)
 
-    def _answer_alike(self, answered: _Waiter, done: Fields) -> None:
-        """All who wait for the same as ``answered`` have it now: an output may have megabytes, and is there once."""
+    def _answer_alike(self, answered: Caller, done: Fields) -> None:
+        """Give all callers with the same fingerprint the same reply: it may have megabytes, and exists once."""
         request = answered.request
-        for waiter in list(self._waiters.get(request.key, ())):
-            if waiter.request.fingerprint == request.fingerprint and self._leave(waiter):
-                waiter.reply(done)
+        for caller in list(self._waiting.line(request.key)):
+            if caller.request.fingerprint == request.fingerprint:
+                self._answer(caller, done)
         self._next(request.key)
 
     # ── ending ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(self, request: ask.OnceDone, reply: Reply) -> None:
+    def _finish(self, _session: Session, request: ask.OnceDone, reply: Reply) -> None:
+        require_printable("key", request.key)
         output = get_bytes(request.output, request.output_base64, "output")
         size = len(output) if output is not None else request.output_bytes
         if output is not None and len(output) > MAX_OUTPUT:
@@ -215,15 +204,16 @@ class OnceService:
         command = OnceFinish(request.key, request.token, request.status, output, size, expires_at)
         self._end(request.key, request.token, command, reply, durable=True)
 
-    def _give_up(self, key: str, token: str, reply: Reply) -> None:
-        holder = self._holders.get(key)
+    def _give_up(self, _session: Session, request: ask.OnceRelease, reply: Reply) -> None:
+        key, token = request.key, request.token
+        runner = self._runners.get(key)
 
         def answer(outcome: Fields | EoqError) -> None:
             reply(outcome)
-            if isinstance(outcome, EoqError) and holder is not None and holder.token == token:
-                # It will not run, whatever the disk says now.
-                holder.sessions.clear()
-                self._clock.call_later(FAILED_RELEASE, partial(self._release, key, holder))
+            if isinstance(outcome, EoqError) and runner is not None and runner.token == token:
+                # It will not run, even though the disk refuses now.
+                self._forget_connections(runner)
+                self._clock.call_later(RETRY_SECONDS, partial(self._release, runner))
 
         self._end(key, token, OnceRelease(key, token), answer, durable=False)
 
@@ -233,31 +223,37 @@ class OnceService:
                 reply(outcome)
                 return
             reply({})
-            holder = self._holders.get(key)
-            if holder is not None and holder.token == token:
-                del self._holders[key]
-            for waiter in list(self._waiters.get(key, ())):
-                if waiter.request.token == token:
-                    self._waited(waiter)  # who asked for it has given up
+            runner = self._runners.get(key)
+            if runner is not None and runner.token == token:
+                self._forget_connections(runner)
+                del self._runners[key]
+            for caller in self._waiting.named((key, token)):
+                self._time_is_over(caller)  # the caller has given up
             self._next(key)
 
         self._writer.submit(command, done, durable)
 
-    def _release(self, key: str, holder: _Holder) -> None:
-        """The caller is gone; goes on trying if the disk refuses, until it is back."""
-        if holder.sessions or self._holders.get(key) is not holder:
+    def _forget_connections(self, runner: Runner) -> None:
+        for session in runner.sessions:
+            del self._by_session[session][runner]
+        runner.sessions.clear()
+
+    def _release(self, runner: Runner) -> None:
+        """Open the key of a runner that is gone. Keep trying if the disk refuses, until the runner is back."""
+        key = runner.key
+        if runner.sessions or self._runners.get(key) is not runner:
             return
 
-        def done(outcome: object) -> None:
+        def done(outcome: EoqError | None) -> None:
             if isinstance(outcome, EoqError):
                 if not self._stopping:
-                    self._clock.call_later(FAILED_RELEASE, partial(self._release, key, holder))
+                    self._clock.call_later(RETRY_SECONDS, partial(self._release, runner))
                 return
-            if not holder.sessions and self._holders.get(key) is holder:
-                del self._holders[key]
+            if not runner.sessions and self._runners.get(key) is runner:
+                del self._runners[key]
             self._next(key)
 
-        self._writer.submit(OnceRelease(key, holder.token), done, durable=False)
+        self._writer.submit(OnceRelease(key, runner.token), done, durable=False)
 
 
 def _done(once: OnceRecord) -> Fields:

@@ -1,104 +1,58 @@
-"""Requests that only look: results and new messages (and waiting for them), counts, peeks, the daemon's own state."""
+"""Requests that change nothing: results and new messages (and waiting for them), counts, peeks."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from ... import __version__
 from ...errors import EoqError, NotFound
 from ...protocol.codec import put_bytes
 from ...protocol.limits import MAX_BATCH
 from .. import requests as ask
-from ..broker.throughput import Rate
-from ..session import Fields, Reply, Session
+from ..broker.throughput import Throughput
+from ..broker.wait_list import Waiter, WaitList
+from ..clock import Clock
+from ..records import End
+from ..session import Fields, Handlers, Reply, Session
 from ..store.sqlite.reader import Filter, Reader
 
-Key: TypeAlias = tuple[str, str]
-
 OUTCOMES: Final = ("done", "dead", "expired", "dropped")
-"""The states in which a message has ended."""
+"""The states of a message that has ended."""
 STOP_SECONDS: Final = 0.5
-"""How long those who follow a queue may take to be answered when the daemon stops."""
-
-
-class _Waiter:
-    """Someone who waits for a message to end."""
-
-    def __init__(self, session: Session, reply: Reply) -> None:
-        self.session = session
-        self.reply = reply
-        self.timer: asyncio.TimerHandle | None = None
+"""How long the requests that follow a queue may take to be answered when the daemon stops."""
 
 
 class Queries:
-    """Answers questions from the reader's connection, and results at the moment they are stored."""
+    """Answers requests from the reader's connection, and results at the moment when they are stored."""
 
-    handles = (ask.GetResult, ask.Queues, ask.Peek, ask.Show, ask.Tail, ask.Status)
-
-    def __init__(self, reader: Reader, describe: Callable[[], Fields], rate: Callable[[str], Rate]) -> None:
+    def __init__(self, reader: Reader, clock: Clock, throughput: Throughput) -> None:
         self._reader = reader
-        self._describe = describe
-        self._rate = rate
-        self._started = time.time()
+        self._throughput = throughput
         self._loop = asyncio.get_running_loop()
-        self._waiters: dict[Key, list[_Waiter]] = {}
+        self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
+        """Who waits for the result of which message: the key is its queue and its id."""
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
-        self._stopping = False
+        """By queue: what to complete when messages are stored in it."""
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
-
-    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
-        """Answers a request; ``reply`` is called once, now or later."""
-        match request:
-            case ask.GetResult(queue=queue, id=id, wait=wait):
-                self._result(session, (queue, id), wait, reply)
-            case ask.Queues():
-                self._spawn(session, self._queues, reply)
-            case ask.Peek():
-                self._spawn(session, partial(self._peek, request), reply)
-            case ask.Tail():
-                self._spawn(session, partial(self._tail, request), reply)
-            case ask.Show(queue=queue, id=id):
-                self._spawn(session, partial(self._show, queue, id), reply)
-            case ask.Status():
-                reply(self._status())
-
-    def ended(self, queue: str, id: str, outcome: str, result: bytes | None, error: str | None) -> None:
-        """A message has ended: those who wait for its result have it now."""
-        if self._waiters and (waiters := self._waiters.pop((queue, id), None)):
-            told = _result(outcome, result, error)  # one for all: it may be large, and they may read slowly
-            for waiter in waiters:
-                self._answer(waiter, told)
-
-    def arrived(self, queue: str) -> None:
-        """Messages were stored in a queue: those who follow it look again."""
-        for arrival in self._tails.pop(queue, ()):
-            if not arrival.done():
-                arrival.set_result(None)
-
-    def closed(self, session: Session) -> None:
-        """A connection has ended, and with it what it asked and waited for."""
-        for task in self._tasks.get(session, ()):
-            task.cancel()
-        for key in [key for key, waiters in self._waiters.items() if any(w.session is session for w in waiters)]:
-            for waiter in list(self._waiters[key]):
-                if waiter.session is session:
-                    self._forget(key, waiter)
+        self._stopping = False
+        self.handlers: Handlers = {
+            ask.GetResult: self._result,
+            ask.Queues: self._queues,
+            ask.Peek: self._peek,
+            ask.Show: self._show,
+            ask.Tail: self._tail,
+        }
 
     async def stop(self) -> None:
-        """Answers all who wait, and gives up what is being read."""
-        for key, waiters in list(self._waiters.items()):
-            for waiter in list(waiters):
-                self._waited(key, waiter)
+        """Answer all requests that wait, and give up what is being read."""
+        for waiter in self._results.everyone():
+            self._answer_without_result(waiter)
         self._stopping = True
         for queue in list(self._tails):
-            self.arrived(queue)
+            self.stored(queue, 0)
         tasks = [task for tasks in self._tasks.values() for task in tasks]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
@@ -106,78 +60,105 @@ class Queries:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _result(self, session: Session, key: Key, wait: float, reply: Reply) -> None:
-        waiter = _Waiter(session, reply)
-        # Known before the file is read, so that a message that ends meanwhile is not missed.
-        self._waiters.setdefault(key, []).append(waiter)
+    # ── events ──────────────────────────────────────────────────────────────────────────────────────────
 
-        async def look() -> None:
-            try:
-                found = await self._reader.result(*key)
-            except EoqError as error:
-                if self._forget(key, waiter):
-                    reply(error)
-                return
-            if waiter not in self._waiters.get(key, ()):
-                return
-            if found is not None and found["state"] in OUTCOMES:
-                self._forget(key, waiter)
-                reply(_result(found["state"], found["result"], found["error"]))
-            elif not wait:
-                self._waited(key, waiter)
-            else:
-                waiter.timer = self._loop.call_later(wait, partial(self._waited, key, waiter))
+    def ended(self, ends: Sequence[End]) -> None:
+        """Answer the requests that wait for the results of messages that have ended."""
+        if not self._results:
+            return
+        for end in ends:
+            waiters = list(self._results.line((end.queue, end.id)))
+            if waiters:
+                # One reply for all waiters: it may be large, and their clients may read slowly.
+                fields = _result(end.outcome, end.result, end.error)
+                for waiter in waiters:
+                    self._results.leave(waiter)
+                    waiter.reply(fields)
 
-        self._keep(session, look())
+    def stored(self, queue: str, _count: int) -> None:
+        """Let the requests that follow a queue read again: messages were stored in it."""
+        for arrival in self._tails.pop(queue, ()):
+            if not arrival.done():
+                arrival.set_result(None)
 
-    def _waited(self, key: Key, waiter: _Waiter) -> None:
-        if self._forget(key, waiter):
+    # ── results ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _result(self, session: Session, request: ask.GetResult, reply: Reply) -> None:
+        waiter = Waiter(session=session, reply=reply, key=(request.queue, request.id))
+        # Before the file is read, so that a message that ends meanwhile is not missed.
+        self._results.join(waiter)
+        self._spawn(session, self._read_result(waiter, request))
+
+    async def _read_result(self, waiter: Waiter, request: ask.GetResult) -> None:
+        try:
+            found = await self._reader.result(request.queue, request.id)
+        except EoqError as error:
+            if self._results.leave(waiter):
+                waiter.reply(error)
+            return
+        if not waiter.joined:
+            return
+        if found is not None and found["state"] in OUTCOMES:
+            self._results.leave(waiter)
+            waiter.reply(_result(found["state"], found["result"], found["error"]))
+        elif not request.wait:
+            self._answer_without_result(waiter)
+        else:
+            self._results.start_timer(waiter, request.wait)
+
+    def _answer_without_result(self, waiter: Waiter) -> None:
+        if self._results.leave(waiter):
             waiter.reply({"outcome": None})
 
-    def _answer(self, waiter: _Waiter, fields: Fields) -> None:
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiter.reply(fields)
+    # ── other queries ───────────────────────────────────────────────────────────────────────────────────
 
-    def _forget(self, key: Key, waiter: _Waiter) -> bool:
-        """Takes a waiter off the list; False where it has been answered."""
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiters = self._waiters.get(key, [])
-        if waiter not in waiters:
-            return False
-        waiters.remove(waiter)
-        if not waiters:
-            del self._waiters[key]
-        return True
+    def _queues(self, session: Session, _request: ask.Queues, reply: Reply) -> None:
+        self._run(session, self._read_queues, reply)
 
-    async def _queues(self) -> Fields:
+    def _peek(self, session: Session, request: ask.Peek, reply: Reply) -> None:
+        self._run(session, partial(self._read_peek, request), reply)
+
+    def _show(self, session: Session, request: ask.Show, reply: Reply) -> None:
+        self._run(session, partial(self._read_message, request), reply)
+
+    def _tail(self, session: Session, request: ask.Tail, reply: Reply) -> None:
+        self._run(session, partial(self._follow, request), reply)
+
+    async def _read_queues(self) -> Fields:
         queues = await self._reader.queues()
         for queue in queues:
-            rate = self._rate(queue["name"])
+            rate = self._throughput.rate(queue["name"])
             queue.update(paused=bool(queue["paused"]), sent_rate=rate.sent, done_rate=rate.done)
         return {"queues": queues}
 
-    async def _peek(self, request: ask.Peek) -> Fields:
+    async def _read_peek(self, request: ask.Peek) -> Fields:
         wanted = Filter(request.group, request.headers, request.contains)
         found = await self._reader.peek(request.queue, request.state, request.limit, wanted)
         return {"messages": found.messages, "more": found.more}
 
-    async def _tail(self, request: ask.Tail) -> Fields:
+    async def _read_message(self, request: ask.Show) -> Fields:
+        message = await self._reader.show(request.queue, request.id)
+        if message is None:
+            raise NotFound(
+                f"there is no message {request.id!r} in the queue {request.queue!r}; `eoq queues` lists the queues"
+            )
+        return {"message": {"queue": request.queue, **message}}
+
+    async def _follow(self, request: ask.Tail) -> Fields:
         after = request.after
         deadline = self._loop.time() + request.wait
         while True:
             arrival = self._loop.create_future()
-            # Known before the file is read, so that what comes meanwhile is not missed.
+            # Before the file is read, so that messages stored meanwhile are not missed.
             self._tails.setdefault(request.queue, set()).add(arrival)
             try:
-                messages, place = await self._reader.tail(request.queue, after, request.last, MAX_BATCH)
+                messages, seq = await self._reader.tail(request.queue, after, request.last, MAX_BATCH)
                 if messages or self._stopping or self._loop.time() >= deadline:
-                    return {"messages": messages, "after": place}
-                if after is not None and place > after:
-                    after = place
+                    return {"messages": messages, "after": seq}
+                if after is not None and seq > after:
+                    after = seq
                     continue  # there may be more rows to look through
-                after = place
+                after = seq
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await arrival
@@ -191,41 +172,31 @@ class Queries:
             if not arrivals:
                 del self._tails[queue]
 
-    async def _show(self, queue: str, id: str) -> Fields:
-        message = await self._reader.show(queue, id)
-        if message is None:
-            raise NotFound(f"there is no message {id!r} in the queue {queue!r}; `eoq queues` lists the queues")
-        return {"message": {"queue": queue, **message}}
+    # ── tasks ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _status(self) -> Fields:
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "sqlite": sqlite3.sqlite_version,
-            "started_at": self._started,
-            **self._describe(),
-        }
-
-    def _spawn(self, session: Session, look: Callable[[], Awaitable[Fields]], reply: Reply) -> None:
+    def _run(self, session: Session, read: Callable[[], Awaitable[Fields]], reply: Reply) -> None:
         async def run() -> None:
             try:
-                fields: Fields | EoqError = await look()
+                fields: Fields | EoqError = await read()
             except EoqError as error:
                 fields = error
             reply(fields)
 
-        self._keep(session, run())
+        self._spawn(session, run())
 
-    def _keep(self, session: Session, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, session: Session, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a task that is cancelled when its connection ends."""
+        tasks = self._tasks.get(session)
+        if tasks is None:
+            tasks = self._tasks[session] = set()
+            session.on_close(partial(self._cancel_tasks, session))
         task = self._loop.create_task(coroutine)
-        self._tasks.setdefault(session, set()).add(task)
-        task.add_done_callback(partial(self._done, session))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    def _done(self, session: Session, task: asyncio.Task[None]) -> None:
-        tasks = self._tasks[session]
-        tasks.discard(task)
-        if not tasks:
-            del self._tasks[session]
+    def _cancel_tasks(self, session: Session) -> None:
+        for task in self._tasks.pop(session):
+            task.cancel()
 
 
 def _result(outcome: str, result: bytes | None, error: str | None) -> Fields:

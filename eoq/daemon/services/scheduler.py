@@ -14,13 +14,14 @@ from typing import Final
 
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
-from ..broker.publishing import Publishing
+from ..broker.publishing import Publisher
 from ..clock import Alarm, Clock
 from ..config.model import Config
 from ..config.settings import SettingsOf
 from ..records import DueSchedules, Fired, NewMessage, OccurrencePlan, ScheduleAdded, ScheduleRecord
+from ..request_values import content_of, new_schedule, scheduled_message
 from ..schedule_rules import GRACE, Definition, due, occurrence_id, rule_of
-from ..session import Fields, Reply, Session, Submitter
+from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import (
     Command,
     R,
@@ -50,12 +51,10 @@ log = logging.getLogger("eoq.schedule")
 class Scheduler:
     """Knows when to look for what is due."""
 
-    handles = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
-
-    def __init__(self, writer: Submitter, clock: Clock, publishing: Publishing, settings: SettingsOf) -> None:
+    def __init__(self, writer: Submitter, clock: Clock, publisher: Publisher, settings: SettingsOf) -> None:
         self._writer = writer
         self._clock = clock
-        self._publishing = publishing
+        self._publisher = publisher
         self._settings = settings
         self._asked: deque[tuple[ask.Request, Reply]] = deque()
         self._alarm = Alarm(clock, self._look, LONGEST_TIMER)
@@ -70,6 +69,8 @@ class Scheduler:
         self._look_again = False
         """Whether something became due meanwhile."""
         self._stopping = False
+        kinds = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
+        self.handlers: Handlers = dict.fromkeys(kinds, self.handle)
 
     def apply(self, config: Config) -> None:
         """The schedules of the configuration are these from now on; begins to send what is due.
@@ -89,7 +90,7 @@ class Scheduler:
             self._look()
 
         now = self._clock.wall()
-        definitions = [ask.new_schedule(schedule, now) for schedule in config.schedule]
+        definitions = [new_schedule(schedule, now) for schedule in config.schedule]
         self._writer.submit(ScheduleApply(now, definitions), done)
 
     def _apply_again(self, config: Config) -> None:
@@ -132,7 +133,7 @@ class Scheduler:
         match request:
             case ask.ScheduleAdd():
                 now = self._clock.wall()
-                command = ScheduleAdd(now, ask.new_schedule(request, now), request.replace)
+                command = ScheduleAdd(now, new_schedule(request, now), request.replace)
                 self._submit(command, partial(self._added, reply), reply)
             case ask.ScheduleRemove(name=name):
                 self._submit(ScheduleRemove(name), lambda _: reply({}), reply)
@@ -233,7 +234,7 @@ class Scheduler:
         return OccurrencePlan(schedule, occurrences, schedule._replace(seen_at=now, next_at=following), following)
 
     def _route(self, now: float, definition: Definition, at: int) -> Sequence[NewMessage]:
-        return self._publishing.route([ask.scheduled_message(definition, at)], now).messages
+        return self._publisher.route([scheduled_message(definition, at)], now).messages
 
     def _fired(self, notes: list[str], outcome: Fired | EoqError) -> None:
         if isinstance(outcome, EoqError):
@@ -244,8 +245,8 @@ class Scheduler:
         for note in (*notes, *outcome.notes):
             log.warning(note)
         for messages, stored in outcome.stored:
-            self._publishing.stored(messages)
-            self._publishing.arrive(messages, stored)
+            self._publisher.submitted(messages)
+            self._publisher.stored(messages, stored)
         self._end_step(outcome.look_at)
 
     def _failed(self, error: EoqError) -> None:
@@ -290,4 +291,4 @@ def _fields(schedule: ScheduleRecord) -> Fields:
 
 def _with_message(schedule: ScheduleRecord) -> Fields:
     """Return a schedule as the wire shows it, with its message."""
-    return _fields(schedule) | {"message": ask.content_of(schedule.definition)}
+    return _fields(schedule) | {"message": content_of(schedule.definition)}

@@ -1,10 +1,11 @@
-"""Topics: what is sent to one goes to each queue that is bound to it, in one transaction, under the same id."""
+"""Topics: a message sent to a topic goes to each queue that is bound to it, in one transaction, under the same id."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
 from ..records import Binding, NewMessage, Routed
-from ..session import Reply, Session, Submitter
+from ..session import Handlers, Reply, Session, Submitter
 from ..store import commands
 from ..topic_rules import check_bindings
 
@@ -25,21 +26,20 @@ log = logging.getLogger("eoq.topics")
 class Topics:
     """All bindings: those in the file, and those of the configuration."""
 
-    handles = (ask.Bind, ask.Unbind, ask.Topics)
-
     def __init__(self, writer: Submitter) -> None:
         self._writer = writer
         self._stored: list[Binding] = []
         self._configured: list[Binding] = []
         self._by_topic: dict[str, list[Binding]] = {}
+        self.handlers: Handlers = {ask.Bind: self._bind, ask.Unbind: self._unbind, ask.Topics: self._list}
 
     def load(self, stored: Sequence[Binding]) -> None:
-        """What the file has: at the start of the daemon, and as it changes."""
+        """Replace the bindings of the file: at the start of the daemon, and when they have changed."""
         self._stored = list(stored)
         self._arrange()
 
     def configure(self, configured: Sequence[Binding]) -> None:
-        """From now on these stand in the configuration. For the same topic and queue it counts before the file."""
+        """Replace the bindings of the configuration. They win over the file's for the same topic and queue."""
         self._configured = list(configured)
         try:
             check_bindings([*self._stored, *configured])
@@ -52,15 +52,15 @@ class Topics:
         by_topic: dict[str, list[Binding]] = {}
         for key in sorted(together):
             by_topic.setdefault(key[0], []).append(together[key])
-        # As a whole, since threads look things up meanwhile.
+        # Replaced as a whole, since other threads may read it meanwhile.
         self._by_topic = by_topic
 
     def is_topic(self, name: str) -> bool:
-        """Whether anything is bound to ``name``."""
+        """Return whether any queue is bound to ``name``."""
         return name in self._by_topic
 
     def route(self, messages: Sequence[NewMessage]) -> Routed:
-        """Where messages go: each to its queue, or to all that are bound to its topic and want it."""
+        """Return messages in their queues: their own, or all that are bound to their topic and match their headers."""
         by_topic = self._by_topic
         if not by_topic or not any(message.queue in by_topic for message in messages):
             return Routed(messages, None)
@@ -74,34 +74,33 @@ class Topics:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
-    def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
-        """Acts on a request; ``reply`` is called once, now or later."""
+    def _bind(self, _session: Session, request: ask.Bind, reply: Reply) -> None:
+        headers = request.headers or {}
+        if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
+            raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
+        binding = Binding(request.topic, request.queue, headers)
+        self._writer.submit(commands.Bind(binding, tuple(self._configured)), partial(self._changed, reply))
 
-        def done(outcome: list[Binding] | EoqError) -> None:
-            if isinstance(outcome, EoqError):
-                reply(outcome)
-                return
-            self.load(outcome)
-            reply({})
+    def _unbind(self, _session: Session, request: ask.Unbind, reply: Reply) -> None:
+        self._writer.submit(commands.Unbind(request.topic, request.queue), partial(self._changed, reply))
 
-        match request:
-            case ask.Bind(topic=topic, queue=queue, headers=headers):
-                if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
-                    raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
-                binding = Binding(topic, queue, headers or {})
-                self._writer.submit(commands.Bind(binding, tuple(self._configured)), done)
-            case ask.Unbind(topic=topic, queue=queue):
-                self._writer.submit(commands.Unbind(topic, queue), done)
-            case ask.Topics():
-                bindings = [b for topic in sorted(self._by_topic) for b in self._by_topic[topic]]
-                reply({"bindings": [_shown(binding) for binding in bindings]})
+    def _changed(self, reply: Reply, outcome: list[Binding] | EoqError) -> None:
+        if isinstance(outcome, EoqError):
+            reply(outcome)
+            return
+        self.load(outcome)
+        reply({})
+
+    def _list(self, _session: Session, _request: ask.Topics, reply: Reply) -> None:
+        bindings = [binding for topic in sorted(self._by_topic) for binding in self._by_topic[topic]]
+        reply({"bindings": [_shown(binding) for binding in bindings]})
 
 
 def _queues_of(message: NewMessage, bindings: Sequence[Binding] | None) -> list[str]:
     if bindings is None:
         return [message.queue]
     headers = json.loads(message.headers) if message.headers else {}
-    return [b.queue for b in bindings if b.headers.items() <= headers.items()]
+    return [binding.queue for binding in bindings if binding.headers.items() <= headers.items()]
 
 
 def _shown(binding: Binding) -> dict[str, object]:

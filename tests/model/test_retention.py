@@ -1,9 +1,9 @@
-"""A processed id is never forgotten while its message could still come, whatever happens to whom (G9).
+"""A processed id is never forgotten while its message could still be delivered, whatever happens (G9).
 
-The real broker and store, and a real inbox file, with one clock that the test owns. Hypothesis sends, receives,
-processes, loses acks and leases, rejects, kills the daemon and the worker, sets the clock, prunes, and puts older
-backups in the place of both files. After every step each effect is there once, and of each effect whose message is
-unsettled, in the daemon's file or in a backup that may yet be restored, the id is known.
+The test has the real broker and store, a real inbox file, and one clock that it owns. Hypothesis sends, receives,
+processes, loses acks and leases, rejects, kills the daemon and the worker, sets the clock, prunes, and replaces both
+files by older backups. After every step each effect exists once. And the inbox knows the id of each effect whose
+message is not settled, be it in the daemon's file or in a backup that may still be restored.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import eoq
 from eoq.client.admin import Admin
 from eoq.daemon import requests
 from eoq.daemon.broker.broker import Broker
+from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.session import Session
@@ -42,11 +43,11 @@ EXAMPLES: Final = 20
 STEPS: Final = 60
 PATIENCE: Final = 1000
 KEEP: Final = 100.0
-HELD: Final = 6
-"""Deliveries that a worker holds at most, for as long as it likes."""
+MOST_KEPT: Final = 6
+"""Messages that the worker keeps at most, for any length of time."""
 LEASE: Final = 30.0
 LIFE: Final = 15
-"""Steps between two events after which there is little left to forget."""
+"""The least number of steps between two events that leave little to forget."""
 SETTINGS: Final = QueueSettings(max_attempts=3)
 UNSETTLED: Final = """
     select queue.name, message.id
@@ -77,16 +78,18 @@ class Daemon(Admin):
         self._starts += 1
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._store = self._loop.run_until_complete(SqliteStore.open(self.path, settings=lambda _: SETTINGS))
-        self._broker = Broker(
+        events = Events()
+        broker = Broker(
             self,
             self._clock,
             epoch=f"start{self._starts}",
-            ended=lambda *_: None,
+            events=events,
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,
         )
-        self._steward = AdminService(self, self._clock, self._broker)
-        self._broker.start()
+        admin = AdminService(self, self._clock, broker.due_times, events)
+        self._handlers = {**broker.handlers, **admin.handlers}
+        broker.start()
         self.rest()
 
     def _end(self) -> None:
@@ -94,26 +97,26 @@ class Daemon(Admin):
         self.session = Session()
         self._loop.run_until_complete(self._store.close())
 
-    def submit(self, verb: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
-        """The broker hands over a verb, as to the writer."""
-        self._submitted.append((verb, done))
+    def submit(self, command: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
+        """Take a command from the broker, as the writer does."""
+        self._submitted.append((command, done))
 
     def rest(self) -> None:
-        """Commits, answers and fires what is due, until nothing is under way."""
+        """Commit, answer and fire timers until nothing is under way."""
         for _ in range(PATIENCE):
             if self._submitted:
                 batch, self._submitted = self._submitted, []
-                outcomes = self._store.transact([verb for verb, _ in batch])
+                outcomes = self._store.transact([command for command, _ in batch])
                 for (_, done), outcome in zip(batch, outcomes, strict=True):
                     done(outcome)
             elif self._clock.waits:
                 self._clock.fire()
             else:
                 return
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("the daemon never comes to rest")
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes, and nobody is late."""
+        """Let time pass. All timers fire in time."""
         target = self._clock.monotonic() + seconds
         while (due := self._clock.next_due()) is not None and due <= target:
             self._clock.move_to(due)
@@ -121,12 +124,11 @@ class Daemon(Admin):
         self._clock.move_to(target)
 
     def run(self, call: calls.Call[T]) -> T:
-        """One request, as a client makes it."""
+        """Send one request, as a client does."""
         replies: list[Fields | eoq.EoqError] = []
         request = requests.decode(encode(call.fields))
-        handler = self._steward if isinstance(request, self._steward.handles) else self._broker
         try:
-            handler.handle(self.session, request, replies.append)
+            self._handlers[type(request)](self.session, request, replies.append)
         except eoq.EoqError as refusal:
             raise refusal from None
         self.rest()
@@ -136,28 +138,28 @@ class Daemon(Admin):
         return call.read(reply)
 
     def hang_up(self) -> None:
-        """The connection ends."""
-        self._broker.closed(self.session)
+        """End the connection."""
+        self.session.close()
         self.session = Session()
         self.rest()
 
     def restart(self) -> None:
-        """It is killed and started again."""
+        """Kill the daemon and start it again."""
         self._end()
         self._start()
 
     def replace(self, file: Path | None) -> None:
-        """Somebody puts a backup in the place of its file, or removes it."""
+        """Replace its file by a backup, or remove it."""
         self._end()
         _replace(self.path, file)
         self._start()
 
     def close(self) -> None:
-        """The test is over."""
+        """End the test."""
         self._end()
         self._loop.close()
 
-    # ── what the messages need of their client ──────────────────────────────────────────────────────────
+    # ── what messages need of their client ──────────────────────────────────────────────────────────
 
     def ack(self, receipt: str, result: object = None, send: Iterable[eoq.Outgoing] = ()) -> None:
         if self.acks_arrive:
@@ -209,7 +211,7 @@ class Machine(RuleBasedStateMachine):
             database.execute("create table effect (queue text, id text)")
         self.daemon = Daemon(self.folder / "eoq.db", self.clock)
         self.inbox = self._open_inbox()
-        self.held: list[eoq.Message] = []
+        self.kept: list[eoq.Message] = []
         self.backups: list[Backup] = []
         self.app_backup: Path | None = None
         self.serial = 0
@@ -244,12 +246,12 @@ class Machine(RuleBasedStateMachine):
     def receive(self, queue: str, limit: int, bound: bool) -> None:
         call = calls.receive(queue, eoq.Message, self.daemon, limit=limit, wait=0, lease=LEASE, bound=bound)
         received_at = self.clock.wall()
-        self.held += [replace(message, received_at=received_at) for message in self.daemon.run(call)]
+        self.kept += [replace(message, received_at=received_at) for message in self.daemon.run(call)]
 
     def _waiting(self) -> list[eoq.Message]:
-        """What the worker holds, also what it has handled or lost already: it may be slow, or do things twice."""
-        self.held = self.held[-HELD:]
-        return self.held
+        """Return the messages that the worker keeps. It may have handled or lost some of them before."""
+        self.kept = self.kept[-MOST_KEPT:]
+        return self.kept
 
     @rule(queue=queues, pick=picks, ack=acks, fails=st.sampled_from([False, False, False, True]))
     def process(self, queue: str, pick: int, ack: str, fails: bool) -> None:
@@ -269,24 +271,24 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, ack=acks, seconds=st.sampled_from([0.0, 0.0, 1.0, 110.0]))
     def process_all(self, queue: str, ack: str, seconds: float) -> None:
-        """An ordinary worker takes what there is, so that watermarks move on."""
-        self.held.clear()
+        """An ordinary worker handles all messages, so that watermarks move on."""
+        self.kept.clear()
         self.daemon.pass_time(seconds)
         self.send(queue, 3, None, None)
         self.receive(queue, 6, bound=False)
-        self.process_held(ack)
+        self.process_kept(ack)
 
     @rule(ack=acks)
-    def process_held(self, ack: str) -> None:
-        """Also what came long ago, over another daemon, or twice."""
+    def process_kept(self, ack: str) -> None:
+        """Handle also messages that came long ago, from an earlier daemon, or twice."""
         self.daemon.acks_arrive = ack == "arrives"
         with suppress(eoq.LeaseLost):
             self.inbox.process_many(self._waiting(), _effect)
 
     @rule(queue=queues, how=st.sampled_from(["nack", "reject", "nothing"]), delay=st.sampled_from([0.0, 60.0, 300.0]))
-    def process_in_vain(self, queue: str, how: str, delay: float) -> None:
-        """A message has its effect, and nobody tells the daemon: it stays for as long as it likes."""
-        self.held.clear()
+    def process_without_ack(self, queue: str, how: str, delay: float) -> None:
+        """A message has its effect, but no ack reaches the daemon. It stays there for any length of time."""
+        self.kept.clear()
         self.receive(queue, 1, bound=False)
         self.process(queue, 0, "is lost", fails=False)
         if how != "nothing":
@@ -294,7 +296,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, how=st.sampled_from(["nack", "reject"]), delay=st.sampled_from([0.0, 60.0, 300.0]))
     def give_up(self, pick: int, how: str, delay: float) -> None:
-        """Of a message that was processed, perhaps, and its ack lost: then it is given back, or dead, all the same."""
+        """Nack or reject a message, which may have been processed, with its ack lost."""
         if not (messages := self._waiting()):
             return
         message = messages[pick % len(messages)]
@@ -306,7 +308,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, how=st.sampled_from(["redrive", "redrive", "drop", "purge"]))
     def decide(self, queue: str, how: str) -> None:
-        """A person decides on dead letters, or purges the queue: also of what was processed, its ack lost."""
+        """Redrive or drop dead letters, or purge a queue. Some messages may have been processed, their acks lost."""
         with suppress(eoq.NotFound):
             if how == "purge":
                 self.daemon.purge(queue)
@@ -316,11 +318,11 @@ class Machine(RuleBasedStateMachine):
                 self.daemon.drop(queue, everything=True)
 
     @rule(queue=queues, how=st.sampled_from(["drop", "purge", "expire"]))
-    def give_up_what_is_in_place(self, queue: str, how: str) -> None:
-        """It had its effect long ago, and nobody told the daemon. It is given up right after a backup."""
+    def give_up_after_a_backup(self, queue: str, how: str) -> None:
+        """A message had its effect long ago, and its ack was lost. It is given up right after a backup."""
         self.decide(queue, "purge")
         self.send(queue, 1, None, None, ttl=KEEP + 70 if how == "expire" else None)
-        self.process_in_vain(queue, "reject" if how == "drop" else "nack", 300.0)
+        self.process_without_ack(queue, "reject" if how == "drop" else "nack", 300.0)
         self.time_passes(KEEP + 60)
         self.back_up(queue, then_work=False)
         if how == "expire":
@@ -330,7 +332,7 @@ class Machine(RuleBasedStateMachine):
         self.process_all(queue, "arrives", 1.0)
         self.prune(elsewhere=False)
 
-    # ── time, and what befalls the processes ────────────────────────────────────────────────────────────
+    # ── time, and what happens to the processes ────────────────────────────────────────────────────────────
 
     @rule(seconds=st.sampled_from([1.0, 10.0, 31.0, 70.0, 110.0, 110.0]))
     def time_passes(self, seconds: float) -> None:
@@ -360,7 +362,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(elsewhere=st.booleans())
     def prune(self, elsewhere: bool) -> None:
-        """Here, or as a cron job does it, that has heard of no watermark itself."""
+        """Prune here, or elsewhere, as a cron job does that has received no watermark itself."""
         with self._open_inbox() as other:
             (other if elsewhere else self.inbox).prune()
 
@@ -368,7 +370,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queues, then_work=st.booleans())
     def back_up(self, queue: str, then_work: bool) -> None:
-        """What it holds unsettled may be done a moment later."""
+        """Back up the daemon's file. Messages that are not settled in it may be settled a moment later."""
         self.send(queue, 1, None, None)
         file = self.folder / f"backup{self.serial}-{len(self.backups)}-{self.clock.monotonic()}"
         _copy(self.daemon.path, file)
@@ -384,14 +386,14 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self._restorable())
     @rule(pick=picks, queue=queues, then=st.sampled_from(["go on", "be quiet", "work"]))
     def restore(self, pick: int, queue: str, then: str) -> None:
-        """The daemon's file goes back. Backups made after this one are of a time that has not happened."""
+        """Restore the daemon's file from a backup. Later backups then belong to a time that has not happened."""
         restorable = self._restorable()
         chosen = pick % len(restorable)
         self.backups = restorable[: chosen + 1]
         self.app_backup = None  # as in `begin_anew`
         self.daemon.replace(restorable[chosen].file)
         if then == "work":
-            self.held.clear()
+            self.kept.clear()
             self.receive(queue, 6, bound=False)
             self.give_up(0, "reject", 0.0)
         if then != "go on":
@@ -404,7 +406,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.age > LIFE)
     @rule(again=st.booleans(), queue=queues)
     def begin_anew(self, again: bool, queue: str) -> None:
-        """A new file of the daemon's: places in it begin with 1 again, and an id may come to another place."""
+        """Start the daemon with a new file: its seqs begin with 1 again, and an id may get another seq."""
         self.age = 0
         self.backups.clear()
         self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/inbox/pruning.py
@@ -415,7 +417,7 @@ class Machine(RuleBasedStateMachine):
             for _ in range(2):
                 self.process_all(queue, "arrives", 0.0)
             self.daemon.run(calls.send(queue, eoq.Outgoing(b"x", id=known[0][0])))
-            self.process_in_vain(queue, "nack", 300.0)
+            self.process_without_ack(queue, "nack", 300.0)
             self.process_all(queue, "arrives", 110.0)
             self.prune(elsewhere=False)
 
@@ -428,7 +430,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.app_backup and self.age > LIFE)
     @rule()
     def restore_the_application(self) -> None:
-        """Effects and ids go back together. The daemon's backups made before are another restore, of another time."""
+        """Restore the application's file: effects and ids go back together. Backups of the daemon count no more."""
         self.age = 0
         self.inbox.close()
         _replace(self.app, self.app_backup)
@@ -448,7 +450,7 @@ class Machine(RuleBasedStateMachine):
         for file in (self.daemon.path, *(backup.file for backup in self._restorable())):
             with closing(sqlite3.connect(file)) as database:
                 wrong = forgotten.intersection(database.execute(UNSETTLED))
-            assert not wrong, f"forgotten, and can still come: {wrong}"
+            assert not wrong, f"forgotten, and can still be delivered: {wrong}"
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -473,7 +475,7 @@ def _run(examples: int) -> None:
     )
 
 
-# ── what the machine looks for, each by itself ──────────────────────────────────────────────────────────────
+# ── single cases ──────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -492,7 +494,7 @@ def _known(machine: Machine) -> int:
     return int(count)
 
 
-def test_what_is_below_the_watermark_and_old_is_forgotten(machine: Machine) -> None:
+def test_an_old_id_below_the_watermark_is_forgotten(machine: Machine) -> None:
     machine.process_all("a", "arrives", 0.0)
     machine.process_all("a", "arrives", KEEP + 1)
     assert machine.inbox.prune() == 3
@@ -501,29 +503,29 @@ def test_what_is_below_the_watermark_and_old_is_forgotten(machine: Machine) -> N
 
 
 @pytest.mark.parametrize("how", ["nack", "reject", "nothing"])
-def test_what_is_not_settled_holds_the_watermark_back(machine: Machine, how: str) -> None:
-    machine.process_in_vain("a", how, 300.0)
+def test_a_message_that_is_not_settled_stops_the_watermark(machine: Machine, how: str) -> None:
+    machine.process_without_ack("a", how, 300.0)
     machine.receive("a", 1, bound=False)
     machine.process_all("a", "is lost", KEEP + 1)
     assert machine.inbox.prune() == 0
     machine.holds()
 
 
-def test_what_a_backup_may_bring_back_is_kept(machine: Machine) -> None:
+def test_an_id_is_kept_whose_message_a_backup_may_bring_back(machine: Machine) -> None:
     machine.back_up("a", then_work=True)
     assert machine.inbox.prune() == 0
 
 
 @pytest.mark.parametrize("how", ["drop", "purge", "expire"])
-def test_what_was_processed_and_then_given_up_is_kept_for_a_backup(machine: Machine, how: str) -> None:
-    """Its ack was lost, and nobody but the inbox knows. The backup may bring it back, long after it was processed."""
-    machine.give_up_what_is_in_place("a", how)
+def test_an_id_is_kept_whose_message_was_processed_and_then_given_up(machine: Machine, how: str) -> None:
+    """Its ack was lost, so only the inbox knows that. A backup may bring the message back much later."""
+    machine.give_up_after_a_backup("a", how)
     machine.holds()
 
 
 @pytest.mark.parametrize("then", ["be quiet", "work"])
-def test_what_a_backup_has_brought_back_is_kept_for_as_long_as_it_is_there(machine: Machine, then: str) -> None:
-    """The watermark of before the restore says nothing of now, however long ago the id was processed."""
+def test_an_id_is_kept_while_its_message_is_back_from_a_backup(machine: Machine, then: str) -> None:
+    """The watermark from before the restore counts no more, however long ago the id was processed."""
     machine.back_up("a", then_work=True)
     machine.restore(0, "a", then)
     machine.holds()
@@ -531,16 +533,16 @@ def test_what_a_backup_has_brought_back_is_kept_for_as_long_as_it_is_there(machi
     machine.process_all("a", "arrives", 0.0)
 
 
-def test_a_message_that_comes_again_is_remembered_from_then_on(machine: Machine) -> None:
-    """Its ack was lost long ago; a backup made before the second may bring it back once more."""
-    machine.process_in_vain("a", "nack", KEEP + 50)
+def test_a_redelivered_message_is_remembered_from_its_redelivery_on(machine: Machine) -> None:
+    """Its ack was lost long ago. A backup from before the second ack may bring it back once more."""
+    machine.process_without_ack("a", "nack", KEEP + 50)
     machine.time_passes(KEEP + 60)
     machine.back_up("a", then_work=True)
     machine.holds()
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_new_file_of_the_daemons_begins_with_low_places(machine: Machine, restarted: bool) -> None:
+def test_a_new_file_of_the_daemon_begins_with_low_seqs(machine: Machine, restarted: bool) -> None:
     for _ in range(3):
         machine.process_all("a", "arrives", 0.0)
     if restarted:
@@ -548,53 +550,51 @@ def test_a_new_file_of_the_daemons_begins_with_low_places(machine: Machine, rest
     machine.begin_anew(again=True, queue="a")
 
 
-def test_a_delivery_that_waited_in_its_worker_says_nothing_of_now(machine: Machine) -> None:
-    """It came before the restore, and is handled long after it."""
+def test_the_watermark_of_an_old_delivery_does_not_count(machine: Machine) -> None:
+    """The delivery came before the restore, and is handled long after it."""
     machine.back_up("a", then_work=True)
     machine.send("a", 1, None, None)
     machine.receive("a", 1, bound=False)
     machine.restore(0, "a", "go on")
     machine.time_passes(KEEP + 10)
-    machine.process_held("is lost")
+    machine.process_kept("is lost")
     machine.prune(elsewhere=False)
 
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("by_another", [False, True])
-def test_a_worker_that_slept_until_the_id_was_forgotten_does_nothing(
-    machine: Machine, many: bool, by_another: bool
-) -> None:
-    """Its lease ended long ago, another one has processed the message since, and its record is gone."""
+def test_a_late_delivery_whose_id_may_be_forgotten_is_refused(machine: Machine, many: bool, by_another: bool) -> None:
+    """Its lease ended long ago. Another worker has processed the message since, and its record is gone."""
     machine.send("a", 1, None, None)
     machine.receive("a", 1, bound=False)
-    (slept,) = machine.held
+    (late,) = machine.kept
     machine.time_passes(LEASE + 1)
     machine.process_all("a", "arrives", 0.0)
     machine.process_all("a", "arrives", KEEP + 1)
     machine.prune(elsewhere=False)
-    assert not machine.inbox.seen("a", slept.id)
+    assert not machine.inbox.seen("a", late.id)
     if by_another:
         machine.the_worker_starts_again()
     if many:
-        (outcome,) = machine.inbox.process_many([slept], _effect)
+        (outcome,) = machine.inbox.process_many([late], _effect)
         assert isinstance(outcome, eoq.LeaseLost)
     else:
         with pytest.raises(eoq.LeaseLost, match="delivered more than 100 s ago"):
-            machine.inbox.process(slept, _effect)
+            machine.inbox.process(late, _effect)
 
 
-def test_a_delivery_that_waited_long_and_is_still_ours_is_processed_if_nothing_else_came(machine: Machine) -> None:
-    """Nothing was heard since, so nothing can have been forgotten."""
+def test_a_late_delivery_is_processed_if_its_lease_lives_and_nothing_was_received_since(machine: Machine) -> None:
+    """No later watermark was received, so nothing can have been forgotten."""
     machine.send("a", 1, None, None)
     machine.receive("a", 1, bound=False)
     for _ in range(10):
-        machine.daemon.extend(machine.held[0].receipt, LEASE)
+        machine.daemon.extend(machine.kept[0].receipt, LEASE)
         machine.time_passes(LEASE - 1)
-    assert machine.inbox.process(machine.held[0], _effect) == b"n1"
+    assert machine.inbox.process(machine.kept[0], _effect) == b"n1"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_clock_that_was_ahead_stops_nothing_and_makes_nothing_old(machine: Machine, elsewhere: bool) -> None:
+def test_a_clock_that_was_ahead_stops_no_pruning_and_makes_no_id_old(machine: Machine, elsewhere: bool) -> None:
     machine.process_all("a", "arrives", 0.0)
     machine.the_clock_is_set(500.0)
     machine.process_all("a", "arrives", 0.0)
@@ -602,15 +602,15 @@ def test_a_clock_that_was_ahead_stops_nothing_and_makes_nothing_old(machine: Mac
     assert _known(machine) == 3
     machine.the_clock_is_set(-500.0)
     machine.prune(elsewhere)
-    assert _known(machine) == 3, "what it said when it was ahead is not believed"
+    assert _known(machine) == 3, "moments from when the clock was ahead do not count"
     machine.process_all("a", "arrives", KEEP + 1)
     machine.process_all("a", "arrives", KEEP + 1)
     machine.prune(elsewhere=False)
-    assert _known(machine) == 6, "those that are dated in the future, and the last ones"
+    assert _known(machine) == 6, "the ids that are dated in the future, and the last ones"
 
 
-def test_a_clock_that_is_set_back_makes_nothing_older_than_it_is(machine: Machine) -> None:
-    """What is processed then is dated before a watermark that was heard before, and may have a place of before."""
+def test_a_clock_that_is_set_back_makes_no_id_older_than_it_is(machine: Machine) -> None:
+    """Ids processed then are dated before a watermark that was received earlier, and may have earlier seqs."""
     machine.back_up("a", then_work=True)
     machine.process_all("a", "arrives", 0.0)
     machine.prune(elsewhere=False)
@@ -624,10 +624,10 @@ def test_a_clock_that_is_set_back_makes_nothing_older_than_it_is(machine: Machin
     machine.prune(elsewhere=True)
 
 
-def test_no_id_is_forgotten_whose_message_can_still_come() -> None:
+def test_no_id_is_forgotten_whose_message_can_still_be_delivered() -> None:
     _run(EXAMPLES)
 
 
 @pytest.mark.slow
-def test_no_id_is_forgotten_whose_message_can_still_come_at_length() -> None:
+def test_no_id_is_forgotten_whose_message_can_still_be_delivered_at_length() -> None:
     _run(25 * EXAMPLES)

@@ -1,0 +1,228 @@
+"""Assembly: makes the parts of the daemon, joins them, and starts and stops them in the right order.
+
+    server → broker and services → writer → store
+                                            reader ← queries
+
+A request goes down: the server decodes it, a handler makes one command of it, and the writer runs the command in a
+transaction of the store. The outcome comes back up as the reply. What one part must know of another's work goes
+through `Events`. All listeners are subscribed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .broker.broker import Broker
+from .broker.events import Events
+from .broker.throughput import Throughput
+from .clock import Clock
+from .config.model import Config, LiveConfig
+from .config.reload import Reloader
+from .records import Binding
+from .server.server import Server
+from .services.admin import AdminService
+from .services.once import OnceService
+from .services.queries import Queries
+from .services.relays import Relays
+from .services.retention import Retention
+from .services.scheduler import Scheduler
+from .services.spool_folder import SpoolFolder
+from .services.spool_reader import SpoolReader
+from .services.status import StatusService
+from .services.topics import Topics
+from .store.commands import ListBindings
+from .store.sqlite.database import QUICK_COMMIT
+from .store.sqlite.reader import Reader
+from .store.sqlite.store import SqliteStore
+from .store.writer import Writer
+
+log = logging.getLogger("eoq.daemon")
+
+RESEND_PART: Final = 6 / 7
+"""The part of a retention during which a spooled file may be sent again. The rest is a margin, so that the daemon still
+knows the message.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a daemon is started with."""
+
+    database: Path
+    socket: Path
+    max_attempts: int | None = None
+    """Wins over the configuration. None leaves it to that."""
+    quick_commit: float = QUICK_COMMIT
+    """Seconds. Where commits take longer, they run on a thread. 0 is always on a thread."""
+    config: Config = field(default_factory=Config)
+    config_path: Path | None = None
+    """The file that ``config`` was read from, and is read from again. None is no file."""
+    spool: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which paths in ``config`` are relative."""
+        return Path() if self.config_path is None else self.config_path.parent
+
+
+class Daemon:
+    """All parts of one daemon, joined. Make it with `open_daemon`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        config: LiveConfig,
+        reloader: Reloader,
+        store: SqliteStore,
+        reader: Reader,
+        spool: SpoolFolder | None,
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._reloader = reloader
+        self._store = store
+        self._writer = writer = Writer(store)
+        events = Events()
+        self._throughput = Throughput(clock)
+        self._topics = Topics(writer)
+        self._broker = Broker(
+            writer, clock, epoch=secrets.token_hex(4), events=events, topics=self._topics, settings=config.queue
+        )
+        clock = self._broker.clock
+        self._queries = Queries(reader, clock, self._throughput)
+        self._once = OnceService(writer, clock)
+        self._retention = Retention(writer, clock, config)
+        self._admin = AdminService(writer, clock, self._broker.due_times, events)
+        self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
+        self._relays = Relays(settings.socket, settings.folder)
+        self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
+        self._server = Server()
+        self._status = StatusService(
+            settings.database,
+            settings.socket,
+            settings.max_attempts,
+            self._server,
+            self._broker,
+            reloader,
+            self._spool,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._join(events)
+
+    def _join(self, events: Events) -> None:
+        """Subscribe each part to what it must know of the others."""
+        events.on_stored += [self._throughput.stored, self._queries.stored]
+        events.on_ended += [self._throughput.ended, self._queries.ended]
+        events.on_room += [self._scheduler.made_room]
+        self._reloader.listeners += [
+            self._relays.follow,
+            self._configure_topics,
+            self._hurry_retention,
+            self._apply_schedules,
+            self._wake_receivers,
+        ]
+        for part in (
+            *(self._broker, self._topics, self._queries, self._once),
+            *(self._admin, self._scheduler, self._status),
+        ):
+            self._server.add(part.handlers)
+
+    async def start(self) -> None:
+        """Begin to serve. Raises `EoqError` where the socket cannot be used."""
+        config = self._config.config
+        self._topics.load(await self._store.execute(ListBindings()))
+        self._configure_topics(config, config)
+        await self._server.start(self._settings.socket)
+        self._broker.start()
+        self._once.start()
+        self._retention.start()
+        self._scheduler.apply(config)
+        log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, self._settings.database)
+        self._relays.follow(Config(), config)
+        self._run(self._reloader.run())
+        if self._spool is not None:
+            self._run(self._spool.run_over(self._settings.socket))
+
+    async def stop(self, *, drain: bool) -> None:
+        """Answer all requests that were read, and close all connections.
+
+        ``drain`` waits until everything submitted is on disk. After a failure inside, that may never be.
+        """
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._relays.stop()
+        self._server.refuse_new()
+        self._scheduler.stop()
+        self._broker.stop()
+        self._once.stop()
+        self._retention.stop()
+        if drain:
+            await self._writer.drain()
+        await self._queries.stop()
+        await self._server.close()
+        if drain:
+            await self._writer.drain()
+
+    def remove_socket(self) -> None:
+        """Remove the file of the socket, if it was made."""
+        self._server.remove_socket()
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(_report_failure)
+
+    def _resend_within(self, queue: str) -> float:
+        """Return for how many seconds a file for this queue may be sent again."""
+        return self._config.queue(queue).retention * RESEND_PART
+
+    # ── a new configuration ─────────────────────────────────────────────────────────────────────────────
+
+    def _configure_topics(self, _old: Config, new: Config) -> None:
+        self._topics.configure([Binding(bind.topic, bind.queue, bind.headers) for bind in new.bind])
+
+    def _hurry_retention(self, _old: Config, _new: Config) -> None:
+        self._retention.hurry()
+
+    def _apply_schedules(self, _old: Config, new: Config) -> None:
+        self._scheduler.apply(new)
+
+    def _wake_receivers(self, _old: Config, _new: Config) -> None:
+        self._broker.receivers.wake_all()
+
+
+@asynccontextmanager
+async def open_daemon(
+    settings: Settings, clock: Clock, config: LiveConfig, reloader: Reloader, spool: SpoolFolder | None
+) -> AsyncIterator[Daemon]:
+    """Open the file of the daemon, and make its parts. Close what was opened at the end. Raises `EoqError`."""
+    async with AsyncExitStack() as stack:
+        store = await SqliteStore.open(
+            settings.database,
+            settings=config.queue,
+            storage=lambda: config.config.storage,
+            quick_commit=settings.quick_commit,
+        )
+        stack.push_async_callback(store.close)
+        reader = await Reader.open(settings.database)
+        stack.push_async_callback(reader.close)
+        daemon = Daemon(settings, clock, config, reloader, store, reader, spool)
+        stack.callback(daemon.remove_socket)
+        yield daemon
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    """Stop the daemon where a task of its own has ended by an error: its parts never end by themselves."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler({"message": "a part of the daemon failed", "exception": error})

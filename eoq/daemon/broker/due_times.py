@@ -1,0 +1,85 @@
+"""Due times: makes delayed messages ready when they are due, and ends messages whose time to live is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from ...errors import EoqError
+from ..clock import Alarm, NoticingClock
+from ..config.settings import SettingsOf
+from ..records import Advanced, End, Shifted
+from ..session import Submitter
+from ..store.commands import Advance, ShiftTimes
+from .events import Events
+
+ADVANCE_BATCH: Final = 500
+"""Due messages made ready, or expired ones ended, in one step, so that no send waits behind a million of them."""
+LONGEST_TIMER: Final = 60.0
+"""Seconds after which the due times are looked at again, in case the wall clock has jumped."""
+RETRY_SECONDS: Final = 1.0
+"""Seconds until a command that the disk refused is tried again."""
+
+
+class DueTimes:
+    """One alarm, for the next message of all queues that is due or expires."""
+
+    def __init__(self, writer: Submitter, clock: NoticingClock, settings: SettingsOf, events: Events) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._settings = settings
+        self._events = events
+        self._alarm = Alarm(clock, self._advance, LONGEST_TIMER)
+        self._stopping = False
+        clock.on_jump.append(self._shift)
+
+    def start(self) -> None:
+        """Find out when the first delayed message is due, and when the first message expires."""
+        self._advance()
+
+    def stop(self) -> None:
+        """Make no more messages ready."""
+        self._stopping = True
+        self._alarm.stop()
+
+    def watch(self, moment: float) -> None:
+        """Look at ``moment`` of the wall clock: a message is due then, or expires."""
+        self._alarm.set(moment)
+
+    def look_again(self) -> None:
+        """Look now: the next due time may be an earlier one."""
+        self._alarm.set(self._clock.wall())
+
+    def ended(self, ends: Sequence[End]) -> None:
+        """Tell that messages have ended that no consumer has settled. The next of their groups may be ready, or due."""
+        if not ends:
+            return
+        self._events.ended(ends)
+        self._events.room()
+        for queue in {end.queue for end in ends}:
+            self._events.ready(queue, len(ends))
+        self.look_again()
+
+    def _advance(self) -> None:
+        def done(outcome: Advanced | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                self._alarm.set(self._clock.wall() + RETRY_SECONDS)
+                return
+            for queue, count in outcome.ready.items():
+                self._events.ready(queue, count)
+            if outcome.next_at is not None:
+                self._alarm.set(outcome.next_at)
+            self.ended(outcome.ended)
+
+        self._writer.submit(Advance(self._clock.wall(), ADVANCE_BATCH, self._settings), done)
+
+    def _shift(self, seconds: float) -> None:
+        """Move the waits with the wall clock, which was set, before anything else is done."""
+
+        def done(outcome: Shifted | EoqError) -> None:
+            if isinstance(outcome, EoqError) and not self._stopping:
+                self._clock.call_later(RETRY_SECONDS, partial(self._shift, seconds))
+
+        self._writer.submit(ShiftTimes(seconds), done)
+        self.look_again()

@@ -1,0 +1,134 @@
+"""Redelivery: messages go back to their queues when a delivery ends without an ack.
+
+A delivery ends so when its consumer nacks or releases it, when its lease ends, when the connection that it is bound to
+ends, or when the client that it was claimed for is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from ...errors import EoqError, LeaseLost
+from ..clock import Alarm, Clock
+from ..config.settings import SettingsOf
+from ..records import LEASE_ENDED, End, counted
+from ..session import Fields, Reply, Session, Submitter
+from ..store.commands import RetryDeliveries
+from .due_times import DueTimes
+from .events import Events
+from .leases import Lease, Leases
+
+RETRY_SECONDS: Final = 1.0
+"""Seconds until giving back is tried again, after the disk refused it."""
+
+
+class Redelivery:
+    """Ends leases, by time and with their connections, and makes their messages deliverable again."""
+
+    def __init__(
+        self,
+        writer: Submitter,
+        clock: Clock,
+        settings: SettingsOf,
+        leases: Leases,
+        due_times: DueTimes,
+        events: Events,
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._settings = settings
+        self._leases = leases
+        self._due_times = due_times
+        self._events = events
+        self._alarm = Alarm(clock, self._expire)
+        self._bound: dict[Session, set[Lease]] = {}
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End no more leases by time."""
+        self._stopping = True
+        self._alarm.stop()
+
+    def bound_to(self, session: Session) -> set[Lease]:
+        """Return the set of leases that end with a connection. Their messages are then given back at once."""
+        bound = self._bound.get(session)
+        if bound is None:
+            bound = self._bound[session] = set()
+            session.on_close(partial(self._give_back_bound, session))
+        return bound
+
+    def watch(self) -> None:
+        """Set the alarm for the next lease that ends. Call it when a deadline is new."""
+        deadline = self._leases.next_deadline()
+        if deadline is not None:
+            self._alarm.set_in(deadline - self._clock.monotonic())
+
+    def free(self, leases: Sequence[Lease]) -> None:
+        """Remove leases that are over. Where a queue limits its messages in flight, others may be delivered now."""
+        self._leases.remove(leases)
+        for queue, count in counted([lease.delivery.queue for lease in leases]).items():
+            if self._settings(queue).max_in_flight is not None:
+                self._events.ready(queue, count)
+
+    def move_groups_on(self, leases: Sequence[Lease]) -> None:
+        """Tell that messages are about to end or come back: the next of their groups may be ready, or due later."""
+        grouped = [lease.delivery.queue for lease in leases if lease.delivery.group is not None]
+        if not grouped:
+            return
+        for queue, count in counted(grouped).items():
+            self._events.ready(queue, count)
+        self._due_times.look_again()
+
+    def retry(
+        self, leases: Sequence[Lease], delay: float, error: str | None, reply: Reply, counts: bool = True
+    ) -> None:
+        """Make messages deliverable again in ``delay`` seconds.
+
+        With ``counts`` false no consumer has looked at them: they use no attempt, and a lease that has ended before is
+        no error.
+        """
+        now = self._clock.wall()
+
+        def done(outcome: list[End | bool] | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                reply(outcome)
+                return
+            self.free(leases)
+            self._due_times.ended([end for end in outcome if isinstance(end, End)])
+            if counts and False in outcome:
+                reply(LeaseLost(LEASE_ENDED))
+            else:
+                reply({})
+
+        due_at = now + delay if delay else None
+        deliveries = [lease.delivery for lease in leases]
+        self._writer.submit(RetryDeliveries(now, deliveries, self._settings, due_at, error, counts), done)
+        if due_at is not None:
+            self._due_times.watch(due_at)
+        if any(lease.delivery.expires for lease in leases):
+            self._due_times.look_again()  # to learn when the next message expires
+        for queue, count in counted([lease.delivery.queue for lease in leases]).items():
+            self._events.ready(queue, count)
+        self.move_groups_on(leases)
+
+    def give_back(self, leases: Sequence[Lease], error: str | None, counts: bool = True) -> None:
+        """Make messages whose leases are gone deliverable again. Keep trying if the disk refuses."""
+
+        def done(outcome: Fields | EoqError) -> None:
+            if isinstance(outcome, EoqError) and not isinstance(outcome, LeaseLost) and not self._stopping:
+                self._clock.call_later(RETRY_SECONDS, partial(self.give_back, leases, error, counts))
+
+        if leases:
+            self.retry(leases, 0.0, error, done, counts)
+
+    def _expire(self) -> None:
+        expired = self._leases.expire(self._clock.monotonic())
+        self.give_back(expired, "the lease ended before the message was settled")
+        self.watch()
+
+    def _give_back_bound(self, session: Session) -> None:
+        leases = list(self._bound.pop(session))
+        self._leases.remove(leases)
+        self.give_back(leases, "the connection of the consumer ended")

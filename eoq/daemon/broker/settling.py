@@ -1,0 +1,175 @@
+"""Settling: what consumers say of their deliveries. Ack, settle, nack, reject, release, extend."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from ...errors import EoqError, InvalidRequest, LeaseLost
+from ...ids import new_id
+from .. import requests as ask
+from ..clock import Clock
+from ..config.settings import SettingsOf
+from ..records import LEASE_ENDED, DeliveryLost, DeliveryRef, End, NewMessage, Routed, Stored
+from ..request_values import new_message, result_of
+from ..session import Fields, Handlers, Reply, Session, Submitter
+from ..store.commands import RejectDelivery, Settle
+from .events import Events
+from .leases import Lease, Leases, Receipts
+from .publishing import Publisher
+from .redelivery import Redelivery
+
+
+class Settling:
+    """Finds the lease behind each receipt, and settles its delivery."""
+
+    def __init__(
+        self,
+        writer: Submitter,
+        clock: Clock,
+        settings: SettingsOf,
+        rng: random.Random,
+        receipts: Receipts,
+        leases: Leases,
+        redelivery: Redelivery,
+        publisher: Publisher,
+        events: Events,
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._settings = settings
+        self._rng = rng
+        self._receipts = receipts
+        self._leases = leases
+        self._redelivery = redelivery
+        self._publisher = publisher
+        self._events = events
+        self.handlers: Handlers = {
+            ask.Ack: self._ack,
+            ask.Settle: self._settle,
+            ask.Nack: self._nack,
+            ask.Reject: self._reject,
+            ask.Release: self._release,
+            ask.Extend: self._extend,
+        }
+
+    # ── receipts ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _lease_of(self, receipt: str) -> Lease:
+        """Return the lease of a receipt. Raises `InvalidRequest` for a text that never was one.
+
+        Where the lease is gone, return one that has ended: the store still knows by its delivery number whether a
+        request is a repetition, whose first reply was lost, or comes too late.
+        """
+        lease = self._leases.get(receipt)
+        if lease is not None:
+            return lease
+        parsed = self._receipts.read(receipt)
+        if parsed is None:
+            raise InvalidRequest(f"{receipt!r} is no receipt; take it from the reply of `receive`")
+        return Lease(DeliveryRef(*parsed, ended=True), "", 0, receipt, 0.0, None)
+
+    def _live_lease_of(self, receipt: str) -> Lease:
+        lease = self._lease_of(receipt)
+        if lease.delivery.ended:
+            raise LeaseLost(LEASE_ENDED)
+        return lease
+
+    # ── acks ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ack(self, _session: Session, request: ask.Ack, reply: Reply) -> None:
+        ack = self._lease_of(request.receipt), result_of(request)
+        self._submit(self._clock.wall(), [ack], [], lambda _: {}, reply)
+
+    def _settle(self, _session: Session, request: ask.Settle, reply: Reply) -> None:
+        now = self._clock.wall()
+        acks = [(self._lease_of(item.receipt), result_of(item)) for item in request.acks]
+        sends = [new_message(message.queue, message, now, new_id) for message in request.send]
+        ids = [message.id for message in sends]
+        self._submit(now, acks, sends, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
+
+    def _submit(
+        self,
+        now: float,
+        acks: Sequence[tuple[Lease, bytes | None]],
+        sends: Sequence[NewMessage],
+        answer: Callable[[list[int]], Fields],
+        reply: Reply,
+    ) -> None:
+        routed = self._publisher.route(sends, now) if sends else Routed((), None)
+
+        def done(outcome: Stored | EoqError) -> None:
+            if isinstance(outcome, EoqError):
+                reply(_naming_the_receipt(outcome, [lease for lease, _ in acks]))
+                return
+            reply(answer(routed.duplicates(outcome.duplicates)))
+            # Where a lease is named twice, its first result is stored.
+            results = {lease: result for lease, result in reversed(acks) if not lease.delivery.ended}
+            if results:
+                self._redelivery.free(list(results))
+                self._events.ended(
+                    [End(lease.delivery.queue, lease.id, "done", None, result) for lease, result in results.items()]
+                )
+                self._events.room()
+            if sends:
+                self._publisher.stored(routed.messages, outcome)
+
+        deliveries = [(lease.delivery, result) for lease, result in acks]
+        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done)
+        self._redelivery.move_groups_on([lease for lease, _ in acks])
+        if sends:
+            self._publisher.submitted(routed.messages)
+
+    # ── other ends of a delivery ────────────────────────────────────────────────────────────────────────
+
+    def _nack(self, _session: Session, request: ask.Nack, reply: Reply) -> None:
+        lease = self._live_lease_of(request.receipt)
+        delay = self._retry_wait(lease) if request.delay is None else request.delay
+        self._redelivery.retry([lease], delay, request.error, reply)
+
+    def _retry_wait(self, lease: Lease) -> float:
+        """Return the seconds until the next delivery. They grow exponentially, and have a part left to chance."""
+        settings = self._settings(lease.delivery.queue)
+        if lease.attempt <= 1:
+            wait = settings.retry_first
+        else:
+            # The exponent is bounded, so that no power overflows. The cap is reached long before.
+            wait = min(settings.retry_base * settings.retry_factor ** min(lease.attempt - 2, 100), settings.retry_cap)
+        return wait * self._rng.uniform(1.0 - settings.retry_jitter, 1.0)
+
+    def _reject(self, _session: Session, request: ask.Reject, reply: Reply) -> None:
+        lease = self._lease_of(request.receipt)
+
+        def done(outcome: EoqError | None) -> None:
+            if isinstance(outcome, EoqError):
+                reply(outcome)
+                return
+            reply({})
+            if not lease.delivery.ended:
+                self._redelivery.free([lease])
+                self._events.ended([End(lease.delivery.queue, lease.id, "dead", request.error)])
+                self._events.room()
+
+        self._writer.submit(RejectDelivery(self._clock.wall(), lease.delivery, request.error), done)
+        self._redelivery.move_groups_on([lease])
+
+    def _release(self, _session: Session, request: ask.Release, reply: Reply) -> None:
+        leases = [lease for receipt in request.receipts if (lease := self._leases.get(receipt)) is not None]
+        self._redelivery.retry(leases, 0.0, None, reply, counts=False)
+
+    def _extend(self, _session: Session, request: ask.Extend, reply: Reply) -> None:
+        lease = self._live_lease_of(request.receipt)
+        self._leases.extend(lease, self._clock.monotonic() + request.seconds)
+        self._redelivery.watch()
+        reply({})
+
+
+def _naming_the_receipt(error: EoqError, leases: Sequence[Lease]) -> EoqError:
+    """Return an error that says which of several acks has lost its lease."""
+    if not isinstance(error, DeliveryLost) or len(leases) == 1:
+        return error
+    receipt = next(lease.receipt for lease in leases if lease.delivery is error.delivery)
+    return LeaseLost(
+        f"the lease of the receipt {receipt} has ended, so nothing at all was changed: leave that message out, and "
+        "settle the others again"
+    )

@@ -1,0 +1,126 @@
+"""Requests that wait: for a message, for a result, or for the run of another client.
+
+To join, to leave, to cancel a request and to close a connection take the same time however many others wait.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
+from functools import partial
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from ..clock import Clock, Timer
+from ..session import Reply, Session
+
+
+class Waiter(Struct, eq=False, kw_only=True):
+    """A request that has not been answered."""
+
+    session: Session
+    reply: Reply
+    key: Hashable
+    """What it waits for. Waiters for one key stand in one line."""
+    name: Hashable = None
+    """What its client ends the wait by. Several waiters may have one name."""
+    timer: Timer | None = None
+    joined: bool = False
+    """Whether it is in its `WaitList`."""
+
+
+W = TypeVar("W", bound=Waiter)
+
+
+class WaitList(Generic[W]):
+    """Waiters in lines, one line for each key, first in first out."""
+
+    def __init__(self, clock: Clock, expired: Callable[[W], None], emptied: Callable[[W], None] | None = None) -> None:
+        """``expired`` is told of a waiter whose time is over, ``emptied`` of the last waiter that has left a line."""
+        self._clock = clock
+        self._expired = expired
+        self._emptied = emptied
+        self._count = 0
+        # Ordered dictionaries serve as ordered sets: to take from the front of a plain one, Python would look at every
+        # place that was left before.
+        self._lines: dict[Hashable, OrderedDict[W, None]] = {}
+        self._by_session: dict[Session, dict[W, None]] = {}
+        self._by_name: dict[Hashable, dict[W, None]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def join(self, waiter: W, *, first: bool = False) -> None:
+        """Put a waiter at the end of its line, or ``first`` in it. It leaves when its connection ends."""
+        line = self._lines.get(waiter.key)
+        if line is None:
+            line = self._lines[waiter.key] = OrderedDict()
+        line[waiter] = None
+        if first:
+            line.move_to_end(waiter, last=False)
+        mine = self._by_session.get(waiter.session)
+        if mine is None:
+            mine = self._by_session[waiter.session] = {}
+            waiter.session.on_close(partial(self._close, waiter.session))
+        mine[waiter] = None
+        if waiter.name is not None:
+            self._by_name.setdefault(waiter.name, {})[waiter] = None
+        waiter.joined = True
+        self._count += 1
+
+    def start_timer(self, waiter: W, seconds: float) -> None:
+        """Let the time of a waiter be over in ``seconds``, unless it leaves before."""
+        waiter.timer = self._clock.call_later(seconds, partial(self._expired, waiter))
+
+    def leave(self, waiter: W) -> bool:
+        """Take a waiter out, and stop its timer. Return False where it is not in the list."""
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+            waiter.timer = None
+        if not waiter.joined:
+            return False
+        self._remove(waiter)
+        return True
+
+    def pop_first(self, key: Hashable) -> W | None:
+        """Take the first waiter of a line out. Its timer goes on."""
+        line = self._lines.get(key)
+        if line is None:
+            return None
+        waiter = next(iter(line))
+        self._remove(waiter)
+        return waiter
+
+    def line(self, key: Hashable) -> Collection[W]:
+        """Return the waiters for a key, in their order. The collection changes as they join and leave."""
+        return self._lines.get(key, ())
+
+    def named(self, name: Hashable) -> list[W]:
+        """Return the waiters of one name."""
+        return list(self._by_name.get(name, ()))
+
+    def everyone(self) -> list[W]:
+        """Return all waiters."""
+        return [waiter for line in self._lines.values() for waiter in line]
+
+    def _remove(self, waiter: W) -> None:
+        waiter.joined = False
+        self._count -= 1
+        line = self._lines[waiter.key]
+        del line[waiter]
+        del self._by_session[waiter.session][waiter]
+        if waiter.name is not None:
+            same = self._by_name[waiter.name]
+            del same[waiter]
+            if not same:
+                del self._by_name[waiter.name]
+        if not line:
+            del self._lines[waiter.key]
+            if self._emptied is not None:
+                self._emptied(waiter)
+
+    def _close(self, session: Session) -> None:
+        for waiter in list(self._by_session[session]):
+            self.leave(waiter)
+        del self._by_session[session]

@@ -1,0 +1,126 @@
+"""Values made of requests: the messages, results and schedules that the daemon stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from ..errors import InvalidRequest, MessageTooLarge
+from ..ids import new_id
+from ..protocol.codec import get_bytes, put_bytes
+from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
+from .records import NewMessage
+from .requests import Ack, AckItem, AddressedMessage, Message, Schedule, Send
+from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
+
+Content: TypeAlias = Send | Message | AddressedMessage
+"""The requests, and parts of them, that have the fields of a message."""
+
+_new_digest: Final = blake2b(digest_size=16).copy
+_new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body").copy
+"""For a message with headers or a group, so that its digest is never that of another message's body."""
+
+
+def require_printable(what: str, text: str) -> None:
+    """Raise `InvalidRequest` for a text that could not be read in a list."""
+    if not text.isprintable():
+        raise InvalidRequest(
+            f"the {what} {text!r} has characters that cannot be printed; use 1 to {MAX_ID} printable ones"
+        )
+
+
+def new_message(queue: str, content: Content, now: float, make_id: Callable[[], str]) -> NewMessage:
+    """Return the message to store of a request. Raises `InvalidRequest` or `MessageTooLarge`.
+
+    ``make_id`` makes the id of a message that brings none.
+    """
+    body = get_bytes(content.body, content.body_base64, "body")
+    if body is None:
+        raise InvalidRequest("a message needs `body` or `body_base64`")
+    if len(body) > MAX_BODY:
+        raise MessageTooLarge(
+            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+        )
+    id = content.id
+    if id is None:
+        id = make_id()
+    else:
+        require_printable("id", id)
+    headers = None
+    if content.headers or content.group is not None:
+        headers = _headers(content.headers)
+        if content.group is not None:
+            require_printable("group", content.group)
+        digest = _new_digest_of_more()
+        digest.update(json.dumps([len(body), headers, content.group]).encode())
+    else:
+        digest = _new_digest()
+    digest.update(body)
+    due_at = content.at
+    fixed = due_at is not None
+    if content.delay is not None:
+        if due_at is not None:
+            raise InvalidRequest("give `delay` or `at`, not both")
+        due_at = now + content.delay
+    expires_at = None if content.ttl is None else now + content.ttl
+    return NewMessage(
+        queue, id, body, digest.digest(), headers, content.priority, content.group, due_at, fixed, expires_at
+    )
+
+
+def new_schedule(schedule: Schedule, now: float) -> Definition:
+    """Return the definition to store of a schedule. Raises `InvalidRequest` or `MessageTooLarge`.
+
+    A schedule that has no occurrence after ``now`` is invalid as well.
+    """
+    content: dict[str, Any] = {}
+    put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")
+    for name in ("headers", "priority", "group", "ttl"):
+        if value := getattr(schedule, name):
+            content[name] = value
+    new_message(schedule.queue, msgspec.convert(content, Message), now, new_id)  # checks the bounds of a message
+    timing = Timing(
+        None if schedule.cron is None else " ".join(schedule.cron.split()),
+        DEFAULT_ZONE if schedule.cron is not None and schedule.timezone is None else schedule.timezone,
+        schedule.every,
+        None if schedule.at is None else int(schedule.at),
+    )
+    if rule_of(first_of(timing, now)).after(now) is None:
+        raise InvalidRequest(f"{timing.cron!r} has no occurrence within the next 50 years")
+    text = json.dumps(content, sort_keys=True)
+    return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text)
+
+
+def content_of(definition: Definition) -> dict[str, Any]:
+    """Return the content of each message of a schedule, as fields of the wire."""
+    content: dict[str, Any] = json.loads(definition.content)
+    return content
+
+
+def scheduled_message(definition: Definition, at: int) -> NewMessage:
+    """Return the message of one occurrence of a schedule. ``at`` is in seconds since the epoch."""
+    content = msgspec.json.decode(definition.content, type=Message)
+    return new_message(definition.queue, content, at, lambda: occurrence_id(definition.name, at))
+
+
+def _headers(headers: dict[str, str] | None) -> str | None:
+    if not headers:
+        return None
+    text = json.dumps(headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_HEADERS:
+        raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
+    return text
+
+
+def result_of(item: Ack | AckItem) -> bytes | None:
+    """Return the result of an ack. Raises `InvalidRequest` or `MessageTooLarge`."""
+    if item.result is None and item.result_base64 is None:
+        return None
+    result = get_bytes(item.result, item.result_base64, "result")
+    if result is not None and len(result) > MAX_BODY:
+        raise MessageTooLarge(f"the result has {len(result):,} bytes and {MAX_BODY:,} is the limit")
+    return result

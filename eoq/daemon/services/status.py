@@ -1,0 +1,59 @@
+"""The request `status`: which daemon this is, and how it is doing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from ... import __version__
+from .. import requests as ask
+from ..broker.broker import Broker
+from ..config.reload import Reloader
+from ..server.server import Server
+from ..session import Fields, Handlers, Reply, Session
+from .spool_reader import SpoolReader
+
+
+class StatusService:
+    """Puts together what the parts say of themselves."""
+
+    def __init__(
+        self,
+        database: Path,
+        socket: Path,
+        max_attempts: int | None,
+        server: Server,
+        broker: Broker,
+        reloader: Reloader,
+        spool: SpoolReader | None,
+    ) -> None:
+        """``max_attempts`` is the one of the command line, if any."""
+        self._database = database
+        self._socket = socket
+        self._max_attempts = max_attempts
+        self._server = server
+        self._broker = broker
+        self._reloader = reloader
+        self._spool = spool
+        self._started = time.time()
+        self.handlers: Handlers = {ask.Status: self._status}
+
+    def _status(self, _session: Session, _request: ask.Status, reply: Reply) -> None:
+        fields: Fields = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "sqlite": sqlite3.sqlite_version,
+            "started_at": self._started,
+            "database": str(self._database),
+            "socket": str(self._socket),
+            "connections": len(self._server.connections),
+            "leased": self._broker.leased,
+            "waiting": self._broker.waiting,
+            "max_attempts": self._max_attempts,
+            **self._reloader.describe(),
+        }
+        if self._spool is not None:
+            fields |= self._spool.describe()
+        reply(fields)
