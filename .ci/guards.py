@@ -188,7 +188,7 @@ GUARDS: Final = (
         "eoq/daemon/store/sqlite/tables/groups.py",
         old="""where queue = ? and "group" = ? and state in ('ready', 'delayed')""",
         new="""where queue = ? and "group" = ? and state in ('ready', 'delayed') and false""",
-        tests="tests/integration/test_steering.py",
+        tests="tests/integration/test_admin.py",
         select="group",
     ),
     Guard(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .errors import (
     EoqError,
@@ -19,6 +18,9 @@ from .errors import (
     StorageFailed,
     StorageFull,
 )
+
+if TYPE_CHECKING:
+    import logging  # its import takes several ms, and a client that only sends does not need it
 
 FIRST_PAUSE: Final = 0.1
 """Seconds before the first retry of what was refused for now."""

@@ -41,7 +41,7 @@ class IdConflict(EoqError):
 
 
 class LeaseLost(EoqError):
-    """The lease behind a receipt has ended, so nothing was changed under it.
+    """The lease of a receipt has ended, so nothing was changed under it.
 
     The message is delivered again, or already was. Go on with the next one.
     """

@@ -1,6 +1,6 @@
 """Messages that a consumer has fetched ahead, and their leases. Shared by both clients; no socket, no clock.
 
-A message is yielded only while its lease surely holds. One that has waited for half of its lease is extended first, and
+A message is yielded only while its lease surely lasts. One that has waited for half of its lease is extended first, and
 one whose lease has ended is dropped, since the daemon delivers it again.
 """
 

@@ -24,7 +24,7 @@ from ..system.spin import Spin
 LISTEN_SECONDS: Final = 1.0
 """How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
 READ_BYTES: Final = 256 * 1024
-"""How many bytes one read takes: about as many as a socket holds."""
+"""How many bytes one read takes: about as many as fit into the buffer of a socket."""
 SPIN_SECONDS: Final = 0.002
 """How long to poll for a reply in a row of requests: longer than a commit on a fast disk takes."""
 GIVE_UP_SECONDS: Final = 1.0
@@ -44,7 +44,7 @@ class NotADaemon(ConnectionLost):
 class Connection:
     """One live connection, shared by all threads of a client.
 
-    A signal (Ctrl-C) may interrupt the main thread between any two calls. So locks are held by ``with`` only, and a
+    A signal (Ctrl-C) may interrupt the main thread between any two calls. So locks are taken by ``with`` only, and a
     line that was cut off, on its way in or out, ends the connection.
     """
 

@@ -1,4 +1,4 @@
-"""The worker's loop: it fetches messages, handles them in threads and keeps their leases, until it is told to stop.
+"""The worker's loop: it fetches messages, handles them in threads and keeps their leases, until it is stopped.
 
 `Client.work` says what it promises. Who does what:
 
@@ -38,7 +38,7 @@ from .signals import on_signals
 
 
 class _Mail(Enum):
-    """What the thread that keeps leases is told."""
+    """Messages to the thread that keeps the leases."""
 
     DEADLINE = "there is a new deadline"
     STOP = "give back the messages that wait"
@@ -222,7 +222,7 @@ class _Worker:
         self._acks.confirm(0)
 
     def _next_batch(self, first: Iterable[Entry[Message]]) -> list[Entry[Message]]:
-        """Return what this thread handles now: ``first``, and in a batch the messages that wait behind it."""
+        """Return what this thread handles now: ``first``, and in a batch the messages that wait after it."""
         if self._stop_event is not None and self._stop_event.is_set() and not self._stopping:
             self.stop()  # not when the watching thread sees it: no handler begins after the stop
         with self._changed:

@@ -28,14 +28,14 @@ PROOFS: Final = {
     "backoff between retries": ("integration/test_limits.py::test_waits_between_retries",),
     "dead letters, and a command that redrives them": ("cli/test_admin_commands.py::redriven",),
     "a history of failed deliveries with their errors": (
-        "integration/test_steering.py::test_show_tells_the_whole_life",
+        "integration/test_admin.py::test_show_tells_the_whole_life",
     ),
-    "one send to several queues (topics)": ("integration/test_steering.py::topic", "faults/test_crash_points.py"),
+    "one send to several queues (topics)": ("integration/test_admin.py::topic", "faults/test_crash_points.py"),
     "limit of waiting messages: refuse, or drop the oldest": (
         "integration/test_limits.py::full",
         "integration/test_limits.py::oldest",
     ),
-    "pause": ("integration/test_steering.py::pause",),
+    "pause": ("integration/test_admin.py::pause",),
     "messages of a dead worker are delivered again": ("faults/test_workers.py", "integration/test_receiving.py"),
     "settings that reload": ("integration/test_reload.py",),
     "sends while the server is away": ("cli/test_send_spool.py", "faults/test_spool_crash_points.py"),

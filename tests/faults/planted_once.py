@@ -23,7 +23,7 @@ POINTS: Final = {
     "when it has said how it ended": (1, True),
     "when it was told that this is stored": (1, True),
 }
-"""Each with how often the function has run then, and whether the outcome is sure to be stored soon."""
+"""Each with how often the function has run by then, and whether its outcome will surely be stored."""
 
 
 def main() -> None:
