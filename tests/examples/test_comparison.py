@@ -16,7 +16,7 @@ PROOFS: Final = {
     "stored results, and waiting for them": ("integration/test_receiving.py", "cli/test_receiving_commands.py"),
     "a key that runs once (`once`)": ("integration/test_once.py", "faults/test_once_crash_points.py"),
     "delay": ("integration/test_receiving.py::delay", "faults/test_clock.py::test_a_wait_takes_the_time_it_had_left"),
-    "time to live of a message": ("integration/test_limits.py::test_a_message_whose_time_is_over",),
+    "time to live of a message": ("integration/test_limits.py::test_a_message_whose_time_to_live_is_over",),
     "recurring messages": ("integration/test_schedule.py", "model/test_schedules.py"),
     "priorities": ("integration/test_receiving.py::priorit", "model/test_model.py"),
     "order within a group, while other groups go on": (
@@ -25,10 +25,10 @@ PROOFS: Final = {
     ),
     "limit of messages in flight": ("integration/test_limits.py::in_flight",),
     "limit of deliveries per second": ("integration/test_limits.py::rate",),
-    "backoff between retries": ("integration/test_limits.py::test_waits_between_retries",),
+    "backoff between retries": ("integration/test_limits.py::test_the_backoff_between_retries",),
     "dead letters, and a command that redrives them": ("cli/test_admin_commands.py::redriven",),
     "a history of failed deliveries with their errors": (
-        "integration/test_admin.py::test_show_tells_the_whole_life",
+        "integration/test_admin.py::test_show_returns_the_whole_life",
     ),
     "one send to several queues (topics)": ("integration/test_admin.py::topic", "faults/test_crash_points.py"),
     "limit of waiting messages: refuse, or drop the oldest": (
