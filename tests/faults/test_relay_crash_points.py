@@ -1,4 +1,4 @@
-"""A relay is killed at each point of a step, by an exit and by ``kill -9``, and the next one sends each message once."""
+"""A relay is killed at each point of a step, by an exit and by ``kill -9``. The next one sends each message once."""
 
 from __future__ import annotations
 
