@@ -1,4 +1,4 @@
-"""The daemon's configuration file: what it means, and what is said of a wrong one."""
+"""The daemon's configuration file: what it means, and the errors of a wrong one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eoq.daemon.config.settings import QueueSettings
 from tests.support import Shell, eventually, running_daemon, short_folder
 
 
-def test_settled_records_are_forgotten_after_the_retention_of_their_queue(folder: Path) -> None:
+def test_settled_records_are_removed_after_the_retention_of_their_queue(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text('[queues."short.*"]\nretention = 1\n')
     with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
@@ -36,7 +36,7 @@ def test_settled_records_are_forgotten_after_the_retention_of_their_queue(folder
         assert client.result("long", "499") is not None
         dead = client.result("short.one", "dead")
         assert dead is not None and dead.outcome == "dead"
-        # An id that is forgotten is new again, and its place is one that was never used.
+        # The id is new again once its record is removed, and its seq was never used before.
         last = client.ask("show", queue="short.one", id="dead")["message"]["seq"]
         assert not client.send("short.two", b"", id="499").duplicate
         assert client.ask("show", queue="short.two", id="499")["message"]["seq"] > last
@@ -46,7 +46,7 @@ def test_settled_records_are_forgotten_after_the_retention_of_their_queue(folder
         assert client.ask("show", queue="short.two", id="after")["message"]["seq"] > last + 1
 
 
-def test_a_seq_is_not_used_twice_when_the_last_are_forgotten(folder: Path) -> None:
+def test_a_seq_is_not_used_twice_after_the_last_record_is_removed(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text("[queues.q]\nretention = 0\n")
     with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
@@ -62,7 +62,7 @@ def test_a_seq_is_not_used_twice_when_the_last_are_forgotten(folder: Path) -> No
         assert after.watermark == after.seq
 
 
-def test_the_daemon_relays_an_outbox_by_itself_also_one_that_comes_later(folder: Path) -> None:
+def test_the_daemon_sends_the_outboxes_of_its_configuration_also_one_created_later(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text('[[relay]]\npath = "there.db"\n[[relay]]\npath = "later.db"\n')
     with closing(sqlite3.connect(folder / "there.db")) as there:
@@ -85,7 +85,7 @@ def _load(folder: Path, text: str | bytes) -> Config:
     return load(path)
 
 
-def test_of_the_sections_that_fit_the_first_that_has_a_setting_counts(folder: Path) -> None:
+def test_the_first_matching_section_that_has_a_setting_counts(folder: Path) -> None:
     config = _load(
         folder,
         """
@@ -108,12 +108,12 @@ def test_of_the_sections_that_fit_the_first_that_has_a_setting_counts(folder: Pa
     assert config.shortest_retention == 60
 
 
-def test_what_is_looked_up_while_the_configuration_is_replaced_is_not_kept(folder: Path) -> None:
-    """The writer's thread looks settings up while the event loop takes a new file."""
+def test_settings_read_while_the_configuration_is_replaced_are_not_cached(folder: Path) -> None:
+    """The writer's thread may read settings while the event loop replaces the configuration."""
     old, new = (_load(folder, f"[queues.q]\nmax_attempts = {number}\n") for number in (1, 2))
 
     class Replacing(Mapping[str, int]):
-        """Overrides that are read just as the configuration is replaced."""
+        """Overrides that replace the configuration while they are read."""
 
         def __iter__(self) -> Iterator[str]:
             current.replace(new)
@@ -142,14 +142,14 @@ def test_what_is_looked_up_while_the_configuration_is_replaced_is_not_kept(folde
         ("a.b", "a.b", "axb"),
     ],
 )
-def test_patterns(folder: Path, pattern: str, fitting: str, other: str | None) -> None:
+def test_a_pattern_matches_the_names_it_should(folder: Path, pattern: str, fitting: str, other: str | None) -> None:
     config = _load(folder, f'[queues."{pattern}"]\nmax_attempts = 2\n')
     assert config.queue(fitting).max_attempts == 2
     if other is not None:
         assert config.queue(other).max_attempts == 10
 
 
-def test_the_example_has_every_setting_and_says_its_default() -> None:
+def test_the_example_has_every_setting_with_its_default() -> None:
     example = Path(__file__).parents[2] / "examples" / "eoq.toml"
     config = load(example)
     assert config.queue("q") == QueueSettings()
@@ -161,17 +161,17 @@ def test_the_example_has_every_setting_and_says_its_default() -> None:
         value = getattr(whole, field.name)
         assert value != field.default, field.name
         for part in value if isinstance(value, list) else [value]:
-            # Of a schedule not all can be said together.
+            # Some settings of a schedule exclude each other.
             if isinstance(part, msgspec.Struct) and field.name != "schedule":
                 assert None not in msgspec.structs.astuple(part), f"{field.name}: {part}"
 
 
-def test_the_daemon_finds_its_places_in_the_file_and_flags_count_before_it(folder: Path) -> None:
+def test_the_file_names_the_daemons_paths_and_flags_take_precedence(folder: Path) -> None:
     (folder / "conf").mkdir()
     config = folder / "conf" / "eoq.toml"
     config.write_text('[daemon]\ndb = "../data/own.db"\nsocket = "own"\n')
     with running_daemon("--config", str(config)) as daemon:
-        # Its flags name both.
+        # The flags of this daemon name both paths.
         status = daemon.ask(op="status")
         assert (status["database"], status["socket"]) == (str(daemon.db), str(daemon.socket))
         assert status["config"] == str(config)
@@ -179,7 +179,7 @@ def test_the_daemon_finds_its_places_in_the_file_and_flags_count_before_it(folde
     shell = Shell(folder / "conf" / "own", folder)
     nothing = "unset EOQ_SOCKET EOQ_DB"
     try:
-        # Another working folder, and a relative path from the environment.
+        # The working folder is another one, and the path in the environment is relative.
         assert shell.run(f"{nothing}; cd conf && EOQ_CONFIG=eoq.toml eoq start").status == 0
         status = shell.run("eoq status --json").rows[0]
         assert Path(status["database"]).resolve() == (folder / "data" / "own.db").resolve()
@@ -188,7 +188,7 @@ def test_the_daemon_finds_its_places_in_the_file_and_flags_count_before_it(folde
         shell.run("eoq stop")
 
 
-def test_the_users_own_configuration_is_read_where_none_is_named(folder: Path) -> None:
+def test_the_users_own_configuration_is_read_if_no_other_is_named(folder: Path) -> None:
     own = folder / "eoq" / "eoq.toml"
     own.parent.mkdir()
     own.write_text("[queues.q]\nmax_attempts = 1\n")
@@ -205,7 +205,7 @@ def test_the_users_own_configuration_is_read_where_none_is_named(folder: Path) -
     assert str(own) in ran.errors
 
 
-# ── what is wrong with it ───────────────────────────────────────────────────────────────────────────────────
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,9 @@ def test_the_users_own_configuration_is_read_where_none_is_named(folder: Path) -
         ("unknown = 1", "unknown"),
     ],
 )
-def test_a_wrong_file_is_told_at_the_start(shell: Shell, folder: Path, text: str, word: str) -> None:
+def test_a_daemon_with_a_wrong_file_does_not_start_and_prints_the_error(
+    shell: Shell, folder: Path, text: str, word: str
+) -> None:
     config = folder / "eoq.toml"
     config.write_text(text)
     ran = shell.run(f"eoq daemon --db {folder}/x.db --socket {folder}/x --config {config}")
@@ -274,7 +276,7 @@ def test_a_wrong_file_is_told_at_the_start(shell: Shell, folder: Path, text: str
         (b"a = 1 # \xff", "", "byte 9 is not UTF-8"),
     ],
 )
-def test_each_error_says_where_and_what(folder: Path, text: str | bytes, place: str, words: str) -> None:
+def test_each_error_names_the_place_and_the_problem(folder: Path, text: str | bytes, place: str, words: str) -> None:
     with pytest.raises(eoq.InvalidRequest) as raised:
         _load(folder, text)
     said = str(raised.value)
@@ -285,7 +287,7 @@ def test_each_error_says_where_and_what(folder: Path, text: str | bytes, place: 
     assert said.replace("\n", "").isprintable()
 
 
-def test_all_errors_are_told_at_once_up_to_a_limit(folder: Path) -> None:
+def test_all_errors_are_listed_at_once_up_to_a_limit(folder: Path) -> None:
     with pytest.raises(WrongConfig) as raised:
         _load(folder, "[queues.a]\nx = 1\nretention = -1\n[queues.b]\ny = 1\n[[relay]]\n")
     assert [problem.place for problem in raised.value.problems] == [
@@ -347,7 +349,7 @@ def _never_a_traceback(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "missing"])
-def test_what_is_no_file_is_not_waited_for(folder: Path, what: str) -> None:
+def test_a_path_that_is_not_a_file_is_refused_at_once(folder: Path, what: str) -> None:
     path = folder / "eoq.toml"
     if what == "folder":
         path.mkdir()

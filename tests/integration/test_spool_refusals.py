@@ -1,4 +1,4 @@
-"""A spool while the daemon refuses: for now or for ever, one queue or all, and when its answer is lost."""
+"""A spool while the daemon refuses messages, for now or always, of one queue or all, and when a reply is lost."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_a_full_queue_waits_and_other_queues_go_on(
 
 
 @pytest.mark.parametrize("code", ["storage_full", "overloaded", "storage_failed", "internal_error"])
-def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
+def test_all_files_wait_while_the_daemon_refuses_everything_and_none_is_rejected(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, code: str
 ) -> None:
-    """Not even where an id would be forgotten at once: what was refused was not stored."""
+    """This is so even if ids are forgotten at once, since what was refused was not stored."""
     left = 3
 
     def refuse(request: Mapping[str, Any]) -> str | None:
@@ -84,7 +84,7 @@ def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
     assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
 
 
-def test_what_was_refused_for_long_gets_a_new_token_before_it_is_tried_again(
+def test_a_file_refused_for_long_gets_a_new_token_before_the_next_try(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_queue, "RENEW_SECONDS", 0.0)
@@ -107,7 +107,7 @@ def test_what_was_refused_for_long_gets_a_new_token_before_it_is_tried_again(
     assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
 
 
-def test_those_refused_for_ever_are_found_among_the_others(
+def test_files_that_are_always_refused_are_found_among_the_others(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
     bad = {"3", "50", "51", "99"}
@@ -126,10 +126,10 @@ def test_those_refused_for_ever_are_found_among_the_others(
     assert texts(arrivals(client, queue, 96)) == good
 
 
-async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
+async def test_files_whose_reply_was_lost_are_sent_again_under_the_same_ids(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
-    """A socket that stores and does not answer; then the daemon itself."""
+    """The first socket stores the messages and does not answer. The second is the daemon."""
     for number in range(10):
         put(folder / "spool", queue, f"{number}", f"{number}")
 
@@ -156,7 +156,7 @@ async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
 # ── those that send ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
+async def test_a_send_whose_reply_was_lost_is_spooled_and_stored_once(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,7 +175,7 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
     sent = await asyncio.to_thread(send)
     assert len(sent) == 300
     assert all(isinstance(one, Spooled) for one in sent)
-    # 250 of them have arrived: those of the first request.
+    # The 250 of the first request have arrived.
     stored = await asyncio.to_thread(client.receive, queue, 1000)
     assert [message.id for message in stored] == [one.id for one in sent[:250]]
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
@@ -185,8 +185,8 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
     assert texts(await asyncio.to_thread(arrivals, client, queue, 50)) == [f"{number}" for number in range(250, 300)]
 
 
-def test_where_nobody_listened_nothing_can_have_arrived(folder: Path) -> None:
-    """So the file may wait for as long as it has to."""
+def test_without_a_daemon_a_spooled_file_has_no_time_of_a_try(folder: Path) -> None:
+    """So the file may wait for any time."""
     with eoq.connect(folder / "nobody") as client:
         (left,) = send_or_spool(client, eoq.Spool(folder / "spool"), "q", ["x"])
     (file,) = (folder / "spool" / "q").iterdir()

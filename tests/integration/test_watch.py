@@ -18,7 +18,7 @@ from eoq.system import watch
 from tests.support import PATIENCE, eventually
 
 SILENCE = 0.1
-"""Seconds without a wake-up, after which there is none to come; a claim that only time can show."""
+"""Seconds without a wake-up after which none is expected any more. Only time can show it."""
 
 
 @asynccontextmanager
@@ -40,7 +40,7 @@ async def _wakes(woken: asyncio.Event) -> None:
 
 
 async def _calm(woken: asyncio.Event) -> None:
-    """Waits until nothing is to come of what was."""
+    """Wait until the changes so far cause no more wake-ups."""
     woken.set()
     while woken.is_set():
         woken.clear()
@@ -63,7 +63,7 @@ def test_each_commit_wakes(tmp_path: Path, mode: str) -> None:
     asyncio.run(run())
 
 
-def test_other_files_do_not(tmp_path: Path) -> None:
+def test_a_write_to_another_file_does_not_wake(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "app.db").touch()
         async with _watching(tmp_path / "app.db") as woken:
@@ -76,7 +76,7 @@ def test_other_files_do_not(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
+def test_a_replaced_file_wakes_and_so_does_a_sweep(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "app.db").touch()
         async with _watching(tmp_path / "app.db") as woken:
@@ -92,7 +92,7 @@ def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
+def test_a_replaced_link_on_the_way_wakes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "at" / name).mkdir(parents=True)
         (tmp_path / "at" / name / "file").touch()
@@ -120,7 +120,7 @@ def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_folder_that_cannot_be_watched_is_told_of(
+def test_a_folder_that_cannot_be_watched_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
@@ -190,7 +190,7 @@ def test_a_folder_that_is_missing_does_not_disturb_the_others(tmp_path: Path) ->
     asyncio.run(run())
 
 
-def test_a_folder_that_is_replaced_is_found_by_itself(tmp_path: Path) -> None:
+def test_a_replaced_folder_is_watched(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
 
@@ -219,7 +219,7 @@ def _put(folder: Path, name: str) -> None:
     (folder / ".new").rename(folder / name)
 
 
-def test_a_file_renamed_into_a_queue_wakes_and_what_is_not_ready_does_not(tmp_path: Path) -> None:
+def test_a_file_renamed_into_a_queue_wakes_and_one_that_is_not_ready_does_not(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "q").mkdir()
         (tmp_path / "q" / ".taking").mkdir()
@@ -254,7 +254,7 @@ def test_names_that_are_not_utf_8_do_not_end_the_watch(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_new_queue_wakes_and_so_does_what_comes_into_it(tmp_path: Path) -> None:
+def test_a_new_queue_wakes_and_so_do_files_in_it(tmp_path: Path) -> None:
     async def run() -> None:
         async with _watching(tmp_path, what=_watch_spool) as woken:
             for name in ("a", "b.tmp"):
@@ -268,7 +268,7 @@ def test_a_new_queue_wakes_and_so_does_what_comes_into_it(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
-def test_a_queue_that_is_a_link_is_not_watched_and_one_made_anew_is(tmp_path: Path) -> None:
+def test_a_queue_that_is_a_link_is_not_watched_and_one_created_again_is(tmp_path: Path) -> None:
     async def run() -> None:
         spool, outside = tmp_path / "spool", tmp_path / "outside"
         (spool / "q").mkdir(parents=True)
