@@ -64,7 +64,7 @@ class Die(msgspec.Struct, frozen=True):
 
     begun: its transaction is open, nothing of the command is written
     written: all of the command is written, the transaction is not committed
-    committed: the transaction is on disk, nobody has been told
+    committed: the transaction is on disk, no client has its reply
     replying: the reply is with the event loop, which may or may not have sent it
     """
 
