@@ -1,6 +1,6 @@
-"""The command line, installed as ``eoq.cli``: one module per family of commands, thin over the library.
+"""The command line, installed as ``eoq.cli``: one module for each family of commands, thin over the library.
 
-A command's module is imported only when the command runs, so that `eoq send` starts as fast as Python allows.
+The module of a command is imported only when the command runs, so that `eoq send` starts fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import click
 from eoq import __version__
 from eoq.errors import EoqError
 
-_HOMES = {
+_COMMANDS_OF_MODULE = {
     "daemon": ("daemon", "start", "stop", "status"),
     "send": ("send",),
     "receive": ("receive", "ack", "nack", "reject", "extend"),
@@ -32,25 +32,25 @@ _HOMES = {
     "demo": ("demo",),
     "config": ("config",),
 }
-_HOME_OF = {command: home for home, commands in _HOMES.items() for command in commands}
+_MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells give it."""
+"""Exit status after Ctrl-C, as shells report it."""
 INPUT_OUTPUT_ERROR = 74
-"""Exit status where standard input or output failed (EX_IOERR)."""
+"""Exit status when standard input or output failed (EX_IOERR)."""
 
 
 class _Commands(click.Group):
-    """Finds commands by name, and ends with an error's exit status instead of a traceback."""
+    """Imports a command when it is used, and ends with the exit status of an error instead of a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_HOME_OF)
+        return list(_MODULE_OF)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        home = _HOME_OF.get(cmd_name)
-        if home is None:
+        module = _MODULE_OF.get(cmd_name)
+        if module is None:
             return None
-        command: click.Command = getattr(import_module(f".{home}", __name__), cmd_name)
+        command: click.Command = getattr(import_module(f".{module}", __name__), cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,18 +64,18 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except OSError as error:
-            # What is left in the buffer would fail again when Python ends.
+            # Python flushes the rest of the buffer when it ends, which must not fail a second time.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            if not isinstance(error, BrokenPipeError):  # whoever reads no more, as `head`, has had enough
-                click.echo(f"eoq: cannot read or write: {error}; see to the disk or the redirection", err=True)
+            if not isinstance(error, BrokenPipeError):  # a reader such as `head` may close the pipe early
+                click.echo(f"eoq: cannot read or write: {error}; check the disk or the redirection", err=True)
             sys.exit(INPUT_OUTPUT_ERROR)
         return outcome
 
 
 def _open_closed_streams() -> None:
-    """What the caller has closed is empty, or goes nowhere, instead of failing in the middle.
+    """Replace standard streams that the caller has closed by empty ones.
 
-    First of all, so that nothing else that is opened takes the numbers 0 to 2.
+    This is done before anything else is opened, so that no other file gets the descriptors 0 to 2.
     """
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115 # stays open as long as the process
@@ -86,21 +86,21 @@ def _open_closed_streams() -> None:
 
 
 def _colours() -> bool | None:
-    """False where the user wants none or the terminal has none; None leaves it to click: at a terminal only."""
+    """Return False if the user or the terminal wants no colours, else None: click then decides by the terminal."""
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "color": _colours()})
 @click.version_option(__version__, prog_name="eoq")
 def main() -> None:
-    """The exactly-once queue for one machine.
+    """Exactly-once message queue for one machine.
 
     \b
-    eoq start                        the daemon, in the background
-    eoq send mail 'hello'            a message, on disk when the command returns
+    eoq start                        start the daemon in the background
+    eoq send mail 'hello'            send a message; it is on disk when the command returns
     eoq receive mail --json          lease it
     eoq ack RECEIPT                  settle it
-    eoq demo                         see it survive kill -9
+    eoq demo                         watch it survive kill -9
 
     \b
     Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable · 70 failed inside ·

@@ -1,31 +1,34 @@
-"""Commands that steer a queue: ``pause resume purge``."""
+"""Commands that change a whole queue: ``pause resume purge``."""
 
 from __future__ import annotations
 
 import click
 
-from .common import confirm, connect, json_option, print_json, queue_argument, socket_option
+from .common import confirm, connect, print_json
+from .options import json_option, queue_argument, socket_option
 
 
 @click.command()
 @queue_argument
 @socket_option
 def pause(queue: str, socket: str | None) -> None:
-    """Hold back all deliveries of QUEUE, also after a restart. Sends go on; what is leased can be settled.
+    """Pause all deliveries of QUEUE until `eoq resume`.
+
+    The queue stays paused when the daemon restarts. New messages are still stored, and leased ones can be settled.
 
     \b
     eoq pause mail
     """
     with connect(socket) as client:
         if not client.pause(queue):
-            click.echo(f"eoq: {queue} is paused already", err=True)
+            click.echo(f"eoq: {queue} is already paused", err=True)
 
 
 @click.command()
 @queue_argument
 @socket_option
 def resume(queue: str, socket: str | None) -> None:
-    """Let the deliveries of QUEUE go on after a pause. Exit status 1 if there is no such queue.
+    """Resume the deliveries of QUEUE after a pause. Exit status 1 if the queue does not exist.
 
     \b
     eoq resume mail
@@ -37,19 +40,19 @@ def resume(queue: str, socket: str | None) -> None:
 
 @click.command()
 @queue_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @socket_option
 def purge(queue: str, yes: bool, as_json: bool, socket: str | None) -> None:
-    """Drop all messages of QUEUE that wait; leased ones and dead letters stay. Prints how many went.
+    """Drop all waiting messages of QUEUE, and print how many. Leased messages and dead letters stay.
 
-    Their ids stay known: sent again, they are duplicates. Exit status 1 if there is no such queue.
+    The ids stay known: a message with one of them is a duplicate. Exit status 1 if the queue does not exist.
 
     \b
     eoq purge mail --yes
     """
     with connect(socket) as client:
-        confirm(f"Drop all messages that wait in {queue}?", yes)
+        confirm(f"Drop all waiting messages of {queue}?", yes)
         count = client.purge(queue)
     if as_json:
         print_json({"queue": queue, "count": count})

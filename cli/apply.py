@@ -1,4 +1,4 @@
-"""``eoq apply``: applies each message to an SQLite file, once, with SQL."""
+"""``eoq apply``: apply each message to a SQLite file exactly once, with SQL."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ from eoq.message import Delivery, Message
 from eoq.system.sqlite import BUSY_SECONDS
 from eoq.worker.in_flight import Summary
 
-from .common import json_option, queue_argument, socket_option, visible
-from .work_loop import lease_option, until_empty_option, work_on
+from .common import visible
+from .options import queue_argument
+from .work_loop import LoopOptions, loop_options, run_loop
 
 BATCH: Final = 100
-"""Messages in one transaction, where so many wait: enough that its fsync no longer counts."""
+"""How many waiting messages share a transaction at most: so many that the time of its fsync no longer matters."""
 FORBIDDEN: Final = {
     "begin", "commit", "end", "rollback", "savepoint", "release", "attach", "detach", "vacuum", "pragma", "explain",
 }  # fmt: skip
-"""Statements that would end the transaction, leave the file, or cannot run in a transaction."""
-MAKING: Final = {"create", "alter", "drop"}
-"""Statements that must have run before those behind them can be checked."""
+"""Statements that would end the transaction or use another file, or that cannot run in a transaction."""
+SCHEMA_CHANGES: Final = {"create", "alter", "drop"}
+"""Statements that must have run before the ones after them can be checked."""
 
 _BLANK: Final = re.compile(r"(?:\s|;|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*", re.DOTALL)
 _WORD: Final = re.compile(r"\w*")
 
 
 class FileFailed(EoqError):
-    """The application's file could not be read or written. Nothing of the message was applied; try again later."""
+    """The application's file could not be read or written. The message was not applied; try again later."""
 
     exit_status = 75
 
 
 _FILE_ERRORS: Final[dict[int, tuple[type[EoqError], str]]] = {
     sqlite3.SQLITE_FULL: (StorageFull, "free space and start again"),
-    sqlite3.SQLITE_IOERR: (FileFailed, "see to the disk and start again"),
-    sqlite3.SQLITE_BUSY: (FileFailed, f"another program has kept it locked for {BUSY_SECONDS:g} s; start again later"),
-    sqlite3.SQLITE_CANTOPEN: (Forbidden, "see to its permissions and those of its folder, and start again"),
-    sqlite3.SQLITE_PERM: (Forbidden, "see to its permissions and start again"),
-    sqlite3.SQLITE_READONLY: (Forbidden, "it, or its folder, cannot be written; see to it and start again"),
+    sqlite3.SQLITE_IOERR: (FileFailed, "check the disk and start again"),
+    sqlite3.SQLITE_BUSY: (FileFailed, f"another program kept it locked for {BUSY_SECONDS:g} s; start again later"),
+    sqlite3.SQLITE_CANTOPEN: (Forbidden, "check its permissions and those of its folder, and start again"),
+    sqlite3.SQLITE_PERM: (Forbidden, "check its permissions and start again"),
+    sqlite3.SQLITE_READONLY: (Forbidden, "it or its folder cannot be written; check the permissions and start again"),
     sqlite3.SQLITE_CORRUPT: (InvalidRequest, "it is damaged; restore it from a backup"),
     sqlite3.SQLITE_NOTADB: (InvalidRequest, "it is no SQLite file; name another with --db"),
 }
-"""What is wrong with the file as a whole, and no message's fault."""
+"""Errors of the file as a whole: no message causes them. Each has its error of eoq and what to do."""
 
 
 def file_error(db: Path, error: object) -> EoqError | None:
-    """The error to end with, where ``error`` is one of the file as a whole."""
+    """Return the error to end the command with if ``error`` concerns the file as a whole, else None."""
     code = getattr(error, "sqlite_errorcode", None)
     if not isinstance(error, sqlite3.Error) or code is None or code & 0xFF not in _FILE_ERRORS:
         return None
@@ -78,31 +79,29 @@ def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
     type=click.Path(path_type=Path),
     callback=_existing,
     metavar="APP.db",
-    help="The application's SQLite file, which has to be there already.",
+    help="The application's SQLite file. It must exist.",
 )
 @click.option("--sql", required=True, metavar="STATEMENT", help="What to run; @FILE reads it from a file.")
-@until_empty_option
-@lease_option
-@json_option
-@socket_option
-def apply(queue: str, db: Path, sql: str, until_empty: bool, lease: float, as_json: bool, socket: str | None) -> None:
+@loop_options
+def apply(queue: str, db: Path, sql: str, options: LoopOptions) -> None:
     """For each message of QUEUE run SQL in APP.db, exactly once, until stopped.
 
     STATEMENT (several are allowed) and the message's id, in the table eoq_processed, are committed in one
-    transaction. So each message takes effect once, whatever is killed and whenever.
+    transaction. So each message takes effect once, whatever is killed at any moment.
 
     \b
     :id :queue :attempt :enqueued_at (seconds since the epoch)
-    :body      text where it is UTF-8, else a blob; of JSON take  :body ->> '$.amount'
+    :body      text if it is UTF-8, else a blob; a field of JSON is  :body ->> '$.amount'
     :headers   a JSON object
-    :group     null where there is none
+    :group     null if there is none
 
-    A message whose SQL fails is rolled back by itself, keeps the error, and is tried again after growing waits;
-    after its last attempt it is a dead letter. Statements are checked at the start. They can neither end the
-    transaction nor attach files. Messages that wait share a transaction, up to 100, each in a savepoint of its own.
+    If the SQL fails for a message, only that message is rolled back. The error is kept, and the message is retried
+    with growing delays; after its last attempt it is a dead letter. The statements are checked at the start. They
+    cannot end the transaction or attach files. Up to 100 waiting messages share a transaction, each in a savepoint of
+    its own.
 
-    SIGTERM and Ctrl-C let the transaction that runs finish. A daemon that goes away is waited for, without end, or
-    for 30 seconds with --until-empty.
+    After SIGTERM or Ctrl-C the open transaction finishes. If the daemon is gone, the command waits for it: without
+    limit, or 30 seconds with --until-empty.
 
     \b
     sqlite3 shop.db 'create table payment (id text, amount integer)'
@@ -119,33 +118,33 @@ def apply(queue: str, db: Path, sql: str, until_empty: bool, lease: float, as_js
         values = parameters(message)
         for statement in statements:
             for _row in tx.execute(statement, values):
-                pass  # a statement may return rows, and is done when all were read
+                pass  # a statement that returns rows has ended only when all were read
 
     try:
         with Inbox(db) as inbox:
-            guarded = _Guarded(inbox, db, stop)
+            stoppable = _StoppingInbox(inbox, db, stop)
 
             def loop(client: Client) -> Summary:
                 return client.work(
                     queue,
                     handle,
-                    inbox=guarded,
+                    inbox=stoppable,
                     batch=BATCH,
                     prefetch=BATCH,
-                    lease=lease,
-                    until_empty=until_empty,
+                    lease=options.lease,
+                    until_empty=options.until_empty,
                     stop=stop,
                 )
 
-            work_on(socket, until_empty, as_json, loop)
+            run_loop(options, loop)
     except sqlite3.Error as error:
         _end(db, error)
-    if guarded.failure is not None:
-        raise guarded.failure
+    if stoppable.failure is not None:
+        raise stoppable.failure
 
 
-class _Guarded:
-    """The inbox, and an end to the loop where the file as a whole fails: it would use up every message's attempts."""
+class _StoppingInbox:
+    """The inbox, which also stops the loop if the whole file fails: that would use up the attempts of all messages."""
 
     def __init__(self, inbox: Inbox, db: Path, stop: threading.Event) -> None:
         self.failure: EoqError | None = None
@@ -157,28 +156,28 @@ class _Guarded:
         try:
             return self._inbox.process(message, handler)
         except sqlite3.Error as error:
-            self._look_at(error)
+            self._stop_if_file_failed(error)
             raise
 
     def process_many(self, messages: Iterable[Message], handler: Handler) -> list[bytes | Exception | None]:
         try:
-            outcomes = self._inbox.process_many(messages, handler)
+            results = self._inbox.process_many(messages, handler)
         except sqlite3.Error as error:
-            self._look_at(error)
+            self._stop_if_file_failed(error)
             raise
-        for outcome in outcomes:
-            self._look_at(outcome)
-        return outcomes
+        for result in results:
+            self._stop_if_file_failed(result)
+        return results
 
-    def _look_at(self, outcome: object) -> None:
-        failure = file_error(self._db, outcome)
+    def _stop_if_file_failed(self, result: object) -> None:
+        failure = file_error(self._db, result)
         if failure is not None:
             self.failure = failure
             self._stop.set()
 
 
 def parameters(message: Delivery) -> dict[str, Any]:
-    """What the statements can name of a message."""
+    """Return the parameters of the statements: the fields of a message, by their names in SQL."""
     try:
         body: str | bytes = message.body.decode()
     except UnicodeDecodeError:
@@ -195,7 +194,7 @@ def parameters(message: Delivery) -> dict[str, Any]:
 
 
 def split(sql: str) -> Iterator[str]:
-    """The statements of a text; a semicolon in a string, a comment or a trigger ends none."""
+    """Yield the statements of a text. A semicolon in a string, a comment or a trigger does not end a statement."""
     start = 0
     for position, letter in enumerate(sql):
         if letter == ";" and sqlite3.complete_statement(sql[start : position + 1]):
@@ -207,7 +206,7 @@ def split(sql: str) -> Iterator[str]:
 
 
 def _stripped(statement: str) -> str:
-    """Without the blanks and comments before it."""
+    """Return a statement without the blanks and comments before it."""
     blank = _BLANK.match(statement)
     return statement[blank.end() if blank else 0 :]
 
@@ -229,11 +228,11 @@ def _read(sql: str) -> str:
 
 
 def _check(db: Path, statements: list[str]) -> None:
-    """Ends with a clear error where a statement cannot run in this file. Nothing is changed: it is rolled back."""
+    """Raise a clear error if a statement cannot run in this file. Change nothing: the check is rolled back."""
     for statement in statements:
         if _keyword(statement) in FORBIDDEN:
             raise click.UsageError(
-                f"`{_keyword(statement)}` cannot stand in --sql: its statements run within one transaction of {db}, "
+                f"`{_keyword(statement)}` is not allowed in --sql: its statements run inside one transaction of {db}, "
                 "together with the message's id"
             )
     values = parameters(Delivery(id="", queue="", body=b"", receipt=""))
@@ -243,7 +242,7 @@ def _check(db: Path, statements: list[str]) -> None:
             for statement in statements:
                 try:
                     database.execute("explain " + statement, values).fetchone()
-                    if _keyword(statement) in MAKING:
+                    if _keyword(statement) in SCHEMA_CHANGES:
                         database.execute(statement, values)
                 except (sqlite3.Error, sqlite3.Warning) as error:
                     if file_error(db, error) is not None:

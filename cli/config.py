@@ -13,8 +13,9 @@ from eoq.errors import EoqError, InvalidRequest, NotFound
 from eoq.protocol.validation import check_queue
 from eoq.system.paths import config_path
 
-from .common import json_option, print_json, visible
-from .daemon_options import config_option, daemon_options, given
+from .common import print_json, visible
+from .daemon_options import config_option, daemon_options, from_cli
+from .options import json_option
 from .table import print_table
 
 FREE = "5 % of the disk, 16 MiB at most"
@@ -22,7 +23,7 @@ FREE = "5 % of the disk, 16 MiB at most"
 
 @click.group()
 def config() -> None:
-    """Check the configuration file, and see what counts and why.
+    """Check the configuration file, and print each setting and its source.
 
     \b
     eoq config check eoq.toml
@@ -36,18 +37,19 @@ def config() -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: object) -> None:
-    """Say whether FILE is right, or all that is wrong with it. Exit status 65 if it is not, 1 without a file.
+    """Check FILE, and print everything that is wrong with it. Exit status 65 if it is wrong, 1 without a file.
 
-    Without FILE it is the one that `eoq daemon` would read. A running daemon does this by itself before it takes
+    Without FILE, check the file that `eoq daemon` would read. A running daemon does this check itself before it uses
     anything of a changed file.
 
     \b
     eoq config check eoq.toml && kill -HUP "$(eoq status --json | jq .pid)"
     """
-    from eoq.daemon.config.loader import WrongConfig, load
-    from eoq.daemon.config.resolve import choose_config
+    from eoq.daemon.config.loader import load
+    from eoq.daemon.config.problems import WrongConfig
+    from eoq.daemon.config.resolve import resolve_config_path
 
-    path = file or choose_config(given(ctx)).value
+    path = file or resolve_config_path(from_cli(ctx)).value
     if path is None:
         raise NotFound(f"there is no configuration {config_path()}; name a file, or set EOQ_CONFIG")
     try:
@@ -68,8 +70,8 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
             "bindings": loaded.bind,
             "schedules": loaded.schedule,
         }
-        said = ", ".join(f"{what}: {len(some)}" for what, some in counts.items() if some)
-        click.echo(f"{visible(str(path))} is right" + (f" ({said})" if said else ""))
+        contents = ", ".join(f"{what}: {len(entries)}" for what, entries in counts.items() if entries)
+        click.echo(f"{visible(str(path))} is right" + (f" ({contents})" if contents else ""))
 
 
 @config.command()
@@ -78,28 +80,28 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
 @json_option
 @click.pass_context
 def show(ctx: click.Context, /, queue: str | None, as_json: bool, **_options: object) -> None:
-    """Print each setting with its value and where that came from: flag, variable, file or default.
+    """Print each setting with its value and its source: flag, variable, file or default.
 
-    With QUEUE, what holds for that queue. It is what `eoq daemon` with the same options would start with now; what
-    a running daemon has read last, and whether its file is wrong now, is in `eoq status`.
+    With QUEUE, print the settings of that queue. These are the values that `eoq daemon` with the same options would
+    start with now. `eoq status` says when a running daemon has read its file, and whether the file is wrong now.
 
     \b
     eoq config show
     eoq config show mail.welcome --config eoq.toml
     eoq config show mail.welcome --json | jq 'select(.setting == "retention") | .value'
     """
-    from eoq.daemon.config.resolve import choose
+    from eoq.daemon.config.resolve import resolve
 
     if queue is not None:
         try:
             check_queue(queue)
         except InvalidRequest as error:
             raise click.BadParameter(str(error), ctx) from error
-    choice = choose(given(ctx))
+    resolved = resolve(from_cli(ctx))
     if queue is None:
-        settings = [*choice.of_daemon(), *choice.of_queues(), *choice.of_lists()]
+        settings = [*resolved.of_daemon(), *resolved.of_queues(), *resolved.of_lists()]
     else:
-        settings = [*choice.of_queue(queue)]
+        settings = [*resolved.of_queue(queue)]
     if as_json:
         for setting in settings:
             value = str(setting.value) if isinstance(setting.value, Path) else setting.value

@@ -1,4 +1,4 @@
-"""The daemon's life: ``daemon start stop status``."""
+"""Commands that run the daemon: ``daemon start stop status``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import click
 from eoq.errors import EoqError, Unavailable
 from eoq.system.paths import socket_path
 
-from .common import connect, json_option, print_json, socket_option, visible
-from .daemon_options import daemon_options, given
+from .common import connect, print_json, visible
+from .daemon_options import daemon_options, from_cli
+from .options import json_option, socket_option
 
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig
 
 START_SECONDS = 60.0
-"""How long `start` waits for the daemon: it may have migrations to run."""
+"""How long `start` waits for the daemon, which may have to migrate its file."""
 STOP_SECONDS = 30.0
 
 
@@ -33,17 +34,17 @@ STOP_SECONDS = 30.0
 def daemon(ctx: click.Context, /, **_options: object) -> None:
     """Run the daemon in the foreground, for a service manager.
 
-    Prints `ready` and its socket once it accepts connections. SIGTERM and Ctrl-C stop it: what was begun is
-    finished and answered first. SIGHUP, and any change of the configuration file, makes it read that file again.
+    It prints `ready` and its socket when it accepts connections. SIGTERM and Ctrl-C stop it: it finishes and answers
+    the requests it has begun. It reads its configuration file again on SIGHUP, and when the file changes.
 
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
     eoq daemon --config eoq.toml
-    eoq daemon --spool /var/spool/shop      # what is renamed to /var/spool/shop/QUEUE/NAME is a message
+    eoq daemon --spool /var/spool/shop      # a file renamed to /var/spool/shop/QUEUE/NAME is a message
 
-    The configuration is TOML, with settings by queue, and outboxes that the daemon relays by itself. `eoq config
-    check` says whether it is right, and `eoq config show` what counts. A flag counts before a variable, and that
-    before the file; `--max-attempts` therefore holds for all queues.
+    The configuration is TOML. It has settings of queues, and the outboxes that the daemon sends itself. `eoq config
+    check` checks it, and `eoq config show` prints the values that are used. A flag takes precedence over a variable,
+    and a variable over the file. So `--max-attempts` applies to all queues.
 
     \b
     [queues."mail.*"]
@@ -56,28 +57,29 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     queue = "reports"
     cron = "30 6 * * MON-FRI"
     """
-    # Until the daemon listens to it, which then looks at the file in any case: its default would end the process.
+    # Until the daemon handles SIGHUP: the default would end the process. It reads the file at its start in any case.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    from eoq.daemon.config.resolve import choose
+    from eoq.daemon.config.resolve import resolve
     from eoq.daemon.main import Settings, run
 
-    choice = choose(given(ctx))
+    resolved = resolve(from_cli(ctx))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every change
 
     def ready(path: Path) -> None:
         try:
             click.echo(f"ready {path}")
         except OSError as error:
-            logging.getLogger("eoq.daemon").warning("nobody reads `ready`: %s", error)
+            logging.getLogger("eoq.daemon").warning("`ready` could not be printed: %s", error)
 
     settings = Settings(
-        choice.db.value,
-        choice.socket.value,
-        choice.queue_overrides.get("max_attempts"),
-        config=choice.config,
-        config_path=choice.config_path.value,
-        spool=choice.spool.value,
+        resolved.db.value,
+        resolved.socket.value,
+        resolved.queue_overrides.get("max_attempts"),
+        config=resolved.config,
+        config_path=resolved.config_path.value,
+        spool=resolved.spool.value,
     )
     run(settings, ready)
 
@@ -86,27 +88,27 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
 @daemon_options
 @click.pass_context
 def start(ctx: click.Context, /, **_options: object) -> None:
-    """Start the daemon in the background. Does nothing if one answers already.
+    """Start the daemon in the background. Do nothing if one runs already.
 
-    If the one that answers was started with something else than is said here, that is told, with exit status 75: stop
-    it first. Its messages go to a log beside its file. With a service manager, let that run `eoq daemon` instead.
+    If the running daemon was started with other options than this command, the exit status is 75: stop it first. The
+    daemon writes its log to a file beside its database. If you have a service manager, let it run `eoq daemon` instead.
 
     \b
     eoq start
     eoq start --db shop/eoq.db --socket shop/eoq.sock
     eoq stop && eoq start --spool spool
     """
-    from eoq.daemon.config.resolve import choose
+    from eoq.daemon.config.resolve import resolve
 
-    said = given(ctx)
-    choice = choose(said)
-    path = choice.socket.value
+    options = from_cli(ctx)
+    resolved = resolve(options)
+    path = resolved.socket.value
     running = _status(str(path))
     if running is not None:
-        _refuse_other(choice, running)
+        _refuse_other(resolved, running)
         click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
         return
-    database = choice.db.value
+    database = resolved.db.value
     log = database.with_name(database.name + ".log")
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,9 +118,9 @@ def start(ctx: click.Context, /, **_options: object) -> None:
 
         raise cannot_use(log, error) from error
     command = [sys.executable, "-P", "-m", "eoq.cli", "daemon"]
-    for name, chosen in said.items():
-        # A path was relative to this folder, which the daemon does not stay in.
-        value = chosen.value if name == "max_attempts" else Path(chosen.value).absolute()
+    for name, option in options.items():
+        # A path was relative to this folder. The daemon runs in another one.
+        value = option.value if name == "max_attempts" else Path(option.value).absolute()
         command += [f"--{name.replace('_', '-')}", str(value)]
     with errors:
         begin = errors.tell()
@@ -134,9 +136,9 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     line = process.stdout.readline()
     if not line.startswith(b"ready"):
         status = process.wait()
-        with log.open("rb") as said:
-            said.seek(begin)
-            click.echo(said.read().decode(errors="replace").strip(), err=True)
+        with log.open("rb") as file:
+            file.seek(begin)
+            click.echo(file.read().decode(errors="replace").strip(), err=True)
         click.echo(f"eoq: the daemon did not start; its log is {log}", err=True)
         sys.exit(status or 70)
     click.echo(f"eoq: the daemon runs, with pid {process.pid} on {path}; its log is {log}", err=True)
@@ -145,7 +147,7 @@ def start(ctx: click.Context, /, **_options: object) -> None:
 @click.command()
 @socket_option
 def stop(socket: str | None) -> None:
-    """Stop the daemon: what was begun is finished and answered first.
+    """Stop the daemon. It finishes and answers the requests it has begun.
 
     \b
     eoq stop
@@ -176,7 +178,7 @@ def stop(socket: str | None) -> None:
 @json_option
 @socket_option
 def status(as_json: bool, socket: str | None) -> None:
-    """Say whether the daemon runs, and with what. Exit status 69 if it does not.
+    """Print whether the daemon runs, and its settings. Exit status 69 if it does not run.
 
     \b
     eoq status
@@ -199,26 +201,26 @@ def status(as_json: bool, socket: str | None) -> None:
             click.echo(f"{name:{width}}  {visible(str(value))}")
 
 
-def _refuse_other(choice: ResolvedConfig, running: dict[str, Any]) -> None:
-    """Raises `Locked` where flags, variables or the configuration say something else than what runs."""
+def _refuse_other(resolved: ResolvedConfig, running: dict[str, Any]) -> None:
+    """Raise `Locked` if the running daemon has other values than flags, variables or the configuration."""
     from eoq.daemon.config.resolve import DEFAULT
     from eoq.daemon.locks import Locked
 
-    said = {"db": choice.db, "config": choice.config_path, "spool": choice.spool, **choice.overrides}
+    wanted_values = {"db": resolved.db, "config": resolved.config_path, "spool": resolved.spool, **resolved.overrides}
     others = []
-    for name, (wanted, source) in said.items():
+    for name, (wanted, source) in wanted_values.items():
         has = running.get("database" if name == "db" else name)
         if source != DEFAULT and _real(wanted) != _real(has):
             others.append(f"{source} says {wanted}, and it has {'none' if has is None else has}")
     if others:
         raise Locked(
-            f"a daemon runs already, with pid {running['pid']} on {choice.socket.value}, but not as asked: "
+            f"a daemon runs already, with pid {running['pid']} on {resolved.socket.value}, but with other options: "
             f"{'; '.join(others)}; stop it first (`eoq stop`), or give this one another --socket"
         )
 
 
 def _real(value: Any) -> str:
-    """A value to compare: of a path, the one without links."""
+    """Return a value to compare: a path without its links."""
     return str(value) if value is None or isinstance(value, int) else os.path.realpath(value)
 
 
@@ -231,7 +233,7 @@ def _status(path: str) -> dict[str, Any] | None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but was not waited for by its parent does not."""
+    """Return whether a process runs. One that has ended but whose parent has not waited for it does not run."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The options with which a daemon starts, and where each was said: for ``daemon``, ``start`` and ``config show``."""
+"""The options of a daemon, and where each value comes from. For ``daemon``, ``start`` and ``config show``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def config_option(command: F) -> F:
-    """``--config FILE``."""
+    """Add ``--config FILE`` to a command."""
     return click.option(
         "--config",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         envvar="EOQ_CONFIG",
         metavar="FILE",
-        help="The configuration, in TOML; else EOQ_CONFIG, else the user's, if it is there (see `eoq config show`).",
+        help="The configuration, in TOML; else EOQ_CONFIG, else the user's file if it exists (see `eoq config show`).",
     )(command)
 
 
 def daemon_options(command: F) -> F:
-    """``--db --socket --max-attempts --config --spool``."""
+    """Add ``--db --socket --max-attempts --config --spool`` to a command."""
     options = [
         click.option("--db", envvar="EOQ_DB", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's."),
         click.option(
@@ -46,7 +46,7 @@ def daemon_options(command: F) -> F:
             type=click.Path(file_okay=False, path_type=Path),
             envvar="EOQ_SPOOL",
             metavar="DIR",
-            help="Take files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+            help="Store files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
         ),
     ]
     for option in reversed(options):
@@ -54,15 +54,15 @@ def daemon_options(command: F) -> F:
     return command
 
 
-def given(ctx: click.Context) -> dict[str, Resolved]:
-    """What flags and variables said, by the name of the option."""
+def from_cli(ctx: click.Context) -> dict[str, Resolved]:
+    """Return the values of flags and variables, by the name of the option."""
     from eoq.daemon.config.resolve import Resolved
 
-    said = {}
+    values = {}
     for name in ("db", "socket", "spool", "max_attempts", "config"):
         value, source = ctx.params.get(name), ctx.get_parameter_source(name)
         if value is not None and source is ParameterSource.COMMANDLINE:
-            said[name] = Resolved(value, f"flag --{name.replace('_', '-')}")
+            values[name] = Resolved(value, f"flag --{name.replace('_', '-')}")
         elif value is not None and source is ParameterSource.ENVIRONMENT:
-            said[name] = Resolved(value, f"env EOQ_{name.upper()}")
-    return said
+            values[name] = Resolved(value, f"env EOQ_{name.upper()}")
+    return values

@@ -1,24 +1,28 @@
-"""Dead letters: ``dead list show redrive drop``."""
+"""Commands for dead letters: ``dead list show redrive drop``."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
 from eoq.errors import NotFound
 from eoq.protocol.admin_calls import Changed
 
-from .common import NOTHING_THERE, F, confirm, connect, json_option, print_json, queue_argument, socket_option
-from .queries import filtered, print_found, print_life
+from .common import NOTHING_THERE, confirm, connect, print_json
+from .options import gather, json_option, queue_argument, socket_option
+from .queries import Search, print_found, print_message, search_options
 
 
 @click.group()
 def dead() -> None:
-    """Dead letters: messages that were rejected, or had no attempt left. They stay until somebody decides.
+    """List, redrive and drop dead letters.
+
+    Dead letters are messages that were rejected or have used up their attempts. They stay until they are redriven or
+    dropped.
 
     \b
     eoq dead list mail
@@ -28,35 +32,48 @@ def dead() -> None:
     """
 
 
-def _choice(command: F) -> F:
-    """Which dead letters: ids, an age, or all."""
-    for option in (
-        click.option("--all", "everything", is_flag=True, help="All of the queue."),
-        click.option(
-            "--older-than",
-            type=click.FloatRange(min=0),
-            metavar="SECONDS",
-            help="Those whose last failure is so long ago.",
-        ),
-        click.argument("ids", metavar="[ID]...", nargs=-1),
-        queue_argument,
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters of a queue a command changes: those with ``ids``, those older than an age, or all."""
+
+    ids: tuple[str, ...]
+    older_than: float | None
+    everything: bool
+
+    def check(self) -> None:
+        """Raise `click.UsageError` unless exactly one of the three was given."""
+        if bool(self.ids) + (self.older_than is not None) + self.everything != 1:
+            raise click.UsageError("say which dead letters: their ids, --older-than SECONDS, or --all")
+
+    def __str__(self) -> str:
+        if self.everything:
+            return "all dead letters"
+        return f"{len(self.ids)} dead letters" if self.ids else f"dead letters older than {self.older_than:g} s"
+
+
+_selection_options = gather(
+    "selection",
+    Selection,
+    ids=click.argument("ids", metavar="[ID]...", nargs=-1),
+    older_than=click.option(
+        "--older-than", type=click.FloatRange(min=0), metavar="SECONDS", help="Those that failed last this long ago."
+    ),
+    everything=click.option("--all", "everything", is_flag=True, help="All dead letters of the queue."),
+)
 
 
 @dead.command("list")
-@filtered(100)
-def list_(**wanted: Any) -> None:
+@search_options(default_limit=100)
+def list_(search: Search) -> None:
     """List the dead letters of QUEUE with their last errors. Exit status 1 if none was found.
 
-    Only the first 50,000 are looked at for those that are wanted.
+    Only the first 50,000 dead letters are searched.
 
     \b
     eoq dead list mail
     eoq dead list mail --json | jq -r .id
     """
-    print_found(state="dead", **wanted)
+    print_found(search, "dead")
 
 
 @dead.command()
@@ -64,80 +81,61 @@ def list_(**wanted: Any) -> None:
 @click.argument("id_", metavar="ID")
 @json_option
 @socket_option
-def show(**wanted: Any) -> None:
-    """Show the whole life of one message, like `eoq show`: each delivery, and how it failed.
+def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
+    """Show all that is stored about one message, like `eoq show`: each delivery, and how it failed.
 
     \b
     eoq dead show mail 0190f3c1-…
     """
-    print_life(**wanted)
+    print_message(queue, id_, as_json, socket)
 
 
 @dead.command()
-@_choice
+@queue_argument
+@_selection_options
 @json_option
 @socket_option
-def redrive(
-    queue: str, ids: tuple[str, ...], older_than: float | None, everything: bool, as_json: bool, socket: str | None
-) -> None:
-    """Deliver dead letters again, with another set of attempts. Prints their ids.
+def redrive(queue: str, selection: Selection, as_json: bool, socket: str | None) -> None:
+    """Redrive dead letters: deliver them again, with a new set of attempts. Print their ids.
 
-    Each keeps its id, and with it what is known of its processing: an effect that is in place is not made again. Exit
-    status 1 if one of the given ids is no dead letter, or if there was none.
+    Each keeps its id, so that an inbox does not apply again what it has already applied. Exit status 1 if one of the
+    given ids is not a dead letter, or if there are none.
 
     \b
     eoq dead redrive mail 0190f3c1-… 0190f3c2-…
     eoq dead redrive mail --all
     """
-    _check(ids, older_than, everything)
+    selection.check()
     with connect(socket) as client:
-        _change(client.redrive, queue, ids, older_than, everything, as_json)
+        _change(client.redrive, queue, selection, as_json)
 
 
 @dead.command()
-@_choice
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@queue_argument
+@_selection_options
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @socket_option
-def drop(
-    queue: str,
-    ids: tuple[str, ...],
-    older_than: float | None,
-    everything: bool,
-    yes: bool,
-    as_json: bool,
-    socket: str | None,
-) -> None:
-    """Drop dead letters for good: their bodies go, their ids stay known like those of other settled messages.
+def drop(queue: str, selection: Selection, yes: bool, as_json: bool, socket: str | None) -> None:
+    """Drop dead letters for good, and print their ids.
 
-    Prints their ids. Exit status 1 if one of the given ids is no dead letter, or if there was none.
+    Their bodies are deleted; their ids stay known, like those of other settled messages. Exit status 1 if one of the
+    given ids is not a dead letter, or if there are none.
 
     \b
     eoq dead drop mail 0190f3c1-… --yes
     eoq dead drop mail --older-than 604800 --yes
     """
-    _check(ids, older_than, everything)
+    selection.check()
     with connect(socket) as client:
-        what = f"{len(ids)} dead letters" if ids else "dead letters" if older_than is not None else "all dead letters"
-        confirm(f"Drop {what} of {queue}?", yes)
-        _change(client.drop, queue, ids, older_than, everything, as_json)
+        confirm(f"Drop {selection} of {queue}?", yes)
+        _change(client.drop, queue, selection, as_json)
 
 
-def _check(ids: tuple[str, ...], older_than: float | None, everything: bool) -> None:
-    if bool(ids) + (older_than is not None) + everything != 1:
-        raise click.UsageError("say which dead letters: their ids, --older-than SECONDS, or --all")
-
-
-def _change(
-    change: Callable[..., Changed],
-    queue: str,
-    ids: tuple[str, ...],
-    older_than: float | None,
-    everything: bool,
-    as_json: bool,
-) -> None:
-    failed_before = None if older_than is None else max(time.time() - older_than, 0.0)
-    changed = change(queue, ids or None, failed_before=failed_before, everything=everything)
+def _change(change: Callable[..., Changed], queue: str, selection: Selection, as_json: bool) -> None:
+    """Call ``change`` on the selected dead letters and print the ids of those that it changed."""
+    failed_before = None if selection.older_than is None else max(time.time() - selection.older_than, 0.0)
+    changed = change(queue, selection.ids or None, failed_before=failed_before, everything=selection.everything)
     for id in changed.ids:
         if as_json:
             print_json({"queue": queue, "id": id})

@@ -1,6 +1,6 @@
-"""``eoq demo``: the main job, start to end, with real processes that are killed on the way.
+"""``eoq demo``: process payments from start to end, with real processes that are killed meanwhile.
 
-The parent only starts, kills and counts; what the processes do is in ``demo_roles.py``.
+This process starts, kills and counts the others. What the others do is in ``demo_roles.py``.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ import click
 from eoq.client.blocking import Client
 from eoq.errors import EoqError
 
-from .common import json_option, print_json
+from .common import print_json
 from .demo_roles import QUEUE, plan
+from .options import json_option
 
 PRODUCERS: Final = 2
 WORKERS: Final = 2
-LOOK_SECONDS: Final = 0.01
+POLL_SECONDS: Final = 0.01
+"""Pause between two readings of the ledger."""
 STUCK_SECONDS: Final = 60.0
-"""Without any progress for so long the demo gives up and says so."""
+"""How long to wait without progress before the demo fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The table at the end. Balances are in cents."""
+    """The figures printed at the end. Balances are in cents."""
 
     payments: int
     sends: int
@@ -61,16 +63,25 @@ class Outcome:
 
 
 @click.command()
-@click.option("--payments", type=click.IntRange(1, 1_000_000), default=2000, metavar="N", help="2000 if absent.")
-@click.option("--kills", type=click.IntRange(0, 1000), default=8, metavar="N", help="Of workers and the daemon; 8.")
-@click.option("--seed", type=int, metavar="N", help="Repeats the payments and the victims of an earlier run.")
-@click.option("--keep", is_flag=True, help="Keep the scratch folder, with the ledger and the daemon's file.")
+@click.option(
+    "--payments", type=click.IntRange(1, 1_000_000), default=2000, metavar="N", help="Number of payments; default 2000."
+)
+@click.option(
+    "--kills",
+    type=click.IntRange(0, 1000),
+    default=8,
+    metavar="N",
+    help="Number of kills of workers and the daemon; default 8.",
+)
+@click.option("--seed", type=int, metavar="N", help="Repeat the payments and kills of an earlier run.")
+@click.option("--keep", is_flag=True, help="Keep the temporary folder with the ledger and the daemon's file.")
 @json_option
 def demo(payments: int, kills: int, seed: int | None, keep: bool, as_json: bool) -> None:
-    """See every payment take effect once while the workers and the daemon are killed with kill -9.
+    """Show that each payment takes effect once despite kill -9.
 
-    Two producers send payments to a daemon of its own, some of them twice. Two workers apply them to a ledger in
-    a SQLite file, through the inbox. Exit status 1 if any effect is missing or doubled.
+    Two producers send payments to a separate daemon, some of them twice. Two workers apply them to a ledger in an
+    SQLite file, through the inbox. Workers and daemon are killed meanwhile. Exit status 1 if an effect is missing or
+    doubled.
 
     \b
     eoq demo
@@ -80,8 +91,8 @@ def demo(payments: int, kills: int, seed: int | None, keep: bool, as_json: bool)
         seed = random.SystemRandom().randrange(1_000_000)
     folder = Path(tempfile.mkdtemp(prefix="eoq-demo-"))
     try:
-        with _Cast(folder, seed, payments) as cast:
-            outcome = _play(cast, kills)
+        with _Processes(folder, seed, payments) as processes:
+            outcome = _run(processes, kills)
     finally:
         if keep:
             click.echo(f"eoq: kept {folder}", err=True)
@@ -95,8 +106,8 @@ def demo(payments: int, kills: int, seed: int | None, keep: bool, as_json: bool)
         sys.exit(1)
 
 
-class _Cast:
-    """The processes of the demo. Leaving it ends them all."""
+class _Processes:
+    """The processes of the demo, and their files. Leaving the context kills them all."""
 
     def __init__(self, folder: Path, seed: int, payments: int) -> None:
         self.seed = seed
@@ -110,7 +121,7 @@ class _Cast:
         self.producers: list[subprocess.Popen[bytes]] = []
         self._log: IO[bytes] = self._errors.open("ab")
 
-    def __enter__(self) -> _Cast:
+    def __enter__(self) -> _Processes:
         try:
             self._make_ledger()
             self.start_daemon()
@@ -134,7 +145,7 @@ class _Cast:
         self._log.close()
 
     def start_daemon(self) -> None:
-        """Starts the daemon, and returns when it accepts connections."""
+        """Start the daemon, and return when it accepts connections."""
         paths = ["--db", str(self._database), "--socket", str(self.socket)]
         self.daemon = self._start("eoq.cli", "daemon", *paths, "--max-attempts", "1000000")
         assert self.daemon.stdout is not None  # noqa: S101 # it is a pipe
@@ -142,19 +153,19 @@ class _Cast:
             raise self.failure("the daemon did not start")
 
     def kill_daemon(self) -> None:
-        """Kills the daemon and starts it again on the same file."""
+        """Kill the daemon and start it again on the same file."""
         self._kill(self.daemon)
         self.start_daemon()
 
     def kill_worker(self, index: int) -> None:
-        """Kills a worker and starts another in its place."""
+        """Kill a worker and start another in its place."""
         self._kill(self.workers[index])
         self.workers[index] = self._start_worker()
 
     def failure(self, what: str) -> EoqError:
-        """An error that shows what the processes said."""
-        said = self._errors.read_text(errors="replace").strip()
-        return EoqError(f"{what}; the processes said:\n{said or '(nothing)'}")
+        """Return an error that shows what the processes have written to standard error."""
+        log = self._errors.read_text(errors="replace").strip()
+        return EoqError(f"{what}; standard error of the processes:\n{log or '(nothing)'}")
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGKILL)
@@ -180,64 +191,67 @@ class _Cast:
         return self._start("eoq.cli.demo_roles", "produce", str(self.socket), *numbers)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        # -P: the eoq that is installed, also where the current folder holds another.
+        # -P: use the installed eoq, also if the current folder contains another one.
         return subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the others
+            start_new_session=True,  # Ctrl-C must reach only this process, which ends the others
         )
 
 
-def _play(cast: _Cast, kills: int) -> Outcome:
-    """Lets the payments run, and kills a victim each time another share of them has been applied."""
-    chance = random.Random(cast.seed + 1)  # noqa: S311 # a plan that can be repeated, no secret
-    thresholds = [cast.payments * (number + 1) // (kills + 1) for number in range(kills)]
+def _run(processes: _Processes, kills: int) -> Outcome:
+    """Let the payments run, and kill a process each time another share of them has been applied."""
+    chance = random.Random(processes.seed + 1)  # noqa: S311 # a plan that can be repeated, not a secret
+    thresholds = [processes.payments * (number + 1) // (kills + 1) for number in range(kills)]
     start = time.monotonic()
     progressed = start
     applied = daemon_kills = worker_kills = 0
-    with _reading(cast.ledger) as ledger:
+    with _reading(processes.ledger) as ledger:
         while True:
             before, applied = applied, ledger.execute("select count(*) from ledger").fetchone()[0]
             if applied != before:
                 progressed = time.monotonic()
             if thresholds and applied >= thresholds[0]:
                 if len(thresholds) % 2:
-                    cast.kill_daemon()
+                    processes.kill_daemon()
                     daemon_kills += 1
                 else:
-                    cast.kill_worker(chance.randrange(WORKERS))
+                    processes.kill_worker(chance.randrange(WORKERS))
                     worker_kills += 1
                 thresholds.pop(0)
                 continue
-            _check(cast, progressed)
-            _show_progress(applied, cast.payments, daemon_kills + worker_kills)
-            if all(producer.poll() is not None for producer in cast.producers) and _drained(cast):
+            _check(processes, progressed)
+            _show_progress(applied, processes.payments, daemon_kills + worker_kills)
+            if all(producer.poll() is not None for producer in processes.producers) and _drained(processes):
                 break
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)  # leaves the processors to the workers
         seconds = time.monotonic() - start
         _end_progress()
-        return _count(cast, ledger, daemon_kills, worker_kills, seconds)
+        return _count(processes, ledger, daemon_kills, worker_kills, seconds)
 
 
-def _check(cast: _Cast, progressed: float) -> None:
-    if any(worker.poll() is not None for worker in cast.workers) or cast.daemon.poll() is not None:
-        raise cast.failure("a process ended that nobody killed")
-    if any(producer.poll() not in (None, 0) for producer in cast.producers):
-        raise cast.failure("a producer failed")
+def _check(processes: _Processes, progressed: float) -> None:
+    """Raise `EoqError` if a process ended, or if no payment was applied for long."""
+    if any(worker.poll() is not None for worker in processes.workers) or processes.daemon.poll() is not None:
+        raise processes.failure("a process ended by itself")
+    if any(producer.poll() not in (None, 0) for producer in processes.producers):
+        raise processes.failure("a producer failed")
     if time.monotonic() > progressed + STUCK_SECONDS:
-        raise cast.failure(f"nothing was applied for {STUCK_SECONDS:g} s")
+        raise processes.failure(f"nothing was applied for {STUCK_SECONDS:g} s")
 
 
-def _drained(cast: _Cast) -> bool:
-    with Client(cast.socket) as client:
+def _drained(processes: _Processes) -> bool:
+    """Return whether every message is settled."""
+    with Client(processes.socket) as client:
         rows = [row for row in client.ask("queues")["queues"] if row["name"] == QUEUE]
     return all(row["oldest"] is None for row in rows)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open an SQLite file for reading only."""
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=30)
     try:
         yield database
@@ -245,20 +259,23 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
         database.close()
 
 
-def _count(cast: _Cast, ledger: sqlite3.Connection, daemon_kills: int, worker_kills: int, seconds: float) -> Outcome:
-    expected = {payment.id: payment for payment in plan(cast.seed, cast.payments)}
+def _count(
+    processes: _Processes, ledger: sqlite3.Connection, daemon_kills: int, worker_kills: int, seconds: float
+) -> Outcome:
+    """Compare the ledger with the payments that were sent."""
+    expected = {payment.id: payment for payment in plan(processes.seed, processes.payments)}
     found: dict[str, int] = {}
     for (payment,) in ledger.execute("select payment from ledger"):
         found[payment] = found.get(payment, 0) + 1
     sends = duplicates = 0
-    for producer in cast.producers:
+    for producer in processes.producers:
         assert producer.stdout is not None  # noqa: S101 # it is a pipe
-        said = json.loads(producer.stdout.read())
-        sends += said["sends"]
-        duplicates += said["duplicates"]
-    events = cast.events.read_bytes() if cast.events.exists() else b""
+        counts = json.loads(producer.stdout.read())
+        sends += counts["sends"]
+        duplicates += counts["duplicates"]
+    events = processes.events.read_bytes() if processes.events.exists() else b""
     return Outcome(
-        payments=cast.payments,
+        payments=processes.payments,
         sends=sends,
         duplicates_refused=duplicates,
         daemon_kills=daemon_kills,
@@ -271,7 +288,7 @@ def _count(cast: _Cast, ledger: sqlite3.Connection, daemon_kills: int, worker_ki
         balance_expected=sum(payment.amount for payment in expected.values()),
         balance_found=ledger.execute("select coalesce(sum(amount), 0) from ledger").fetchone()[0],
         seconds=round(seconds, 1),
-        seed=cast.seed,
+        seed=processes.seed,
     )
 
 
@@ -304,6 +321,6 @@ def _print_table(outcome: Outcome) -> None:
     width = max(len(value) for _, value in rows)
     for name, value in rows:
         click.echo(f"{name:24}{value:>{width}}")
-    verdict = "every payment took effect exactly once" if outcome.good else "THE GUARANTEE IS BROKEN"
-    click.echo(click.style(verdict, fg="green" if outcome.good else "red", bold=True))
+    conclusion = "every payment took effect exactly once" if outcome.good else "THE GUARANTEE IS BROKEN"
+    click.echo(click.style(conclusion, fg="green" if outcome.good else "red", bold=True))
     click.echo(f"{outcome.seconds} s; repeat with --seed {outcome.seed}")

@@ -20,9 +20,9 @@ import eoq
 QUEUE: Final = "payments"
 ACCOUNTS: Final = 10
 TWICE: Final = 0.2
-"""The share of payments that are sent twice, as an impatient client does."""
-
+"""The share of payments that are sent twice, as by an impatient client."""
 REACH_SECONDS: Final = 30.0
+"""How long to wait for a daemon that is being restarted."""
 
 
 class Payment(NamedTuple):
@@ -35,8 +35,8 @@ class Payment(NamedTuple):
 
 
 def plan(seed: int, payments: int) -> Iterator[Payment]:
-    """The payments of a demo: the same for every process that is given the same seed."""
-    chance = random.Random(seed)  # noqa: S311 # a plan that can be repeated, no secret
+    """Yield the payments of a demo. They are the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 # a plan that can be repeated, not a secret
     for number in range(payments):
         yield Payment(
             f"payment-{number + 1}",
@@ -47,7 +47,7 @@ def plan(seed: int, payments: int) -> Iterator[Payment]:
 
 
 def reach(socket: str) -> eoq.Client:
-    """A client of a daemon that may be down just now: it is killed on the way, perhaps before we first connect."""
+    """Return a client, once the daemon answers. The demo may have killed it before this process first connects."""
     client = eoq.connect(socket)
     deadline = time.monotonic() + REACH_SECONDS
     while True:
@@ -56,13 +56,13 @@ def reach(socket: str) -> eoq.Client:
         except eoq.Unavailable:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)
+            time.sleep(0.02)  # a restart takes about that long
         else:
             return client
 
 
 def produce(socket: str, seed: int, payments: int, part: int, parts: int) -> None:
-    """Sends every ``parts``-th payment; prints how many sends there were and how many were duplicates."""
+    """Send every ``parts``-th payment, and print the numbers of sends and of duplicates."""
     sends = duplicates = 0
     with reach(socket) as client:
         for number, payment in enumerate(plan(seed, payments)):
@@ -77,7 +77,7 @@ def produce(socket: str, seed: int, payments: int, part: int, parts: int) -> Non
 
 
 def apply_payment(tx: sqlite3.Connection, message: eoq.Message) -> str:
-    """The handler: no check for duplicates, no unique index. That is the inbox's work."""
+    """Handle one payment. It needs no check for duplicates and no unique index, thanks to the inbox."""
     payment = message.json()
     tx.execute(
         """
@@ -90,7 +90,7 @@ def apply_payment(tx: sqlite3.Connection, message: eoq.Message) -> str:
 
 
 def work(socket: str, ledger: str, events: str) -> None:
-    """Applies payments until it is killed; notes redeliveries and replays in the file ``events``."""
+    """Apply payments until killed, and record redeliveries and replays in the file ``events``."""
     log = os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with reach(socket) as client, eoq.Inbox(ledger) as inbox:
         for message in client.consume(QUEUE, prefetch=20):
@@ -101,11 +101,11 @@ def work(socket: str, ledger: str, events: str) -> None:
             try:
                 inbox.process(message, apply_payment)
             except eoq.LeaseLost:
-                continue  # the effect is in place; the message comes again and is then only acked
+                continue  # the effect is committed; the message is delivered again and then only acked
 
 
 def main(arguments: list[str]) -> None:
-    """Plays the role that the command line names."""
+    """Run the role that the command line names."""
     match arguments:
         case ["produce", socket, seed, payments, part, parts]:
             produce(socket, int(seed), int(payments), int(part), int(parts))

@@ -1,8 +1,8 @@
 """A small process beside ``eoq work`` and ``eoq once``, which kills their commands if they are killed with -9.
 
-Nobody can catch SIGKILL; but the pipe between the two closes with the worker, whatever ends it. What the guard has
-been told of and still runs then is killed, so that a message which is delivered again finds no old copy at work. Only
-a command that was started in that very instant is not known to it yet.
+A process cannot catch SIGKILL. But the pipe to the guard closes when its owner ends, for whatever reason. The guard
+then kills the process groups that it was told of and that still run, so that a message that is delivered again does
+not meet an old copy of its command. Only a command started in that same instant is not known to the guard yet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 
 class Guard:
-    """Make it while there is one thread only; it forks."""
+    """The owner's end of the pipe. Create it before other threads start, because it forks."""
 
     def __init__(self) -> None:
         read_end, self._write_end = os.pipe()
@@ -27,23 +27,24 @@ class Guard:
         os.close(read_end)
 
     def add(self, group: int) -> None:
-        """A process group that ends with us."""
-        self._say(b"+%d\n" % group)
+        """Have the process group ``group`` killed when this process ends."""
+        self._tell(b"+%d\n" % group)
 
     def remove(self, group: int) -> None:
-        """It has ended."""
-        self._say(b"-%d\n" % group)
+        """Forget a process group that has ended."""
+        self._tell(b"-%d\n" % group)
 
-    def _say(self, line: bytes) -> None:
-        with suppress(BrokenPipeError):  # the guard was killed; the commands are no worse for it
+    def _tell(self, line: bytes) -> None:
+        with suppress(BrokenPipeError):  # without a guard the commands still run; they are only not protected
             os.write(self._write_end, line)
 
 
 def _watch(read_end: int) -> NoReturn:
-    os.setsid()  # out of reach of the terminal's Ctrl-C
+    """Read the process groups from the pipe until it closes, then kill those that remain."""
+    os.setsid()  # Ctrl-C at the terminal must not end the guard
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Our copies of the worker's streams would keep its readers waiting.
+    # Release the owner's streams: their readers wait until every copy is closed.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)

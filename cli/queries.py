@@ -1,31 +1,19 @@
-"""Commands that only look: ``result queues peek tail show``."""
+"""Commands that read and change nothing: ``result queues peek tail show``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from eoq.protocol.limits import MAX_BATCH
 
-from .common import (
-    NOTHING_THERE,
-    F,
-    bytes_fields,
-    connect,
-    header_option,
-    json_option,
-    print_bytes,
-    print_json,
-    queue_argument,
-    refuse_failed,
-    socket_option,
-    visible,
-)
+from .common import NOTHING_THERE, bytes_fields, connect, print_bytes, print_json, refuse_failed, visible
+from .options import Decorator, gather, header_option, json_option, queue_argument, socket_option
 from .table import age, body_text, moment, print_table, short
 
 COUNTED = ("ready", "delayed", "leased", "blocked", "dead")
@@ -35,11 +23,13 @@ STATES = (*COUNTED, "done", "expired", "dropped")
 @click.command()
 @queue_argument
 @click.argument("id_", metavar="ID")
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait so long for it.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for the result this long."
+)
 @json_option
 @socket_option
 def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None) -> None:
-    """Print the stored result of a message. Exit status 1 if there is none (yet).
+    """Print the stored result of a message. Exit status 1 if there is none yet.
 
     \b
     eoq result payments order-17 --wait 10
@@ -61,10 +51,10 @@ def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None)
 @json_option
 @socket_option
 def queues(as_json: bool, socket: str | None) -> None:
-    """List the queues: messages in each state, since when the oldest waits, and how many a second come and get done.
+    """List the queues with their messages and throughput.
 
-    In a pipe there is no head. The columns are the queue, its messages that are ready, delayed, leased, blocked and
-    dead, the age of its oldest one, sent and done a second, and `paused` where it is.
+    The columns are: queue; ready, delayed, leased, blocked and dead messages; age of the oldest unsettled message;
+    messages sent and done per second; `paused` if the queue is paused. A pipe gets no header line.
 
     \b
     eoq queues
@@ -100,79 +90,84 @@ def queues(as_json: bool, socket: str | None) -> None:
 
 
 def _colour(column: str, value: Any) -> str | None:
-    """What asks for somebody to look."""
+    """Return the colour of a cell that an operator should notice."""
     if column == "dead" and value:
         return "red"
     return "yellow" if value == "paused" else None
 
 
-def filtered(default_limit: int) -> Callable[[F], F]:
-    """``QUEUE`` and which of its messages are wanted: ``--limit --group --header --contains``."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Which messages of a queue to find, and how to print them."""
 
-    def decorate(command: F) -> F:
-        for option in (
-            socket_option,
-            json_option,
-            click.option("--contains", metavar="TEXT", help="Only with this text in the body."),
-            header_option("Only with this header; may be repeated."),
-            click.option("--group", metavar="NAME", help="Only of this group."),
-            click.option(
-                "--limit",
-                type=click.IntRange(1, MAX_BATCH),
-                default=default_limit,
-                metavar="N",
-                help=f"Messages at most; {default_limit} if absent.",
-            ),
-            queue_argument,
-        ):
-            command = option(command)
-        return command
+    queue: str
+    limit: int
+    group: str | None
+    headers: dict[str, str]
+    contains: str | None
+    as_json: bool
+    socket: str | None
 
-    return decorate
+
+def search_options(default_limit: int) -> Decorator[Any]:
+    """Return a decorator that adds the options of `Search` to a command, which receives them as ``search``."""
+    return gather(
+        "search",
+        Search,
+        queue=queue_argument,
+        limit=click.option(
+            "--limit",
+            type=click.IntRange(1, MAX_BATCH),
+            default=default_limit,
+            metavar="N",
+            help=f"Print at most N messages; default {default_limit}.",
+        ),
+        group=click.option("--group", metavar="NAME", help="Only messages of this group."),
+        headers=header_option("Only messages with this header; may be repeated."),
+        contains=click.option("--contains", metavar="TEXT", help="Only messages with this text in the body."),
+        as_json=json_option,
+        socket=socket_option,
+    )
 
 
 @click.command()
-@click.option("--state", type=click.Choice(STATES), default="ready", help="Of which state; ready if absent.")
-@filtered(10)
-def peek(**wanted: Any) -> None:
-    """Look at the next messages of QUEUE without leasing them. Exit status 1 if none was found.
+@click.option("--state", type=click.Choice(STATES), default="ready", help="State of the messages; default ready.")
+@search_options(default_limit=10)
+def peek(state: str, search: Search) -> None:
+    """Print the next messages of QUEUE without leasing them. Exit status 1 if none was found.
 
-    Of the state only the first 50,000 are looked at for those that are wanted.
+    Only the first 50,000 messages of the state are searched.
 
     \b
     eoq peek mail
     eoq peek mail --state dead --json | jq -r .error
     eoq peek payments --group alice --contains refund
     """
-    print_found(**wanted)
+    print_found(search, state)
 
 
-def print_found(
-    *,
-    queue: str,
-    state: str,
-    limit: int,
-    group: str | None,
-    headers: dict[str, str],
-    contains: str | None,
-    as_json: bool,
-    socket: str | None,
-) -> None:
-    """Prints the messages of one state that are wanted; ends with 1 if none was found."""
-    with connect(socket) as client:
+def print_found(search: Search, state: str) -> None:
+    """Print the messages of one state that ``search`` selects. Exit with status 1 if there are none."""
+    with connect(search.socket) as client:
         found = client.ask(
-            "peek", queue=queue, state=state, limit=limit, group=group, headers=headers or None, contains=contains
+            "peek",
+            queue=search.queue,
+            state=state,
+            limit=search.limit,
+            group=search.group,
+            headers=search.headers or None,
+            contains=search.contains,
         )
     messages = found["messages"]
-    if as_json:
+    if search.as_json:
         for message in messages:
             print_json(message)
     elif messages:
-        print_messages(messages)
-    if found["more"] and len(messages) < limit:
+        _print_rows(messages)
+    if found["more"] and len(messages) < search.limit:
         click.echo(
-            f"eoq: not all of {queue} was looked at, and there may be more matches: a look ends after 50,000 messages, "
-            "64 MiB of bodies, or 2 MiB to show",
+            f"eoq: not all messages of {search.queue} were searched, and there may be more matches: a search ends "
+            "after 50,000 messages, 64 MiB of bodies, or 2 MiB of output",
             err=True,
         )
     if not messages:
@@ -181,11 +176,20 @@ def print_found(
 
 @click.command()
 @queue_argument
-@click.option("-n", "--last", type=click.IntRange(0, MAX_BATCH), default=10, help="First so many that are there; 10.")
+@click.option(
+    "-n",
+    "--last",
+    type=click.IntRange(0, MAX_BATCH),
+    default=10,
+    metavar="N",
+    help="First print the N newest stored messages; default 10.",
+)
 @json_option
 @socket_option
 def tail(queue: str, last: int, as_json: bool, socket: str | None) -> None:
-    """Follow QUEUE: print each message as it is stored, until Ctrl-C. Nothing is leased.
+    """Follow QUEUE: print each message when it is stored.
+
+    It ends at Ctrl-C. No message is leased.
 
     \b
     eoq tail mail
@@ -206,18 +210,18 @@ def tail(queue: str, last: int, as_json: bool, socket: str | None) -> None:
 @json_option
 @socket_option
 def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
-    """Show the whole life of one message. Exit status 1 if it is not known.
+    """Show all that is stored about one message. Exit status 1 if the message is not known.
 
     \b
     eoq show payments order-17
     """
-    print_life(queue, id_, as_json, socket)
+    print_message(queue, id_, as_json, socket)
 
 
-def print_life(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
-    """Prints all that is known of one message."""
+def print_message(queue: str, id: str, as_json: bool, socket: str | None) -> None:
+    """Print all that is stored about one message: its fields, then one line for each delivery."""
     with connect(socket) as client:
-        message = client.show(queue, id_)
+        message = client.show(queue, id)
     if as_json:
         print_json(message)
         return
@@ -230,16 +234,18 @@ def print_life(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
             value = json.dumps(value, ensure_ascii=False)
         click.echo(f"{name:{width}}  {visible(value)}")
     for delivery in history:
-        told = [f"delivery {delivery['delivery']}"]
+        parts = [f"delivery {delivery['delivery']}"]
         if "delivered_at" in delivery:
-            told.append(f"{moment(delivery['delivered_at'])} to {visible(delivery.get('consumer', 'somebody'))}")
+            parts.append(
+                f"{moment(delivery['delivered_at'])} to {visible(delivery.get('consumer', 'unknown consumer'))}"
+            )
         if "failed_at" in delivery:
-            told.append(f"failed {moment(delivery['failed_at'])}: {visible(delivery.get('error', 'no reason given'))}")
-        click.echo("  ".join(told))
+            parts.append(f"failed {moment(delivery['failed_at'])}: {visible(delivery.get('error', 'no reason given'))}")
+        click.echo("  ".join(parts))
 
 
-def print_messages(messages: list[dict[str, Any]]) -> None:
-    """A line a message, with the error of one that failed."""
+def _print_rows(messages: list[dict[str, Any]]) -> None:
+    """Print one row for each message: with its error if it is dead, else with its body."""
     now = time.time()
     dead = messages[0]["state"] == "dead"
     print_table(

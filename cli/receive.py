@@ -1,4 +1,4 @@
-"""``eoq receive``, and what settles or keeps a message it leased: ``ack nack reject extend``."""
+"""``eoq receive``, and the commands for a message that it leased: ``ack nack reject extend``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from typing import Any
 import click
 
 from eoq.message import Message
-from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
+from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE, POLL_SECONDS
 
-from .common import (
-    NOTHING_THERE,
-    bytes_fields,
-    connect,
-    json_option,
-    print_bytes,
-    print_json,
-    queue_argument,
-    read_body,
-    socket_option,
-)
+from .common import NOTHING_THERE, bytes_fields, connect, print_bytes, print_json, read_body
+from .options import json_option, queue_argument, socket_option
 
 
 @click.command()
@@ -30,34 +21,36 @@ from .common import (
     type=click.IntRange(1, MAX_BATCH),
     default=1,
     metavar="N",
-    help="Messages at most; 1 if absent.",
+    help="Lease at most N messages; default 1.",
 )
 @click.option(
-    "--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait so long for the first."
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait this long for the first message; default 0.",
 )
 @click.option(
     "--lease",
     type=click.FloatRange(min=0, min_open=True, max=MAX_LEASE),
     default=DEFAULT_LEASE,
     metavar="SECONDS",
-    help="Time to settle it before it is delivered again; 30 if absent.",
+    help="Time to settle a message before it is delivered again; default 30.",
 )
-@click.option("--ack", "acks", is_flag=True, help="Settle each message once it is printed.")
+@click.option("--ack", "acks", is_flag=True, help="Ack each message after it is printed.")
 @json_option
 @socket_option
 def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_json: bool, socket: str | None) -> None:
-    """Lease the next messages of QUEUE and print their bodies. Exit status 1 if there was none.
+    """Lease the next messages of QUEUE and print their bodies. Exit status 1 if there are none.
 
-    With --json, one object a line: id, receipt, body (or body_base64), headers, attempt and the rest. The receipt
-    is what `eoq ack`, `nack`, `reject` and `extend` take; what is not settled in time is delivered again.
+    With --json, one object a line: id, receipt, body (or body_base64), headers, attempt and the rest. Pass the
+    receipt to `eoq ack`, `nack`, `reject` or `extend`. A message that is not settled in time is delivered again.
 
     \b
     eoq receive mail --wait 10 --json
     eoq receive mail --json | jq -r .receipt | xargs -r -n 1 eoq ack
     eoq receive mail --limit 100 --ack
     """
-    from eoq.protocol.limits import POLL_SECONDS
-
     with connect(socket) as client:
         while True:
             messages = client.receive(queue, limit, min(wait, POLL_SECONDS), lease=lease)
@@ -77,6 +70,7 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
 
 
 def _fields(message: Message) -> dict[str, Any]:
+    """Return the JSON fields of a message."""
     return {
         "id": message.id,
         "receipt": message.receipt,
@@ -93,10 +87,10 @@ def _fields(message: Message) -> dict[str, Any]:
 
 @click.command()
 @click.argument("receipt")
-@click.option("--result", metavar="TEXT|-", help="Stored as the message's result; - reads standard input.")
+@click.option("--result", metavar="TEXT|-", help="Store this result of the message; - reads standard input.")
 @socket_option
 def ack(receipt: str, result: str | None, socket: str | None) -> None:
-    """Settle the message of RECEIPT as done.
+    """Ack the message of RECEIPT: settle it as done.
 
     \b
     eoq ack "$receipt"
@@ -109,11 +103,11 @@ def ack(receipt: str, result: str | None, socket: str | None) -> None:
 
 @click.command()
 @click.argument("receipt")
-@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it again so much later.")
-@click.option("--error", metavar="TEXT", help="Why; kept with the message.")
+@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it again this much later.")
+@click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
 def nack(receipt: str, delay: float | None, error: str | None, socket: str | None) -> None:
-    """Give the message of RECEIPT back, to be delivered again.
+    """Nack the message of RECEIPT, to be delivered again.
 
     Without --delay the first retry comes at once, and later ones after growing waits.
 
@@ -126,10 +120,12 @@ def nack(receipt: str, delay: float | None, error: str | None, socket: str | Non
 
 @click.command()
 @click.argument("receipt")
-@click.option("--error", metavar="TEXT", help="Why; kept with the message.")
+@click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
 def reject(receipt: str, error: str | None, socket: str | None) -> None:
-    """Make the message of RECEIPT a dead letter: kept with its error, not delivered.
+    """Reject the message of RECEIPT: make it a dead letter.
+
+    A dead letter is kept with its error, and not delivered.
 
     \b
     eoq reject "$receipt" --error 'no such account'
@@ -143,7 +139,7 @@ def reject(receipt: str, error: str | None, socket: str | None) -> None:
 @click.argument("seconds", type=click.FloatRange(min=0, min_open=True, max=MAX_LEASE))
 @socket_option
 def extend(receipt: str, seconds: float, socket: str | None) -> None:
-    """Let the lease of RECEIPT end SECONDS from now.
+    """Extend the lease of RECEIPT: it ends SECONDS from now.
 
     \b
     eoq extend "$receipt" 300

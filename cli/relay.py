@@ -1,4 +1,4 @@
-"""`eoq relay`: sends what the outboxes of applications' files hold."""
+"""``relay``: send the outboxes of applications' files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from eoq.client.aio import connect_async
 from eoq.outbox.file import OutboxFile
 from eoq.outbox.relay import RESEND_WITHIN, Relay
 
-from .common import json_option, print_json, socket_option, visible
+from .common import print_json, visible
+from .options import json_option, socket_option
 
 SET_ASIDE = 65
-"""Exit status while rows are set aside: they are bad data until a person has looked."""
+"""Exit status while rows are set aside: they are bad data until the operator corrects or deletes them."""
 LISTED = 1000
 
 
@@ -26,14 +27,14 @@ LISTED = 1000
 @click.argument(
     "files", metavar="APP.db…", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--until-empty", is_flag=True, help="Send what is there, then end.")
+@click.option("--until-empty", is_flag=True, help="Send what is in the outboxes, then end.")
 @click.option("--list", "only_list", is_flag=True, help="Print the rows that are set aside, and send nothing.")
 @click.option(
     "--resend-within",
     type=click.FloatRange(min=0),
     default=RESEND_WITHIN,
     metavar="SECONDS",
-    help="Set a row aside that was first sent longer ago and never confirmed; 6 days if absent. "
+    help="Set a row aside if it was first sent longer ago and never confirmed; 6 days if absent. "
     "It must be less than the daemon's retention.",
 )
 @json_option
@@ -46,12 +47,12 @@ def relay(
     as_json: bool,
     socket: str | None,
 ) -> None:
-    """Send what the outboxes of APP.db… hold to the daemon, each message once.
+    """Send the outboxes of APP.db… to the daemon, each message once.
 
-    Woken by writes to the files; runs until it is stopped (Ctrl-C or SIGTERM), and outlives the daemon. Any number of
-    relays may run on one file. A message that cannot be sent (a body too large, an id used for something else) is set
-    aside in its row, with the reason in the column `error`, and holds up only its own group. Mend the row and set its
-    `error` to null, or delete it.
+    Writes to the files wake the relay. It runs until it is stopped (Ctrl-C or SIGTERM), and waits while the daemon does
+    not run. Several relays may run on one file. A message that cannot be sent (its body is too large, or its id belongs
+    to another message) is set aside: its row stays, with the reason in the column `error`, and only its own group waits
+    for it. Correct the row and set its `error` to null, or delete it.
 
     \b
     eoq relay shop.db
@@ -74,7 +75,7 @@ def relay(
 
 
 async def _run(files: tuple[Path, ...], socket: str | None, resend_within: float) -> None:
-    """Relays until SIGTERM; Ctrl-C cancels it as it does any command."""
+    """Run the relays until SIGTERM. Ctrl-C cancels this coroutine."""
     async with connect_async(socket) as client:
         relays = [Relay(path, client, resend_within=resend_within) for path in files]
         for one in relays:

@@ -1,9 +1,10 @@
-"""``eoq schedule``: recurring messages, which the daemon sends by itself."""
+"""``eoq schedule``: manage recurring messages, which the daemon sends by itself."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,35 +15,70 @@ from eoq.protocol.codec import put_bytes
 from eoq.protocol.limits import QUEUE_PATTERN
 from eoq.protocol.validation import check_options
 
-from .common import (
-    F,
-    connect,
-    header_option,
-    json_option,
-    print_json,
-    queue_argument,
-    read_body,
-    read_time,
-    socket_option,
-    visible,
-)
+from .common import connect, print_json, read_body, visible
+from .options import F, gather, json_option, message_options, queue_argument, socket_option, time_option
 from .table import print_table
 
 
 def _name_argument(command: F) -> F:
-    """``NAME``, checked before anything is asked."""
+    """Add ``NAME``, and check it before the command runs."""
 
     def check(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
         if not re.match(QUEUE_PATTERN, value):
-            raise click.BadParameter(f"{value!r} is no name; like a queue's it is up to 128 letters, digits and ._-")
+            raise click.BadParameter(
+                f"{value!r} is not a schedule name; like a queue name, it has up to 128 letters, digits and ._-"
+            )
         return value
 
     return click.argument("name", callback=check)(command)
 
 
+@dataclass(frozen=True, slots=True)
+class Occurrences:
+    """When a schedule sends its messages."""
+
+    cron: str | None
+    timezone: str | None
+    every: int | None
+    at: float | None
+    catch_up: str
+
+    def check(self) -> None:
+        """Raise `click.UsageError` if the options do not belong together."""
+        if (self.cron is None) == (self.every is None):
+            raise click.UsageError("give either --cron or --every")
+        if self.timezone is not None and self.cron is None:
+            raise click.UsageError("--timezone needs --cron")
+        if self.at is not None and self.every is None:
+            raise click.UsageError("--at needs --every")
+
+
+_occurrence_options = gather(
+    "occurrences",
+    Occurrences,
+    cron=click.option("--cron", metavar="EXPRESSION", help="Five fields as for cron, or @hourly, @daily and so on."),
+    timezone=click.option("--timezone", metavar="NAME", help="Time zone of --cron, an IANA name; default UTC."),
+    every=click.option(
+        "--every",
+        type=click.IntRange(min=1),
+        metavar="SECONDS",
+        help="Send one message per interval; instead of --cron.",
+    ),
+    at=time_option(
+        "The first occurrence of --every: epoch seconds or ISO 8601, local if without zone; default: SECONDS from now."
+    ),
+    catch_up=click.option(
+        "--catch-up",
+        type=click.Choice(["last", "all", "none"]),
+        default="last",
+        help="Which missed occurrences to send; default last.",
+    ),
+)
+
+
 @click.group()
 def schedule() -> None:
-    """Recurring messages: each occurrence is sent once, whatever is killed and whenever.
+    """Manage recurring messages. Each occurrence is sent once, even if the daemon is killed.
 
     \b
     eoq schedule add report reports --cron '30 6 * * MON-FRI' --timezone Europe/Berlin
@@ -50,7 +86,7 @@ def schedule() -> None:
     eoq schedule list
     eoq schedule remove tick
 
-    The id of each message is made of the schedule's name and the occurrence's time, such as
+    The id of each message consists of the schedule's name and the occurrence's time, such as
     report@2026-11-24T05:30:00Z. Schedules may also be declared in the configuration file of the daemon, as
     [[schedule]] with the options of `add` as keys.
     """
@@ -67,74 +103,47 @@ Examples:
 @_name_argument
 @queue_argument
 @click.argument("body", required=False)
-@click.option("--cron", metavar="EXPRESSION", help="Five fields as for cron, or @hourly, @daily and so on.")
-@click.option("--timezone", metavar="NAME", help="By whose clock --cron goes: an IANA name; UTC if absent.")
-@click.option("--every", type=click.IntRange(min=1), metavar="SECONDS", help="Instead of --cron.")
-@click.option(
-    "--at",
-    callback=read_time,
-    metavar="TIME",
-    help="The first occurrence of --every: epoch seconds or ISO 8601, local if without zone; "
-    "SECONDS from now if absent.",
-)
-@click.option(
-    "--catch-up",
-    type=click.Choice(["last", "all", "none"]),
-    default="last",
-    help="What is sent of missed occurrences; last if absent.",
-)
-@click.option(
-    "--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not so long after its occurrence."
-)
-@click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
-@click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@header_option("May be repeated.")
-@click.option("--replace", is_flag=True, help="Also where NAME stands for something else so far.")
+@_occurrence_options
+@message_options(ttl_help="Let each message expire, undelivered, this long after its occurrence.")
+@click.option("--replace", is_flag=True, help="Replace another definition of NAME.")
 @json_option
 @socket_option
 def add(
     name: str,
     queue: str,
     body: str | None,
-    cron: str | None,
-    timezone: str | None,
-    every: int | None,
-    at: float | None,
-    catch_up: str,
-    ttl: float | None,
-    priority: int,
-    group: str | None,
-    headers: dict[str, str],
+    occurrences: Occurrences,
+    message: Outgoing,
     replace: bool,
     as_json: bool,
     socket: str | None,
 ) -> None:
-    """Send BODY to QUEUE at each occurrence from now on; print the time of the first.
+    """Add a schedule that sends BODY to QUEUE at each occurrence; print the time of the first.
 
-    BODY is empty if absent, and standard input if it is `-`. Adding the same again changes nothing; another
-    definition of NAME is refused, unless --replace.
+    BODY is empty if absent, and standard input if it is `-`. Adding the same schedule again changes nothing.
+    Another definition of NAME is refused without --replace.
 
-    An occurrence is missed if it could not be sent within 60 seconds of its time, since the daemon or the machine
-    was down or the queue was full. Of those that were missed, `last` sends the newest, unless something newer is
-    sent at that moment; `all` each, but not more than the newest 1,000; `none` none. An hour that the time zone
-    skips or has twice is treated as by Debian's cron: what is due in it at a certain time is sent once.
+    An occurrence is missed if it could not be sent within 60 seconds of its time, because the daemon or the machine
+    was down or the queue was full. --catch-up says which missed occurrences are sent later: `last` the newest one,
+    unless a newer occurrence is due at that moment; `all` each of the newest 1,000; `none` none.
+
+    Hours that the time zone skips or repeats are treated as by Debian's cron: a job at a fixed time in such an hour
+    is sent once.
     """
-    if (cron is None) == (every is None):
-        raise click.UsageError("give either --cron or --every")
-    if timezone is not None and cron is None:
-        raise click.UsageError("--timezone belongs to --cron")
-    if at is not None and every is None:
-        raise click.UsageError("--at belongs to --every")
+    occurrences.check()
     content = b"" if body is None else read_body(body, "body")
-    check_options(Outgoing(content, headers=headers, priority=priority, group=group, ttl=ttl))
-    options = {"cron": cron, "timezone": timezone, "every": every, "at": at}
-    options |= {"ttl": ttl, "priority": priority, "group": group}
+    check_options(message)
+    options = {
+        **asdict(occurrences),
+        "ttl": message.ttl,
+        "priority": message.priority,
+        "group": message.group,
+        "headers": message.headers or None,
+    }
     fields: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    if headers:
-        fields["headers"] = headers
     put_bytes(fields, "body", content)
     with connect(socket) as client:
-        reply = client.ask("schedule_add", name=name, queue=queue, catch_up=catch_up, replace=replace, **fields)
+        reply = client.ask("schedule_add", name=name, queue=queue, replace=replace, **fields)
     if as_json:
         print_json({"name": name, "changed": reply["changed"], "next_at": reply["next_at"]})
     else:
@@ -145,7 +154,7 @@ def add(
 @json_option
 @socket_option
 def list_(as_json: bool, socket: str | None) -> None:
-    """List the schedules: when each is next, and when it was last sent.
+    """List the schedules with the time of their next and of their last occurrence.
 
     \b
     eoq schedule list
@@ -160,10 +169,7 @@ def list_(as_json: bool, socket: str | None) -> None:
     if rows:
         print_table(
             ("name", "queue", "occurrences", "next", "last"),
-            [
-                [row["name"], row["queue"], _occurrences(row), _time(row["next_at"]), _time(row["last_at"])]
-                for row in rows
-            ],
+            [[row["name"], row["queue"], _rule(row), _time(row["next_at"]), _time(row["last_at"])] for row in rows],
         )
     for row in rows:
         if "error" in row:
@@ -175,7 +181,7 @@ def list_(as_json: bool, socket: str | None) -> None:
 @json_option
 @socket_option
 def show(name: str, as_json: bool, socket: str | None) -> None:
-    """Show all that is known of one schedule. Exit status 1 if there is none.
+    """Show all settings and times of one schedule. Exit status 1 if it does not exist.
 
     \b
     eoq schedule show report
@@ -199,7 +205,7 @@ def show(name: str, as_json: bool, socket: str | None) -> None:
 @_name_argument
 @socket_option
 def remove(name: str, socket: str | None) -> None:
-    """Send no more occurrences of a schedule; what was sent stays. Exit status 1 if there is none.
+    """Remove a schedule. Messages already sent stay. Exit status 1 if it does not exist.
 
     \b
     eoq schedule remove report
@@ -208,11 +214,11 @@ def remove(name: str, socket: str | None) -> None:
         client.ask("schedule_remove", name=name)
 
 
-def _occurrences(row: dict[str, Any]) -> str:
-    """When a schedule's messages are sent, in a few words."""
+def _rule(row: dict[str, Any]) -> str:
+    """Return the rule of a schedule in a few words."""
     return f"{row['cron']} {row['timezone']}" if "cron" in row else f"every {row['every']} s"
 
 
-def _time(moment: float | None) -> str:
-    """By the clock of whoever looks, in ISO 8601."""
-    return "-" if moment is None else datetime.fromtimestamp(moment).astimezone().isoformat(" ")
+def _time(seconds: float | None) -> str:
+    """Return a time in ISO 8601, in the local time zone."""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).astimezone().isoformat(" ")

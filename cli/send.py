@@ -1,4 +1,4 @@
-"""``eoq send``: one message, or one for each line of standard input."""
+"""``eoq send``: send one message, or one for each line of standard input."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -22,71 +23,50 @@ from .common import (
     NOTHING_THERE,
     bytes_fields,
     connect,
-    header_option,
-    json_option,
-    parse_time,
     print_bytes,
     print_json,
-    queue_argument,
     read_body,
-    read_time,
     refuse_failed,
-    socket_option,
     standard_input,
 )
+from .options import json_option, message_options, parse_time, queue_argument, socket_option, time_option
 
 if TYPE_CHECKING:
     from eoq.spool.sender import Spooled
 
 PROGRESS_SECONDS = 0.1
+"""Seconds between two updates of the progress line."""
 FIELDS = ("body", "id", "headers", "priority", "group", "delay", "at", "ttl")
-"""What a line of `--jsonl` may say."""
+"""The fields of a line of ``--jsonl``."""
 SPOOL_SECONDS = 2.0
-"""How long one try of a daemon that went away or does not answer may take, where there is a spool."""
+"""How long to try to reach the daemon before the message goes to the spool."""
 
 
 @click.command()
 @queue_argument
 @click.argument("body", required=False)
-@click.option("--id", "id_", metavar="ID", help="The idempotency key; a new one if absent.")
-@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it so much later.")
-@click.option(
-    "--at",
-    callback=read_time,
-    metavar="TIME",
-    help="Deliver it then: epoch seconds or ISO 8601, local if without zone.",
+@message_options(
+    id=click.option("--id", metavar="ID", help="Idempotency key; default: a new unique id."),
+    delay=click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it this much later."),
+    at=time_option("Deliver it at this time: epoch seconds or ISO 8601, local if without zone."),
+    ttl_help="Let it expire, undelivered, this long after the send. --delay and --at do not prolong it.",
 )
-@click.option(
-    "--ttl",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Do not deliver it when so long has passed since the send; from there it counts with --at and --delay, too.",
-)
-@click.option("--priority", type=int, default=0, metavar="N", help="Higher is delivered first; 0 if absent.")
-@click.option("--group", metavar="NAME", help="Messages of a group are delivered one at a time, in order.")
-@header_option("May be repeated.")
-@click.option("--lines", is_flag=True, help="Each line of standard input is one message, also an empty one.")
-@click.option("--jsonl", is_flag=True, help="Each line is an object: body, and any of the options by their names.")
+@click.option("--lines", is_flag=True, help="Send each line of standard input as a message, including empty lines.")
+@click.option("--jsonl", is_flag=True, help="Send each line as a message: an object with `body` and any options.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the result and print it.")
 @click.option(
     "--spool",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="If the daemon cannot be reached, leave it in this spool, on disk, for when it runs. "
-    "Only this flag does: EOQ_SPOOL is the daemon's.",
+    help="If the daemon cannot be reached, store it on disk in this spool, until a daemon runs. "
+    "EOQ_SPOOL has no effect here.",
 )
 @json_option
 @socket_option
 def send(
     queue: str,
     body: str | None,
-    id_: str | None,
-    delay: float | None,
-    at: float | None,
-    ttl: float | None,
-    priority: int,
-    group: str | None,
-    headers: dict[str, str],
+    message: Outgoing,
     lines: bool,
     jsonl: bool,
     wait: float | None,
@@ -94,9 +74,10 @@ def send(
     as_json: bool,
     socket: str | None,
 ) -> None:
-    """Send BODY, or standard input, to QUEUE; print its id.
+    """Send a message to QUEUE and print its id.
 
-    When the command returns, the message is on disk. The same --id with the same content is stored once.
+    The body is BODY, or standard input if BODY is absent or `-`. The message is on disk when the command returns.
+    The same --id with the same content is stored once.
 
     \b
     eoq send mail 'hello'
@@ -105,59 +86,70 @@ def send(
     seq 1000 | eoq send numbers --lines
     echo '{"body": {"amount": 5}, "id": "order-18", "at": "2030-01-31T09:00"}' | eoq send payments --jsonl
     eoq send render 'page 7' --wait 30
-    eoq send mail 'hello' --spool /var/spool/shop     # also while no daemon runs
+    eoq send mail 'hello' --spool /var/spool/shop     # works while no daemon runs
     """
-    options: dict[str, Any] = {"priority": priority, "group": group, "delay": delay, "at": at, "ttl": ttl}
-    if delay is not None and at is not None:
+    if message.delay is not None and message.at is not None:
         raise click.UsageError("give --delay or --at, not both")
     if spool is not None and wait is not None:
-        raise click.UsageError("give --wait or --spool, not both: what is left in a spool has no result yet")
+        raise click.UsageError("give --wait or --spool, not both: a message in a spool has no result yet")
+    many = lines or jsonl
+    if many and (body is not None or message.id is not None or wait is not None or (lines and jsonl)):
+        raise click.UsageError(
+            "--lines and --jsonl read all messages from standard input: give one of the two, "
+            "without BODY, --id and --wait"
+        )
     with connect(socket) if spool is None else Client(socket, timeout=SPOOL_SECONDS) as client:
-        if lines or jsonl:
-            if body is not None or id_ is not None or wait is not None or (lines and jsonl):
-                raise click.UsageError(
-                    "--lines and --jsonl read all messages from standard input: "
-                    "without BODY, --id and --wait, and not both"
-                )
+        if many:
             stdin = standard_input()
-            template = Outgoing(b"", headers=headers, **options)
-            source = _text_lines(stdin, template) if lines else _json_lines(stdin, template)
-            _send_stream(_sending(client, spool, queue, source), as_json)
+            messages = _text_lines(stdin, message) if lines else _json_lines(stdin, message)
+            _send_stream(_sending(client, spool, queue, messages), as_json)
             return
         content = read_body(body, "body")
         if spool is not None:
-            (either,) = _sending(client, spool, queue, [Outgoing(content, id=id_, headers=headers, **options)])
+            (either,) = _sending(client, spool, queue, [replace(message, body=content)])
             click.echo(_line(either, as_json))
             return
-        sent = client.send(queue, content, id=id_, headers=headers, **options)
-        if wait is not None:
-            _print_result(client, queue, sent, wait, as_json)
-        else:
+        sent = client.send(
+            queue,
+            content,
+            id=message.id,
+            headers=message.headers,
+            priority=message.priority,
+            group=message.group,
+            delay=message.delay,
+            at=message.at,
+            ttl=message.ttl,
+        )
+        if wait is None:
             click.echo(_line(sent, as_json))
+        else:
+            _print_result(client, queue, sent, wait, as_json)
 
 
-def _sending(client: Client, spool: Path | None, queue: str, source: Iterable[Outgoing]) -> Iterator[Sent | Spooled]:
-    """What becomes of each message."""
+def _sending(client: Client, spool: Path | None, queue: str, messages: Iterable[Outgoing]) -> Iterator[Sent | Spooled]:
+    """Send each message, or store it in the spool if there is one and the daemon is away; yield the outcome."""
     if spool is None:
-        yield from client.send_stream(queue, source)
+        yield from client.send_stream(queue, messages)
         return
-    from eoq.spool.sender import Spool, send_or_leave
+    from eoq.spool.sender import Spool, send_or_spool
 
-    left = 0
+    spooled = 0
     try:
-        for sent in send_or_leave(client, Spool(spool), queue, source):
-            left += not isinstance(sent, Sent)
+        for sent in send_or_spool(client, Spool(spool), queue, messages):
+            spooled += not isinstance(sent, Sent)
             yield sent
     finally:
-        if left:
+        if spooled:
             click.echo(
-                f"eoq: cannot reach the daemon on {client.path}; {'it is' if left == 1 else f'{left:,} messages are'} "
+                f"eoq: cannot reach the daemon on {client.path}; "
+                f"{'the message is' if spooled == 1 else f'{spooled:,} messages are'} "
                 f"in the spool, on disk, until a daemon runs with --spool {spool}",
                 err=True,
             )
 
 
 def _line(sent: Sent | Spooled, as_json: bool) -> str:
+    """Return the output line of a message that was sent or spooled."""
     if not as_json:
         return sent.id
     more = {"duplicate": sent.duplicate} if isinstance(sent, Sent) else {"spooled": True}
@@ -165,9 +157,14 @@ def _line(sent: Sent | Spooled, as_json: bool) -> str:
 
 
 def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: bool) -> None:
+    """Wait for the result of a message and print it. End the command if there is none or it failed."""
     result = client.result(queue, sent.id, wait)
     if result is None:
-        click.echo(f"eoq: {sent.id} is stored, but had no result within {wait:g} s; ask `eoq result`", err=True)
+        click.echo(
+            f"eoq: {sent.id} is stored, but had no result within {wait:g} s; "
+            f"`eoq result {queue} {sent.id}` prints it later",
+            err=True,
+        )
         sys.exit(NOTHING_THERE)
     if as_json:
         fields = {} if result.body is None else bytes_fields("result", result.body)
@@ -178,6 +175,7 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
 
 
 def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> None:
+    """Print the outcome of each message, and the progress on a terminal."""
     progress = _Progress()
     output = sys.stdout
     try:
@@ -187,17 +185,21 @@ def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> None:
     except (EoqError, KeyboardInterrupt):
         progress.end()
         output.flush()
-        click.echo(f"eoq: stopped; the first {progress.count:,} messages are stored, later ones may be", err=True)
+        click.echo(
+            f"eoq: stopped; the first {progress.count:,} messages are stored, later ones may be stored, too", err=True
+        )
         raise
     progress.end()
 
 
 def _text_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
+    """Yield one message for each line, with the options of ``template``."""
     for _, line in _bounded_lines(stdin, MAX_BODY):
-        yield _replace(template, body=line)
+        yield replace(template, body=line)
 
 
 def _json_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
+    """Yield one message for each JSON object. Options that a line does not have are those of ``template``."""
     for number, line in _bounded_lines(stdin, MAX_LINE):
         if not line.strip():
             continue
@@ -213,34 +215,32 @@ def _json_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
 
 
 def _from_json(line: bytes, template: Outgoing) -> Outgoing:
+    """Return the message of one line of ``--jsonl``. Raise `InvalidRequest` if the line is not one."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise InvalidRequest('no JSON object; write {"body": …}')
+        raise InvalidRequest('not a JSON object; write {"body": …}')
     in_base64 = fields.pop("body_base64", None)
     if in_base64 is not None:
         if not isinstance(in_base64, str) or "body" in fields:
-            raise InvalidRequest("`body_base64` is a text in base64, and stands without `body`")
+            raise InvalidRequest("`body_base64` must be a base64 text, and the line must not have `body` as well")
         fields["body"] = get_bytes(None, in_base64, "body")
     if "body" not in fields:
-        raise InvalidRequest("it has no `body`")
+        raise InvalidRequest("the object has no `body`")
     if unknown := fields.keys() - set(FIELDS):
-        raise InvalidRequest(f"the option {min(unknown)!r} is not known; there are {', '.join(FIELDS)}, body_base64")
+        raise InvalidRequest(f"unknown option {min(unknown)!r}; the options are {', '.join(FIELDS)}, body_base64")
     if isinstance(at := fields.get("at"), str):
         fields["at"] = parse_time(at)
-    return _replace(template, **fields)
-
-
-def _replace(template: Outgoing, **fields: Any) -> Outgoing:
-    values = {name: getattr(template, name) for name in ("headers", "priority", "group", "delay", "at", "ttl")}
     if "delay" in fields or "at" in fields:
-        values["delay"] = values["at"] = None
-    return Outgoing(**{**values, **fields})
+        # The line's own time replaces the one of the command line, also if that is the other option.
+        fields = {"delay": None, "at": None, **fields}
+    return replace(template, **fields)
 
 
 def _bounded_lines(stdin: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of each line. Raise `MessageTooLarge` if a line has more than ``limit`` bytes."""
     number = 0
     while line := stdin.readline(limit + 2):
         number += 1
@@ -251,7 +251,7 @@ def _bounded_lines(stdin: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Progress:
-    """How many were sent, on a terminal; silent in a pipe."""
+    """Counts the messages sent, and shows the count if standard error is a terminal and standard output is not."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -259,6 +259,7 @@ class _Progress:
         self._next = 0.0
 
     def step(self) -> None:
+        """Count one message."""
         self.count += 1
         if self._shown and time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
@@ -266,5 +267,6 @@ class _Progress:
             sys.stderr.flush()
 
     def end(self) -> None:
+        """Show the final count."""
         if self._shown:
             sys.stderr.write(f"\r{self.count:,} sent\n")

@@ -1,7 +1,7 @@
-"""One command of ``eoq work``, run for one message: its input, its output, its time, its end. No click here.
+"""Run the command of ``eoq work`` for one message: feed its input, collect its output, and enforce its time-out.
 
-Each command has a process group of its own, so that Ctrl-C at the terminal does not hit it, and a time-out or a
-second signal ends all it has started.
+Each command has a process group of its own. So Ctrl-C at the terminal does not reach it, and a time-out or a second
+signal ends every process that it has started. This file does not use click.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from typing import IO, Final
 from .guard import Guard
 
 CHUNK: Final = 64 * 1024
-"""Bytes of one read or write: what a pipe holds."""
+"""Bytes of one read or write: the capacity of a pipe."""
 TAIL: Final = 1000
-"""Bytes of the end of standard error that are kept for the error's text."""
+"""How many of the last bytes of standard error to keep for the error text."""
 GRACE_SECONDS: Final = 5.0
-"""What a command whose time is over has between SIGTERM and SIGKILL."""
+"""Time between SIGTERM and SIGKILL for a command that takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended. ``status`` is negative where a signal ended it, as for `subprocess`."""
+    """How a command ended."""
 
     status: int
+    """The exit status; negative if a signal ended the command, as in `subprocess`."""
     output: bytes
-    """Its standard output, up to the limit."""
+    """Standard output, up to the limit."""
     too_long: bool
-    """It wrote more than that, and found its standard output closed."""
+    """Whether standard output exceeded the limit. It was closed then."""
     timed_out: bool
+    """Whether the command was ended because it took too long."""
     errors: str
-    """The end of its standard error."""
+    """The end of standard error."""
 
 
 class Commands:
     """Runs one command line, many times and from many threads.
 
-    ``limit`` is in bytes of output, ``timeout`` in seconds.
+    ``limit`` is the largest output in bytes, ``timeout`` the longest run in seconds.
     """
 
     def __init__(self, command: Sequence[str], limit: int, timeout: float | None) -> None:
@@ -58,10 +60,10 @@ class Commands:
         self._guard = Guard()
 
     def run(self, body: bytes, variables: Mapping[str, str]) -> Ended:
-        """Runs it to its end; ``body`` is its standard input, and its standard error goes to ours.
+        """Run the command to its end with ``body`` as standard input, and copy its standard error to ours.
 
-        What it wrote until it exited is its output: a process that it leaves behind in the background holds
-        nobody up. Raises `OSError` where it cannot be started.
+        ``variables`` is its whole environment. The output is what was written before the command exited: a process
+        that it leaves in the background does not delay the result. Raise `OSError` if it cannot be started.
         """
         with ExitStack() as stack:
             with self._lock:
@@ -78,7 +80,7 @@ class Commands:
                     self._guard.remove(running.pid)
 
     def kill(self) -> None:
-        """Kills what runs; nothing is started from now on."""
+        """Kill all running commands, and start no more."""
         with self._lock:
             self._killed = True
             for running in self._running:
@@ -86,7 +88,7 @@ class Commands:
 
 
 class _Running:
-    """One process, between its start and its end."""
+    """A command that runs: its process, its pipes, and what it has written so far."""
 
     def __init__(self, command: list[str], variables: Mapping[str, str], limit: int, stack: ExitStack) -> None:
         pipe = subprocess.PIPE
@@ -109,21 +111,21 @@ class _Running:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group as well."""
+        """The process id, which is also the id of the process group."""
         return self._process.pid
 
     def _wait(self, write_end: int) -> None:
-        """Waits for the exit, in a thread of its own, and wakes the one that serves the pipes."""
+        """Wait for the exit in a separate thread, then wake the thread that serves the pipes."""
         self._process.wait()
         os.close(write_end)
 
     def signal(self, number: signal.Signals) -> None:
-        """Signals all of its group that still runs."""
-        with suppress(ProcessLookupError, PermissionError):  # they have ended; zombies, on macOS
+        """Send a signal to every process of the group that still runs."""
+        with suppress(ProcessLookupError, PermissionError):  # all have ended (PermissionError: zombies on macOS)
             os.killpg(self.pid, number)
 
     def run(self, body: bytes, timeout: float | None) -> Ended:
-        """Serves the pipes until it has exited."""
+        """Serve the pipes until the command has exited."""
         self._body = memoryview(body)
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         assert stdin is not None and stdout is not None and stderr is not None  # noqa: S101 # they are pipes
@@ -144,25 +146,26 @@ class _Running:
         return Ended(status, bytes(self._output), self._too_long, timed_out, errors)
 
     def _serve(self, timeout: float | None) -> bool:
-        """Until the exit. Whether the time was over before."""
+        """Move data through the pipes until the exit. Return whether the command was ended for taking too long."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        endings = [signal.SIGKILL, signal.SIGTERM]
+        signals = [signal.SIGTERM, signal.SIGKILL]
         while True:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            for key, _ in self._selector.select(left):
+            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            for key, _ in self._selector.select(remaining):
                 if key.data is None:
-                    if len(endings) < 2:
-                        self.signal(signal.SIGKILL)  # what it had started and has not ended by itself
-                    return len(endings) < 2
+                    timed_out = len(signals) < 2
+                    if timed_out:
+                        self.signal(signal.SIGKILL)  # processes that the command started may have ignored SIGTERM
+                    return timed_out
                 key.data(key.fileobj)
             if deadline is not None and time.monotonic() >= deadline:
-                self.signal(endings.pop())
-                deadline = time.monotonic() + GRACE_SECONDS if endings else None
+                self.signal(signals.pop(0))
+                deadline = time.monotonic() + GRACE_SECONDS if signals else None
 
     def _write(self, stdin: IO[bytes]) -> None:
         try:
             written = os.write(stdin.fileno(), self._body[:CHUNK]) if self._body else 0
-        except BrokenPipeError:  # it does not want the rest, which is its right
+        except BrokenPipeError:  # a command need not read its whole input
             written = len(self._body)
         self._body = self._body[written:]
         if not self._body:
@@ -172,7 +175,7 @@ class _Running:
         data = self._read(stdout)
         self._output += data[: self._limit - len(self._output) + 1]
         if len(self._output) > self._limit:
-            # Closed: it gets SIGPIPE, like in `command | head`, instead of writing for ever.
+            # Closing the pipe ends an endless writer by SIGPIPE, as in `command | head`.
             self._too_long = True
             del self._output[self._limit :]
             self._close(stdout)
@@ -182,7 +185,7 @@ class _Running:
         data = self._read(stderr)
         self._errors = (self._errors + data)[-TAIL:]
         if data:
-            with suppress(OSError, ValueError):  # nobody reads ours; the message is what matters
+            with suppress(OSError, ValueError):  # a closed standard error must not fail the message
                 sys.stderr.buffer.write(data)
                 sys.stderr.buffer.flush()
         return bool(data)
@@ -203,9 +206,9 @@ class _Running:
 
 
 def reason(ended: Ended) -> str:
-    """Why a command failed, in words, with the end of what it said."""
+    """Return why a command failed, with the end of its standard error."""
     if ended.timed_out:
-        text = "it took longer than its time and was ended"
+        text = "the command took longer than its time-out and was ended"
     elif ended.status < 0:
         text = f"ended by signal {-ended.status} ({signal.strsignal(-ended.status)})"
     else:

@@ -1,4 +1,4 @@
-"""How commands show rows to people: columns at a terminal, plain rows in a pipe."""
+"""Print rows: aligned columns with a header at a terminal, plain rows in a pipe."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import click
 from .common import visible
 
 BODY_WIDTH = 60
+"""Characters of a body that are shown in a row."""
 
 
 def print_table(
     head: Sequence[str], rows: Sequence[Sequence[Any]], colour: Callable[[str, Any], str | None] = lambda *_: None
 ) -> None:
-    """Columns, numbers to the right; the head only at a terminal, so that a pipe gets nothing but rows.
+    """Print ``rows`` in columns, with numbers aligned to the right. Print ``head`` at a terminal only.
 
-    ``colour`` is asked for each cell of a column, and counts at a terminal only.
+    ``colour`` returns the colour of a cell, given the name of its column and its value; a pipe gets none.
     """
     terminal = sys.stdout.isatty()
     texts = [[str(cell) for cell in row] for row in rows]
@@ -42,6 +43,7 @@ def print_table(
 
 
 def age(seconds: float | None) -> str:
+    """Return a duration in its largest fitting unit, or a dash for None."""
     if seconds is None:
         return "-"
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -51,15 +53,16 @@ def age(seconds: float | None) -> str:
 
 
 def body_text(message: dict[str, Any]) -> str:
+    """Return the body of a message as text, in base64 if it is not UTF-8."""
     return str(message["body"]) if "body" in message else "base64:" + str(message.get("body_base64", ""))
 
 
 def short(text: str) -> str:
-    """A text on one line, cut."""
+    """Return ``text`` on one line, cut to `BODY_WIDTH` characters."""
     cut = visible(text[: BODY_WIDTH + 1])
     return cut if len(cut) <= BODY_WIDTH else cut[: BODY_WIDTH - 1] + "…"
 
 
 def moment(seconds: float) -> str:
-    """Seconds since the epoch as local time, to the millisecond."""
+    """Return seconds since the epoch as local time, to the millisecond."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"

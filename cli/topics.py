@@ -1,22 +1,24 @@
-"""Topics: ``bind unbind topics``."""
+"""Commands for topics: ``bind unbind topics``."""
 
 from __future__ import annotations
 
 import click
 
-from .common import connect, header_option, json_option, print_json, queue_argument, socket_option, topic_argument
+from .common import connect, print_json
+from .options import header_option, json_option, queue_argument, socket_option, topic_argument
 from .table import print_table
 
 
 @click.command()
 @topic_argument
 @queue_argument
-@header_option("Only messages with this header; may be repeated.")
+@header_option("Deliver only messages with this header; may be repeated.")
 @socket_option
 def bind(topic: str, queue: str, headers: dict[str, str], socket: str | None) -> None:
-    """Bind QUEUE to TOPIC: what is sent to TOPIC goes to each queue bound to it, in one transaction.
+    """Bind QUEUE to TOPIC.
 
-    Bound again, it has the new headers. The configuration can bind as well.
+    A message sent to TOPIC goes to every bound queue, in one transaction. Binding again replaces the headers.
+    Bindings may also be declared in the configuration file of the daemon.
 
     \b
     eoq bind orders orders.mail
@@ -32,7 +34,7 @@ def bind(topic: str, queue: str, headers: dict[str, str], socket: str | None) ->
 @queue_argument
 @socket_option
 def unbind(topic: str, queue: str, socket: str | None) -> None:
-    """End the binding of QUEUE to TOPIC; messages it has already stay. Exit status 1 if there is none.
+    """Remove the binding of QUEUE to TOPIC. Messages already in QUEUE stay. Exit status 1 if it is not bound.
 
     \b
     eoq unbind orders orders.fraud
@@ -45,7 +47,7 @@ def unbind(topic: str, queue: str, socket: str | None) -> None:
 @json_option
 @socket_option
 def topics(as_json: bool, socket: str | None) -> None:
-    """List which queues are bound to which topics.
+    """List the topics, with the queues bound to each.
 
     \b
     eoq topics

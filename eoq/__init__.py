@@ -1,7 +1,7 @@
-"""eoq, the exactly-once queue: the public names, and nothing else.
+"""eoq, the exactly-once queue: the public names.
 
-Names are loaded when they are first used, so that a program pays only for what it needs: a shell command that
-sends one message starts without asyncio and without SQLite.
+Each is loaded when it is first used, so that a program loads only what it needs: a shell command that sends one message
+starts without asyncio and without SQLite.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .client.aio import AsyncClient as AsyncClient
     from .client.aio import connect_async as connect_async
+    from .client.aio_transaction import AsyncTransaction as AsyncTransaction
     from .client.blocking import Client as Client
     from .client.blocking import connect as connect
-    from .client.transaction import AsyncTransaction as AsyncTransaction
     from .client.transaction import Transaction as Transaction
     from .errors import EoqError as EoqError
     from .errors import Forbidden as Forbidden
@@ -71,7 +71,8 @@ _HOMES = {
     "outbox.relay": ("Relay",),
     "spool.sender": ("Spool",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
-    "client.transaction": ("AsyncTransaction", "Transaction"),
+    "client.aio_transaction": ("AsyncTransaction",),
+    "client.transaction": ("Transaction",),
     "outcomes": ("Reject", "Retry"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

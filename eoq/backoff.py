@@ -1,12 +1,12 @@
-"""What waits because the daemon would not take it for now: tried again after pauses that grow, and told of once."""
+"""Pauses between retries, and a record of the queues that wait because the daemon refused their messages for now."""
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .errors import (
     EoqError,
@@ -19,62 +19,84 @@ from .errors import (
     StorageFull,
 )
 
+if TYPE_CHECKING:
+    import logging  # its import takes several ms, and a client that only sends does not need it
+
 FIRST_PAUSE: Final = 0.1
+"""Seconds before the first retry of what was refused for now."""
 LONGEST_PAUSE: Final = 10.0
-"""Seconds between two tries of what was refused for now; they double from the first to the longest."""
-NEVER: Final = (IdConflict, InvalidRequest, MessageTooLarge)
-"""Refusals that trying again does not change."""
-NOBODY: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
-"""Refusals that have nothing to do with what was sent. Any other concerns one queue."""
+"""Seconds between two retries, at most."""
+PERMANENT: Final = (IdConflict, InvalidRequest, MessageTooLarge)
+"""Refusals of a message that a retry does not change."""
+DAEMON_WIDE: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
+"""Refusals that do not depend on what was sent. Every other refusal concerns one queue."""
+
+
+def pauses(first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE, total: float = math.inf) -> Iterator[float]:
+    """Yield the pauses between tries, in seconds. They double from ``first`` to ``longest``; ``total`` is their sum."""
+    pause = first
+    while total > 0:
+        yield min(pause, total)
+        total -= pause
+        pause = min(pause * 2, longest)
 
 
 @dataclass(slots=True)
-class _Hold:
+class _Failure:
     error: EoqError
-    pause: float
+    pauses: Iterator[float]
     until: float
 
 
 class Backoff:
-    """What waits: queues, or under None everything. ``name`` says in the log for whom."""
+    """Knows which queues wait for their next retry. The key None means the daemon as a whole.
+
+    ``name`` is put before each log line. The first failure and the recovery are logged, the failures between are not.
+    """
 
     def __init__(self, name: str, log: logging.Logger) -> None:
         self._name = name
         self._log = log
-        self._holds: dict[str | None, _Hold] = {}
+        self._failures: dict[str | None, _Failure] = {}
 
-    def hold(self, what: str | None, error: EoqError) -> None:
-        """It waits from now on, or for longer than the last time."""
-        before = self._holds.get(what)
-        pause = FIRST_PAUSE if before is None else min(before.pause * 2, LONGEST_PAUSE)
-        self._holds[what] = _Hold(error, pause, time.monotonic() + pause)
-        if before is None:
+    def failed(self, queue: str | None, error: EoqError) -> None:
+        """Let a queue wait from now on, for longer after each further failure."""
+        failure = self._failures.get(queue)
+        if failure is None:
+            failure = self._failures[queue] = _Failure(error, pauses(), 0.0)
             self._log.warning("%s: waiting, since %s", self._name, error)
+        failure.error = error
+        failure.until = time.monotonic() + next(failure.pauses)
 
-    def waits(self, what: str | None) -> bool:
-        """Whether its pause is not over."""
-        hold = self._holds.get(what)
-        return hold is not None and time.monotonic() < hold.until
+    def succeeded(self, queues: Iterable[str | None]) -> None:
+        """End the pauses of these queues: the daemon took a message."""
+        for queue in queues:
+            if self._failures.pop(queue, None) is not None:
+                self._log.info("%s: %s takes messages again", self._name, queue or "the daemon")
 
-    def waiting(self) -> list[str]:
-        """The queues whose pause is not over."""
-        return [queue for queue in self._holds if queue is not None and self.waits(queue)]
+    def is_waiting(self, queue: str | None) -> bool:
+        """Return whether the pause of a queue is not over yet."""
+        failure = self._failures.get(queue)
+        return failure is not None and time.monotonic() < failure.until
 
-    def release(self, what: Iterable[str | None]) -> None:
-        """It was taken: no more pauses."""
-        for one in what:
-            if self._holds.pop(one, None) is not None:
-                self._log.info("%s: %s takes messages again", self._name, one or "the daemon")
+    def waiting_queues(self) -> list[str]:
+        """Return the queues whose pause is not over yet."""
+        return [queue for queue in self._failures if queue is not None and self.is_waiting(queue)]
 
-    def forget_due(self, without: Collection[str] = ()) -> None:
-        """What has been tried again by now has nothing left that waits. ``without`` are queues that were left out."""
-        self._holds = {what: hold for what, hold in self._holds.items() if what in without or self.waits(what)}
+    def forget_retried(self, left_out: Collection[str] = ()) -> None:
+        """Forget the queues whose pause is over, except those in ``left_out``, which were not retried.
+
+        Call it after a round of retries: a queue whose pause is still over then has no message left.
+        """
+        self._failures = {
+            queue: failure for queue, failure in self._failures.items() if queue in left_out or self.is_waiting(queue)
+        }
 
     def errors(self) -> list[EoqError]:
-        """Why what waits does, the oldest first."""
-        return [hold.error for hold in self._holds.values()]
+        """Return the last error of each queue that waits, in the order in which they began to wait."""
+        return [failure.error for failure in self._failures.values()]
 
-    def seconds(self, most: float) -> float:
-        """Until the first of them may be tried again, or ``most``."""
+    def seconds_left(self, most: float) -> float:
+        """Return the seconds until the first retry is due, ``most`` at most."""
         now = time.monotonic()
-        return min([most, *(max(hold.until - now, 0.0) for hold in self._holds.values())])
+        return min([most, *(max(failure.until - now, 0.0) for failure in self._failures.values())])

@@ -1,6 +1,6 @@
-"""Every error eoq raises: its wire code, and the exit status of a command that ends with it.
+"""Every error of eoq: its code on the wire, and the exit status of a command that ends with it.
 
-An error says what happened, to what, and what to do next; nothing else in eoq invents codes or statuses.
+The text of an error says what happened, to what, and what to do next. No other file invents codes or statuses.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import ClassVar
 class EoqError(Exception):
     """The base of every error of eoq.
 
-    ``code`` is the stable name of the kind, as it travels on the wire; ``exit_status`` is what the command
-    line ends with.
+    ``code`` is the stable name of the kind of error, as it travels on the wire. ``exit_status`` is the exit status of
+    a command that ends with it.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -20,7 +20,7 @@ class EoqError(Exception):
 
 
 class Unavailable(EoqError):
-    """The daemon cannot be reached, or went away and did not come back in time."""
+    """The daemon cannot be reached, or it went away and did not come back in time."""
 
     code = "unavailable"
     exit_status = 69
@@ -41,7 +41,7 @@ class IdConflict(EoqError):
 
 
 class LeaseLost(EoqError):
-    """The lease behind a receipt has ended, so nothing was changed under it.
+    """The lease of a receipt has ended, so nothing was changed under it.
 
     The message is delivered again, or already was. Go on with the next one.
     """
@@ -72,28 +72,28 @@ class QueueFull(EoqError):
 
 
 class StorageFull(EoqError):
-    """The disk is full. Nothing was stored, and what was confirmed stays; free space and try again."""
+    """The disk is full. Nothing was stored, and all that was confirmed stays. Free space and try again."""
 
     code = "storage_full"
     exit_status = 75
 
 
 class StorageFailed(EoqError):
-    """The daemon's file could not be read or written. What was confirmed before stays."""
+    """The daemon's database could not be read or written. All that was confirmed before stays."""
 
     code = "storage_failed"
     exit_status = 75
 
 
 class Overloaded(EoqError):
-    """A limit on connections or on requests in flight is reached; try again later."""
+    """A limit on connections or on requests in flight is reached. Try again later."""
 
     code = "overloaded"
     exit_status = 75
 
 
 class Forbidden(EoqError):
-    """This user may not do this: the socket or the file belongs to somebody else."""
+    """This user may not do this: the socket or the file belongs to another user."""
 
     code = "forbidden"
     exit_status = 77
@@ -103,5 +103,5 @@ _KINDS: dict[str, type[EoqError]] = {kind.code: kind for kind in EoqError.__subc
 
 
 def from_wire(code: str, message: str) -> EoqError:
-    """The error a daemon's reply names; a code this version does not know becomes a plain `EoqError`."""
+    """Return the error that a reply names. A code that this version does not know becomes a plain `EoqError`."""
     return _KINDS.get(code, EoqError)(message)

@@ -1,6 +1,6 @@
-"""Message ids: UUIDv7 (RFC 9562), made where the caller gives none.
+"""New message ids: UUIDv7 (RFC 9562), for messages to which the caller gives no id.
 
-They begin with the time, so that the daemon's index of ids grows at its end and stays fast.
+They begin with the time, so that new ids are added at the end of the daemon's index, which keeps it fast.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Iterator
 from typing import Final
 
 RANDOM_BYTES: Final = 10
-TOGETHER: Final = 50
-"""Ids that are drawn together where there are many."""
+DRAWN_TOGETHER: Final = 50
+"""How many ids of a series share one draw of random bytes."""
 
 
 def new_id() -> str:
-    """A new UUIDv7 as text. Written by hand because ``uuid`` gained it only in Python 3.14."""
+    """Return a new UUIDv7 as text. Python's ``uuid`` module makes them only since Python 3.14."""
     head, number = _draw()
     return f"{head}{number:012x}"
 
 
 def new_ids() -> Iterator[str]:
-    """New ids, without end.
+    """Yield new ids without end.
 
-    Those drawn together count upwards from a random number (RFC 9562, 6.2, method 2), so that they lie beside each
-    other in the index; and asking for the random bytes of each takes as long as all the rest.
+    Those that share a draw count upwards from a random number (RFC 9562, 6.2, method 2). So they are neighbours in the
+    index, and the random bytes, which take as long as all the rest, are drawn less often.
     """
     while True:
         head, first = _draw()
-        for number in range(first, first + TOGETHER):
+        for number in range(first, first + DRAWN_TOGETHER):
             yield f"{head}{number:012x}"
 
 
 def _draw() -> tuple[str, int]:
-    """All of an id but its last twelve digits, and the number that they are: so small that it can be counted up."""
+    """Return all of an id but its last twelve digits, and those as a number that is small enough to be counted up."""
     moment = f"{time.time_ns() // 1_000_000:012x}"
     random = os.urandom(RANDOM_BYTES).hex()
     return f"{moment[:8]}-{moment[8:]}-7{random[:3]}-8{random[3:6]}-", int(random[6:17], 16)

@@ -1,6 +1,6 @@
-"""The nouns of eoq: what is sent, what was sent, what is delivered, and how it ended.
+"""What is sent, what was sent, what is delivered, and how a message ended.
 
-All are frozen values. A delivered message knows its client, so that it can be settled where it is handled.
+A delivered message knows its settler (mostly its client), so that the code that handles it can settle it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, TypedDict
 
 from .errors import InvalidRequest
 
-JSON_TYPE = "application/json"
+JSON_TYPE: Final = "application/json"
+MAX_DELAY: Final = 366 * 86400.0
+"""The longest delay of a message, in seconds: of a send, and of a retry."""
 
 
 def encode_payload(value: object) -> tuple[bytes, bool]:
-    """A body or result as bytes, and whether it became JSON: bytes stay, ``str`` is UTF-8, the rest is JSON.
+    """Return a body or a result as bytes, and whether it was written as JSON.
 
-    Raises `InvalidRequest` for what is neither.
+    Bytes stay as they are, ``str`` becomes UTF-8, and everything else becomes JSON. Raises `InvalidRequest` for a value
+    that JSON cannot hold.
     """
     if isinstance(value, bytes):
         return value, False
@@ -39,15 +42,52 @@ def encode_payload(value: object) -> tuple[bytes, bool]:
         ) from error
 
 
+class MessageOptions(TypedDict, total=False):
+    """The options of a message that does not exist yet: those of a send and those of a schedule.
+
+    ``headers``: texts by name, at most 64 KiB as JSON. A body that was written as JSON gets the header
+    ``content-type: application/json``, unless the caller gives another.
+    ``priority``: a whole number, 0 by default. Messages with a higher one are delivered first.
+    ``group``: 1 to 200 printable characters. Messages of one group are delivered one at a time, in order.
+    ``ttl``: seconds. A message that was not delivered by then expires.
+    """
+
+    headers: Mapping[str, str] | None
+    priority: int
+    group: str | None
+    ttl: float | None
+
+
+class SendOptions(MessageOptions, total=False):
+    """The options of every ``send``: of a client, a transaction, an outbox and a spool.
+
+    A function that takes them as ``**options: Unpack[SendOptions]`` makes the message with
+    ``Outgoing(body, queue=queue, **options)``. Besides those of `MessageOptions`:
+
+    ``id``: the idempotency key, 1 to 200 printable characters. By default a new UUIDv7.
+    ``delay``: seconds from now, up to 366 days, before which the message is not delivered.
+    ``at``: the same as a time, in seconds since the epoch. Give ``delay`` or ``at``, not both.
+    """
+
+    id: str | None
+    delay: float | None
+    at: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message to be sent.
 
-    ``body`` is bytes, text, or anything JSON can hold. ``id`` is the idempotency key (1 to 200 printable
-    characters; a UUIDv7 where it is None). ``queue`` may be left out where the call names one. A higher
-    ``priority`` is delivered first. Messages of one ``group`` are delivered one at a time, in order.
-    ``delay`` is in seconds from now, ``at`` in seconds since the epoch; give one of them at most. After ``ttl``
-    seconds from now it is no longer delivered.
+    ``body`` is bytes, text, or anything JSON can hold. ``queue`` may be left out where the call names one. The other
+    fields are the options of a send:
+
+    - ``id`` is the idempotency key: 1 to 200 printable characters. By default it is a new UUIDv7.
+    - ``headers`` are texts by name, at most 64 KiB as JSON.
+    - ``priority`` is a whole number. Messages with a higher one are delivered first.
+    - Messages of one ``group`` are delivered one at a time, in order.
+    - ``delay`` is in seconds from now, ``at`` in seconds since the epoch: the message is not delivered earlier. Give
+      one of them at most.
+    - ``ttl`` is in seconds from now: a message that was not delivered by then expires.
     """
 
     body: object
@@ -63,7 +103,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A confirmed send: the message is on disk. ``duplicate`` says that it already was, or had been."""
+    """A confirmed send: the message is on disk. ``duplicate`` says that an earlier send had stored it already."""
 
     id: str
     duplicate: bool
@@ -73,9 +113,9 @@ class Sent:
 class Result:
     """How a message ended.
 
-    ``outcome`` is ``done``, or ``dead`` when it was rejected or ran out of attempts, ``expired`` when its time to live
-    was over, ``dropped`` when a person or a full queue dropped it; then ``error`` says why.
-    ``body`` is the result that the ack stored, None where it stored none.
+    ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
+    live ended; or ``dropped`` when an operator or a full queue dropped it. ``error`` says why, unless it is ``done``.
+    ``body`` is the result that the ack stored, or None where it stored none.
     """
 
     outcome: str
@@ -84,22 +124,22 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The result as UTF-8 text; empty where there is none."""
+        """The result as UTF-8 text. It is empty where there is no result."""
         return (self.body or b"").decode()
 
     def json(self) -> Any:
-        """The result read as JSON."""
+        """Return the result read as JSON, or None where there is no result."""
         return json.loads(self.body or b"null")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Delivery:
     """One delivery of a message, with all it carries.
 
-    ``attempt`` counts deliveries from 1. ``receipt`` names this delivery and is what settles it. ``seq`` is
-    the message's place in the daemon's file, ``watermark`` the lowest place of the queue not settled yet.
-    ``enqueued_at`` and ``received_at`` are in seconds since the epoch; the latter is when the request was made that
-    brought it: it came at that moment or later.
+    ``attempt`` counts the deliveries of the message from 1. ``receipt`` names this delivery; settling needs it. ``seq``
+    is the message's position in the daemon's database, and ``watermark`` the lowest ``seq`` of the queue that is not
+    settled yet. ``enqueued_at`` and ``received_at`` are in seconds since the epoch. ``received_at`` is when the client
+    asked for messages: the delivery was made then or later.
     """
 
     id: str
@@ -115,94 +155,93 @@ class Delivery:
     watermark: int = 0
     received_at: float = field(default_factory=time.time, compare=False)
 
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        """The delivery that has these ``fields``, all of them, and keeps the dictionary.
-
-        The ``__init__`` of a frozen class takes several times as long.
-        """
-        delivery = object.__new__(cls)
-        object.__setattr__(delivery, "__dict__", fields)
-        return delivery
-
     @property
     def text(self) -> str:
-        """The body as UTF-8 text; raises `UnicodeDecodeError` where it is none."""
+        """The body as UTF-8 text. Raises `UnicodeDecodeError` where the body is not UTF-8."""
         return self.body.decode()
 
     def json(self) -> Any:
-        """The body read as JSON; raises `ValueError` where it is none."""
+        """Return the body read as JSON. Raises `ValueError` where the body is not JSON."""
         return json.loads(self.body)
 
 
 class Settler(Protocol):
-    """What a `Message` needs of its client."""
+    """What a `Message` needs to be settled. A client has it."""
 
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None: ...
-    def ack_many(self, acks: Sequence[tuple[Message, object]]) -> None: ...
-    def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None: ...
-    def reject(self, receipt: str, error: str | None = None) -> None: ...
-    def extend(self, receipt: str, seconds: float) -> None: ...
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None: ...
+    def ack_many(self, acks: Sequence[tuple[Message, object]], /) -> None: ...
+    def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None: ...
+    def reject(self, receipt: str, error: str | None = None, /) -> None: ...
+    def extend(self, receipt: str, seconds: float, /) -> None: ...
 
 
 class AsyncSettler(Protocol):
-    """What an `AsyncMessage` needs of its client."""
+    """What an `AsyncMessage` needs to be settled. An asyncio client has it."""
 
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> Awaitable[None]: ...
-    def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]]) -> Awaitable[None]: ...
-    def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> Awaitable[None]: ...
-    def reject(self, receipt: str, error: str | None = None) -> Awaitable[None]: ...
-    def extend(self, receipt: str, seconds: float) -> Awaitable[None]: ...
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> Awaitable[None]: ...
+    def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]], /) -> Awaitable[None]: ...
+    def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> Awaitable[None]: ...
+    def reject(self, receipt: str, error: str | None = None, /) -> Awaitable[None]: ...
+    def extend(self, receipt: str, seconds: float, /) -> Awaitable[None]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Message(Delivery):
-    """A delivered message, held under a lease until it is settled."""
+    """A delivered message. The consumer has a lease on it until the message is settled."""
 
     settler: Settler = field(repr=False, compare=False)
 
     def ack(self, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        """Settles the message as done.
+        """Settle the message as done.
 
-        Its ``result`` and all messages of ``send`` are stored in the same transaction: all or nothing. Raises
+        The daemon stores its ``result`` and all messages of ``send`` in the same transaction: all or nothing. Raises
         `LeaseLost` if the lease has ended; then nothing was changed.
         """
         self.settler.ack(self.receipt, result, send)
 
     def nack(self, delay: float | None = None, error: str | None = None) -> None:
-        """Gives the message back, to be delivered again after ``delay`` seconds.
+        """Give the message back, to be delivered again after ``delay`` seconds.
 
-        Without a delay the daemon's waits between retries apply. Raises `LeaseLost`.
+        Without a delay, the daemon waits a little longer after each attempt. ``error`` is kept with the message. Raises
+        `LeaseLost`.
         """
         self.settler.nack(self.receipt, delay, error)
 
     def reject(self, error: str | None = None) -> None:
-        """Makes the message a dead letter: it is kept with ``error``, not delivered. Raises `LeaseLost`."""
+        """Make the message a dead letter: it is kept with ``error`` and not delivered again. Raises `LeaseLost`."""
         self.settler.reject(self.receipt, error)
 
     def extend(self, seconds: float) -> None:
-        """Lets the lease end ``seconds`` from now. Raises `LeaseLost`."""
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
         self.settler.extend(self.receipt, seconds)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AsyncMessage(Delivery):
-    """The asyncio twin of `Message`."""
+    """A delivered message of an asyncio client. The consumer has a lease on it until the message is settled."""
 
     settler: AsyncSettler = field(repr=False, compare=False)
 
     async def ack(self, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        """See `Message.ack`."""
+        """Settle the message as done.
+
+        The daemon stores its ``result`` and all messages of ``send`` in the same transaction: all or nothing. Raises
+        `LeaseLost` if the lease has ended; then nothing was changed.
+        """
         await self.settler.ack(self.receipt, result, send)
 
     async def nack(self, delay: float | None = None, error: str | None = None) -> None:
-        """See `Message.nack`."""
+        """Give the message back, to be delivered again after ``delay`` seconds.
+
+        Without a delay, the daemon waits a little longer after each attempt. ``error`` is kept with the message. Raises
+        `LeaseLost`.
+        """
         await self.settler.nack(self.receipt, delay, error)
 
     async def reject(self, error: str | None = None) -> None:
-        """See `Message.reject`."""
+        """Make the message a dead letter: it is kept with ``error`` and not delivered again. Raises `LeaseLost`."""
         await self.settler.reject(self.receipt, error)
 
     async def extend(self, seconds: float) -> None:
-        """See `Message.extend`."""
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
         await self.settler.extend(self.receipt, seconds)

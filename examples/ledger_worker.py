@@ -1,13 +1,13 @@
-"""A worker that books payments in a ledger, each of them once, whatever is killed and whenever.
+"""A worker that books payments in a ledger, each of them exactly once, even if it is killed at any moment.
 
-The booking and the message's id are committed in one transaction of the ledger's own SQLite file (`eoq.Inbox`). A
-payment that is delivered again, because this worker or the daemon was killed, is found there and only acked.
+The booking and the message's id are committed in one transaction of the ledger's own SQLite file (`eoq.Inbox`). If a
+payment is delivered again, because this worker or the daemon was killed, its id is found there and it is only acked.
 
     eoq send payments '{"account": "alice", "cents": 500}' --id ledger-1
     python examples/ledger_worker.py --db ledger.db --until-empty
     sqlite3 ledger.db 'select * from account'
 
-Run as many workers as you like. Let a service manager start them again when they end.
+Run as many workers as you like. Let a service manager restart them when they end.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ SCHEMA = """
       number integer primary key,
       account text not null,
       cents integer not null,
-      payment text not null  -- the message's id; not unique, so that the table would show a double booking
+      payment text not null  -- the message's id; not unique, so that a double booking would be visible
     ) strict;
 """
 IDLE_SECONDS = 1.0
-"""How long no payment may come before `--until-empty` ends."""
+"""With `--until-empty` the worker ends after so many seconds without a payment."""
 
 
 @dataclass(frozen=True)
 class Payment:
-    """A payment that can be booked."""
+    """A valid payment."""
 
     account: str
     cents: int
 
     @classmethod
     def read(cls, message: eoq.Message) -> Payment:
-        """The payment in a message; raises `ValueError` where there is none."""
+        """Return the payment in a message. Raise `ValueError` if there is none."""
         fields = message.json()
         match fields:
             case {"account": str(account), "cents": int(cents)} if account and abs(cents) < 2**53:
@@ -53,7 +53,7 @@ class Payment:
         raise ValueError('a payment looks like {"account": "alice", "cents": 500}')
 
     def book(self, ledger: sqlite3.Connection, message: eoq.Message) -> str:
-        """Books it, inside the inbox's transaction. Returns the message's result."""
+        """Book the payment inside the inbox's transaction. Return the message's result."""
         ledger.execute(
             "insert into booking (account, cents, payment) values (?, ?, ?)", (self.account, self.cents, message.id)
         )
@@ -69,7 +69,7 @@ class Payment:
 
 
 def handle(message: eoq.Message, inbox: eoq.Inbox) -> None:
-    """Books one message, or puts it aside for a person where it can never be booked."""
+    """Book one message. Reject it if it can never be booked: it is then a dead letter for the operator."""
     try:
         try:
             payment = Payment.read(message)
@@ -79,32 +79,32 @@ def handle(message: eoq.Message, inbox: eoq.Inbox) -> None:
             return
         result = inbox.process(message, payment.book)
     except eoq.LeaseLost:
-        # We were slow, or the daemon was started again. If the payment was booked, it is booked: it comes again, is
-        # found in the inbox, and only acked.
-        print(f"{message.id}: the lease was lost; it comes again", file=sys.stderr, flush=True)
+        # This worker was slow, or the daemon was restarted. The message is delivered again. If the payment was booked,
+        # the inbox finds its id and only acks it.
+        print(f"{message.id}: the lease was lost; the message is delivered again", file=sys.stderr, flush=True)
     else:
         print(f"{message.id}: {(result or b'').decode()}", flush=True)
 
 
 def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
-    """Handles payments without end, or until there are no more."""
+    """Handle payments until the worker is stopped, or until there are no more."""
     with closing(sqlite3.connect(db, timeout=30)) as ledger:
         ledger.executescript(SCHEMA)
-    # A daemon that is killed may take a minute to come back; until then the client tries again by itself.
+    # A daemon that was killed may need a minute to restart. Until then the client retries by itself.
     with eoq.connect(socket, timeout=60) as client, eoq.Inbox(db) as inbox:
         for message in client.consume(queue, prefetch=20, idle=IDLE_SECONDS if until_empty else None):
-            # What is raised here (a full disk, a ledger that is locked) ends the worker. It is better started again
-            # by its service manager than left to use up the attempts of every payment.
+            # Other errors (a full disk, a locked ledger) end the worker, and its service manager restarts it. If it
+            # went on, it would use up the attempts of every payment.
             handle(message, inbox)
 
 
 def main() -> int:
-    """Reads the arguments; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Books payments in a ledger, each of them once.")
-    parser.add_argument("--db", default="ledger.db", help="the ledger's SQLite file; ledger.db if absent")
-    parser.add_argument("--queue", default="payments", help="payments if absent")
-    parser.add_argument("--socket", help="the daemon's socket; else EOQ_SOCKET, else the user's default")
-    parser.add_argument("--until-empty", action="store_true", help="end when no payment came for a second")
+    """Read the arguments and work; return the exit status."""
+    parser = argparse.ArgumentParser(description="Book payments in a ledger, each exactly once.")
+    parser.add_argument("--db", default="ledger.db", help="the ledger's SQLite file; the default is ledger.db")
+    parser.add_argument("--queue", default="payments", help="the queue; the default is payments")
+    parser.add_argument("--socket", help="the daemon's socket; the default is EOQ_SOCKET, else the user's own")
+    parser.add_argument("--until-empty", action="store_true", help="end after a second without a payment")
     arguments = parser.parse_args()
     try:
         work(arguments.db, arguments.queue, arguments.socket, arguments.until_empty)

@@ -1,10 +1,11 @@
-"""Books payments in a ledger with SQLAlchemy, each of them once.
+"""Book payments in a ledger with SQLAlchemy, each of them exactly once.
 
     eoq send payments '{"account": "bob", "cents": 700}' --id ledger-2
     python examples/sqlalchemy_worker.py --db ledger.db --until-empty
 
-The booking, the message's id and its result commit in one transaction of the session's, and then the message is
-acked. Needs SQLAlchemy 2, which eoq itself does not. Kill it, or the daemon, at any moment, and start it again.
+The booking, the message's id and its result are committed in one transaction of the session. Then the message is
+acked. This example needs SQLAlchemy 2; eoq itself does not. Kill the worker or the daemon at any moment, and start it
+again: each payment is still booked once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 import eoq
 
 IDLE_SECONDS = 1.0
-"""How long no payment may come before `--until-empty` ends."""
+"""With `--until-empty` the worker ends after so many seconds without a payment."""
 
 
 class Base(DeclarativeBase):
@@ -38,16 +39,16 @@ class Booking(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     account: Mapped[str]
     cents: Mapped[int]
-    payment: Mapped[str]  # the message's id; not unique, so that the table would show a double booking
+    payment: Mapped[str]  # the message's id; not unique, so that a double booking would be visible
 
 
 def connection_of(session: Session) -> sqlite3.Connection:
-    """The connection of the session's transaction, as SQLite's own driver knows it."""
+    """Return the sqlite3 connection of the session's transaction."""
     return cast(sqlite3.Connection, session.connection().connection.driver_connection)
 
 
 def book(session: Session, message: eoq.Message) -> str:
-    """The handler: uses the session as ever, but leaves the commit to the inbox."""
+    """Book one payment. The handler uses the session as usual, but leaves the commit to the inbox."""
     payment = message.json()
     account = session.get(Account, payment["account"]) or Account(name=payment["account"], cents=0)
     account.cents += payment["cents"]
@@ -56,7 +57,7 @@ def book(session: Session, message: eoq.Message) -> str:
 
 
 def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
-    """Handles payments without end, or until there are no more."""
+    """Handle payments until the worker is stopped, or until there are no more."""
     engine = create_engine(f"sqlite:///{db}", connect_args={"timeout": 30})
     Base.metadata.create_all(engine)
     inbox = eoq.GuestInbox(sessionmaker(engine).begin, connection_of)
@@ -65,9 +66,9 @@ def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
             try:
                 result = inbox.process(message, book)
             except eoq.LeaseLost:
-                print(f"{message.id}: the lease was lost; it comes again", file=sys.stderr, flush=True)
+                print(f"{message.id}: the lease was lost; the message is delivered again", file=sys.stderr, flush=True)
             except (ValueError, KeyError, TypeError) as error:
-                # Rolled back and given back; after its last attempt it is a dead letter.
+                # The inbox has rolled back and given the message back. After its last attempt it is a dead letter.
                 print(f"{message.id}: {error!r}", file=sys.stderr, flush=True)
             else:
                 print(f"{message.id}: {(result or b'').decode()}", flush=True)
@@ -75,12 +76,12 @@ def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
 
 
 def main() -> int:
-    """Reads the arguments; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Books payments in a ledger with SQLAlchemy, each of them once.")
-    parser.add_argument("--db", default="ledger.db", help="the ledger's SQLite file; ledger.db if absent")
-    parser.add_argument("--queue", default="payments", help="payments if absent")
-    parser.add_argument("--socket", help="the daemon's socket; else EOQ_SOCKET, else the user's default")
-    parser.add_argument("--until-empty", action="store_true", help="end when no payment came for a second")
+    """Read the arguments and work; return the exit status."""
+    parser = argparse.ArgumentParser(description="Book payments in a ledger with SQLAlchemy, each exactly once.")
+    parser.add_argument("--db", default="ledger.db", help="the ledger's SQLite file; the default is ledger.db")
+    parser.add_argument("--queue", default="payments", help="the queue; the default is payments")
+    parser.add_argument("--socket", help="the daemon's socket; the default is EOQ_SOCKET, else the user's own")
+    parser.add_argument("--until-empty", action="store_true", help="end after a second without a payment")
     arguments = parser.parse_args()
     try:
         work(arguments.db, arguments.queue, arguments.socket, arguments.until_empty)

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real daemon, and what talks to it. See ``support.py``."""
+"""Fixtures of all tests: real daemons, connections and shells. See ``support.py``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support import Daemon, Shell, Wire, running_daemon, short_folder
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Ctrl-C means something to the processes of the tests, also where a shell started these in the background.
+    # Processes of the tests must react to Ctrl-C, even if a shell started the tests in the background.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Thousands of processes are started; none compiles what another has compiled.
+    # The tests start thousands of processes. Let them share compiled files.
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and "PYTHONPYCACHEPREFIX" not in os.environ:
         cache = tempfile.TemporaryDirectory(prefix="eoq-compiled-")
         config.add_cleanup(cache.cleanup)
@@ -25,54 +25,54 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two a processor: most of the time a test waits for the disk or for a process."""
+    """Return two workers per processor, because tests mostly wait for the disk or for a process."""
     return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    """A daemon of the test's own, which it may kill and restart."""
+    """Run a daemon for one test, which may kill and restart it."""
     with running_daemon() as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="module")
 def shared_daemon() -> Iterator[Daemon]:
-    """One daemon for all tests of a file, which therefore use queues of their own."""
+    """Run one daemon for all tests of a file. Each of them uses its own queues."""
     with running_daemon() as daemon:
         yield daemon
 
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
-    """The name of a queue that no other test uses."""
+    """Return the name of a queue that no other test uses."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return f"q-{name}"[:128]
 
 
 @pytest.fixture
 def wire(shared_daemon: Daemon) -> Iterator[Wire]:
-    """A raw connection to the file's daemon."""
+    """Open a raw connection to `shared_daemon`."""
     with shared_daemon.wire() as wire:
         yield wire
 
 
 @pytest.fixture
 def shell(shared_daemon: Daemon) -> Shell:
-    """A shell whose commands reach the file's daemon."""
+    """Return a shell whose commands reach `shared_daemon`."""
     return shared_daemon.shell()
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """An empty folder whose path is short enough for a socket."""
+    """Make an empty folder whose path is short enough for a socket."""
     with short_folder() as folder:
         yield folder
 
 
 @pytest.fixture
 def alone(folder: Path) -> Iterator[Shell]:
-    """A shell for a folder without a daemon; one that is started there is stopped at the end."""
+    """Return a shell in a folder without a daemon. A daemon started there is stopped at the end."""
     shell = Shell(folder / "s", folder)
     try:
         yield shell

@@ -1,6 +1,6 @@
-"""What the tests that use a real daemon share: the process, a raw socket, a shell, and waiting with a deadline.
+"""Tools for tests with a real daemon: its process, a raw connection, a shell, and waiting with a deadline.
 
-Nothing here sleeps for a fixed time to wait for something, and nothing stands in for code of eoq.
+Nothing here waits by sleeping for a fixed time, and nothing replaces code of eoq.
 
     with running_daemon() as daemon, Wire(daemon.socket) as wire:
         assert wire.ask({"op": "send", "queue": "q", "body": "hi"})["ok"]
@@ -32,29 +32,29 @@ T = TypeVar("T")
 Fields = dict[str, Any]
 
 PATIENCE: Final = 20.0
-"""Seconds until a test gives up waiting: far more than anything takes, so that a loaded machine fails no test."""
+"""Seconds until a wait fails the test. No step takes nearly that long, so a busy machine does not fail tests."""
 PAUSE: Final = 0.005
-"""Seconds between two looks at a condition."""
+"""Seconds between two checks of a condition."""
 NOBODY: Final = 65534
-"""The user id of ``nobody``, for tests of what other users may not do."""
+"""The user id of ``nobody``, for tests of what other users are not allowed to do."""
 HAS_PROC: Final = Path("/proc/self/status").exists()
-"""Whether memory can be read from ``/proc`` (Linux)."""
+"""Whether the memory of a process can be read from ``/proc`` (Linux)."""
 
 
 def eventually(condition: Callable[[], T], seconds: float = PATIENCE, *, what: str = "") -> T:
-    """The first true value of ``condition``; fails the test if there is none within ``seconds``."""
+    """Return the first true value of ``condition``. Fail the test if there is none within ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what or condition}")
-        time.sleep(PAUSE)
+        time.sleep(PAUSE)  # between two checks
 
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A new folder under /tmp, removed at the end. Its path is short, as that of a socket must be."""
+    """Make a folder under /tmp, and remove it at the end. Its path is short enough for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="eoq-", dir="/tmp"))
     try:
         yield folder
@@ -63,29 +63,29 @@ def short_folder() -> Iterator[Path]:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without eoq's own variables and the user's configuration, and ``more``."""
+    """Return this process's environment without the variables and the configuration of eoq, and with ``more``."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("EOQ_")}
     return {**others, "XDG_CONFIG_HOME": "/nonexistent", **more}
 
 
 def resident_kilobytes(pid: int) -> int:
-    """The memory of a process as it is now (VmRSS)."""
+    """Return the present memory of a process (VmRSS)."""
     return _memory(pid, "VmRSS")
 
 
 def peak_kilobytes(pid: int) -> int:
-    """The most memory a process ever had (VmHWM)."""
+    """Return the largest memory that a process has had (VmHWM)."""
     return _memory(pid, "VmHWM")
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has used of the processors so far."""
+    """Return the processor time that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Return whether a process runs. A zombie does not."""
     with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, 0)
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
@@ -105,7 +105,7 @@ def _memory(pid: int, name: str) -> int:
 class Daemon:
     """A real daemon process on the files of one folder. Make it with `running_daemon`.
 
-    ``options`` are those of ``eoq daemon``. Its standard error goes to a file, whole over all its restarts.
+    ``options`` are those of ``eoq daemon``. Standard error of all its runs goes to one file.
     """
 
     def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
@@ -119,32 +119,36 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The process id of the daemon that runs, or ran last."""
+        """The process id of the present or latest run."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def said(self) -> str:
-        """All it has written to standard error."""
+        """Everything that all runs have written to standard error."""
         return self._errors.read_text(errors="replace") if self._errors.exists() else ""
 
+    def command(self) -> list[str]:
+        """Return the command line of the next run."""
+        paths = ["--db", str(self.db), "--socket", str(self.socket)]
+        return [sys.executable, "-m", "eoq.cli", "daemon", *paths, *self._options]
+
     def start(self) -> None:
-        """Starts it, and waits for its ``ready`` line."""
+        """Start the daemon, and wait for its ``ready`` line."""
         assert not self.running, "the daemon runs already"
-        command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(self.db), "--socket", str(self.socket)]
         with self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
-                [*command, *self._options],
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=self._environment,
-                # Not the checkout: what is tested is what is installed.
+                # Not the checkout: the tests test what is installed.
                 cwd=self.folder,
             )
         assert self._process.stdout is not None
@@ -156,63 +160,63 @@ class Daemon:
             raise AssertionError(f"the daemon said {line!r} instead of `ready`; its errors:\n{self.said}")
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process."""
+        """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """Waits for its end; returns the exit status (negative: the signal that killed it)."""
+        """Wait for the end of the process. Return its exit status, negative if a signal killed it."""
         assert self._process is not None
         return self._process.wait(PATIENCE)
 
     def kill(self) -> None:
-        """``kill -9``, and waits for the end."""
+        """Kill the process with SIGKILL, and wait for its end."""
         if self.running:
             self.signal(signal.SIGKILL)
             self.wait()
 
     def terminate(self) -> int:
-        """SIGTERM, and waits for the end; returns the exit status."""
+        """Send SIGTERM, wait for the end, and return the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
     def restart(self) -> None:
-        """``kill -9`` and a new process on the same files."""
+        """Kill the process with SIGKILL, and start another on the same files."""
         self.kill()
         self.start()
 
     def resident_kilobytes(self) -> int:
-        """Its memory now (VmRSS)."""
+        """Return the present memory of the daemon (VmRSS)."""
         return resident_kilobytes(self.pid)
 
     def wire(self) -> Wire:
-        """A new raw connection to it."""
+        """Return a new raw connection to the daemon."""
         return Wire(self.socket)
 
     def shell(self) -> Shell:
-        """A shell whose ``EOQ_SOCKET`` is this daemon's."""
+        """Return a shell whose ``EOQ_SOCKET`` is this daemon's."""
         return Shell(self.socket, self.folder)
 
     def ask(self, **fields: Any) -> Fields:
-        """One request on a connection of its own."""
+        """Send one request on a separate connection, and return the reply."""
         with self.wire() as wire:
             return wire.ask(fields)
 
     def serves(self) -> bool:
-        """Whether a new connection is answered."""
+        """Return whether the daemon answers a new connection."""
         try:
             return bool(self.ask(op="status")["ok"])
         except (AssertionError, ConnectionError):
             return False
 
     def check(self) -> None:
-        """Fails if the daemon has written a traceback."""
+        """Fail the test if the daemon has written a traceback."""
         assert "Traceback" not in self.said, f"the daemon failed inside:\n{self.said}"
 
 
 @contextmanager
 def running_daemon(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Daemon]:
-    """A daemon in a folder of its own. At the end it must stop when told to, without a traceback."""
+    """Run a daemon in a separate folder. At the end it must stop on SIGTERM, without a traceback."""
     with short_folder() as folder:
         daemon = Daemon(folder, options, environment)
         try:
@@ -232,7 +236,7 @@ def running_daemon(*options: str, environment: Mapping[str, str] | None = None) 
 
 
 class Wire:
-    """A raw connection: any bytes out, lines of JSON in. Every wait has a time limit."""
+    """A raw connection that sends any bytes and reads lines of JSON. Every wait has a time limit."""
 
     def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
         self.socket = sockets.socket(sockets.AF_UNIX)
@@ -242,7 +246,7 @@ class Wire:
         def connect() -> bool:
             try:
                 self.socket.connect(str(path))
-            except BlockingIOError:  # so many connect at once that there is no room in the queue
+            except BlockingIOError:  # too many connect at once for the socket's queue
                 return False
             return True
 
@@ -261,23 +265,23 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         self.socket.close()
 
     def half_close(self) -> None:
-        """Ends the sending side only, as ``nc -N`` does at the end of its input."""
+        """Close only the sending side, as ``nc -N`` does at the end of its input."""
         self.socket.shutdown(sockets.SHUT_WR)
 
     def write(self, data: bytes) -> None:
-        """Sends bytes as they are."""
+        """Send bytes as they are."""
         self.socket.sendall(data)
 
     def send(self, *requests: Mapping[str, Any]) -> None:
-        """Sends requests, one a line, in one piece."""
+        """Send requests, one a line, in one write."""
         self.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
 
     def read_line(self) -> bytes | None:
-        """The next line as it is, without its line feed; None when the daemon has closed the connection."""
+        """Return the next line without its line feed, or None if the daemon has closed the connection."""
         while b"\n" not in self._received:
             try:
                 data = self.socket.recv(1024 * 1024)
@@ -291,7 +295,7 @@ class Wire:
         return line
 
     def read(self) -> Fields:
-        """The next reply."""
+        """Return the next reply."""
         line = self.read_line()
         assert line is not None, "the daemon closed the connection"
         reply: Fields = json.loads(line)
@@ -300,26 +304,26 @@ class Wire:
         return reply
 
     def ask(self, request: Mapping[str, Any]) -> Fields:
-        """One request and the next reply."""
+        """Send one request and return the next reply."""
         self.send(request)
         return self.read()
 
     def ask_line(self, line: bytes) -> Fields:
-        """One line as it is, and the next reply."""
+        """Send one line as it is and return the next reply."""
         self.write(line + b"\n")
         return self.read()
 
     def silent(self, seconds: float) -> bool:
-        """Whether nothing comes for so long (a claim about absence, which only time can show)."""
+        """Return whether nothing arrives for ``seconds``. Only waiting can show that."""
         return not self._received and not select.select([self.socket], [], [], seconds)[0]
 
     def ended(self) -> bool:
-        """Whether the daemon closes the connection, with nothing more to say."""
+        """Return whether the daemon closes the connection without sending more."""
         return self.read_line() is None
 
 
 def error_of(reply: Mapping[str, Any]) -> str:
-    """The code of a refusal; fails if it is none, or has no text for people."""
+    """Return the error code of a reply. Fail the test if the reply is no error or has no text for the user."""
     assert reply["ok"] is False, reply
     assert reply["error"].keys() == {"code", "message"}
     assert len(reply["error"]["message"]) > 10
@@ -331,7 +335,7 @@ def error_of(reply: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A command that has ended."""
+    """The exit status and the output of a command."""
 
     status: int
     stdout: bytes
@@ -339,22 +343,22 @@ class Ran:
 
     @property
     def text(self) -> str:
-        """What it wrote to standard output."""
+        """Standard output as text."""
         return self.stdout.decode()
 
     @property
     def errors(self) -> str:
-        """What it wrote to standard error."""
+        """Standard error as text."""
         return self.stderr.decode(errors="replace")
 
     @property
     def lines(self) -> list[str]:
-        """The lines of its standard output."""
+        """The lines of standard output."""
         return self.text.splitlines()
 
     @property
     def rows(self) -> list[Any]:
-        """Its standard output as JSON, one value a line."""
+        """Standard output as JSON, one value a line."""
         return [json.loads(line) for line in self.lines]
 
 
@@ -367,7 +371,7 @@ class Shell:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables a script gets."""
+        """The environment of a script."""
         beside = str(Path(sys.executable).parent)
         return clean_environment(
             PATH=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
@@ -376,14 +380,14 @@ class Shell:
         )
 
     def start(self, script: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts a script in a session of its own; ``options`` are those of `subprocess.Popen`."""
+        """Start a script in a separate session. ``options`` are those of `subprocess.Popen`."""
         return subprocess.Popen(
             ["bash", "-c", script],
             **{"env": self.environment, "cwd": self.folder, "start_new_session": True, **options},
         )
 
     def run(self, script: str, stdin: bytes = b"", *, timeout: float = PATIENCE * 2, **environment: str) -> Ran:
-        """Runs a script to its end; ``environment`` is set on top. A Python traceback fails the test."""
+        """Run a script to its end, with ``environment`` added. Fail the test if it writes a Python traceback."""
         process = self.start(
             script,
             stdin=subprocess.PIPE,
@@ -403,14 +407,14 @@ class Shell:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process started in a session of its own, and all it has started."""
+    """Kill a process that was started in a separate session, and all processes that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
 def python_process(code: str, *arguments: str, socket: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that runs ``code``, its standard output a pipe; killed at the end if it still runs."""
+    """Run ``code`` in a Python process whose standard output is a pipe. Kill it at the end if it still runs."""
     environment = clean_environment(**({} if socket is None else {"EOQ_SOCKET": str(socket)}))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, env=environment, cwd=tempfile.gettempdir()
@@ -423,9 +427,9 @@ def python_process(code: str, *arguments: str, socket: Path | None = None) -> It
 
 
 def read_line_of(process: subprocess.Popen[bytes], seconds: float = PATIENCE) -> bytes:
-    """The next line of a process's standard output; fails after ``seconds``.
+    """Return the next line of a process's standard output. Fail the test after ``seconds``.
 
-    Only for pipes that get a line at a time: what Python has read ahead, no waiting can see.
+    Use it only if the process writes one line at a time: the wait does not see lines that Python has read ahead.
     """
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], seconds)
@@ -435,7 +439,7 @@ def read_line_of(process: subprocess.Popen[bytes], seconds: float = PATIENCE) ->
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal: what a person sees, and what a program writes to."""
+    """Open a pseudo-terminal: the user's end, and the end that a program writes to."""
     seen, written = pty.openpty()
     try:
         yield seen, written
@@ -446,7 +450,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 
 def run_at_terminal(shell: Shell, script: str, stream: Literal["stdout", "stderr"], **environment: str) -> str:
-    """What a script, which must succeed, writes to a terminal that is one of its streams."""
+    """Run a script with a terminal as one of its streams. Return what it writes there. It must succeed."""
     with terminal() as (seen, written):
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, stream: written}
         process = shell.start(script, **streams, env={**shell.environment, **environment})
@@ -454,7 +458,7 @@ def run_at_terminal(shell: Shell, script: str, stream: Literal["stdout", "stderr
             os.close(written)
             shown = b""
             try:
-                with suppress(OSError):  # Linux says EIO when the last writer has gone
+                with suppress(OSError):  # Linux raises EIO after the last writer has closed the terminal
                     while data := os.read(seen, 4096):
                         shown += data
                 assert process.wait(PATIENCE) == 0

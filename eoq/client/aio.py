@@ -1,4 +1,7 @@
-"""The asyncio client: the twin of ``client.py``, around the same requests of ``calls.py``."""
+"""The asyncio client: sending, receiving, settling, transactions, once. Administration is in ``aio_admin.py``.
+
+A client is a thin face of the requests in ``protocol/``, which its channel carries to the daemon.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +9,47 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from ..errors import EoqError, Forbidden, InvalidRequest, Unavailable
-from ..message import AsyncMessage, Delivery, Outgoing, Result, Sent
+from ..message import AsyncMessage, Delivery, Outgoing, Result, SendOptions, Sent
 from ..protocol import calls
-from ..protocol.calls import Call
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS
-from ..system.forks import watch_forks
 from ..system.paths import socket_path
-from ..transport.aio_connection import AsyncConnection, Replies
-from ..transport.connection import ConnectionLost, NotADaemon
-from .admin import AsyncAdmin
-from .blocking import PIPELINED, RECONNECT_SECONDS
-from .prefetch import Prefetched
+from ..transport.aio_channel import AsyncChannel, AsyncStarted
+from .aio_admin import AsyncAdmin
 
 if TYPE_CHECKING:
-    from ..worker.aio import AsyncProcessor
+    from ..worker.aio_handlers import AsyncProcessor, AsyncWorkHandler
     from ..worker.in_flight import Summary
-    from .transaction import AsyncTransaction
+    from ..worker.options import WorkKeywords
+    from .aio_transaction import AsyncTransaction
 
-T = TypeVar("T")
+PIPELINED: Final = 4
+"""Requests of a bulk send that are in flight at once."""
 
 
 def connect_async(socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> AsyncClient:
-    """An asyncio client of the daemon on ``socket``; the arguments are those of `connect`."""
+    """Return an asyncio client of the daemon on ``socket`` (else ``EOQ_SOCKET``, else the user's default one).
+
+    The client connects at its first request; `Unavailable` then says where it looked. ``timeout`` is in seconds: how
+    long a request may take besides its own ``wait``, and how long a daemon that went away may take to come back.
+    """
     return AsyncClient(socket, timeout=timeout)
 
 
-class Started(NamedTuple, Generic[T]):
-    """A request under way. Without replies it could not be sent, and has to be repeated."""
-
-    call: Call[T]
-    link: AsyncConnection
-    replies: Replies | None
-
-
 class AsyncClient(AsyncAdmin):
-    """An asyncio client. Make it with `connect_async`; its methods do what those of `Client` do."""
+    """An asyncio client, for the tasks of one event loop. Make it with `connect_async`.
+
+    Every method may raise `Unavailable` (no daemon, or one that did not come back in time), `InvalidRequest` (an
+    argument out of bounds) and the errors that its description names.
+    """
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
-        self.path: Path = socket_path(socket)
-        self.timeout = timeout
-        self._link: AsyncConnection | None = None
-        self._linking = asyncio.Lock()
-        self._generation = 0
-        self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        watch_forks(self)
-
-    def forked(self) -> None:
-        """See `Client.forked`."""
-        self._linking, self._link, self._loop = asyncio.Lock(), None, None
+        super().__init__(AsyncChannel(socket_path(socket), timeout))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -73,53 +60,73 @@ class AsyncClient(AsyncAdmin):
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection, and with it every bound lease."""
-        self._closed = True
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-            await asyncio.sleep(0)  # lets the transport close its socket before the loop may end
+        """End the connection, and with it every bound lease."""
+        await self.channel.close()
+
+    @property
+    def path(self) -> Path:
+        """The socket of the daemon."""
+        return self.channel.path
+
+    @property
+    def timeout(self) -> float:
+        """The seconds that a request may take besides its own ``wait``."""
+        return self.channel.timeout
+
+    @property
+    def reached(self) -> bool:
+        """Whether there ever was a connection. If not, no request of this client can have had an effect."""
+        return self.channel.generation > 0
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> Sent:
-        """See `Client.send`."""
-        message = Outgoing(body, id, None, headers, priority, group, delay, at, ttl)
-        return await self._run(calls.send(queue, message))
+    async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> Sent:
+        """Store a message. When this returns, the message is on disk.
+
+        ``body`` is bytes, text, or anything JSON can hold, at most 1 MiB. The options, all of them optional:
+
+        - ``id``: the idempotency key, 1 to 200 printable characters. By default it is a new UUIDv7.
+        - ``headers``: texts by name, at most 64 KiB as JSON.
+        - ``priority``: a whole number, 0 by default. Messages with a higher one are delivered first.
+        - ``group``: 1 to 200 printable characters. Messages of one group are delivered one at a time, in order.
+        - ``delay``: seconds from now, at most 366 days, before which the message is not delivered.
+        - ``at``: the same as a time, in seconds since the epoch. Give ``delay`` or ``at``, not both.
+        - ``ttl``: seconds from now. A message that was not delivered by then expires.
+
+        The same ``id`` with the same content is stored once; a repeated send is answered with ``duplicate``. Raises
+        `IdConflict` for the same id with other content, `MessageTooLarge`, `QueueFull` or `StorageFull`; then nothing
+        was stored.
+        """
+        return await self.channel.run(calls.send(queue, Outgoing(body, **options)))
 
     async def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
-        """See `Client.send_many`."""
+        """Store many messages, in their order: `Outgoing` values, or bodies as for `send`.
+
+        They travel in requests of up to 250 messages, each stored as a whole or not at all. Where a request is refused,
+        its error is raised; the requests before it are stored, and some after it may be. For an endless source, use
+        `send_stream`.
+        """
         return [sent async for sent in self.send_stream(queue, messages)]
 
     async def send_stream(self, queue: str, messages: Iterable[object]) -> AsyncIterator[Sent]:
-        """See `Client.send_stream`."""
-        under_way: deque[Started[list[Sent]]] = deque()
+        """Store messages from a source of any length, in their order, as `send_many` does.
+
+        Yields each confirmation. Only a few requests are in memory at a time.
+        """
+        in_flight: deque[AsyncStarted[list[Sent]]] = deque()
         try:
             for batch in calls.send_batches(queue, messages):
-                under_way.append(await self._start(batch, under_way[-1].link if under_way else None))
-                # After a break all that is under way is repeated before anything new, so that the order is kept.
-                while len(under_way) == PIPELINED or (under_way and under_way[-1].replies is None):
-                    for sent in await self._finish(under_way.popleft()):
+                in_flight.append(await self.channel.start(batch, in_flight[-1].connection if in_flight else None))
+                # After a break, all that is in flight is repeated before anything new, so that the order is kept.
+                while len(in_flight) == PIPELINED or (in_flight and not in_flight[-1].was_sent):
+                    for sent in await self.channel.finish(in_flight.popleft()):
                         yield sent
-            while under_way:
-                for sent in await self._finish(under_way.popleft()):
+            while in_flight:
+                for sent in await self.channel.finish(in_flight.popleft()):
                     yield sent
         finally:
-            for started in under_way:
-                if started.replies is not None:
-                    started.link.forget(started.replies)
+            for started in in_flight:
+                started.forget()
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,138 +139,117 @@ class AsyncClient(AsyncAdmin):
         lease: float | None = None,
         bound: bool = False,
     ) -> list[AsyncMessage]:
-        """See `Client.receive`."""
-        return await self._run(
+        """Lease up to ``limit`` messages (1,000 at most). Wait up to ``wait`` seconds for the first.
+
+        A lease ends after ``lease`` seconds (30 by default), and a ``bound`` one also when the connection of this
+        client ends.
+        """
+        return await self.channel.run(
             calls.receive(queue, AsyncMessage, self, limit=limit, wait=wait, lease=lease, bound=bound)
         )
 
-    async def consume(
+    def consume(
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
     ) -> AsyncIterator[AsyncMessage]:
-        """See `Client.consume`."""
-        fetched: Prefetched[AsyncMessage] = Prefetched(lease, prefetch)
-        ahead: asyncio.Task[list[AsyncMessage]] | None = None
-        asked_at = 0.0
-        try:
-            idle_since = time.monotonic()
-            while True:
-                if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
-                    messages = await ahead
-                    ahead = None
-                    fetched.fill(messages, asked_at, self._generation)
-                await self._keep_alive(fetched)
-                if (message := fetched.next()) is not None:
-                    if ahead is None and (room := fetched.room()):
-                        # Asked for while the loop is busy, and waited for only when it is needed.
-                        asked_at = time.monotonic()
-                        ahead = asyncio.create_task(self.receive(queue, room, lease=lease, bound=True))
-                    yield message
-                    idle_since = time.monotonic()
-                    continue
-                if ahead is not None:
-                    continue
-                wait = POLL_SECONDS
-                if idle is not None:
-                    wait = min(wait, max(idle_since + idle - time.monotonic(), 0.0))
-                messages = await self.receive(queue, prefetch, wait, lease=lease, bound=True)
-                fetched.fill(messages, time.monotonic(), self._generation)
-                if not messages and idle is not None and time.monotonic() >= idle_since + idle:
-                    return
-        finally:
-            left = fetched.drain(self._generation)
-            if ahead is not None and not ahead.cancelled():  # with us; then its link gives back what comes
-                with suppress(EoqError):
-                    left.extend(message.receipt for message in await ahead)
-            await self._give_back(left)
+        """Yield messages under bound leases, without end, or until none came for ``idle`` seconds.
 
-    async def _keep_alive(self, fetched: Prefetched[AsyncMessage]) -> None:
-        receipts = fetched.to_extend(time.monotonic(), self._generation)
-        if receipts:
-            fetched.extended(time.monotonic(), await self._extend_all(receipts, fetched.lease))
+        Up to ``prefetch`` messages are fetched at a time. The leases of those that wait here (``lease`` seconds long,
+        30 by default) are extended when the consumer comes back for the next message. What is left when the iteration
+        ends is given back, and that does not count as an attempt.
+        """
+        from .aio_consume import consume
 
-    async def _extend_all(self, receipts: Sequence[str], seconds: float) -> set[str]:
-        """Extends leases; returns the receipts of those that have ended."""
-        replies = await self._exchange([calls.extend(receipt, seconds).fields for receipt in receipts])
-        return {receipt for receipt, reply in zip(receipts, replies, strict=True) if isinstance(reply, EoqError)}
-
-    async def _give_back(self, receipts: Sequence[str]) -> None:
-        if receipts and not self._closed:
-            # If it fails, the leases end with the connection, or by themselves.
-            with suppress(EoqError):
-                for portion in calls.portions(receipts):
-                    await self._run(calls.release(portion))
+        return consume(self.channel, self, queue, prefetch, lease, idle)
 
     async def work(
         self,
         queue: str,
-        handler: Callable[..., Awaitable[object]],
+        handler: AsyncWorkHandler,
         *,
         inbox: AsyncProcessor | None = None,
-        concurrency: int = 1,
-        prefetch: int = 0,
-        batch: int = 1,
-        lease: float | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 # it is the handler's, not the loop's
-        until_empty: bool = False,
-        idle: float | None = None,
         stop: asyncio.Event | None = None,
+        **options: Unpack[WorkKeywords],
     ) -> Summary:
-        """`Client.work` with ``await handler(message)``, or ``await handler(tx, message)`` with an ``inbox``.
+        """Handle the messages of ``queue`` until told to stop. Return how many ended how.
 
-        Up to ``concurrency`` handlers run as tasks. One whose ``timeout`` is over is cancelled, and its message
-        given back with an error that says so. If this call is cancelled itself, so are the handlers, and their
-        messages are delivered again. A handler must not block the loop: the leases could not be extended.
+        ``await handler(message)`` is called for each message; what it returns is the result that the ack stores. With
+        an ``inbox`` it is ``await handler(tx, message)``, called through `AsyncInbox.process`, so that each message
+        takes effect once. If the handler raises, the message is given back with the error's text; `Reject` makes it a
+        dead letter, and `Retry` says when to try again. Each is logged, and none ends the loop. A handler may also
+        settle its message itself (``await message.ack(result, send=[…])``); the loop then leaves the message alone.
+
+        The options, all of them optional:
+
+        - ``concurrency``: how many handlers run at once, 1 by default.
+        - ``prefetch``: how many more messages may wait here, 0 by default. While some wait, the loop goes on to the
+          next message without waiting for the ack of the last: up to 32 acks are in flight. Their messages come again
+          if this process or the daemon is killed meanwhile. An ack that a handler makes itself is waited for.
+        - ``batch``: with an inbox, how many waiting messages share one transaction (`AsyncInbox.process_many`) and one
+          ack, 1 by default. That ack is waited for.
+        - ``lease``: seconds, 30 by default. Leases are bound, and extended while their handlers run.
+        - ``timeout``: seconds for one run of a handler, or of a whole batch; none by default. Waiting for the inbox's
+          file does not count.
+        - ``until_empty``: whether to end when no message is ready and no handler runs, False by default.
+        - ``idle``: seconds. End when that has been so for so long.
+
+        Handlers of the blocking client run in threads, the first in the calling one. A thread cannot be killed: when
+        the ``timeout`` is over, its message is given back with an error that says so, and what the handler does later
+        does not count. But the handler goes on, and counts among ``concurrency``, until it ends. With an inbox its late
+        commit may still happen; the message then comes again and is found processed. Handlers of the asyncio client
+        run as tasks, which are cancelled when the ``timeout`` is over, and when this call is cancelled. They must not
+        block the event loop, since leases could not be extended.
+
+        SIGTERM and SIGINT (in the main thread) and ``stop`` end the loop cleanly: handlers that run are waited for, and
+        waiting messages are given back, which does not count as an attempt. A second signal does what it would do
+        without eoq.
+
+        Raises `Unavailable` if the daemon did not come back in time (unless the loop was ending already), or another
+        error of the daemon that no message caused, such as a full disk. The running handlers are waited for before.
         """
         from ..worker.aio import work
+        from ..worker.options import WorkOptions
 
-        return await work(
-            self,
-            queue,
-            handler,
-            inbox=inbox,
-            concurrency=concurrency,
-            prefetch=prefetch,
-            batch=batch,
-            lease=lease,
-            seconds=timeout,
-            idle=0.0 if until_empty and idle is None else idle,
-            stop=stop,
-        )
-
-    def _sibling(self) -> AsyncClient:
-        """A client with a connection of its own, as patient as this one."""
-        sibling = AsyncClient(self.path, timeout=self.timeout)
-        sibling._generation = self._generation
-        return sibling
+        return await work(self.channel, queue, handler, WorkOptions(**options), inbox, stop)
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────
 
     async def ack(self, message: Delivery | str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        """See `Client.ack`."""
-        await self._run(calls.ack(message, result, list(send)))
+        """Settle a message, or the one that a receipt names, as done.
+
+        The daemon stores its ``result`` and all messages of ``send`` in the same transaction: all or nothing. Raises
+        `LeaseLost` if the lease has ended; then nothing was changed.
+        """
+        await self.channel.run(calls.ack(message, result, list(send)))
 
     async def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None:
-        """See `Client.ack_many`."""
+        """Settle many messages as done, each with its result (or None), in one transaction: all or nothing.
+
+        Raises `LeaseLost` if one of the leases has ended.
+        """
         if acks:
-            await self._run(calls.settle(acks, ()))
+            await self.channel.run(calls.settle(acks, ()))
 
     async def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None:
-        """See `Client.nack`."""
-        await self._run(calls.nack(message, delay, error))
+        """Give a message back, or the one that a receipt names, to be delivered again after ``delay`` seconds.
+
+        Without a delay, the daemon waits a little longer after each attempt. ``error`` is kept with the message. Raises
+        `LeaseLost`.
+        """
+        await self.channel.run(calls.nack(message, delay, error))
 
     async def reject(self, message: Delivery | str, error: str | None = None) -> None:
-        """See `Client.reject`."""
-        await self._run(calls.reject(message, error))
+        """Make a message, or the one that a receipt names, a dead letter, kept with ``error``. Raises `LeaseLost`."""
+        await self.channel.run(calls.reject(message, error))
 
     async def extend(self, message: Delivery | str, seconds: float) -> None:
-        """See `Client.extend`."""
-        await self._run(calls.extend(message, seconds))
+        """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`."""
+        await self.channel.run(calls.extend(message, seconds))
 
     def transaction(self) -> AsyncTransaction:
-        """See `Client.transaction`; used with ``async with``."""
-        from .transaction import AsyncTransaction
+        """Return a transaction: acks and sends over any queues, committed when its ``async with`` block ends."""
+        from .aio_transaction import AsyncTransaction
 
-        return AsyncTransaction(self)
+        return AsyncTransaction(self.channel)
 
     # ── once ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -276,126 +262,36 @@ class AsyncClient(AsyncAdmin):
         fingerprint: str | None = None,
         wait: float | None = None,
     ) -> bytes:
-        """See `Client.once`; ``function`` is awaited."""
-        from .once import once_async
+        """Run ``await function()`` unless ``key`` is done. Return its result as bytes, now or from the first time.
 
-        return await once_async(self, key, function, ttl=ttl, fingerprint=fingerprint, wait=wait)
+        Of several callers at once the first runs, and the others wait for it, at most ``wait`` seconds; then they get
+        `Overloaded`. By default they wait without end. If the function raises, or its process dies, the key is open
+        again. The result is kept for ``ttl`` seconds, by default for ever. A ``fingerprint`` (1 to 200 characters) says
+        what the key stands for: `IdConflict` is raised where the key was used with another one.
 
-    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────
+        The result is stored once. The function runs again if its process is killed before that, so its effects
+        elsewhere must be idempotent under the same key. Raises `LeaseLost` where this caller was cut off from the
+        daemon for so long that another one has run meanwhile, and `MessageTooLarge` for a result of more than 8 MiB,
+        which is not kept although the key is done.
+        """
+        from .aio_once import once
+
+        return await once(self.channel, key, function, ttl=ttl, fingerprint=fingerprint, wait=wait)
+
+    # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def result(self, queue: str, id: str, wait: float = 0.0) -> Result | None:
-        """See `Client.result`."""
+        """Return how a message ended. Wait up to ``wait`` seconds for that.
+
+        Return None while it has not ended, and where the daemon does not know the message.
+        """
         deadline = time.monotonic() + wait
         while True:
             left = max(0.0, deadline - time.monotonic())
-            found = await self._run(calls.result(queue, id, min(left, POLL_SECONDS)))
+            found = await self.channel.run(calls.result(queue, id, min(left, POLL_SECONDS)))
             if found is not None or left <= POLL_SECONDS:
                 return found
 
     async def ask(self, op: str, **fields: Any) -> Fields:
-        """See `Client.ask`."""
-        return await self._run(calls.look(op, **fields))
-
-    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _run(self, call: Call[T]) -> T:
-        reply = (await self._exchange([call.fields], call.wait))[0]
-        if isinstance(reply, EoqError):
-            raise reply
-        return call.read(reply)
-
-    async def _exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
-        """The reply to each request; repeats them all if the connection breaks, until ``timeout`` is over."""
-        started = time.monotonic()
-        while True:
-            link = await self._linked(started + self.timeout)
-            left = 0.0
-            if wait:
-                left = max(0.0, started + wait - time.monotonic())
-                requests = calls.shortened(requests, left)
-            try:
-                return await link.finish(await link.start(requests, self.timeout), left + self.timeout)
-            except ConnectionLost as dropped:
-                self._unlink(link, "it broke")
-                if self._closed or isinstance(dropped, NotADaemon) or time.monotonic() > started + wait + self.timeout:
-                    raise self._unavailable(str(dropped)) from dropped
-            except TimeoutError as error:
-                raise self._unanswered(link, left + self.timeout) from error
-
-    def _tell(self, call: Call[None]) -> None:
-        """Sends a request whose outcome does not matter any more, if there is a connection."""
-        if self._link is not None:
-            self._link.tell(call.fields)
-
-    async def _start(self, call: Call[T], link: AsyncConnection | None) -> Started[T]:
-        """Sends a request whose reply `_finish` waits for, over ``link`` or, without one, over the live one."""
-        link = await self._linked(time.monotonic() + self.timeout) if link is None else link
-        try:
-            return Started(call, link, await link.start([call.fields], self.timeout))
-        except (ConnectionLost, TimeoutError):
-            return Started(call, link, None)
-
-    async def _finish(self, started: Started[T]) -> T:
-        """The outcome of a request that was started; repeats it if the connection broke."""
-        if started.replies is not None:
-            seconds = started.call.wait + self.timeout
-            try:
-                reply = (await started.link.finish(started.replies, seconds))[0]
-            except TimeoutError as error:
-                raise self._unanswered(started.link, seconds) from error
-            except ConnectionLost:
-                pass
-            else:
-                if isinstance(reply, EoqError):
-                    raise reply
-                return started.call.read(reply)
-        self._unlink(started.link, "a request could not be sent")
-        return await self._run(started.call)
-
-    def _unanswered(self, link: AsyncConnection, seconds: float) -> Unavailable:
-        """Gives up a connection. Its leases would be held for nobody; the daemon takes them back with it."""
-        self._unlink(link, "a request was not answered in time")
-        return self._unavailable(f"no answer within {seconds:g} s")
-
-    async def _linked(self, deadline: float) -> AsyncConnection:
-        """The live connection, or a new one. A daemon that was there before may come back until ``deadline``."""
-        pause = RECONNECT_SECONDS
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise InvalidRequest("an asyncio client works in the event loop that it began in; make another one here")
-        self._loop = loop
-        while True:
-            async with self._linking:
-                if self._closed:
-                    raise self._unavailable("this client is closed")
-                if self._link is not None:
-                    return self._link
-                try:
-                    _, link = await loop.create_unix_connection(AsyncConnection, str(self.path))
-                    if self._closed:  # meanwhile
-                        link.close()
-                        continue
-                    self._link = link
-                except PermissionError as error:
-                    raise Forbidden(
-                        f"the socket {self.path} belongs to another user; use your own daemon, or ask its owner"
-                    ) from error
-                except OSError as error:
-                    if self._generation == 0 or time.monotonic() > deadline:
-                        raise self._unavailable(error.strerror or str(error)) from error
-                else:
-                    self._generation += 1
-                    return self._link
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
-
-    def _unlink(self, link: AsyncConnection, reason: str) -> None:
-        if self._link is link:
-            self._link = None
-        link.close(reason)
-
-    def _unavailable(self, why: str) -> Unavailable:
-        return Unavailable(
-            f"cannot reach the daemon on {self.path} ({why}); start one with `eoq start`, "
-            "or name another socket with --socket or EOQ_SOCKET"
-        )
+        """Send a request of PROTOCOL.md that changes nothing (``status``, ``queues``, ``peek``, ``show``)."""
+        return await self.channel.run(calls.query(op, **fields))

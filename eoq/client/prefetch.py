@@ -1,7 +1,7 @@
-"""Messages fetched ahead of their handling, and their leases: shared by both clients, no socket, no clock.
+"""Messages that a consumer has fetched ahead, and their leases. Shared by both clients; no socket, no clock.
 
-A message is handed out only while its lease surely holds: one that has waited for half of its lease is extended
-first, and one whose lease is gone is dropped here, since the daemon delivers it again.
+A message is yielded only while its lease surely lasts. One that has waited for half of its lease is extended first, and
+one whose lease has ended is dropped, since the daemon delivers it again.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ class Prefetched(Generic[M]):
         return len(self._messages)
 
     def fill(self, messages: Iterable[M], asked_at: float, generation: int) -> None:
-        """Takes what was received over the connection number ``generation``; the leases run since ``asked_at``."""
-        self._drop_of_another(generation)
+        """Add messages received over the connection of this ``generation``. Their leases run since ``asked_at``."""
+        self._drop_other_generations(generation)
         self._renewed = min(self._renewed, asked_at) if self._messages else asked_at
         self._messages.extend(messages)
 
     def is_old(self, since: float, now: float) -> bool:
-        """Whether leases that run ``since`` then are to be extended now."""
+        """Return whether leases that run since ``since`` are to be extended now."""
         return now >= since + self.lease / 2
 
     def next(self) -> M | None:
-        """The next message; None where none is left."""
+        """Return the next message, or None where none is left."""
         return self._messages.popleft() if self._messages else None
 
     def room(self) -> int:
-        """How many more to ask for: none until half of them are gone, so that requests stay few and large."""
-        room = self._most - len(self._messages) - 1  # the one in hand counts
+        """Return how many messages to ask for: none until half of them are used, so that requests are few and large."""
+        room = self._most - len(self._messages)
         return room if room >= max(1, self._most // 2) else 0
 
     def to_extend(self, now: float, generation: int) -> list[str]:
-        """The receipts to extend before the next message is handed out."""
-        self._drop_of_another(generation)
+        """Return the receipts to extend before the next message is yielded."""
+        self._drop_other_generations(generation)
         return [message.receipt for message in self._messages] if self.is_old(self._renewed, now) else []
 
     def extended(self, now: float, lost: set[str]) -> None:
-        """Keeps what could be extended."""
+        """Note that the leases were extended, except those of the receipts ``lost``."""
         self._messages = deque(message for message in self._messages if message.receipt not in lost)
         self._renewed = now
 
     def drain(self, generation: int) -> list[str]:
-        """Forgets all messages; returns the receipts of those that can be given back."""
-        self._drop_of_another(generation)
+        """Forget all messages. Return the receipts of those that can be given back."""
+        self._drop_other_generations(generation)
         receipts = [message.receipt for message in self._messages]
         self._messages.clear()
         return receipts
 
-    def _drop_of_another(self, generation: int) -> None:
-        """Bound leases end with the connection they came over."""
+    def _drop_other_generations(self, generation: int) -> None:
+        """Drop the messages of an earlier connection: bound leases end with their connection."""
         if generation != self._generation:
             self._messages.clear()
             self._generation = generation

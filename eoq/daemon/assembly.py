@@ -36,7 +36,7 @@ from .services.relays import Relays
 from .services.retention import Retention
 from .services.scheduler import Scheduler
 from .services.spool_folder import SpoolFolder
-from .services.spool_reader import SpoolReader, read_spool
+from .services.spool_reader import SpoolReader
 from .services.status import StatusService
 from .services.topics import Topics
 from .store.commands import ListBindings
@@ -151,7 +151,7 @@ class Daemon:
         self._relays.follow(Config(), config)
         self._run(self._reloader.run())
         if self._spool is not None:
-            self._run(read_spool(self._spool, self._settings.socket))
+            self._run(self._spool.run_over(self._settings.socket))
 
     async def stop(self, *, drain: bool) -> None:
         """Answer all requests that were read, and close all connections.

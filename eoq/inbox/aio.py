@@ -1,7 +1,7 @@
-"""The asyncio inbox over aiosqlite: the twin of ``inbox.py``, on the same tables and the same ``processed.py``.
+"""The asyncio inbox over aiosqlite: the twin of ``blocking.py``, with the same tables and the same ``tables.py``.
 
-What is not the application's handler runs as one call on the connection's thread each time (a begin with its
-search, a record with its commit), since each call is a hop to that thread and back.
+Each call to aiosqlite's thread costs a hop there and back. So all work between two awaits of the handler is one call:
+begin and search, or store and commit.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from itertools import chain
 from typing import TypeAlias, TypeVar
 
 import aiosqlite
 
-from .. import outcomes as verdicts
+from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
-from ..outcomes import Retry, error_text
-from ..protocol.calls import portions
+from ..system import aio_sqlite
 from ..system.sqlite import BUSY_SECONDS, DURABLE
+from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .pruning import KEEP_SECONDS, Pruning
 from .tables import Processed
 
@@ -34,27 +33,27 @@ AsyncHandler: TypeAlias = Callable[[aiosqlite.Connection, AsyncMessage], Awaitab
 """Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
 
 
-class _Turn:
-    """One transaction of an inbox, known to the task that runs in it and to those that this one starts."""
+class _OpenTransaction:
+    """A transaction of an inbox, visible to the task that runs it and to the tasks which that task starts."""
 
     def __init__(self, inbox: AsyncInbox) -> None:
         self.inbox = inbox
-        self.over = False
+        self.ended = False
 
 
-_turns: ContextVar[tuple[_Turn, ...]] = ContextVar("eoq_turns", default=())
+_transactions: ContextVar[tuple[_OpenTransaction, ...]] = ContextVar("eoq_transactions", default=())
 
 
 class AsyncInbox:
     """The asyncio twin of `Inbox`. Use it with ``async with``, or `close` it.
 
-    ``database`` is the path of the application's file, which is opened at the first use and closed here, or an open
-    `aiosqlite.Connection`, which stays the application's. Such a connection must be the inbox's alone while a
-    message is processed: what another task does on it meanwhile becomes part of the message's transaction.
-    ``keep`` is that of `Inbox`.
+    ``database`` is the path of the application's file, which the inbox opens at the first use and closes, or an open
+    `aiosqlite.Connection`, which remains the application's. Such a connection must be the inbox's alone while a message
+    is processed: what another task does on it meanwhile becomes part of the message's transaction. ``keep`` and
+    ``clock`` are those of `Inbox`.
 
     Tasks may share an inbox; its transactions run one after the other. A task that is cancelled while it processes
-    rolls back before it ends; its message comes again when its lease ends.
+    a message rolls back before it ends. The message is delivered again when its lease ends.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class AsyncInbox:
         keep: float = KEEP_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._forgetting = Pruning(keep)
+        self._pruning = Pruning(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
         self._database = database
@@ -74,34 +73,34 @@ class AsyncInbox:
 
     async def __aenter__(self) -> AsyncInbox:
         async with self._lock:
-            await self._opened()
+            await self._ensure_open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the file, if it was opened here; waits for a transaction under way."""
+        """Wait for the open transaction, and close the file, if the inbox has opened it."""
         async with self._lock:
             if self._owned and self._processed is not None and not self._closed:
-                await _to_its_end(self._connection.close())
+                await _complete(self._connection.close())
             self._closed = True
 
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
     async def process(self, message: AsyncMessage, handler: AsyncHandler) -> bytes | None:
-        """See `Inbox.process`; the handler is awaited."""
+        """Apply a message once, and ack it. The handler is awaited. See `Inbox.process`."""
         try:
             async with self._transaction([message]) as processed:
-                if processed.known(message):
+                if processed.was_processed(message):
                     result = processed.result(message)
                 else:
 
-                    def ready() -> None:
+                    def prepare() -> None:
                         processed.refuse_late(message)
-                        processed.mark()
+                        processed.savepoint()
 
-                    await self._run(ready)
+                    await self._run(prepare)
                     returned = await handler(self._connection, message)
                     result = await self._run(partial(processed.accept, message, returned))
         except Exception as error:
@@ -113,74 +112,71 @@ class AsyncInbox:
     async def process_many(
         self, messages: Iterable[AsyncMessage], handler: AsyncHandler
     ) -> list[bytes | Exception | None]:
-        """See `Inbox.process_many`; the handler is awaited for one message after the other."""
+        """Apply many messages in one transaction. The handlers run one after the other. See `Inbox.process_many`."""
         batch = list(messages)
-        outcomes: list[bytes | Exception | None] = []
+        results: Results = []
         try:
             async with self._transaction(batch) as processed:
                 for message in batch:
-                    if processed.known(message):
-                        outcomes.append(processed.result(message))
+                    if processed.was_processed(message):
+                        results.append(processed.result(message))
                     else:
-                        outcomes.append(await self._apply_alone(processed, message, handler))
+                        results.append(await self._apply_alone(processed, message, handler))
         except Exception as error:
-            for index, message in enumerate(batch):
-                # What a handler says (`Reject`, say) it says of its own message alone.
-                await _give_back(message, error if index == len(outcomes) else Retry(reason=error_text(error)))
+            for message, reason in undone(batch, results, error):
+                await _give_back(message, reason)
             raise
-        acks: list[tuple[AsyncMessage, bytes | None]] = []
-        for message, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                await _give_back(message, outcome)
-            else:
-                acks.append((message, outcome))
+        acks, failed = split(batch, results)
+        for message, reason in failed:
+            await _give_back(message, reason)
         await _ack_all(acks)
-        return outcomes
+        return results
 
     async def _apply_alone(
         self, processed: Processed, message: AsyncMessage, handler: AsyncHandler
     ) -> bytes | Exception | None:
-        await self._run(processed.mark)
+        await self._run(processed.savepoint)
         try:
             if processed.is_old(message):
                 await self._run(partial(processed.refuse_late, message))
             returned = await handler(self._connection, message)
             return await self._run(partial(processed.accept, message, returned))
-        except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's outcome
-            await self._run(partial(processed.back_to_mark, error))
+        except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's result
+            await self._run(partial(processed.rollback_to_savepoint, error))
             return error
 
-    # ── looking and forgetting ──────────────────────────────────────────────────────────────────────────
+    # ── queries and pruning ─────────────────────────────────────────────────────────────────────────────
 
     async def seen(self, queue: str, id: str) -> bool:
-        """See `Inbox.seen`."""
-        # Without the lock, so that a handler may ask: ids are recorded and committed in one call.
+        """Return whether this message was processed, and its id is not pruned."""
+        # Without the lock, so that a handler may call it. Ids are stored and committed in one call on the thread, so
+        # that no id is found before its commit.
         processed = self._processed
         if processed is None or self._closed:
             async with self._lock:
-                processed = await self._opened()
+                processed = await self._ensure_open()
         return await self._run(partial(processed.seen, queue, id))
 
     async def prune(self) -> int:
-        """See `Inbox.prune`. Other tasks' messages are processed between its steps."""
-        async with self._locked() as processed:
+        """Delete all ids that can be deleted. Between the steps other tasks process messages. See `Inbox.prune`."""
+        async with self._exclusive() as processed:
             await self._run(processed.refuse_open_transaction)
-            queues = await self._run(processed.forgettable)
+            queues = await self._run(processed.queues)
         count = 0
         for queue in queues:
             after: int | None = None
             while True:
-                async with self._locked() as processed:
-                    forgotten, after = await self._run(partial(processed.forget, queue, after))
-                count += forgotten
+                async with self._exclusive() as processed:
+                    deleted, after = await self._run(partial(_prune_alone, processed, queue, after))
+                count += deleted
                 if after is None:
                     break
         return count
 
     # ── the connection and its thread ───────────────────────────────────────────────────────────────────
 
-    async def _opened(self) -> Processed:
-        """Opens what is not open yet. Called with the lock held."""
+    async def _ensure_open(self) -> Processed:
+        """Open what is not open yet. The caller has the lock."""
         if self._closed:
             raise InvalidRequest("this inbox is closed; make a new one")
         if self._processed is None:
@@ -191,83 +187,79 @@ class AsyncInbox:
         return self._processed
 
     async def _open(self, path: str | os.PathLike[str]) -> Processed:
-        # Two threads use it, never at once.
-        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = aiosqlite.connect(os.fspath(path), timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            database.execute(DURABLE)
-        except BaseException:
-            database.close()
-            raise
-        connection = aiosqlite.Connection(lambda: database, 64)
-        try:
-            await _to_its_end(connection)
+            await _complete(connection)
             processed = await self._prepare(connection)
         except BaseException:
-            await _to_its_end(connection.close())
+            await _complete(connection.close())
             raise
         self._database = connection
         return processed
 
     async def _prepare(self, connection: aiosqlite.Connection) -> Processed:
-        def prepare() -> Processed:
-            database: sqlite3.Connection = connection._conn  # aiosqlite gives it no other name
-            processed = Processed(database, self._forgetting, self._clock, owned=self._owned)
+        def prepare(database: sqlite3.Connection) -> Processed:
+            if self._owned:
+                database.execute(DURABLE)
+            processed = Processed(database, self._pruning, self._clock, owned=self._owned)
             processed.create()
             return processed
 
         try:
-            return await _call(connection, prepare)
+            return await aio_sqlite.run(connection, prepare)
         except ValueError as error:
             raise InvalidRequest("the aiosqlite connection is not open: await it, or use `async with`") from error
 
     @property
     def _connection(self) -> aiosqlite.Connection:
-        assert isinstance(self._database, aiosqlite.Connection)  # noqa: S101 # it is, once it is opened
+        assert isinstance(self._database, aiosqlite.Connection)  # noqa: S101 # it is, once it is open
         return self._database
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await _call(self._connection, function)
+        """Run a function of `Processed` on the connection's thread, after those that were passed before."""
+        return await aio_sqlite.run(self._connection, lambda _database: function())
 
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[Processed]:
-        if any(turn.inbox is self and not turn.over for turn in _turns.get()):
+    async def _exclusive(self) -> AsyncIterator[Processed]:
+        if any(open.inbox is self and not open.ended for open in _transactions.get()):
             raise InvalidRequest("a handler is inside the inbox's transaction already; process other messages after it")
         async with self._lock:
-            turn = _Turn(self)
-            before = _turns.set((*_turns.get(), turn))
+            transaction = _OpenTransaction(self)
+            before = _transactions.set((*_transactions.get(), transaction))
             try:
-                yield await self._opened()
+                yield await self._ensure_open()
             finally:
-                turn.over = True
-                _turns.reset(before)
+                transaction.ended = True
+                _transactions.reset(before)
 
     @asynccontextmanager
     async def _transaction(self, messages: Sequence[AsyncMessage]) -> AsyncIterator[Processed]:
-        async with self._locked() as processed:
+        async with self._exclusive() as processed:
             begun = asyncio.ensure_future(self._run(partial(processed.begin, messages)))
             try:
-                # Begun or refused, also if we are cancelled now: what was refused is not ours to undo.
-                await _to_its_end(begun)
+                # Even if this task is cancelled now, it has to know: a transaction that did not begin is not to be
+                # rolled back, since one of the application's may be open.
+                await _complete(begun)
             except asyncio.CancelledError:
                 if begun.exception() is None:
-                    await _to_its_end(self._run(processed.undo))
+                    await _complete(self._run(processed.rollback))
                 raise
             try:
                 yield processed
                 await self._run(processed.finish)
             except BaseException:
-                # It waits in line behind whatever the thread still does for a task that was cancelled.
-                await _to_its_end(self._run(processed.undo))
+                # If this task was cancelled, the thread may still run its last call. The rollback follows that call.
+                await _complete(self._run(processed.rollback))
                 raise
 
 
-async def _call(connection: aiosqlite.Connection, function: Callable[[], T]) -> T:
-    """Runs a function on the connection's thread, which runs them in their order, one at a time."""
-    return await connection._execute(function)  # type: ignore[no-any-return,no-untyped-call] # aiosqlite leaves it untyped
+def _prune_alone(processed: Processed, queue: str, after: int | None) -> tuple[int, int | None]:
+    with processed.transaction():
+        return processed.prune(queue, after)
 
 
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """Waits for ``work`` even if this task is cancelled meanwhile; then raises the cancellation."""
+async def _complete(work: Awaitable[T]) -> T:
+    """Wait for the end of ``work``, even if this task is cancelled meanwhile. Then raise the cancellation."""
     future = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -281,21 +273,17 @@ async def _to_its_end(work: Awaitable[T]) -> T:
 
 
 async def _give_back(message: AsyncMessage, error: Exception) -> None:
-    """Rejects or nacks a message, as what its handler raised says."""
+    """Reject or nack a message, as the error of its handler says. If that fails, add a note to the error."""
     try:
-        await verdicts.give_back_async(message, error)
+        await outcomes.give_back_async(message, error)
     except EoqError as failure:
-        # The lease ends by itself; what the handler raised is the news.
-        error.add_note(f"eoq: the message {message.id!r} could not be given back: {failure}")
+        note_not_given_back(error, message, failure)
 
 
 async def _ack_all(acks: Sequence[tuple[AsyncMessage, bytes | None]]) -> None:
-    """Acks together where the client can; one by one where a lease was lost, so that it stops no other."""
+    """Ack messages together. Where a lease was lost, ack one by one, so that the others are acked all the same."""
     lost: LeaseLost | None = None
-    by_settler: dict[int, list[tuple[AsyncMessage, bytes | None]]] = {}
-    for message, result in acks:
-        by_settler.setdefault(id(message.settler), []).append((message, result))
-    for group in chain.from_iterable(portions(acks) for acks in by_settler.values()):
+    for group in ack_groups(acks):
         try:
             await group[0][0].settler.ack_many(group)
         except (LeaseLost, MessageTooLarge):

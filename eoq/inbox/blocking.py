@@ -1,9 +1,9 @@
 """The inbox: a message's processed id, its result and its handler's writes in one transaction of the
 application's own SQLite file (G5).
 
-The idempotent consumer: on arrival ask whether this id was processed. If so, give the stored result and run
-nothing; if not, run the handler, and commit its writes together with the id and the result. The tables and the
-transaction are in ``processed.py``; this is the waiting: for the file, for the handler, for the daemon.
+This is the idempotent consumer. When a message is delivered, the inbox searches its id among the processed ones. If it
+is there, no handler runs and the stored result is returned. If not, the handler runs, and its writes are committed
+together with the id and the result. The transaction is in ``tables.py``. This file calls the handler, and acks.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from .. import outcomes as verdicts
+from .. import outcomes
 from ..errors import EoqError, LeaseLost, MessageTooLarge
 from ..message import Message
-from ..outcomes import Retry, error_text
-from ..protocol.calls import portions
 from ..system.sqlite import BUSY_SECONDS, DURABLE
+from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .pruning import KEEP_SECONDS, Pruning
 from .tables import Processed
 
@@ -31,22 +28,22 @@ Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 
 
 class Inbox:
-    """Processed messages of one SQLite file.
+    """The processed messages of one SQLite file.
 
-    ``database`` is the path of the application's file, which is then opened and closed here, or an open
-    connection, which stays the application's. An inbox of a path may be shared by threads; its transactions run one
-    after the other, as SQLite would have it anyway. For a connection that only a library's transactions can reach
-    (SQLAlchemy, Django) there is `GuestInbox`.
+    ``database`` is the path of the application's file, which the inbox opens and closes, or an open connection, which
+    remains the application's. Threads may share an inbox of a path. Its transactions run one after the other, since
+    SQLite has one writer at a time. For a connection that only a library's transactions can reach (SQLAlchemy, Django)
+    use `GuestInbox`.
 
-    ``keep`` is how many seconds a processed id is kept at least: one day. It should be longer than the age of any
-    backup that the daemon's file may be restored from. Ids older than that are forgotten on the way, a few with
-    every hundred messages, once the daemon's watermark has passed them: ``forgetting.py`` says why that is safe.
-    ``clock`` gives seconds since the epoch.
+    ``keep`` is how many seconds a processed id is kept at least; the default is one day. It should be longer than the
+    age of any backup that the daemon's file may be restored from. Older ids are pruned automatically, a few with every
+    hundred messages, once the daemon's watermark has passed them. ``pruning.py`` proves that this is safe. ``clock``
+    returns seconds since the epoch.
 
-    A handler gets the connection inside a transaction. It may use savepoints; it cannot commit or roll back:
-    trying raises `sqlite3.DatabaseError` ("not authorized"), and the message is given back like after any other
-    exception. On a connection of the application's this takes the connection's authorizer during a transaction, and
-    raises its ``synchronous`` where that is lower, so that what is acked is on disk.
+    A handler gets the connection inside a transaction. It may use savepoints, but it cannot commit or roll back. If it
+    tries, `sqlite3.DatabaseError` ("not authorized") is raised, and the message is given back like after any other
+    exception. On a connection of the application, the inbox sets the connection's authorizer for the transaction, and
+    raises its ``synchronous`` if that is lower, so that what is acked is on disk.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Inbox:
         keep: float = KEEP_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        forgetting = Pruning(keep)
+        pruning = Pruning(keep)
         self._lock = threading.RLock()
         self._owned = not isinstance(database, sqlite3.Connection)
         self._database = (
@@ -67,7 +64,7 @@ class Inbox:
         try:
             if self._owned:
                 self._database.execute(DURABLE)
-            self._processed = Processed(self._database, forgetting, clock, owned=self._owned)
+            self._processed = Processed(self._database, pruning, clock, owned=self._owned)
             self._processed.create()
         except BaseException:
             self.close()
@@ -80,27 +77,29 @@ class Inbox:
         self.close()
 
     def close(self) -> None:
-        """Closes the file, if it was opened here."""
+        """Close the file, if the inbox has opened it."""
         if self._owned:
             self._database.close()
 
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
     def process(self, message: Message, handler: Handler) -> bytes | None:
-        """Applies a message once, and acks it. Returns the handler's result as bytes, now or from the first time.
+        """Apply a message once, and ack it. Return the handler's result as bytes, from now or from the first time.
 
         If the handler raises, its writes are rolled back, the message is given back with the error's text (or as
-        `Reject` and `Retry` say), and the exception goes on to the caller. Raises `LeaseLost` if the lease ended
-        before the ack: the effect is in place, the message comes again, and is then only acked. It raises that too,
-        and runs nothing, for a delivery that has waited for longer than ``keep``, and whose id may be forgotten by now.
+        `Reject` and `Retry` say), and the exception reaches the caller.
+
+        Raise `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
+        again, and is then only acked. Raise `LeaseLost`, and run no handler, if the delivery is older than ``keep``
+        and its id may have been pruned.
         """
         try:
-            with self._transaction([message]) as processed:
-                if processed.known(message):
+            with self._lock, self._processed.transaction([message]) as processed:
+                if processed.was_processed(message):
                     result = processed.result(message)
                 else:
                     processed.refuse_late(message)
-                    processed.mark()
+                    processed.savepoint()
                     result = processed.accept(message, handler(self._database, message))
         except Exception as error:
             give_back(message, error)
@@ -109,99 +108,83 @@ class Inbox:
         return result
 
     def process_many(self, messages: Iterable[Message], handler: Handler) -> list[bytes | Exception | None]:
-        """Applies many messages in one transaction, each in a savepoint of its own, and acks them together.
+        """Apply many messages in one transaction, each in a savepoint of its own, and ack them together.
 
-        A message whose handler raises undoes only itself and is given back; in its place stands the exception.
-        For the others stands what `process` would return. Raises `LeaseLost` if some leases ended before the
-        acks; the others are acked nevertheless.
+        Return a list with one entry for each message: what `process` would return, or the exception that its handler
+        raised. A message whose handler raises undoes only its own writes, and is given back.
+
+        Raise `LeaseLost` if some leases ended before the acks; the other messages are acked all the same. If the whole
+        transaction is rolled back, raise the error, and give all messages back.
         """
         batch = list(messages)
-        outcomes: list[bytes | Exception | None] = []
+        results: Results = []
         try:
-            with self._transaction(batch) as processed:
+            with self._lock, self._processed.transaction(batch) as processed:
                 for message in batch:
-                    if processed.known(message):
-                        outcomes.append(processed.result(message))
+                    if processed.was_processed(message):
+                        results.append(processed.result(message))
                     else:
-                        outcomes.append(self._apply_alone(processed, message, handler))
+                        results.append(self._apply_alone(processed, message, handler))
         except Exception as error:
-            for index, message in enumerate(batch):
-                # What a handler says (`Reject`, say) it says of its own message alone.
-                give_back(message, error if index == len(outcomes) else Retry(reason=error_text(error)))
+            for message, reason in undone(batch, results, error):
+                give_back(message, reason)
             raise
-        acks: list[tuple[Message, bytes | None]] = []
-        for message, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                give_back(message, outcome)
-            else:
-                acks.append((message, outcome))
+        acks, failed = split(batch, results)
+        for message, reason in failed:
+            give_back(message, reason)
         _ack_all(acks)
-        return outcomes
+        return results
 
     def _apply_alone(self, processed: Processed, message: Message, handler: Handler) -> bytes | Exception | None:
-        processed.mark()
+        processed.savepoint()
         try:
             processed.refuse_late(message)
             return processed.accept(message, handler(self._database, message))
-        except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's outcome
-            processed.back_to_mark(error)
+        except Exception as error:  # noqa: BLE001 # whatever the handler raised is this message's result
+            processed.rollback_to_savepoint(error)
             return error
 
-    # ── looking and forgetting ──────────────────────────────────────────────────────────────────────────
+    # ── queries and pruning ─────────────────────────────────────────────────────────────────────────────
 
     def seen(self, queue: str, id: str) -> bool:
-        """Whether this message was processed, and is not forgotten."""
+        """Return whether this message was processed, and its id is not pruned."""
         with self._lock:
             return self._processed.seen(queue, id)
 
     def prune(self) -> int:
-        """Forgets all ids that can be forgotten; returns how many they were.
+        """Delete all ids that can be deleted. Return how many were deleted.
 
-        An inbox that processes messages does that by itself. This is for a cron job of an application that has
-        processed its last, or after ``keep`` was made shorter. It goes by the watermarks that the last deliveries
-        brought, in transactions of a few rows each.
+        An inbox that processes messages prunes by itself. Call this from a cron job of an application that processes
+        no more messages, or after ``keep`` was made shorter. It uses the watermarks of the last deliveries, and makes
+        transactions of a few rows each.
         """
         with self._lock:
             self._processed.refuse_open_transaction()
-            return sum(self._prune(queue) for queue in self._processed.forgettable())
+            return sum(self._prune(queue) for queue in self._processed.queues())
 
     def _prune(self, queue: str) -> int:
         count = 0
         after: int | None = None
         while True:
-            forgotten, after = self._processed.forget(queue, after)
-            count += forgotten
+            with self._processed.transaction() as processed:
+                deleted, after = processed.prune(queue, after)
+            count += deleted
             if after is None:
                 return count
 
-    @contextmanager
-    def _transaction(self, messages: Sequence[Message]) -> Iterator[Processed]:
-        with self._lock:
-            self._processed.begin(messages)
-            try:
-                yield self._processed
-                self._processed.finish()
-            except BaseException:
-                self._processed.undo()
-                raise
-
 
 def give_back(message: Message, error: Exception) -> None:
-    """Rejects or nacks a message, as what its handler raised says."""
+    """Reject or nack a message, as the error of its handler says. If that fails, add a note to the error."""
     try:
-        verdicts.give_back(message, error)
+        outcomes.give_back(message, error)
     except EoqError as failure:
-        # The lease ends by itself; what the handler raised is the news.
-        error.add_note(f"eoq: the message {message.id!r} could not be given back: {failure}")
+        note_not_given_back(error, message, failure)
 
 
 def _ack_all(acks: Sequence[tuple[Message, bytes | None]]) -> None:
-    """Acks together where the client can; one by one where a lease was lost, so that it stops no other."""
+    """Ack messages together. Where a lease was lost, ack one by one, so that the others are acked all the same."""
     lost: LeaseLost | None = None
-    by_settler: dict[int, list[tuple[Message, bytes | None]]] = {}
-    for message, result in acks:
-        by_settler.setdefault(id(message.settler), []).append((message, result))
-    for group in chain.from_iterable(portions(acks) for acks in by_settler.values()):
+    for group in ack_groups(acks):
         try:
             group[0][0].settler.ack_many(group)
         except (LeaseLost, MessageTooLarge):

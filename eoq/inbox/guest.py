@@ -1,9 +1,9 @@
-"""The inbox as a guest: inside transactions that another library begins and commits, like SQLAlchemy's sessions.
+"""The guest inbox: works inside transactions that another library begins and commits, like SQLAlchemy's sessions.
 
     inbox = eoq.GuestInbox(Session.begin, lambda session: session.connection().connection.driver_connection)
     inbox.process(message, book)        # book(session, message)
 
-The library's ``with`` block is entered and left in here, so the ack can only come after its commit.
+The inbox itself enters and leaves the library's ``with`` block, so that it acks only after the library's commit.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 
 class GuestInbox(Generic[T]):
-    """`Inbox` in a transaction of the application's own library.
+    """`Inbox` inside a transaction of the application's own library.
 
-    ``begin`` gives a context manager that begins a transaction, commits it at its end, and rolls it back after an
+    ``begin`` returns a context manager that begins a transaction, commits it at its end, and rolls it back after an
     exception: ``sessionmaker(engine).begin`` of SQLAlchemy, ``partial(transaction.atomic, durable=True)`` of Django.
-    It has to be the outermost one, since the message is acked at its end. What it yields is handed to the handler
-    in place of a connection. ``connection`` finds the `sqlite3.Connection` of the transaction, given what ``begin``
-    yielded. ``keep`` and ``clock`` are those of `Inbox`.
+    It has to be the outermost transaction, since the message is acked after it. The handler gets what the context
+    manager yields, in place of a connection. ``connection`` takes the same and returns the `sqlite3.Connection` of the
+    transaction. ``keep`` and ``clock`` are those of `Inbox`.
 
-    A handler that tries to commit or roll back is refused, its writes are undone, and its message is given back. It
-    may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: undoing one of
-    several is the library's business.
+    If a handler tries to commit or roll back, that is refused, its writes are undone, and its message is given back. It
+    may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is no
+    ``process_many``, since the library would not know of savepoints that the inbox rolls back.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class GuestInbox(Generic[T]):
     ) -> None:
         self._begin = begin
         self._connection_of = connection
-        self._forgetting = Pruning(keep)
+        self._pruning = Pruning(keep)
         self._clock = clock
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
-        """See `Inbox.process`: one transaction of the library's, and after its commit the ack."""
+        """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`."""
         try:
             with self._begin() as transaction, self._joined(transaction, [message]) as processed:
-                if processed.known(message):
+                if processed.was_processed(message):
                     result = processed.result(message)
                 else:
                     processed.refuse_late(message)
-                    processed.mark()
+                    processed.savepoint()
                     result = processed.accept(message, handler(transaction, message))
         except Exception as error:
             give_back(message, error)
@@ -67,21 +67,21 @@ class GuestInbox(Generic[T]):
         return result
 
     def seen(self, queue: str, id: str) -> bool:
-        """See `Inbox.seen`."""
+        """Return whether this message was processed. See `Inbox.seen`."""
         with self._begin() as transaction, self._joined(transaction, []) as processed:
             return processed.seen(queue, id)
 
     def prune(self) -> int:
-        """See `Inbox.prune`: a transaction for each step."""
+        """Delete all ids that can be deleted, with a transaction for each step. See `Inbox.prune`."""
         with self._begin() as transaction, self._joined(transaction, []) as processed:
-            queues = processed.forgettable()
+            queues = processed.queues()
         count = 0
         for queue in queues:
             after: int | None = None
             while True:
                 with self._begin() as transaction, self._joined(transaction, []) as processed:
-                    forgotten, after = processed.forget_here(queue, after)
-                count += forgotten
+                    deleted, after = processed.prune(queue, after)
+                count += deleted
                 if after is None:
                     break
         return count
@@ -91,14 +91,14 @@ class GuestInbox(Generic[T]):
         database = self._connection_of(transaction)
         if not isinstance(database, sqlite3.Connection):
             raise InvalidRequest(
-                f"`connection` gave a {type(database).__name__}, not the sqlite3.Connection of the transaction; "
-                "the inbox works in SQLite files only"
+                f"`connection` returned a {type(database).__name__}, not the sqlite3.Connection of the transaction; "
+                "the inbox works only with SQLite files"
             )
-        processed = Processed(database, self._forgetting, self._clock, owned=False)
+        processed = Processed(database, self._pruning, self._clock, owned=False)
         try:
             processed.join(messages)
             yield processed
             processed.finish()
         except BaseException:
-            processed.undo()
+            processed.rollback()
             raise

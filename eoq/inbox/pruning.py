@@ -1,36 +1,49 @@
-"""Safe forgetting: which processed ids an inbox may drop, and dropping them in small steps (G9).
+"""Pruning: which processed ids an inbox may delete, and deleting them in small steps (G9).
 
-An id may go when its message can no longer come. The daemon knows that: each delivery carries its queue's
-watermark, the lowest place in the daemon's file that is not settled; ready, delayed, blocked, leased and dead
-messages all hold it back. What an inbox keeps of it is a sentence with a date: "at L, when this delivery came,
-everything below W was settled". (What was delivered and then expired or was dropped, by a person or a full queue,
-counts as not settled for its queue's retention.) By it an id goes when its place is below W *and* it was processed,
-or last came again, before L - keep.
+An id may be deleted when its message can no longer be delivered. The daemon knows when that is. Each delivery carries
+the watermark W of its queue: the lowest seq that is not settled. Ready, delayed, blocked, leased and dead messages all
+hold the watermark back. A message that was delivered, and then expired or was dropped by an operator or by a full
+queue, counts as unsettled for the retention of its queue.
 
-Why a sentence stays true whatever happens after it. Let the daemon's file be replaced at R by a backup made at B, no
-older than ``keep``: R - B <= keep. Then a message that the backup holds unsettled comes again. But it was
-processed at B or later, or came again to be settled after B, if it was settled by being processed and acked. If it
-was given up after B, W was below it for the retention, which is no shorter than ``keep``: L > B + keep >= R.
+The inbox keeps W together with the time L at which the delivery was requested. This pair, a dated watermark, states:
+"at time L, all messages below W were settled". The rule of this file is:
 
-- R > L: an id goes only if it was processed before L - keep < R - keep <= B. So it is none of these.
-- R <= L: the sentence is of the new file. What is not settled there is not below W.
+    An id is deleted if its seq is below W, and it was processed, or last delivered again, before L - keep.
 
-A worker may also sleep over all that: it holds a delivery whose lease is long gone, and hands it to the inbox when the
-id is forgotten. Who settled the message had a later delivery, and so processed it, or found it processed, after this
-one came at r. So the id went by a sentence with r < L - keep. A delivery that is older than that, and whose id is not
-found, is refused as `LeaseLost`; if its lease is alive after all, the message just comes again.
+The rule is safe when the daemon's file is restored. Let a backup be made at time B and restored at time R, and be no
+older than ``keep``: R - B <= keep. A message that is unsettled in the backup is delivered again after R. Before the
+restore it was settled after B, in one of two ways:
 
-L and r are the moments at which those deliveries were asked for. They came then or later (a reply may lie in the socket
-of a process that is stopped), so less is forgotten, and more is refused, than by the moments at which they came.
+- It was processed and acked. Then it was processed at B or later, or it was delivered again and found at B or later.
+- It was given up (it expired or was dropped). Then W stayed below it for the retention of the queue, which is not
+  shorter than ``keep``. So each watermark above it has a date L > B + keep >= R.
 
-Therefore W is never taken without its date, the highest W never beside the latest L, and ``keep`` is counted back
-from L and not from now: an inbox that has heard nothing for a week does not forget for a week. A new daemon's
-file that begins with seq 1 has low watermarks, which only hold back. A wall clock that jumps ahead shortens
-``keep`` by as much, so that only the watermark protects: enough as long as no backup is restored.
+Now look at the date L of the watermark that the rule uses:
 
-What this does not cover: a backup that is older than ``keep``; a second restore that goes back behind the first, or
-one of each file (a new daemon's file counts as one); a queue whose retention is set shorter than ``keep``; and a worker
-that sleeps for longer than ``keep`` while the clock is set back.
+- If R > L, the rule deletes only ids that were processed before L - keep < R - keep <= B. That is none of the first
+  kind. Messages of the second kind are not below W yet.
+- If R <= L, the watermark comes from the restored file. What is unsettled in that file is not below W.
+
+The rule is safe when a worker is slow. Let a delivery be requested at time r, and let its worker pause until the lease
+has ended and the id was deleted. Another consumer settled the message, by a later delivery. So it processed the
+message, or found it processed, after r. Therefore the id was deleted by a watermark with r < L - keep. The inbox
+refuses each delivery that is older than that and whose id is not found, with `LeaseLost`. If the lease of a refused
+delivery is still alive, the message is just delivered again.
+
+L and r are the times at which the deliveries were requested. The deliveries arrived then or later: a reply may wait in
+the socket of a process that is stopped. So the inbox deletes less, and refuses more, than by the times of arrival.
+
+What follows for the code:
+
+- W is never used without its own L. The highest W is never combined with the latest L.
+- ``keep`` is counted back from L and not from now. An inbox without deliveries for a week deletes nothing that week.
+- A new file of the daemon begins with seq 1. Its low watermarks only delay deletion.
+- A wall clock that jumps ahead shortens ``keep`` by as much. Then only the watermark protects an id, which is enough
+  as long as no backup is restored.
+
+The rule does not cover: a backup that is older than ``keep``; a second restore of a backup from before the first
+restore; a restore of both files (a new file of the daemon counts as one); a queue whose retention is shorter than
+``keep``; and a worker that pauses for longer than ``keep`` while the clock is set back.
 """
 
 from __future__ import annotations
@@ -46,72 +59,74 @@ from ..errors import InvalidRequest
 from ..message import Delivery
 
 KEEP_SECONDS: Final = 86400.0
-"""How long a processed id is kept at least, even when its message can no longer come."""
+"""How many seconds a processed id is kept at least, even if its message can no longer be delivered."""
 EVERY: Final = 100
-"""Messages of a queue between two steps that are made on the way."""
+"""How many messages of a queue are processed between two automatic steps."""
 ROWS: Final = 200
-"""Rows that a step looks at. Twice as many as came in since the last one, so that it catches up."""
+"""How many rows a step reads: twice as many as were added since the last step, so that pruning catches up."""
 
-_START: Final = -1
-"""Below every place in a daemon's file."""
+_BELOW_ALL: Final = -1
+"""A seq below all that a daemon gives."""
 
 
 @dataclass(slots=True)
-class _Heard:
-    """The last sentence of a queue's watermark, and how many messages came since the last step."""
+class _Watermark:
+    """The dated watermark that the latest delivery of a queue brought to this process."""
 
     watermark: int
-    at: float
-    since: int = EVERY  # a process that is too short-lived for more makes one step
+    requested_at: float
+    since_step: int = EVERY
+    """Messages processed since the last step. It starts with `EVERY`, so that a short-lived process makes one step."""
 
 
 class Pruning:
-    """What is known of the watermarks, and what follows from it.
+    """The watermarks that this process has received, and the deletion of ids below them.
 
-    ``keep`` is in seconds; with ``math.inf`` nothing is ever forgotten. Everything here runs inside a transaction
-    of the caller's.
+    ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. Raise `InvalidRequest` if it is not such a number.
+    All methods with a ``database`` run inside a transaction of the caller.
     """
 
     def __init__(self, keep: float) -> None:
         if not isinstance(keep, int | float) or isinstance(keep, bool) or math.isnan(keep) or keep < 0:
-            raise InvalidRequest(f"`keep` is a number of seconds from 0, not {keep!r}")
+            raise InvalidRequest(f"`keep` is a number of seconds, 0 or more, not {keep!r}")
         self.keep = keep
-        self._heard: dict[str, _Heard] = {}
+        self._received: dict[str, _Watermark] = {}
 
-    def go_on(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
-        """Learns from deliveries that were just processed; makes a step where enough came since the last one."""
+    def note(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
+        """Note the watermarks of deliveries that were just processed; make a step for each queue where one is due."""
         by_queue: dict[str, list[Delivery]] = {}
         for message in messages:
             by_queue.setdefault(message.queue, []).append(message)
-        for queue, together in by_queue.items():
-            heard = self._heard.setdefault(queue, _Heard(0, -math.inf))
-            heard.since += len(together)
-            if now < heard.at:
-                # The clock was set back, and what is processed now looks older than it is to a sentence of before:
-                # the step replaces it, also where it is stored.
-                heard.since = EVERY
-            # Of several that were processed together any may have come last.
-            heard.watermark = min([message.watermark for message in together])
-            heard.at = min([message.received_at for message in together])
-            if heard.since >= EVERY:
-                heard.since = 0
-                # Always from the lowest place on. What it cannot get past (ids that came again lately), `prune` can.
-                self.forget(database, queue, None, now)
+        for queue, deliveries in by_queue.items():
+            received = self._received.setdefault(queue, _Watermark(0, -math.inf))
+            received.since_step += len(deliveries)
+            if now < received.requested_at:
+                # The clock was set back. To the old date, ids processed from now on would look older than they are.
+                # A step replaces the dated watermark, also in the file.
+                received.since_step = EVERY
+            # Any of the deliveries may be the latest, so take the lowest watermark and the earliest time.
+            received.watermark = min([message.watermark for message in deliveries])
+            received.requested_at = min([message.received_at for message in deliveries])
+            if received.since_step >= EVERY:
+                received.since_step = 0
+                # Each automatic step starts at the lowest seq. If the first rows are all too young (ids that were
+                # delivered again lately), it gets no further; `prune` does.
+                self.step(database, queue, None, now)
 
     def queues(self, database: sqlite3.Connection) -> list[str]:
-        """The queues of which a watermark is known."""
+        """Return the queues whose watermark is known, to this process or from the file."""
         # As JSON: the application may have set a text_factory, and its file may be in UTF-16.
         (stored,) = _row(database, "select json_group_array(queue) from eoq_watermark", ())
-        return sorted({*json.loads(stored), *self._heard})
+        return sorted({*json.loads(stored), *self._received})
 
-    def forget(self, database: sqlite3.Connection, queue: str, after: int | None, now: float) -> tuple[int, int | None]:
-        """One step: looks at the next `ROWS` ids of a queue whose place is over ``after`` (None: all)
-        and below the watermark.
+    def step(self, database: sqlite3.Connection, queue: str, after: int | None, now: float) -> tuple[int, int | None]:
+        """Read the next `ROWS` ids of a queue below the watermark, and delete those that are old enough.
 
-        Returns how many were forgotten, and where the next step goes on; None at the end.
+        The step reads ids whose seq is over ``after``, or from the lowest on if ``after`` is None. Return how many ids
+        were deleted, and the ``after`` of the next step, or None at the end.
         """
         watermark, at = self._latest(database, queue, now)
-        after = _START if after is None else after
+        after = _BELOW_ALL if after is None else after
         (last,) = _row(
             database,
             """
@@ -138,24 +153,24 @@ class Pruning:
         return cursor.rowcount, last
 
     def is_old(self, message: Delivery, now: float) -> bool:
-        """Whether a delivery came so long ago that it may be late."""
+        """Return whether a delivery was requested so long ago that `is_late` must be asked."""
         return now > message.received_at + self.keep
 
     def is_late(self, database: sqlite3.Connection, message: Delivery, now: float) -> bool:
-        """Whether the id of an old delivery, if it is not found, may be one that was forgotten."""
-        heard, (_, stored_at) = self._heard.get(message.queue), self._stored(database, message.queue, now)
-        heard_at = 0.0 if heard is None or heard.at > now else heard.at
-        return message.received_at < max(heard_at, stored_at) - self.keep
+        """Return whether the id of an old delivery may have been deleted, if it is not found."""
+        received, (_, stored_at) = self._received.get(message.queue), self._stored(database, message.queue, now)
+        received_at = 0.0 if received is None or received.requested_at > now else received.requested_at
+        return message.received_at < max(received_at, stored_at) - self.keep
 
     def _stored(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
-        """The sentence that stands in the file. One that is dated in the future, by a clock that was ahead, is none."""
+        """Return the dated watermark in the file. One with a date in the future, by a wrong clock, does not count."""
         row = _row(database, "select watermark, seen_at from eoq_watermark where queue = ?", (queue,))
         return (0, 0.0) if row is None or row[1] > now else row
 
     def _latest(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
-        """The latest sentence: what was heard here, which is then stored for other processes, or what they stored."""
-        heard, stored = self._heard.get(queue), self._stored(database, queue, now)
-        if heard is None or heard.at > now or heard.at < stored[1]:
+        """Return the later one of this process's dated watermark and the stored one. Store the former for others."""
+        received, stored = self._received.get(queue), self._stored(database, queue, now)
+        if received is None or received.requested_at > now or received.requested_at < stored[1]:
             return stored
         database.execute(
             """
@@ -163,9 +178,9 @@ class Pruning:
             values (?, ?, ?)
             on conflict (queue) do update set watermark = excluded.watermark, seen_at = excluded.seen_at
             """,
-            (queue, heard.watermark, heard.at),
+            (queue, received.watermark, received.requested_at),
         )
-        return heard.watermark, heard.at
+        return received.watermark, received.requested_at
 
 
 def _row(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> Any:

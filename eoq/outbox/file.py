@@ -1,7 +1,7 @@
-"""The relay's end of the outbox: the SQL that reads, marks, removes and sets aside what ``outbox.py`` wrote.
+"""The relay's end of the outbox: the SQL that reads, marks, removes and sets aside the rows that `Outbox` wrote.
 
-The file is the application's, so every transaction is short, begins ``immediate`` where it writes, and never waits for
-the network. Its rows may have been written by anybody, and anything may stand in them.
+The file is the application's. So every transaction is short, begins ``immediate`` if it writes, and never waits for the
+network. Any program may have written the rows, so they may contain anything.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..protocol.validation import check_options, check_queue, time_left
 from ..system.sqlite import DURABLE
 from .writer import INDEX
 
-# Rows that a relay has begun to send. They are on disk before the first try, so that a relay that was away for longer
-# than the daemon remembers ids can tell which rows may have arrived. A table of its own, since a mark in the row would
-# write its body again.
+# The rows that a relay has begun to send. The mark is on disk before the first try. So a relay that was not running for
+# longer than the daemon remembers ids knows which rows may have arrived. It is a table of its own, since a mark in the
+# row would write the body again.
 _SENDING: Final = """
     create table if not exists eoq_outbox_sending (
       seq integer primary key,
@@ -32,22 +32,23 @@ _SENDING: Final = """
     )
 """
 _BUSY_SECONDS: Final = 1.0
-"""How long one try waits for another writer. Short, so that a relay can be stopped; it tries again."""
+"""How long one try waits for another writer. It is short, so that a relay can be stopped; the relay tries again."""
 _KEY: Final = "substr(cast(id as blob), 1, 1000)"
-"""An id as it stands in the file, whatever type it has. Valid ones are shorter."""
+"""The id in the file, whatever its type. Valid ids are shorter."""
 
 
 def _bounded(column: str, most: int) -> str:
-    """A column's value, or the first bytes of one that is over the limit, which `_read_message` then refuses.
+    """Return SQL for the value of a column, or for its first bytes if it is over the limit.
 
-    The text itself is never cut: ``substr`` and ``length`` end a text at its first NUL.
+    `_read_message` then refuses those. A text is made a blob first: ``substr`` and ``length`` end a text at its first
+    NUL.
     """
     as_blob = f"cast({column} as blob)"
     return f"iif(length({as_blob}) <= {most}, {column}, substr({as_blob}, 1, {most} + 1))"
 
 
 _COUNT_SET_ASIDE: Final = "select count(*), total(seq) from eoq_outbox where error is not null"
-# What is cut off here is far over its limit, and refused by `_read_message`.
+# Values that are cut here are far over their limit, and `_read_message` refuses them.
 _READ: Final = f"""
     select
       next.seq,
@@ -84,26 +85,29 @@ class FileBusy(StorageFailed):
 
 
 class FileGone(StorageFailed):
-    """The application's file is not there any more."""
+    """The application's file does not exist any more."""
 
 
 class NoOutbox(NotFound):
-    """The file has no outbox yet."""
+    """The file has no outbox table yet."""
 
 
 class Row(NamedTuple):
-    """A message in an outbox: what is to be sent, or why it cannot be."""
+    """A row of an outbox.
+
+    ``key`` is the id in the file: together with ``seq`` it names this row even if the file was restored meanwhile.
+    ``stream`` is the queue and the group, or None without a group: rows of one stream are sent in their order.
+    ``message`` is the message to send, or the error that says why it cannot be sent.
+    """
 
     seq: int
     key: bytes
-    """Its id in the file. With it, ``seq`` means this row also where the file was restored meanwhile."""
     stream: tuple[str | bytes, str | bytes] | None
-    """Its queue and group; what is of the same waits for this row. None without a group."""
     message: Outgoing | EoqError
 
 
 class SetAside(NamedTuple):
-    """A row that cannot be sent, for people."""
+    """A row that cannot be sent, as it is shown to the operator."""
 
     seq: int
     queue: str
@@ -114,11 +118,11 @@ class SetAside(NamedTuple):
 
 
 class OutboxFile:
-    """The outbox in an application's file, over a connection of the relay's own. Not for two threads at once.
+    """The outbox in an application's file, over a connection of its own. Only one thread may use it at a time.
 
-    Each method is one short transaction. The file is opened when it is first used, and anew where it was replaced.
-    All raise `FileBusy`, `FileGone`, `NoOutbox`, `StorageFull`, `StorageFailed`, `Forbidden`, and `InvalidRequest`
-    where the file is no database or the table is not as documented.
+    Each method is one short transaction. The file is opened when it is first used, and again if it was replaced. All
+    methods raise `FileBusy`, `FileGone`, `NoOutbox`, `StorageFull`, `StorageFailed` or `Forbidden`, and
+    `InvalidRequest` if the file is not a database or the table is not as documented.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,10 +131,10 @@ class OutboxFile:
         self._identity = (0, 0)
         self._prepared = False
         self._floor = 0
-        self._floor_holds: object = None
+        self._floor_valid_for: object = None
 
     def close(self) -> None:
-        """Closes the file, until it is used again."""
+        """Close the file. The next use opens it again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -143,20 +147,20 @@ class OutboxFile:
         without: Collection[str] = (),
         resend_within: float,
         behind_writers: bool = False,
-        anew: bool = False,
+        reread: bool = False,
     ) -> list[Row]:
-        """The next messages, in order: at most ``limit``, and ``most_bytes`` unless the first alone has more.
+        """Return the next rows, in order: at most ``limit``, and ``most_bytes`` unless the first alone has more.
 
-        Not those of the queues in ``without``, nor those that were set aside, nor those of the same queue and group
-        behind them (G8). A row that was first tried longer than ``resend_within`` seconds ago has an error instead
-        of its message. ``behind_writers`` waits for a transaction that is being written now. ``anew`` also finds rows
-        that somebody has changed while they waited.
+        Rows of the queues in ``without`` are left out, as are rows that were set aside and those of the same queue and
+        group behind them (G8). A row that was first tried longer than ``resend_within`` seconds ago has an error
+        instead of its message. ``behind_writers`` waits for a transaction that is being written now. ``reread`` also
+        finds rows that were changed while they waited.
         """
         with self._transaction("begin immediate" if behind_writers else "begin") as database:
-            # All that waits below the floor waits for something that stands here.
-            holds = (*database.execute(_COUNT_SET_ASIDE).fetchone(), sorted(without))
-            if anew or holds != self._floor_holds:
-                self._floor, self._floor_holds = 0, holds
+            # No row below the floor can be sent until one of these values changes.
+            valid_for = (*database.execute(_COUNT_SET_ASIDE).fetchone(), sorted(without))
+            if reread or valid_for != self._floor_valid_for:
+                self._floor, self._floor_valid_for = 0, valid_for
             parameters = {"floor": self._floor, "limit": limit, "without": json.dumps(list(without))}
             rows: list[Row] = []
             size = 0
@@ -166,18 +170,18 @@ class OutboxFile:
                 if rows and size > most_bytes:
                     break
                 stream = None if group is None else (queue, group)
-                doubt = _doubt(since, resend_within)
-                rows.append(Row(seq, key, stream, doubt or _read_message(queue, group, body, headers, *options)))
+                too_old = _check_age(since, resend_within)
+                rows.append(Row(seq, key, stream, too_old or _read_message(queue, group, body, headers, *options)))
             found.close()
             if not rows:
                 (self._floor,) = database.execute("select ifnull(max(seq), 0) from eoq_outbox").fetchone()
         return rows
 
     def mark(self, rows: Sequence[Row]) -> None:
-        """Notes that these are about to be sent.
+        """Mark rows that are about to be sent.
 
-        When it returns, the note is on disk, and with it the transactions that wrote the rows, also where the
-        application commits without a sync: what is sent can no longer be undone by a loss of power.
+        When it returns, the marks are on disk, and so are the transactions that wrote the rows, even if the application
+        commits without a sync. So a loss of power cannot undo what is sent.
         """
         with self._transaction("begin immediate") as database:
             database.executemany(
@@ -189,12 +193,12 @@ class OutboxFile:
             )
 
     def unmark(self, rows: Sequence[Row]) -> None:
-        """Notes that these were refused, so that they may wait as long as they have to."""
+        """Remove the marks of rows that the daemon refused, so that they may wait for any time."""
         with self._transaction("begin immediate") as database:
             database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Removes messages that are confirmed. Without effect for those that are gone."""
+        """Remove rows whose messages the daemon confirmed. It ignores rows that are gone."""
         with self._transaction("begin immediate") as database:
             database.executemany(
                 f"delete from eoq_outbox where seq = ? and {_KEY} is ?",  # noqa: S608 # a constant
@@ -203,7 +207,7 @@ class OutboxFile:
             database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
 
     def set_aside(self, row: Row, error: str) -> None:
-        """Marks a message that cannot be sent, so that it holds up only its group."""
+        """Mark a row whose message cannot be sent, so that only its group waits for it."""
         with self._transaction("begin immediate") as database:
             database.execute(
                 f"""
@@ -216,12 +220,12 @@ class OutboxFile:
             database.execute("delete from eoq_outbox_sending where seq = ?", (row.seq,))
 
     def count_set_aside(self) -> int:
-        """How many rows are set aside."""
+        """Return how many rows are set aside."""
         with self._transaction("begin") as database:
             return int(database.execute(_COUNT_SET_ASIDE).fetchone()[0])
 
     def list_set_aside(self, limit: int) -> list[SetAside]:
-        """The first rows that are set aside, in the order of the outbox."""
+        """Return the first rows that are set aside, in the order of the outbox."""
         with self._transaction("begin") as database:
             found = database.execute(
                 """
@@ -261,7 +265,7 @@ class OutboxFile:
             raise trouble from error
 
     def _open(self) -> sqlite3.Connection:
-        """The connection; a new one where another file stands at the path now (a restore, a rename)."""
+        """Return the connection: a new one if the path leads to another file now (a restore, a rename)."""
         identity = self._identity_now()
         if self._connection is not None and identity == self._identity:
             return self._connection
@@ -274,11 +278,11 @@ class OutboxFile:
             check_same_thread=False,
         )
         try:
-            # Another program may have written what is no UTF-8: it is set aside like all that cannot be sent.
+            # Another program may have written text that is not UTF-8. Such a row is set aside.
             connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
             connection.execute(DURABLE)
-            # Checkpoints are the application's business: SQLite before 3.51.3 can break a file that two connections
-            # write and checkpoint at the same moment.
+            # The application does the checkpoints. SQLite before 3.51.3 can corrupt a file if two connections write
+            # and checkpoint at the same moment.
             connection.execute("pragma wal_autocheckpoint = 0")
             if identity != self._identity_now():
                 raise FileBusy(f"{self.path} is being replaced")
@@ -286,15 +290,15 @@ class OutboxFile:
             connection.close()
             raise
         self._connection, self._identity = connection, identity
-        self._prepared, self._floor, self._floor_holds = False, 0, None
+        self._prepared, self._floor, self._floor_valid_for = False, 0, None
         return connection
 
     def _identity_now(self) -> tuple[int, int]:
-        # Never by opening it: closing a descriptor of the file would drop the locks that this process has on it.
+        # `stat` does not open the file: closing a descriptor of it would drop the locks that this process has on it.
         try:
             found = self.path.stat()
         except FileNotFoundError as error:
-            raise FileGone(f"{self.path} is not there; put it back, or name the file that has the outbox") from error
+            raise FileGone(f"{self.path} does not exist; put it back, or name the file that has the outbox") from error
         except OSError as error:
             raise Forbidden(f"{self.path} cannot be reached: {error.strerror}; ask its owner") from error
         return found.st_dev, found.st_ino
@@ -303,47 +307,47 @@ class OutboxFile:
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
     if not database.execute("select 1 from sqlite_schema where name = 'eoq_outbox'").fetchone():
         raise NoOutbox(
-            f"{path} has no outbox (no table eoq_outbox); the application makes it with eoq.Outbox(connection)"
+            f"{path} has no outbox (no table eoq_outbox); the application creates it with eoq.Outbox(connection)"
         )
     database.execute(INDEX)
     database.execute(_SENDING)
 
 
 def _trouble(error: sqlite3.Error, path: Path) -> EoqError:
-    # An error code has its kind in the low byte. Errors of the `sqlite3` module itself have none.
+    # The low byte of an error code is its kind. Errors of the `sqlite3` module itself have no code.
     kind = getattr(error, "sqlite_errorcode", -1) & 0xFF
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return FileBusy(f"{path} is locked by another program; end its transaction")
+        return FileBusy(f"{path} is locked by another program; end the transaction of that program")
     if kind == sqlite3.SQLITE_FULL:
         return StorageFull(f"there is no space for {path}; free some")
     if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return Forbidden(f"{path} cannot be written: {error}; a relay must be able to write it and its folder")
     if kind == sqlite3.SQLITE_NOTADB:
-        return InvalidRequest(f"{path} is no SQLite database; name the file that has the outbox")
+        return InvalidRequest(f"{path} is not a SQLite database; name the file that has the outbox")
     if kind == sqlite3.SQLITE_ERROR:
-        return InvalidRequest(f"the outbox of {path} is not made as README says: {error}")
+        return InvalidRequest(f"the outbox table of {path} is not as README describes it: {error}")
     return StorageFailed(f"{path} cannot be read or written: {error}")
 
 
-def _doubt(since: Any, resend_within: float) -> InvalidRequest | None:
-    """Why a row may not be sent again without a person's word, if so."""
+def _check_age(since: Any, resend_within: float) -> InvalidRequest | None:
+    """Return why a row may not be sent again without the operator's decision, or None if it may."""
     if since is None or time.time() - since <= resend_within:
         return None
     tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     return InvalidRequest(
-        f"it was first sent on {tried}, and no answer was seen; by now the daemon may have forgotten its id, so that "
-        "it would be stored twice. Find out whether it arrived: then delete the row; otherwise set its error to null"
+        f"it was first sent on {tried}, and no answer was received. The daemon may have forgotten its id by now, so it "
+        "could be stored twice. Find out whether it arrived. If so, delete the row; if not, set its error to null"
     )
 
 
 def _read_message(
     queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any, created_at: Any
 ) -> Outgoing | InvalidRequest | MessageTooLarge:
-    """A row as a message, whoever wrote it; or what is wrong with it."""
+    """Return a row as a message, or an error that says what is wrong with the row."""
     try:
         check_queue(queue)
         if id is None:
-            raise InvalidRequest("it has no id, so that it could be stored twice")
+            raise InvalidRequest("it has no id, so it could be stored twice")
         if not isinstance(body, str | bytes):
             raise InvalidRequest("it has no body; write text or a blob")
         content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
@@ -353,7 +357,7 @@ def _read_message(
         check_options(message)
         if ttl is not None:
             if not isinstance(created_at, int | float):
-                raise InvalidRequest("its `created_at` is no number of seconds, from which its `ttl` could be counted")
+                raise InvalidRequest("its `created_at`, from which its `ttl` counts, is not a number of seconds")
             message = replace(message, ttl=time_left(ttl, created_at))
     except (InvalidRequest, MessageTooLarge) as error:
         return error
@@ -368,5 +372,5 @@ def _read_headers(text: object) -> dict[str, str] | None:
         with suppress(ValueError, RecursionError):
             headers = json.loads(text)
     if not isinstance(headers, dict):
-        raise InvalidRequest('the headers are no JSON object of texts: {"name": "value"}')
+        raise InvalidRequest('the headers are not a JSON object of texts such as {"name": "value"}')
     return headers

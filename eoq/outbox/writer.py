@@ -1,7 +1,7 @@
-"""The outbox: messages written in the application's own transaction, sent if and only if it commits (G6).
+"""The outbox: messages written in the application's own transaction, and sent if and only if it commits (G6).
 
-`Outbox` writes rows; a relay (``relay.py``, `eoq relay APP.db`) sends them to the daemon, each under its own id, and
-removes them once they are confirmed. The table is plain SQL, so that any language, or a trigger, can write to it:
+`Outbox` writes rows. A relay (``relay.py``, `eoq relay APP.db`) sends each to the daemon under its own id, and removes
+it when the daemon has confirmed it. The table is plain SQL, so that any language, or a trigger, can write to it:
 
     create table eoq_outbox (
       seq integer primary key autoincrement,                 -- the order of sending
@@ -14,15 +14,16 @@ removes them once they are confirmed. The table is plain SQL, so that any langua
       at real,                                               -- not before, in seconds since the epoch
       ttl real,                                              -- seconds from created_at; then it is not delivered
       created_at real not null default ((julianday('now') - 2440587.5) * 86400.0),
-      error text,                                            -- why it is set aside: written by the relay
+      error text,                                            -- why it is set aside; written by the relay
       failed_at real                                         -- and when
     );
     create index eoq_outbox_set_aside on eoq_outbox (queue, "group", seq) where error is not null;
 
-A row is not changed while it waits. One that is set aside may be mended: its `error` set to null sends it again.
+The application must not change a row that waits. It may correct a row that is set aside, and set its `error` to null:
+then the relay sends it again.
 
-(Known as the transactional outbox pattern. Elsewhere it needs polling or the database's log; here the relay is woken
-by the writes to the file.)
+(This is the transactional outbox pattern. Elsewhere it needs polling or the database's log. Here the writes to the file
+wake the relay.)
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Unpack
 
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id
-from ..message import JSON_TYPE, Outgoing, encode_payload
+from ..message import JSON_TYPE, Outgoing, SendOptions, encode_payload
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
 from ..protocol.validation import check_options, check_queue
+from ..system.aio_sqlite import run
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -58,7 +61,7 @@ _TABLE: Final = """
       failed_at real
     )
 """
-# It answers: which groups wait for a row that is set aside? It costs the other rows nothing.
+# It answers: which groups wait for a row that is set aside? It has no entries for other rows.
 INDEX: Final = """
     create index if not exists eoq_outbox_set_aside on eoq_outbox (queue, "group", seq) where error is not null
 """
@@ -69,99 +72,68 @@ _INSERT: Final = """
 
 
 class Outbox:
-    """The outbox of an application, on its own open connection. Makes the table if it is not there.
+    """The outbox of an application, on the application's own open connection. Creates the table if it does not exist.
 
     With SQLAlchemy, inside a session: ``Outbox(session.connection().connection.driver_connection)``.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._make_table()
+        _create_table(connection)
 
-    def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> str:
-        """Writes a message to the outbox, in the transaction the connection is in; returns its id.
+    def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
+        """Write a message to the outbox, in the transaction of the connection. Returns the message's id.
 
-        It is sent if that transaction commits, and never if it does not. The arguments are those of `Client.send`;
-        ``delay`` and ``ttl`` count from now, not from when it is relayed. Raises `InvalidRequest` or
-        `MessageTooLarge` for what the daemon would refuse, and `InvalidRequest` where the connection is in autocommit
-        mode and no transaction is open, since then the message would not be tied to anything. Then nothing was written.
+        The message is sent if that transaction commits, and never if it does not. The arguments are those of
+        `Client.send`. ``delay`` and ``ttl`` count from now, not from when the message is relayed.
+
+        Raises `InvalidRequest` or `MessageTooLarge` for what the daemon would refuse. Raises `InvalidRequest` also if
+        the connection is in autocommit mode and no transaction is open, since the message would then not be tied to
+        other writes. After an error, nothing was written.
         """
-        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
-        _refuse_autocommit(self._connection, getattr(self._connection, "autocommit", None))
-        try:
-            self._connection.execute(_INSERT, row)
-        except sqlite3.OperationalError as error:
-            if not _table_is_missing(error):
-                raise
-            # The transaction that made it was rolled back.
-            self._make_table()
-            self._connection.execute(_INSERT, row)
-        return str(row[0])
-
-    def _make_table(self) -> None:
-        # Not with `executescript`, which would commit the application's transaction.
-        self._connection.execute(_TABLE)
-        self._connection.execute(INDEX)
+        return _write(self._connection, _row(Outgoing(body, queue=queue, **options)))
 
 
 class AsyncOutbox:
-    """The outbox of an application over aiosqlite, for asyncio. Makes the table at the first send, or in `open`."""
+    """The outbox of an application over aiosqlite. Creates the table in `open`, or at the first send."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
     @classmethod
     async def open(cls, connection: aiosqlite.Connection) -> AsyncOutbox:
-        """The outbox on an open connection; makes the table if it is not there."""
-        outbox = cls(connection)
-        await outbox._make_table()
-        return outbox
+        """Return the outbox on an open connection. Creates the table if it does not exist."""
+        await run(connection, _create_table)
+        return cls(connection)
 
-    async def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> str:
-        """See `Outbox.send`."""
-        row = _row(Outgoing(body, id, queue, headers, priority, group, delay, at, ttl))
-        # aiosqlite does not show this attribute of the connection it wraps.
-        _refuse_autocommit(self._connection, getattr(self._connection._conn, "autocommit", None))
-        try:
-            await self._connection.execute(_INSERT, row)
-        except sqlite3.OperationalError as error:
-            if not _table_is_missing(error):
-                raise
-            await self._make_table()
-            await self._connection.execute(_INSERT, row)
-        return str(row[0])
+    async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
+        """Write a message to the outbox, as `Outbox.send` does."""
+        row = _row(Outgoing(body, queue=queue, **options))
+        # On aiosqlite's thread: since Python 3.12 only that thread may read how the connection commits.
+        return await run(self._connection, partial(_write, row=row))
 
-    async def _make_table(self) -> None:
-        await self._connection.execute(_TABLE)
-        await self._connection.execute(INDEX)
+
+def _create_table(connection: sqlite3.Connection) -> None:
+    # Not with `executescript`, which would commit the application's transaction.
+    connection.execute(_TABLE)
+    connection.execute(INDEX)
+
+
+def _write(connection: sqlite3.Connection, row: tuple[object, ...]) -> str:
+    _refuse_autocommit(connection)
+    try:
+        connection.execute(_INSERT, row)
+    except sqlite3.OperationalError as error:
+        if "no such table: eoq_outbox" not in str(error):
+            raise
+        # The transaction that created it was rolled back.
+        _create_table(connection)
+        connection.execute(_INSERT, row)
+    return str(row[0])
 
 
 def _row(message: Outgoing) -> tuple[object, ...]:
-    """The columns of `_INSERT`; refuses what the daemon would refuse, while the application can still do something."""
+    """Return the parameters of `_INSERT`. Raises what the daemon would refuse, while the application can react."""
     check_queue(message.queue or "")
     check_options(message)
     body, is_json = encode_payload(message.body)
@@ -192,15 +164,13 @@ def _headers_text(headers: Mapping[str, str]) -> str:
     return text
 
 
-def _refuse_autocommit(connection: sqlite3.Connection | aiosqlite.Connection, autocommit: object) -> None:
-    """``autocommit`` is the attribute that connections have since Python 3.12: true, false, or the legacy control."""
-    commits_itself = autocommit is True or (autocommit is not False and connection.isolation_level is None)
-    if commits_itself and not connection.in_transaction:
+def _refuse_autocommit(connection: sqlite3.Connection) -> None:
+    # Since Python 3.12 a connection has this attribute: true, false, or a number for the older way by isolation level.
+    autocommit = getattr(connection, "autocommit", None)
+    commits_each = autocommit is True or (autocommit is not False and connection.isolation_level is None)
+    if commits_each and not connection.in_transaction:
         raise InvalidRequest(
             "no transaction is open, and this connection commits each statement by itself, so the message would be "
-            "sent whatever becomes of your other writes: begin one first (`begin immediate`), or use `Client.send`"
+            "sent even if your other writes are undone: begin a transaction first (`begin immediate`), or use "
+            "`Client.send`"
         )
-
-
-def _table_is_missing(error: sqlite3.Error) -> bool:
-    return "no such table: eoq_outbox" in str(error)

@@ -1,1 +1,1 @@
-"""The wire: limits, encoding, checks of values, and what each request asks and its reply means."""
+"""The wire: its limits, its encoding, the checks of arguments, and each request with the reading of its reply."""

@@ -1,22 +1,26 @@
-"""What each administrative call asks, and what its reply means: shared by the blocking and the asyncio client."""
+"""The administrative requests of a client, and how their replies are read. Shared by both clients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..message import JSON_TYPE, Outgoing, encode_payload
 from .calls import Call
 from .codec import Fields, put_bytes
 from .limits import MAX_BATCH
-from .validation import check_options, check_queue
+from .validation import check_finite, check_options, check_queue
 
-TAIL_SECONDS = 20.0
+TAIL_SECONDS: Final = 20.0
 """How long one request of `tail` waits."""
+
+SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
+QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
+TOPICS: Final[Call[list[Fields]]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))
 
 
 class Changed(NamedTuple):
-    """What became of dead letters: ``ids`` are those that were changed, ``missing`` those that were none."""
+    """The dead letters that a request changed (``ids``), and the ids that were no dead letters (``missing``)."""
 
     ids: list[str]
     missing: list[str]
@@ -25,34 +29,43 @@ class Changed(NamedTuple):
 def peek(
     queue: str, state: str, limit: int, group: str | None, headers: Mapping[str, str] | None, contains: str | None
 ) -> Call[list[Fields]]:
+    """Ask for the next messages of one state."""
     fields: Fields = {"op": "peek", "queue": check_queue(queue), "state": state, "limit": limit}
-    given = {"group": group, "headers": headers, "contains": contains}
-    fields.update((name, value) for name, value in given.items() if value is not None)
+    filters = {"group": group, "headers": headers, "contains": contains}
+    fields.update((name, value) for name, value in filters.items() if value is not None)
     return Call(fields, lambda reply: list(reply["messages"]))
 
 
 def show(queue: str, id: str) -> Call[Fields]:
+    """Ask for one message and its deliveries."""
     return Call({"op": "show", "queue": check_queue(queue), "id": id}, lambda reply: dict(reply["message"]))
 
 
 def tail(queue: str, after: int | None, last: int) -> Call[tuple[list[Fields], int]]:
-    place: Fields = {"last": last} if after is None else {"after": after}
-    # Without `after` it answers at once: the place to go on from must not be lost with a broken connection.
+    """Ask for the messages stored after the seq ``after``, or for the ``last`` ones. The second answer is the next
+    ``after``.
+    """
+    start: Fields = {"last": last} if after is None else {"after": after}
+    # The first request is answered at once: a broken connection must not lose the seq from which to go on.
     wait = 0.0 if after is None else TAIL_SECONDS
-    fields = {"op": "tail", "queue": check_queue(queue), "wait": wait, **place}
+    fields = {"op": "tail", "queue": check_queue(queue), "wait": wait, **start}
     return Call(fields, lambda reply: (list(reply["messages"]), int(reply["after"])), wait)
 
 
 def changes(op: str, queue: str) -> Call[bool]:
+    """Pause or resume a queue. The answer says whether that changed anything."""
     return Call({"op": op, "queue": check_queue(queue)}, lambda reply: bool(reply["changed"]))
 
 
 def purge(queue: str, upto: int | None) -> Call[tuple[int, int | None]]:
+    """Drop waiting messages, one step at a time. The answer is how many, and the ``upto`` of the next step."""
     fields: Fields = {"op": "purge", "queue": check_queue(queue), "upto": upto}
     return Call(fields, lambda reply: (int(reply["count"]), reply.get("upto")))
 
 
 class DeadStep(NamedTuple):
+    """One step of a change of dead letters. ``after`` is where the next one starts, or None after the last."""
+
     changed: Changed
     after: int | None
 
@@ -60,10 +73,12 @@ class DeadStep(NamedTuple):
 def change_dead(
     op: str, queue: str, ids: Sequence[str] | None, failed_before: float | None, everything: bool, after: int
 ) -> Call[DeadStep]:
+    """Redrive or drop dead letters, one step at a time."""
     fields: Fields = {"op": op, "queue": check_queue(queue), "after": after}
     if ids is not None:
         fields["ids"] = list(ids)
     if failed_before is not None:
+        check_finite("failed_before", failed_before)
         fields["failed_before"] = failed_before
     if everything:
         fields["all"] = True
@@ -71,13 +86,14 @@ def change_dead(
 
 
 def parts(ids: Sequence[str] | None) -> list[Sequence[str] | None]:
-    """As many ids as one request takes at a time; one part where none are given."""
+    """Return ``ids`` in parts that fit into one request, or one part that is None where there are no ids."""
     if ids is None:
         return [None]
     return [ids[start : start + MAX_BATCH] for start in range(0, len(ids), MAX_BATCH)]
 
 
 def bind(topic: str, queue: str, headers: Mapping[str, str] | None) -> Call[None]:
+    """Bind a queue to a topic."""
     fields: Fields = {"op": "bind", "topic": check_queue(topic), "queue": check_queue(queue)}
     if headers:
         fields["headers"] = dict(headers)
@@ -85,6 +101,7 @@ def bind(topic: str, queue: str, headers: Mapping[str, str] | None) -> Call[None
 
 
 def unbind(topic: str, queue: str) -> Call[None]:
+    """End a binding."""
     return Call({"op": "unbind", "topic": check_queue(topic), "queue": check_queue(queue)}, lambda _: None)
 
 
@@ -99,21 +116,20 @@ def schedule(
     catch_up: str,
     replace: bool,
 ) -> Call[float | None]:
-    body, is_json = encode_payload(message.body)
+    """Store a schedule. The answer is when it occurs next, in seconds since the epoch."""
+    check_finite("every", every)
+    check_finite("at", at)
     check_options(message)
+    body, is_json = encode_payload(message.body)
     headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
-    given = {"cron": cron, "timezone": timezone, "every": every, "at": at, "headers": headers or None}
-    given |= {"priority": message.priority or None, "group": message.group, "ttl": message.ttl}
+    options = {"cron": cron, "timezone": timezone, "every": every, "at": at, "headers": headers or None}
+    options |= {"priority": message.priority or None, "group": message.group, "ttl": message.ttl}
     fields: Fields = {"op": "schedule_add", "name": name, "queue": check_queue(queue), "catch_up": catch_up}
-    fields |= {"replace": replace, **{key: value for key, value in given.items() if value is not None}}
+    fields |= {"replace": replace, **{key: value for key, value in options.items() if value is not None}}
     put_bytes(fields, "body", body)
     return Call(fields, lambda reply: reply["next_at"])
 
 
 def unschedule(name: str) -> Call[None]:
+    """End a schedule."""
     return Call({"op": "schedule_remove", "name": name}, lambda _: None)
-
-
-SCHEDULES: Call[list[Fields]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
-QUEUES: Call[list[Fields]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
-TOPICS: Call[list[Fields]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))

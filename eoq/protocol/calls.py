@@ -1,7 +1,7 @@
-"""What each client call asks, and what its reply means: shared by the blocking and the asyncio client.
+"""The requests of a client, and how their replies are read: shared by the blocking and the asyncio client.
 
-A `Call` is a request's fields and the function that reads the reply. Ids are chosen here, before the first
-try, so that a request whose reply was lost can be repeated without being stored twice.
+A `Call` is the fields of a request and the function that reads the reply. Ids are chosen here, before the first try, so
+that a request whose reply was lost can be repeated without storing a message twice.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
-from .codec import Fields, get_bytes, put_bytes
+from .codec import Fields, from_base64, get_bytes, put_bytes
 from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
-from .validation import check_name, check_options, check_queue
+from .validation import check_finite, check_name, check_options, check_queue
 
 T = TypeVar("T")
 M = TypeVar("M", Message, AsyncMessage)
 
-BATCH_MESSAGES = 250
-"""Messages in one request of `send_many`: enough that the commit no longer counts."""
-BATCH_BYTES = 1024 * 1024
-"""Bytes of bodies in one request of `send_many`, so that neither side holds much at once."""
+BATCH_MESSAGES: Final = 250
+"""Messages in one request of `send_many`: with so many, the time of the commit no longer counts."""
+BATCH_BYTES: Final = 1024 * 1024
+"""Bytes of bodies in one request of `send_many`, so that neither side needs much memory."""
 
 
 class Call(NamedTuple, Generic[T]):
-    """A request, how to read its reply, and the seconds the daemon may take by the request's own wish."""
+    """A request, how to read its reply, and the seconds that the daemon may wait because the request says so."""
 
     fields: Fields
     read: Callable[[Fields], T]
@@ -40,18 +40,26 @@ def _nothing(_reply: Fields) -> None:
 
 
 def shortened(requests: Sequence[Fields], wait: float) -> list[Fields]:
-    """Requests that wait no longer than ``wait`` seconds, for when a part of their time is over."""
+    """Return the requests so that none waits longer than ``wait`` seconds: a part of their time is used up."""
     return [{**fields, "wait": min(fields["wait"], wait)} if "wait" in fields else fields for fields in requests]
 
 
 def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``items``, as many at a time as one request may have."""
+    """Yield ``items`` in portions that fit into one request."""
     for start in range(0, len(items), MAX_BATCH):
         yield items[start : start + MAX_BATCH]
 
 
+def too_long(line: bytes) -> MessageTooLarge:
+    """Return the error for a line that is longer than the daemon accepts."""
+    return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")
+
+
+# ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def _message_fields(item: object, make_id: Callable[[], str] = new_id) -> tuple[Fields, int]:
-    """The fields of one message, its id chosen, and the bytes of its body. What is no `Outgoing` is a body."""
+    """Return the fields of a message, with an id, and the bytes of its body. ``item`` is an `Outgoing` or a body."""
     message = item if isinstance(item, Outgoing) else None
     body, is_json = encode_payload(item if message is None else message.body)
     if len(body) > MAX_BODY:
@@ -84,15 +92,15 @@ def _add_options(fields: Fields, message: Outgoing) -> None:
 
 
 def send(queue: str, message: Outgoing) -> Call[Sent]:
-    """One message."""
+    """Store one message."""
     fields, _ = _message_fields(message)
     fields["op"] = "send"
     fields["queue"] = check_queue(queue)
     return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"]))
 
 
-def send_batches(queue: str, items: Iterable[object]) -> Iterable[Call[list[Sent]]]:
-    """Many messages, as requests of bounded size; takes from ``items`` only what the next request needs."""
+def send_batches(queue: str, items: Iterable[object]) -> Iterator[Call[list[Sent]]]:
+    """Store many messages, in requests of bounded size. Takes from ``items`` only what the next request needs."""
     check_queue(queue)
     make_id = new_ids().__next__
     batch: list[Fields] = []
@@ -113,24 +121,30 @@ def send_batches(queue: str, items: Iterable[object]) -> Iterable[Call[list[Sent
 
 
 def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
-    def read(reply: Fields) -> list[Sent]:
-        duplicates = set(reply["duplicates"])
-        return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
+    return Call({"op": "send_many", "queue": queue, "messages": messages}, lambda reply: _all_sent(messages, reply))
 
-    return Call({"op": "send_many", "queue": queue, "messages": messages}, read)
+
+def _all_sent(messages: Sequence[Fields], reply: Fields) -> list[Sent]:
+    duplicates = set(reply["duplicates"])
+    return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
+
+
+# ── receiving ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def receive(
     queue: str,
     kind: type[M],
-    settler: object,
+    settler: Any,
     *,
     limit: int,
     wait: float,
     lease: float | None,
     bound: bool,
 ) -> Call[list[M]]:
-    """Up to ``limit`` messages; ``settler`` is the client that settles them."""
+    """Lease up to ``limit`` messages. They are settled through ``settler``."""
+    check_finite("wait", wait)
+    check_finite("lease", lease)
     fields: Fields = {
         "op": "receive",
         "queue": check_queue(queue),
@@ -140,30 +154,60 @@ def receive(
         "bound": bound,
     }
 
-    # Not when the reply is read: the process may be stopped while it lies in its socket.
+    # Not when the reply is read: the process may be stopped while the reply is in the socket.
     asked_at = time.time()
 
     def read(reply: Fields) -> list[M]:
-        shared: Fields = {
-            "queue": queue,
-            "priority": 0,
-            "group": None,
-            "watermark": reply["watermark"],
-            "received_at": asked_at,
-            "settler": settler,
-        }
+        watermark = reply["watermark"]
         deliveries = []
         for message in reply["messages"]:
-            in_base64 = message.pop("body_base64", None)
-            body = message["body"].encode() if in_base64 is None else get_bytes(None, in_base64, "body")
-            deliveries.append(kind.of({**shared, "headers": {}, **message, "body": body}))
+            get = message.get
+            in_base64 = get("body_base64")
+            body = message["body"].encode() if in_base64 is None else from_base64(in_base64, "body")
+            deliveries.append(
+                kind(
+                    message["id"],
+                    queue,
+                    body,
+                    message["receipt"],
+                    message["attempt"],
+                    get("headers") or {},
+                    get("priority", 0),
+                    get("group"),
+                    message["enqueued_at"],
+                    message["seq"],
+                    watermark,
+                    asked_at,
+                    settler=settler,
+                )
+            )
         return deliveries
 
     return Call(fields, read, wait)
 
 
+def release(receipts: Sequence[str]) -> Call[None]:
+    """Give back messages that no handler has seen. Their delivery does not count as an attempt."""
+    return Call({"op": "release", "receipts": list(receipts)}, _nothing)
+
+
+def cancel(rid: int) -> Fields:
+    """Return the fields that tell the daemon not to answer an earlier request."""
+    return {"op": "cancel", "request": rid}
+
+
+def release_delivered(reply: Fields) -> Fields | None:
+    """Return the fields that give back the messages of a reply that nothing waits for, or None if it has none."""
+    messages = reply.get("messages", ())
+    receipts = [message["receipt"] for message in messages if "receipt" in message]
+    return release(receipts).fields if receipts else None
+
+
+# ── settling ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def receipt_of(message: Delivery | str) -> str:
-    """The receipt of a delivered message, or the receipt itself."""
+    """Return the receipt of a delivered message, or the receipt itself."""
     return message if isinstance(message, str) else message.receipt
 
 
@@ -178,7 +222,7 @@ def _ack_fields(message: Delivery | str, result: object) -> Fields:
 
 
 def settle(acks: Sequence[tuple[Delivery | str, object]], sends: Sequence[Outgoing]) -> Call[list[Sent]]:
-    """Acks with their results, and messages to send: everything or nothing."""
+    """Ack messages with their results and store others: all or nothing."""
     messages = []
     for message in sends:
         if message.queue is None:
@@ -189,31 +233,27 @@ def settle(acks: Sequence[tuple[Delivery | str, object]], sends: Sequence[Outgoi
     request: Fields = {"op": "settle", "acks": [_ack_fields(message, result) for message, result in acks]}
     if messages:
         request["send"] = messages
-
-    def read(reply: Fields) -> list[Sent]:
-        duplicates = set(reply["duplicates"])
-        return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
-
-    return Call(request, read)
+    return Call(request, lambda reply: _all_sent(messages, reply))
 
 
 def ack(message: Delivery | str, result: object, sends: Sequence[Outgoing]) -> Call[None]:
-    """One ack, with its result and the messages that leave with it."""
+    """Ack one message, with its result and the messages that are stored in the same transaction."""
     if sends:
         return Call(settle([(message, result)], sends).fields, _nothing)
     return Call({"op": "ack", **_ack_fields(message, result)}, _nothing)
 
 
 def nack(message: Delivery | str, delay: float | None, error: str | None) -> Call[None]:
-    """A message given back."""
+    """Give a message back."""
     fields: Fields = {"op": "nack", "receipt": receipt_of(message)}
     if delay is not None:
+        check_finite("delay", delay)
         fields["delay"] = delay
     return Call(_with_error(fields, error), _nothing)
 
 
 def reject(message: Delivery | str, error: str | None) -> Call[None]:
-    """A message made a dead letter."""
+    """Make a message a dead letter."""
     return Call(_with_error({"op": "reject", "receipt": receipt_of(message)}, error), _nothing)
 
 
@@ -224,29 +264,17 @@ def _with_error(fields: Fields, error: str | None) -> Fields:
 
 
 def extend(message: Delivery | str, seconds: float) -> Call[None]:
-    """A lease made to end later."""
+    """Let a lease end ``seconds`` from now."""
+    check_finite("seconds", seconds)
     return Call({"op": "extend", "receipt": receipt_of(message), "seconds": seconds}, _nothing)
 
 
-def release(receipts: Sequence[str]) -> Call[None]:
-    """Messages given back that nobody has looked at: their delivery does not count as an attempt."""
-    return Call({"op": "release", "receipts": list(receipts)}, _nothing)
-
-
-def cancel(rid: int) -> Fields:
-    """What tells the daemon that nobody waits for the reply to an earlier request, as fields."""
-    return {"op": "cancel", "request": rid}
-
-
-def give_back(reply: Fields) -> Fields | None:
-    """What gives back the messages of a reply that nobody waits for, as fields; None where it delivered none."""
-    messages = reply.get("messages", ())
-    receipts = [message["receipt"] for message in messages if "receipt" in message]
-    return release(receipts).fields if receipts else None
+# ── results and queries ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def result(queue: str, id: str, wait: float) -> Call[Result | None]:
-    """How a message ended; None while it has not, or where it is not known."""
+    """Ask how a message ended. The answer is None while it has not ended, and where the daemon does not know it."""
+    check_finite("wait", wait)
 
     def read(reply: Fields) -> Result | None:
         outcome = reply["outcome"]
@@ -258,18 +286,35 @@ def result(queue: str, id: str, wait: float) -> Call[Result | None]:
     return Call({"op": "result", "queue": check_queue(queue), "id": id, "wait": wait}, read, wait)
 
 
+def query(op: str, **fields: Any) -> Call[Fields]:
+    """Ask something about the daemon or a queue. The answer is the plain fields of the reply."""
+    for name, value in fields.items():
+        check_finite(name, value)
+    return Call({"op": op, **fields}, lambda reply: reply)
+
+
+# ── the dedup service ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class OnceOutcome(NamedTuple):
+    """How a key ended: its exit status, its output (None where it was too large to be kept) and the output's size."""
+
+    status: int
+    output: bytes | None
+    output_bytes: int
+
+
 class OnceState(NamedTuple):
-    """What the daemon says of a key: ``run`` (do it), ``running`` (another does), or ``done`` with what came of it."""
+    """The state of a key: ``run`` (this caller is to run), ``running`` (another one does), or ``done``, and how."""
 
     state: str
-    status: int = 0
-    output: bytes | None = None
-    output_bytes: int = 0
+    outcome: OnceOutcome | None = None
 
 
 def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[OnceState]:
-    """Takes a key of the dedup service, or waits for who has it."""
+    """Take a key of the dedup service, or wait for the caller that has it."""
     check_name("key", key)
+    check_finite("wait", wait)
     fields: Fields = {"op": "once", "key": key, "token": token, "wait": wait}
     if fingerprint is not None:
         check_name("fingerprint", fingerprint)
@@ -279,34 +324,25 @@ def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[Onc
         if reply["state"] != "done":
             return OnceState(reply["state"])
         output = get_bytes(reply.get("output"), reply.get("output_base64"), "output")
-        return OnceState("done", reply["status"], output, reply["output_bytes"])
+        return OnceState("done", OnceOutcome(reply["status"], output, reply["output_bytes"]))
 
     return Call(fields, read, wait)
 
 
-def once_done(key: str, token: str, status: int, output: bytes | None, size: int, ttl: float | None) -> Call[None]:
-    """What came of a key. ``output`` is None where it is too large to keep."""
-    fields: Fields = {"op": "once_done", "key": key, "token": token, "status": status, "output_bytes": size}
-    if output is not None and len(output) <= MAX_BODY:
-        put_bytes(fields, "output", output)
-    elif output is not None:
-        # As text it could need six bytes a byte, more than a line may have.
-        fields["output_base64"] = base64.b64encode(output).decode()
+def once_done(key: str, token: str, outcome: OnceOutcome, ttl: float | None) -> Call[None]:
+    """Store how a key ended."""
+    fields: Fields = {"op": "once_done", "key": key, "token": token, "status": outcome.status}
+    fields["output_bytes"] = outcome.output_bytes
+    if outcome.output is not None and len(outcome.output) <= MAX_BODY:
+        put_bytes(fields, "output", outcome.output)
+    elif outcome.output is not None:
+        # As text it could need six bytes per byte, which is more than a line may have.
+        fields["output_base64"] = base64.b64encode(outcome.output).decode()
     if ttl is not None:
         fields["ttl"] = ttl
     return Call(fields, _nothing)
 
 
 def once_release(key: str, token: str) -> Call[None]:
-    """A key opened again."""
+    """Open a key again."""
     return Call({"op": "once_release", "key": key, "token": token}, _nothing)
-
-
-def look(op: str, **fields: Any) -> Call[Fields]:
-    """A question about the daemon or a queue, answered with plain fields."""
-    return Call({"op": op, **fields}, lambda reply: reply)
-
-
-def too_long(line: bytes) -> MessageTooLarge:
-    """The error for a request that the daemon would close the connection over."""
-    return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")

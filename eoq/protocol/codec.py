@@ -1,8 +1,7 @@
-"""The wire, sans-IO: lines of JSON, their limits, and how bytes travel in them. No socket, no clock.
+"""The lines of the wire: JSON, one object per line, and how bytes travel in it. No socket, no clock.
 
-Both sides import this file; PROTOCOL.md specifies it. For a few small lines it needs nothing but the standard library's
-``json``, so that a shell command which sends one message starts fast; only for larger ones, or for many, is ``msgspec``
-worth its import. The daemon's typed requests are in ``daemon/requests.py``.
+Client and daemon import this file, and PROTOCOL.md specifies it. The daemon's typed requests are in
+``daemon/requests.py``.
 """
 
 from __future__ import annotations
@@ -10,23 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import cache
 from typing import Any, Final
 
 from ..errors import EoqError, InvalidRequest, from_wire
 
-MANY: Final = 50
-"""Messages or acks in one request for which ``msgspec`` is worth its import."""
-LARGE: Final = 8 * 1024
-"""Bytes of a reply for which it is."""
 STEADY: Final = 100
-"""Requests over one connection after which it is."""
-OFTEN: Final = ("send", "send_many", "ack", "settle")
-"""Requests that ``msgspec`` writes. All that is in them is text, or a number that was checked: it would write NaN as
-null, and a date as text."""
+"""Requests over one connection after which ``msgspec`` is worth its import (about 10 ms)."""
+LARGE: Final = 8 * 1024
+"""Bytes of one line that make it worth it at once."""
 
 Fields = dict[str, Any]
 
@@ -35,8 +26,10 @@ _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_ci
 
 
 class LineBuffer:
-    """Cuts a stream of bytes into lines. Once a line grows over ``limit`` bytes, ``overflowed`` is true and
-    nothing more is taken. ``kept`` are the bytes of the line that is not complete yet.
+    """Cuts a stream of bytes into lines.
+
+    Once a line has more than ``limit`` bytes, ``overflowed`` is true and everything that follows is ignored. ``kept``
+    is the number of bytes of the line that is not complete yet.
     """
 
     def __init__(self, limit: int) -> None:
@@ -46,7 +39,7 @@ class LineBuffer:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes, without their line feeds."""
+        """Return the lines that ``data`` completes, without their line feeds."""
         if self.overflowed:
             return []
         lines = data.split(b"\n")
@@ -67,55 +60,75 @@ class LineBuffer:
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
-    """One line of the wire; raises `InvalidRequest` for what JSON cannot say (NaN, infinity)."""
+    """Return one line of the wire. Raises `InvalidRequest` for values that JSON does not have (NaN, infinity)."""
     try:
-        if fields.get("op") in OFTEN and (
-            "msgspec" in sys.modules
-            or fields.get("rid", 0) > STEADY
-            or len(fields.get("messages") or fields.get("acks") or ()) >= MANY
-        ):
-            with suppress(TypeError, OverflowError):  # a subclass of str or float, a very large number
-                return _quick_encoder()(fields) + b"\n"
         return _encode_json(fields).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"the request cannot be written as JSON: {error}") from error
 
 
-# Several times as fast as json, once imported.
+class Codec:
+    """Writes the requests of one connection and reads their replies.
+
+    A connection begins with the standard library's ``json``, so that a shell command that sends one message does not
+    wait for an import. It goes on with ``msgspec``, which is several times as fast, after `STEADY` requests or a line
+    of `LARGE` bytes. ``msgspec`` would write NaN as null: ``calls.py`` refuses such numbers before.
+    """
+
+    def __init__(self) -> None:
+        self._json_requests_left = STEADY
+        self._fast_encode: Callable[[Any], bytes] | None = None
+        self._decode: Callable[[bytes], Any] = _decode_line
+
+    def encode(self, fields: Fields) -> bytes:
+        """Return a request as one line. Raises `InvalidRequest` for values that JSON does not have."""
+        if self._fast_encode is None:
+            if self._json_requests_left > 0:
+                self._json_requests_left -= 1
+                line = encode(fields)
+                if len(line) >= LARGE:
+                    self._json_requests_left = 0
+                return line
+            self._fast_encode = self._switch()
+        try:
+            return self._fast_encode(fields) + b"\n"
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # A subclass of str, a very large number: the standard library writes them, or says why it cannot.
+            return encode(fields)
+
+    def decode(self, line: bytes) -> tuple[int | None, Fields | EoqError]:
+        """Return the ``rid`` of a reply, and its fields or the error it carries.
+
+        Raises `ValueError` where the line is not a reply of an eoq daemon.
+        """
+        if self._fast_encode is None and len(line) >= LARGE:
+            self._fast_encode = self._switch()
+        try:
+            reply = self._decode(line)
+            rid = reply.get("rid")
+            if rid is not None and not isinstance(rid, int):
+                raise TypeError
+            if reply["ok"]:
+                return rid, reply
+            error = reply["error"]
+            return rid, from_wire(error["code"], error["message"])
+        except (AttributeError, KeyError, TypeError, RecursionError) as mismatch:
+            raise ValueError(f"not a reply of an eoq daemon: {line[:100]!r}") from mismatch
+
+    def _switch(self) -> Callable[[Any], bytes]:
+        """Go on with ``msgspec``. Return its encoder."""
+        import msgspec.json
+
+        self._decode = msgspec.json.Decoder().decode
+        return msgspec.json.Encoder().encode
 
 
-@cache
-def _quick_encoder() -> Callable[[Any], bytes]:
-    import msgspec.json
-
-    return msgspec.json.Encoder().encode
-
-
-@cache
-def _quick_decoder() -> Callable[[bytes], Any]:
-    import msgspec.json
-
-    return msgspec.json.Decoder().decode
-
-
-def decode_reply(line: bytes) -> tuple[int | None, Fields | EoqError]:
-    """A reply line as its ``rid`` and its fields, or the error it carries. Raises `ValueError` for what is none."""
-    try:
-        quickly = "msgspec" in sys.modules or len(line) >= LARGE
-        reply = _quick_decoder()(line) if quickly else _decode_json(line.decode())
-        rid = reply.get("rid")
-        if rid is not None and not isinstance(rid, int):
-            raise TypeError
-        if reply["ok"]:
-            return rid, reply
-        error = reply["error"]
-        return rid, from_wire(error["code"], error["message"])
-    except (AttributeError, KeyError, TypeError, RecursionError) as mismatch:
-        raise ValueError(f"no reply of an eoq daemon: {line[:100]!r}") from mismatch
+def _decode_line(line: bytes) -> Any:
+    return _decode_json(line.decode())
 
 
 def put_bytes(fields: Fields, name: str, value: bytes) -> None:
-    """Adds ``value`` to ``fields`` as ``name`` where it is UTF-8 text, else as ``name_base64``."""
+    """Add ``value`` to ``fields`` as ``name`` where it is UTF-8 text, else in base64 as ``name_base64``."""
     try:
         fields[name] = value.decode()
     except UnicodeDecodeError:
@@ -123,12 +136,17 @@ def put_bytes(fields: Fields, name: str, value: bytes) -> None:
 
 
 def get_bytes(text: str | None, in_base64: str | None, name: str) -> bytes | None:
-    """The bytes that `put_bytes` wrote, or None where there are none; raises `InvalidRequest`."""
+    """Return the bytes that `put_bytes` wrote, or None where there are none. Raises `InvalidRequest`."""
     if in_base64 is None:
         return None if text is None else text.encode()
     if text is not None:
         raise InvalidRequest(f"give `{name}` or `{name}_base64`, not both")
+    return from_base64(in_base64, name)
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """Return the bytes of the field ``<name>_base64``. Raises `InvalidRequest` where it is not base64."""
     try:
-        return base64.b64decode(in_base64, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"`{name}_base64` is not base64: {error}") from error

@@ -1,15 +1,17 @@
-"""The limits of the protocol, as PROTOCOL.md states them. Both sides import this file."""
+"""The limits of the protocol, as PROTOCOL.md states them. Client and daemon import this file."""
 
 from __future__ import annotations
 
 from typing import Final
+
+from ..message import MAX_DELAY as MAX_DELAY
 
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""
 MAX_OUTPUT: Final = 8 * 1024 * 1024
 """Bytes of an output that the dedup service keeps."""
 MAX_LINE: Final = 16 * 1024 * 1024
-"""Bytes of a request line. The largest body in its longest JSON spelling (six bytes a byte) fits twice."""
+"""Bytes of a request line. The largest body in its longest JSON spelling (six bytes per byte) fits twice."""
 MAX_BATCH: Final = 1000
 """Messages or receipts in one request."""
 MAX_ID: Final = 200
@@ -17,19 +19,17 @@ MAX_ID: Final = 200
 MAX_HEADERS: Final = 64 * 1024
 """Bytes of all headers of a message, as JSON."""
 MAX_ERROR: Final = 4096
-"""Characters of an error text; a longer one is cut by the client."""
+"""Characters of an error text. The client cuts a longer one."""
 MAX_LEASE: Final = 12 * 3600.0
 """Seconds of a lease or an extension."""
-MAX_DELAY: Final = 366 * 86400.0
-"""Seconds a message may be delayed."""
 MAX_TTL: Final = 100 * 366 * 86400.0
-"""Seconds that a result may be asked to be kept."""
+"""Seconds for which a result may be kept."""
 MAX_WAIT: Final = 3600.0
-"""Seconds one request may wait; clients ask again."""
+"""Seconds that one request may wait. Clients repeat it."""
 MAX_PRIORITY: Final = 2**31 - 1
 """The bound of a priority, above and below zero."""
 DEFAULT_LEASE: Final = 30.0
-"""Seconds of a lease where none is asked for."""
+"""Seconds of a lease where the consumer names none."""
 MAX_QUEUE: Final = 128
 """Characters of the name of a queue or a topic."""
 QUEUE_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_QUEUE - 1}}}\Z"
@@ -38,4 +38,4 @@ QUEUE_NAMES: Final = (
 )
 
 POLL_SECONDS: Final = 20.0
-"""How long one request waits for messages, before the client asks again."""
+"""How long one request waits for messages before the client repeats it."""

@@ -1,4 +1,4 @@
-"""Checks of what a caller gives, before it is sent: each raises `InvalidRequest` with what is wrong."""
+"""Checks of a caller's arguments before they are sent. Each raises `InvalidRequest` with what is wrong."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
+from math import isfinite
+from typing import Final
 
 from ..errors import InvalidRequest
 from ..message import Outgoing
 from .limits import MAX_DELAY, MAX_ID, MAX_PRIORITY, MAX_QUEUE, MAX_TTL, QUEUE_NAMES, QUEUE_PATTERN
 
+SHORTEST_TTL: Final = 0.001
+"""The time to live, in seconds, of a message whose time has ended before it is sent."""
+LATEST: Final = 1e11
+"""The latest time of delivery, in seconds since the epoch."""
+
 _match_queue = re.compile(QUEUE_PATTERN).match
 
 
 def check_queue(queue: str) -> str:
-    """``queue``, or `InvalidRequest` where it is no name of a queue."""
-    # What is too long is not remembered either.
+    """Return ``queue``. Raises `InvalidRequest` where it is not the name of a queue."""
+    # Names that are too long are not cached either.
     if type(queue) is str and len(queue) <= MAX_QUEUE:
         is_queue = _is_queue(queue)
     else:
@@ -29,16 +36,12 @@ def check_queue(queue: str) -> str:
 
 @lru_cache(1000)
 def _is_queue(name: str) -> bool:
-    # The same few, again and again: to know them takes half the time of a match.
+    # A program uses few queues again and again, and the cache takes half the time of the match.
     return _match_queue(name) is not None
 
 
-SHORTEST_TTL = 0.001
-"""Seconds to live of a message that came too late."""
-
-
 def check_options(message: Outgoing) -> None:
-    """Raises `InvalidRequest`, in words for people, where an option of a message is of no use to the daemon."""
+    """Raise `InvalidRequest` where the daemon would refuse an option of a message."""
     if message.id is not None:
         check_name("id", message.id)
     if message.group is not None:
@@ -53,12 +56,13 @@ def check_options(message: Outgoing) -> None:
         if message.at is not None:
             raise InvalidRequest("give `delay` or `at`, not both")
     if message.at is not None:
-        check_seconds("at", message.at, 1e11)
+        check_seconds("at", message.at, LATEST)
     if message.ttl is not None:
         check_ttl(message.ttl)
 
 
 def check_headers(headers: object) -> None:
+    """Raise `InvalidRequest` where ``headers`` are not texts by name."""
     if not (
         isinstance(headers, Mapping) and all(isinstance(text, str) for text in chain.from_iterable(headers.items()))
     ):
@@ -70,24 +74,33 @@ def check_headers(headers: object) -> None:
 
 
 def check_name(what: str, name: object) -> None:
+    """Raise `InvalidRequest` where ``name`` cannot be an id, a group or a key; ``what`` says which it is."""
     if not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
         raise InvalidRequest(f"the {what} {name!r} is not 1 to {MAX_ID} printable characters")
 
 
 def check_seconds(what: str, seconds: object, most: float) -> None:
+    """Raise `InvalidRequest` where ``seconds`` is not a number from 0 to ``most``."""
     if not (isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= most):
         raise InvalidRequest(f"`{what}` is a number of seconds from 0 to {most:.0f}, not {seconds!r}")
 
 
 def check_ttl(ttl: float | None) -> None:
-    """Raises `InvalidRequest` where ``ttl`` is no number of seconds for something to be kept."""
+    """Raise `InvalidRequest` where ``ttl`` is neither None nor a number of seconds that something may be kept."""
     if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= MAX_TTL):
         raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
 
 
-def time_left(ttl: float, since: float) -> float:
-    """The seconds left of a ``ttl`` that counts from ``since`` (seconds since the epoch).
+def check_finite(what: str, number: object) -> None:
+    """Raise `InvalidRequest` where ``number`` is NaN or infinite: JSON has neither. The daemon checks the rest."""
+    if isinstance(number, float) and not isfinite(number):
+        raise InvalidRequest(f"`{what}` is a finite number, not {number!r}")
 
-    A message whose time is over is sent all the same, and expires at once: so its id is known, and its end.
+
+def time_left(ttl: float, since: float) -> float:
+    """Return the seconds left of a ``ttl`` that counts from ``since`` (seconds since the epoch).
+
+    It is never 0: a message whose time has ended is sent all the same and expires at once, so that the daemon knows its
+    id and how it ended.
     """
     return min(max(since + ttl - time.time(), SHORTEST_TTL), ttl)

@@ -1,4 +1,4 @@
-"""The format of a spool: names, options and sizes of its files, and how its folders are opened."""
+"""The format of a spool: the names, options and sizes of its files, and how its folders are opened."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..protocol.validation import check_options, time_left
 WITH_OPTIONS: Final = ".eoq"
 """The end of the name of a file whose first line has options."""
 UNFINISHED: Final = ".tmp"
-"""The end of the name of a file that is not ready. Nor is one that begins with a dot."""
+"""The end of the name of a file that is not ready. A name that begins with a dot is not ready either."""
 MAX_OPTIONS: Final = 8 * MAX_HEADERS
-"""Bytes of the first line: the longest headers in their longest JSON spelling, and the rest."""
+"""Bytes of the first line: enough for the longest headers in their longest JSON spelling, and the other options."""
 _OPTIONS: Final = {field.name: field.default for field in fields(Outgoing) if field.name not in ("body", "queue")}
 _TRIED_AT: Final = "tried_at"
 _LEFT_AT: Final = "left_at"
@@ -28,18 +28,18 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the spool's."""
-    return name.startswith(".")
+def is_visible(name: str) -> bool:
+    """Return whether a folder of this name may belong to a queue."""
+    return not name.startswith(".")
 
 
 def is_ready(name: str) -> bool:
-    """Whether a file of this name may be taken."""
-    return not is_hidden(name) and not name.endswith(UNFINISHED)
+    """Return whether a file of this name is complete, so that it may be claimed."""
+    return is_visible(name) and not name.endswith(UNFINISHED)
 
 
 def encode(message: Outgoing, tried_at: float | None = None) -> bytes:
-    """A message, whose body is bytes, as a file with options."""
+    """Return the content of a file with options. The body of the message must be bytes."""
     options: dict[str, Any] = {
         name: value for name, default in _OPTIONS.items() if (value := getattr(message, name)) not in (None, default)
     }
@@ -48,17 +48,17 @@ def encode(message: Outgoing, tried_at: float | None = None) -> bytes:
     if message.ttl is not None:
         options[_LEFT_AT] = time.time()
     line = json.dumps(options, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    assert isinstance(message.body, bytes)  # noqa: S101 # see `_prepare`
+    assert isinstance(message.body, bytes)  # noqa: S101 # the sender makes it bytes
     return line.encode() + b"\n" + message.body
 
 
 def decode(data: bytes) -> tuple[Outgoing, float | None]:
-    """A file with options as a message, and when it was sent before, if it was. Raises what is wrong with it."""
+    """Return the message of a file with options, and when it was sent before, or None. Raises what is wrong with it."""
     line, end, body = data.partition(b"\n")
     if not end or len(line) > MAX_OPTIONS:
         raise InvalidRequest(
             f"its first line, which has the options, does not end within {MAX_OPTIONS:,} bytes; "
-            f"write an object such as {{}} and a line feed before the body, or let its name not end in {WITH_OPTIONS}"
+            f"write an object such as {{}} and a line feed before the body, or choose a name without {WITH_OPTIONS}"
         )
     check_size(len(body))
     try:
@@ -66,10 +66,10 @@ def decode(data: bytes) -> tuple[Outgoing, float | None]:
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"its first line, which has the options, is not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise InvalidRequest('its first line, which has the options, is no JSON object such as {"id": "order-17"}')
+        raise InvalidRequest('its first line, which has the options, is not a JSON object such as {"id": "order-17"}')
     tried_at, left_at = _moment(options, _TRIED_AT), _moment(options, _LEFT_AT)
     if unknown := options.keys() - _OPTIONS.keys():
-        raise InvalidRequest(f"the option {min(unknown)!r} is not known; there are {', '.join(_OPTIONS)}")
+        raise InvalidRequest(f"the option {min(unknown)!r} is not known; the options are {', '.join(_OPTIONS)}")
     message = Outgoing(body, **options)
     check_options(message)
     if message.ttl is not None and left_at is not None:
@@ -78,7 +78,7 @@ def decode(data: bytes) -> tuple[Outgoing, float | None]:
 
 
 def _moment(options: dict[str, Any], name: str) -> float | None:
-    """An option that is not the message's own: seconds since the epoch."""
+    """Remove an option that is not one of the message, and return it: a time in seconds since the epoch, or None."""
     moment = options.pop(name, None)
     if moment is not None and (isinstance(moment, bool) or not isinstance(moment, int | float)):
         raise InvalidRequest(f"`{name}` is a number of seconds, not {moment!r}")
@@ -86,7 +86,7 @@ def _moment(options: dict[str, Any], name: str) -> float | None:
 
 
 def check_size(size: int) -> None:
-    """Raises `MessageTooLarge` for a body of so many bytes."""
+    """Raise `MessageTooLarge` if a body has too many bytes."""
     if size > MAX_BODY:
         raise MessageTooLarge(
             f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
@@ -94,16 +94,16 @@ def check_size(size: int) -> None:
 
 
 def open_folder(name: str, parent: int) -> int:
-    """A descriptor of the folder ``name`` in ``parent``, which must be a folder and no link to one."""
+    """Open the folder ``name`` in ``parent``, and return its descriptor. Raises `OSError` if it is a link."""
     return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
 
 
 def trouble(error: OSError, path: Path) -> EoqError:
-    """What it means that something of the spool cannot be read or written."""
+    """Return the error of eoq that says why a path of the spool cannot be read or written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"there is no space for {str(path)!r}; free some")
     if error.errno in _NOT_ALLOWED:
         return Forbidden(
-            f"{str(path)!r} cannot be used ({error.strerror}): it must be a folder this user may write, and no link"
+            f"{str(path)!r} cannot be used ({error.strerror}): it must be a folder this user may write, not a link"
         )
     return StorageFailed(f"{str(path)!r} cannot be read or written: {error.strerror}")

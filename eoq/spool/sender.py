@@ -1,8 +1,8 @@
-"""The sender's end of the spool: a message left as a file, for a daemon that takes it when it runs.
+"""The sender's end of the spool: a message written as a file, which a daemon stores when it runs.
 
-What stands in a spool is specified in ``daemon/spool.py``. A message with options is a file whose name ends in
-``.eoq``: its first line is a JSON object of options, and what follows is the body, to the byte. So options and body
-become visible together, with one rename.
+``daemon/services/spool_reader.py`` specifies what a spool contains. A message with options is a file whose name ends in
+``.eoq``: its first line is a JSON object of options, and its body is what follows. So options and body become visible
+together, with one rename.
 """
 
 from __future__ import annotations
@@ -16,65 +16,53 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Unpack
 
 from ..client.blocking import Client
 from ..errors import Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull, Unavailable
 from ..ids import new_id
-from ..message import JSON_TYPE, Outgoing, Sent, encode_payload
+from ..message import JSON_TYPE, Outgoing, SendOptions, Sent, encode_payload
 from ..protocol.limits import MAX_HEADERS
 from ..protocol.validation import check_options, check_queue
 from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_folder, trouble
 
-LEFT_AT_ONCE: Final = 100
-"""Messages of a stream that become visible together."""
+SPOOLED_TOGETHER: Final = 100
+"""How many messages of a stream become visible together."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A message that is on disk in the spool, since the daemon could not be reached."""
+    """A message that was written to the spool, and is on disk, because the daemon could not be reached."""
 
     id: str
 
 
 class Spool:
-    """The spool in ``folder``, for senders. It is made, with its queues' folders, as it is first used."""
+    """The spool in ``folder``, for senders. The first send creates it, and the first send to a queue its folder."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    def send(
-        self,
-        queue: str,
-        body: object,
-        *,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        group: str | None = None,
-        delay: float | None = None,
-        at: float | None = None,
-        ttl: float | None = None,
-    ) -> str:
-        """Leaves a message; when this returns it is on disk, and it is stored once. Returns its id.
+    def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
+        """Write a message to the spool. When this returns, it is on disk, and it will be stored once. Returns its id.
 
-        The arguments are those of `Client.send`; ``delay`` and ``ttl`` count from now, not from when a daemon takes
-        it. Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse, `Forbidden`, `StorageFull` or
-        `StorageFailed`; then nothing was left.
+        The arguments are those of `Client.send`. ``delay`` and ``ttl`` count from now, not from when a daemon stores
+        the message. Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse, and `Forbidden`,
+        `StorageFull` or `StorageFailed` if the spool cannot be written. After an error, nothing was written.
         """
-        return self.send_many(queue, [Outgoing(body, id, None, headers, priority, group, delay, at, ttl)])[0]
+        return self.send_many(queue, [Outgoing(body, **options)])[0]
 
     def send_many(self, queue: str, messages: Iterable[object], *, tried_at: float | None = None) -> list[str]:
-        """Leaves many, in their order: `Outgoing` values, or bodies as for `send`. Returns their ids.
+        """Write many messages, in their order: `Outgoing` values, or bodies as for `send`. Returns their ids.
 
-        All are checked, and on disk, before the first can be taken. Where the disk then fails some may be: repeat it
-        with the same ids. ``tried_at`` says, in seconds since the epoch, when they were sent to a daemon that did not
-        answer; see `send_or_leave`.
+        All are checked and on disk before a daemon can store the first. If the disk fails after that, some of them may
+        be stored: repeat the call with the same ids. ``tried_at`` is when they were sent to a daemon that did not
+        answer, in seconds since the epoch (see `send_or_spool`).
         """
         check_queue(queue)
         prepared = [_prepare(queue, message) for message in messages]
-        # In the order of their names they are taken.
+        # The daemon stores files in the order of their names.
         begin = f"{time.time_ns():020d}-{os.urandom(4).hex()}"
         files = {
             f"{begin}-{index:06d}{WITH_OPTIONS}": encode(message, tried_at) for index, message in enumerate(prepared)
@@ -103,7 +91,7 @@ class Spool:
                         os.unlink(name, dir_fd=folder)
                 raise
             os.fsync(folder)
-            os.fsync(spool)  # another sender may have made the folder just now
+            os.fsync(spool)  # another sender may have created the folder just now
 
     def _open(self, stack: ExitStack) -> int:
         try:
@@ -119,51 +107,54 @@ class Spool:
         return spool
 
 
-def send_or_leave(client: Client, spool: Spool, queue: str, messages: Iterable[object]) -> Iterator[Sent | Spooled]:
-    """`Client.send_stream`, and what remains when the daemon cannot be reached is left in the spool.
+def send_or_spool(client: Client, spool: Spool, queue: str, messages: Iterable[object]) -> Iterator[Sent | Spooled]:
+    """Do as `Client.send_stream`. If the daemon cannot be reached, write the remaining messages to the spool.
 
-    Ids are chosen before the first try and kept in the spool, so that a message whose confirmation was lost is not
-    stored twice. It is not known for ever: what may have arrived says in the spool when that was, so that a daemon
-    which takes it only after its retention sets it aside instead. Raises what `Client.send_stream` and `Spool.send`
-    raise, other than `Unavailable`.
+    Each message gets its id before the first try and keeps it in the spool. So a message whose confirmation was lost is
+    not stored twice. The daemon remembers ids for a limited time only: a file whose message may have arrived also says
+    when it was sent, and a daemon that finds it after its retention rejects it. Raises what `Client.send_stream` and
+    `Spool.send` raise, except `Unavailable`.
     """
     source = iter(messages)
-    unconfirmed: deque[tuple[float, Outgoing]] = deque()
+    in_flight: deque[tuple[float, Outgoing]] = deque()
 
-    def remembered() -> Iterator[Outgoing]:
+    def with_ids() -> Iterator[Outgoing]:
         for item in source:
             message = item if isinstance(item, Outgoing) else Outgoing(item)
             message = replace(message, id=new_id() if message.id is None else message.id)
-            unconfirmed.append((time.time(), message))
+            in_flight.append((time.time(), message))
             yield message
 
     try:
-        for sent in client.send_stream(queue, remembered()):
-            unconfirmed.popleft()
+        for sent in client.send_stream(queue, with_ids()):
+            in_flight.popleft()
             yield sent
         return
     except Unavailable as error:
         unavailable = error
-        tried_at = unconfirmed[0][0] if client.reached and unconfirmed else None
-    batch: list[object] = [message for _, message in unconfirmed]
+        tried_at = in_flight[0][0] if client.reached and in_flight else None
+    batch: list[object] = [message for _, message in in_flight]
     while batch:
         try:
             ids = spool.send_many(queue, batch, tried_at=tried_at)
         except (Forbidden, StorageFull, StorageFailed) as error:
-            raise type(error)(f"{unavailable}. Nor can it be left in the spool: {error}") from error
+            raise type(error)(f"{unavailable}. The spool cannot be written either: {error}") from error
         for id in ids:
             yield Spooled(id)
-        batch, tried_at = list(islice(source, LEFT_AT_ONCE)), None
+        batch, tried_at = list(islice(source, SPOOLED_TOGETHER)), None
 
 
 # ── one file ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _prepare(queue: str, item: object) -> Outgoing:
-    """A message as it is left: its body as bytes, its id chosen, its delay counted from now. Refuses what is wrong."""
+    """Return a message as it is written: its body as bytes, with an id, and its delay as a time.
+
+    Raises `InvalidRequest` or `MessageTooLarge`.
+    """
     message = item if isinstance(item, Outgoing) else Outgoing(item)
     if message.queue not in (None, queue):
-        raise InvalidRequest(f"a message for {message.queue!r} among those for {queue!r}: leave it there")
+        raise InvalidRequest(f"a message for {message.queue!r} among those for {queue!r}: send it to its own queue")
     check_options(message)
     body, is_json = encode_payload(message.body)
     check_size(len(body))
@@ -189,7 +180,7 @@ def _prepare(queue: str, item: object) -> Outgoing:
 
 
 def _open_or_make(name: str, parent: int) -> int:
-    """A folder for a queue. Who may use the spool may use it, too."""
+    """Open the folder of a queue. A new one gets the permissions of the spool."""
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:

@@ -1,6 +1,6 @@
-"""Forks: a forked child has a copy of each of its parent's connections, and has to leave them alone.
+"""Forks: a forked child has a copy of each connection of its parent and must not use it.
 
-Two processes on one connection would get each other's replies; and what is bound to it would outlive the parent.
+Two processes on one connection would read each other's replies, and its bound leases would outlive the parent.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """What is not the same in a child."""
+    """An object that must start anew in a forked child."""
 
     def forked(self) -> None:
-        """Called in the child, in the only thread there is. Locks may be held by threads that are not."""
+        """Start anew. Called in the child, in its only thread; locks may be held by threads that no longer exist."""
 
 
 _watched: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def watch_forks(one: Forked) -> None:
-    """``one`` is told of every fork, as long as it lives."""
+    """Call ``one.forked()`` in the child of every fork, as long as ``one`` lives."""
     _watched.add(one)
 
 
-def _tell() -> None:
+def _after_fork() -> None:
     for one in list(_watched):
         one.forked()
 
 
-os.register_at_fork(after_in_child=_tell)
+os.register_at_fork(after_in_child=_after_fork)

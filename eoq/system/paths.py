@@ -1,4 +1,4 @@
-"""Where the socket, the database and the configuration are, unless somebody says otherwise."""
+"""The default paths of the socket, the database and the configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
-    """The socket: the path given, else ``EOQ_SOCKET``, else ``eoq/eoq.sock`` in the user's runtime directory."""
+    """Return the socket: ``given``, else ``EOQ_SOCKET``, else ``eoq/eoq.sock`` in the user's runtime directory."""
     if given is not None:
         return Path(given)
     if named := os.environ.get("EOQ_SOCKET"):
@@ -16,13 +16,13 @@ def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
     from platformdirs import user_runtime_path
 
     with warnings.catch_warnings():
-        # Without XDG_RUNTIME_DIR, as under cron, another folder is taken, and a warning for each command helps nobody.
+        # Without XDG_RUNTIME_DIR, as under cron, platformdirs takes another directory and warns at each command.
         warnings.simplefilter("ignore")
         return user_runtime_path("eoq") / "eoq.sock"
 
 
 def database_path(given: str | os.PathLike[str] | None = None) -> Path:
-    """The daemon's file: the path given, else ``EOQ_DB``, else ``eoq/eoq.db`` in the user's data directory."""
+    """Return the daemon's database: ``given``, else ``EOQ_DB``, else ``eoq/eoq.db`` in the user's data directory."""
     if given is not None:
         return Path(given)
     if named := os.environ.get("EOQ_DB"):
@@ -33,7 +33,7 @@ def database_path(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def config_path() -> Path:
-    """The daemon's configuration where none is named: ``eoq/eoq.toml`` in the user's configuration directory."""
+    """Return the default configuration of the daemon: ``eoq/eoq.toml`` in the user's configuration directory."""
     from platformdirs import user_config_path
 
     return user_config_path("eoq") / "eoq.toml"

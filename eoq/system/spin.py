@@ -1,14 +1,15 @@
-"""Adaptive spinning: where one request follows the other, staying awake is cheaper than falling asleep and being woken.
+"""Adaptive spinning: in a row of requests, polling for a moment is cheaper than falling asleep and being woken.
 
-To wake a sleeping processor takes a good part of what a send takes besides its commit (``tests/bench/run.py`` measures
-sends: with ``ROW`` at 0 nobody spins). So whoever waits for the other side looks again and again for a moment, but only
+Besides its commit, waking a sleeping processor takes a good part of the time of a send. (``tests/bench/run.py``
+measures sends; with ``ROW`` at 0 nothing spins.) So a thread that waits for the other side polls again and again, but
+only
 
 - in a row: the last wait was short, and this one begins soon after it;
-- for a moment: after that it sleeps as before;
-- while nobody else wants the processor, which is offered at every turn: if somebody takes it, there is no spinning for
-  a while.
+- for a moment: after that it sleeps as usual;
+- while no other process wants the processor. The thread offers it at every turn, and does not spin for a while after
+  another process took it.
 
-The blocking client leaves it be where its program has other threads, which need the interpreter's lock meanwhile.
+The blocking client does not spin in a program with other threads, which need the interpreter's lock meanwhile.
 Hypervisors (halt polling) and adaptive mutexes do the same.
 """
 
@@ -20,19 +21,19 @@ from collections.abc import Callable
 from typing import Final
 
 ROW: Final = 0.002
-"""Seconds from the end of a wait within which the next one counts as in a row with it."""
+"""Seconds after the end of a wait within which the next wait counts as in a row with it."""
 TAKEN: Final = 0.0002
-"""Seconds that an offered processor is away before somebody must want it for work of his own. With more, many clients
-spin for each other; with less, one alone rests since the system took a moment for itself."""
+"""Seconds that an offered processor is away before that counts as taken by another process. With more, many clients
+spin at each other's cost; with less, a single client stops spinning because of the system's own short tasks."""
 REST: Final = 0.05
-"""Seconds without spinning after that."""
+"""Seconds without spinning after the processor was taken."""
 
 
 class Spin:
-    """Says of each wait whether to look again (``again``) or to sleep. A wait has a ``begin`` and an ``end``."""
+    """Decides for each wait whether to poll again or to sleep. A wait starts with `begin` and stops with `end`."""
 
     def __init__(self, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``longest``: the seconds of one wait that are spent awake."""
+        """``longest``: the seconds of one wait that are spent polling."""
         self._longest = longest
         self._clock = clock
         self._since = 0.0
@@ -41,14 +42,14 @@ class Spin:
         self._rests_until = 0.0
 
     def begin(self) -> bool:
-        """A wait begins. Returns whether to spin."""
+        """Begin a wait. Return whether to poll."""
         self._since = now = self._clock()
         spins = self._rests_until <= now < self._in_row_until
         self._until = now + self._longest if spins else 0.0
         return spins
 
     def again(self) -> bool:
-        """Offers the processor to others; then returns whether to look once more."""
+        """Offer the processor to others. Then return whether to poll once more."""
         now = self._clock()
         if now >= self._until:
             return False
@@ -61,7 +62,7 @@ class Spin:
         return True
 
     def end(self) -> None:
-        """What was waited for is here."""
+        """End a wait, because the awaited data has come."""
         now = self._clock()
         self._until = 0.0
         self._in_row_until = now + ROW if now < self._since + self._longest else 0.0

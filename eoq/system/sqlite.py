@@ -1,11 +1,14 @@
-"""What every connection of eoq to an application's SQLite file is set to."""
+"""The settings of every connection that eoq makes to an application's SQLite file."""
 
 from __future__ import annotations
 
 from typing import Final
 
 BUSY_SECONDS: Final = 30.0
-"""How long a transaction waits for another writer of the application's file."""
+"""How many seconds a transaction waits for another writer of the application's file."""
 DURABLE: Final = "pragma synchronous = extra"
-"""Makes each commit last over a loss of power. In the mode of a rollback journal, ``full`` does not: the journal may
-come back, and undo what was committed. With a write-ahead log the two are the same."""
+"""Makes each commit survive a loss of power.
+
+With a rollback journal, ``full`` is not enough: it does not sync the folder after it deletes the journal. So the
+journal may reappear and undo a committed transaction. With a write-ahead log, ``extra`` and ``full`` are the same.
+"""

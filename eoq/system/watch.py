@@ -1,111 +1,148 @@
-"""Being woken by writes to a file, or by files renamed into a spool, whoever does it.
+"""Wake a task when a file, a database or the contents of a folder change.
 
-Of a file (a SQLite database, or one that is read again) the folder is watched, never the file: closing a descriptor of
-a database drops all locks that SQLite has on it in this process, and a file may be replaced by another. Where symbolic
-links lead to it, the folder of each of them is watched too. A wake-up is a hint: it may come for nothing, and it may
-be lost.
+watchfiles tells what has changed. This module decides which folders it watches and which changes count:
 
-On Linux the kernel wakes the event loop (inotify(7)). Elsewhere watchfiles does; it looks into its own list of changes
-a thousand times a second, which costs 1.5 % of a processor for as long as nothing happens.
+- Only folders are watched, never a file. Closing a descriptor of a database would drop every lock that SQLite holds on
+  it in this process, and a file may be replaced by another one. Where symbolic links lead to the file, the folder of
+  each link is watched as well.
+- A wake-up is a hint. It may come without a reason, and it may be lost. So each watch also wakes its task every
+  ``sweep`` seconds, and checks then whether its folders are still the same.
+- All watches of an event loop share one watcher, hence one thread, since each watcher costs processor time while
+  nothing happens: watchfiles looks into its own list of changes at each step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import errno
 import logging
 import os
-import struct
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ..spool.format import is_hidden, is_ready
+if TYPE_CHECKING:
+    from watchfiles import Change
 
-log = logging.getLogger("eoq.system.watch")
+log = logging.getLogger("eoq.watch")
 
-QUIET_SECONDS: Final = 0.002
-"""How long after a wake-up the next one comes at the earliest: a commit is a few writes."""
+STEP_MS: Final = 7
+"""A change wakes after one to two steps. This step costs 0.5 % of a processor; 5 ms cost 0.7 %, and 10 ms 0.35 %."""
+SLOW_STEP_MS: Final = 100
+"""The step while only files are watched whose changes are not urgent."""
 RETRY_SECONDS: Final = 5.0
-"""How long until a folder that cannot be watched is tried again."""
-STEP_MS: Final = 1
-DEBOUNCE_MS: Final = 5
-"""Those of watchfiles, where it is used."""
+"""The pause before a folder that cannot be watched is tried again."""
+INTERRUPTED_SECONDS: Final = 0.1
+"""The pause before watchfiles is started again after it has failed while it watched."""
 MAX_LINKS: Final = 40
-"""Symbolic links that are followed to one file, as the kernel does."""
+"""How many symbolic links are followed to one file; the kernel has the same limit."""
 
-# From linux/inotify.h.
-_ATTRIB, _MODIFY, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
-_DELETE_SELF, _MOVE_SELF, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
-_ONLYDIR, _DONT_FOLLOW, _ISDIR = 0x1000000, 0x2000000, 0x40000000
-_OF_FILES: Final = _ATTRIB | _MODIFY | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE
-_OF_SPOOL: Final = _CLOSE_WRITE | _MOVED_TO | _CREATE
-_OF_FOLDER: Final = _DELETE_SELF | _MOVE_SELF
-_EVENT: Final = struct.Struct("iIII")
+
+async def watch_database(path: Path, wake: Callable[[], object], sweep: float) -> None:
+    """Call ``wake`` after each write to the SQLite database at ``path``, and every ``sweep`` seconds. Never returns.
+
+    It also wakes when it begins to watch, and thus after any time in which it could not. It follows symbolic links,
+    and finds the folder again if the folder is replaced, or goes and comes back.
+    """
+    await _watch(path.parent, partial(_find_file, path, ("", "-wal", "-journal")), wake, sweep, STEP_MS)
+
+
+async def watch_file(path: Path, wake: Callable[[], object], sweep: float) -> None:
+    """Do as `watch_database` for another file, which may appear later, be replaced, or go. Wakes within about 0.2 s."""
+    await _watch(path.parent, partial(_find_file, path, ("",)), wake, sweep, SLOW_STEP_MS)
+
+
+async def watch_subfolders(
+    folder: Path,
+    wake: Callable[[], object],
+    sweep: float,
+    *,
+    is_folder: Callable[[str], bool],
+    is_file: Callable[[str], bool],
+) -> None:
+    """Do as `watch_database` for files that appear in the folders inside ``folder``, which may be made at any time.
+
+    Only folders whose name passes ``is_folder`` are watched, and only files whose name passes ``is_file`` wake.
+    Symbolic links to folders are not followed.
+    """
+    await _watch(folder, partial(_find_subfolders, folder, is_folder, is_file), wake, sweep, STEP_MS)
+
+
+# ── what is watched ─────────────────────────────────────────────────────────────────────────────────────────
+
+Identity: TypeAlias = tuple[int, int]
+"""The device and inode of a folder. The same path may lead to another folder later."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What is watched: a folder, with others beside it, and those in it where ``inner``; and the names that count."""
+    """The folders to watch, by their paths, and which changes in them count."""
 
-    folder: Path
-    names: frozenset[str] | None
-    """None: those of files that are ready in a spool."""
-    others: tuple[Path, ...] = ()
-    inner: bool = False
+    folders: dict[str, Identity]
+    names: frozenset[str]
+    """The names of files that count."""
 
-    @property
-    def mask(self) -> int:
-        return _OF_FOLDER | (_OF_FILES if self.names is not None else _OF_SPOOL)
-
-    def concerns(self, name: str, mask: int) -> bool:
-        if self.names is not None:
-            return name in self.names
-        if mask & _ISDIR:
-            return not is_hidden(name)
-        # A file that is only made is not complete yet.
-        return is_ready(name) and bool(mask & (_MOVED_TO | _CLOSE_WRITE))
-
-    def folders(self) -> list[Path]:
-        """The folders in it."""
-        if not self.inner:
-            return []
-        with os.scandir(self.folder) as entries:
-            return [
-                self.folder / one.name
-                for one in entries
-                if not is_hidden(one.name) and one.is_dir(follow_symlinks=False)
-            ]
+    def counts(self, _deleted: bool, _folder: str, name: str) -> bool:
+        return name in self.names
 
 
-async def watch_database(path: Path, wake: Callable[[], object], sweep: float) -> None:
-    """Calls ``wake`` after writes to the database at ``path``, and every ``sweep`` seconds; without end.
+@dataclass(frozen=True, slots=True)
+class _TreeTarget:
+    """A folder and those in it, for files that appear in the inner ones."""
 
-    Also when it begins to watch, and so after any time that it could not. Follows symbolic links, and a folder that
-    is replaced or comes back.
-    """
-    await _watch(path.parent, partial(_file, path, ("", "-wal", "-journal")), wake, sweep)
+    folders: dict[str, Identity]
+    top: str
+    is_folder: Callable[[str], bool]
+    is_file: Callable[[str], bool]
+
+    def counts(self, deleted: bool, folder: str, name: str) -> bool:
+        # What is gone does not count: the task that is woken moves files away itself.
+        return not deleted and (self.is_folder(name) if folder == self.top else self.is_file(name))
 
 
-async def watch_file(path: Path, wake: Callable[[], object], sweep: float) -> None:
-    """As `watch_database`, for a file of any other kind, which may also come later, be replaced, or go."""
-    await _watch(path.parent, partial(_file, path, ("",)), wake, sweep)
+AnyTarget: TypeAlias = _Target | _TreeTarget
 
 
-def _file(path: Path, suffixes: tuple[str, ...]) -> _Target:
+def _find_file(path: Path, suffixes: tuple[str, ...]) -> _Target:
     real = path.resolve()
     links = _links(path)
-    names = {real.name + suffix for suffix in suffixes} | {link.name for link in links}
-    others = dict.fromkeys(link.parent for link in links if os.access(link.parent, os.R_OK))
-    return _Target(real.parent, frozenset(names), tuple(others))
+    folders = {str(real.parent): _identify(real.parent)}
+    for link in links:
+        with suppress(OSError):
+            folders[str(link.parent)] = _identify(link.parent)
+    return _Target(folders, frozenset({real.name + suffix for suffix in suffixes} | {link.name for link in links}))
+
+
+def _find_subfolders(folder: Path, is_folder: Callable[[str], bool], is_file: Callable[[str], bool]) -> _TreeTarget:
+    top = str(folder.resolve())
+    folders = {top: _identify(top)}
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if is_folder(entry.name) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    folders[entry.path] = _identify(entry.path)
+    return _TreeTarget(folders, top, is_folder, is_file)
+
+
+def _identify(folder: str | Path) -> Identity:
+    """Return the identity of a folder. Raises `OSError` if it cannot be watched: the watcher would fail for all."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EILSEQ, "watchfiles needs a path that is valid UTF-8", str(folder)) from error
+    found = os.lstat(folder)
+    if not os.access(folder, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return found.st_dev, found.st_ino
 
 
 def _links(path: Path) -> list[Path]:
-    """The symbolic links on the way to ``path``; what one of them is replaced by may lead to another file."""
+    """Return the symbolic links on the way to ``path``. If one of them is replaced, ``path`` is another file."""
     links: list[Path] = []
     place, ahead = Path("/"), list(path.absolute().parts[1:])
     while ahead and len(links) < MAX_LINKS:
@@ -120,128 +157,143 @@ def _links(path: Path) -> list[Path]:
     return links
 
 
-async def watch_spool(folder: Path, wake: Callable[[], object], sweep: float) -> None:
-    """`watch_database` for the spool in ``folder``: after a file was renamed into one of its queues, old or new."""
-    await _watch(folder, lambda: _Target(folder.resolve(), None, inner=True), wake, sweep)
+class _Interrupted(Exception):
+    """watchfiles has failed while it watched, so wake-ups may be lost."""
 
 
-async def _watch(folder: Path, look: Callable[[], _Target], wake: Callable[[], object], sweep: float) -> None:
-    watch = _watch_by_inotify if sys.platform == "linux" else _watch_by_watchfiles
-    said = ""
+# ── one watch ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _watch(
+    folder: Path, find_target: Callable[[], AnyTarget], wake: Callable[[], object], sweep: float, step: int
+) -> None:
+    logged = ""
     while True:
         try:
-            target = look()
-            identity = target.folder.stat()
-
-            def is_elsewhere(target: _Target = target, identity: os.stat_result = identity) -> bool:
-                now = look()
-                return now != target or not os.path.samestat(now.folder.stat(), identity)
-
-            await watch(target, wake, sweep, is_elsewhere)
-            said = ""
+            await _watch_target(find_target, wake, sweep, step)
+            logged = ""
+        except _Interrupted:
+            wake()
+            await asyncio.sleep(INTERRUPTED_SECONDS)
         except (OSError, RuntimeError) as error:
-            # RuntimeError: watchfiles has no other name for some failures, such as a limit on watches.
-            if str(error) != said:
-                said = str(error)
-                log.warning("%s cannot be watched: %s; looking every %g s", folder, error, RETRY_SECONDS)
+            # RuntimeError: watchfiles raises it for some failures of the system, such as a limit on watches.
+            if str(error) != logged:
+                logged = str(error)
+                log.warning("%s cannot be watched: %s; trying again every %g s", folder, error, RETRY_SECONDS)
             wake()
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _watch_by_inotify(
-    target: _Target, wake: Callable[[], object], sweep: float, is_elsewhere: Callable[[], bool]
+async def _watch_target(
+    find_target: Callable[[], AnyTarget], wake: Callable[[], object], sweep: float, step: int
 ) -> None:
-    changed = asyncio.Event()
-    with _inotify() as inotify:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(inotify.descriptor, lambda: changed.set() if _concerns(target, inotify.descriptor) else None)
-        try:
-            for folder in (target.folder, *target.others):
-                inotify.add(folder, target.mask)
-            while not is_elsewhere():
-                # What came into a new folder before it was watched is found by this wake-up.
-                for folder in target.folders():
-                    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                        inotify.add(folder, target.mask | _ONLYDIR | _DONT_FOLLOW)
-                wake()
-                await asyncio.sleep(QUIET_SECONDS)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(sweep):
-                        await changed.wait()
-                changed.clear()
-        finally:
-            loop.remove_reader(inotify.descriptor)
+    """Watch until the folders are others. Raises `OSError` or `RuntimeError` if they cannot be watched."""
+    watch = _Watch(find_target(), step)
+    watcher = _watcher_of_this_loop()
+    watcher.add(watch)
+    try:
+        await watch.changed.wait()  # set when the folders are watched
+        while True:
+            watch.changed.clear()
+            if watch.error is not None:
+                raise watch.error
+            is_lost = watch.is_lost or find_target() != watch.target
+            wake()
+            if is_lost:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(sweep):
+                    await watch.changed.wait()
+    finally:
+        watcher.remove(watch)
 
 
-class _Inotify:
-    """inotify(7): ``descriptor`` can be read when something in one of its folders has changed."""
+@dataclass(slots=True, eq=False)
+class _Watch:
+    target: AnyTarget
+    step: int
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    is_lost: bool = False
+    """Whether one of its folders was removed or replaced. The new folder may even have the same identity."""
+    error: Exception | None = None
+
+    def take_note(self, change: Change, path: str) -> None:
+        """Set ``changed`` if a change counts."""
+        folder, name = os.path.split(path)
+        if path in self.target.folders:
+            self.is_lost = self.is_lost or change.name != "modified"
+            self.changed.set()
+        elif folder in self.target.folders and self.target.counts(change.name == "deleted", folder, name):
+            self.changed.set()
+
+
+# ── the watcher that they share ─────────────────────────────────────────────────────────────────────────────
+
+
+class _Watcher:
+    """Runs watchfiles over the folders of all watches of one event loop, and starts it anew when they change."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor: int = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.descriptor < 0:
-            raise _last_error()
+        self._watches: set[_Watch] = set()
+        self._task: asyncio.Task[None] | None = None
 
-    def add(self, folder: Path, mask: int) -> None:
-        """Watches a folder; without effect where it does."""
-        if self._libc.inotify_add_watch(self.descriptor, os.fsencode(folder), mask) < 0:
-            raise _last_error()
+    def add(self, watch: _Watch) -> None:
+        """Begin to watch. Sets ``watch.changed`` when that is done, after changes that count, and after an error."""
+        self._watches.add(watch)
+        self._restart()
+
+    def remove(self, watch: _Watch) -> None:
+        """Watch no longer."""
+        self._watches.discard(watch)
+        self._restart()
+
+    def _restart(self) -> None:
+        if self._task is not None:
+            # watchfiles' thread sees within one step that it is cancelled. Nothing waits for it.
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._run()) if self._watches else None
+
+    async def _run(self) -> None:
+        from watchfiles import awatch
+
+        watches = list(self._watches)
+        changes = awatch(
+            *{folder for watch in watches for folder in watch.target.folders},
+            watch_filter=None,
+            recursive=False,
+            step=min(watch.step for watch in watches),
+            debounce=1,
+            rust_timeout=0,  # without end: each watch has a sweep of its own
+        )
+        has_begun = False
+
+        def begin() -> None:
+            nonlocal has_begun
+            has_begun = True
+            for watch in watches:
+                watch.changed.set()
+
+        # It is called when this task first waits. By then the folders are watched, and no change is missed.
+        asyncio.get_running_loop().call_soon(begin)
+        try:
+            async with aclosing(changes):
+                async for batch in changes:
+                    for watch, (change, path) in product(watches, batch):
+                        watch.take_note(change, path)
+        except* (OSError, RuntimeError) as group:  # those raised while it watches come in a group
+            # It fails at each event of a file whose name is not valid UTF-8. Then it can go on at once.
+            error = _Interrupted() if has_begun else group.exceptions[0]
+            for watch in watches:
+                watch.error = error
+                watch.changed.set()
 
 
-def _last_error() -> OSError:
-    return OSError(ctypes.get_errno(), f"inotify: {os.strerror(ctypes.get_errno())}")
+_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
-def _inotify() -> Iterator[_Inotify]:
-    inotify = _Inotify()
-    try:
-        yield inotify
-    finally:
-        os.close(inotify.descriptor)
-
-
-def _concerns(target: _Target, descriptor: int) -> bool:
-    """Reads what there is; whether it is about what counts, about a folder itself, or unknown."""
-    try:
-        events = os.read(descriptor, 65536)
-    except BlockingIOError:
-        return False
-    concerns = False
-    while events:
-        _, mask, _, length = _EVENT.unpack_from(events)
-        name = os.fsdecode(events[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
-        concerns = concerns or target.concerns(name, mask) or bool(mask & (_OF_FOLDER | _OVERFLOW | _IGNORED))
-        events = events[_EVENT.size + length :]
-    return concerns
-
-
-async def _watch_by_watchfiles(
-    target: _Target, wake: Callable[[], object], sweep: float, is_elsewhere: Callable[[], bool]
-) -> None:
-    from watchfiles import awatch
-
-    def concerns(_change: object, changed: str) -> bool:
-        if target.names is not None:
-            return Path(changed).name in target.names
-        # It does not say what is a folder; in a spool that are those at its top.
-        kinds = (_ISDIR, _MOVED_TO, _MOVED_TO)
-        return all(map(target.concerns, Path(changed).relative_to(target.folder).parts, kinds))
-
-    changes = awatch(
-        target.folder,
-        *target.others,
-        watch_filter=concerns,
-        recursive=target.inner,
-        step=STEP_MS,
-        debounce=DEBOUNCE_MS,
-        rust_timeout=int(sweep * 1000),
-        yield_on_timeout=True,
-    )
-    # Runs when this task first waits, which is when the folder is watched: nothing before it is missed.
-    asyncio.get_running_loop().call_soon(wake)
-    async with aclosing(changes):
-        async for _ in changes:
-            wake()
-            if is_elsewhere():
-                break
+def _watcher_of_this_loop() -> _Watcher:
+    loop = asyncio.get_running_loop()
+    watcher = _watchers.get(loop)
+    if watcher is None:
+        watcher = _watchers[loop] = _Watcher()
+    return watcher

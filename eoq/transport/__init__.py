@@ -1,1 +1,1 @@
-"""Connections to the daemon, and the channels that make them again and repeat what was under way."""
+"""Connections to the daemon, and channels, which replace a lost connection and repeat the requests in flight on it."""

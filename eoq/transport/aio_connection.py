@@ -1,4 +1,7 @@
-"""The asyncio twin of ``link.py``: a connection to the daemon that all tasks of a client share."""
+"""A connection to the daemon that all tasks of an asyncio client share.
+
+Requests are pipelined on it, and replies come in any order.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TypeAlias, cast
 
 from ..errors import EoqError
 from ..protocol import calls
-from ..protocol.codec import Fields, LineBuffer, decode_reply, encode
+from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
 from .connection import ConnectionLost, NotADaemon
@@ -21,25 +24,26 @@ class AsyncConnection(asyncio.Protocol):
     """One live connection, shared by all tasks of a client."""
 
     def __init__(self) -> None:
+        self._codec = Codec()
         self._lines = LineBuffer(2**63)
         self._replies: dict[int, asyncio.Future[Fields | EoqError]] = {}
         self._last_rid = 0
         self._broken: str | None = None
-        self._stranger = False
+        self._not_a_daemon = False
         self._writable = asyncio.Event()
         self._writable.set()
 
     def forked(self) -> None:
-        """The connection is the parent's: here its copy leads nowhere."""
+        """Replace the child's copy of the socket by one that leads nowhere. The parent's connection stays open."""
         self._broken = "it is the connection of the parent process"
         descriptor = self._transport.get_extra_info("socket").fileno()
         if descriptor >= 0:
             nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, descriptor, inheritable=False)  # its transport closes it, under this number
+            os.dup2(nowhere, descriptor, inheritable=False)  # the transport closes the descriptor of this number
             os.close(nowhere)
 
     async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
-        """Sends ``requests`` in one go; what it returns is for `finish`. Raises what `finish` raises."""
+        """Send ``requests`` in one go. Return their replies, for `finish` or `forget`. Raises what `finish` raises."""
         self._raise_if_broken()
         if not self._writable.is_set():
             try:
@@ -54,7 +58,7 @@ class AsyncConnection(asyncio.Protocol):
         replies: Replies = {}
         for request in requests:
             self._last_rid += 1
-            line = encode({"rid": self._last_rid, **request})
+            line = self._codec.encode({"rid": self._last_rid, **request})
             if len(line) > MAX_LINE:
                 raise calls.too_long(line)
             lines.append(line)
@@ -64,7 +68,7 @@ class AsyncConnection(asyncio.Protocol):
         return replies
 
     async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `ConnectionLost` or `TimeoutError`."""
+        """Wait for the replies, at most so many ``seconds``. Raises `ConnectionLost` or `TimeoutError`."""
         try:
             async with asyncio.timeout(seconds):
                 return [await reply for reply in replies.values()]
@@ -75,41 +79,41 @@ class AsyncConnection(asyncio.Protocol):
             self.forget(replies)
 
     def _give_up(self, replies: Replies) -> None:
-        """Nobody waits for these any more. A message that comes all the same is given back, at once."""
+        """Cancel requests that nothing waits for any more, and give back messages that come nevertheless."""
         for rid, reply in replies.items():
-            if not reply.done() or reply.cancelled():  # with the task that waited for it
+            if not reply.done() or reply.cancelled():  # it is cancelled with the task that waited for it
                 self.tell(calls.cancel(rid))
             elif reply.exception() is None:
-                self._give_back(reply.result())
+                self._release(reply.result())
 
-    def _give_back(self, reply: Fields | EoqError) -> None:
-        if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+    def _release(self, reply: Fields | EoqError) -> None:
+        if isinstance(reply, dict) and (request := calls.release_delivered(reply)) is not None:
             self.tell(request)
 
     def tell(self, request: Fields) -> None:
-        """Sends what is not waited for."""
+        """Send a request and ignore its reply."""
         if self._broken is None:
             self._last_rid += 1
-            self._transport.write(encode({"rid": self._last_rid, **request}))
+            self._transport.write(self._codec.encode({"rid": self._last_rid, **request}))
 
     def forget(self, replies: Replies) -> None:
-        """Replies to these are thrown away when they come."""
+        """Ignore these replies."""
         for rid, reply in replies.items():
             self._replies.pop(rid, None)
             if not reply.cancel() and not reply.cancelled():
-                reply.exception()  # seen: the loop need not warn of it
+                reply.exception()  # retrieved, so that the loop does not warn of it
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
-            raise (NotADaemon if self._stranger else ConnectionLost)(self._broken)
+            raise (NotADaemon if self._not_a_daemon else ConnectionLost)(self._broken)
 
     def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `ConnectionLost`."""
+        """End the connection. Tasks that wait on it get `ConnectionLost`."""
         self._break(reason)
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        # The transport of a stream socket is an `asyncio.Transport`, although uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         watch_forks(self)
 
@@ -125,18 +129,18 @@ class AsyncConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for line in self._lines.feed(data):
             try:
-                rid, reply = decode_reply(line)
+                rid, reply = self._codec.decode(line)
             except ValueError:
-                self._stranger = True
-                self.close("what answers there is no eoq daemon")
+                self._not_a_daemon = True
+                self.close("the program that answers there is not an eoq daemon")
                 return
-            # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+            # A reply without a rid concerns the whole connection, which the daemon then closes: it is for all.
             for waiting in list(self._replies) if rid is None else [rid]:
                 future = self._replies.get(waiting)
                 if future is not None and not future.done():
                     future.set_result(reply)
                 else:
-                    self._give_back(reply)
+                    self._release(reply)
 
     def _break(self, reason: str) -> None:
         if self._broken is None:
@@ -144,4 +148,4 @@ class AsyncConnection(asyncio.Protocol):
         self._writable.set()
         for future in self._replies.values():
             if not future.done():
-                future.set_exception((NotADaemon if self._stranger else ConnectionLost)(reason))
+                future.set_exception((NotADaemon if self._not_a_daemon else ConnectionLost)(reason))

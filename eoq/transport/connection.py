@@ -1,6 +1,6 @@
 """A connection to the daemon that all threads of a client share.
 
-Requests are pipelined on it, and replies come in any order: whichever thread waits reads for all of them.
+Requests are pipelined on it, and replies come in any order: one of the threads that wait reads for all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from ..errors import EoqError
 from ..protocol import calls
-from ..protocol.codec import Fields, LineBuffer, decode_reply, encode
+from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
 from ..system.spin import Spin
@@ -24,28 +24,28 @@ from ..system.spin import Spin
 LISTEN_SECONDS: Final = 1.0
 """How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
 READ_BYTES: Final = 256 * 1024
-"""What is read at once: about as much as a socket holds."""
+"""How many bytes one read takes: about as many as fit into the buffer of a socket."""
 SPIN_SECONDS: Final = 0.002
-"""How long to stay awake for a reply, in a row of requests: longer than a commit on a fast disk takes."""
+"""How long to poll for a reply in a row of requests: longer than a commit on a fast disk takes."""
 GIVE_UP_SECONDS: Final = 1.0
-"""How long to wait for messages that are on their way to somebody who was interrupted, to give them back."""
+"""How long an interrupted request waits for messages that are on their way, to give them back."""
 ROOM_SECONDS: Final = 0.05
 """How long to wait for room in the socket while another thread reads: it may stop reading before there is any."""
 
 
 class ConnectionLost(Exception):
-    """The connection broke; what was under way on it may or may not have happened."""
+    """The connection broke. The requests in flight on it may or may not have been carried out."""
 
 
 class NotADaemon(ConnectionLost):
-    """Whoever answers is no eoq daemon: trying again is no use."""
+    """The other side is not an eoq daemon: trying again does not help."""
 
 
 class Connection:
     """One live connection, shared by all threads of a client.
 
-    A signal (Ctrl-C) may interrupt its handler's thread between any two calls. So locks are held by ``with`` only, and
-    what is cut off in the middle of a line, on its way in or out, ends the connection.
+    A signal (Ctrl-C) may interrupt the main thread between any two calls. So locks are taken by ``with`` only, and a
+    line that was cut off, on its way in or out, ends the connection.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,29 +55,31 @@ class Connection:
         except BaseException:
             self._socket.close()
             raise
-        # Not with a time-out of Python's, which asks the system three times for each call.
+        # Python's own socket time-out makes three system calls for each call.
         self._socket.setblocking(False)
         self._readable = self._poll(select.POLLIN)
         self._writable = self._poll(select.POLLOUT)
         self._either = self._poll(select.POLLIN | select.POLLOUT)
         self._buffer = memoryview(bytearray(READ_BYTES))
+        self._codec = Codec()
         self._lines = LineBuffer(2**63)
         self._spin = Spin(SPIN_SECONDS)
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         self._sleepers: list[threading.Lock] = []
-        """Threads that wait for the one that reads: each sleeps on a lock of its own."""
+        """Threads that wait for the reading thread. Each sleeps on a lock of its own."""
         self._replies: dict[int, Fields | EoqError | None] = {}
+        """The replies that are waited for, by rid; None until they come."""
         self._receives: set[int] = set()
-        """Of those, the ones that may bring messages."""
+        """The rids among them whose replies may bring messages."""
         self._last_rid = 0
         self._reading = False
         self._broken: str | None = None
-        self._stranger = False
+        self._not_a_daemon = False
         watch_forks(self)
 
     def forked(self) -> None:
-        """The connection is the parent's: here its copy is closed, without a word to the daemon."""
+        """Close the child's copy of the connection. The parent's stays open, and the daemon notices nothing."""
         self._sending, self._lock, self._sleepers, self._reading = threading.Lock(), threading.Lock(), [], False
         self._break("it is the connection of the parent process")
         self._socket.close()
@@ -88,7 +90,7 @@ class Connection:
         return poll
 
     def start(self, requests: Sequence[Fields], deadline: float) -> range:
-        """Sends ``requests`` in one go; their rids are for `finish` or `forget`. Raises what `finish` raises."""
+        """Send ``requests`` in one go. Return their rids, for `finish` or `forget`. Raises what `finish` raises."""
         with self._lock:
             self._raise_if_broken()
             rids = range(self._last_rid + 1, self._last_rid + 1 + len(requests))
@@ -105,7 +107,7 @@ class Connection:
         return rids
 
     def finish(self, rids: range, deadline: float) -> list[Fields | EoqError]:
-        """Waits for the replies; raises `ConnectionLost` or `TimeoutError`."""
+        """Wait for the replies until ``deadline`` (monotonic). Raises `ConnectionLost` or `TimeoutError`."""
         try:
             return self._wait(rids, deadline)
         except (ConnectionLost, TimeoutError):
@@ -117,18 +119,18 @@ class Connection:
             self.forget(rids)
 
     def tell(self, requests: Sequence[Fields], deadline: float) -> None:
-        """Sends what is not waited for. Raises what `finish` raises."""
+        """Send ``requests`` and ignore their replies. Raises what `finish` raises."""
         self.forget(self.start(requests, deadline))
 
     def forget(self, rids: range) -> None:
-        """Replies to these are thrown away when they come."""
+        """Ignore the replies to these requests."""
         with self._lock:
             for rid in rids:
                 self._replies.pop(rid, None)
                 self._receives.discard(rid)
 
     def close(self, reason: str = "the client was closed") -> None:
-        """Ends the connection; whoever waits on it gets `ConnectionLost`."""
+        """End the connection. Threads that wait on it get `ConnectionLost`."""
         with self._lock:
             self._break(reason)
             with suppress(OSError):  # the other side was faster
@@ -141,12 +143,12 @@ class Connection:
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
-            raise (NotADaemon if self._stranger else ConnectionLost)(self._broken)
+            raise (NotADaemon if self._not_a_daemon else ConnectionLost)(self._broken)
 
     def _give_up(self, receives: Sequence[int]) -> None:
-        """Nobody waits for these any more (Ctrl-C, say). Messages that come all the same are given back.
+        """Cancel receives that were interrupted (by Ctrl-C, say), and give back messages that come nevertheless.
 
-        Where that cannot be done at once, the daemon takes them back with the connection.
+        Where that cannot be done at once, the connection is closed, and the daemon takes them back.
         """
         if not receives:
             return
@@ -155,7 +157,7 @@ class Connection:
         try:
             self.tell([calls.cancel(rid) for rid in receives], deadline)
             for reply in self._wait(receives, deadline):
-                if isinstance(reply, dict) and (request := calls.give_back(reply)) is not None:
+                if isinstance(reply, dict) and (request := calls.release_delivered(reply)) is not None:
                     self.tell([request], deadline)
             done = True
         except (ConnectionLost, TimeoutError):
@@ -169,7 +171,7 @@ class Connection:
     def _send(self, rids: Sequence[int], requests: Sequence[Fields], deadline: float) -> None:
         lines = []
         for rid, request in zip(rids, requests, strict=True):
-            line = encode({"rid": rid, **request})
+            line = self._codec.encode({"rid": rid, **request})
             if len(line) > MAX_LINE:
                 raise calls.too_long(line)
             lines.append(line)
@@ -183,7 +185,7 @@ class Connection:
             self.close(str(error))
             raise ConnectionLost(str(error)) from error
         except BaseException:
-            # Ctrl-C, say, in the middle of a line: what followed would be read as the rest of it.
+            # Interrupted (by Ctrl-C, say) within a line: the daemon would read the next one as the rest of it.
             self.close("a request was cut off")
             raise
 
@@ -196,7 +198,7 @@ class Connection:
                 seconds = deadline - time.monotonic()
                 if seconds <= 0:
                     raise TimeoutError from None
-                # The daemon may read no more because its own replies are not read.
+                # The daemon may have stopped reading because its own replies are not read.
                 if not self._read(self._either, min(seconds, LISTEN_SECONDS)):
                     self._writable.poll(min(seconds, ROOM_SECONDS) * 1000)
 
@@ -215,7 +217,7 @@ class Connection:
         return complete
 
     def _read(self, poll: select.poll, seconds: float) -> bool:
-        """Reads once, for all threads; False where another thread is at it. Raises `ConnectionLost`."""
+        """Read once, for all threads. Return False where another thread is reading. Raises `ConnectionLost`."""
         mine = False
         try:
             with self._lock:
@@ -232,17 +234,17 @@ class Connection:
                     self._wake()
 
     def _sleep(self, rid: int, seconds: float) -> None:
-        """Waits while another thread reads."""
+        """Wait while another thread reads."""
         sleeper = threading.Lock()
         sleeper.acquire()
         with self._lock:
             self._sleepers.append(sleeper)
-        # Only now, since whoever reads looks for sleepers when it has stopped.
+        # Checked only now: the reading thread looks for sleepers after it has stopped reading.
         if self._reading and self._replies[rid] is None:
             sleeper.acquire(timeout=seconds)
 
     def _wake(self) -> None:
-        """Nobody reads now: another may, and those whose reply has come go on."""
+        """Wake the sleeping threads, since none reads now: one may read, and those with a reply go on."""
         with self._lock:
             if self._broken is not None and not self._reading:
                 self._socket.close()
@@ -266,15 +268,15 @@ class Connection:
         except OSError as error:
             self._break(str(error))
         except ValueError:
-            self._stranger = True
-            self._break("what answers there is no eoq daemon")
+            self._not_a_daemon = True
+            self._break("the program that answers there is not an eoq daemon")
         finally:
             if not whole:
                 self._break("a reply was cut off")
 
     def _await_data(self, poll: select.poll, seconds: float) -> None:
-        """Returns when ``poll`` has seen something, or after ``seconds``."""
-        # Beside other threads it would hold them up: all need the interpreter's lock.
+        """Return when ``poll`` has reported an event, or after ``seconds``."""
+        # With other threads it would slow them down: all need the interpreter's lock.
         spins = self._spin.begin() and threading.active_count() == 1
         while spins and not poll.poll(0):
             spins = self._spin.again()
@@ -285,8 +287,8 @@ class Connection:
         lines = self._lines.feed(data)
         with self._lock:
             for line in lines:
-                rid, reply = decode_reply(line)
-                # Without a rid it is said of the connection as a whole, before it is closed: everybody is told.
+                rid, reply = self._codec.decode(line)
+                # A reply without a rid concerns the whole connection, which the daemon then closes: it is for all.
                 for waiting in list(self._replies) if rid is None else (rid,):
                     if self._replies.get(waiting, reply) is None:
                         self._replies[waiting] = reply

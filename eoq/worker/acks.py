@@ -1,6 +1,6 @@
-"""How a worker's messages are settled: through here, so that its loop knows how each ended.
+"""How the messages of a worker are settled: through here, so that its loop knows how each ended.
 
-While messages wait, an ack is sent and the next handler runs; its reply is waited for some handlers later.
+While messages wait, the loop sends an ack and runs the next handler. It waits for the reply some handlers later.
 """
 
 from __future__ import annotations
@@ -8,133 +8,136 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Final
 
-from ..errors import EoqError, LeaseLost
+from ..errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull
 from ..message import Message, Outgoing
 from ..protocol import calls
+from ..protocol.calls import Call
+from ..transport.channel import Channel, Started
 from .in_flight import Entry, InFlight
-from .options import OF_THE_MESSAGE, tell
+from .reports import report
 
-if TYPE_CHECKING:
-    from ..client.blocking import Client, Started
+OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
+"""Errors of settling that concern one message. Any other ends the loop."""
 
 
-class PipelinedAcks:
-    """The settler of one loop's messages. What the daemon refuses for no fault of a message's goes to ``fail``."""
+class LoopSettler:
+    """Settles the messages of one loop and waits for each reply.
+
+    ``changed`` guards ``in_flight`` and is notified when a message leaves. Errors that no message caused go to
+    ``fail``, which ends the loop.
+    """
 
     def __init__(
         self,
-        client: Client,
-        held: InFlight[Message],
+        channel: Channel,
+        in_flight: InFlight[Message],
         changed: threading.Condition,
         fail: Callable[[BaseException], None],
     ) -> None:
-        """``changed`` guards what is held, and is told of what no longer is."""
-        self._client = client
-        self._held = held
+        self._channel = channel
+        self._in_flight = in_flight
         self._changed = changed
         self._fail = fail
-        self._unconfirmed: deque[tuple[Entry[Message], Started[None]]] = deque()
-        self.behind = _Behind(self)
-        """The settler of messages whose ack is not waited for."""
 
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        self._settle([receipt], "done", lambda: self._client.ack(receipt, result, send))
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
+        self._settle([receipt], "done", calls.ack(receipt, result, list(send)))
 
-    def ack_many(self, acks: Sequence[tuple[Message, object]]) -> None:
-        self._settle([message.receipt for message, _ in acks], "done", lambda: self._client.ack_many(acks))
+    def ack_many(self, acks: Sequence[tuple[Message, object]], /) -> None:
+        self._settle([message.receipt for message, _ in acks], "done", calls.settle(acks, ()))
 
-    def nack(self, receipt: str, delay: float | None = None, error: str | None = None) -> None:
-        self._settle([receipt], "retried", lambda: self._client.nack(receipt, delay, error))
+    def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None:
+        self._settle([receipt], "retried", calls.nack(receipt, delay, error))
 
-    def reject(self, receipt: str, error: str | None = None) -> None:
-        self._settle([receipt], "rejected", lambda: self._client.reject(receipt, error))
+    def reject(self, receipt: str, error: str | None = None, /) -> None:
+        self._settle([receipt], "rejected", calls.reject(receipt, error))
 
-    def extend(self, receipt: str, seconds: float) -> None:
-        self._client.extend(receipt, seconds)
+    def extend(self, receipt: str, seconds: float, /) -> None:
+        self._channel.run(calls.extend(receipt, seconds))
 
-    def _settle(self, receipts: list[str], outcome: str, request: Callable[[], None]) -> None:
+    def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
         with self._changed:
             for receipt in receipts:
-                self._held.settling(receipt)
+                self._in_flight.settling(receipt)
         try:
-            request()
+            self._channel.run(call)
         except BaseException as error:
-            # Of many acks one was refused, and nobody knows which: they are tried one by one.
-            self._not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
+            # One of several acks was refused, and it is not known which. They are then tried one by one.
+            self.not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
             raise
         with self._changed:
             for receipt in receipts:
-                self._held.settled(receipt, outcome)
+                self._in_flight.settled(receipt, outcome)
 
-    def _not_settled(self, receipts: list[str], error: BaseException, lost: bool) -> None:
+    def not_settled(self, receipts: Sequence[str], error: BaseException, lost: bool) -> None:
+        """Note that settling failed, and end the loop if no message caused the ``error``."""
         with self._changed:
             for receipt in receipts:
-                self._held.not_settled(receipt, lost)
+                self._in_flight.not_settled(receipt, lost)
         if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
             self._fail(error)
 
-    # ── acks that are waited for later ──────────────────────────────────────────────────────────────────
 
-    def ack_behind(self, receipt: str, result: object) -> None:
-        """Sends an ack, which is confirmed while the next messages are handled."""
+class PipelinedAcks:
+    """Settles the messages of one loop, and does not wait for the replies to acks. `confirm` waits for them."""
+
+    def __init__(
+        self, settler: LoopSettler, channel: Channel, in_flight: InFlight[Message], changed: threading.Condition
+    ) -> None:
+        self._settler = settler
+        self._channel = channel
+        self._in_flight = in_flight
+        self._changed = changed
+        self._started: deque[tuple[Entry[Message], Started[None]]] = deque()
+        self.ack_many = settler.ack_many
+        self.nack = settler.nack
+        self.reject = settler.reject
+        self.extend = settler.extend
+
+    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
+        if send:
+            self._settler.ack(receipt, result, send)
+            return
         call = calls.ack(receipt, result, ())
         with self._changed:
-            entry = self._held.settling(receipt)
+            entry = self._in_flight.settling(receipt)
         if entry is None or entry.confirming:
-            self._client.ack(receipt, result)
+            self._channel.run(call)
             return
         try:
-            started = self._client._start(call)
+            started = self._channel.start(call)
         except BaseException as error:
-            self._not_settled([receipt], error, lost=False)
+            self._settler.not_settled([receipt], error, lost=False)
             raise
         with self._changed:
-            if held := self._held.confirming(entry):
-                self._unconfirmed.append((entry, started))
+            if in_flight := self._in_flight.confirming(entry):
+                self._started.append((entry, started))
                 self._changed.notify_all()
-        if not held:
+        if not in_flight:
             self._conclude(entry, started)
 
     def confirm(self, most: int) -> None:
-        """Waits until ``most`` acks at most are not confirmed."""
+        """Wait until at most ``most`` acks are in flight."""
         while True:
             with self._changed:
-                if len(self._unconfirmed) <= most:
+                if len(self._started) <= most:
                     return
-                entry, started = self._unconfirmed.popleft()
+                entry, started = self._started.popleft()
             self._conclude(entry, started)
 
     def _conclude(self, entry: Entry[Message], started: Started[None]) -> None:
         receipt = entry.message.receipt
         try:
-            self._client._finish(started)
+            self._channel.finish(started)
         except EoqError as error:
-            self._not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            if isinstance(error, OF_THE_MESSAGE):  # any other is raised by `run`
-                tell(entry, error)
+            self._settler.not_settled([receipt], error, lost=isinstance(error, LeaseLost))
+            if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
+                report(entry, error)
         else:
             with self._changed:
-                self._held.settled(receipt, "done")
+                self._in_flight.settled(receipt, "done")
         finally:
             with self._changed:
-                self._held.end(entry)
+                self._in_flight.end(entry)
                 self._changed.notify_all()
-
-
-class _Behind:
-    """A settler that sends an ack and does not wait for its reply."""
-
-    def __init__(self, settling: PipelinedAcks) -> None:
-        self._settling = settling
-        self.ack_many = settling.ack_many
-        self.nack = settling.nack
-        self.reject = settling.reject
-        self.extend = settling.extend
-
-    def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = ()) -> None:
-        if send:
-            self._settling.ack(receipt, result, send)
-        else:
-            self._settling.ack_behind(receipt, result)

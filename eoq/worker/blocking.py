@@ -1,181 +1,98 @@
-"""The worker's loop: messages are fetched, handled by threads and settled, their leases kept alive meanwhile, until
-it is told to stop. `Client.work` says what it promises.
+"""The worker's loop: it fetches messages, handles them in threads and keeps their leases, until it is stopped.
 
-Who does what:
+`Client.work` says what it promises. Who does what:
 
-    the caller's thread     handles messages, like the ``concurrency - 1`` others; gets the signals
+    the caller's thread     handles messages, like ``concurrency - 1`` other threads, and gets the signals
     one thread fetches      waits for room, then for messages
-    one thread keeps        extends all leases every third of their length, ends the time of slow handlers
+    one thread keeps        extends all leases every third of their length, and ends the time of slow handlers
 
-How its messages are settled is in ``settling.py``.
-
-The loop has a connection of its own. So a stop can end the request that waits for messages, without ending the
-leases of anybody else, and every lease ends with the loop.
+The loop has a channel of its own. So a stop can end the request that waits for messages without ending leases of the
+rest of the program, and every lease ends with the loop.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from enum import Enum
 from functools import partial
+from itertools import chain
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import EoqError, LeaseLost, Unavailable
-from ..message import Message, Settler
+from ..message import Message
 from ..outcomes import give_back
-from ..protocol.limits import DEFAULT_LEASE, MAX_BATCH, POLL_SECONDS
-from .acks import PipelinedAcks
+from ..protocol import calls
+from ..protocol.limits import MAX_BATCH
+from ..transport.channel import Channel
+from ..transport.leases import extend_all, release_all
+from .acks import LoopSettler, PipelinedAcks
+from .handlers import Apply, Processor, WorkHandler, applying
+from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
-from .options import (
-    BEATS,
-    LAST_SECONDS,
-    RECHECK_SECONDS,
-    STOP_SECONDS,
-    UNCONFIRMED,
-    check_arguments,
-    check_batch,
-    described,
-    log,
-    on_signals,
-    tell,
-)
-
-if TYPE_CHECKING:
-    from ..client.blocking import Client
-
-AnyHandler: TypeAlias = Callable[..., object]
-Apply: TypeAlias = Callable[["list[Entry[Message]]", Settler, Callable[[], None]], None]
-"""Handles messages, acks them through the settler, and says when the first handler begins: its time runs from then."""
-
-
-class Processor(Protocol):
-    """What the loop needs of an `Inbox`."""
-
-    def process(self, message: Message, handler: AnyHandler, /) -> object: ...
-    def process_many(self, messages: Iterable[Message], handler: AnyHandler, /) -> Sequence[object]: ...
+from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
+from .reports import described, log, report
+from .signals import on_signals
 
 
 class _Mail(Enum):
-    """What the keeping thread is told."""
+    """Messages to the thread that keeps the leases."""
 
-    LOOK = "there is a new deadline"
-    STOP = "give back what waits"
+    DEADLINE = "there is a new deadline"
+    STOP = "give back the messages that wait"
     END = "the loop has ended"
 
 
 def work(
-    client: Client,
+    channel: Channel,
     queue: str,
-    handler: AnyHandler,
-    *,
-    inbox: Processor | None = None,
-    concurrency: int = 1,
-    prefetch: int = 0,
-    batch: int = 1,
-    lease: float | None = None,
-    timeout: float | None = None,
-    idle: float | None = None,
-    stop: threading.Event | None = None,
+    handler: WorkHandler,
+    options: WorkOptions,
+    inbox: Processor | None,
+    stop: threading.Event | None,
 ) -> Summary:
-    """See `Client.work`. ``idle`` is None for a loop without end."""
-    check_arguments(concurrency, prefetch, lease, timeout, idle)
-    check_batch(batch, inbox)
-    apply = _plainly(handler) if inbox is None else _through(inbox, handler)
-    places = concurrency * batch
-    held: InFlight[Message] = InFlight(places + prefetch, min(places, max(1, prefetch // 2)))
+    """Handle the messages of ``queue``. See `Client.work`."""
+    options.check_inbox(inbox)
     if stop is not None and stop.is_set():
         return Summary()
-    with client._sibling() as own:
-        return _Worker(own, queue, apply, held, concurrency, batch, lease, timeout, idle, stop).run()
-
-
-def _plainly(handler: AnyHandler) -> Apply:
-    def apply(entries: list[Entry[Message]], behind: Settler, begun: Callable[[], None]) -> None:
-        (entry,) = entries
-        begun()
-        result = handler(entry.message)
-        if entry.overdue:
-            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
-        elif not entry.settled:
-            behind.ack(entry.message.receipt, result)
-
-    return apply
-
-
-def _through(inbox: Processor, handler: AnyHandler) -> Apply:
-    def apply(entries: list[Entry[Message]], behind: Settler, begun: Callable[[], None]) -> None:
-        # Until then it waits for its turn at the file, which says nothing of the handler.
-        def handle(tx: object, message: Message) -> object:
-            begun()
-            return handler(tx, message)
-
-        if len(entries) == 1:
-            message = entries[0].message
-            # The inbox acks behind what follows; the handler, should it settle the message itself, waits for it.
-            inbox.process(
-                replace(message, settler=behind), lambda tx, given: handle(tx, replace(given, settler=message.settler))
-            )
-            return
-        outcomes = inbox.process_many([entry.message for entry in entries], handle)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                tell(entry, outcome)
-
-    return apply
+    with channel.sibling() as own:
+        return _Worker(own, queue, applying(handler, inbox), options, stop).run()
 
 
 class _Worker:
     """One run of the loop."""
 
     def __init__(
-        self,
-        client: Client,
-        queue: str,
-        apply: Apply,
-        held: InFlight[Message],
-        concurrency: int,
-        batch: int,
-        lease: float | None,
-        timeout: float | None,
-        idle: float | None,
-        stop: threading.Event | None,
+        self, channel: Channel, queue: str, apply: Apply, options: WorkOptions, stop: threading.Event | None
     ) -> None:
-        self._client = client
+        self._channel = channel
         self._queue = queue
         self._apply = apply
-        self._held = held
-        self._concurrency = concurrency
-        self._batch = batch
-        self._lease = DEFAULT_LEASE if lease is None else lease
-        self._timeout = timeout
-        self._idle = idle
+        self._options = options
         self._stop_event = stop
+        self._in_flight: InFlight[Message] = InFlight(
+            options.places + options.prefetch, min(options.places, max(1, options.prefetch // 2))
+        )
         self._changed = threading.Condition()
-        """Guards what is held. A signal's handler must not touch it; the simple queues are safe there."""
-        self._ready: SimpleQueue[Entry[Message] | None] = SimpleQueue()
-        self._alone: deque[Entry[Message]] = deque()
-        """Of those, the ones that are next, and not to be in a batch;"""
-        self._blocked: list[Entry[Message]] = []
-        """and those of which an earlier delivery is still being handled."""
+        """Guards the messages in flight. The handler of a signal must not use it; the simple queues are safe there."""
+        self._waiting: SimpleQueue[Entry[Message] | None] = SimpleQueue()
+        """Messages to be handled. None wakes a thread at the end."""
         self._mail: SimpleQueue[_Mail] = SimpleQueue()
+        self._settler = LoopSettler(channel, self._in_flight, self._changed, self._fail)
+        self._acks = PipelinedAcks(self._settler, channel, self._in_flight, self._changed)
         self._stopping = False
-        self._told = False
-        self._over = False
+        self._was_told = False
+        self._ended = False
         self._failure: BaseException | None = None
-        self._settling = PipelinedAcks(client, held, self._changed, self._fail)
 
     def run(self) -> Summary:
-        """Until it is stopped."""
+        """Work until the loop is stopped."""
         stop = self._stop_event
         keeping = self._thread(self._keep, "keeps leases")
         fetching = self._thread(self._fetch, "fetches")
-        handling = [self._thread(self._handle, "handles") for _ in range(self._concurrency - 1)]
+        handling = [self._thread(self._handle, "handles") for _ in range(self._options.concurrency - 1)]
         watching = [] if stop is None else [self._thread(partial(self._watch, stop), "watches for the stop")]
         try:
             with on_signals(self.stop):
@@ -188,182 +105,168 @@ class _Worker:
                 keeping.join(STOP_SECONDS)
                 fetching.join(LAST_SECONDS)
         finally:
-            self._stopping = self._over = True
+            self._stopping = self._ended = True
             self._mail.put(_Mail.END)
-            self._client.close()
+            self._channel.close()
             with self._changed:
                 self._changed.notify_all()
         keeping.join()
         fetching.join()
-        if self._failure is not None and not (self._told and isinstance(self._failure, Unavailable)):
+        if self._failure is not None and not (self._was_told and isinstance(self._failure, Unavailable)):
             raise self._failure
         if self._failure is not None:
             log.warning("%s; the loop was ending, and what was not confirmed comes again", self._failure)
-        return self._held.summary()
+        return self._in_flight.summary()
 
     def stop(self) -> None:
-        """Begins the clean end that somebody has asked for. Safe in a signal's handler."""
-        self._told = True
-        self._end()
+        """Begin the clean end. Safe in the handler of a signal."""
+        self._was_told = True
+        self._begin_end()
 
-    def _end(self) -> None:
+    def _begin_end(self) -> None:
         self._stopping = True
         self._mail.put(_Mail.STOP)
-        for _ in range(self._concurrency):
-            self._ready.put(None)
+        for _ in range(self._options.concurrency):
+            self._waiting.put(None)
 
     def _fail(self, error: BaseException) -> None:
-        """Begins the end that raises ``error``."""
+        """Begin the end that raises ``error``."""
         if self._failure is None:
             self._failure = error
         if isinstance(error, Unavailable):
-            self._client.close()  # it has been patient already; nobody else need be
-        self._end()
+            self._channel.close()  # the daemon was waited for already; other requests need not wait as long again
+        self._begin_end()
 
-    def _thread(self, target: Callable[[], None], does: str) -> threading.Thread:
+    def _thread(self, target: Callable[[], None], task: str) -> threading.Thread:
         def run() -> None:
             try:
                 target()
             except BaseException as error:  # noqa: BLE001 # it is raised in the caller's thread
                 self._fail(error)
 
-        # Daemons: after a second signal the process may end although handlers run.
-        return threading.Thread(target=run, name=f"eoq worker of {self._queue}: {does}", daemon=True)
+        # Daemon threads: after a second signal the process may end although handlers run.
+        return threading.Thread(target=run, name=f"eoq worker of {self._queue}: {task}", daemon=True)
 
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(RECHECK_SECONDS):
-            if self._over:
+            if self._ended:
                 return
         self.stop()
 
     # ── fetching ────────────────────────────────────────────────────────────────────────────────────────
 
     def _fetch(self) -> None:
-        idle_since = time.monotonic()
+        idle = IdleRule(self._options.idle_seconds)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._held.room())
+                self._changed.wait_for(lambda: self._stopping or self._in_flight.room())
                 if self._stopping:
                     return
-                room, busy, ends = self._held.room(), bool(self._held), self._held.ends
-            now = time.monotonic()
-            idle_since = now if busy else max(idle_since, self._held.ended_at)
-            wait = POLL_SECONDS
-            if self._idle is not None:
-                # While handlers run, their end is what is waited for: it may make more ready, or nothing.
-                wait = 0.0 if busy else min(wait, max(idle_since + self._idle - now, 0.0))
+                room, busy, ends = self._in_flight.room(), bool(self._in_flight), self._in_flight.ends
+                wait = idle.wait(self._in_flight)
             try:
-                count = self._take(room, wait)
+                count = self._receive(room, wait)
             except EoqError:
                 if self._stopping:
                     return
                 raise
-            if count or self._idle is None:
+            if count or not idle.may_end:
                 continue
             if busy:
                 with self._changed:
-                    self._changed.wait_for(partial(self._has_ended, ends), RECHECK_SECONDS)
-            elif time.monotonic() >= idle_since + self._idle:
+                    self._changed.wait_for(partial(self._one_ended, ends), RECHECK_SECONDS)
+            elif idle.is_over():
                 self.stop()
 
-    def _has_ended(self, before: int) -> bool:
-        return self._stopping or self._held.ends != before
+    def _one_ended(self, before: int) -> bool:
+        return self._stopping or self._in_flight.ends != before
 
-    def _take(self, room: int, wait: float) -> int:
+    def _receive(self, room: int, wait: float) -> int:
+        """Receive messages, which are settled through this loop. Return how many."""
+        lease = self._options.lease_seconds
         limit = min(room, MAX_BATCH)
-        messages = self._client.receive(self._queue, limit, wait, lease=self._lease, bound=True)
+        messages = self._channel.run(
+            calls.receive(self._queue, Message, self._settler, limit=limit, wait=wait, lease=lease, bound=True)
+        )
         with self._changed:
             if not self._stopping:
-                # Settled through this loop.
-                messages = [replace(message, settler=self._settling) for message in messages]
-                for entry in self._held.add(messages, self._client._generation):
-                    self._ready.put(entry)
+                for entry in self._in_flight.add(messages, self._channel.generation):
+                    self._waiting.put(entry)
                 return len(messages)
-        self._client._give_back([message.receipt for message in messages])
+        release_all(self._channel, [message.receipt for message in messages])
         return 0
 
     # ── handling ────────────────────────────────────────────────────────────────────────────────────────
 
     def _handle(self) -> None:
-        while (entry := self._next()) is not None:
-            entries = self._begin(entry)
+        while not self._stopping:
+            entries = self._next_batch(())
+            if not entries:
+                # No message waits: the acks are confirmed before one is waited for.
+                self._acks.confirm(0)
+                entry = self._waiting.get()
+                entries = [] if entry is None else self._next_batch((entry,))
             if not entries:
                 continue
             try:
                 self._run(entries)
             finally:
                 with self._changed:
-                    for each in entries:
-                        if not each.confirming:
-                            self._held.end(each)
-                    while self._blocked:
-                        self._ready.put(self._blocked.pop())
+                    for entry in entries:
+                        if not entry.confirming:
+                            self._in_flight.end(entry)
+                    for entry in self._in_flight.unblock():
+                        self._waiting.put(entry)
                     self._changed.notify_all()
-            self._settling.confirm(UNCONFIRMED)
-        self._settling.confirm(0)
+            self._acks.confirm(MAX_PIPELINED)
+        self._acks.confirm(0)
 
-    def _next(self) -> Entry[Message] | None:
-        """What was received next. Where nothing waits, what was acked is confirmed first."""
-        with suppress(IndexError):
-            return self._alone.popleft()
-        with suppress(Empty):
-            return self._ready.get_nowait()
-        self._settling.confirm(0)
-        return self._ready.get()
-
-    def _begin(self, entry: Entry[Message]) -> list[Entry[Message]]:
-        """What runs now: ``entry`` and, in a batch, what waits behind it."""
-        entries: list[Entry[Message]] = []
+    def _next_batch(self, first: Iterable[Entry[Message]]) -> list[Entry[Message]]:
+        """Return what this thread handles now: ``first``, and in a batch the messages that wait after it."""
         if self._stop_event is not None and self._stop_event.is_set() and not self._stopping:
-            self.stop()  # not when its watcher gets to it: nothing begins after the stop
+            self.stop()  # not when the watching thread sees it: no handler begins after the stop
         with self._changed:
-            following: Entry[Message] | None = entry
-            while following is not None and not self._stopping:
-                if self._held.blocked(following):
-                    self._blocked.append(following)
-                elif entries and following.message.attempt > 1:
-                    # One that was tried before goes alone: it may be the one that takes a whole batch down.
-                    self._alone.append(following)
-                    break
-                elif self._held.begin(following, self._client._generation):
-                    entries.append(following)
-                    if len(entries) == self._batch or following.message.attempt > 1:
-                        break
-                try:
-                    following = self._ready.get_nowait() if entries else None
-                except Empty:
-                    break
-                if following is None and entries:
-                    self._ready.put(None)  # it is for the end of this thread
+            if self._stopping:
+                return []
+            entries = self._in_flight.next_batch(
+                chain(first, self._take_waiting()), self._options.batch, self._channel.generation
+            )
             self._changed.notify_all()
         return entries
 
-    def _begun(self, entries: list[Entry[Message]]) -> None:
-        """Their handler begins, or the first of them does."""
-        if self._timeout is None or entries[0].deadline is not None:
-            return
-        with self._changed:
-            for entry in entries:
-                entry.deadline = time.monotonic() + self._timeout
-        self._mail.put(_Mail.LOOK)
+    def _take_waiting(self) -> Iterator[Entry[Message]]:
+        """Yield the messages that wait, as long as there are any."""
+        with suppress(Empty):
+            while (entry := self._waiting.get_nowait()) is not None:
+                yield entry
+            self._waiting.put(None)  # it is for the end of a thread
 
-    def _run(self, entries: list[Entry[Message]]) -> None:
+    def _run(self, entries: Sequence[Entry[Message]]) -> None:
         try:
-            self._apply(entries, self._settling.behind, partial(self._begun, entries))
-        except Exception as error:  # noqa: BLE001 # whatever a handler raises is its message's outcome, and logged
+            self._apply(entries, self._acks, partial(self._begun, entries))
+        except Exception as error:  # noqa: BLE001 # it is the outcome of its message, and it is logged
             for entry in entries:
-                tell(entry, error)
+                report(entry, error)
                 if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         give_back(entry.message, error)
 
+    def _begun(self, entries: Sequence[Entry[Message]]) -> None:
+        """Start the time of the handlers of a batch, when the first of them begins."""
+        if self._options.timeout is None or entries[0].deadline is not None:
+            return
+        with self._changed:
+            for entry in entries:
+                entry.deadline = time.monotonic() + self._options.timeout
+        self._mail.put(_Mail.DEADLINE)
+
     # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
 
     def _keep(self) -> None:
-        next_beat = time.monotonic() + self._lease / BEATS
+        next_beat = time.monotonic() + self._options.lease_seconds / BEATS
         while True:
             with self._changed:
-                deadline = self._held.next_deadline()
+                deadline = self._in_flight.next_deadline()
             wake = next_beat if deadline is None else min(next_beat, deadline)
             mail = None
             with suppress(Empty):
@@ -375,46 +278,47 @@ class _Worker:
                 if mail is _Mail.STOP:
                     self._release_waiting()
                 now = time.monotonic()
-                self._end_overdue(now)
+                self._expire_overdue(now)
                 if now >= next_beat:
-                    next_beat = now + self._lease / BEATS
+                    next_beat = now + self._options.lease_seconds / BEATS
                     self._extend()
             except EoqError:
-                if self._over or self._failure is not None:
+                if self._ended or self._failure is not None:
                     return
                 raise
 
     def _release_waiting(self) -> None:
         with self._changed:
-            receipts = self._held.drop_waiting()
+            receipts = self._in_flight.drop_waiting()
             self._changed.notify_all()
-        self._client._give_back(receipts)
+        release_all(self._channel, receipts)
 
     def _catch_up(self) -> None:
-        """Reads all that the daemon has delivered by now, so that the thread which fetches gives it back, uncounted."""
+        """Read all that the daemon has delivered by now, so that the fetching thread gives it back."""
         with suppress(EoqError):
-            self._client.ask("status")  # its reply comes behind what was delivered before
+            self._channel.run(calls.query("status"))  # its reply comes after all that was delivered before
 
     def _extend(self) -> None:
         with self._changed:
-            receipts = self._held.to_extend()
+            receipts = self._in_flight.to_extend()
         if receipts:
-            lost = self._client._extend_all(receipts, self._lease)
+            lost = extend_all(self._channel, receipts, self._options.lease_seconds)
             with self._changed:
-                news = self._held.lose(lost)
+                entries = self._in_flight.lose(lost)
                 self._changed.notify_all()
-            for entry in news:
+            for entry in entries:
                 log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
 
-    def _end_overdue(self, now: float) -> None:
+    def _expire_overdue(self, now: float) -> None:
+        """Give back the messages whose handlers have run for too long."""
         with self._changed:
-            overdue = self._held.overtake(now)
-            stuck = bool(overdue) and self._held.overdue() >= self._concurrency * self._batch
+            overdue = self._in_flight.expire_overdue(now)
+            stuck = bool(overdue) and self._in_flight.overdue() >= self._options.places
         for entry in overdue:
-            error = f"TimeoutError: the handler took longer than {self._timeout:g} s"
+            error = f"TimeoutError: the handler took longer than {self._options.timeout:g} s"
             log.error("%s: %s; given back", described(entry.message), error)
             try:
-                self._client.nack(entry.message.receipt, error=error)
+                self._channel.run(calls.nack(entry.message.receipt, None, error))
             except LeaseLost:
                 log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
         if stuck:

@@ -1,12 +1,13 @@
-"""The messages a worker holds: which of them wait, run, or are lost, and how they ended. No thread, no socket.
+"""The messages of a worker: which of them wait, run, or lost their lease, and how they ended. No thread, no socket.
 
-Shared by ``worker.py``, which guards it by a lock, and ``aio_worker.py``.
+Shared by both loops. The one with threads guards it by a lock.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,10 +18,10 @@ M = TypeVar("M", bound=Delivery)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of the deliveries of one `Client.work`.
+    """How the deliveries of one `Client.work` ended.
 
-    ``done`` were acked, ``retried`` given back to be tried again (or buried, after their last attempt),
-    ``rejected`` made dead letters. ``lost`` counts those whose lease ended first: they were delivered again.
+    ``done`` were acked. ``retried`` were given back to be tried again, or became dead letters after their last attempt.
+    ``rejected`` were made dead letters. ``lost`` counts those whose lease ended first: they were delivered again.
     """
 
     done: int = 0
@@ -31,7 +32,7 @@ class Summary:
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[M]):
-    """One message that is held. ``generation`` numbers the connection it came over."""
+    """One message in flight. ``generation`` is that of the connection which brought it."""
 
     message: M
     generation: int
@@ -39,23 +40,23 @@ class Entry(Generic[M]):
     deadline: float | None = None
     """When the time of its handler is over (monotonic seconds)."""
     settling: bool = False
-    """A request that settles it is under way; its reply is what counts."""
+    """A request that settles it is in flight. Only the reply counts."""
     confirming: bool = False
-    """That request is the ack of a handler that has ended, and is waited for later."""
+    """That request is the ack of a handler that has ended, and its reply is waited for later."""
     settled: bool = False
     lost: bool = False
     overdue: bool = False
 
     @property
     def open(self) -> bool:
-        """Whether it is still ours to settle."""
+        """Whether this worker can still settle it."""
         return not (self.settled or self.lost or self.overdue)
 
 
 class InFlight(Generic[M]):
     """All messages of a worker, by receipt. All times are monotonic seconds.
 
-    ``most`` may be held at once; new ones are asked for when there is room for ``fewest``.
+    At most ``most`` may be in flight. New ones are asked for when there is room for ``fewest``.
     """
 
     def __init__(self, most: int, fewest: int) -> None:
@@ -63,39 +64,75 @@ class InFlight(Generic[M]):
         self._fewest = fewest
         self._entries: dict[str, Entry[M]] = {}
         self._running: dict[str, Entry[M]] = {}
-        """Those whose handlers run, by id."""
+        """Those whose handlers run, by message id."""
+        self._postponed: deque[Entry[M]] = deque()
+        """Those that are next, and that must not share a batch with others."""
+        self._blocked: list[Entry[M]] = []
+        """Those of which an earlier delivery is still being handled."""
         self._confirming = 0
         self.ends = 0
-        """How many are held no more,"""
+        """How many messages have left."""
         self.ended_at = 0.0
-        """and since when the last of them is not."""
+        """When the last of them left."""
         self._counts = {"done": 0, "retried": 0, "rejected": 0, "lost": 0}
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    # ── fetching ────────────────────────────────────────────────────────────────────────────────────────
+
     def room(self) -> int:
-        """How many messages to ask for now. One whose ack is under way has made room: the daemon reads that first."""
+        """Return how many messages to ask for now.
+
+        A message whose ack is in flight has made room already: the daemon reads the ack first.
+        """
         room = self._most - (len(self._entries) - self._confirming)
         return room if room >= self._fewest else 0
 
     def add(self, messages: Iterable[M], generation: int) -> list[Entry[M]]:
-        """Backoff what was received over the connection number ``generation``."""
+        """Add messages that the connection of this ``generation`` brought. Return their entries, which now wait."""
         entries = [Entry(message, generation) for message in messages]
         for entry in entries:
             self._entries[entry.message.receipt] = entry
         return entries
 
-    def blocked(self, entry: Entry[M]) -> bool:
-        """Whether an earlier delivery of the same message, whose lease was lost, is still being handled."""
-        return entry.message.id in self._running
+    def drop_waiting(self) -> list[str]:
+        """Remove the messages that wait. Return the receipts of those that can be given back."""
+        waiting = [entry for entry in self._entries.values() if not entry.running]
+        for entry in waiting:
+            self.end(entry)
+        return [entry.message.receipt for entry in waiting if not entry.lost]
 
-    def begin(self, entry: Entry[M], generation: int) -> bool:
-        """Whether its handler may run now: not if it was given back, or its lease is surely gone."""
+    # ── handling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def next_batch(self, waiting: Iterator[Entry[M]], most: int, generation: int) -> list[Entry[M]]:
+        """Return the messages to handle now, at most ``most``; their handler runs from now on.
+
+        They are taken from ``waiting`` one at a time. A message that was tried before is handled alone, since it may be
+        the one that makes a whole batch fail. ``generation`` is that of the live connection.
+        """
+        batch: list[Entry[M]] = []
+        while len(batch) < most:
+            entry = self._postponed.popleft() if self._postponed else next(waiting, None)
+            if entry is None:
+                break
+            if entry.message.id in self._running:
+                self._blocked.append(entry)
+            elif batch and entry.message.attempt > 1:
+                self._postponed.append(entry)
+                break
+            elif self._begin(entry, generation):
+                batch.append(entry)
+                if entry.message.attempt > 1:
+                    break
+        return batch
+
+    def _begin(self, entry: Entry[M], generation: int) -> bool:
+        """Return whether its handler may run: not if it was given back, or its lease has surely ended."""
         if entry.message.receipt not in self._entries:
             return False
         if entry.generation != generation:
-            # Bound leases ended with the connection they came over.
+            # Bound leases ended with the connection that brought them.
             self._lose(entry)
         if entry.lost:
             self.end(entry)
@@ -104,76 +141,48 @@ class InFlight(Generic[M]):
         self._running[entry.message.id] = entry
         return True
 
-    def confirming(self, entry: Entry[M]) -> bool:
-        """Notes that an ack of it is under way, which is waited for later. Not where it is held no more."""
-        if entry.message.receipt not in self._entries:
-            return False
-        entry.confirming = True
-        self._confirming += 1
-        self._runs_no_more(entry)
-        return True
+    def unblock(self) -> list[Entry[M]]:
+        """Return the messages that were blocked, to wait again, since a handler has ended."""
+        blocked, self._blocked = self._blocked, []
+        return blocked
 
     def end(self, entry: Entry[M]) -> None:
-        """Its handler has ended, and its ack is confirmed if there is one; or it will not run."""
+        """Remove a message: its handler has ended and its ack, if any, is confirmed, or its handler will not run."""
         if self._entries.pop(entry.message.receipt, None) is not None:
             self._confirming -= entry.confirming
-            self._runs_no_more(entry)
+            self._stop_running(entry)
             self.ends += 1
             self.ended_at = time.monotonic()
 
-    def _runs_no_more(self, entry: Entry[M]) -> None:
+    def _stop_running(self, entry: Entry[M]) -> None:
         if self._running.get(entry.message.id) is entry:
             del self._running[entry.message.id]
 
-    def drop_waiting(self) -> list[str]:
-        """Forgets what waits; returns the receipts that can be given back."""
-        waiting = [entry for entry in self._entries.values() if not entry.running]
-        for entry in waiting:
-            self.end(entry)
-        return [entry.message.receipt for entry in waiting if not entry.lost]
+    # ── leases and deadlines ────────────────────────────────────────────────────────────────────────────
 
     def to_extend(self) -> list[str]:
-        """The receipts of all leases to be kept."""
+        """Return the receipts of all leases to extend."""
         return [receipt for receipt, entry in self._entries.items() if entry.open and not entry.confirming]
 
     def lose(self, receipts: Iterable[str]) -> list[Entry[M]]:
-        """Notes that an extension found these leases ended; returns the messages it is news for."""
+        """Note that an extension found these leases ended. Return the entries of which that was not known."""
         entries = [self._entries[receipt] for receipt in receipts if receipt in self._entries]
         return [entry for entry in entries if not entry.settling and self._lose(entry)]
 
     def _lose(self, entry: Entry[M]) -> bool:
-        news = entry.open
-        if news:
+        is_new = entry.open
+        if is_new:
             entry.lost = True
             self._counts["lost"] += 1
-        return news
-
-    def settling(self, receipt: str) -> Entry[M] | None:
-        """Notes that a message is about to be settled. None where it is not held."""
-        if (entry := self._entries.get(receipt)) is not None:
-            entry.settling = True
-        return entry
-
-    def settled(self, receipt: str, outcome: str) -> None:
-        """Notes that a message was settled, as ``done``, ``retried`` or ``rejected``."""
-        if (entry := self._entries.get(receipt)) is not None and not entry.settled:
-            entry.settled = True
-            self._counts[outcome] += 1
-
-    def not_settled(self, receipt: str, lost: bool) -> None:
-        """Notes that settling failed, because its lease was ``lost`` or for another reason."""
-        if (entry := self._entries.get(receipt)) is not None:
-            entry.settling = False
-            if lost:
-                self._lose(entry)
+        return is_new
 
     def next_deadline(self) -> float | None:
-        """When to call `overtake` next."""
+        """Return when to call `expire_overdue` next."""
         entries = [entry for entry in self._entries.values() if entry.open and not entry.settling]
         return min((entry.deadline for entry in entries if entry.deadline is not None), default=None)
 
-    def overtake(self, now: float) -> list[Entry[M]]:
-        """Marks and returns those whose handlers have run for too long."""
+    def expire_overdue(self, now: float) -> list[Entry[M]]:
+        """Mark the messages whose handlers have run for too long, and return them."""
         overdue = [
             entry
             for entry in self._entries.values()
@@ -185,9 +194,39 @@ class InFlight(Generic[M]):
         return overdue
 
     def overdue(self) -> int:
-        """How many handlers still run although their time is over."""
+        """Return how many handlers still run although their time is over."""
         return sum(entry.overdue for entry in self._entries.values())
 
+    # ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+    def settling(self, receipt: str) -> Entry[M] | None:
+        """Note that a message is about to be settled. Return its entry, or None where it is not in flight."""
+        if (entry := self._entries.get(receipt)) is not None:
+            entry.settling = True
+        return entry
+
+    def settled(self, receipt: str, outcome: str) -> None:
+        """Note that a message was settled, as ``done``, ``retried`` or ``rejected``."""
+        if (entry := self._entries.get(receipt)) is not None and not entry.settled:
+            entry.settled = True
+            self._counts[outcome] += 1
+
+    def not_settled(self, receipt: str, lost: bool) -> None:
+        """Note that settling failed, because the lease was ``lost`` or for another reason."""
+        if (entry := self._entries.get(receipt)) is not None:
+            entry.settling = False
+            if lost:
+                self._lose(entry)
+
+    def confirming(self, entry: Entry[M]) -> bool:
+        """Note that the ack of a message is in flight. Return False where the message has left already."""
+        if entry.message.receipt not in self._entries:
+            return False
+        entry.confirming = True
+        self._confirming += 1
+        self._stop_running(entry)
+        return True
+
     def summary(self) -> Summary:
-        """How the messages ended so far."""
+        """Return how the messages ended so far."""
         return Summary(**self._counts)

@@ -1,4 +1,4 @@
-"""``eoq apply`` in a real shell: SQL for each message, once, in the application's own file."""
+"""``eoq apply`` in a real shell: SQL for each message, exactly once, in the application's own file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ INSERT = "insert into payment values (:id, :body ->> '$.amount')"
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to put messages there and see what became of them."""
+    """Return a client, to send messages and to see their states."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
 
 @pytest.fixture
 def file() -> Iterator[Path]:
-    """The application's file, with its tables."""
+    """Return the application's file, with its tables."""
     with short_folder() as folder:
         with closing(sqlite3.connect(folder / "app.db")) as database:
             database.executescript(
@@ -52,7 +52,7 @@ Apply = Callable[..., Ran]
 
 @pytest.fixture
 def apply(shell: Shell, queue: str, file: Path) -> Apply:
-    """Runs ``eoq apply`` on the test's queue until it is empty."""
+    """Return a function that runs ``eoq apply`` on the test's queue until it is empty."""
 
     def apply(sql: str, options: str = "--json", db: Path = file) -> Ran:
         return shell.run(f"eoq apply {queue} --db {db} --sql {shlex.quote(sql)} --until-empty {options}")
@@ -74,7 +74,7 @@ def test_each_message_is_applied_once(apply: Apply, client: eoq.Client, queue: s
     assert client.result(queue, "m7") == eoq.Result("done")
 
 
-def test_all_parameters(apply: Apply, client: eoq.Client, queue: str, file: Path) -> None:
+def test_the_statements_have_all_parameters(apply: Apply, client: eoq.Client, queue: str, file: Path) -> None:
     client.send(queue, "é", id="text", headers={"k": "v"}, group="g")
     client.send(queue, b"\xff", id="blob")
     apply("insert into seen values (:id, :queue, :attempt, :enqueued_at, :body, :headers, :group)")
@@ -95,7 +95,7 @@ def test_several_statements_are_one_transaction(apply: Apply, client: eoq.Client
     assert "CHECK constraint failed" in failed["error"]
 
 
-def test_a_statement_that_returns_rows_is_run_to_its_end(
+def test_a_statement_that_returns_rows_runs_to_its_end(
     apply: Apply, client: eoq.Client, queue: str, file: Path
 ) -> None:
     client.send(queue, {"amount": 3}, id="m")
@@ -103,7 +103,9 @@ def test_a_statement_that_returns_rows_is_run_to_its_end(
     assert _query(file, "select id from payment") == [("m",)]
 
 
-def test_what_makes_a_table_may_stand_before_its_use(apply: Apply, client: eoq.Client, queue: str, file: Path) -> None:
+def test_a_statement_may_use_a_table_that_one_before_it_creates(
+    apply: Apply, client: eoq.Client, queue: str, file: Path
+) -> None:
     client.send(queue, "x", id="m")
     sql = "create table if not exists log (id); insert into log values (:id)"
     assert apply(sql).status == 0
@@ -147,7 +149,7 @@ def test_sql_from_a_file(apply: Apply, client: eoq.Client, queue: str, file: Pat
         (" ; -- nothing\n;", "no statement"),
     ],
 )
-def test_sql_that_cannot_be_is_2_before_anything_is_leased(
+def test_sql_that_cannot_run_is_2_before_any_message_is_leased(
     apply: Apply, client: eoq.Client, queue: str, sql: str, word: str
 ) -> None:
     client.send(queue, "x", id="m")
@@ -173,7 +175,7 @@ def test_statements_are_split_where_sqlite_would(sql: str, statements: list[str]
     assert list(split(sql)) == statements
 
 
-def test_a_file_that_is_not_there_is_2_and_is_not_made(apply: Apply, file: Path) -> None:
+def test_a_missing_file_is_2_and_is_not_created(apply: Apply, file: Path) -> None:
     ran = apply(INSERT, db=file.with_name("typo.db"))
     assert ran.status == 2
     assert "there is no file" in ran.errors
@@ -187,7 +189,7 @@ def test_a_file_that_is_no_database_is_65(apply: Apply, file: Path) -> None:
     assert "no SQLite file" in ran.errors
 
 
-def test_a_message_that_takes_the_transaction_down_leaves_the_others_alone(
+def test_a_message_that_rolls_back_the_transaction_does_no_harm_to_the_others(
     apply: Apply, client: eoq.Client, queue: str, file: Path
 ) -> None:
     client.send_many(queue, [eoq.Outgoing({"amount": n}, id=f"m{n}") for n in (1, 2, -1, 3, 4)])
@@ -195,7 +197,7 @@ def test_a_message_that_takes_the_transaction_down_leaves_the_others_alone(
     assert _query(file, "select sum(amount) from payment") == [(10,)]
 
 
-def test_a_file_that_cannot_grow_ends_it_and_does_not_use_up_the_attempts(
+def test_a_file_that_cannot_grow_ends_the_command_and_does_not_use_up_the_attempts(
     client: eoq.Client, queue: str, file: Path, shell: Shell
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -211,7 +213,7 @@ def test_a_file_that_cannot_grow_ends_it_and_does_not_use_up_the_attempts(
     assert (shown["state"], shown["attempts"]) == ("ready", 1)
 
 
-def test_a_signal_stops_it_and_gives_back_what_waits(
+def test_a_signal_stops_the_command_and_gives_back_the_waiting_messages(
     shell: Shell, shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path
 ) -> None:
     process = shell.start(
@@ -220,7 +222,7 @@ def test_a_signal_stops_it_and_gives_back_what_waits(
     try:
         client.send(queue, {"amount": 1}, id="m")
         eventually(lambda: client.result(queue, "m"))
-        # Its transactions wait now, so that a batch runs, and others wait behind it.
+        # This lock makes its transaction wait, so that one batch runs and other messages wait behind it.
         with closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("begin immediate")
             client.send_many(queue, [eoq.Outgoing({"amount": 1}, id=f"n{n}") for n in range(500)])
@@ -234,7 +236,7 @@ def test_a_signal_stops_it_and_gives_back_what_waits(
     assert process.returncode == 0
     done = len(_query(file, "select id from payment"))
     assert out.startswith(b'{"done": %d, "retried": 0' % done)
-    assert 1 <= done <= 101  # the batch, where it had begun when the signal came
+    assert 1 <= done <= 101  # with the batch, if it had begun when the signal came
     assert _counts(client, queue)["ready"] == 501 - done
 
 

@@ -1,4 +1,4 @@
-"""``eoq config check`` and ``eoq config show``: what is wrong, what counts, and where each value came from."""
+"""``eoq config check`` and ``eoq config show``: errors, values and their sources."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ headers = { country = "de" }
 
 @pytest.fixture
 def alone(folder: Path) -> Shell:
-    """A shell without a daemon, in whose folder is a configuration."""
+    """A shell without a daemon, and with a configuration in its folder."""
     (folder / "eoq.toml").write_text(RIGHT)
     return Shell(folder / "none", folder)
 
 
 def _shown(ran: Ran) -> dict[str, tuple[Any, str]]:
-    """What `config show --json` printed: by setting, its value and where it came from."""
+    """Return what `config show --json` printed: by setting, its value and its source."""
     assert (ran.status, ran.errors) == (0, "")
     return {row["setting"]: (row["value"], row["source"]) for row in ran.rows}
 
@@ -44,19 +44,19 @@ def _shown(ran: Ran) -> dict[str, tuple[Any, str]]:
 # ── check ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_right_file_is_0_and_one_line(alone: Shell, folder: Path) -> None:
+def test_check_of_a_right_file_exits_0_and_prints_one_line(alone: Shell, folder: Path) -> None:
     ran = alone.run("eoq config check eoq.toml")
     assert (ran.status, ran.errors) == (0, "")
     assert ran.text == "eoq.toml is right (sections of queues: 2, relays: 1, bindings: 1)\n"
     assert alone.run("eoq config check eoq.toml --json").rows == [{"file": "eoq.toml", "ok": True, "errors": []}]
 
 
-def test_a_wrong_file_is_65_with_all_that_is_wrong(alone: Shell, folder: Path) -> None:
+def test_check_of_a_wrong_file_exits_65_and_lists_all_problems(alone: Shell, folder: Path) -> None:
     (folder / "eoq.toml").write_text("[queues.q]\nretentoin = 1\n[daemon]\ndb = 1\n")
     ran = alone.run("eoq config check eoq.toml")
     assert (ran.status, ran.text) == (65, "")
-    assert "queues.q.retentoin: is no setting; do you mean `retention`?" in ran.errors
-    assert "daemon.db: must be a path" in ran.errors
+    assert "queues.q.retentoin: is not a setting; do you mean `retention`?" in ran.errors
+    assert "daemon.db: must be a string, not 1 (a path" in ran.errors
     ran = alone.run("eoq config check eoq.toml --json")
     assert (ran.status, ran.errors) == (65, "")
     (row,) = ran.rows
@@ -64,7 +64,7 @@ def test_a_wrong_file_is_65_with_all_that_is_wrong(alone: Shell, folder: Path) -
     assert [error["place"] for error in row["errors"]] == ["queues.q.retentoin", "daemon.db"]
 
 
-def test_without_a_file_it_is_the_one_that_a_daemon_would_read(alone: Shell, folder: Path) -> None:
+def test_check_without_a_file_checks_the_one_that_a_daemon_would_read(alone: Shell, folder: Path) -> None:
     ran = alone.run("eoq config check")
     assert ran.status == 1
     assert "eoq.toml" in ran.errors
@@ -75,7 +75,7 @@ def test_without_a_file_it_is_the_one_that_a_daemon_would_read(alone: Shell, fol
     assert alone.run("eoq config check", XDG_CONFIG_HOME=str(folder)).status == 65
 
 
-def test_what_is_no_file_is_told(alone: Shell, folder: Path) -> None:
+def test_check_refuses_a_path_that_is_not_a_file(alone: Shell, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     (folder / "random").write_bytes(os.urandom(2000) + b"\xff")
     assert alone.run("eoq config check none.toml").status == 2
@@ -87,7 +87,7 @@ def test_what_is_no_file_is_told(alone: Shell, folder: Path) -> None:
 # ── show ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_flag_then_environment_then_file_then_default(alone: Shell, folder: Path) -> None:
+def test_a_value_comes_from_flag_then_environment_then_file_then_default(alone: Shell, folder: Path) -> None:
     def db(command: str) -> tuple[Any, str]:
         return _shown(alone.run(f"unset EOQ_DB; {command}"))["db"]
 
@@ -100,7 +100,7 @@ def test_flag_then_environment_then_file_then_default(alone: Shell, folder: Path
     assert db(f"EOQ_DB=env.db {show} --config eoq.toml --db f.db") == (str(folder / "f.db"), "flag --db")
 
 
-def test_max_attempts_too_for_all_queues(alone: Shell) -> None:
+def test_max_attempts_of_flag_or_environment_applies_to_all_queues(alone: Shell) -> None:
     def attempts(queue: str, options: str = "", before: str = "") -> tuple[Any, str]:
         return _shown(alone.run(f"{before} eoq config show {queue} --json {options}"))["max_attempts"]
 
@@ -112,7 +112,7 @@ def test_max_attempts_too_for_all_queues(alone: Shell) -> None:
     assert alone.run("eoq config show", EOQ_MAX_ATTEMPTS="many").status == 2
 
 
-def test_the_configuration_itself_has_a_source(alone: Shell, folder: Path) -> None:
+def test_the_path_of_the_configuration_has_a_source(alone: Shell, folder: Path) -> None:
     show = "eoq config show --json"
     assert _shown(alone.run(show))["config"] == (None, "default")
     path = str(folder / "eoq.toml")
@@ -120,7 +120,7 @@ def test_the_configuration_itself_has_a_source(alone: Shell, folder: Path) -> No
     assert _shown(alone.run(show, EOQ_CONFIG="eoq.toml"))["config"] == (path, "env EOQ_CONFIG")
 
 
-def test_a_queue_is_shown_setting_by_setting(alone: Shell) -> None:
+def test_show_of_a_queue_prints_each_setting(alone: Shell) -> None:
     shown = _shown(alone.run("eoq config show mail.welcome --config eoq.toml --json"))
     assert list(shown) == list(QueueSettings.__struct_fields__)
     assert shown["retention"] == (60, 'eoq.toml [queues."mail.*"]')
@@ -132,25 +132,25 @@ def test_a_queue_is_shown_setting_by_setting(alone: Shell) -> None:
     assert alone.run("eoq config show 'mail.*'").status == 2
 
 
-def test_the_whole_is_shown_with_its_lists(alone: Shell) -> None:
+def test_show_prints_the_whole_configuration_with_its_lists(alone: Shell) -> None:
     shown = _shown(alone.run("eoq config show --config eoq.toml --json"))
     assert shown['queues."mail.*".retention'] == (60, 'eoq.toml [queues."mail.*"]')
     assert shown["retention"] == (604800, "default")
     assert shown["relay.1"] == ({"path": "shop.db"}, "eoq.toml [[relay]]")
     assert shown["bind.1"][0] == {"topic": "orders", "queue": "mail.orders", "headers": {"country": "de"}}
     assert "5 % of the disk" in alone.run("eoq config show").text
-    # In a pipe, the same without a head.
+    # In a pipe, the table has no heading.
     assert alone.run("eoq config show --config eoq.toml").lines[0].startswith("config ")
 
 
-def test_a_wrong_file_is_65(alone: Shell, folder: Path) -> None:
+def test_show_of_a_wrong_file_exits_65(alone: Shell, folder: Path) -> None:
     (folder / "eoq.toml").write_text("[queues.q]\nretentoin = 1")
     ran = alone.run("eoq config show --config eoq.toml")
     assert (ran.status, ran.text) == (65, "")
     assert "retentoin" in ran.errors
 
 
-def test_it_shows_what_a_daemon_with_the_same_options_uses(folder: Path) -> None:
+def test_show_prints_what_a_daemon_with_the_same_options_uses(folder: Path) -> None:
     (folder / "eoq.toml").write_text(RIGHT)
     with running_daemon("--config", str(folder / "eoq.toml")) as daemon:
         status = daemon.ask(op="status")
@@ -161,7 +161,7 @@ def test_it_shows_what_a_daemon_with_the_same_options_uses(folder: Path) -> None
         assert shown["config"][0] == status["config"]
 
 
-def test_status_says_what_is_loaded(daemon: Daemon, folder: Path) -> None:
+def test_status_prints_which_configuration_is_loaded(daemon: Daemon, folder: Path) -> None:
     assert "config " not in daemon.shell().run("eoq status").text
     (folder / "eoq.toml").write_text(RIGHT)
     with running_daemon("--config", str(folder / "eoq.toml")) as configured:

@@ -1,4 +1,4 @@
-"""``eoq daemon start stop status``: one daemon a file and a socket, and clear words where it cannot run."""
+"""``eoq daemon start stop status``: one daemon per file and socket, and clear errors if it cannot run."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 # ── in the foreground ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_says_ready_once_it_serves(daemon: Daemon) -> None:
-    # That the line is `ready SOCKET` and nothing else, `Daemon.start` has checked.
+def test_the_daemon_prints_ready_when_it_serves(daemon: Daemon) -> None:
+    # `Daemon.start` has checked that the line is `ready SOCKET`.
     assert daemon.ask(op="status")["ok"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_cleanly_and_takes_its_socket_with_it(daemon: Daemon, number: signal.Signals) -> None:
+def test_the_daemon_stops_cleanly_and_removes_its_socket(daemon: Daemon, number: signal.Signals) -> None:
     daemon.signal(number)
     assert daemon.wait() == 0
     assert not daemon.socket.exists()
     assert "Traceback" not in daemon.said
 
 
-def test_stopping_answers_what_was_begun(daemon: Daemon) -> None:
+def test_a_stopping_daemon_answers_the_requests_it_has_begun(daemon: Daemon) -> None:
     with daemon.wire() as wire:
         wire.send(*({"op": "send", "queue": "q", "id": f"{n}", "body": "x", "rid": n} for n in range(500)))
         first = wire.read()
@@ -61,7 +61,7 @@ def test_stopping_answers_what_was_begun(daemon: Daemon) -> None:
     assert stored >= {reply["id"] for reply in replies}
 
 
-def test_stopping_does_not_wait_for_who_waits(daemon: Daemon) -> None:
+def test_a_stopping_daemon_does_not_wait_for_waiting_receivers(daemon: Daemon) -> None:
     with daemon.wire() as wire:
         wire.send(
             {"op": "receive", "queue": "q", "wait": 3600}, {"op": "result", "queue": "q", "id": "m", "wait": 3600}
@@ -77,11 +77,11 @@ def test_a_stale_socket_is_replaced(daemon: Daemon) -> None:
     assert daemon.ask(op="status")["ok"]
 
 
-def test_the_socket_is_its_owners_alone(daemon: Daemon) -> None:
+def test_only_the_owner_may_use_the_socket(daemon: Daemon) -> None:
     assert daemon.socket.stat().st_mode & 0o777 == 0o600
 
 
-def test_missing_folders_are_made_for_the_owner_alone(folder: Path) -> None:
+def test_missing_folders_are_created_for_the_owner_alone(folder: Path) -> None:
     with closing(_daemon_process(folder / "a" / "b" / "eoq.db", folder / "c" / "s")) as process:
         assert read_line_of(process.popen).startswith(b"ready")
     assert (folder / "a" / "b").stat().st_mode & 0o777 == 0o700
@@ -89,7 +89,7 @@ def test_missing_folders_are_made_for_the_owner_alone(folder: Path) -> None:
 
 
 class _daemon_process:  # noqa: N801 # used as a function
-    """A daemon of any paths; ended by `close`."""
+    """A daemon with any paths. `close` ends it."""
 
     def __init__(self, db: Path, socket: Path) -> None:
         command = [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(db), "--socket", str(socket)]
@@ -101,14 +101,14 @@ class _daemon_process:  # noqa: N801 # used as a function
 
 
 def _refused(folder: Path, db: object, socket: object) -> Ran:
-    """A daemon that cannot start: how it ends."""
+    """Run a daemon that cannot start, and return how it ends."""
     ran = Shell(folder / "none", folder).run(f"eoq daemon --db '{db}' --socket '{socket}'", timeout=10)
     assert ran.text == ""
     assert len(ran.errors.splitlines()) == 1, ran.errors
     return ran
 
 
-def test_a_second_daemon_on_the_file_is_told_who_holds_it(daemon: Daemon) -> None:
+def test_a_second_daemon_on_the_file_does_not_start_and_names_the_first(daemon: Daemon) -> None:
     ran = _refused(daemon.folder, daemon.db, daemon.folder / "other")
     assert ran.status == 75
     assert str(daemon.pid) in ran.errors
@@ -116,22 +116,22 @@ def test_a_second_daemon_on_the_file_is_told_who_holds_it(daemon: Daemon) -> Non
     assert daemon.ask(op="status")["ok"]
 
 
-def test_a_second_daemon_on_the_socket_is_told_who_holds_it(daemon: Daemon) -> None:
+def test_a_second_daemon_on_the_socket_does_not_start_and_names_the_first(daemon: Daemon) -> None:
     ran = _refused(daemon.folder, daemon.folder / "other.db", daemon.socket)
     assert ran.status == 75
     assert str(daemon.pid) in ran.errors
     assert daemon.ask(op="status")["ok"]
 
 
-def test_the_file_is_held_under_every_name(daemon: Daemon) -> None:
-    """Two daemons on one file by two names would each believe in its own sequence of messages."""
+def test_the_file_is_locked_under_every_name(daemon: Daemon) -> None:
+    """Two daemons on one file under two names would each count messages on their own."""
     link = daemon.folder / "link.db"
     link.symlink_to(daemon.db)
     ran = _refused(daemon.folder, link, daemon.folder / "other")
     assert ran.status == 75
 
 
-def test_a_socket_of_another_program_is_not_taken(folder: Path) -> None:
+def test_the_socket_of_another_program_is_not_replaced(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
         other.listen()
@@ -142,7 +142,7 @@ def test_a_socket_of_another_program_is_not_taken(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_is_no_socket_is_not_removed(folder: Path, what: str) -> None:
+def test_a_path_that_is_not_a_socket_is_not_removed(folder: Path, what: str) -> None:
     path = folder / "s"
     path.write_text("precious") if what == "file" else path.mkdir()
     ran = _refused(folder, folder / "eoq.db", path)
@@ -151,14 +151,14 @@ def test_what_is_no_socket_is_not_removed(folder: Path, what: str) -> None:
     assert path.exists()
 
 
-def test_a_socket_path_too_long_is_told(folder: Path) -> None:
+def test_a_socket_path_that_is_too_long_is_an_error(folder: Path) -> None:
     ran = _refused(folder, folder / "eoq.db", folder / ("s" * 120))
     assert ran.status == 65
     assert "too long" in ran.errors
 
 
 @pytest.mark.parametrize("place", ["db", "socket"])
-def test_a_path_below_a_file_is_77(folder: Path, place: str) -> None:
+def test_a_path_below_a_file_exits_77(folder: Path, place: str) -> None:
     (folder / "file").write_text("")
     below = folder / "file" / "x"
     ran = _refused(folder, below if place == "db" else folder / "eoq.db", below if place == "socket" else folder / "s")
@@ -174,7 +174,7 @@ def test_a_database_that_is_a_folder_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 100, b"short"])
-def test_a_file_that_is_no_database_is_refused_and_kept(folder: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_kept(folder: Path, content: bytes) -> None:
     (folder / "eoq.db").write_bytes(content)
     ran = _refused(folder, folder / "eoq.db", folder / "s")
     assert ran.status == 65
@@ -201,14 +201,14 @@ def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
     assert "newer" in ran.errors
 
 
-def test_what_a_daemon_makes_is_its_owners_alone(alone: Shell, folder: Path) -> None:
+def test_files_of_a_daemon_are_for_its_owner_alone(alone: Shell, folder: Path) -> None:
     assert alone.run("umask 022; eoq start && eoq send q x").status == 0
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.glob("eoq.db*")}
     assert modes == dict.fromkeys(("eoq.db", "eoq.db-wal", "eoq.db-shm", "eoq.db.log", "eoq.db.lock"), "0o600")
 
 
-def test_a_file_that_is_there_keeps_its_mode(alone: Shell, folder: Path) -> None:
-    """Somebody may have opened it to a group for a reason."""
+def test_an_existing_file_keeps_its_mode(alone: Shell, folder: Path) -> None:
+    """Its owner may have given it to a group on purpose."""
     (folder / "eoq.db").touch(0o640)
     (folder / "eoq.db").chmod(0o640)
     assert alone.run("eoq start && eoq send q x").status == 0
@@ -246,7 +246,7 @@ eoq.cli.main(sys.argv[1:], prog_name="eoq")
 
 
 def _as_nobody(*arguments: str) -> Ran:
-    """A command run by another user."""
+    """Run a command as another user."""
     process = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, *arguments],
         capture_output=True,
@@ -263,7 +263,7 @@ def _as_nobody(*arguments: str) -> Ran:
 @root_only
 @pytest.mark.parametrize("mode", [0o755, 0o700], ids=["socket closed", "folder closed"])
 @pytest.mark.parametrize("command", ["send q x", "status"])
-def test_the_daemon_of_another_user_is_77_and_told(daemon: Daemon, mode: int, command: str) -> None:
+def test_the_daemon_of_another_user_exits_77_with_an_error(daemon: Daemon, mode: int, command: str) -> None:
     daemon.folder.chmod(mode)
     ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
     assert ran.status == 77
@@ -281,7 +281,7 @@ def test_another_users_daemon_cannot_be_stopped(daemon: Daemon) -> None:
 
 @root_only
 @pytest.mark.parametrize("place", ["folder", "file", "lock"])
-def test_a_daemon_that_may_not_write_is_77(folder: Path, place: str) -> None:
+def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
     folder.chmod(0o755)
     mine = folder / "mine"
     mine.mkdir()
@@ -298,7 +298,7 @@ def test_a_daemon_that_may_not_write_is_77(folder: Path, place: str) -> None:
 
 
 @root_only
-def test_a_folder_that_may_not_be_looked_into_is_77(folder: Path) -> None:
+def test_a_folder_that_may_not_be_read_exits_77(folder: Path) -> None:
     folder.chmod(0o755)
     (folder / "closed").mkdir(0o700)
     ran = _as_nobody("daemon", "--db", str(folder / "closed" / "eoq.db"), "--socket", "/tmp/nobody-s")  # noqa: S108 # is not made
@@ -344,10 +344,10 @@ def test_start_twice_starts_one(alone: Shell) -> None:
         ("--config eoq.toml", "flag --config says {folder}/eoq.toml, and it has none"),
     ],
 )
-def test_start_with_other_options_than_what_runs_is_75_and_says_so(
+def test_start_with_other_options_than_the_running_daemon_exits_75_and_names_them(
     alone: Shell, folder: Path, options: str, says: str
 ) -> None:
-    """Who asks for a spool must not believe that there is one."""
+    """A user who asks for a spool must not believe that the running daemon has one."""
     (folder / "eoq.toml").write_text("")
     assert alone.run("eoq start").status == 0
     ran = alone.run(f"eoq start {options}")
@@ -355,12 +355,12 @@ def test_start_with_other_options_than_what_runs_is_75_and_says_so(
     assert says.format(folder=folder) in ran.errors
     assert "eoq stop" in ran.errors
     assert alone.run(f"eoq stop && eoq start {options}").status == 0
-    # Now it runs as asked; and who asks for nothing gets what there is.
+    # Now it runs with these options. A start without options accepts it as well.
     assert alone.run(f"eoq start {options}").status == 0
     assert alone.run("unset EOQ_DB; eoq start").status == 0
 
 
-def test_start_by_another_name_of_the_same_file_is_no_other_option(alone: Shell, folder: Path) -> None:
+def test_start_with_another_name_of_the_same_file_is_not_another_option(alone: Shell, folder: Path) -> None:
     (folder / "link").symlink_to(folder)
     assert alone.run("eoq start && eoq start --db link/eoq.db").status == 0
     ran = alone.run("eoq start", EOQ_MAX_ATTEMPTS="5")
@@ -387,25 +387,25 @@ def test_stop_without_a_daemon_is_no_failure(alone: Shell) -> None:
     assert "no daemon" in ran.errors
 
 
-def test_start_that_fails_says_why(alone: Shell, folder: Path) -> None:
+def test_a_failed_start_prints_the_reason(alone: Shell, folder: Path) -> None:
     (folder / "eoq.db").write_text("no database at all")
     ran = alone.run("eoq start")
     assert ran.status == 65
     assert "no database" in ran.errors
 
 
-def test_start_that_may_not_write_is_77(alone: Shell, folder: Path) -> None:
+def test_a_start_that_may_not_write_exits_77(alone: Shell, folder: Path) -> None:
     (folder / "file").write_text("")
     ran = alone.run(f"eoq start --db {folder}/file/eoq.db")
     assert ran.status == 77
 
 
-def test_start_returns_though_its_output_is_a_pipe(alone: Shell) -> None:
+def test_start_returns_even_if_its_output_is_a_pipe(alone: Shell) -> None:
     """A daemon that kept the pipe open would let `$(eoq start)` wait for ever."""
     assert alone.run('said=$(eoq start 2>&1); echo "$said"').text.startswith("eoq: the daemon runs")
 
 
-def test_a_daemon_that_died_is_told_from_one_that_never_was(alone: Shell) -> None:
+def test_the_error_for_a_killed_daemon_differs_from_that_for_none(alone: Shell) -> None:
     alone.run("eoq start")
     pid = json.loads(alone.run("eoq status --json").text)["pid"]
     os.kill(pid, signal.SIGKILL)

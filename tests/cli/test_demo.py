@@ -1,4 +1,4 @@
-"""``eoq demo``: every payment takes effect once, whatever is killed; and a broken promise is told."""
+"""Test ``eoq demo``: every payment takes effect once despite kills, and a wrong effect is a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_payment_takes_effect_once(shell: Shell) -> None:
     assert found["balance_found"] == found["balance_expected"] > 0
 
 
-def test_it_runs_in_a_checkout_and_ends_with_a_table(shell: Shell) -> None:
+def test_the_demo_runs_in_a_checkout_and_prints_a_table(shell: Shell) -> None:
     ran = shell.run(f"cd {ROOT} && eoq demo --payments 50 --kills 1")
     assert ran.status == 0, ran.errors
     assert "every payment took effect exactly once" in ran.text
@@ -35,6 +35,6 @@ def test_it_runs_in_a_checkout_and_ends_with_a_table(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("missing", "doubled", "found"), [(1, 0, 100), (0, 1, 100), (0, 0, 99)], ids=["missing", "doubled", "balance"]
 )
-def test_one_effect_too_few_or_too_many_is_no_success(missing: int, doubled: int, found: int) -> None:
+def test_a_missing_or_doubled_effect_is_a_failure(missing: int, doubled: int, found: int) -> None:
     outcome = import_module("eoq.cli.demo").Outcome(1, 1, 0, 0, 0, 0, 0, 1, missing, doubled, 100, found, 0.0, 0)
     assert not outcome.good

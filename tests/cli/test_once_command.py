@@ -1,4 +1,4 @@
-"""``eoq once`` in a real shell."""
+"""Test ``eoq once`` in a real shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support import Daemon, Shell, eventually, runs
 
 
-def test_the_output_and_the_status_are_repeated(shell: Shell, queue: str, tmp_path: Path) -> None:
+def test_the_second_call_repeats_output_and_status(shell: Shell, queue: str, tmp_path: Path) -> None:
     script = f"eoq once {queue} -- sh -c 'echo run >> {tmp_path}/runs; printf \"a\\0b\"; echo err >&2'"
     first, second = shell.run(script), shell.run(script)
     assert (first.status, first.stdout, first.errors) == (0, b"a\0b", "err\n")
@@ -18,7 +18,7 @@ def test_the_output_and_the_status_are_repeated(shell: Shell, queue: str, tmp_pa
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
-def test_a_failure_leaves_the_key_open_unless_kept(shell: Shell, queue: str) -> None:
+def test_a_failure_leaves_the_key_open_without_keep_failure(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} -- sh -c 'echo out; exit 3'").status == 3
     kept = shell.run(f"eoq once {queue} --keep-failure -- sh -c 'echo kept; exit 4'")
     again = shell.run(f"eoq once {queue} -- echo no")
@@ -29,7 +29,7 @@ def test_the_key_is_in_the_environment(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} -- sh -c 'echo $EOQ_ID'").text == f"{queue}\n"
 
 
-def test_two_at_once(shell: Shell, queue: str, tmp_path: Path) -> None:
+def test_a_second_call_waits_for_the_first(shell: Shell, queue: str, tmp_path: Path) -> None:
     ran = shell.run(
         f"""
         mkfifo {tmp_path}/go
@@ -44,7 +44,7 @@ def test_two_at_once(shell: Shell, queue: str, tmp_path: Path) -> None:
     assert ran.text == "went\nwent\n"
 
 
-def test_another_command_or_text_is_refused(shell: Shell, queue: str) -> None:
+def test_another_fingerprint_is_refused(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
     assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
     refused = shell.run(f"eoq once {queue} --fingerprint @command -- echo 2")
@@ -52,23 +52,23 @@ def test_another_command_or_text_is_refused(shell: Shell, queue: str) -> None:
     assert "was used for something else" in refused.errors
 
 
-def test_a_command_that_is_not_there(shell: Shell, queue: str) -> None:
+def test_a_missing_command_is_127_and_leaves_the_key_open(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq once {queue} --keep-failure -- no-such-command")
     assert (ran.status, "no such command" in ran.errors) == (127, True)
     assert shell.run(f"eoq once {queue} -- echo open").text == "open\n"
 
 
-def test_a_killed_caller_opens_the_key(daemon: Daemon) -> None:
+def test_kill_9_opens_the_key_and_kills_the_command(daemon: Daemon) -> None:
     shell = daemon.shell()
     with shell.start("exec eoq once k -- sh -c 'echo $$; exec sleep 1000'", stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
-        pid = int(running.stdout.readline())  # passed on by what has told the guard before
+        pid = int(running.stdout.readline())  # printed only after the guard knows the command
         running.kill()
     assert shell.run("eoq once k -- echo taken").text == "taken\n"
-    eventually(lambda: not runs(pid), what="the command has ended with it")
+    eventually(lambda: not runs(pid), what="the end of the command")
 
 
-def test_a_terminated_one_ends_its_command(daemon: Daemon) -> None:
+def test_sigterm_ends_the_command(daemon: Daemon) -> None:
     shell = daemon.shell()
     with shell.start("exec eoq once k -- sh -c 'echo $$; exec sleep 1000'", stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
@@ -80,21 +80,19 @@ def test_a_terminated_one_ends_its_command(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("options", ["--ttl 0", "--ttl -1", "--wait x", ""])
-def test_what_is_no_call(shell: Shell, options: str) -> None:
+def test_wrong_usage_is_refused(shell: Shell, options: str) -> None:
     ran = shell.run(f"eoq once k {options} --" + (" echo" if options else ""))
     assert ran.status in (2, 65)
     assert "Traceback" not in ran.errors
 
 
-def test_no_daemon_runs_nothing(shell: Shell, tmp_path: Path) -> None:
+def test_without_a_daemon_the_command_does_not_run(shell: Shell, tmp_path: Path) -> None:
     ran = shell.run(f"eoq once k --socket {tmp_path}/s -- touch {tmp_path}/ran")
     assert ran.status == 69
     assert not (tmp_path / "ran").exists()
 
 
-def test_output_that_cannot_be_written_is_stored_and_runs_nothing_again(
-    shell: Shell, queue: str, tmp_path: Path
-) -> None:
+def test_output_that_cannot_be_written_is_stored(shell: Shell, queue: str, tmp_path: Path) -> None:
     script = f"eoq once {queue} -- sh -c 'echo run >> {tmp_path}/runs; echo out; echo more'"
     first, second = shell.run(f"{script} > /dev/full"), shell.run(script)
     assert first.status == 0
@@ -103,12 +101,12 @@ def test_output_that_cannot_be_written_is_stored_and_runs_nothing_again(
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
-def test_without_a_standard_input(shell: Shell, queue: str) -> None:
+def test_a_closed_standard_input_is_allowed(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq once {queue} -- echo ran <&-")
     assert (ran.status, ran.text, ran.errors) == (0, "ran\n", "")
 
 
-def test_the_socket_is_found_from_anywhere(shell: Shell, queue: str) -> None:
+def test_the_command_gets_an_absolute_socket_path(shell: Shell, queue: str) -> None:
     ran = shell.run(
         f"""
         cd "$(dirname "$EOQ_SOCKET")"

@@ -1,4 +1,4 @@
-"""``eoq receive ack nack reject extend`` and what only looks (``result queues peek show status``), in a real shell."""
+"""Test ``eoq receive ack nack reject extend`` and the queries ``result queues peek show status`` in a real shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import Daemon, Shell
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to put messages there and see what became of them."""
+    """Return a client that sends messages and sees their outcomes."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
@@ -32,18 +32,18 @@ def _receipt(shell: Shell, queue: str) -> str:
 # ── receive ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_bodies_are_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_receive_prints_the_bodies(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, ["one", "two\n", b"\xff"])
     ran = shell.run(f"eoq receive {queue} --limit 10")
     assert (ran.status, ran.stdout, ran.errors) == (0, b"one\ntwo\n\xff\n", "")
 
 
-def test_nothing_there_is_1(shell: Shell, queue: str) -> None:
+def test_receive_from_an_empty_queue_is_1(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq receive {queue}")
     assert (ran.status, ran.text, ran.errors) == (1, "", "")
 
 
-def test_json_has_all_of_a_message(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_json_has_every_field_of_a_message(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "é\n", id="m", headers={"k": "v"}, priority=2, group="g")
     client.send(queue, b"\xff")
     text, binary = shell.run(f"eoq receive {queue} --limit 10 --json").rows
@@ -57,7 +57,7 @@ def test_json_has_all_of_a_message(shell: Shell, client: eoq.Client, queue: str)
     assert "body" not in binary
 
 
-def test_limit_wait_and_lease(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_limit_wait_and_lease_are_respected(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, ["a", "b", "c"])
     assert shell.run(f"eoq receive {queue} --limit 2 --lease 3600").lines == ["a", "b"]
     assert shell.run(f"eoq receive {queue} --lease 0.05").lines == ["c"]
@@ -67,7 +67,7 @@ def test_limit_wait_and_lease(shell: Shell, client: eoq.Client, queue: str) -> N
     assert time.monotonic() - start > 0.3
 
 
-def test_wait_takes_what_is_sent_meanwhile(shell: Shell, queue: str) -> None:
+def test_wait_receives_a_message_that_is_sent_meanwhile(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq receive {queue} --wait 30 & eoq send {queue} hello > /dev/null; wait $!")
     assert ran.text == "hello\n"
 
@@ -79,15 +79,15 @@ def test_the_lease_outlives_the_command(shell: Shell, client: eoq.Client, queue:
     assert shell.run(f"eoq ack {receipt}").status == 0
 
 
-def test_ack_settles_what_was_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_receive_with_ack_settles_the_printed_messages(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, [eoq.Outgoing("x", id=id) for id in ("a", "b", "c")])
     assert shell.run(f"eoq receive {queue} --limit 2 --ack").lines == ["x", "x"]
     assert [_state(client, queue, id) for id in ("a", "b", "c")] == ["done", "done", "ready"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_xargs_acks_as_many_as_there_are(shell: Shell, client: eoq.Client, queue: str, count: int) -> None:
-    """As the help of `receive` shows it, but for jq, which is not on every machine."""
+def test_receipts_can_be_piped_to_xargs_eoq_ack(shell: Shell, client: eoq.Client, queue: str, count: int) -> None:
+    """Test the example of the help of `receive`, with sed because not every machine has jq."""
     client.send_many(queue, [b"x"] * count)
     receipts = r"""sed -E 's/.*"receipt": "([^"]+)".*/\1/'"""
     ran = shell.run(f"eoq receive {queue} --limit 10 --json | {receipts} | xargs -r -n 1 eoq ack")
@@ -96,7 +96,7 @@ def test_xargs_acks_as_many_as_there_are(shell: Shell, client: eoq.Client, queue
     assert len(client.peek(queue, state="done")) == count
 
 
-def test_ack_settles_nothing_that_could_not_be_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_receive_with_ack_does_not_settle_what_it_could_not_print(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     ran = shell.run(f"eoq receive {queue} --ack --lease 600 > /dev/full")
     assert ran.status not in (0, 1)
@@ -108,7 +108,7 @@ def test_wrong_usage_is_2(shell: Shell, queue: str, arguments: str) -> None:
     assert shell.run(f"eoq receive {queue} {arguments}").status == 2
 
 
-# ── settling ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── settle and extend ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("script", ["eoq ack {} --result paid", "printf paid | eoq ack {} --result -"])
@@ -119,7 +119,7 @@ def test_ack_stores_a_result(shell: Shell, client: eoq.Client, queue: str, scrip
     assert client.result(queue, "m") == eoq.Result("done", b"paid")
 
 
-def test_ack_stores_any_bytes_and_no_more_than_the_limit(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_ack_stores_any_bytes_up_to_the_limit(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     receipt = _receipt(shell, queue)
     assert shell.run(f"eoq ack {receipt} --result -", b"x" * (1024 * 1024 + 1)).status == 65
@@ -127,7 +127,7 @@ def test_ack_stores_any_bytes_and_no_more_than_the_limit(shell: Shell, client: e
     assert client.result(queue, "m") == eoq.Result("done", b"\x00\xff\n")
 
 
-def test_nack_gives_back_and_reject_buries(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_nack_returns_a_message_and_reject_makes_it_a_dead_letter(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     assert shell.run(f"eoq nack {_receipt(shell, queue)} --error busy").status == 0
     assert client.ask("show", queue=queue, id="m")["message"]["error"] == "busy"
@@ -138,7 +138,7 @@ def test_nack_gives_back_and_reject_buries(shell: Shell, client: eoq.Client, que
     assert client.result(queue, "n") == eoq.Result("dead", error="no account")
 
 
-def test_extend_keeps_a_lease(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_extend_prolongs_a_lease(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     (message,) = client.receive(queue, lease=1.5)
     assert shell.run(f"eoq extend {message.receipt} 600").status == 0
@@ -158,7 +158,7 @@ def test_a_lost_lease_is_65(shell: Shell, client: eoq.Client, queue: str, comman
 
 
 @pytest.mark.parametrize("command", ["ack nonsense", "nack nonsense", "reject nonsense", "extend nonsense 5", "ack ''"])
-def test_what_is_no_receipt_is_65(shell: Shell, command: str) -> None:
+def test_a_bad_receipt_is_65(shell: Shell, command: str) -> None:
     ran = shell.run("eoq " + command)
     assert ran.status == 65
     assert "receipt" in ran.errors
@@ -170,15 +170,15 @@ def test_missing_or_wrong_arguments_are_2(shell: Shell, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["nack", "reject"])
-def test_an_error_text_may_be_any_bytes(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
+def test_an_error_text_may_have_any_bytes(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
     client.send(queue, "x", id="m")
     assert shell.run(f"eoq {command} {_receipt(shell, queue)} --error $'\\xff\\n\\t'").status == 0
 
 
-# ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── queries ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_result_prints_it(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_result_prints_the_stored_result(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     assert shell.run(f"eoq result {queue} m").status == 1
     assert shell.run(f"eoq result {queue} none").status == 1
@@ -188,7 +188,7 @@ def test_result_prints_it(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert row == {"queue": queue, "id": "m", "outcome": "done", "result_base64": "/w=="}
 
 
-def test_result_waits(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_result_waits_for_the_ack(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     receipt = client.receive(queue)[0].receipt
     ran = shell.run(f"eoq result {queue} m --wait 30 & eoq ack {receipt} --result late; wait $!")
@@ -204,7 +204,7 @@ def test_result_of_a_dead_letter_is_65_with_its_error(shell: Shell, client: eoq.
     assert "no account" in ran.errors
 
 
-def test_queues_lists_counts(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_queues_lists_the_counts(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, ["a", "b", "c"])
     client.receive(queue)
     rows = {row["queue"]: row for row in shell.run("eoq queues --json").rows}
@@ -214,7 +214,7 @@ def test_queues_lists_counts(shell: Shell, client: eoq.Client, queue: str) -> No
     assert line.split()[1:6] == ["2", "0", "1", "0", "0"]
 
 
-def test_peek_shows_without_leasing(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_peek_prints_without_leasing(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "line\n\x1b[31mred", id="m")
     ran = shell.run(f"eoq peek {queue}")
     assert len(ran.lines) == 1
@@ -225,7 +225,7 @@ def test_peek_shows_without_leasing(shell: Shell, client: eoq.Client, queue: str
     assert shell.run(f"eoq peek {queue} --state dead").status == 1
 
 
-def test_show_tells_all_or_is_1(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_show_prints_every_field_or_is_1(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m", headers={"k": "v"})
     (row,) = shell.run(f"eoq show {queue} m --json").rows
     assert row.items() >= {"id": "m", "state": "ready", "headers": {"k": "v"}, "body": "x"}.items()
@@ -235,13 +235,13 @@ def test_show_tells_all_or_is_1(shell: Shell, client: eoq.Client, queue: str) ->
     assert "none" in ran.errors
 
 
-def test_show_leaves_a_terminal_in_peace(shell: Shell, client: eoq.Client, queue: str) -> None:
-    """A body is a stranger's: it may not move the cursor or change the title of who looks at it."""
+def test_show_prints_no_control_characters(shell: Shell, client: eoq.Client, queue: str) -> None:
+    """A body comes from others: it must not move the cursor or change the title of the operator's terminal."""
     client.send(queue, "\x1b]0;owned\x07\x1b[2J", id="m")
     assert "\x1b" not in shell.run(f"eoq show {queue} m").text
 
 
-def test_status_names_the_daemon(shell: Shell, shared_daemon: Daemon) -> None:
+def test_status_shows_pid_and_socket(shell: Shell, shared_daemon: Daemon) -> None:
     (row,) = shell.run("eoq status --json").rows
     assert row["pid"] == shared_daemon.pid
     assert row["socket"] == str(shared_daemon.socket)

@@ -1,4 +1,4 @@
-"""``eoq relay`` in a real shell: its arguments, what it says, its signals and exit statuses."""
+"""``eoq relay`` in a real shell: arguments, output, signals and exit statuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _send(file: Path, queue: str, *texts: str, **options: str) -> None:
             eoq.Outbox(database).send(queue, text, **options)  # type: ignore[arg-type] # only texts are used
 
 
-def test_until_empty_sends_what_is_there_and_ends(shell: Shell, shared_daemon: Daemon, queue: str, file: Path) -> None:
+def test_until_empty_sends_all_rows_and_ends(shell: Shell, shared_daemon: Daemon, queue: str, file: Path) -> None:
     _send(file, queue, "a", "b")
     ran = shell.run(f"eoq relay {file} --until-empty --json")
     assert (ran.status, ran.errors) == (0, "")
@@ -43,7 +43,7 @@ def test_until_empty_sends_what_is_there_and_ends(shell: Shell, shared_daemon: D
         assert bodies(client, queue, 2) == ["a", "b"]
 
 
-def test_rows_set_aside_are_65_until_somebody_has_looked(
+def test_rows_set_aside_exit_65_until_the_operator_removes_them(
     shell: Shell, shared_daemon: Daemon, queue: str, file: Path
 ) -> None:
     shell.run(f"eoq send {queue} other --id taken")
@@ -65,7 +65,7 @@ def test_rows_set_aside_are_65_until_somebody_has_looked(
     assert shell.run(f"eoq relay {file} --list").text == ""
 
 
-def test_the_list_needs_no_daemon_and_no_terminal_is_harmed(folder: Path, file: Path) -> None:
+def test_the_list_needs_no_daemon_and_escapes_control_characters(folder: Path, file: Path) -> None:
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("insert into eoq_outbox (queue, body, error) values ('q' || char(27), '', 'no' || char(10))")
     ran = Shell(folder / "none", folder).run(f"eoq relay {file} --list")
@@ -74,7 +74,7 @@ def test_the_list_needs_no_daemon_and_no_terminal_is_harmed(folder: Path, file: 
     assert len(ran.lines) == 1
 
 
-def test_several_files_at_once(shared_daemon: Daemon, queue: str, tmp_path: Path) -> None:
+def test_one_relay_sends_several_files(shared_daemon: Daemon, queue: str, tmp_path: Path) -> None:
     files = [_new_file(tmp_path / f"{name}.db") for name in "abc"]
     with relaying(shared_daemon, *files), eoq.connect(shared_daemon.socket) as client:
         for file in files:
@@ -82,14 +82,14 @@ def test_several_files_at_once(shared_daemon: Daemon, queue: str, tmp_path: Path
             assert bodies(client, queue, 1) == [file.name]
 
 
-def test_without_a_daemon_it_is_69_at_once(folder: Path, file: Path) -> None:
+def test_without_a_daemon_the_command_exits_69_at_once(folder: Path, file: Path) -> None:
     for option in ("", "--until-empty"):
         ran = Shell(folder / "none", folder).run(f"eoq relay {file} {option}")
         assert ran.status == 69
         assert "eoq start" in ran.errors
 
 
-def test_a_daemon_that_goes_away_is_waited_for(daemon: Daemon, file: Path) -> None:
+def test_the_relay_waits_for_a_daemon_that_goes_away(daemon: Daemon, file: Path) -> None:
     with relaying(daemon, file):
         daemon.kill()
         _send(file, "q", "meanwhile")
@@ -99,14 +99,14 @@ def test_a_daemon_that_goes_away_is_waited_for(daemon: Daemon, file: Path) -> No
         eventually(lambda: waiting(file) == 0)
 
 
-def test_what_is_wrong_with_the_file_is_told(shell: Shell, folder: Path) -> None:
+def test_an_error_of_the_file_is_printed(shell: Shell, folder: Path) -> None:
     ran = shell.run(f"eoq relay {folder}/none.db")
     assert ran.status == 2
     assert "none.db" in ran.errors
     (folder / "text.db").write_text("this is no database, but a text that is longer than its header is " * 10)
     ran = shell.run(f"eoq relay {folder}/text.db")
     assert ran.status == 65
-    assert "no SQLite database" in ran.errors
+    assert "not a SQLite database" in ran.errors
     with closing(sqlite3.connect(folder / "plain.db")) as database:
         database.execute("create table t (x)")
     ran = shell.run(f"eoq relay {folder}/plain.db --until-empty")
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_the_file_is_told(shell: Shell, folder: Path) -> None
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_signals_end_it(shared_daemon: Daemon, file: Path, number: signal.Signals, status: int) -> None:
+def test_signals_end_the_relay(shared_daemon: Daemon, file: Path, number: signal.Signals, status: int) -> None:
     with relaying(shared_daemon, file) as relay:
         relay.process.send_signal(number)
         assert relay.process.wait(20) == status

@@ -1,4 +1,4 @@
-"""``eoq schedule`` in a real shell."""
+"""Test ``eoq schedule`` in a real shell."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.support import Daemon, Shell
 AT = "2030-01-31T09:00:00+00:00"
 
 
-def test_add_prints_the_first_time_and_says_json(shell: Shell, queue: str) -> None:
+def test_add_prints_the_first_occurrence(shell: Shell, queue: str) -> None:
     ran = shell.run(f"TZ=UTC eoq schedule add {queue} {queue} hello --every 60 --at {AT}")
     assert (ran.status, ran.text) == (0, "2030-01-31 09:00:00+00:00\n")
     again = shell.run(f"eoq schedule add {queue} {queue} hello --every 60 --at {AT} --json")
     assert again.rows == [{"name": queue, "changed": False, "next_at": 1896080400}]
 
 
-def test_the_same_name_for_something_else_needs_replace(shell: Shell, queue: str) -> None:
+def test_another_definition_of_a_name_needs_replace(shell: Shell, queue: str) -> None:
     add = f"eoq schedule add {queue} {queue}"
     assert shell.run(f"{add} --cron @daily").status == 0
     refused = shell.run(f"{add} --cron @hourly")
@@ -27,7 +27,7 @@ def test_the_same_name_for_something_else_needs_replace(shell: Shell, queue: str
     assert shell.run(f"{add} --cron @hourly --replace --json").rows[0]["changed"] is True
 
 
-def test_the_message_is_sent(shell: Shell, queue: str) -> None:
+def test_an_occurrence_is_sent_with_its_options(shell: Shell, queue: str) -> None:
     options = "--every 1 --header a=b --header c=d --group g --priority -2"
     assert shell.run(f"printf 'x\\0\\377' | eoq schedule add {queue} {queue} - {options}").status == 0
     (row,) = shell.run(f"eoq receive {queue} --wait 20 --json").rows
@@ -36,7 +36,7 @@ def test_the_message_is_sent(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq schedule remove {queue}").status == 0
 
 
-def test_list_and_show(daemon: Daemon) -> None:
+def test_list_and_show_print_the_schedules(daemon: Daemon) -> None:
     shell = daemon.shell()
     shell.run(
         f"""
@@ -56,11 +56,11 @@ def test_list_and_show(daemon: Daemon) -> None:
     assert "next_at   2030-01-31 09:00:00+00:00" in shown.lines
     assert "catch_up  none" in shown.lines
     assert shell.run("eoq schedule show report --json").rows[0]["message"] == {"body": "the body"}
-    # The whole table has a head at a terminal.
+    # At a terminal the table has a header.
     assert "occurrences" in shell.run("script -qec 'eoq schedule list' /dev/null").text
 
 
-def test_what_is_not_there(shell: Shell, queue: str) -> None:
+def test_a_schedule_that_does_not_exist_is_1(shell: Shell, queue: str) -> None:
     for command in ("show", "remove"):
         ran = shell.run(f"eoq schedule {command} {queue}")
         assert (ran.status, ran.text) == (1, "")
@@ -87,16 +87,16 @@ def test_what_is_not_there(shell: Shell, queue: str) -> None:
         ("--cron $'\\xff'", 65, "eoq: "),
     ],
 )
-def test_what_is_refused(shell: Shell, queue: str, options: str, status: int, word: str) -> None:
+def test_bad_options_are_refused(shell: Shell, queue: str, options: str, status: int, word: str) -> None:
     ran = shell.run(f"eoq schedule add {queue} {queue} {options}")
     assert (ran.status, ran.text) == (status, "")
     assert word in ran.errors
 
 
 @pytest.mark.parametrize("command", ["add 'a b' q --every 1", "add a 'b c' --every 1", "show ''", "remove a/b", "fly"])
-def test_what_is_no_name(shell: Shell, command: str) -> None:
+def test_bad_names_are_refused(shell: Shell, command: str) -> None:
     assert shell.run(f"eoq schedule {command}").status == 2
 
 
-def test_without_a_daemon(shell: Shell) -> None:
-    assert shell.run("eoq schedule list --socket /tmp/eoq-nobody").status == 69
+def test_without_a_daemon_it_is_69(shell: Shell) -> None:
+    assert shell.run("eoq schedule list --socket /tmp/eoq-none").status == 69

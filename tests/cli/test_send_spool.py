@@ -1,4 +1,4 @@
-"""``eoq send --spool`` in a real shell: with a daemon, without one, and while it is killed again and again."""
+"""``eoq send --spool`` in a real shell: with a daemon, without one, and while the daemon is killed repeatedly."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ MEBIBYTE: Final = 1024 * 1024
 
 @pytest.fixture
 def spool(folder: Path) -> Path:
-    """A spool that is not there yet."""
+    """A spool that does not exist yet."""
     return folder / "spool"
 
 
 @pytest.fixture
 def alone(folder: Path) -> Shell:
     """A shell without a daemon."""
-    return Shell(folder / "nobody", folder)
+    return Shell(folder / "none", folder)
 
 
 @pytest.fixture
 def spooling(spool: Path) -> Iterator[Daemon]:
-    """A daemon that takes from it."""
+    """A daemon that reads the spool."""
     with running_daemon("--spool", str(spool)) as daemon:
         yield daemon
 
 
 def _arrived(spool: Path, queue: str, count: int) -> list[eoq.Message]:
-    """What a daemon finds in the spool when it starts."""
+    """Start a daemon with the spool, and return the messages that it stores."""
     with running_daemon("--spool", str(spool)) as daemon, eoq.connect(daemon.socket) as client:
         eventually(lambda: waiting(spool, queue) == [])
         return arrivals(client, queue, count)
 
 
-def test_without_a_daemon_it_is_left_and_said(alone: Shell, spool: Path) -> None:
+def test_without_a_daemon_the_message_is_spooled_and_the_command_says_so(alone: Shell, spool: Path) -> None:
     began = time.monotonic()
     ran = alone.run(f"eoq send q 'hello world' --spool {spool}")
-    assert time.monotonic() - began < 4, "nobody is waited for who is not there"
+    assert time.monotonic() - began < 4, "it does not wait for a daemon that does not run"
     assert ran.status == 0
     assert f"in the spool, on disk, until a daemon runs with --spool {spool}" in ran.errors
     (message,) = _arrived(spool, "q", 1)
     assert (ran.text, message.text) == (f"{message.id}\n", "hello world")
 
 
-def test_a_daemon_that_answers_gets_it(shell: Shell, shared_daemon: Daemon, spool: Path, queue: str) -> None:
+def test_a_running_daemon_gets_the_message(shell: Shell, shared_daemon: Daemon, spool: Path, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} x --id m --spool {spool} --json")
     assert (ran.status, ran.errors, ran.rows) == (0, "", [{"id": "m", "duplicate": False}])
     assert shell.run(f"eoq send {queue} x --id m --spool {spool} --json").rows == [{"id": "m", "duplicate": True}]
@@ -65,7 +65,7 @@ def test_a_daemon_that_answers_gets_it(shell: Shell, shared_daemon: Daemon, spoo
     assert not spool.exists()
 
 
-def test_all_options_are_left_with_it(alone: Shell, spool: Path) -> None:
+def test_all_options_are_spooled_with_the_message(alone: Shell, spool: Path) -> None:
     options = "--id m --priority -5 --group g --header a=1 --header b==2="
     ran = alone.run(f"eoq send q --spool {spool} --json {options}", bytes(range(256)))
     assert ran.rows == [{"id": "m", "spooled": True}]
@@ -74,7 +74,7 @@ def test_all_options_are_left_with_it(alone: Shell, spool: Path) -> None:
     assert message.headers == {"a": "1", "b": "=2="}
 
 
-def test_lines_are_left_in_their_order(alone: Shell, spool: Path) -> None:
+def test_lines_are_spooled_in_their_order(alone: Shell, spool: Path) -> None:
     ran = alone.run(f"seq 1000 | eoq send q --lines --spool {spool} --group g")
     assert ran.status == 0
     assert "1,000 messages are in the spool" in ran.errors
@@ -107,7 +107,7 @@ def test_lines_are_left_in_their_order(alone: Shell, spool: Path) -> None:
         ('echo \'{"body": 1, "idd": 1}\' | eoq send q --jsonl', 65),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_written(alone: Shell, spool: Path, command: str, status: int) -> None:
+def test_errors_are_printed_before_anything_is_written(alone: Shell, spool: Path, command: str, status: int) -> None:
     ran = alone.run(f"{command} --spool {spool}")
     assert (ran.status, ran.text) == (status, "")
     assert list(spool.parent.iterdir()) == []
@@ -119,7 +119,7 @@ def test_a_bad_line_is_named(alone: Shell, spool: Path) -> None:
     assert "line 2" in ran.errors
 
 
-def test_where_the_spool_cannot_be_used_both_are_told(alone: Shell, spool: Path) -> None:
+def test_if_the_spool_cannot_be_used_both_errors_are_printed(alone: Shell, spool: Path) -> None:
     spool.mkdir()
     (spool / "q").symlink_to("..")
     ran = alone.run(f"eoq send q x --spool {spool}")
@@ -128,8 +128,8 @@ def test_where_the_spool_cannot_be_used_both_are_told(alone: Shell, spool: Path)
     assert f"{spool / 'q'}' cannot be used" in ran.errors
 
 
-def test_the_environment_names_a_spool_for_the_daemon_only(alone: Shell, spool: Path) -> None:
-    """A variable must not change what a send that succeeded means."""
+def test_the_variable_of_the_spool_is_for_the_daemon_only(alone: Shell, spool: Path) -> None:
+    """A variable must not change the meaning of a successful send."""
     assert alone.run("eoq send q x", EOQ_SPOOL=str(spool)).status == 69
     try:
         assert alone.run("eoq start", EOQ_SPOOL="spool").status == 0
@@ -144,7 +144,7 @@ def test_the_environment_names_a_spool_for_the_daemon_only(alone: Shell, spool: 
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_shells_send_while_the_daemon_is_killed_and_each_message_is_there_once(
+def test_shells_send_while_the_daemon_is_killed_and_each_message_is_stored_once(
     spooling: Daemon, spool: Path, rounds: int
 ) -> None:
     script = f"""
@@ -192,8 +192,8 @@ def _stored(daemon: Daemon) -> int:
     return int(counts["ready"] + counts["blocked"])
 
 
-def test_a_daemon_that_hangs_is_not_waited_for_long(alone: Shell, spool: Path) -> None:
-    """It accepts, and says nothing."""
+def test_a_daemon_that_hangs_does_not_block_a_send(alone: Shell, spool: Path) -> None:
+    """It accepts connections and does not answer."""
     with sockets.socket(sockets.AF_UNIX) as mute:
         mute.bind(str(alone.socket))
         mute.listen()

@@ -1,4 +1,4 @@
-"""``eoq send`` in a real shell: arguments, standard input, lines, JSON lines, waiting, progress."""
+"""Test ``eoq send`` in a real shell: arguments, standard input, lines, JSON lines, --wait and progress."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ MEBIBYTE = 1024 * 1024
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to see what has arrived."""
+    """Return a client that sees which messages are stored."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
 
 def _bodies(client: eoq.Client, queue: str) -> list[bytes]:
+    """Receive all messages of a queue and return their bodies."""
     bodies: list[bytes] = []
     while messages := client.receive(queue, 1000):
         bodies.extend(message.body for message in messages)
     return bodies
 
 
-def test_the_id_is_printed(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_send_prints_the_id(shell: Shell, client: eoq.Client, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} 'hello world'")
     assert (ran.status, ran.errors) == (0, "")
     (message,) = client.receive(queue)
@@ -38,7 +39,7 @@ def test_the_id_is_printed(shell: Shell, client: eoq.Client, queue: str) -> None
     assert message.text == "hello world"
 
 
-def test_all_options_arrive(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_all_options_are_stored_with_the_message(shell: Shell, client: eoq.Client, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} x --id m --priority -5 --group g --header a=1 --header b==2= --header c=")
     assert ran.text == "m\n"
     (message,) = client.receive(queue)
@@ -47,7 +48,7 @@ def test_all_options_arrive(shell: Shell, client: eoq.Client, queue: str) -> Non
 
 
 @pytest.mark.parametrize("option", ["--delay 3600", "--at 4000000000", "--at 2095-01-31T09:00"])
-def test_a_later_delivery(shell: Shell, client: eoq.Client, queue: str, option: str) -> None:
+def test_delay_and_at_delay_the_message(shell: Shell, client: eoq.Client, queue: str, option: str) -> None:
     assert shell.run(f"eoq send {queue} x --id m {option}").status == 0
     assert client.ask("show", queue=queue, id="m")["message"]["state"] == "delayed"
 
@@ -63,41 +64,41 @@ def test_the_same_id_again_is_a_duplicate_and_a_conflict_is_65(shell: Shell, que
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"text\n", b"\x00\xff\n\r\n", bytes(range(256)), b"x" * MEBIBYTE], ids=range(6)
 )
-def test_standard_input_is_the_body_to_the_byte(shell: Shell, client: eoq.Client, queue: str, data: bytes) -> None:
+def test_the_body_is_standard_input_byte_for_byte(shell: Shell, client: eoq.Client, queue: str, data: bytes) -> None:
     assert shell.run(f"eoq send {queue}", data).status == 0
     assert _bodies(client, queue) == [data]
 
 
-def test_a_dash_is_standard_input(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_dash_stands_for_standard_input(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq send {queue} -", b"text").status == 0
     assert _bodies(client, queue) == [b"text"]
 
 
-def test_one_byte_over_the_limit_is_65(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_body_one_byte_over_the_limit_is_65(shell: Shell, client: eoq.Client, queue: str) -> None:
     ran = shell.run(f"eoq send {queue}", b"x" * (MEBIBYTE + 1))
     assert ran.status == 65
     assert "1,048,576" in ran.errors
     assert _bodies(client, queue) == []
 
 
-def test_an_endless_input_is_refused_soon(shell: Shell, queue: str) -> None:
+def test_endless_input_is_refused(shell: Shell, queue: str) -> None:
     assert shell.run(f"cat /dev/zero | eoq send {queue}").status == 65
 
 
-def test_an_argument_may_hold_any_bytes(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_body_argument_may_have_any_bytes(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq send {queue} $'\\xff\\xfe\\n\"é\"'").status == 0
     assert _bodies(client, queue) == [b'\xff\xfe\n"\xc3\xa9"']
 
 
 @pytest.mark.parametrize("option", ["--id", "--group", "--header"])
-def test_other_arguments_must_be_text(shell: Shell, queue: str, option: str) -> None:
+def test_other_options_must_be_text(shell: Shell, queue: str, option: str) -> None:
     value = "$'k=\\xff'" if option == "--header" else "$'\\xff'"
     ran = shell.run(f"eoq send {queue} x {option} {value}")
     assert ran.status in (2, 65)
     assert ran.errors
 
 
-def test_an_option_like_body_needs_two_dashes(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_body_that_looks_like_an_option_needs_two_dashes(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq send {queue} -- --json").status == 0
     assert _bodies(client, queue) == [b"--json"]
 
@@ -116,17 +117,17 @@ def test_wrong_usage_is_2(shell: Shell, arguments: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--id ''", "--id $'a\\nb'", "--priority 99999999999", "--group ''"])
-def test_values_out_of_bounds_are_told_in_words(shell: Shell, queue: str, arguments: str) -> None:
+def test_a_value_out_of_bounds_is_refused_in_plain_words(shell: Shell, queue: str, arguments: str) -> None:
     ran = shell.run(f"eoq send {queue} x {arguments}")
     assert ran.status in (2, 65)
     assert arguments.split()[0].strip("-") in ran.errors
-    assert "$." not in ran.errors, "a path into the wire's JSON says nothing to who typed a command"
+    assert "$." not in ran.errors, "a user of the command does not know the JSON of the protocol"
 
 
-# ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── many messages ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_line_is_a_message(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_lines_sends_each_line_as_a_message(shell: Shell, client: eoq.Client, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --lines --priority 3 --header k=v", b"one\n\ntwo words \r\n\xff\nlast")
     assert ran.status == 0
     messages = client.receive(queue, 10)
@@ -135,12 +136,12 @@ def test_each_line_is_a_message(shell: Shell, client: eoq.Client, queue: str) ->
     assert {(message.priority, message.headers["k"]) for message in messages} == {(3, "v")}
 
 
-def test_no_lines_are_no_messages(shell: Shell, queue: str) -> None:
+def test_empty_input_sends_no_messages(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --lines </dev/null")
     assert (ran.status, ran.text) == (0, "")
 
 
-def test_a_hundred_thousand_lines_need_bounded_memory(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_hundred_thousand_lines_need_little_memory(shell: Shell, client: eoq.Client, queue: str) -> None:
     measured = (
         "import resource, subprocess, sys; "
         f"status = subprocess.run(['eoq', 'send', '{queue}', '--lines'], stdout=open('ids', 'w')).returncode; "
@@ -156,7 +157,7 @@ def test_a_hundred_thousand_lines_need_bounded_memory(shell: Shell, client: eoq.
     assert counts == [100_000]
 
 
-def test_a_line_over_the_limit_is_named(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_line_over_the_limit_is_refused_with_its_number(shell: Shell, client: eoq.Client, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --lines", b"one\n" + b"x" * (MEBIBYTE + 1) + b"\nthree\n")
     assert ran.status == 65
     assert "line 2" in ran.errors
@@ -167,7 +168,7 @@ def test_a_line_of_exactly_the_limit_is_sent(shell: Shell, client: eoq.Client, q
     assert [len(body) for body in _bodies(client, queue)] == [MEBIBYTE, 5]
 
 
-def test_json_lines_carry_their_options(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_json_lines_have_their_own_options(shell: Shell, client: eoq.Client, queue: str) -> None:
     rows = [
         {"body": "text", "id": "a", "headers": {"k": "own"}, "priority": 2, "group": "g"},
         {"body": {"any": ["json"]}, "id": "b"},
@@ -194,43 +195,43 @@ def test_json_lines_carry_their_options(shell: Shell, client: eoq.Client, queue:
      "[" * 100_000, '{"body": ' + "[" * 100_000],
     ids=lambda bad: bad[:40],
 )  # fmt: skip
-def test_a_bad_json_line_is_named(shell: Shell, queue: str, bad: str) -> None:
+def test_a_bad_json_line_is_refused_with_its_number(shell: Shell, queue: str, bad: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n\n' + bad.encode() + b"\n")
     assert ran.status == 65
     assert "line 3" in ran.errors
 
 
 @pytest.mark.parametrize("at", ["4000000000", '"4000000000"', '"2095-01-31T09:00"', '"2095-01-31T09:00:00+02:00"'])
-def test_a_json_line_says_a_time_as_the_option_does(shell: Shell, client: eoq.Client, queue: str, at: str) -> None:
+def test_a_json_line_takes_the_same_times_as_the_option(shell: Shell, client: eoq.Client, queue: str, at: str) -> None:
     assert shell.run(f"eoq send {queue} --jsonl", f'{{"body": "x", "id": "line", "at": {at}}}'.encode()).status == 0
     assert shell.run(f"eoq send {queue} x --id option --at {at}").status == 0
     line, option = (client.ask("show", queue=queue, id=id)["message"]["due_at"] for id in ("line", "option"))
     assert line == option
 
 
-def test_a_json_line_with_no_time_or_an_unknown_option_is_told_what_there_is(shell: Shell, queue: str) -> None:
+def test_a_json_line_with_a_bad_time_or_option_is_refused_with_what_is_allowed(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "at": "tomorrow"}\n')
     assert (ran.status, ran.text) == (65, "")
-    assert "'tomorrow' is no time" in ran.errors and "ISO 8601" in ran.errors
+    assert "'tomorrow' is not a time" in ran.errors and "ISO 8601" in ran.errors
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "x", "prio": 1}\n')
     assert (ran.status, ran.text) == (65, "")
-    assert "'prio' is not known; there are body, id, headers, priority, group, delay, at, ttl" in ran.errors
+    assert "unknown option 'prio'; the options are body, id, headers, priority, group, delay, at, ttl" in ran.errors
 
 
-def test_json_lines_that_are_no_utf8_are_named(shell: Shell, queue: str) -> None:
+def test_json_lines_that_are_not_utf8_are_refused_with_their_number(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n{"body": "\xff"}\n')
     assert ran.status == 65
     assert "line 2" in ran.errors
 
 
-def test_many_with_json_print_one_object_a_line(shell: Shell, queue: str) -> None:
+def test_jsonl_with_json_prints_one_object_a_line(shell: Shell, queue: str) -> None:
     shell.run(f"eoq send {queue} x --id b")
     stdin = b'{"body": "1", "id": "a"}\n{"body": "x", "id": "b"}\n'
     rows = shell.run(f"eoq send {queue} --jsonl --json", stdin).rows
     assert rows == [{"id": "a", "duplicate": False}, {"id": "b", "duplicate": True}]
 
 
-def test_a_conflict_in_the_middle_says_what_is_stored(shell: Shell, queue: str) -> None:
+def test_a_conflict_in_the_middle_reports_what_is_stored(shell: Shell, queue: str) -> None:
     shell.run(f"eoq send {queue} x --id b")
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "1", "id": "a"}\n{"body": "y", "id": "b"}\n')
     assert ran.status == 65
@@ -242,13 +243,13 @@ def test_a_conflict_in_the_middle_says_what_is_stored(shell: Shell, queue: str) 
 
 
 def _worker(queue: str, settle: str) -> str:
-    """A script that takes one message in the background and settles it."""
+    """Return a script that receives one message in the background and settles it."""
     return f"""
         {{
             receipt=$(eoq receive {queue} --wait 30 --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["receipt"])')
             {settle}
         }} &
-    """  # noqa: E501 # a script
+    """  # noqa: E501 # a line of a shell script
 
 
 def test_wait_prints_the_result(shell: Shell, queue: str) -> None:
@@ -270,14 +271,16 @@ def test_wait_for_a_rejected_message_is_65_with_its_error(shell: Shell, queue: s
     assert "no such page" in ran.errors
 
 
-def test_wait_without_a_worker_is_1_and_says_that_it_is_stored(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_wait_without_a_worker_is_1_and_reports_that_the_message_is_stored(
+    shell: Shell, client: eoq.Client, queue: str
+) -> None:
     ran = shell.run(f"eoq send {queue} x --id m --wait 0.1")
     assert (ran.status, ran.text) == (1, "")
     assert "is stored" in ran.errors
     assert _bodies(client, queue) == [b"x"]
 
 
-def test_wait_for_a_duplicate_gives_the_old_result(shell: Shell, queue: str) -> None:
+def test_wait_for_a_duplicate_prints_the_stored_result(shell: Shell, queue: str) -> None:
     worker = _worker(queue, 'eoq ack "$receipt" --result first')
     again = f"eoq send {queue} x --id m --wait 30"
     assert shell.run(f"{worker} {again}; wait; {again}").lines == ["first", "first"]
@@ -296,7 +299,7 @@ def test_no_progress_in_a_pipe(shell: Shell, queue: str) -> None:
     assert (len(ran.lines), ran.errors) == (3000, "")
 
 
-def test_who_sends_from_a_terminal_is_told_how_to_end_it(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_user_at_a_terminal_is_told_how_to_end_the_input(shell: Shell, client: eoq.Client, queue: str) -> None:
     with terminal() as (seen, typed_into):
         process = shell.start(f"eoq send {queue}", stdin=typed_into, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         with process:
@@ -307,8 +310,8 @@ def test_who_sends_from_a_terminal_is_told_how_to_end_it(shell: Shell, client: e
     assert _bodies(client, queue) == [b"typed\n"]
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq here")
-def test_json_goes_into_jq(shell: Shell, queue: str) -> None:
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_json_output_works_with_jq(shell: Shell, queue: str) -> None:
     ran = shell.run(f"""
         eoq send {queue} '{{"amount": 5}}' --id m --json | jq -r .id
         eoq receive {queue} --json | jq -r '.receipt' | xargs eoq ack --result paid

@@ -1,4 +1,4 @@
-"""How every command behaves in a shell: without a daemon, at Ctrl-C, in broken and full pipes, asked for help."""
+"""Test what all commands have in common: no daemon, help, Ctrl-C, and closed, broken or full streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, run_at_terminal
+from tests.support import PATIENCE, Daemon, Shell, Wire, eventually, kill_group, run_at_terminal
 
-# By its name, since type checkers look for it below eoq/, where only installing puts it.
+# Imported by name: the module lies below eoq/ only when it is installed, which type checkers cannot see.
 main: click.Group = import_module("eoq.cli").main
 COMMANDS = main.list_commands(click.Context(main))
 
@@ -26,7 +26,7 @@ CLIENT_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
-def test_without_a_daemon_it_is_69_and_says_what_to_do(folder: Path, command: str) -> None:
+def test_without_a_daemon_a_command_is_69_and_says_what_to_do(folder: Path, command: str) -> None:
     socket = folder / "none"
     ran = Shell(socket, folder).run(f"echo x | eoq {command}")
     assert (ran.status, ran.text) == (69, "")
@@ -34,17 +34,17 @@ def test_without_a_daemon_it_is_69_and_says_what_to_do(folder: Path, command: st
     assert "eoq start" in ran.errors
 
 
-def test_the_socket_can_be_given(shell: Shell, folder: Path) -> None:
+def test_the_socket_option_comes_before_the_variable(shell: Shell, folder: Path) -> None:
     assert shell.run(f"eoq status --socket {folder}/none").status == 69
     assert shell.run("eoq status --socket $EOQ_SOCKET", EOQ_SOCKET=f"{folder}/none").status == 69
     assert Shell(folder / "none", folder).run(f"eoq status --socket {shell.socket}").status == 0
 
 
 @pytest.mark.parametrize("runtime", [None, "/nonexistent"])
-def test_without_a_runtime_directory_nothing_is_warned_of(folder: Path, runtime: str | None) -> None:
-    """As under cron."""
-    given = f"XDG_RUNTIME_DIR={runtime}" if runtime else "-u XDG_RUNTIME_DIR"
-    ran = Shell(folder / "s", folder).run(f"env -u EOQ_SOCKET {given} eoq stop", TMPDIR=str(folder))
+def test_a_missing_runtime_directory_causes_no_warning(folder: Path, runtime: str | None) -> None:
+    """Test it as under cron."""
+    setting = f"XDG_RUNTIME_DIR={runtime}" if runtime else "-u XDG_RUNTIME_DIR"
+    ran = Shell(folder / "s", folder).run(f"env -u EOQ_SOCKET {setting} eoq stop", TMPDIR=str(folder))
     assert ran.status == 0
     assert re.fullmatch(r"eoq: no daemon runs on .*/eoq/eoq\.sock\n", ran.errors)
 
@@ -69,15 +69,15 @@ def test_help_lists_every_command(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive", "drop"])
-def test_help_of_dead_letters_is_about_them(shell: Shell, command: str) -> None:
+def test_help_of_a_dead_command_shows_an_example(shell: Shell, command: str) -> None:
     assert f"  eoq dead {command} mail" in shell.run(f"eoq dead {command} --help").text
 
 
-def test_help_has_a_short_name(shell: Shell) -> None:
+def test_help_has_a_short_option(shell: Shell) -> None:
     assert shell.run("eoq send -h").text == shell.run("eoq send --help").text
 
 
-def test_no_command_shows_the_help(shell: Shell) -> None:
+def test_without_a_command_the_help_is_shown(shell: Shell) -> None:
     ran = shell.run("eoq")
     assert ran.status in (0, 2)
     assert "Usage:" in ran.text + ran.errors
@@ -89,7 +89,7 @@ def test_an_unknown_command_is_2(shell: Shell) -> None:
     assert "nonsense" in ran.errors
 
 
-def test_the_version_is_told(shell: Shell) -> None:
+def test_version_prints_the_version(shell: Shell) -> None:
     assert re.fullmatch(r"eoq, version \d+\.\d+\.\d+\n", shell.run("eoq --version").text)
 
 
@@ -97,25 +97,25 @@ def test_the_version_is_told(shell: Shell) -> None:
 
 
 def _interrupted(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-    """Sends a signal; the exit status and what was said to standard error."""
+    """Send a signal. Return the exit status and standard error."""
     with process:
         try:
             process.send_signal(number)
             _, errors = process.communicate(timeout=PATIENCE)
         finally:
             kill_group(process)
-    said = errors.decode()
-    assert "Traceback" not in said
-    return process.returncode, said
+    text = errors.decode()
+    assert "Traceback" not in text
+    return process.returncode, text
 
 
-def test_ctrl_c_while_receiving_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+def test_ctrl_c_during_receive_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
     process = shell.start(f"exec eoq receive {queue} --wait 60", stderr=subprocess.PIPE)
     eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
     assert _interrupted(process)[0] == 130
 
 
-def test_ctrl_c_while_lines_are_sent_is_130_and_says_how_far_it_came(
+def test_ctrl_c_during_send_lines_is_130_and_reports_what_is_stored(
     shell: Shell, shared_daemon: Daemon, queue: str
 ) -> None:
     process = shell.start(
@@ -125,12 +125,12 @@ def test_ctrl_c_while_lines_are_sent_is_130_and_says_how_far_it_came(
     process.stdin.write(b"line\n" * 5000)
     process.stdin.flush()
     eventually(lambda: any(row["name"] == queue and row["ready"] for row in shared_daemon.ask(op="queues")["queues"]))
-    status, said = _interrupted(process)
+    status, errors = _interrupted(process)
     assert status == 130
-    assert re.search(r"the first [\d,]+ messages are stored", said)
+    assert re.search(r"the first [\d,]+ messages are stored", errors)
 
 
-def test_ctrl_c_while_a_result_is_waited_for_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+def test_ctrl_c_during_send_wait_is_130(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
     process = shell.start(
         f"exec eoq send {queue} x --id m --wait 60", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -138,7 +138,7 @@ def test_ctrl_c_while_a_result_is_waited_for_is_130(shell: Shell, shared_daemon:
     assert _interrupted(process)[0] == 130
 
 
-def test_ctrl_c_on_a_receive_leaves_the_message_there(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
+def test_an_interrupted_receive_takes_no_message(shell: Shell, shared_daemon: Daemon, queue: str) -> None:
     process = shell.start(f"exec eoq receive {queue} --wait 60", stderr=subprocess.PIPE)
     eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
     _interrupted(process)
@@ -153,18 +153,18 @@ def test_ctrl_c_on_a_receive_leaves_the_message_there(shell: Shell, shared_daemo
     "command",
     ["seq 20000 | eoq send {q} --lines", "eoq peek {q} --limit 1000 --json", "eoq receive {q} --limit 1000"],
 )
-def test_a_reader_that_leaves_early_is_no_error_to_talk_about(shell: Shell, queue: str, command: str) -> None:
+def test_a_reader_that_closes_the_pipe_early_gets_no_error_message(shell: Shell, queue: str, command: str) -> None:
     sent = shell.run(f"seq 2000 | sed 's/$/{'x' * 500}/' | eoq send {queue} --lines")
     assert (sent.status, len(sent.lines)) == (0, 2000), sent.errors
     ran = shell.run(f"set -o pipefail; {command.format(q=queue)} | head -1")
     assert len(ran.lines) == 1
-    assert (ran.status, ran.errors) == (74, ""), "1 would say that there was no message"
+    assert (ran.status, ran.errors) == (74, ""), "exit status 1 would mean that there was no message"
 
 
-@pytest.mark.parametrize("command", ["queues", "demo --payments 20 --kills 0"])
-def test_colours_are_for_terminals_that_have_them_and_people_who_want_them(
-    shell: Shell, queue: str, command: str
-) -> None:
+@pytest.mark.parametrize(
+    "command", ["queues", pytest.param("demo --payments 20 --kills 0", marks=pytest.mark.slow, id="demo")]
+)
+def test_colours_need_a_capable_terminal_and_no_no_color(shell: Shell, queue: str, command: str) -> None:
     shell.run(f"eoq send {queue} x && eoq pause {queue}")
     plain = {"TERM": "xterm", "NO_COLOR": ""}
     assert "\x1b[" in run_at_terminal(shell, f"exec eoq {command}", "stdout", **plain)
@@ -172,10 +172,10 @@ def test_colours_are_for_terminals_that_have_them_and_people_who_want_them(
     assert "\x1b[" not in run_at_terminal(shell, f"exec eoq {command}", "stdout", **{**plain, "TERM": "dumb"})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["send {q} x", "receive {q}", "receive {q} --json", "queues", "peek {q}", "status"])
-def test_a_full_output_is_told_in_one_line(shell: Shell, queue: str, command: str) -> None:
-    shell.run(f"seq 3 | eoq send {queue} --lines")
+def test_a_full_output_is_reported_in_one_line(shell: Shell, wire: Wire, queue: str, command: str) -> None:
+    assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} > /dev/full")
     assert ran.status != 0
     assert "No space left" in ran.errors
@@ -184,19 +184,20 @@ def test_a_full_output_is_told_in_one_line(shell: Shell, queue: str, command: st
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 @pytest.mark.parametrize("command", ["send {q} x", "send {q}", "receive {q}", "queues", "status"])
-def test_closed_streams_make_no_traceback(shell: Shell, queue: str, command: str, closed: str) -> None:
-    shell.run(f"eoq send {queue} x")
+def test_closed_streams_cause_no_traceback(shell: Shell, wire: Wire, queue: str, command: str, closed: str) -> None:
+    assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} {closed}")
     assert "Exception ignored" not in ran.errors
 
 
-def test_output_is_utf8_whatever_the_locale(shell: Shell, queue: str) -> None:
+def test_output_is_utf8_in_every_locale(shell: Shell, queue: str) -> None:
     shell.run(f"eoq send {queue} 'é🦆' --id 'ü'", LC_ALL="C")
     ran = shell.run(f"eoq receive {queue} --json", LC_ALL="C")
     assert (ran.rows[0]["id"], ran.rows[0]["body"]) == ("ü", "é🦆")
 
 
-def test_commands_may_run_side_by_side(shell: Shell, queue: str) -> None:
-    ran = shell.run(f"for n in $(seq 20); do eoq send {queue} same --id m --json & done; wait")
-    assert sorted(row["duplicate"] for row in ran.rows) == [False] + [True] * 19
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_commands_can_run_at_the_same_time(shell: Shell, queue: str, count: int) -> None:
+    ran = shell.run(f"for n in $(seq {count}); do eoq send {queue} same --id m --json & done; wait")
+    assert sorted(row["duplicate"] for row in ran.rows) == [False] + [True] * (count - 1)
     assert shell.run(f"eoq receive {queue} --limit 100").text == "same\n"

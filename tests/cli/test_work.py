@@ -1,4 +1,4 @@
-"""``eoq work`` in a real shell: a command for each message, its exit status, its output, its end."""
+"""Test ``eoq work`` in a real shell: exit statuses, output, time-outs and signals of its commands."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, runs
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to put messages there and see what became of them."""
+    """Return a client that sends messages and sees their outcomes."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
 
 @pytest.fixture
 def show(client: eoq.Client, queue: str) -> Callable[[str], dict[str, Any]]:
-    """What the daemon knows of a message."""
+    """Return a function that returns what the daemon knows of a message."""
 
     def show(id: str) -> dict[str, Any]:
         message: dict[str, Any] = client.ask("show", queue=queue, id=id)["message"]
@@ -39,14 +39,14 @@ def show(client: eoq.Client, queue: str) -> Callable[[str], dict[str, Any]]:
 Show = Callable[[str], dict[str, Any]]
 
 
-def test_the_body_goes_in_and_the_result_comes_out(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_the_body_is_the_input_and_the_output_is_the_result(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, b"\x00\xffbody", id="m")
     ran = shell.run(f"eoq work {queue} --until-empty -- cat")
     assert (ran.status, ran.text, ran.errors) == (0, "", "")
     assert client.result(queue, "m") == eoq.Result("done", b"\x00\xffbody")
 
 
-def test_the_environment_names_the_message(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_the_environment_describes_the_message(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="with group", group="g")
     client.send(queue, "x", id="without")
     names = "$EOQ_ID|$EOQ_QUEUE|$EOQ_ATTEMPT|${EOQ_RECEIPT:+some}|$EOQ_SOCKET|${EOQ_GROUP-none}"
@@ -58,7 +58,7 @@ def test_the_environment_names_the_message(shell: Shell, client: eoq.Client, que
     ]
 
 
-def test_a_command_may_use_its_receipt(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_command_can_use_its_receipt(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
     assert shell.run(f"eoq work {queue} --until-empty -- sh -c 'eoq extend $EOQ_RECEIPT 60 && echo ok'").status == 0
     assert client.result(queue, "m") == eoq.Result("done", b"ok\n")
@@ -73,7 +73,7 @@ def test_a_command_may_use_its_receipt(shell: Shell, client: eoq.Client, queue: 
         ("exit 101", "exit status 101"),
     ],
 )
-def test_another_status_is_a_retry_with_what_was_said(
+def test_any_other_status_is_a_retry_with_the_error(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str, error: str
 ) -> None:
     client.send(queue, "x", id="m")
@@ -82,20 +82,20 @@ def test_another_status_is_a_retry_with_what_was_said(
     assert (show("m")["state"], show("m")["attempts"], show("m")["error"]) == ("delayed", 2, error)
 
 
-def test_100_is_a_reject(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+def test_status_100_rejects_the_message(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     ran = shell.run(f"eoq work {queue} --until-empty --json -- sh -c 'echo no such user >&2; exit 100'")
     assert ran.rows == [{"done": 0, "retried": 0, "rejected": 1, "lost": 0}]
     assert (show("m")["state"], show("m")["error"]) == ("dead", "exit status 100: no such user")
 
 
-def test_standard_error_passes_through(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_standard_error_is_passed_through(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x")
     ran = shell.run(f"eoq work {queue} --until-empty -- sh -c 'echo progress >&2; echo out'")
     assert (ran.text, ran.errors) == ("", "progress\n")
 
 
-def test_of_a_long_standard_error_the_end_is_kept(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+def test_the_end_of_a_long_standard_error_is_stored(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     ran = shell.run(f"eoq work {queue} --until-empty -- sh -c 'seq 200000 >&2; exit 100'")
     assert "199999\n200000\n" in ran.errors
@@ -107,21 +107,21 @@ def test_of_a_long_standard_error_the_end_is_kept(shell: Shell, client: eoq.Clie
 
 
 @pytest.mark.parametrize("command", ["cat", "tee /dev/stderr"])
-def test_the_largest_body_goes_through(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
+def test_the_largest_body_is_passed_in_and_out(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
     body = os.urandom(2**20)
     client.send(queue, body, id="m")
     shell.run(f"eoq work {queue} --until-empty -- {command} 2> /dev/null")
     assert client.result(queue, "m") == eoq.Result("done", body)
 
 
-def test_a_command_that_does_not_read_its_input_is_no_failure(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_command_need_not_read_its_input(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, b"x" * 2**20, id="m")
     shell.run(f"eoq work {queue} --until-empty -- echo done")
     assert client.result(queue, "m") == eoq.Result("done", b"done\n")
 
 
 @pytest.mark.parametrize("command", ["yes", "head -c 1048577 /dev/zero", "sh -c 'yes & yes'"])
-def test_output_over_the_limit_is_a_dead_letter_that_says_so(
+def test_output_over_the_limit_makes_a_dead_letter(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
 ) -> None:
     client.send(queue, "x", id="m")
@@ -130,7 +130,9 @@ def test_output_over_the_limit_is_a_dead_letter_that_says_so(
     assert "1,048,576 bytes" in show("m")["error"]
 
 
-def test_a_process_left_in_the_background_holds_nobody_up(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_process_left_in_the_background_does_not_delay_the_result(
+    shell: Shell, client: eoq.Client, queue: str
+) -> None:
     client.send(queue, "x", id="m")
     start = time.monotonic()
     shell.run(f"eoq work {queue} --until-empty -- sh -c 'sleep 8 & echo done'")
@@ -141,7 +143,7 @@ def test_a_process_left_in_the_background_holds_nobody_up(shell: Shell, client: 
 # ── the result queue ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_output_goes_to_the_result_queue_under_the_same_id(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_the_output_is_sent_to_the_result_queue_under_the_same_id(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "5", id="order-1")
     shell.run(f"eoq work {queue} --until-empty --result-queue {queue}.next -- sed 's/$/ paid/'")
     (message,) = client.receive(f"{queue}.next")
@@ -149,13 +151,13 @@ def test_the_output_goes_to_the_result_queue_under_the_same_id(shell: Shell, cli
     assert client.result(queue, "order-1") == eoq.Result("done", b"5 paid")
 
 
-def test_a_failed_command_sends_nothing_on(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_failed_command_sends_nothing_to_the_result_queue(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "5", id="order-1")
     shell.run(f"eoq work {queue} --until-empty --result-queue {queue}.next -- sh -c 'echo 5; exit 1'")
     assert client.receive(f"{queue}.next") == []
 
 
-def test_an_id_that_the_result_queue_has_with_other_content_is_a_dead_letter(
+def test_an_id_conflict_in_the_result_queue_makes_a_dead_letter(
     shell: Shell, client: eoq.Client, queue: str, show: Show
 ) -> None:
     client.send(queue, "5", id="order-1")
@@ -166,9 +168,7 @@ def test_an_id_that_the_result_queue_has_with_other_content_is_a_dead_letter(
 
 
 @pytest.mark.parametrize("name", ["{q}", "'no name'"])
-def test_a_result_queue_that_cannot_be_is_2(
-    shell: Shell, client: eoq.Client, queue: str, show: Show, name: str
-) -> None:
+def test_a_bad_result_queue_is_2(shell: Shell, client: eoq.Client, queue: str, show: Show, name: str) -> None:
     client.send(queue, "5", id="m")
     assert shell.run(f"eoq work {queue} --until-empty --result-queue {name.format(q=queue)} -- cat").status == 2
     assert show("m")["deliveries"] == 0
@@ -177,27 +177,27 @@ def test_a_result_queue_that_cannot_be_is_2(
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_command_that_takes_too_long_is_ended_with_all_it_has_started(
+def test_a_time_out_ends_the_command_and_its_child_processes(
     shell: Shell, client: eoq.Client, queue: str, show: Show
 ) -> None:
     client.send(queue, "x", id="m")
     script = "echo $$ >> pids; sleep 600 & echo $! >> pids; wait"
     shell.run(f"eoq work {queue} --until-empty --timeout 0.3 -- sh -c '{script}'")
-    assert show("m")["error"].startswith("it took longer than its time")
+    assert show("m")["error"].startswith("the command took longer than its time-out")
     pids = (shell.folder / "pids").read_text().split()
     assert len(pids) == 4
     eventually(lambda: not any(runs(int(pid)) for pid in pids))
 
 
-def test_the_lease_is_kept_while_the_commandruns(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+def test_the_lease_is_extended_while_the_command_runs(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     shell.run(f"eoq work {queue} --until-empty --lease 0.3 -- sleep 1")
     assert (show("m")["state"], show("m")["deliveries"]) == ("done", 1)
 
 
-def test_commands_run_side_by_side(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_concurrent_commands_run_at_the_same_time(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, ["a", "b", "c"])
-    # Each waits until the others are there.
+    # Each command waits until the two others run.
     script = "mkdir at.$EOQ_ID; while [ $(ls -d at.* | wc -l) -lt 3 ]; do sleep 0.02; done"
     ran = shell.run(f"eoq work {queue} --until-empty --json --concurrency 3 --timeout 15 -- sh -c '{script}'")
     assert ran.rows == [{"done": 3, "retried": 0, "rejected": 0, "lost": 0}]
@@ -207,7 +207,7 @@ def test_commands_run_side_by_side(shell: Shell, client: eoq.Client, queue: str)
 
 
 @pytest.mark.parametrize("command", ["no-such-command", "./no-such-file", "/etc/passwd", ""])
-def test_a_command_that_cannot_be_started_is_2_before_anything_is_leased(
+def test_a_missing_command_is_2_before_a_message_is_leased(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
 ) -> None:
     client.send(queue, "x", id="m")
@@ -216,7 +216,7 @@ def test_a_command_that_cannot_be_started_is_2_before_anything_is_leased(
     assert show("m")["deliveries"] == 0
 
 
-def test_a_command_that_goes_away_ends_the_worker_not_the_messages(
+def test_a_command_that_is_removed_ends_the_worker_and_uses_no_attempts(
     shell: Shell, client: eoq.Client, queue: str, show: Show
 ) -> None:
     client.send_many(queue, [eoq.Outgoing("x", id=id) for id in ("a", "b", "c")])
@@ -245,7 +245,10 @@ def test_without_a_daemon_it_is_69_at_once(folder: Path) -> None:
 
 @pytest.fixture
 def working(shell: Shell, client: eoq.Client, queue: str, show: Show) -> Iterator[subprocess.Popen[bytes]]:
-    """``eoq work`` on three messages, while its first command runs; that one ends when there is a file ``go``."""
+    """Start ``eoq work`` on three messages, and wait until its first command runs.
+
+    The command ends when the file ``go`` exists.
+    """
     client.send_many(queue, [eoq.Outgoing("x", id=id) for id in ("a", "b", "c")])
     for name in ("go", "pid"):
         (shell.folder / name).unlink(missing_ok=True)
@@ -260,14 +263,15 @@ def working(shell: Shell, client: eoq.Client, queue: str, show: Show) -> Iterato
 
 
 def _pid(shell: Shell) -> int:
+    """Return the process id of the command of `working`."""
     return int((shell.folder / "pid").read_text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_runs_finish(
+def test_a_signal_lets_the_running_command_finish(
     shell: Shell, working: subprocess.Popen[bytes], client: eoq.Client, queue: str, show: Show, number: signal.Signals
 ) -> None:
-    os.killpg(working.pid, number)  # as Ctrl-C at a terminal does: all of its group
+    os.killpg(working.pid, number)  # the whole process group, as Ctrl-C at a terminal does
     with pytest.raises(subprocess.TimeoutExpired):
         working.wait(0.3)
     assert runs(_pid(shell))
@@ -280,7 +284,7 @@ def test_a_signal_lets_what_runs_finish(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_kills_whatruns(
+def test_a_second_signal_kills_the_running_command(
     shell: Shell, working: subprocess.Popen[bytes], show: Show, number: signal.Signals, status: int
 ) -> None:
     pid = _pid(shell)
@@ -295,7 +299,7 @@ def test_a_second_signal_kills_whatruns(
     eventually(lambda: show("a")["state"] == "ready")
 
 
-def test_kill_9_takes_the_commands_along(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
+def test_kill_9_also_kills_the_command(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     process = shell.start(f"exec eoq work {queue} -- sh -c 'echo $$ >&2; exec sleep 600'", stderr=subprocess.PIPE)
     with process:
@@ -310,7 +314,7 @@ def test_kill_9_takes_the_commands_along(shell: Shell, client: eoq.Client, queue
     eventually(lambda: show("m")["state"] == "ready")
 
 
-def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
+def test_the_worker_waits_for_a_killed_daemon(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing("x", id=f"m{n}") for n in range(20)])
         process = daemon.shell().start("exec eoq work q --concurrency 2 -- echo done")
@@ -326,7 +330,7 @@ def test_a_daemon_that_is_killed_is_waited_for(daemon: Daemon) -> None:
             process.wait()
 
 
-def test_a_signal_while_the_daemon_is_away_is_heard(daemon: Daemon) -> None:
+def test_a_signal_ends_the_worker_while_the_daemon_is_away(daemon: Daemon) -> None:
     process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
     with process:
         try:
@@ -342,7 +346,7 @@ def test_a_signal_while_the_daemon_is_away_is_heard(daemon: Daemon) -> None:
 
 
 @pytest.mark.slow
-def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon: Daemon) -> None:
+def test_the_worker_waits_longer_than_a_client_for_a_lost_daemon(daemon: Daemon) -> None:
     process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
     with process:
         try:
@@ -351,7 +355,7 @@ def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon
             assert process.stderr is not None
             readable, _, _ = select.select([process.stderr], [], [], 60)
             assert readable
-            assert b"it is waited for" in process.stderr.readline()
+            assert b"waiting for it" in process.stderr.readline()
             daemon.start()
             with eoq.connect(daemon.socket) as client:
                 client.send("q", "x", id="m")
@@ -360,14 +364,14 @@ def test_a_daemon_that_stays_away_is_waited_for_longer_than_a_client_does(daemon
             kill_group(process)
 
 
-def test_a_terminal_gets_a_line_and_a_pipe_gets_none(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_terminal_gets_the_counts(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x")
     ran = shell.run(f"python -c 'import pty, sys; pty.spawn(sys.argv[1:])' eoq work {queue} --until-empty -- cat")
     assert "1 done, 0 retried, 0 rejected, 0 lost" in ran.text
 
 
 @pytest.mark.parametrize("errors", ["2> /dev/full", "2>&1 | true"])
-def test_a_log_that_cannot_be_written_ends_nothing(
+def test_a_log_that_cannot_be_written_does_not_end_the_worker(
     shell: Shell, client: eoq.Client, show: Show, queue: str, errors: str
 ) -> None:
     client.send(queue, "bad", id="bad")
@@ -377,7 +381,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(
     assert show("bad")["error"].startswith("exit status 1")
 
 
-def test_without_a_standard_input_its_commands_still_end_with_it(
+def test_kill_9_without_standard_input_also_kills_the_command(
     shell: Shell, client: eoq.Client, queue: str, tmp_path: Path
 ) -> None:
     client.send(queue, "x")

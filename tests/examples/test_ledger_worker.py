@@ -1,4 +1,4 @@
-"""The ledger worker as a real process: every payment is booked once, though it and the daemon are killed."""
+"""The ledger worker as a real process: each payment is booked once, even if the worker and the daemon are killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ few_or_many_kills = pytest.mark.parametrize("kills", [2, pytest.param(6, marks=p
 
 @pytest.fixture
 def ledger(daemon: Daemon) -> Path:
-    """The ledger's file, beside the daemon's."""
+    """Return the ledger's file, beside the daemon's."""
     return daemon.folder / "ledger.db"
 
 
@@ -41,19 +41,19 @@ def _worker(daemon: Daemon, ledger: Path, *options: str) -> Iterator[subprocess.
             process.kill()
 
 
-def _said(ledger: Path) -> str:
+def _output(ledger: Path) -> str:
     return (ledger.parent / "worker.out").read_text()
 
 
 def _finish(daemon: Daemon, ledger: Path) -> None:
-    """Runs a worker until no payment is left."""
+    """Run a worker until no payment is left."""
     with _worker(daemon, ledger, "--until-empty") as process:
         status = process.wait(60)
-    assert status == 0, _said(ledger)
+    assert status == 0, _output(ledger)
 
 
 def _rows(ledger: Path, sql: str) -> list[tuple[object, ...]]:
-    """What the ledger holds; nothing while the worker has not made it."""
+    """Return rows of the ledger; none while the worker has not created it."""
     if not ledger.exists():
         return []
     with closing(sqlite3.connect(ledger, timeout=30)) as database:
@@ -81,7 +81,7 @@ def _send_payments(daemon: Daemon, count: int, seed: int) -> dict[str, tuple[str
 
 
 def _check(ledger: Path, payments: dict[str, tuple[str, int]]) -> None:
-    """The ledger holds each payment once, and its balances are their sums."""
+    """Check that the ledger has each payment once, and that its balances are their sums."""
     booked = _rows(ledger, "select payment, account, cents from booking")
     assert len(booked) == len(payments)
     assert {str(id): (account, cents) for id, account, cents in booked} == payments
@@ -91,7 +91,7 @@ def _check(ledger: Path, payments: dict[str, tuple[str, int]]) -> None:
     assert dict(_rows(ledger, "select name, cents from account")) == sums  # type: ignore[arg-type] # rows of two
 
 
-def test_payments_are_booked_and_answered(daemon: Daemon, ledger: Path) -> None:
+def test_payments_are_booked_and_have_results(daemon: Daemon, ledger: Path) -> None:
     payments = _send_payments(daemon, 50, seed=1)
     _finish(daemon, ledger)
     _check(ledger, payments)
@@ -102,7 +102,7 @@ def test_payments_are_booked_and_answered(daemon: Daemon, ledger: Path) -> None:
 
 
 @pytest.mark.parametrize("body", ["no JSON", "[]", '{"account": "alice"}', '{"account": "", "cents": 1}', '"\\ud800"'])
-def test_what_is_no_payment_is_put_aside_and_stops_nobody(daemon: Daemon, ledger: Path, body: str) -> None:
+def test_a_message_that_is_no_payment_is_rejected_and_stops_no_other(daemon: Daemon, ledger: Path, body: str) -> None:
     daemon.ask(op="send", queue="payments", id="bad", body=body)
     payments = _send_payments(daemon, 3, seed=2)
     _finish(daemon, ledger)
@@ -113,7 +113,7 @@ def test_what_is_no_payment_is_put_aside_and_stops_nobody(daemon: Daemon, ledger
 
 
 def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledger: Path) -> None:
-    """The worst moment to be killed at, made for certain: after the commit, before the ack."""
+    """Make the worst moment of a kill certain: after the commit and before the ack."""
     payments = _send_payments(daemon, 1, seed=3)
     _finish(daemon, ledger)
     daemon.kill()
@@ -127,7 +127,7 @@ def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledg
 
 
 @few_or_many_kills
-def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
+def test_workers_that_are_killed_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=4)
     for wanted in range(60, 60 * kills + 60, 60):
         with _worker(daemon, ledger) as first, _worker(daemon, ledger) as second:
@@ -140,7 +140,7 @@ def test_workers_killed_on_the_way_book_each_payment_once(daemon: Daemon, ledger
 
 
 @few_or_many_kills
-def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemon, ledger: Path, kills: int) -> None:
+def test_a_worker_goes_on_after_the_daemon_was_killed_and_restarted(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=5)
     with _worker(daemon, ledger) as worker:
         for wanted in range(60, 60 * kills + 60, 60):
@@ -148,14 +148,14 @@ def test_a_worker_goes_on_when_the_daemon_is_killed_and_comes_back(daemon: Daemo
             daemon.restart()
         assert _booked(ledger) < len(payments), "all were booked before the last kill; send more"
         eventually(lambda: _booked(ledger) == len(payments), 60, what="all payments are booked")
-        assert worker.poll() is None, _said(ledger)
-    assert "Traceback" not in _said(ledger)
+        assert worker.poll() is None, _output(ledger)
+    assert "Traceback" not in _output(ledger)
     _finish(daemon, ledger)
     _check(ledger, payments)
 
 
 @few_or_many_kills
-def test_both_killed_at_once(daemon: Daemon, ledger: Path, kills: int) -> None:
+def test_a_worker_and_a_daemon_killed_together_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=6)
     for wanted in range(60, 60 * kills + 60, 60):
         with _worker(daemon, ledger) as worker:
@@ -168,8 +168,8 @@ def test_both_killed_at_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     _check(ledger, payments)
 
 
-def test_without_a_daemon_it_says_so(folder: Path) -> None:
-    command = [sys.executable, str(WORKER), "--db", str(folder / "ledger.db"), "--socket", str(folder / "nobody")]
+def test_without_a_daemon_the_worker_ends_with_a_clear_error(folder: Path) -> None:
+    command = [sys.executable, str(WORKER), "--db", str(folder / "ledger.db"), "--socket", str(folder / "missing")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 69
     assert ran.stderr.startswith("ledger_worker: cannot reach the daemon")

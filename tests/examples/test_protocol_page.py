@@ -135,7 +135,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     of_the_code = [
         *(limits.MAX_LINE, limits.MAX_BODY, limits.MAX_HEADERS, limits.MAX_BATCH, limits.MAX_ID),
         *(limits.MAX_ERROR, limits.MAX_LEASE, limits.MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
-        *(reader.LOOK_ROWS, reader.LOOK_BYTES, topic_rules.MAX_BINDINGS, topic_rules.MAX_QUEUES_OF_TOPIC),
+        *(reader.SCAN_ROWS, reader.SCAN_BYTES, topic_rules.MAX_BINDINGS, topic_rules.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
         *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),

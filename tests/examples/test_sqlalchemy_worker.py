@@ -1,4 +1,4 @@
-"""The SQLAlchemy worker as a real process: every payment is booked once, though it and the daemon are killed."""
+"""The SQLAlchemy worker as a real process: each payment is booked once, even if worker and daemon are killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _wait_until_booked(daemon: Daemon, wanted: int) -> None:
     eventually(lambda: len(_bookings(daemon)) >= wanted, 60, what=f"{wanted} payments are booked")
 
 
-def test_payments_are_booked_once_though_everything_is_killed(daemon: Daemon) -> None:
+def test_payments_are_booked_once_even_if_the_worker_and_the_daemon_are_killed(daemon: Daemon) -> None:
     rng = random.Random(7)
     cents = {f"order-{number:03}": rng.randint(-500, 1000) for number in range(150)}
     with eoq.connect(daemon.socket) as client:
@@ -70,7 +70,7 @@ def test_payments_are_booked_once_though_everything_is_killed(daemon: Daemon) ->
         assert all((result := client.result("payments", id)) and result.outcome == "done" for id in cents)
 
 
-def test_what_is_no_payment_leaves_nothing_and_stops_nobody(daemon: Daemon) -> None:
+def test_a_message_that_is_no_payment_is_rolled_back_and_stops_no_other(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("payments", {"account": "a"}, id="bad")
         client.send("payments", {"account": "a", "cents": 5}, id="good")

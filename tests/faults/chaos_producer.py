@@ -1,9 +1,9 @@
-"""A producer of the chaos test: sends its plan, message by message, wherever it was killed before.
+"""A producer of the chaos test: it sends its plan message by message, and goes on where it was killed.
 
     python chaos_producer.py SOCKET QUEUE SEED NAME FOLDER
 
-The plan is a function of seed and number, so that a new process goes on with the same messages. FOLDER/NAME.sent
-gets each id once it is confirmed. It ends when FOLDER/stop exists, with everything begun confirmed.
+The plan is a function of seed and number, so that a new process goes on with the same messages. Each confirmed id is
+written to FOLDER/NAME.sent. The producer ends when FOLDER/stop exists and everything that was begun is confirmed.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Final
 import eoq
 
 REPEATED: Final = 0.25
-"""The part of the messages that is sent once more, some time later."""
+"""The share of the messages that are sent again some time later."""
 PAUSE: Final = 0.002
-"""Seconds between two messages: what is sent, two workers can handle."""
+"""Seconds between two messages. Two workers can handle that many."""
 
 
 def amount(seed: int, id: str) -> int:
-    """What the message ``id`` is worth."""
+    """Return the amount in the message ``id``."""
     return random.Random(f"{seed} {id}").randrange(1, 1_000_000)
 
 
 def produce(path: str, queue: str, seed: int, name: str, folder: Path) -> None:
-    """Goes on with the plan until it is told to stop."""
+    """Go on with the plan until FOLDER/stop exists."""
     record = folder / f"{name}.sent"
-    # A line that was cut by a kill is a message that is sent again.
+    # If a kill has cut a line, its message is sent again.
     number = record.read_text().count("\n") if record.exists() else 0
     rng = random.Random(f"{seed} {name} {number}")
     with eoq.connect(path, timeout=60) as client, record.open("a") as confirmed:
         confirmed.truncate(_whole_lines(record))
         while True:
-            # The one before may have sent this message and not lived to confirm it: also when told to stop, first this.
+            # A killed process may have sent this message and not confirmed it. So send it even if FOLDER/stop exists.
             id = f"{name}-{number}"
             client.send(queue, {"amount": amount(seed, id)}, id=id)
             confirmed.write(f"{id}\n")
@@ -59,5 +59,5 @@ if __name__ == "__main__":
         try:
             produce(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))
             break
-        except eoq.Unavailable:  # it was started while there was no daemon
+        except eoq.Unavailable:  # there was no daemon when it started
             time.sleep(0.02)

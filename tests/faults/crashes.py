@@ -1,7 +1,7 @@
-"""The table of crash points of the daemon, and one crash: kill it there, look at the disk, let the client repeat.
+"""The table of crash points of the daemon, and one crash: kill the daemon, check the disk, let the client repeat.
 
-The client repeats by itself what was under way when the daemon died, under the same ids and receipts. So the disk is
-looked at first, by a daemon on a socket that the client does not know.
+The client itself repeats the request that was in flight when the daemon died, with the same ids and receipts. So the
+disk is checked first, by a daemon on a socket that the client does not know.
 """
 
 from __future__ import annotations
@@ -22,89 +22,89 @@ Point: TypeAlias = PlantedPoint | Literal["replied"]
 POINTS: Final[tuple[Point, ...]] = (*get_args(PlantedPoint), "replied")
 """The points of `Die`, and ``replied``: the client has read the reply, and then the daemon is killed."""
 COMMITTED: Final[tuple[Point, ...]] = ("committed", "replying", "replied")
-"""Where the operation is on disk. Whoever may have been told is among them: confirmed means there (G1)."""
+"""The points after which the operation is on disk: all points at which the client may have a confirmation (G1)."""
 
-Held: TypeAlias = Sequence[eoq.Message]
+Leased: TypeAlias = Sequence[eoq.Message]
 ABSENT: Final = "absent"
 LOST: Final = "ready 1 the daemon ended before the message was settled"
-"""Leased when the daemon was killed: it comes again, and its delivery counts."""
+"""A message that was leased when the daemon was killed: it is delivered again, and the lost delivery counts."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a client asks, and the ``verb`` of the store whose transaction it becomes.
+    """A client's request, and the ``command`` of the store whose transaction it becomes.
 
-    ``before`` and ``after`` are what a restarted daemon shows of each message, by whether that transaction is on
+    ``before`` and ``after`` are what a restarted daemon shows of each message without and with that transaction on
     disk: state, attempts, and the error or the result.
     """
 
     name: str
-    verb: str
-    call: Callable[[eoq.Client, Held], object]
+    command: str
+    call: Callable[[eoq.Client, Leased], object]
     before: Mapping[str, str]
     after: Mapping[str, str]
     prepared: tuple[eoq.Outgoing, ...] = ()
-    """What is in the queue before, and leased where ``leases``."""
+    """The messages that are in the queue before; they are leased if ``leases``."""
     leases: bool = False
     dead: bool = False
-    """Whether what is prepared has died."""
+    """Whether the prepared messages are dead letters."""
     if_repeated: Literal["answered", "lease lost"] = "answered"
-    """What the client is told by a repetition of what did happen. Of what did not, its lease is always lost."""
+    """The answer to a repetition of a request that is on disk. If it is not on disk, the lease is always lost."""
 
 
-def _send(client: eoq.Client, _held: Held) -> object:
+def _send(client: eoq.Client, _leased: Leased) -> object:
     return client.send("work", "body of a", id="a")
 
 
-def _send_many(client: eoq.Client, _held: Held) -> object:
+def _send_many(client: eoq.Client, _leased: Leased) -> object:
     return client.send_many("work", [eoq.Outgoing(f"body of {id}", id=id) for id in "abc"])
 
 
-def _receive(client: eoq.Client, _held: Held) -> object:
+def _receive(client: eoq.Client, _leased: Leased) -> object:
     return client.receive("work", 10, wait=10, bound=True)
 
 
-def _send_to_one_who_waits(client: eoq.Client, _held: Held) -> object:
+def _send_to_waiting_receiver(client: eoq.Client, _leased: Leased) -> object:
     client.send("work", "x")
     settle_all(client, "work")
     with Wire(client.path) as waiting:
         waiting.send({"op": "receive", "queue": "work", "wait": 60})
-        eventually(lambda: client.ask("status")["waiting"], what="somebody waits")
+        eventually(lambda: client.ask("status")["waiting"], what="a receiver waits")
         return client.send("work", "body of a", id="a")
 
 
-def _ack(_client: eoq.Client, held: Held) -> None:
-    held[0].ack(result="r")
+def _ack(_client: eoq.Client, leased: Leased) -> None:
+    leased[0].ack(result="r")
 
 
-def _settle(client: eoq.Client, held: Held) -> None:
+def _settle(client: eoq.Client, leased: Leased) -> None:
     with client.transaction() as tx:
-        tx.ack(held[0], result="r")
-        tx.ack(held[1])
+        tx.ack(leased[0], result="r")
+        tx.ack(leased[1])
         tx.send("next", "joined", id="out")
 
 
-def _nack(_client: eoq.Client, held: Held) -> None:
-    held[0].nack(delay=0, error="why")
+def _nack(_client: eoq.Client, leased: Leased) -> None:
+    leased[0].nack(delay=0, error="why")
 
 
-def _reject(_client: eoq.Client, held: Held) -> None:
-    held[0].reject(error="why")
+def _reject(_client: eoq.Client, leased: Leased) -> None:
+    leased[0].reject(error="why")
 
 
-def _redrive(client: eoq.Client, _held: Held) -> object:
+def _redrive(client: eoq.Client, _leased: Leased) -> object:
     return client.redrive("work", ["a"])
 
 
-def _drop(client: eoq.Client, _held: Held) -> object:
+def _drop(client: eoq.Client, _leased: Leased) -> object:
     return client.drop("work", everything=True)
 
 
-def _purge(client: eoq.Client, _held: Held) -> object:
+def _purge(client: eoq.Client, _leased: Leased) -> object:
     return client.purge("work")
 
 
-def _send_to_topic(client: eoq.Client, _held: Held) -> object:
+def _send_to_topic(client: eoq.Client, _leased: Leased) -> object:
     client.bind("topic", "work")
     client.bind("topic", "next")
     return client.send("topic", "body of a", id="a")
@@ -130,9 +130,9 @@ OPERATIONS: Final = (
         after={"work/a": "ready 0", "work/b": "ready 0", "work/c": "ready 0"},
     ),
     Operation(
-        "send to one who waits",
+        "send to a waiting receiver",
         "store_and_claim",
-        _send_to_one_who_waits,
+        _send_to_waiting_receiver,
         before={"work/a": ABSENT},
         after={"work/a": LOST},
     ),
@@ -218,40 +218,40 @@ OPERATIONS: Final = (
 
 
 def crash(operation: Operation, point: Point, quick_commit: float | None = None) -> None:
-    """Kills a daemon at ``point`` of ``operation``; checks the disk, what the client is told, and the end."""
-    die = None if point == "replied" else Die(point, operation.verb)
+    """Kill a daemon at ``point`` of ``operation``. Check the disk, the client's answer, and the state at the end."""
+    die = None if point == "replied" else Die(point, operation.command)
     with (
         planted_daemon(Plant(die, quick_commit)) as daemon,
         eoq.connect(daemon.socket) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        held = _prepare(client, operation)
-        asked = pool.submit(operation.call, client, held)
+        leased = _prepare(client, operation)
+        answer = pool.submit(operation.call, client, leased)
         if point == "replied":
-            asked.result(20)
+            answer.result(20)
             daemon.kill()
         assert daemon.wait() == -signal.SIGKILL
         happened = point in COMMITTED
         assert _on_disk(daemon, operation) == (operation.after if happened else operation.before)
         daemon.start_plain()
-        _check_told(operation, point, asked)
+        _check_answer(operation, point, answer)
         client.close()
         _check_end(daemon, operation, happened)
 
 
-def _prepare(client: eoq.Client, operation: Operation) -> Held:
-    client.ask("status")  # from now on it waits for a daemon that goes away
+def _prepare(client: eoq.Client, operation: Operation) -> Leased:
+    client.ask("status")  # from now on the client waits for a daemon that is gone
     if operation.prepared:
         client.send_many("work", operation.prepared)
-    while operation.dead and (held := client.receive("work", 10)):
-        for message in held:
+    while operation.dead and (leased := client.receive("work", 10)):
+        for message in leased:
             message.reject(error="why")
     return client.receive("work", 10) if operation.leases else []
 
 
 def _on_disk(daemon: PlantedDaemon, operation: Operation) -> dict[str, str]:
     own = daemon.socket
-    daemon.socket = own.with_name("look")
+    daemon.socket = own.with_name("check")
     try:
         daemon.start_plain()
         with eoq.connect(daemon.socket) as client:
@@ -269,15 +269,15 @@ def _state(client: eoq.Client, queue: str, id: str) -> str:
     return " ".join([message["state"], str(message["attempts"]), *more])
 
 
-def _check_told(operation: Operation, point: Point, asked: Future[object]) -> None:
-    """The client ends with the truth, though the daemon that knew it is gone."""
+def _check_answer(operation: Operation, point: Point, answer: Future[object]) -> None:
+    """Check that the client has the right answer in the end, although the first daemon is gone."""
     if point not in COMMITTED:
         lost = operation.leases
     else:
         lost = operation.if_repeated == "lease lost" and point == "committed"
-    error = asked.exception(20)
+    error = answer.exception(20)
     if point == "replying" and operation.if_repeated == "lease lost":
-        assert error is None or isinstance(error, eoq.LeaseLost)  # whether the reply came through is open
+        assert error is None or isinstance(error, eoq.LeaseLost)  # the reply may or may not have arrived
     elif lost:
         assert isinstance(error, eoq.LeaseLost)
     else:
@@ -285,8 +285,8 @@ def _check_told(operation: Operation, point: Point, asked: Future[object]) -> No
 
 
 def _check_end(daemon: PlantedDaemon, operation: Operation, happened: bool) -> None:
-    """What is not settled is delivered once, and then there is nothing left."""
-    done = happened or not operation.leases  # what lost no lease was repeated until it had happened
+    """Check that all unsettled messages are delivered once, and that nothing is left then."""
+    done = happened or not operation.leases  # a request that lost no lease was repeated until it was done
     states = operation.after if done else operation.before
     expected = [path for path, state in states.items() if state.startswith(("ready", "blocked"))]
     settled: list[str] = []

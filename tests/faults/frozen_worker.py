@@ -1,4 +1,4 @@
-"""A worker that freezes (SIGSTOP) at a chosen point of a message's first delivery, until somebody wakes it.
+"""A worker that freezes (SIGSTOP) at a chosen point of a message's first delivery, until the test wakes it.
 
     python frozen_worker.py SOCKET QUEUE LEDGER POINT
 
@@ -21,7 +21,7 @@ import eoq
 
 
 class Inbox:
-    """The inbox, frozen before it begins."""
+    """An inbox that freezes before it begins."""
 
     def __init__(self, inbox: eoq.Inbox, point: str) -> None:
         self._inbox = inbox
@@ -35,13 +35,13 @@ class Inbox:
         raise NotImplementedError
 
     def freeze(self, point: str, message: eoq.Message) -> None:
-        """Stops this process, if it is the point."""
+        """Stop this process, if this is the point."""
         if point == self._point and message.attempt == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def main(socket: str, queue: str, ledger: str, point: str) -> None:
-    """Until the queue is empty."""
+    """Work until the queue is empty."""
     with eoq.connect(socket) as client, eoq.Inbox(ledger) as plain:
         inbox = Inbox(plain, point)
 

@@ -1,6 +1,6 @@
 """An application that is killed: ``outbox_producer.py FILE COUNT`` adds orders with their messages, and waits.
 
-Every third transaction is given up half-way.
+Every third transaction is rolled back.
 """
 
 from __future__ import annotations

@@ -60,16 +60,16 @@ Point = Literal["begun", "written", "committed", "replying"]
 
 
 class Die(msgspec.Struct, frozen=True):
-    """``kill -9`` of the daemon by itself, once it has run ``verb`` (any verb, where it is empty) ``nth`` times.
+    """``kill -9`` of the daemon by itself, once it has run ``command`` (any command, where it is empty) ``nth`` times.
 
-    begun: its transaction is open, nothing of the verb is written
-    written: all of the verb is written, the transaction is not committed
-    committed: the transaction is on disk, nobody has been told
+    begun: its transaction is open, nothing of the command is written
+    written: all of the command is written, the transaction is not committed
+    committed: the transaction is on disk, no client has its reply
     replying: the reply is with the event loop, which may or may not have sent it
     """
 
     point: Point
-    verb: str = ""
+    command: str = ""
     nth: int = 1
 
 
@@ -94,7 +94,7 @@ def _wrap(owner: type | ModuleType, name: str, around: Callable[[Any], Any]) -> 
 
 
 class _Death:
-    """Counts the runs of a verb, and ends the process where the plan says."""
+    """Counts the runs of a command, and ends the process where the plan says."""
 
     def __init__(self, plan: Die) -> None:
         self._plan = plan
@@ -116,7 +116,7 @@ class _Death:
 
     def _around(self, name: str, method: Callable[..., object]) -> Callable[..., object]:
         def dying(*arguments: Any) -> object:
-            self._runs += self._plan.verb in ("", name)
+            self._runs += self._plan.command in ("", name)
             self._reached("begun")
             outcome = method(*arguments)
             self._reached("written")

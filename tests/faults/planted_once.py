@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eoq.client.blocking import Client
+from eoq.transport.channel import Channel
 from eoq.transport.connection import Connection
 
 POINTS: Final = {
@@ -22,7 +23,7 @@ POINTS: Final = {
     "when it has said how it ended": (1, True),
     "when it was told that this is stored": (1, True),
 }
-"""Each with how often the function has run then, and whether the outcome is sure to be stored soon."""
+"""Each with how often the function has run by then, and whether its outcome will surely be stored."""
 
 
 def main() -> None:
@@ -34,18 +35,18 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(9)
 
-    start, run = Connection.start, Client._run
+    start, run = Connection.start, Channel.run
 
-    def dying_start(link: Connection, requests: Any, deadline: float) -> Any:
-        rids = start(link, requests, deadline)
+    def dying_start(connection: Connection, requests: Any, deadline: float) -> Any:
+        rids = start(connection, requests, deadline)
         op = requests[0]["op"]
         reached({"once": "when it has asked", "once_done": "when it has said how it ended"}.get(op, ""))
         return rids
 
-    def dying_run(client: Client, call: Any) -> Any:
+    def dying_run(channel: Channel, call: Any) -> Any:
         op = call.fields["op"]
         reached("before it asks" if op == "once" else "")
-        outcome = run(client, call)
+        outcome = run(channel, call)
         reached({"once": "when it may run", "once_done": "when it was told that this is stored"}.get(op, ""))
         return outcome
 
@@ -56,7 +57,7 @@ def main() -> None:
         return "first"
 
     Connection.start = dying_start  # type: ignore[method-assign,assignment] # planted
-    Client._run = dying_run  # type: ignore[method-assign,assignment] # planted
+    Channel.run = dying_run  # type: ignore[method-assign,assignment] # planted
     with Client(socket) as client:
         client.once("k", function)
 

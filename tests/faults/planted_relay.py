@@ -1,7 +1,7 @@
 """A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET QUEUE POINT exit|kill``.
 
-Each point is a place between two effects of the relay on the world: on the daemon, or on the application's file. They
-are planted around the verbs of the relay's file, the statements of its connection, and its one request.
+Each point lies between two effects of the relay on the daemon or on the application's file. The points are planted
+around the methods of the relay's file, the statements of its connection, and its one request.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.client.aio import AsyncClient, connect_async
+from eoq.client.aio import connect_async
 from eoq.outbox.file import OutboxFile
 from eoq.outbox.relay import Relay
+from eoq.transport.aio_connection import AsyncConnection
 
 POINTS: Final = (
     "before reading",
@@ -33,19 +34,19 @@ POINTS: Final = (
     "removal is committed",
     "after the second step",
 )
-"""In their order. Up to ``marks are committed`` the daemon has nothing."""
+"""In their order. Up to ``marks are committed`` the daemon has no message."""
 STATEMENTS: Final = {
     "insert or ignore into eoq_outbox_sending": "marks are written",
     "delete from eoq_outbox where": "rows are removed",
     "delete from eoq_outbox_sending": "marks are removed too",
 }
 
-queue = point = how = ""
-verb = ""
+socket = queue = point = how = ""
+step = ""
 
 
 def reached(name: str) -> None:
-    """Dies if this is the point."""
+    """End this process if this is the point."""
     if name == point:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -58,9 +59,9 @@ class Connection(sqlite3.Connection):
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         cursor = super().execute(sql, *parameters)
         if sql == "begin immediate":
-            reached({"mark": "marking has begun", "remove": "removal has begun"}.get(verb, ""))
+            reached({"mark": "marking has begun", "remove": "removal has begun"}.get(step, ""))
         if sql == "commit":
-            reached({"mark": "marks are committed", "remove": "removal is committed"}.get(verb, ""))
+            reached({"mark": "marks are committed", "remove": "removal is committed"}.get(step, ""))
         return cursor
 
     def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
@@ -71,60 +72,71 @@ class Connection(sqlite3.Connection):
         return cursor
 
 
-class File(OutboxFile):
-    """The relay's end of the outbox."""
+def plant_file() -> None:
+    """Plant the points around the steps of the relay's file."""
+    read, mark, remove = OutboxFile.read, OutboxFile.mark, OutboxFile.remove
 
-    def read(self, *arguments: Any, **options: Any) -> Any:
+    def reading(file: OutboxFile, *arguments: Any, **options: Any) -> Any:
         reached("before reading")
-        rows = super().read(*arguments, **options)
+        rows = read(file, *arguments, **options)
         if rows:
             reached("after reading")
         return rows
 
-    def mark(self, rows: Any) -> None:
-        global verb
-        verb = "mark"
-        super().mark(rows)
+    def marking(file: OutboxFile, rows: Any) -> None:
+        global step
+        step = "mark"
+        mark(file, rows)
 
-    def remove(self, rows: Any) -> None:
-        global verb
-        verb = "remove"
-        super().remove(rows)
+    def removing(file: OutboxFile, rows: Any) -> None:
+        global step
+        step = "remove"
+        remove(file, rows)
         if rows[0].seq > 1:
             reached("after the second step")
 
+    for name, planted in (("read", reading), ("mark", marking), ("remove", removing)):
+        setattr(OutboxFile, name, planted)
 
-class Client(AsyncClient):
-    """The relay's client."""
 
-    async def _run(self, call: Any) -> Any:
-        if call.fields["op"] != "settle":
-            return await super()._run(call)
-        request = asyncio.create_task(super()._run(call))
-        if point == "the request has left":
-            while not any(link._replies for link in [self._link] if link is not None):  # noqa: ASYNC110 # no event
-                await asyncio.sleep(0)
+def plant_request() -> None:
+    """Plant the points around the one request that stores messages."""
+    start, finish = AsyncConnection.start, AsyncConnection.finish
+    storing: Any = None
+
+    async def starting(connection: AsyncConnection, requests: Any, seconds: float) -> Any:
+        nonlocal storing
+        replies = await start(connection, requests, seconds)
+        if requests[0]["op"] == "settle":
+            storing = replies
             reached("the request has left")
-        if point == "the daemon has committed":
-            # Another connection tells; the reply to the first is never looked at.
-            async with connect_async(self.path) as other:
-                while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
-                    await asyncio.sleep(0)
-            reached("the daemon has committed")
-        reply = await request
-        reached("after the reply")
-        return reply
+            if point == "the daemon has committed":
+                # Another connection tells. The reply to this one is never read.
+                async with connect_async(socket) as other:
+                    while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
+                        await asyncio.sleep(0)
+                reached("the daemon has committed")
+        return replies
+
+    async def finishing(connection: AsyncConnection, replies: Any, seconds: float) -> Any:
+        outcome = await finish(connection, replies, seconds)
+        if replies is storing:
+            reached("after the reply")
+        return outcome
+
+    for name, planted in (("start", starting), ("finish", finishing)):
+        setattr(AsyncConnection, name, planted)
 
 
-async def main(file: Path, socket: str) -> None:
-    async with Client(socket) as client:
-        relay = Relay(file, client)
-        relay._file = File(file)
-        await relay.flush()
+async def main(file: Path) -> None:
+    async with connect_async(socket) as client:
+        await Relay(file, client).flush()
 
 
 if __name__ == "__main__":
-    queue, point, how = sys.argv[3:]
+    socket, queue, point, how = sys.argv[2:]
     connect = sqlite3.connect
     vars(sqlite3)["connect"] = lambda *arguments, **options: connect(*arguments, **options, factory=Connection)
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    plant_file()
+    plant_request()
+    asyncio.run(main(Path(sys.argv[1])))

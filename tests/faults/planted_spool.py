@@ -2,11 +2,11 @@
 
 HOW is ``exit``, ``kill`` or ``power``.
 
-Each point is a place between two effects of the taker on the world: on the folder, or on the daemon's file. They are
-planted around the functions of `os` that change the folder, the steps of `QueueFolder`, and the one request.
+Each point lies between two effects of the spool reader on the folder or on the daemon's file. The points are planted
+around the functions of `os` that change the folder, the methods of `QueueFolder`, and the one request.
 
-``power`` also undoes what a loss of power may undo: a rename, until one of its folders was synced, and every removal.
-A file system's journal makes the two sides of a rename durable together.
+``power`` also undoes what a loss of power may undo: a rename until one of its folders is synced, and every removal. The
+journal of a file system makes the two sides of a rename durable together.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from eoq.client.aio import AsyncClient, connect_async
+from eoq.client.aio import connect_async
 from eoq.daemon import main
-from eoq.daemon.services import spool_folder
-from eoq.daemon.services.spool_folder import TOKEN_LENGTH, QueueFolder
+from eoq.daemon.services import spool_files
+from eoq.daemon.services.spool_files import name_of
+from eoq.daemon.services.spool_queue import QueueFolder
+from eoq.transport.aio_connection import AsyncConnection
 
 POINTS: Final = (
-    "before looking",
+    "before the scan",
     "a file is moved",
     "all are moved",
     "one folder is synced",
@@ -40,19 +42,19 @@ POINTS: Final = (
     "all are removed",
     "after the second step",
 )
-"""In their order. Up to ``one is rejected`` the daemon has nothing."""
+"""In their order. Up to ``one is rejected`` the daemon has no message."""
 
 database, socket, spool, queue, point, how = sys.argv[1:] if __name__ == "__main__" else [""] * 6
 folder = Path(spool) / queue
-taking = folder / ".taking"
+claimed = folder / ".taking"
 renamed: dict[str, str] = {}
-"""What stands in ``.taking`` now, and its old names, as long as that is not synced."""
+"""The files in ``.taking`` whose move is not synced yet, with their former names."""
 removed: dict[str, bytes] = {}
 steps = 0
 
 
 def reached(name: str) -> None:
-    """Dies if this is the point."""
+    """End this process if this is the point."""
     if name != point:
         return
     if how == "power":
@@ -64,9 +66,9 @@ def reached(name: str) -> None:
 
 def _lose_power() -> None:
     for file, content in removed.items():
-        (taking / file).write_bytes(content)
+        (claimed / file).write_bytes(content)
     for file, name in renamed.items():
-        move(taking / file, folder / name)
+        move(claimed / file, folder / name)
 
 
 move: Final = os.rename
@@ -76,7 +78,7 @@ _unlink: Final = os.unlink
 
 def _renaming(source: Any, target: Any, **folders: Any) -> None:
     move(source, target, **folders)
-    if folders and os.path.samestat(os.fstat(folders["dst_dir_fd"]), taking.stat()):
+    if folders and os.path.samestat(os.fstat(folders["dst_dir_fd"]), claimed.stat()):
         renamed[target] = renamed.pop(source, source)
         reached("a file is moved")
     elif folders:
@@ -85,7 +87,7 @@ def _renaming(source: Any, target: Any, **folders: Any) -> None:
 
 def _syncing(descriptor: int) -> None:
     found = os.fstat(descriptor)
-    if taking.exists() and os.path.samestat(found, taking.stat()):
+    if claimed.exists() and os.path.samestat(found, claimed.stat()):
         reached("all are moved")
         _fsync(descriptor)
         renamed.clear()
@@ -97,30 +99,30 @@ def _syncing(descriptor: int) -> None:
 
 
 def _unlinking(name: Any, **folders: Any) -> None:
-    if folders and os.path.samestat(os.fstat(folders["dir_fd"]), taking.stat()):
-        removed[name] = (taking / name).read_bytes()
+    if folders and os.path.samestat(os.fstat(folders["dir_fd"]), claimed.stat()):
+        removed[name] = (claimed / name).read_bytes()
         _unlink(name, **folders)
         reached("a file is removed")
     else:
         _unlink(name, **folders)
 
 
-def _look(look: Callable[..., bool]) -> Callable[..., bool]:
-    def looking(*arguments: Any) -> bool:
-        reached("before looking")
-        return look(*arguments)
+def _scan(scan: Callable[..., bool]) -> Callable[..., bool]:
+    def scanning(*arguments: Any) -> bool:
+        reached("before the scan")
+        return scan(*arguments)
 
-    return looking
+    return scanning
 
 
-def _take(take: Callable[..., Any]) -> Callable[..., Any]:
-    def taking_files(*arguments: Any) -> Any:
-        batch = take(*arguments)
+def _claim(claim: Callable[..., Any]) -> Callable[..., Any]:
+    def claiming(*arguments: Any) -> Any:
+        batch = claim(*arguments)
         if batch:
             reached("files are read")
         return batch
 
-    return taking_files
+    return claiming
 
 
 def _remove(remove: Callable[..., None]) -> Callable[..., None]:
@@ -141,41 +143,52 @@ def _write_reason(write: Callable[..., None]) -> Callable[..., None]:
     return writing
 
 
-def _run(run: Callable[..., Any]) -> Callable[..., Any]:
-    async def running(client: AsyncClient, call: Any) -> Any:
-        if call.fields["op"] != "settle":
-            return await run(client, call)
-        request = asyncio.create_task(run(client, call))
-        if point == "the request has left":
-            while not any(link._replies for link in [client._link] if link is not None):  # noqa: ASYNC110 # no event
-                await asyncio.sleep(0)
-            reached("the request has left")
-        if point == "the daemon has committed":
-            # Another connection tells; the reply to the first is never looked at.
-            async with connect_async(client.path) as other:
-                while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
-                    await asyncio.sleep(0)
-            reached("the daemon has committed")
-        reply = await request
-        reached("after the reply")
-        return reply
+storing: Any = None
+"""The replies that the one request waits for."""
 
-    return running
+
+def _start(start: Callable[..., Any]) -> Callable[..., Any]:
+    async def starting(connection: AsyncConnection, requests: Any, seconds: float) -> Any:
+        global storing
+        replies = await start(connection, requests, seconds)
+        if requests[0]["op"] == "settle":
+            storing = replies
+            reached("the request has left")
+            if point == "the daemon has committed":
+                # Another connection tells. The reply to this one is never read.
+                async with connect_async(socket) as other:
+                    while not (await other.ask("peek", queue=queue))["messages"]:  # noqa: ASYNC110 # no event tells of the daemon's file
+                        await asyncio.sleep(0)
+                reached("the daemon has committed")
+        return replies
+
+    return starting
+
+
+def _finish(finish: Callable[..., Any]) -> Callable[..., Any]:
+    async def finishing(connection: AsyncConnection, replies: Any, seconds: float) -> Any:
+        outcome = await finish(connection, replies, seconds)
+        if replies is storing:
+            reached("after the reply")
+        return outcome
+
+    return finishing
 
 
 def plant() -> None:
-    """Puts the points around what is real."""
-    if taking.exists():  # another daemon was killed before it had synced
-        renamed.update({path.name: path.name[TOKEN_LENGTH + 1 :] for path in taking.iterdir()})
+    """Replace the functions by ones with points around them."""
+    if claimed.exists():  # an earlier daemon was killed before its sync
+        renamed.update({path.name: name_of(path.name) for path in claimed.iterdir()})
     for owner, name, planted in (
         (os, "rename", lambda _: _renaming),
         (os, "fsync", lambda _: _syncing),
         (os, "unlink", lambda _: _unlinking),
-        (QueueFolder, "look", _look),
-        (QueueFolder, "take", _take),
+        (QueueFolder, "scan", _scan),
+        (QueueFolder, "claim", _claim),
         (QueueFolder, "remove", _remove),
-        (spool_folder, "_write_reason", _write_reason),
-        (AsyncClient, "_run", _run),
+        (spool_files, "write_reason", _write_reason),
+        (AsyncConnection, "start", _start),
+        (AsyncConnection, "finish", _finish),
     ):
         setattr(owner, name, planted(getattr(owner, name)))
 

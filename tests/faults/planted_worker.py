@@ -1,4 +1,4 @@
-"""A consumer that applies messages through an inbox, and kills itself at a chosen point of the message ``b``.
+"""A consumer that applies messages through an inbox and kills itself at a chosen point of the message ``b``.
 
     python planted_worker.py SOCKET LEDGER QUEUE POINT one|many|async-one|async-many
 
@@ -33,28 +33,28 @@ POINTS: Final = {
     "ack has left": True,
     "ack is answered": True,
 }
-"""Where it dies, and whether the effect is in the ledger then."""
+"""The points, and whether the effect is in the ledger by then."""
 BEFORE: Final = ("inbox begins", "inbox has begun")
-"""Where its handler has not begun."""
+"""The points before the handler begins."""
 MESSAGE: Final = "b"
 SETTLING: Final = (b'"op":"ack"', b'"op":"settle"')
 
 planted = "none"
 handled: set[str] = set()
 """The ids whose handler has begun."""
-come: set[str] = set()
-"""The ids that the inbox was given."""
+given: set[str] = set()
+"""The ids that were given to the inbox."""
 acking = False
 
 
 def reached(point: str) -> None:
-    """Dies if this is the point."""
-    if point == planted and MESSAGE in (come if point in BEFORE else handled):
+    """Die if this is the point."""
+    if point == planted and MESSAGE in (given if point in BEFORE else handled):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Connection(sqlite3.Connection):
-    """The application's connection."""
+    """The connection of the application."""
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         commits = sql.startswith("commit")
@@ -72,7 +72,7 @@ class Connection(sqlite3.Connection):
 
 
 class Socket(socket.socket):
-    """The client's socket."""
+    """The socket of the client."""
 
     def send(self, data: Any, *flags: int) -> int:
         self._leaves(data)
@@ -106,7 +106,7 @@ class Socket(socket.socket):
 
 
 def apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
-    """The handler: one row a message, so that an effect that happens twice is seen."""
+    """Insert one row per message, so that an effect that happens twice is seen."""
     handled.add(message.id)
     reached("handler begins")
     tx.execute("insert into effect (id) values (?)", (message.id,))
@@ -115,7 +115,7 @@ def apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
 
 
 def work(path: str, ledger: str, queue: str, many: bool) -> None:
-    """Handles all messages of the queue, until none came for a while."""
+    """Handle all messages of the queue, until none came for a while."""
     with (
         eoq.connect(path) as client,
         closing(sqlite3.connect(ledger, isolation_level=None, timeout=20, factory=Connection)) as database,
@@ -123,17 +123,17 @@ def work(path: str, ledger: str, queue: str, many: bool) -> None:
         inbox = eoq.Inbox(database)
         if many:
             while messages := client.receive(queue, 10, wait=0.2, bound=True):
-                come.update(message.id for message in messages)
+                given.update(message.id for message in messages)
                 inbox.process_many(messages, apply)
             return
         for message in client.consume(queue, prefetch=3, idle=0.2):
-            come.add(message.id)
+            given.add(message.id)
             with suppress(eoq.LeaseLost):
                 inbox.process(message, apply)
 
 
 async def apply_async(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> str:
-    """The handler of the asyncio inbox."""
+    """Insert one row per message, as the handler of the asyncio inbox."""
     handled.add(message.id)
     reached("handler begins")
     await tx.execute("insert into effect (id) values (?)", (message.id,))
@@ -142,7 +142,7 @@ async def apply_async(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> st
 
 
 async def work_async(path: str, ledger: str, queue: str, many: bool) -> None:
-    """`work` with the asyncio client and inbox."""
+    """Do the same with the asyncio client and inbox."""
     async with (
         eoq.connect_async(path) as client,
         aiosqlite.connect(ledger, isolation_level=None, timeout=20, factory=Connection) as database,
@@ -150,11 +150,11 @@ async def work_async(path: str, ledger: str, queue: str, many: bool) -> None:
         inbox = eoq.AsyncInbox(database)
         if many:
             while messages := await client.receive(queue, 10, wait=0.2, bound=True):
-                come.update(message.id for message in messages)
+                given.update(message.id for message in messages)
                 await inbox.process_many(messages, apply_async)
             return
         async for message in client.consume(queue, prefetch=3, idle=0.2):
-            come.add(message.id)
+            given.add(message.id)
             with suppress(eoq.LeaseLost):
                 await inbox.process(message, apply_async)
 

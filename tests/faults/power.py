@@ -1,6 +1,6 @@
-"""A power loss made from a ``kill -9``: the daemon's files as a disk may show them when the power comes back.
+"""Simulate a loss of power from a ``kill -9``: make the daemon's files as a disk may have them afterwards.
 
-All that is behind the place that the log had reached at a confirmation may be missing, cut off, or garbage.
+Everything behind the length that the log had at a confirmation may be missing, cut off, or garbage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRAME_HEADER: Final = 24
 
 @dataclass(frozen=True)
 class Moment:
-    """What had been confirmed when the log had this length."""
+    """What was confirmed when the log had this length, in bytes."""
 
     length: int
     sent: frozenset[str]
@@ -32,20 +32,20 @@ class Moment:
 
 
 def log_of(folder: Path) -> Path:
-    """The write-ahead log of the daemon of a folder."""
+    """Return the path of the write-ahead log of the daemon in a folder."""
     return folder / "eoq.db-wal"
 
 
 def body_of(id: str) -> bytes:
-    """The body that belongs to an id: it must come back whole."""
+    """Return the body that belongs to an id. It must be delivered whole."""
     rng = random.Random(id)
     return rng.randbytes(rng.choice((10, 500, 20_000)))
 
 
 def live(folder: Path, rng: random.Random) -> list[Moment]:
-    """Sends and acks one thing after the other, and kills the daemon: the moment of each confirmation.
+    """Send and ack one message after the other, and kill the daemon. Return the moment of each confirmation.
 
-    The log of a daemon that checkpoints begins again, and its length says nothing; so this stays below that.
+    After a checkpoint the log begins again, and its length says nothing. So this sends less than that needs.
     """
     moments: list[Moment] = []
     sent: set[str] = set()
@@ -66,38 +66,38 @@ def live(folder: Path, rng: random.Random) -> list[Moment]:
                 acked.add(message.id)
                 confirmed()
     lengths = [moment.length for moment in moments]
-    assert lengths == sorted(set(lengths)), "each confirmation has written to the log, which has not begun again"
+    assert lengths == sorted(set(lengths)), "not each confirmation has written to the log, or the log has begun again"
     return moments
 
 
 def copy_without_index(folder: Path, copy: Path) -> None:
-    """Copies the file and its log. The index of the log (``-shm``) is never synced: it is lost."""
+    """Copy the file and its log. The index of the log (``-shm``) is never synced, so a loss of power loses it."""
     for name in ("eoq.db", "eoq.db-wal"):
         shutil.copyfile(folder / name, copy / name)
 
 
 def dropped(data: bytes, length: int, _rng: random.Random) -> bytes:
-    """Nothing behind the length was written."""
+    """Return the log if nothing behind the length was written."""
     return data[:length]
 
 
 def cut(data: bytes, length: int, rng: random.Random) -> bytes:
-    """A part of it was written."""
+    """Return the log if a part behind the length was written."""
     return data[: rng.randint(length, len(data))]
 
 
 def zeroed(data: bytes, length: int, _rng: random.Random) -> bytes:
-    """The file had grown, and its new part was not written."""
+    """Return the log if the file had grown, and its new part was not written."""
     return data[:length] + bytes(len(data) - length)
 
 
 def garbled(data: bytes, length: int, rng: random.Random) -> bytes:
-    """The new part is what was on the disk before."""
+    """Return the log if the new part has what was on the disk before."""
     return data[:length] + rng.randbytes(len(data) - length)
 
 
 def torn(data: bytes, length: int, rng: random.Random) -> bytes:
-    """Some sectors were written, others not, in no order."""
+    """Return the log if some sectors were written and others were not, in any order."""
     whole = bytearray(data)
     for start in range(length, len(data), SECTOR):
         if rng.random() < 0.3:
@@ -111,10 +111,10 @@ LOSSES: Final[tuple[Loss, ...]] = (dropped, cut, zeroed, garbled, torn)
 
 
 def written_length(log: bytes) -> int:
-    """Where the frames end that a log holds since it began again: what follows is left from before."""
+    """Return the length of the frames since the log began again. What follows is from before."""
     page = int.from_bytes(log[8:12], "big")
     salts = log[16:24]
-    place = WAL_HEADER
-    while log[place + 8 : place + 16] == salts:
-        place += FRAME_HEADER + page
-    return place
+    length = WAL_HEADER
+    while log[length + 8 : length + 16] == salts:
+        length += FRAME_HEADER + page
+    return length

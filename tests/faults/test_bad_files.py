@@ -1,4 +1,4 @@
-"""Files that are not as a daemon needs them: it says what to do, with the right exit status, and damages nothing."""
+"""Test bad files: the daemon reports what to do, with the right exit status, and damages nothing."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ BAD_DATA: Final = 65
 IS_ROOT: Final = os.geteuid() == 0
 PAGE: Final = 4096
 SMALLEST_LIMIT: Final = 4096
-"""Bytes; a file may not grow behind this, so every write of SQLite fails."""
+"""Bytes. A limit of this size on files makes every write of SQLite fail."""
 
 
 def _refused(db: Path, path: Path) -> Ran:
-    """A daemon that must not start: it ends by itself, and says why in a sentence."""
+    """Run a daemon that must refuse to start, and return what it printed."""
     return _run([sys.executable, "-m", "eoq.cli", "daemon", "--db", str(db), "--socket", str(path)])
 
 
-def _refused_as_nobody(db: Path, path: Path) -> Ran:
-    """The same, for an ordinary user."""
+def _refused_as_other_user(db: Path, path: Path) -> Ran:
+    """Run a daemon that must refuse to start, as an ordinary user."""
     if not IS_ROOT:
         return _refused(db, path)
     plant = msgspec.json.encode(Plant(user=NOBODY)).decode()
@@ -54,7 +54,7 @@ def _run(command: list[str]) -> Ran:
         assert process.stdout is not None
         if process.stdout.readline().startswith(b"ready"):
             process.terminate()
-            pytest.fail("it has started")
+            pytest.fail("the daemon has started")
         stdout, stderr = process.communicate(timeout=PATIENCE)
     ran = Ran(process.returncode, stdout, stderr)
     assert "Traceback" not in ran.errors, ran.errors
@@ -63,18 +63,18 @@ def _run(command: list[str]) -> Ran:
 
 
 def _contents(folder: Path) -> dict[str, bytes | None]:
-    """All that is in a folder, but for what a daemon leaves by design: its lock files."""
+    """Return the files of a folder with their contents, except the lock files, which a daemon always leaves."""
     return {
         path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir() if path.suffix != ".lock"
     }
 
 
-# ── no file for a daemon ────────────────────────────────────────────────────────────────────────────────────
+# ── not a file of eoq ────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Bad:
-    """What stands where the database should be, and what is said of it."""
+    """A bad file in the place of the database, and how the daemon must refuse it."""
 
     name: str
     make: Callable[[Path], object]
@@ -94,7 +94,7 @@ def _newer(db: Path) -> None:
 
 
 def _sent(folder: Path, bodies: int = 3, size: int = 10) -> list[str]:
-    """The files of a daemon that was stopped with messages in it; returns their ids."""
+    """Leave the files of a stopped daemon with messages. Return their ids."""
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         sent = client.send_many("q", [eoq.Outgoing(bytes(size), id=f"{number}") for number in range(bodies)])
         assert daemon.terminate() == 0
@@ -119,7 +119,7 @@ BAD: Final = (
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
-def test_a_bad_file_is_refused_and_left_as_it_is(folder: Path, bad: Bad) -> None:
+def test_a_bad_file_is_refused_and_not_changed(folder: Path, bad: Bad) -> None:
     db = folder / "eoq.db"
     bad.make(db)
     before = _contents(folder)
@@ -130,13 +130,13 @@ def test_a_bad_file_is_refused_and_left_as_it_is(folder: Path, bad: Bad) -> None
     assert _contents(folder) == before
 
 
-def test_an_empty_file_is_a_new_one(folder: Path) -> None:
-    """As `mktemp` leaves it."""
+def test_an_empty_file_becomes_a_new_database(folder: Path) -> None:
+    """`mktemp` makes such a file."""
     (folder / "eoq.db").touch()
     assert _sent(folder) == ["0", "1", "2"]
 
 
-def test_a_folder_that_is_not_there_is_made(folder: Path) -> None:
+def test_a_missing_folder_is_made(folder: Path) -> None:
     deep = folder / "a" / "b"
     with planted_daemon(folder=folder) as daemon:
         daemon.terminate()
@@ -146,7 +146,7 @@ def test_a_folder_that_is_not_there_is_made(folder: Path) -> None:
     assert deep.stat().st_mode & 0o077 == 0
 
 
-def test_a_file_where_a_folder_should_be_is_told(folder: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused(folder: Path) -> None:
     (folder / "file").write_text("x")
     ran = _refused(folder / "file" / "eoq.db", folder / "s")
     assert ran.status == NOT_ALLOWED
@@ -157,7 +157,7 @@ def test_a_file_where_a_folder_should_be_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
-def test_what_may_not_be_written_is_77(folder: Path, place: str) -> None:
+def test_a_file_or_folder_without_write_permission_is_77(folder: Path, place: str) -> None:
     mine = folder / "mine"
     mine.mkdir()
     _sent(mine)
@@ -173,7 +173,7 @@ def test_what_may_not_be_written_is_77(folder: Path, place: str) -> None:
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     try:
-        ran = _refused_as_nobody(mine / "eoq.db", open_to_all / "s")
+        ran = _refused_as_other_user(mine / "eoq.db", open_to_all / "s")
     finally:
         mine.chmod(0o700)
     assert ran.status == NOT_ALLOWED, ran.errors
@@ -189,7 +189,7 @@ MESSAGES: Final = 300
 
 
 def _damage(db: Path, first: float, last: float) -> None:
-    """Overwrites the pages between two parts of a file with garbage."""
+    """Overwrite the pages between two fractions of a file with garbage."""
     size = db.stat().st_size
     start, end = (int(size * part) // PAGE * PAGE for part in (first, last))
     with db.open("r+b") as file:
@@ -199,7 +199,7 @@ def _damage(db: Path, first: float, last: float) -> None:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A good file with messages of a page each."""
+    """Return an undamaged database whose messages have about one page each."""
     with running_daemon() as daemon, eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing(bytes(3000), id=f"{number}") for number in range(MESSAGES)])
         assert daemon.terminate() == 0
@@ -207,7 +207,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _receive_until_damage(client: eoq.Client) -> tuple[list[str], eoq.EoqError | None]:
-    """Receives and acks one by one."""
+    """Receive and ack messages one by one. Return their ids, and the error that ended it."""
     received: list[str] = []
     try:
         while messages := client.receive("q"):
@@ -218,25 +218,25 @@ def _receive_until_damage(client: eoq.Client) -> tuple[list[str], eoq.EoqError |
     return received, None
 
 
-def test_garbage_in_the_middle_stops_nothing_else_and_is_told(good: Path, folder: Path) -> None:
-    """The rest is delivered in order, once; then the error says what to do, and it says so again after a restart."""
+def test_garbage_in_the_middle_is_reported_and_the_rest_is_delivered(good: Path, folder: Path) -> None:
+    """What can be read is delivered in order, once. Then the error says what to do, also after a restart."""
     shutil.copy(good, folder)
     _damage(folder / "eoq.db", 0.4, 0.5)
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         received, error = _receive_until_damage(client)
         assert received == [f"{number}" for number in range(len(received))]
         assert 0 < len(received) < MESSAGES
-        _check_told(error)
+        _check_damage_reported(error)
         assert client.ask("status")["pid"] == daemon.pid
         assert client.send("other", "x", id="a").duplicate is False
         assert ids_of(settle_all(client, "other")) == ["a"]
         daemon.restart()
         again, error = _receive_until_damage(client)
         assert not set(again) & set(received)
-        _check_told(error)
+        _check_damage_reported(error)
 
 
-def test_on_the_command_line_damage_is_75(good: Path, folder: Path) -> None:
+def test_damage_is_75_on_the_command_line(good: Path, folder: Path) -> None:
     shutil.copy(good, folder)
     _damage(folder / "eoq.db", 0.1, 0.9)
     with planted_daemon(folder=folder) as daemon:
@@ -245,7 +245,7 @@ def test_on_the_command_line_damage_is_75(good: Path, folder: Path) -> None:
         assert "restore it from a backup" in ran.errors
 
 
-def test_a_file_that_was_cut_is_told(good: Path, folder: Path) -> None:
+def test_a_truncated_file_is_refused(good: Path, folder: Path) -> None:
     shutil.copy(good, folder)
     os.truncate(folder / "eoq.db", (folder / "eoq.db").stat().st_size // 2)
     before = _contents(folder)
@@ -255,7 +255,7 @@ def test_a_file_that_was_cut_is_told(good: Path, folder: Path) -> None:
     assert _contents(folder) == before
 
 
-def _check_told(error: eoq.EoqError | None) -> None:
+def _check_damage_reported(error: eoq.EoqError | None) -> None:
     assert isinstance(error, eoq.StorageFailed)
     assert "damaged" in str(error)
     assert "restore it from a backup" in str(error)
@@ -266,7 +266,7 @@ def _check_told(error: eoq.EoqError | None) -> None:
 
 @contextmanager
 def _writes_fail(daemon: Daemon) -> Iterator[None]:
-    """Every write of the daemon's files fails (``EFBIG``, which SQLite takes for an I/O error as it takes ``EIO``)."""
+    """Make every write of the daemon's files fail with ``EFBIG``, which SQLite treats like ``EIO``."""
     before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (SMALLEST_LIMIT, before[1]))
     try:
@@ -275,8 +275,8 @@ def _writes_fail(daemon: Daemon) -> Iterator[None]:
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit another process")
-def test_writes_that_fail_are_told_and_nothing_confirmed_is_lost() -> None:
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can set limits of another process")
+def test_failed_writes_are_reported_and_nothing_confirmed_is_lost() -> None:
     with planted_daemon() as daemon, eoq.connect(daemon.socket) as client:
         client.send("q", "x", id="a")
         (message,) = client.receive("q")
@@ -298,7 +298,7 @@ def test_writes_that_fail_are_told_and_nothing_confirmed_is_lost() -> None:
         assert left(client, "q") == {}
 
 
-# ── somebody else was here, or is ───────────────────────────────────────────────────────────────────────────
+# ── other daemons, sockets and locks ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_second_daemon_on_the_same_file_is_refused_and_names_the_first(daemon: Daemon) -> None:
@@ -312,8 +312,8 @@ def test_a_second_daemon_on_the_same_file_is_refused_and_names_the_first(daemon:
 
 
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link", "link to the folder"])
-def test_another_name_of_the_same_file_is_the_same_file(daemon: Daemon, kind: str) -> None:
-    """Two daemons would each take the other's leases for those of a daemon that is gone."""
+def test_a_second_daemon_by_another_name_of_the_file_is_refused(daemon: Daemon, kind: str) -> None:
+    """Otherwise each daemon would take the other's leases for those of a dead daemon."""
     name = daemon.folder / "name.db"
     if kind == "symbolic link":
         name.symlink_to(daemon.db)
@@ -334,7 +334,7 @@ def test_a_second_daemon_on_the_same_socket_is_refused(daemon: Daemon) -> None:
     assert not (daemon.folder / "other.db").exists()
 
 
-def test_the_socket_of_another_program_is_left_alone(folder: Path) -> None:
+def test_the_socket_of_another_program_is_not_touched(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
         other.listen()
@@ -345,7 +345,7 @@ def test_the_socket_of_another_program_is_left_alone(folder: Path) -> None:
             probe.connect(str(folder / "s"))
 
 
-def test_a_file_in_the_place_of_the_socket_is_left_alone(folder: Path) -> None:
+def test_a_file_in_the_place_of_the_socket_is_not_touched(folder: Path) -> None:
     (folder / "s").write_text("a letter")
     ran = _refused(folder / "eoq.db", folder / "s")
     assert ran.status == BAD_DATA
@@ -353,8 +353,8 @@ def test_a_file_in_the_place_of_the_socket_is_left_alone(folder: Path) -> None:
     assert (folder / "s").read_text() == "a letter"
 
 
-def test_what_a_killed_daemon_leaves_stops_no_other(daemon: Daemon) -> None:
-    """Its lock files, its socket, its log: the next one takes them over, at once."""
+def test_files_of_a_killed_daemon_do_not_stop_the_next_one(daemon: Daemon) -> None:
+    """The next daemon takes over lock files, socket and log at once."""
     with eoq.connect(daemon.socket) as client:
         client.send("q", "x", id="a")
         first = daemon.pid
@@ -367,21 +367,21 @@ def test_what_a_killed_daemon_leaves_stops_no_other(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("text", ["garbage", '{"pid": 1, "socket": "/nowhere"}', "\0" * 5000])
-def test_a_stale_lock_file_says_nothing_whatever_it_says(folder: Path, text: str) -> None:
-    """Only a held lock counts: the process it names may have ended, and another one have its number."""
+def test_a_lock_file_that_is_not_locked_has_no_effect(folder: Path, text: str) -> None:
+    """Only a lock counts: the named process may have ended, and another may have its id."""
     (folder / "eoq.db.lock").write_text(text)
     assert _sent(folder) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"pid": 1}'])
-def test_a_held_lock_counts_whatever_it_says(daemon: Daemon, text: str) -> None:
+def test_a_locked_lock_file_counts_whatever_its_text(daemon: Daemon, text: str) -> None:
     daemon.db.with_name("eoq.db.lock").write_text(text)
     ran = _refused(daemon.db, daemon.folder / "other")
     assert ran.status == TRY_AGAIN
     assert "another eoq daemon" in ran.errors
 
 
-def test_a_daemon_that_is_stopped_leaves_no_socket_and_no_log(daemon: Daemon) -> None:
+def test_a_stopped_daemon_leaves_no_socket_and_no_log(daemon: Daemon) -> None:
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
     eventually(lambda: sorted(path.name for path in daemon.folder.glob("eoq.db*")) == ["eoq.db", "eoq.db.lock"])

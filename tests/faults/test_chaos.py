@@ -1,6 +1,6 @@
-"""Producers, workers and the daemon as real processes, killed at random: at the end each effect is there once.
+"""Producers, workers and the daemon are real processes and killed at random. At the end each effect is there once.
 
-``EOQ_SEED`` repeats the plan and the order of the kills of an earlier run (not its timing).
+``EOQ_SEED`` repeats the plan and the order of the kills of an earlier run, but not its timing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ QUEUE: Final = "payments"
 PRODUCERS: Final = ("p0", "p1")
 WORKERS: Final = {"w0": "consume", "w1": "work"}
 LONGEST_LIFE: Final = 0.8
-"""Seconds between two kills, at most."""
+"""How many seconds pass between two kills at most."""
 END: Final = 60.0
-"""Seconds in which the rest must be handled once the killing is over."""
+"""How many seconds the rest may take after the last kill."""
 
 
 class Program:
-    """A Python process that is killed and started again. What it says on standard error goes to a file."""
+    """A Python process that is killed and started again. Its standard error goes to a file."""
 
     def __init__(self, folder: Path, name: str, *command: object) -> None:
         self.name = name
@@ -43,14 +43,14 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it."""
+        """Start the process."""
         with self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stderr=errors, env=clean_environment(), cwd="/"
             )
 
     def kill(self) -> None:
-        """``kill -9``. One that has ended by itself has failed, and says why."""
+        """Kill the process with ``kill -9``. Fail if it has ended by itself."""
         if self._process is not None:
             ended = self._process.poll()
             self._process.kill()
@@ -59,12 +59,12 @@ class Program:
             assert ended is None, f"{self.name} has ended with {ended}: {self._errors.read_text()}"
 
     def restart(self) -> None:
-        """``kill -9``, and a new process."""
+        """Kill the process and start a new one."""
         self.kill()
         self.start()
 
     def wait(self) -> None:
-        """Waits for its own, good end."""
+        """Wait until the process ends by itself, with status 0."""
         assert self._process is not None
         status = self._process.wait(END)
         self._process = None
@@ -73,7 +73,7 @@ class Program:
 
 @contextmanager
 def _programs(daemon: PlantedDaemon, seed: int) -> Iterator[dict[str, Program]]:
-    """The producers and the workers, started; none is left at the end."""
+    """Start the producers and the workers, and yield them. Kill them at the end."""
     folder = daemon.folder
     producer, worker = Path(chaos_producer.__file__), Path(chaos_worker.__file__)
     programs = {name: Program(folder, name, producer, daemon.socket, QUEUE, seed, name, folder) for name in PRODUCERS}
@@ -89,7 +89,7 @@ def _programs(daemon: PlantedDaemon, seed: int) -> Iterator[dict[str, Program]]:
 
 
 def _kill_at_random(victims: dict[str, Callable[[], None]], rng: random.Random, seconds: float) -> Counter[str]:
-    """Kills and restarts one or two at a time, in random order but each as often as the others; returns how often."""
+    """Kill and restart one or two at a time, in random order but each as often as the others. Return the counts."""
     kills: Counter[str] = Counter()
     turns: list[str] = []
     end = time.monotonic() + seconds
@@ -104,14 +104,14 @@ def _kill_at_random(victims: dict[str, Callable[[], None]], rng: random.Random, 
 
 
 def _check(daemon: PlantedDaemon, seed: int) -> int:
-    """Every confirmed message has its effect, once, and there is no other; returns their number."""
+    """Check that each confirmed message has its effect once, and that there is no other. Return how many there are."""
     sent = [id for name in PRODUCERS for id in (daemon.folder / f"{name}.sent").read_text().split()]
     with closing(sqlite3.connect(daemon.folder / "ledger.db")) as database:
         effects = Counter(id for (id,) in database.execute("select id from effect"))
         (total,) = database.execute("select sum(amount) from effect").fetchone()
     assert [id for id, count in effects.items() if count > 1] == [], "effects that happened twice"
     assert sorted(set(sent) - effects.keys()) == [], "confirmed messages without an effect"
-    assert sorted(effects.keys() - set(sent)) == [], "effects that nobody asked for"
+    assert sorted(effects.keys() - set(sent)) == [], "effects without a confirmed message"
     assert total == sum(chaos_producer.amount(seed, id) for id in sent)
     return len(sent)
 

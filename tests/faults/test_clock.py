@@ -1,4 +1,4 @@
-"""A wall clock that jumps by hours, both ways: it may shift a deadline, but never lose or double a message."""
+"""Test wall clocks that jump by hours: a jump may shift a deadline, but never lose or double a message."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.support import eventually
 HOUR: Final = 3600.0
 JUMPS: Final = (3 * HOUR, -3 * HOUR)
 SLACK: Final = 2.0
-"""Seconds a loaded machine may add."""
+"""Seconds that a busy machine may add."""
 
 
 class WrongClock:
-    """The wall clock of a daemon, and how wrong it is."""
+    """The wall clock of a daemon, with an error that the test sets."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.set(0.0)
 
     def set(self, seconds: float) -> None:
-        """Lets it be wrong by so much, from now on."""
+        """Set the error of the clock."""
         new = self.file.with_suffix(".new")
         new.write_text(f"{seconds}")
         new.rename(self.file)
@@ -39,28 +39,28 @@ class WrongClock:
 
 @pytest.fixture
 def clock(folder: Path) -> WrongClock:
-    """A clock that is right."""
+    """Return a clock without error."""
     return WrongClock(folder / "clock")
 
 
 @pytest.fixture
 def wrong(folder: Path, clock: WrongClock) -> Iterator[PlantedDaemon]:
-    """A daemon that goes by ``clock``."""
+    """Run a daemon with ``clock`` as its wall clock."""
     with planted_daemon(Plant(clock=str(clock.file)), folder) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def client(wrong: PlantedDaemon) -> Iterator[eoq.Client]:
-    """A client of it."""
+    """Return a client of that daemon."""
     with eoq.connect(wrong.socket) as client:
         yield client
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-@pytest.mark.parametrize("asked", [True, False], ids=["somebody asks something", "idle"])
+@pytest.mark.parametrize("asked", [True, False], ids=["request after the jump", "idle"])
 def test_a_wait_takes_the_time_it_had_left(client: eoq.Client, clock: WrongClock, jump: float, asked: bool) -> None:
-    """It neither comes early nor is stuck for hours, whether or not a request comes after the jump."""
+    """A delayed message is neither early nor hours late, whether or not a request follows the jump."""
     start = time.monotonic()
     client.send("q", "x", id="delay", delay=0.7)
     client.send("q", "x", id="nack")
@@ -80,7 +80,7 @@ def test_a_wait_takes_the_time_it_had_left(client: eoq.Client, clock: WrongClock
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_message_lives_as_long_as_it_was_to(client: eoq.Client, clock: WrongClock, jump: float) -> None:
+def test_a_ttl_is_not_changed_by_a_jump(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     start = time.monotonic()
     client.send("q", "x", id="short", ttl=0.7)
     client.send("q", "x", id="long", ttl=HOUR)
@@ -92,7 +92,7 @@ def test_a_message_lives_as_long_as_it_was_to(client: eoq.Client, clock: WrongCl
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_key_is_done_for_as_long_as_it_was_to(client: eoq.Client, clock: WrongClock, jump: float) -> None:
+def test_a_key_stays_done_after_a_jump(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     runs: list[int] = []
 
     def run() -> bytes:
@@ -105,8 +105,8 @@ def test_a_key_is_done_for_as_long_as_it_was_to(client: eoq.Client, clock: Wrong
     assert len(runs) == 1
 
 
-def test_a_moment_is_that_of_the_clock(client: eoq.Client, clock: WrongClock) -> None:
-    """What was asked for as a moment comes when the clock says so, also if that was set."""
+def test_at_means_the_time_of_the_clock(client: eoq.Client, clock: WrongClock) -> None:
+    """A message with ``at`` is delivered when the clock shows that time, even if the clock was set."""
     client.send("q", "x", id="at", at=time.time() + HOUR)
     client.send("q", "x", id="delay", delay=HOUR)
     clock.set(3 * HOUR)
@@ -114,7 +114,7 @@ def test_a_moment_is_that_of_the_clock(client: eoq.Client, clock: WrongClock) ->
     assert ids_of(client.receive("q", 10, wait=10)) == ["at"]
 
 
-def test_many_small_corrections_are_no_jump(client: eoq.Client, clock: WrongClock) -> None:
+def test_many_small_corrections_do_not_shift_a_delay(client: eoq.Client, clock: WrongClock) -> None:
     start = time.monotonic()
     client.send("q", "x", id="a", delay=0.5)
     for step in range(20):
@@ -125,7 +125,7 @@ def test_many_small_corrections_are_no_jump(client: eoq.Client, clock: WrongCloc
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_jump_between_two_lives_loses_no_delayed_message(
+def test_a_jump_while_the_daemon_is_down_loses_no_delayed_message(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock, jump: float
 ) -> None:
     client.send("q", "x", id="soon", delay=0.2)
@@ -133,7 +133,7 @@ def test_a_jump_between_two_lives_loses_no_delayed_message(
     wrong.kill()
     clock.set(jump)
     wrong.start()
-    if jump > 0:  # it has been down for hours, as far as anyone can tell
+    if jump > 0:  # for the daemon it was down for hours
         due = [client.receive("q", wait=10)[0].id, client.receive("q", wait=10)[0].id]
         assert due == ["soon", "in an hour"]
         return
@@ -145,7 +145,7 @@ def test_a_jump_between_two_lives_loses_no_delayed_message(
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_lease_neither_ends_early_nor_late(client: eoq.Client, clock: WrongClock, jump: float) -> None:
+def test_a_lease_ends_neither_early_nor_late(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     client.send_many("q", [eoq.Outgoing("x", id="long"), eoq.Outgoing("x", id="short")])
     (long,) = client.receive("q", lease=30)
     (short,) = client.receive("q", lease=0.5)
@@ -163,7 +163,7 @@ def test_a_lease_neither_ends_early_nor_late(client: eoq.Client, clock: WrongClo
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_wait_is_as_long_as_it_is(client: eoq.Client, clock: WrongClock, jump: float) -> None:
+def test_a_receive_waits_as_long_as_asked(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     start = time.monotonic()
     threading.Timer(0.1, clock.set, (jump,)).start()
     assert client.receive("q", wait=0.5) == []
@@ -171,7 +171,7 @@ def test_a_wait_is_as_long_as_it_is(client: eoq.Client, clock: WrongClock, jump:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_what_was_settled_is_known_on_both_sides_of_a_jump(
+def test_a_settled_message_stays_known_after_a_jump(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock, jump: float
 ) -> None:
     client.send("q", "x", id="a")
@@ -185,7 +185,9 @@ def test_what_was_settled_is_known_on_both_sides_of_a_jump(
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_order_is_that_of_storing_whatever_the_clock_said(client: eoq.Client, clock: WrongClock, jump: float) -> None:
+def test_messages_are_delivered_in_the_order_of_storing_whatever_the_clock(
+    client: eoq.Client, clock: WrongClock, jump: float
+) -> None:
     sent = []
     for number in range(20):
         clock.set(jump * (number % 3))
@@ -194,10 +196,10 @@ def test_order_is_that_of_storing_whatever_the_clock_said(client: eoq.Client, cl
     assert sent == sorted(sent, key=int)
 
 
-def test_everything_at_once_under_a_jumping_clock_happens_once(
+def test_every_message_is_settled_once_under_a_jumping_clock(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock
 ) -> None:
-    """Sends, delays, retries and kills, while the clock jumps all the time."""
+    """Send, delay, retry and kill while the clock keeps jumping."""
     rng = random.Random(7)
     sent: list[str] = []
     settled: list[str] = []
@@ -209,17 +211,18 @@ def test_everything_at_once_under_a_jumping_clock_happens_once(
         if number in (40, 80):
             wrong.restart()
     clock.set(6 * HOUR)
-    wrong.restart()  # the clock is ahead of everything that was delayed
+    wrong.restart()  # the clock is past every delay
 
     def drained() -> bool:
         settled.extend(ids_of(settle_all(client, "q")))
         return not left(client, "q")
 
-    eventually(drained, what="all is settled")
+    eventually(drained, what="every message is settled")
     assert sorted(settled) == sorted(sent)
 
 
 def _settle_or_nack(client: eoq.Client, rng: random.Random) -> list[str]:
+    """Receive a few messages, and ack or nack each by chance. Return the ids of those that were acked."""
     settled = []
     for message in client.receive("q", 3):
         with suppress(eoq.LeaseLost):

@@ -1,4 +1,4 @@
-"""All features on one message's way, under kills: and its effect is there once."""
+"""All features together on the way of one message, with kills: its effect is there once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _shop(folder: Path) -> Iterator[Daemon]:
 
 
 def _orders(path: Path, count: int) -> None:
-    """Written to the outbox: delayed, with priority, group and time to live, to a topic; every third is undone."""
+    """Write orders to the outbox, to a topic, with delay, priority, group and time to live. Roll back every third."""
     with closing(sqlite3.connect(path)) as database:
         outbox = eoq.Outbox(database)
         for number in range(count):
@@ -62,14 +62,14 @@ def _orders(path: Path, count: int) -> None:
                     raise OSError("the application gives up")
 
 
-def test_each_feature_goes_with_every_other(folder: Path) -> None:
+def test_each_feature_works_with_every_other(folder: Path) -> None:
     count = 24
     committed = [n for n in range(count) if n % 3 != 2]
     with _shop(folder) as daemon:
         _orders(folder / "shop.db", count)
         with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "ledger.db") as inbox:
             eventually(lambda: client.topics())
-            daemon.kill()  # some are sent by now, perhaps
+            daemon.kill()  # some may be sent by now
             daemon.restart()
             eventually(lambda: sum(_counts(client, "pay.all").values()) == len(committed))
 
@@ -78,7 +78,7 @@ def test_each_feature_goes_with_every_other(folder: Path) -> None:
                 tx.execute("insert into effect values (?, ?, ?)", (message.queue, message.id, time.time()))
                 return "booked"
 
-            # All fail until they are dead: half of them behind their effect, whose ack is lost.
+            # All fail until they are dead. Half of them have their effect by then, since only the ack is lost.
             for queue in ("pay.eu", "pay.all"):
                 while counts := {state: n for state, n in _counts(client, queue).items() if state != "dead"}:
                     for message in client.receive(queue, 10, wait=0.5):
@@ -107,13 +107,13 @@ def test_each_feature_goes_with_every_other(folder: Path) -> None:
 
 
 def _process_and_lose_the_ack(inbox: eoq.Inbox, message: eoq.Message, book: object) -> None:
-    class Deaf:
+    class LosesAcks:
         """A client whose connection ends before the ack."""
 
         def ack(self, *_: object) -> None:
             raise eoq.LeaseLost("the ack was lost")
 
-    inbox.process(replace(message, settler=Deaf()), book)  # type: ignore[arg-type] # as much of one as is used
+    inbox.process(replace(message, settler=LosesAcks()), book)  # type: ignore[arg-type] # it has what is used
 
 
 def _counts(client: eoq.Client, queue: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A daemon or a consumer killed at a chosen point: every point of every operation, each once (G1 to G5)."""
+"""A daemon or a consumer is killed at a chosen point: each point of each operation once (G1 to G5)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 WORKER: Final = Path(planted_worker.__file__)
 LIVES: Final = 12
-"""More than a daemon has transactions of its own as it starts."""
+"""More than a daemon has transactions of its own when it starts."""
 
 
 # ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -37,7 +37,7 @@ Crashes: TypeAlias = dict[tuple[str, Point], Future[None]]
 
 @pytest.fixture(scope="module")
 def crashes() -> Iterator[Crashes]:
-    """All crashes of the table, a few at a time in the order of the tests: most of a crash is waiting."""
+    """Return all crashes of the table. A few run at a time, in the order of the tests: most of a crash is waiting."""
     pool = ThreadPoolExecutor(4)
     yield {
         (operation.name, point): pool.submit(crash, operation, point) for operation in OPERATIONS for point in POINTS
@@ -48,7 +48,7 @@ def crashes() -> Iterator[Crashes]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_a_daemon_killed_at_a_point_of_an_operation(crashes: Crashes, operation: Operation, point: Point) -> None:
-    """Confirmed is there; not confirmed is there once or not at all; the client ends with exactly one."""
+    """What is confirmed is on disk. What is not is there once or not at all. In the end the client has exactly one."""
     crashes[operation.name, point].result()
 
 
@@ -56,10 +56,10 @@ def test_a_daemon_killed_at_a_point_of_an_operation(crashes: Crashes, operation:
     "point", ["written", "committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "replying"))]
 )
 def test_a_daemon_killed_at_its_nth_transaction(point: PlantedPoint) -> None:
-    """One life after the other, each ended at a later transaction, whatever that is, while a client works on."""
+    """Kill one daemon after the other, each at a later transaction of any kind, while a client goes on working."""
     stop = threading.Event()
     with planted_daemon() as daemon, eoq.connect(daemon.socket) as client, ThreadPoolExecutor(1) as pool:
-        client.ask("status")  # from now on it waits for a daemon that goes away
+        client.ask("status")  # from now on the client waits for a daemon that is gone
         working = pool.submit(_pass_on, client, stop)
         try:
             for nth in range(1, LIVES + 1):
@@ -77,7 +77,7 @@ def test_a_daemon_killed_at_its_nth_transaction(point: PlantedPoint) -> None:
 
 
 def _pass_on(client: eoq.Client, stop: threading.Event) -> list[str]:
-    """Sends messages, and passes each on to the next queue under an id that only the client's repetition repeats."""
+    """Send messages, and pass each on to the next queue with an id that only the client itself repeats."""
     sent: list[str] = []
     while not stop.is_set() or left(client, "work"):
         if not stop.is_set():
@@ -90,8 +90,8 @@ def _pass_on(client: eoq.Client, stop: threading.Event) -> list[str]:
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_daemon_killed_while_it_makes_its_file(folder: Path, nth: int) -> None:
-    """Wherever it was, the next daemon has a good file."""
+def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> None:
+    """At whatever moment that was, the next daemon has a good file."""
     with planted_daemon(folder=folder) as daemon:
         daemon.kill()
         for file in folder.glob("eoq.db*"):
@@ -118,7 +118,7 @@ def test_a_daemon_killed_while_it_makes_its_file(folder: Path, nth: int) -> None
 @pytest.mark.parametrize("how", ["one", "many", "async-one", pytest.param("async-many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", planted_worker.POINTS)
 def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder: Path, point: str, how: str) -> None:
-    """The effect is there once: either the killed one left it, or the next one makes it (G5)."""
+    """The effect is there once: either the killed consumer committed it, or the next one does (G5)."""
     ledger = folder / "ledger.db"
     with closing(sqlite3.connect(ledger)) as database:
         database.execute("create table effect (id text not null)")
@@ -126,7 +126,7 @@ def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder:
         client.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
         assert _work(shared_daemon, ledger, queue, point, how) == -signal.SIGKILL
         assert ("b" in _effects(ledger)) is planted_worker.POINTS[point]
-        eventually(lambda: left(client, queue).get("leased") is None, what="its leases end with its connection")
+        eventually(lambda: left(client, queue).get("leased") is None, what="the leases end with the connection")
         assert _work(shared_daemon, ledger, queue, "none", how) == 0
         assert _effects(ledger) == ["a", "b", "c"]
         assert left(client, queue) == {}

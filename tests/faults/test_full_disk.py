@@ -1,6 +1,6 @@
-"""A full disk: a clear error at once, nothing confirmed is lost, and it goes on by itself when there is space (G10).
+"""Test a full disk: a clear error at once, no confirmed message is lost, and work goes on when there is space (G10).
 
-The disk is a small file system in memory where root can mount one; everybody has a database that may not grow.
+The disk is a small file system in memory, which only root can mount, or a database that is not allowed to grow.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ QUEUE: Final = "q"
 DISK_BYTES: Final = 8 * 1024 * 1024
 BALLAST_BYTES: Final = 4 * 1024 * 1024
 DELAY: Final = 1.5
-"""Seconds, longer than it takes to fill the disk."""
+"""Seconds of a delay, longer than it takes to fill the disk."""
 AT_ONCE: Final = 3.0
-"""Seconds; nobody may wait for a disk that has no space."""
+"""Seconds within which a send to a full disk must be refused."""
 
 
 class Disk(Protocol):
-    """A disk with a daemon on it, that can be filled and freed."""
+    """A disk with a daemon's database, which can be filled and freed."""
 
     daemon: PlantedDaemon
 
@@ -39,7 +39,7 @@ class Disk(Protocol):
 
 
 class MountedDisk:
-    """A file system of a few megabytes, filled by what is sent and freed by removing a ballast."""
+    """A file system of a few megabytes. Removing a ballast file frees space."""
 
     def __init__(self, daemon: PlantedDaemon) -> None:
         self.daemon = daemon
@@ -47,18 +47,19 @@ class MountedDisk:
         self._ballast.write_bytes(bytes(BALLAST_BYTES))
 
     def fill(self) -> None:
-        """Takes all space that is left."""
+        """Use up the free space."""
         with self.daemon.db.with_name("filler").open("ab", buffering=0) as filler:
             for size in (1024 * 1024, 4096, 1):
                 while _written(filler.fileno(), size):
                     pass
 
     def free(self) -> None:
-        """Gives some back."""
+        """Free the space of the ballast file."""
         self._ballast.unlink()
 
 
 def _written(descriptor: int, size: int) -> bool:
+    """Write ``size`` bytes. Return whether there was space."""
     try:
         return os.write(descriptor, bytes(size)) > 0
     except OSError:
@@ -66,18 +67,18 @@ def _written(descriptor: int, size: int) -> bool:
 
 
 class LimitedFile:
-    """A database that SQLite may not let grow, which it reports as it reports a full disk."""
+    """A database that SQLite is told not to let grow. SQLite reports that like a full disk."""
 
     def __init__(self, daemon: PlantedDaemon, full: Path) -> None:
         self.daemon = daemon
         self._full = full
 
     def fill(self) -> None:
-        """From now on it may not grow."""
+        """Forbid the database to grow."""
         self._full.touch()
 
     def free(self) -> None:
-        """Now it may."""
+        """Allow the database to grow."""
         self._full.unlink()
 
 
@@ -87,7 +88,7 @@ def _mounted(folder: Path) -> Iterator[Path]:
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "eoq-test", str(disk)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root may mount a small disk")
+        pytest.skip("needs root to mount a small disk")
     try:
         yield disk
     finally:
@@ -96,7 +97,7 @@ def _mounted(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def mounted() -> Iterator[MountedDisk]:
-    """A small disk with a daemon on it; the socket is elsewhere."""
+    """Mount a small disk for the database of a daemon. The socket is elsewhere."""
     with short_folder() as folder, _mounted(folder) as disk:
         daemon = PlantedDaemon(folder)
         daemon.db = disk / "eoq.db"
@@ -110,7 +111,7 @@ def mounted() -> Iterator[MountedDisk]:
 
 @pytest.fixture
 def limited(folder: Path) -> Iterator[LimitedFile]:
-    """A daemon whose file can be kept from growing."""
+    """Run a daemon whose database can be kept from growing."""
     full = folder / "full"
     with planted_daemon(Plant(full=str(full)), folder) as daemon:
         yield LimitedFile(daemon, full)
@@ -118,13 +119,13 @@ def limited(folder: Path) -> Iterator[LimitedFile]:
 
 @pytest.fixture(params=["mounted", "limited"])
 def disk(request: pytest.FixtureRequest) -> Disk:
-    """A disk that is not full yet."""
+    """Return a disk that is not full yet."""
     disk: Disk = request.getfixturevalue(request.param)
     return disk
 
 
 def _send_until_full(client: eoq.Client, size: int) -> list[str]:
-    """Sends until the disk is full; returns what was confirmed. The refusal comes at once."""
+    """Send until the disk is full, which must be reported at once. Return the confirmed ids."""
     sent: list[str] = []
     while True:
         id = f"{size}-{len(sent)}"
@@ -141,13 +142,13 @@ def _send_until_full(client: eoq.Client, size: int) -> list[str]:
 
 
 def _fill(disk: Disk, client: eoq.Client) -> list[str]:
-    """Fills the disk until not one small message fits; returns what was confirmed."""
+    """Fill the disk until not even a small message fits. Return the confirmed ids."""
     sent = [client.send(QUEUE, bytes(100), id=f"first-{number}").id for number in range(10)]
     disk.fill()
     return sent + _send_until_full(client, 50_000) + _send_until_full(client, 1)
 
 
-def test_a_full_disk_is_said_at_once_and_what_was_confirmed_is_delivered(disk: Disk) -> None:
+def test_a_full_disk_is_reported_at_once_and_confirmed_messages_are_delivered(disk: Disk) -> None:
     with eoq.connect(disk.daemon.socket) as client:
         sent = _fill(disk, client)
         for _ in range(3):
@@ -162,7 +163,7 @@ def test_a_full_disk_is_said_at_once_and_what_was_confirmed_is_delivered(disk: D
         assert ids_of(settle_all(client, QUEUE)) == [*sent, "refused"]
 
 
-def test_what_was_confirmed_survives_a_kill_on_a_full_disk(disk: Disk) -> None:
+def test_confirmed_messages_survive_a_kill_on_a_full_disk(disk: Disk) -> None:
     with eoq.connect(disk.daemon.socket) as client:
         sent = _fill(disk, client)
         disk.daemon.kill()
@@ -171,7 +172,7 @@ def test_what_was_confirmed_survives_a_kill_on_a_full_disk(disk: Disk) -> None:
         assert ids_of(settle_all(client, QUEUE)) == sent
 
 
-def test_on_the_command_line_it_is_status_75_and_a_sentence(disk: Disk) -> None:
+def test_a_full_disk_is_75_on_the_command_line(disk: Disk) -> None:
     with eoq.connect(disk.daemon.socket) as client:
         _fill(disk, client)
     shell = Shell(disk.daemon.socket, disk.daemon.folder)
@@ -184,7 +185,7 @@ def test_on_the_command_line_it_is_status_75_and_a_sentence(disk: Disk) -> None:
 
 
 def test_a_transaction_on_a_full_disk_changes_nothing(disk: Disk) -> None:
-    """An ack with a large message behind it: both or none (G4)."""
+    """An ack and the large message that it sends are stored both or not at all (G4)."""
     with eoq.connect(disk.daemon.socket) as client:
         client.send(QUEUE, "x", id="a", priority=1)
         (message,) = client.receive(QUEUE)
@@ -200,26 +201,28 @@ def test_a_transaction_on_a_full_disk_changes_nothing(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("ends", ["by time", "with its connection"])
-def test_a_lease_that_ends_on_a_full_disk_is_given_back_later(mounted: MountedDisk, ends: str) -> None:
+def test_a_lease_that_ends_on_a_full_disk_is_delivered_again_later(mounted: MountedDisk, ends: str) -> None:
     with eoq.connect(mounted.daemon.socket) as client, eoq.connect(mounted.daemon.socket) as consumer:
-        client.send("held", "x", id="a")
-        (message,) = consumer.receive("held", bound=True)
+        client.send("leased", "x", id="a")
+        (message,) = consumer.receive("leased", bound=True)
         _fill(mounted, client)
         if ends == "by time":
             message.extend(0.01)
         else:
             consumer.close()
-        eventually(lambda: client.ask("status")["leased"] == 0, what="the lease has ended")
-        assert (show(client, "held", "a") or {})["state"] == "leased", "the disk has no space for its end"
+        eventually(lambda: client.ask("status")["leased"] == 0, what="the end of the lease")
+        assert (show(client, "leased", "a") or {})["state"] == "leased", (
+            "the disk has no space to store the end of the lease"
+        )
         mounted.free()
-        (again,) = eventually(lambda: client.receive("held"), what="it is delivered again")
+        (again,) = eventually(lambda: client.receive("leased"), what="the second delivery")
         assert (again.id, again.attempt) == ("a", 2)
         with pytest.raises(eoq.LeaseLost):
             client.ack(message)
         again.ack()
 
 
-def test_a_delayed_message_that_is_due_on_a_full_disk_comes_later(mounted: MountedDisk) -> None:
+def test_a_delayed_message_that_is_due_on_a_full_disk_is_delivered_later(mounted: MountedDisk) -> None:
     with eoq.connect(mounted.daemon.socket) as client:
         client.send("later", "x", id="a", delay=DELAY)
         due = time.monotonic() + DELAY
@@ -227,7 +230,7 @@ def test_a_delayed_message_that_is_due_on_a_full_disk_comes_later(mounted: Mount
         eventually(lambda: time.monotonic() > due + 0.1)
         assert (show(client, "later", "a") or {})["state"] == "delayed"
         mounted.free()
-        assert ids_of(eventually(lambda: client.receive("later"), what="it is delivered")) == ["a"]
+        assert ids_of(eventually(lambda: client.receive("later"), what="the delivery")) == ["a"]
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])
@@ -244,12 +247,12 @@ def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str
         assert ids_of(settle_all(client, QUEUE)) == sent
 
 
-def test_a_daemon_that_needs_space_to_start_says_so(mounted: MountedDisk) -> None:
-    """It has a lease of the daemon before to end."""
+def test_a_daemon_that_needs_space_to_start_reports_a_full_disk(mounted: MountedDisk) -> None:
+    """It must store the end of a lease of the previous daemon."""
     daemon = mounted.daemon
     with eoq.connect(daemon.socket) as client:
-        client.send("held", "x", id="a")
-        client.receive("held")
+        client.send("leased", "x", id="a")
+        client.receive("leased")
         _fill(mounted, client)
         daemon.kill()
         ran = Shell(daemon.socket, daemon.folder).run(f"eoq daemon --db {daemon.db} --socket {daemon.socket}")
@@ -257,4 +260,4 @@ def test_a_daemon_that_needs_space_to_start_says_so(mounted: MountedDisk) -> Non
         assert "is full" in ran.errors
         mounted.free()
         daemon.start()
-        assert ids_of(settle_all(client, "held")) == ["a"]
+        assert ids_of(settle_all(client, "leased")) == ["a"]

@@ -1,4 +1,4 @@
-"""A million messages that wait: the daemon stays small, and as quick as with a thousand."""
+"""Test a million waiting messages: the daemon needs little memory, and is as quick as with a thousand."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MILLION: Final = 1_000_000
 THOUSAND: Final = 1_000
 BODY: Final = b"x" * 100
 MOST_MEMORY: Final = 80 * 1024
-"""Kilobytes of memory of the daemon."""
+"""Kilobytes that the daemon may need."""
 ROUNDS: Final = 300
 SLOWER: Final = 2.5
-"""How many times as long it may take with a million: generous, since neighbours disturb."""
+"""How many times slower it may be with a million. Generous, because other processes disturb the measurement."""
 
 
 def _medians(*steps: Callable[[], object]) -> list[float]:
-    """Seconds that each step takes, in the middle. In turn, so that what disturbs one disturbs the others as well."""
+    """Return the median seconds of each step. The steps alternate, so that a disturbance affects all of them."""
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(ROUNDS):
         for step, taken in zip(steps, times, strict=True):
@@ -35,6 +35,7 @@ def _medians(*steps: Callable[[], object]) -> list[float]:
 
 
 def _load(client: eoq.Client, queue: str, count: int) -> None:
+    """Send ``count`` messages."""
     for _ in client.send_stream(queue, (BODY for _ in range(count))):
         pass
 

@@ -1,4 +1,4 @@
-"""``once`` with its caller, or its daemon, killed at each point: one outcome is stored, and nothing runs beside it."""
+"""``once`` with its caller or its daemon killed at each point: one outcome is stored, and callers never overlap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 @pytest.mark.parametrize("how", ["exit", "kill"])
 @pytest.mark.parametrize("point", planted_once.POINTS)
-def test_a_caller_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: str, how: str) -> None:
+def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: str, how: str) -> None:
     trace = tmp_path / "trace"
     trace.touch()
     died = subprocess.run(
@@ -40,10 +40,10 @@ def test_a_caller_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: str, 
         assert client.once("k", lambda: "third") == expected
 
 
-@pytest.mark.parametrize("verb", ["once_begin", "once_finish"])
+@pytest.mark.parametrize("command", ["once_begin", "once_finish"])
 @pytest.mark.parametrize("point", get_args(Point))
-def test_a_daemon_killed_at_a_point(verb: str, point: Point) -> None:
-    """The caller lives, comes back, and has run once; the next gets its result."""
+def test_the_daemon_is_killed_at_a_point(command: str, point: Point) -> None:
+    """The caller reconnects and has run once. The next caller gets its result."""
     runs: list[str] = []
 
     def run() -> str:
@@ -51,11 +51,11 @@ def test_a_daemon_killed_at_a_point(verb: str, point: Point) -> None:
         return f"result {len(runs)}"
 
     with (
-        planted_daemon(Plant(Die(point, verb))) as daemon,
+        planted_daemon(Plant(Die(point, command))) as daemon,
         ThreadPoolExecutor(1) as pool,
         eoq.connect(daemon.socket) as client,
     ):
-        client.ask("status")  # from now on it waits for a daemon that goes away
+        client.ask("status")  # from now on the client waits for a daemon that goes away
         first = pool.submit(client.once, "k", run)
         assert daemon.wait() == -signal.SIGKILL
         daemon.start_plain()
@@ -66,7 +66,7 @@ def test_a_daemon_killed_at_a_point(verb: str, point: Point) -> None:
 
 
 @pytest.mark.parametrize("point", get_args(Point))
-def test_a_daemon_killed_while_a_key_is_opened_again(point: Point) -> None:
+def test_the_daemon_is_killed_while_a_key_is_opened_again(point: Point) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -82,7 +82,7 @@ def test_a_daemon_killed_while_a_key_is_opened_again(point: Point) -> None:
         assert client.once("k", lambda: "second", wait=PATIENCE) == b"second"
 
 
-def test_many_callers_while_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
+def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
     runs: list[int] = []
     with eoq.connect(daemon.socket, timeout=60) as client, ThreadPoolExecutor(8) as pool:
 

@@ -1,4 +1,4 @@
-"""A disk that refuses for a moment to note what came of a key: it runs once, and nobody waits for ever."""
+"""A disk that is full for a moment when the outcome of a key is stored: it runs once, and no caller waits for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_LIMIT = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
 class Refusing:
-    """The daemon's disk, on which no file may grow while it refuses."""
+    """The disk of the daemon: while it refuses, no file may grow."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._pid = daemon.pid
@@ -36,7 +36,7 @@ def disk(daemon: Daemon) -> Iterator[Refusing]:
     disk.take()
 
 
-def test_what_ran_is_stored_when_the_disk_takes_it_again(daemon: Daemon, disk: Refusing) -> None:
+def test_an_outcome_is_stored_when_the_disk_has_room_again(daemon: Daemon, disk: Refusing) -> None:
     ran = []
 
     def function() -> str:
@@ -51,7 +51,9 @@ def test_what_ran_is_stored_when_the_disk_takes_it_again(daemon: Daemon, disk: R
     assert len(ran) == 1
 
 
-def test_a_key_that_was_given_up_is_open_once_the_disk_takes_it(daemon: Daemon, disk: Refusing) -> None:
+def test_a_key_whose_outcome_was_not_stored_is_open_when_the_disk_has_room_again(
+    daemon: Daemon, disk: Refusing
+) -> None:
     def function() -> str:
         disk.refuse()
         return "lost"

@@ -1,7 +1,7 @@
 """Loss of power: what was written after the last fsync is gone or torn, and what was confirmed is there (G1).
 
-How the files look after it, is in ``power.py``; that the log was on disk by the time of each confirmation, is what
-strace shows, and where there is none, the settings of the store's connection.
+``power.py`` makes the files as they may be afterwards. That the log was on disk before each confirmation is seen with
+strace, and without strace by the settings of the store's connection.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from tests.support import PATIENCE, Wire, eventually, short_folder
 FULL: Final = 2
 """``pragma synchronous``: every commit waits for the disk."""
 SYNCED: Final = re.compile(r"(f(data)?sync\(\d+<.*-wal>|<\.\.\. f(data)?sync resumed).*= 0$")
-"""The log is on disk; on the thread strace may show begin and end on lines of their own."""
+"""The log is on disk. For a call on a thread strace may show the begin and the end on separate lines."""
 MOST_SENDS: Final = 300
-"""Megabytes after which a log must have begun again."""
+"""How many megabytes are sent at most until the log has begun again."""
 
 Life = tuple[Path, list[Moment]]
 
 
 @pytest.fixture(scope="module")
 def life() -> Iterator[Life]:
-    """The files of a daemon that was killed, and the moments of its confirmations."""
+    """Return the folder of a daemon that was killed, and the moments of its confirmations."""
     with short_folder() as folder:
         yield folder, live(folder, random.Random(1))
 
@@ -68,7 +68,7 @@ def _check_integrity(db: Path) -> None:
         assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
 
 
-# ── what is there afterwards ────────────────────────────────────────────────────────────────────────────────
+# ── the files afterwards ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("part", [0.3, 0.9, *(pytest.param(n / 16, marks=pytest.mark.slow) for n in range(16))])
@@ -83,22 +83,24 @@ def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part:
         assert daemon.terminate() == 0
     assert moment.sent <= known.keys(), "a confirmed message is lost"
     assert all(known[id] == "done" for id in moment.acked), "a confirmed ack is lost"
-    assert sorted(ids_of(delivered)) == sorted(id for id, state in known.items() if state != "done"), "once, or not"
+    assert sorted(ids_of(delivered)) == sorted(id for id, state in known.items() if state != "done"), (
+        "what is unsettled is not delivered once"
+    )
     assert all(message.body == body_of(message.id) for message in delivered)
     _check_batches(known, moments[-1])
     _check_integrity(daemon.db)
 
 
 def _check_batches(known: dict[str, Any], last: Moment) -> None:
-    """What was sent together is there as a whole, or not at all."""
+    """Check that messages which were sent together are all there, or none of them."""
     batches: dict[str, set[bool]] = defaultdict(set)
     for id in last.sent:
         batches[id.partition("-")[0]].add(id in known)
     assert all(len(there) == 1 for there in batches.values())
 
 
-def test_the_length_at_the_confirmation_is_what_it_takes(life: Life, folder: Path) -> None:
-    """One byte less loses something: so the tests above would notice a confirmation that came too early."""
+def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life, folder: Path) -> None:
+    """This shows that the tests above would notice a confirmation that is sent too early."""
     before, moment = life[1][-3:-1]
     _lose(life, Moment(moment.length - 1, moment.sent, moment.acked), dropped, 0, folder)
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
@@ -111,7 +113,7 @@ def test_the_length_at_the_confirmation_is_what_it_takes(life: Life, folder: Pat
     "loss", [garbled, pytest.param(dropped, marks=pytest.mark.slow)], ids=lambda loss: loss.__name__
 )
 def test_a_log_that_began_again_holds_what_was_confirmed_since(folder: Path, loss: Loss) -> None:
-    """A checkpoint has moved the old log into the file, and the new one is written over it."""
+    """A checkpoint has moved the old log into the file, and the new log overwrites it."""
     sent: list[str] = []
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         length = -1
@@ -139,7 +141,7 @@ def _check_all_there(folder: Path, sent: list[str]) -> None:
 
 
 def test_the_store_commits_with_a_sync_what_must_be_durable(folder: Path) -> None:
-    """Also after a transaction that need not be durable."""
+    """This holds also after a transaction that need not be durable."""
 
     async def settings() -> list[object]:
         store = await SqliteStore.open(folder / "eoq.db")
@@ -163,7 +165,7 @@ def _can_trace() -> bool:
     return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not _can_trace(), reason="strace is not there, or may not trace")
+@pytest.mark.skipif(not _can_trace(), reason="strace is missing, or is not allowed to trace")
 @pytest.mark.parametrize("quick_commit", [None, 0.0], ids=["on the loop", "on the thread"])
 def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Path, quick_commit: float | None) -> None:
     trace = folder / "trace"
@@ -176,7 +178,7 @@ def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Pat
     try:
         daemon.start()
         with daemon.wire() as wire:
-            asked = _ask_everything(wire)
+            asked = _make_all_requests(wire)
         daemon.terminate()
         eventually(lambda: f"{daemon.pid} +++ exited" in re.sub(" +", " ", trace.read_text()), PATIENCE)
     finally:
@@ -185,8 +187,8 @@ def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Pat
     assert confirmed == dict.fromkeys(asked, True)
 
 
-def _ask_everything(wire: Wire) -> list[str]:
-    """Every kind of request that must be durable, some of them behind a receive, which need not: their rids."""
+def _make_all_requests(wire: Wire) -> list[str]:
+    """Make a request of each kind that must be durable, some after a receive, which need not be. Return the rids."""
     asked: list[str] = []
 
     def ask(op: str, **fields: object) -> None:
@@ -208,7 +210,7 @@ def _ask_everything(wire: Wire) -> list[str]:
 
 
 def _confirmed_after_sync(trace: str) -> dict[str, bool]:
-    """For each reply that was sent: whether its transaction was in the log, and the log on disk."""
+    """Return for each reply, by its rid, whether its transaction was in the log and the log was on disk before."""
     confirmed: dict[str, bool] = {}
     written = synced = False
     for line in trace.splitlines():

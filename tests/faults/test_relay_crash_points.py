@@ -1,4 +1,4 @@
-"""A relay killed at each point of a step, by an exit and by ``kill -9``; the next one goes on, and all arrives once."""
+"""A relay is killed at each point of a step, by an exit and by ``kill -9``. The next one sends each message once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MESSAGES: Final = 300
     ],
 )
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_relay_loses_and_doubles_nothing(
+def test_a_killed_relay_loses_no_message_and_sends_none_twice(
     shared_daemon: Daemon, queue: str, tmp_path: Path, point: str, how: str, mode: str
 ) -> None:
     file = tmp_path / "app.db"
@@ -43,10 +43,10 @@ def test_a_killed_relay_loses_and_doubles_nothing(
             ids = [box.send(queue, f"body {number}", group=str(number % 3)) for number in range(MESSAGES)]
     _die(shared_daemon, file, queue, point, how)
     with eoq.connect(shared_daemon.socket) as client:
-        # Settled before the relay comes back: only the daemon's record can tell it that they arrived.
+        # Settled before the next relay starts: only the daemon's records can tell it that they arrived.
         arrived = _settle(client, queue)
         assert (arrived == []) is (POINTS.index(point) <= POINTS.index("marks are committed")) or (
-            point == "the request has left"  # it may have come through or not
+            point == "the request has left"  # it may have arrived or not
         )
         asyncio.run(_relay(shared_daemon, file))
         arrived += _settle(client, queue)
@@ -71,7 +71,7 @@ def _die(daemon: Daemon, file: Path, queue: str, point: str, how: str) -> None:
 
 
 def _settle(client: eoq.Client, queue: str) -> list[str]:
-    """What is there, in the order it was stored, acked."""
+    """Receive and ack all messages, and return their ids in the order in which they were stored."""
     settled: list[eoq.Message] = []
     while messages := client.receive(queue, 1000):
         client.ack_many([(message, None) for message in messages])
@@ -80,7 +80,7 @@ def _settle(client: eoq.Client, queue: str) -> list[str]:
 
 
 def _rows(file: Path) -> tuple[int, int]:
-    """How many rows are left, and how many marks."""
+    """Return how many rows are left, and how many marks."""
     with closing(sqlite3.connect(file)) as database:
         rows: tuple[int, int] = database.execute(
             "select (select count(*) from eoq_outbox), (select count(*) from eoq_outbox_sending)"

@@ -1,4 +1,4 @@
-"""A daemon killed at each point of adding a schedule, and of storing an occurrence: it is there, once."""
+"""Test kills at each point of adding a schedule and of storing an occurrence: each is stored once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COMMITTED: Final = ("committed", "replying")
     [pytest.param(None, id="quick"), pytest.param(0.0, id="in the thread", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("point", get_args(Point))
-def test_firing(point: Point, quick_commit: float | None) -> None:
-    """The first look finds nothing; in the second the first occurrence is stored, and the next one planned."""
+def test_a_kill_while_an_occurrence_is_stored_loses_and_doubles_none(point: Point, quick_commit: float | None) -> None:
+    """The first call of the scheduler finds nothing due. The second stores the first occurrence and plans the next."""
     ids: list[str] = []
     with planted_daemon(Plant(Die(point, "schedule_fire", nth=2), quick_commit)) as daemon:
         with closing(Wire(daemon.socket)) as wire:
@@ -42,8 +42,8 @@ def test_firing(point: Point, quick_commit: float | None) -> None:
 
 
 @pytest.mark.parametrize("point", get_args(Point))
-def test_adding(point: Point) -> None:
-    """What was confirmed is there, what is repeated is there once."""
+def test_a_kill_while_a_schedule_is_added_stores_it_once_or_not_at_all(point: Point) -> None:
+    """A confirmed schedule is stored, and a repeated request adds no second one."""
     with planted_daemon(Plant(Die(point, "schedule_add"))) as daemon:
         with closing(Wire(daemon.socket)) as wire:
             wire.send({"op": "schedule_add", "name": "s", "queue": "q", "every": 1000})

@@ -1,4 +1,4 @@
-"""A slow disk: commits wait on a thread, everything holds as it does on a fast one, and nobody else waits."""
+"""Test a slow disk: commits run on a thread, all guarantees hold, and other requests do not wait."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from tests.support import eventually
 
 ON_THREAD: Final = Plant(quick_commit=0.0)
 ON_THREAD_TOO: Final = ("send", "settle")
-"""Operations of the table of crash points: for the thread one that stores and one that settles will do."""
+"""Operations of `crashes.OPERATIONS` to test on the thread: one that stores and one that settles."""
 COMMIT: Final = 0.3
 SLOW: Final = Plant(commit_seconds=COMMIT)
 PROMPT: Final = 0.2
-"""Seconds in which the daemon answers what needs no disk, also on a loaded machine: less than a commit."""
+"""Seconds within which a request that needs no disk is answered on a busy machine. Shorter than a commit."""
 
 
 @pytest.fixture
 def on_thread() -> Iterator[PlantedDaemon]:
-    """A daemon that commits on its thread, always."""
+    """Run a daemon that always commits on its thread."""
     with planted_daemon(ON_THREAD) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def slow() -> Iterator[PlantedDaemon]:
-    """A daemon whose disk needs long for each commit."""
+    """Run a daemon whose disk is slow in each commit."""
     with planted_daemon(SLOW) as daemon:
         yield daemon
 
 
-# ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────
+# ── commits on the thread ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_message_all_the_way(on_thread: PlantedDaemon) -> None:
+def test_a_message_goes_from_send_to_result(on_thread: PlantedDaemon) -> None:
     with eoq.connect(on_thread.socket) as client:
         assert client.send("q", "x", id="a").duplicate is False
         assert client.send("q", "x", id="a").duplicate is True
@@ -60,7 +60,7 @@ def test_a_message_all_the_way(on_thread: PlantedDaemon) -> None:
     assert on_thread.terminate() == 0
 
 
-def test_many_clients_at_once_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
+def test_many_concurrent_clients_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
     def work(number: int) -> list[str]:
         with eoq.connect(on_thread.socket) as client:
             for index in range(50):
@@ -73,18 +73,19 @@ def test_many_clients_at_once_lose_and_double_nothing(on_thread: PlantedDaemon) 
 
 
 def _acked(message: eoq.Message) -> str:
+    """Ack a message and return its id."""
     message.ack()
     return message.id
 
 
-def test_kills_in_the_middle_of_a_stream_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
+def test_kills_during_a_stream_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
     confirmed: list[str] = []
     with eoq.connect(on_thread.socket) as client, ThreadPoolExecutor(1) as pool:
 
         def stream() -> None:
             for sent in client.send_stream("q", (eoq.Outgoing("x", id=f"{number}") for number in range(3000))):
                 confirmed.append(sent.id)
-                time.sleep(0)  # gives the killer its turn
+                time.sleep(0)  # lets the other thread kill the daemon
 
         streaming = pool.submit(stream)
         for reached in (300, 1500):
@@ -96,6 +97,7 @@ def test_kills_in_the_middle_of_a_stream_lose_and_double_nothing(on_thread: Plan
 
 
 def _reached(streaming: Future[None], confirmed: list[str], count: int) -> bool:
+    """Return whether ``count`` messages are confirmed, or the stream has ended."""
     return streaming.done() or len(confirmed) > count
 
 
@@ -103,11 +105,11 @@ def _reached(streaming: Future[None], confirmed: list[str], count: int) -> bool:
 @pytest.mark.parametrize(
     "operation", [each for each in OPERATIONS if each.name in ON_THREAD_TOO], ids=lambda each: each.name
 )
-def test_a_kill_at_a_point_of_an_operation(operation: Operation, point: Point) -> None:
+def test_a_kill_in_the_middle_of_an_operation_keeps_the_guarantees(operation: Operation, point: Point) -> None:
     crash(operation, point, quick_commit=0.0)
 
 
-def test_a_stop_finishes_and_answers_what_was_begun(slow: PlantedDaemon) -> None:
+def test_a_stop_finishes_and_answers_started_requests(slow: PlantedDaemon) -> None:
     with slow.wire() as wire:
         wire.send(*({"op": "send", "rid": n, "queue": "q", "body": "x", "id": f"{n}"} for n in range(3)))
         assert wire.read()["ok"]
@@ -119,11 +121,11 @@ def test_a_stop_finishes_and_answers_what_was_begun(slow: PlantedDaemon) -> None
         assert ids_of(settle_all(client, "q")) == ["0", "1", "2"]
 
 
-# ── nobody else waits ───────────────────────────────────────────────────────────────────────────────────────
+# ── other requests do not wait ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _slow_answer(daemon: PlantedDaemon, busy: Callable[[], bool]) -> float:
-    """How long `status` took while something else was busy: of ten answers, nine came sooner."""
+    """Return the 90th percentile of the seconds that `status` takes while ``busy`` is true."""
     seconds = []
     with daemon.wire() as wire:
         while busy():
@@ -135,7 +137,7 @@ def _slow_answer(daemon: PlantedDaemon, busy: Callable[[], bool]) -> float:
 
 @pytest.mark.parametrize("receives_between", [False, True], ids=["sends", "sends and receives"])
 def test_status_is_prompt_while_commits_are_slow(slow: PlantedDaemon, receives_between: bool) -> None:
-    """Once the disk is known to be slow; a receive, which needs no sync, makes nobody forget it."""
+    """The daemon knows that the disk is slow after one commit. A receive, which needs no sync, must not reset that."""
     known = threading.Event()
 
     def send() -> float:
@@ -152,11 +154,11 @@ def test_status_is_prompt_while_commits_are_slow(slow: PlantedDaemon, receives_b
         sending = pool.submit(send)
         assert known.wait(20)
         slow_answer = _slow_answer(slow, lambda: not sending.done())
-        assert sending.result() >= 6 * COMMIT, "the commits are slow indeed"
+        assert sending.result() >= 6 * COMMIT, "the commits were not slow"
     assert slow_answer < PROMPT
 
 
-def test_what_arrives_during_a_slow_commit_shares_the_next_one(slow: PlantedDaemon) -> None:
+def test_requests_that_arrive_during_a_slow_commit_share_the_next_one(slow: PlantedDaemon) -> None:
     def send(number: int) -> None:
         with eoq.connect(slow.socket) as client:
             client.send("q", "x", id=f"{number}")

@@ -1,4 +1,4 @@
-"""A daemon killed at each point of a step of its spool, or its power lost; the next one goes on, all arrives once."""
+"""A daemon is killed, or loses power, at each point of a step of its spool. The next one stores each file once."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ QUICK: Final = ("kill", "power")
 @pytest.mark.parametrize(
     ("point", "how"),
     [
-        # In a loss of power all is as in a kill, until something was synced.
+        # Until something is synced, a loss of power is like a kill.
         pytest.param(point, how, marks=() if how == QUICK[number > 2] else pytest.mark.slow)
         for number, point in enumerate(POINTS)
         for how in ("exit", "kill", "power")
     ],
 )
-def test_a_killed_daemon_loses_and_doubles_nothing(point: str, how: str) -> None:
+def test_a_killed_daemon_loses_no_file_and_stores_none_twice(point: str, how: str) -> None:
     with short_folder() as folder:
         spool = _fill(folder)
         _die(folder, spool, point, how)
-        # Settled before the spool is looked at again: only the daemon's record can tell that they arrived.
+        # Settled before the spool is read again: only the daemon's records can tell that they arrived.
         arrived = _settle(folder)
         assert (arrived == []) is (POINTS.index(point) <= POINTS.index("one is rejected")) or (
-            point == "the request has left"  # it may have come through or not
+            point == "the request has left"  # it may have arrived or not
         )
         _check_end(folder, spool, arrived)
         rejected = {path.name for path in (spool / QUEUE / ".rejected").iterdir()}
@@ -47,18 +47,18 @@ def test_a_killed_daemon_loses_and_doubles_nothing(point: str, how: str) -> None
 
 
 @pytest.mark.parametrize("first", ["all are moved", pytest.param("a file is moved", marks=pytest.mark.slow)])
-def test_power_lost_after_a_kill_before_the_sync(first: str) -> None:
-    """What the killed daemon did not sync, the next one must, before it stores anything."""
+def test_a_loss_of_power_after_a_kill_before_the_sync_loses_nothing(first: str) -> None:
+    """The next daemon must sync what the killed one did not, before it stores anything."""
     with short_folder() as folder:
         spool = _fill(folder)
-        (spool / QUEUE / BAD).unlink()  # to reject it would sync as well
+        (spool / QUEUE / BAD).unlink()  # rejecting it would sync as well
         _die(folder, spool, first, "kill")
         _die(folder, spool, "after the reply", "power")
         _check_end(folder, spool, _settle(folder))
 
 
 def _fill(folder: Path) -> Path:
-    """A spool with messages, of which some have ids, some groups; and in their middle something that is none."""
+    """Make a spool with messages, some with ids, some with groups, and one file among them that is not a message."""
     spool = folder / "spool"
     (spool / QUEUE).mkdir(parents=True)
     for number in range(MESSAGES):
@@ -86,7 +86,7 @@ def _die(folder: Path, spool: Path, point: str, how: str) -> None:
 
 
 def _settle(folder: Path, *options: str) -> list[str]:
-    """What there is with a daemon, in the order it was stored, acked."""
+    """Run a daemon, receive and ack all messages, and return their bodies in the order in which they were stored."""
     daemon = Daemon(folder, options)
     daemon.start()
     try:
@@ -105,7 +105,7 @@ def _settle(folder: Path, *options: str) -> list[str]:
 
 
 def _waiting(spool: Path) -> list[str]:
-    """Files that are not stored and not rejected."""
+    """Return the files that are neither stored nor rejected."""
     here = spool / QUEUE
     return [path.name for place in (here, here / ".taking") for path in place.glob("[!.]*")]
 

@@ -28,15 +28,15 @@ from tests.faults.daemons import PlantedDaemon, left, planted_daemon, show
 from tests.support import PATIENCE, clean_environment, eventually, read_line_of
 
 COMMANDS: Final = 20
-"""Messages for ``eoq work`` between two kills: enough that one mostly runs when the kill comes."""
+"""Messages for ``eoq work`` between two kills: enough that one is mostly being handled at the kill."""
 STATEMENTS: Final = 1000
 """Messages for ``eoq apply`` alone between two kills."""
 LONGEST_LIFE: Final = 0.6
 """Seconds between two kills, at most."""
 END: Final = 60.0
-"""Seconds in which the rest must be handled once the killing is over."""
+"""Seconds in which the rest must be handled after the last kill."""
 
-# The command's own trace has a line for each time it began: at least once is all that a command can have.
+# The trace of the command has a line for each start. A command is only run at least once.
 COMMAND: Final = 'read -r n; echo "$EOQ_ID" >> "$0"; sleep 0.03; echo "{\\"n\\": $n}"'
 SQL: Final = "insert into effect values (:id, :body ->> '$.n')"
 
@@ -44,7 +44,9 @@ SQL: Final = "insert into effect values (:id, :body ->> '$.n')"
 def _ledger(folder: Path) -> Path:
     with closing(sqlite3.connect(folder / "ledger.db")) as database:
         database.execute("pragma journal_mode = wal")
-        database.execute("create table effect (id text not null, n integer not null)")  # no key: twice is two rows
+        database.execute(
+            "create table effect (id text not null, n integer not null)"
+        )  # without a key: an effect that happens twice is two rows
     return folder / "ledger.db"
 
 
@@ -66,7 +68,7 @@ class Program:
             )
 
     def kill(self) -> None:
-        """``kill -9``. It may have ended only where there was no daemon when it started."""
+        """Send ``kill -9``. The program may have ended before only because there was no daemon when it started."""
         if self._process is not None:
             ended = self._process.poll()
             self._process.kill()
@@ -82,7 +84,7 @@ class Program:
 def _kill_at_random(
     victims: dict[str, Callable[[], None]], send: Callable[[], None], rng: random.Random, seconds: float
 ) -> Counter[str]:
-    """Sends some, kills and restarts one, and so on; returns how often each was killed."""
+    """Send messages, kill and restart a victim, and repeat. Return how often each was killed."""
     kills: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -124,7 +126,7 @@ def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: f
             victims = {"daemon": daemon.restart, **{name: program.restart for name, program in programs.items()}}
             kills = _kill_at_random(victims, send, random.Random(seed), seconds)
             for program in programs.values():
-                program.restart()  # one may have found no daemon
+                program.restart()  # one may have ended because it found no daemon
             eventually(lambda: not left(client, "in") and not left(client, "out"), END, what="the queues are drained")
         with closing(sqlite3.connect(ledger)) as database:
             effects = dict(database.execute("select id, n from effect"))
@@ -139,7 +141,7 @@ def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: f
 
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(65.0, marks=pytest.mark.slow)])
 def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(seconds: float) -> None:
-    """Outbox → queue → a worker that acks and sends → SQL in another file: the id of the order goes all the way."""
+    """Outbox → queue → a worker that acks and sends → SQL in another database: the id stays the same all the way."""
     seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))
     print(f"EOQ_SEED={seed}")
     with planted_daemon() as daemon, ExitStack() as stack:
@@ -162,7 +164,7 @@ def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(second
         kills = _kill_at_random(victims, programs["producer"].restart, random.Random(seed), seconds)
         programs.pop("producer").kill()
         for program in programs.values():
-            program.restart()  # one may have found no daemon
+            program.restart()  # one may have ended because it found no daemon
         with closing(sqlite3.connect(shop)) as database:
             orders = {f"o{n}": n for (n,) in database.execute("select number from orders")}
 
@@ -215,7 +217,7 @@ def test_two_workers_with_the_same_message_have_one_effect(point: str) -> None:
         slow, fast = worker(point), worker("never")
         begin(slow)
         os.waitpid(slow.pid, os.WUNTRACED)  # it is frozen
-        # Its connection is there, but nobody extends its lease.
+        # Its connection is open, but its lease is not extended.
         eventually(lambda: (show(client, "q", "m") or {})["state"] == "ready")
         begin(fast)
         eventually(lambda: (show(client, "q", "m") or {})["attempts"] == 2)
@@ -230,6 +232,6 @@ def test_two_workers_with_the_same_message_have_one_effect(point: str) -> None:
         winner = fast if point == "before" else slow
         with closing(sqlite3.connect(ledger)) as database:
             assert database.execute("select id, n from effect").fetchall() == [("m", winner.pid)]
-        # Found processed where the other one had committed: its result is what is stored.
+        # The other worker had committed, so the message is found processed: its result is stored.
         assert client.result("q", "m") == eoq.Result("done", str(winner.pid).encode())
         assert b"lost" in outs[0][1]

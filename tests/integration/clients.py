@@ -1,6 +1,6 @@
-"""The face that the blocking client and the asyncio one share in tests.
+"""One interface for the blocking and the asyncio client in tests.
 
-The asyncio client runs on a loop of its own, which runs while a call is under way.
+The asyncio client has an event loop of its own, which runs during each call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["blocking", "asyncio"]
 
 
 class AnyTransaction(Protocol):
-    """What both kinds of transaction do."""
+    """The methods of both kinds of transaction."""
 
     sent: list[eoq.Sent]
 
@@ -30,7 +30,7 @@ class AnyTransaction(Protocol):
 
 
 class AnyClient(Protocol):
-    """What both clients do, once the asyncio one is waited for."""
+    """The methods of both clients, with the asyncio ones awaited."""
 
     def send(
         self,
@@ -116,7 +116,7 @@ class AnyClient(Protocol):
 
 
 class AsyncFace:
-    """The asyncio client, each call run to its end."""
+    """The asyncio client, with each call run to its end."""
 
     def __init__(self, runner: asyncio.Runner, client: eoq.AsyncClient) -> None:
         self._runner = runner
@@ -131,7 +131,7 @@ class AsyncFace:
         self.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the client's loop."""
+        """Run a coroutine on the client's loop."""
         return self._runner.run(coroutine)
 
     def _each(self, source: AsyncIterator[T]) -> Iterator[T]:
@@ -245,7 +245,7 @@ class AsyncFace:
 
 
 class _Transaction:
-    """``async with`` as ``with``."""
+    """An asyncio transaction for a ``with`` block."""
 
     def __init__(self, face: AsyncFace, transaction: eoq.AsyncTransaction) -> None:
         self._face = face

@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that what holds for each is written once."""
+"""Both clients behind one interface, so that a test of both is written once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support import Daemon
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Which of the two clients."""
+    """Which of the two clients to test."""
     kind: Kind = request.param
     return kind
 
 
 @pytest.fixture
 def connect(kind: Kind) -> Iterator[Callable[..., AnyClient]]:
-    """Makes clients of one kind: ``connect(socket, timeout=…)``. They are closed at the end."""
+    """Make clients of one kind: ``connect(socket, timeout=…)``. They are closed at the end."""
     with ExitStack() as stack:
 
         def make(socket: Path | None, timeout: float = 30.0) -> AnyClient:
@@ -38,13 +38,13 @@ def connect(kind: Kind) -> Iterator[Callable[..., AnyClient]]:
 
 @pytest.fixture
 def client(shared_daemon: Daemon, connect: Callable[..., AnyClient]) -> AnyClient:
-    """A client, of each kind in turn, of the file's daemon."""
+    """A client of the shared daemon, of each kind in turn."""
     return connect(shared_daemon.socket)
 
 
 @pytest.fixture
 def blocking(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A blocking client of the file's daemon."""
+    """A blocking client of the shared daemon."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
@@ -54,13 +54,13 @@ def blocking(shared_daemon: Daemon) -> Iterator[eoq.Client]:
 
 @pytest.fixture
 def at_end() -> AsyncExitStack:
-    """What a coroutine's test leaves to be closed, in its own event loop."""
+    """Closes at the end, in the event loop of the test, what a coroutine test has opened."""
     return AsyncExitStack()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test that is a coroutine in an event loop of its own."""
+    """Run a test that is a coroutine in an event loop of its own."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}

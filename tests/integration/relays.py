@@ -1,4 +1,4 @@
-"""Relays for the tests: a real `eoq relay`, and a wire on which a daemon seems to refuse what a test wants."""
+"""Relays for the tests: a real `eoq relay`, and a socket on which requests are refused as a test wants."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import eoq
 from tests.support import PATIENCE, Daemon, kill_group
 
 Refuse: TypeAlias = Callable[[Mapping[str, Any]], str | None]
-"""The code of the error to answer a request with, or None where the daemon may answer it."""
+"""Returns the code of the error to answer a request with, or None if the daemon may answer it."""
 
 
 class RelayProcess:
-    """A real `eoq relay` that runs. What it said stands in ``errors``, up to now or as a whole once it has ended."""
+    """A real `eoq relay` that runs. Its standard error is also written to the file ``errors``."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: Path) -> None:
         self.process = process
@@ -32,14 +32,14 @@ class RelayProcess:
         return self._errors.read_text(errors="replace")
 
     def stop(self, seconds: float = PATIENCE) -> int:
-        """SIGTERM; its exit status."""
+        """Send SIGTERM, and return the exit status."""
         self.process.terminate()
         return self.process.wait(seconds)
 
 
 @contextmanager
 def relaying(daemon: Daemon, *files: Path, socket: Path | None = None) -> Iterator[RelayProcess]:
-    """A real `eoq relay` of the files. At the end it must stop when told to, without a traceback."""
+    """Run a real `eoq relay` of the files. At the end it must stop on SIGTERM, without a traceback."""
     errors = daemon.folder / f"relay-{threading.get_ident()}-{len(list(daemon.folder.iterdir()))}.err"
     command = f"exec eoq relay {' '.join(map(str, files))} --socket {socket or daemon.socket} 2> >(tee {errors} >&2)"
     process = daemon.shell().start(command, stderr=subprocess.PIPE)
@@ -47,9 +47,9 @@ def relaying(daemon: Daemon, *files: Path, socket: Path | None = None) -> Iterat
     relay = RelayProcess(process, errors)
     try:
         readable, _, _ = select.select([process.stderr], [], [], PATIENCE)
-        assert readable, "it said nothing"
+        assert readable, "it printed nothing"
         process.stderr.readline()
-        # What it says from now on is read from its file; a pipe that nobody reads would stop it.
+        # From now on the test reads the file. The pipe must be read too, or the relay would block.
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         yield relay
@@ -64,13 +64,13 @@ def relaying(daemon: Daemon, *files: Path, socket: Path | None = None) -> Iterat
 
 
 def waiting(file: Path) -> int:
-    """How many rows of an outbox are not sent and not set aside."""
+    """Return how many rows of an outbox are neither sent nor set aside."""
     with closing(sqlite3.connect(file, timeout=30)) as database:
         return int(database.execute("select count(*) from eoq_outbox where error is null").fetchone()[0])
 
 
 def bodies(client: eoq.Client, queue: str, count: int) -> list[str]:
-    """The next ``count`` messages of a queue, acked."""
+    """Receive and ack ``count`` messages of a queue, and return their bodies."""
     found: list[str] = []
     while len(found) < count:
         messages = client.receive(queue, count - len(found), PATIENCE)
@@ -83,7 +83,7 @@ def bodies(client: eoq.Client, queue: str, count: int) -> list[str]:
 
 @contextmanager
 def refusing(daemon: Daemon, refuse: Refuse) -> Iterator[Path]:
-    """A socket before the daemon's, on which requests are refused as ``refuse`` says. The rest passes."""
+    """Serve a socket that refuses requests as ``refuse`` says, and passes the others on to the daemon."""
     path = daemon.folder / "refusing"
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

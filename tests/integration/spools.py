@@ -1,4 +1,4 @@
-"""Spools for the tests: files put into them as a shell would, what is left there, and a taker on any socket."""
+"""Spools for the tests: put files into them as a shell does, list what is left, and run a reader on any socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _count = itertools.count()
 
 
 def put(spool: Path, queue: str, name: str, content: bytes | str = b"") -> None:
-    """Renames a file into place; makes the queue's folder if it is not there."""
+    """Rename a file into place. Creates the queue's folder if it does not exist."""
     here = spool / queue
     here.mkdir(parents=True, exist_ok=True)
     unfinished = here / f".{next(_count)}.tmp"
@@ -26,15 +26,15 @@ def put(spool: Path, queue: str, name: str, content: bytes | str = b"") -> None:
 
 
 def waiting(spool: Path, queue: str) -> list[str]:
-    """Files that are neither stored nor rejected."""
+    """Return the files that are neither stored nor rejected."""
     here = spool / queue
     return sorted(path.name for place in (here, here / ".taking") for path in place.glob("[!.]*"))
 
 
 def rejected(spool: Path, queue: str, name: str) -> str:
-    """The reason of what was rejected, waited for."""
+    """Wait until a file is rejected, and return the reason."""
     folder = spool / queue / ".rejected"
-    # Where a folder changed just as it was looked into, the sweep comes back to it.
+    # If a folder changed just while it was scanned, the sweep comes back to it.
     eventually(
         lambda: folder.exists() and name in [path.name for path in folder.iterdir()],
         SWEEP_SECONDS + PATIENCE,
@@ -44,7 +44,7 @@ def rejected(spool: Path, queue: str, name: str) -> str:
 
 
 def arrivals(client: eoq.Client, queue: str, count: int) -> list[eoq.Message]:
-    """The next ``count`` messages, acked; and there are no more."""
+    """Receive and ack ``count`` messages, and check that there are no more."""
     found: list[eoq.Message] = []
     while len(found) < count:
         messages = client.receive(queue, count - len(found), PATIENCE)
@@ -56,22 +56,22 @@ def arrivals(client: eoq.Client, queue: str, count: int) -> list[eoq.Message]:
 
 
 def texts(messages: Iterable[eoq.Message]) -> list[str]:
-    """Their bodies."""
+    """Return their bodies."""
     return [message.text for message in messages]
 
 
 @asynccontextmanager
-async def taking(
+async def reading(
     spool: Path, socket: Path, resend_within: Callable[[str], float] = lambda _: 86400.0
 ) -> AsyncIterator[SpoolReader]:
-    """A taker of the spool that runs, over a socket that need not be its own daemon's."""
+    """Run a reader of the spool over a socket, which may be another daemon's, or a test's."""
     folder = SpoolFolder(spool, {})
     try:
         async with eoq.connect_async(socket) as client:
-            taker = SpoolReader(folder, resend_within)
-            task = asyncio.create_task(taker.run(client))
+            reader = SpoolReader(folder, resend_within)
+            task = asyncio.create_task(reader.run(client))
             try:
-                yield taker
+                yield reader
                 assert not task.done(), task.exception()
             finally:
                 task.cancel()
@@ -81,7 +81,7 @@ async def taking(
 
 
 async def within(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """`eventually` for a coroutine."""
+    """Do as `eventually`, in a coroutine."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 # no event tells of the folder
             await asyncio.sleep(0.005)

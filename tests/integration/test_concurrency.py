@@ -1,4 +1,4 @@
-"""Many at once over one client: threads on the blocking one, tasks on the asyncio one, requests that overtake."""
+"""Many requests at once over one client: threads of the blocking client, tasks of the asyncio client."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_producers_and_consumers_share_one_client(shared: eoq.Client, queue: str
     assert len(set(taken)) == len(taken) == THREADS // 2 * EACH
 
 
-def test_a_thread_that_waits_holds_up_no_other(shared: eoq.Client, shared_daemon: Daemon, queue: str) -> None:
+def test_a_thread_that_waits_does_not_block_others(shared: eoq.Client, shared_daemon: Daemon, queue: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         waits = [pool.submit(shared.receive, queue + name, 1, 60.0) for name in (".a", ".b", ".c")]
         eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 3)
@@ -87,8 +87,8 @@ def test_a_thread_that_waits_holds_up_no_other(shared: eoq.Client, shared_daemon
         assert [wait.result(20)[0].text for wait in waits] == [".a", ".b", ".c"]
 
 
-def test_a_thread_that_gives_up_leaves_the_reading_to_others(shared_daemon: Daemon, queue: str) -> None:
-    """The thread that reads for all may be the first to leave."""
+def test_another_thread_reads_when_the_reading_thread_gives_up(shared_daemon: Daemon, queue: str) -> None:
+    """The thread that reads for all may be the first to give up."""
     with eoq.connect(shared_daemon.socket) as client, ThreadPoolExecutor(2) as pool:
         short = pool.submit(client.receive, queue, 1, 0.3)
         eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
@@ -121,7 +121,7 @@ def test_threads_stay_on_one_connection(shared: eoq.Client, shared_daemon: Daemo
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(send, range(THREADS)))
-    # This question is asked over a connection of its own.
+    # This request uses a connection of its own.
     assert shared_daemon.ask(op="status")["connections"] == 2
 
 
@@ -141,7 +141,7 @@ def test_tasks_send_and_receive_over_one_client(shared_daemon: Daemon, queue: st
 
 
 def test_many_tasks_may_wait_at_once(shared_daemon: Daemon, queue: str) -> None:
-    """More than one connection may have waiting: the client's matter, not its user's."""
+    """More tasks than requests that one connection may have waiting: the client copes with that."""
 
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client, asyncio.timeout(20):
@@ -153,7 +153,7 @@ def test_many_tasks_may_wait_at_once(shared_daemon: Daemon, queue: str) -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_task_disturbs_no_other(shared_daemon: Daemon, queue: str) -> None:
+def test_a_cancelled_task_does_not_disturb_others(shared_daemon: Daemon, queue: str) -> None:
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
             cancelled = asyncio.create_task(client.receive(queue + ".cancelled", wait=60))
@@ -169,8 +169,8 @@ def test_a_cancelled_task_disturbs_no_other(shared_daemon: Daemon, queue: str) -
 
 
 @pytest.mark.parametrize("bound", [False, True])
-def test_a_receive_that_was_given_up_takes_no_message_along(shared_daemon: Daemon, queue: str, bound: bool) -> None:
-    """Whether the message comes long after it was given up, or at that very moment."""
+def test_a_cancelled_receive_loses_no_message(shared_daemon: Daemon, queue: str, bound: bool) -> None:
+    """Whether the message comes long after the receive was cancelled, or at the same moment."""
 
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client, eoq.connect_async(shared_daemon.socket) as other:
@@ -196,8 +196,8 @@ def test_a_receive_that_was_given_up_takes_no_message_along(shared_daemon: Daemo
     asyncio.run(main())
 
 
-def test_receives_that_were_given_up_wait_no_longer(shared_daemon: Daemon, queue: str) -> None:
-    """No message comes that could end them, and one connection may have 256 of them."""
+def test_cancelled_receives_stop_waiting_in_the_daemon(shared_daemon: Daemon, queue: str) -> None:
+    """No message ends them, and one connection may have only 256 that wait."""
 
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
@@ -213,7 +213,7 @@ def test_receives_that_were_given_up_wait_no_longer(shared_daemon: Daemon, queue
     asyncio.run(main())
 
 
-def test_a_consumer_that_is_cancelled_takes_no_message_along(shared_daemon: Daemon, queue: str) -> None:
+def test_a_cancelled_consumer_loses_no_message(shared_daemon: Daemon, queue: str) -> None:
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client, eoq.connect_async(shared_daemon.socket) as other:
 
@@ -232,7 +232,7 @@ def test_a_consumer_that_is_cancelled_takes_no_message_along(shared_daemon: Daem
     asyncio.run(main())
 
 
-def test_settling_through_the_message_itself_with_asyncio(shared_daemon: Daemon, queue: str) -> None:
+def test_an_asyncio_message_settles_itself(shared_daemon: Daemon, queue: str) -> None:
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
             await client.send_many(queue, [eoq.Outgoing(id, id=id) for id in ("ack", "nack", "reject", "extend")])
@@ -248,7 +248,7 @@ def test_settling_through_the_message_itself_with_asyncio(shared_daemon: Daemon,
 
 
 def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queue: str) -> None:
-    """More than the socket's queue of connections holds at a time."""
+    """More clients than the listening socket queues at a time."""
 
     async def one(number: int) -> eoq.Sent:
         async with eoq.connect_async(shared_daemon.socket) as client:
@@ -262,13 +262,15 @@ def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queu
 
 
 @pytest.mark.parametrize("times", [60, pytest.param(600, marks=pytest.mark.slow)])
-def test_who_leaves_in_the_middle_of_a_question_leaves_no_old_view_of_the_file(daemon: Daemon, times: int) -> None:
+def test_a_client_that_leaves_during_a_query_leaves_no_old_snapshot_of_the_database_open(
+    daemon: Daemon, times: int
+) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("many", [b"x" * 1000] * 2000)
     with daemon.wire() as wire:
         for number in range(times):
             with daemon.wire() as leaving:
-                # Answered one after the other: some are under way when it leaves.
+                # Answered one after the other: some are in flight when the client leaves.
                 leaving.send(*[{"op": "peek", "queue": "many", "limit": 200 + number}] * 8)
             sent = wire.ask({"op": "send", "queue": "q", "body": "", "id": str(number)})
             assert sent["ok"]

@@ -1,4 +1,4 @@
-"""A process that forks while it has a client: the child leaves its parent's connection and leases alone."""
+"""A process that forks while it has a client: the child does not touch its parent's connection and leases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import PATIENCE, Daemon
 
 
 def _in_child(function: object) -> int:
-    """Runs it in a forked child; its exit status."""
+    """Run a function in a forked child. Return the child's exit status."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -53,11 +53,11 @@ def test_a_child_has_a_connection_of_its_own(daemon: Daemon) -> None:
             sending.join(PATIENCE)
         assert not sending.is_alive()
         assert conflicts
-        message.ack()  # its lease was the parent's all the time
+        message.ack()  # its lease stayed the parent's
         assert {queue["name"]: queue["ready"] for queue in client.queues()} == {"q": 0, "child": 50}
 
 
-def test_a_lease_ends_with_the_parent_though_a_child_lives_on(daemon: Daemon) -> None:
+def test_a_lease_ends_with_the_parent_although_a_child_lives_on(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as other:
         other.send("q", "x")
         read_end, write_end = os.pipe()

@@ -1,4 +1,4 @@
-"""The inbox inside transactions of another library, SQLAlchemy's sessions here: one commit, and the ack after it."""
+"""The guest inbox inside transactions of another library, here SQLAlchemy's sessions: one commit, then the ack."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _autocommit(file: Path) -> Engine:
 
 
 def _explicit(file: Path) -> Engine:
-    """The recipe of SQLAlchemy's manual: the driver begins nothing, an event does."""
+    """Return an engine by the recipe of SQLAlchemy's manual: an event begins the transactions, not the driver."""
     engine = _plain(file)
 
     @event.listens_for(engine, "connect")
@@ -71,7 +71,7 @@ def file(folder: Path) -> Path:
 
 @pytest.fixture(params=[_plain, _autocommit, _explicit])
 def engine(request: pytest.FixtureRequest, file: Path) -> Iterator[Engine]:
-    """An engine in each of the modes people use."""
+    """Return an engine in each of the usual modes."""
     make: Callable[[Path], Engine] = request.param
     with closing(sqlite3.connect(file)) as database:
         database.execute("pragma journal_mode = wal")
@@ -122,7 +122,7 @@ def test_a_redelivered_message_is_only_acked(blocking: eoq.Client, queue: str, i
 
 
 def test_it_is_acked_only_after_the_commit(blocking: eoq.Client, queue: str, inbox: Inbox, file: Path) -> None:
-    """What the session writes at its very end fails: nothing is left, and the message is given back."""
+    """If the session's writes at its commit fail, nothing is stored, and the message is given back."""
 
     def handler(session: Session, message: eoq.Message) -> None:
         session.add_all([Payment(id=message.id, unique="same"), Payment(id=message.id, unique="same")])
@@ -136,7 +136,7 @@ def test_it_is_acked_only_after_the_commit(blocking: eoq.Client, queue: str, inb
     assert _payments(file) == ["m"]
 
 
-def test_a_handler_that_raises_leaves_nothing(blocking: eoq.Client, queue: str, inbox: Inbox, file: Path) -> None:
+def test_a_handler_that_raises_is_rolled_back(blocking: eoq.Client, queue: str, inbox: Inbox, file: Path) -> None:
     def handler(session: Session, message: eoq.Message) -> None:
         _apply(session, message)
         session.flush()
@@ -150,24 +150,24 @@ def test_a_handler_that_raises_leaves_nothing(blocking: eoq.Client, queue: str, 
 
 
 @pytest.mark.parametrize(
-    "offence",
+    "ending",
     [Session.commit, Session.rollback, lambda session: session.execute(text("commit"))],
     ids=["commit", "rollback", "text"],
 )
-@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("ignores", [False, True])
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client,
     queue: str,
     inbox: Inbox,
     file: Path,
-    offence: Callable[[Session], object],
-    swallows: bool,
+    ending: Callable[[Session], object],
+    ignores: bool,
 ) -> None:
     def handler(session: Session, message: eoq.Message) -> None:
         _apply(session, message)
         session.flush()
-        with suppress(*([Exception] if swallows else [])):
-            offence(session)
+        with suppress(*([Exception] if ignores else [])):
+            ending(session)
 
     with suppress(Exception):
         inbox.process(_delivered(blocking, queue), handler)
@@ -197,7 +197,7 @@ def test_a_handler_may_use_savepoints(blocking: eoq.Client, queue: str, inbox: I
 def test_the_same_message_twice_at_once_takes_effect_once(
     blocking: eoq.Client, queue: str, inbox: Inbox, file: Path
 ) -> None:
-    """A slow worker that has lost its lease, and the next one: whoever comes second finds it done, or fails."""
+    """A slow worker has lost its lease, and the next one runs. The second to commit finds it processed, or fails."""
 
     def process(message: eoq.Message) -> None:
         with suppress(eoq.LeaseLost, DatabaseError, sqlite3.DatabaseError):
@@ -211,19 +211,19 @@ def test_the_same_message_twice_at_once_takes_effect_once(
         assert _payments(file).count(f"{number}") == 1
 
 
-def test_a_delivery_that_waited_for_longer_than_ids_are_kept_runs_nothing(
+def test_the_handler_does_not_run_for_a_delivery_that_is_older_than_keep(
     blocking: eoq.Client, queue: str, engine: Engine, file: Path
 ) -> None:
     inbox: Inbox = eoq.GuestInbox(sessionmaker(engine).begin, _connection, keep=100)
     first, second = _delivered(blocking, queue, "0"), _delivered(blocking, queue, "1")
     inbox.process(second, _apply)
-    with pytest.raises(eoq.LeaseLost, match="and may have been processed and forgotten"):
+    with pytest.raises(eoq.LeaseLost, match="may have been processed and pruned"):
         inbox.process(replace(first, received_at=first.received_at - 101), _apply)
     assert _payments(file) == ["1"]
     assert inbox.process(_again(blocking, queue), _apply) == b"did 0"
 
 
-def test_it_prunes(blocking: eoq.Client, queue: str, engine: Engine) -> None:
+def test_prune_deletes_what_is_below_the_watermark(blocking: eoq.Client, queue: str, engine: Engine) -> None:
     inbox: Inbox = eoq.GuestInbox(sessionmaker(engine).begin, _connection, keep=0)
     for id in "abc":
         inbox.process(_delivered(blocking, queue, id), _apply)
@@ -237,7 +237,7 @@ def test_a_connection_of_another_database_is_refused(blocking: eoq.Client, queue
         inbox.process(_delivered(blocking, queue), _apply)
 
 
-def test_pooled_connections_are_given_back_as_they_were(
+def test_a_pooled_connection_is_returned_as_it_was(
     blocking: eoq.Client, queue: str, inbox: Inbox, engine: Engine, file: Path
 ) -> None:
     inbox.process(_delivered(blocking, queue), _apply)

@@ -20,14 +20,14 @@ Handler = Callable[[sqlite3.Connection, eoq.Message], object]
 
 
 def _apply(tx: sqlite3.Connection, message: eoq.Message) -> object:
-    """A payment: the effect whose number of rows is the number of times it happened."""
+    """Book a payment. The number of its rows is the number of times that the effect happened."""
     tx.execute("insert into payment (id, amount) values (?, ?)", (message.id, message.json()["amount"]))
     return {"paid": message.json()["amount"]}
 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """The application's file, with its table."""
+    """Return the application's file, with its table."""
     with closing(sqlite3.connect(folder / "app.db")) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("create table payment (id text, amount integer)")
@@ -36,7 +36,7 @@ def file(folder: Path) -> Path:
 
 @pytest.fixture
 def inbox(file: Path) -> Iterator[eoq.Inbox]:
-    """An inbox of the file's path."""
+    """Return an inbox of the file's path."""
     with eoq.Inbox(file) as inbox:
         yield inbox
 
@@ -104,7 +104,9 @@ def test_a_redelivered_message_runs_nothing_and_gives_the_stored_result(
     assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
 
 
-def test_an_ack_that_was_lost_with_the_daemon_is_made_up_for(daemon: Daemon, inbox: eoq.Inbox, file: Path) -> None:
+def test_an_ack_that_was_lost_with_the_daemon_is_repeated_without_the_effect(
+    daemon: Daemon, inbox: eoq.Inbox, file: Path
+) -> None:
     with eoq.connect(daemon.socket) as client:
 
         def interrupted(tx: sqlite3.Connection, message: eoq.Message) -> object:
@@ -117,7 +119,7 @@ def test_an_ack_that_was_lost_with_the_daemon_is_made_up_for(daemon: Daemon, inb
         assert _payments(file) == ["m"]
 
 
-def test_a_handler_that_raises_leaves_nothing_and_gives_the_message_back(
+def test_a_handler_that_raises_is_rolled_back_and_its_message_given_back(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
     def fail(tx: sqlite3.Connection, message: eoq.Message) -> None:
@@ -133,7 +135,7 @@ def test_a_handler_that_raises_leaves_nothing_and_gives_the_message_back(
     assert _payments(file) == ["m"]
 
 
-def test_an_interrupted_handler_leaves_nothing(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
+def test_an_interrupted_handler_is_rolled_back(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
     def interrupted(tx: sqlite3.Connection, message: eoq.Message) -> None:
         _apply(tx, message)
         raise KeyboardInterrupt
@@ -163,7 +165,7 @@ def test_a_result_that_cannot_be_stored_undoes_the_effect(
 def test_a_result_that_is_too_large_undoes_the_effect(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
-    """Once committed it could never be acked: the message would come again until it is dead."""
+    """If it was committed, it could never be acked: the message would be delivered again until it is dead."""
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
         _apply(tx, message)
@@ -184,7 +186,7 @@ def _uses_with(tx: sqlite3.Connection) -> None:
         tx.execute("insert into payment (id) values ('inside')")
 
 
-OFFENCES: dict[str, Callable[[sqlite3.Connection], object]] = {
+ENDINGS: dict[str, Callable[[sqlite3.Connection], object]] = {
     "commit()": lambda tx: tx.commit(),
     "rollback()": lambda tx: tx.rollback(),
     "execute commit": lambda tx: tx.execute("commit"),
@@ -198,17 +200,17 @@ OFFENCES: dict[str, Callable[[sqlite3.Connection], object]] = {
 }
 
 
-@pytest.mark.parametrize("offence", OFFENCES.values(), ids=OFFENCES.keys())
-@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+@pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
 def test_a_handler_cannot_end_the_transaction(
-    blocking: eoq.Client, queue: str, file: Path, offence: Callable[[sqlite3.Connection], object], given: str
+    blocking: eoq.Client, queue: str, file: Path, ending: Callable[[sqlite3.Connection], object], kind: str
 ) -> None:
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         _apply(tx, message)
-        offence(tx)
+        ending(tx)
 
-    with closing(_open(file, given)) as inbox:
-        # Twice, and a good one before: a statement prepared while it was allowed must not pass.
+    with closing(_open(file, kind)) as inbox:
+        # Twice, and after a good one: a statement that was prepared while it was allowed must not pass.
         inbox.process(_delivered(blocking, queue, "good"), _apply)
         for id in ("a", "b"):
             with pytest.raises(sqlite3.DatabaseError):
@@ -221,28 +223,28 @@ def test_a_handler_cannot_end_the_transaction(
 
 
 class _OfConnection(eoq.Inbox):
-    """An inbox that closes the connection it was given, for tests."""
+    """An inbox that also closes the application's connection."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
-        self._given = database
+        self._connection = database
         super().__init__(database)
 
     def close(self) -> None:
-        self._given.close()
+        self._connection.close()
 
 
-def _open(file: Path, given: str) -> eoq.Inbox:
-    if given == "path":
+def _open(file: Path, kind: str) -> eoq.Inbox:
+    if kind == "path":
         return eoq.Inbox(file)
     database = sqlite3.connect(file)
-    if given == "autocommit":
+    if kind == "autocommit":
         database.isolation_level = None
     return _OfConnection(database)
 
 
-@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
-def test_a_handler_that_swallows_the_refusal_still_takes_effect_once(
-    blocking: eoq.Client, queue: str, file: Path, given: str
+@pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
+def test_a_handler_that_ignores_the_refusal_still_takes_effect_once(
+    blocking: eoq.Client, queue: str, file: Path, kind: str
 ) -> None:
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
         result = _apply(tx, message)
@@ -250,21 +252,21 @@ def test_a_handler_that_swallows_the_refusal_still_takes_effect_once(
             tx.commit()
         return result
 
-    with closing(_open(file, given)) as inbox:
+    with closing(_open(file, kind)) as inbox:
         assert inbox.process(_delivered(blocking, queue), handler) == b'{"paid":5}'
         assert inbox.seen(queue, "m")
     assert _payments(file) == ["m"]
 
 
-@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
-def test_a_handler_that_closes_the_connection_leaves_nothing_and_is_told(
-    blocking: eoq.Client, queue: str, file: Path, given: str
+@pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
+def test_a_handler_that_closes_the_connection_is_rolled_back_and_gets_an_error(
+    blocking: eoq.Client, queue: str, file: Path, kind: str
 ) -> None:
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         _apply(tx, message)
         tx.close()
 
-    with closing(_open(file, given)) as inbox, pytest.raises((eoq.InvalidRequest, sqlite3.ProgrammingError)):
+    with closing(_open(file, kind)) as inbox, pytest.raises((eoq.InvalidRequest, sqlite3.ProgrammingError)):
         inbox.process(_delivered(blocking, queue), handler)
     assert _payments(file) == []
     assert _state(blocking, queue)[0] == "ready"
@@ -273,12 +275,12 @@ def test_a_handler_that_closes_the_connection_leaves_nothing_and_is_told(
     assert _payments(file) == ["m"]
 
 
-@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
+@pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
 @pytest.mark.parametrize("many", [False, True])
-def test_what_undoes_the_transaction_lets_nothing_slip_through(
-    blocking: eoq.Client, queue: str, file: Path, given: str, many: bool
+def test_nothing_is_committed_after_a_statement_has_rolled_back_the_transaction(
+    blocking: eoq.Client, queue: str, file: Path, kind: str, many: bool
 ) -> None:
-    """SQLite itself rolls back, the handler goes on: what it writes then must not commit by itself."""
+    """SQLite itself rolls back, and the handler goes on. What it writes then must not be committed by itself."""
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         tx.execute("create unique index if not exists one on payment (id)")
@@ -288,7 +290,7 @@ def test_what_undoes_the_transaction_lets_nothing_slip_through(
         with suppress(sqlite3.DatabaseError):
             tx.execute("insert into payment (id) values ('by itself')")
 
-    with closing(_open(file, given)) as inbox:
+    with closing(_open(file, kind)) as inbox:
         message = _delivered(blocking, queue)
         with pytest.raises((eoq.InvalidRequest, sqlite3.DatabaseError)):
             if many:
@@ -299,9 +301,9 @@ def test_what_undoes_the_transaction_lets_nothing_slip_through(
     assert _state(blocking, queue)[0] == "ready"
 
 
-@pytest.mark.parametrize("given", ["path", "legacy", "autocommit"])
+@pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
 def test_a_handler_may_use_savepoints_and_many_statements(
-    blocking: eoq.Client, queue: str, file: Path, given: str
+    blocking: eoq.Client, queue: str, file: Path, kind: str
 ) -> None:
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         tx.execute("savepoint mine")
@@ -312,7 +314,7 @@ def test_a_handler_may_use_savepoints_and_many_statements(
         tx.execute("create table if not exists made (x)")
         assert tx.execute("select count(*) from payment").fetchone()[0] == 2
 
-    with closing(_open(file, given)) as inbox:
+    with closing(_open(file, kind)) as inbox:
         inbox.process(_delivered(blocking, queue), handler)
     assert _payments(file) == ["a", "b"]
 
@@ -321,7 +323,7 @@ def test_a_handler_may_use_savepoints_and_many_statements(
 
 
 @pytest.mark.parametrize("isolation_level", ["DEFERRED", "IMMEDIATE", "EXCLUSIVE", None])
-def test_a_connection_of_any_mode_serves_and_stays_the_applications(
+def test_a_connection_of_any_mode_works_and_remains_the_applications(
     blocking: eoq.Client, queue: str, file: Path, isolation_level: Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -336,7 +338,7 @@ def test_a_connection_of_any_mode_serves_and_stays_the_applications(
 
 
 @pytest.mark.parametrize("factory", [sqlite3.Row, lambda _cursor, _row: {"odd": True}])
-def test_a_row_factory_is_left_alone_and_does_no_harm(
+def test_a_row_factory_stays_set_and_does_no_harm(
     blocking: eoq.Client, queue: str, file: Path, factory: Callable[[sqlite3.Cursor, tuple[object, ...]], object]
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -366,7 +368,7 @@ def test_an_open_transaction_is_refused_and_left_as_it_is(blocking: eoq.Client, 
             eoq.Inbox(database)
 
 
-def test_the_messages_of_a_refused_call_are_given_back(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_the_message_of_a_refused_call_is_given_back(blocking: eoq.Client, queue: str, file: Path) -> None:
     with closing(sqlite3.connect(file)) as database:
         inbox = eoq.Inbox(database)
         database.execute("insert into payment (id) values ('own')")
@@ -464,19 +466,69 @@ def test_of_many_a_bad_one_undoes_only_itself(blocking: eoq.Client, queue: str, 
     assert _state(blocking, queue, "1")[1] == "ValueError: no such account"
 
 
-@pytest.mark.parametrize("offence", OFFENCES.values(), ids=OFFENCES.keys())
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
 def test_of_many_one_that_would_commit_undoes_only_itself(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, offence: Callable[[sqlite3.Connection], object]
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, ending: Callable[[sqlite3.Connection], object]
 ) -> None:
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         _apply(tx, message)
         if message.id == "1":
-            offence(tx)
+            ending(tx)
 
     outcomes = inbox.process_many(_deliver_many(blocking, queue, 3), handler)
     assert [outcome is None for outcome in outcomes] == [True, False, True]
     assert isinstance(outcomes[1], sqlite3.DatabaseError)
     assert _payments(file) == ["0", "2"]
+
+
+def _single(file: Path) -> None:
+    """Create a table whose one row makes another insert of it fail."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table single (n integer primary key)")
+        database.execute("insert into single values (1)")
+
+
+@pytest.mark.parametrize(
+    ("raised", "state"), [(eoq.Reject("no such account"), "dead"), (eoq.Retry(60, "the bank is closed"), "delayed")]
+)
+def test_of_many_one_that_undoes_the_transaction_decides_only_for_itself(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, raised: Exception, state: str
+) -> None:
+    """The writes of all are rolled back, so all are given back. But only the message that was rejected is dead."""
+    _single(file)
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        if message.id == "1":
+            with suppress(sqlite3.IntegrityError):
+                tx.execute("insert or rollback into single values (1)")
+            raise raised
+
+    with pytest.raises(type(raised), match=str(raised)):
+        inbox.process_many(_deliver_many(blocking, queue, 3), handler)
+    assert _payments(file) == []
+    assert [inbox.seen(queue, id) for id in ("0", "1", "2")] == [False] * 3
+    assert _state(blocking, queue, "1") == (state, str(raised))
+    for id in ("0", "2"):
+        assert _state(blocking, queue, id) == ("ready", f"{type(raised).__name__}: {raised}")
+        inbox.process(_receive(blocking, queue)[0], _apply)
+    assert sorted(_payments(file)) == ["0", "2"]
+
+
+def test_of_many_one_whose_rollback_is_refused_and_that_rejects_undoes_only_itself(
+    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
+) -> None:
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
+        _apply(tx, message)
+        if message.id == "1":
+            with suppress(sqlite3.DatabaseError):
+                tx.execute("rollback")
+            raise eoq.Reject("no such account")
+
+    results = inbox.process_many(_deliver_many(blocking, queue, 3), handler)
+    assert [type(result) for result in results] == [type(None), eoq.Reject, type(None)]
+    assert _payments(file) == ["0", "2"]
+    assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "dead", "done"]
 
 
 def test_of_many_those_that_were_processed_before_run_nothing(
@@ -501,7 +553,7 @@ def test_of_many_a_lost_lease_stops_no_other_ack(
     assert _payments(file) == ["0", "1", "2"]
 
 
-def test_of_many_one_that_comes_twice_takes_effect_once(
+def test_of_many_one_that_is_delivered_twice_takes_effect_once(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
     message = _delivered(blocking, queue, lease=0.02)
@@ -512,7 +564,7 @@ def test_of_many_one_that_comes_twice_takes_effect_once(
     assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
 
 
-def test_of_many_one_that_comes_twice_and_fails_first_is_tried_twice(
+def test_of_many_one_that_is_delivered_twice_and_fails_first_is_tried_twice(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
     message = _delivered(blocking, queue)
@@ -530,7 +582,7 @@ def test_of_many_one_that_comes_twice_and_fails_first_is_tried_twice(
     assert inbox.seen(queue, "m")
 
 
-def test_of_many_each_queue_is_asked_for_its_own(
+def test_of_many_each_id_is_looked_up_in_its_own_queue(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
     other = queue[:100] + ".other"
@@ -541,7 +593,7 @@ def test_of_many_each_queue_is_asked_for_its_own(
     assert [inbox.seen(name, id) for name in (queue, other) for id in ("a", "b")] == [True] * 4
 
 
-def test_no_messages_are_nothing_to_do(inbox: eoq.Inbox) -> None:
+def test_no_messages_are_an_empty_result(inbox: eoq.Inbox) -> None:
     assert inbox.process_many([], _apply) == []
 
 
@@ -556,14 +608,14 @@ def test_the_table_is_plain_sql(blocking: eoq.Client, queue: str, inbox: eoq.Inb
     assert before <= processed_at <= time.time()
 
 
-def test_what_is_no_database_is_an_error_and_left_closed(folder: Path) -> None:
+def test_a_file_that_is_no_database_is_an_error_and_is_closed(folder: Path) -> None:
     (folder / "app.db").write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError):
         eoq.Inbox(folder / "app.db")
 
 
-def test_a_delivery_came_no_earlier_than_it_was_asked_for(queue: str, daemon: Daemon) -> None:
-    """A worker that is stopped while a message lies in its socket does not take it for a new one (`keep`)."""
+def test_a_delivery_is_dated_at_its_request(queue: str, daemon: Daemon) -> None:
+    """A worker that is stopped while a message waits in its socket does not take it for a new one (`keep`)."""
     before = time.time()
     with eoq.connect(daemon.socket) as other:
         sending = threading.Timer(0.5, other.send, [queue, "x"])
@@ -574,7 +626,7 @@ def test_a_delivery_came_no_earlier_than_it_was_asked_for(queue: str, daemon: Da
     assert before <= message.received_at < before + 0.4
 
 
-_GOING_ON = [
+_NEXT_STATEMENTS = [
     "savepoint mine",
     "savepoint mine; release mine",
     "with one as (select 'late' as id) insert into payment select id, 1 from one",
@@ -582,10 +634,10 @@ _GOING_ON = [
 ]
 
 
-@pytest.mark.parametrize("going_on", _GOING_ON)
+@pytest.mark.parametrize("statements", _NEXT_STATEMENTS)
 @pytest.mark.parametrize("owned", [True, False], ids=["path", "connection"])
-def test_a_handler_that_goes_on_after_its_transaction_was_undone_loses_and_leaves_nothing(
-    blocking: eoq.Client, queue: str, file: Path, going_on: str, owned: bool
+def test_a_handler_that_goes_on_after_its_transaction_was_undone_fails_and_leaves_nothing(
+    blocking: eoq.Client, queue: str, file: Path, statements: str, owned: bool
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
         database.execute("create table single (n integer primary key)")
@@ -597,7 +649,7 @@ def test_a_handler_that_goes_on_after_its_transaction_was_undone_loses_and_leave
         if message.attempt == 1:
             with suppress(sqlite3.IntegrityError):
                 tx.execute("insert or rollback into single values (1)")
-            for statement in going_on.split("; "):
+            for statement in statements.split("; "):
                 with suppress(sqlite3.DatabaseError):
                     tx.execute(statement)
 
@@ -619,7 +671,7 @@ def test_more_than_fit_in_one_request_are_acked(blocking: eoq.Client, queue: str
 
 
 @pytest.mark.parametrize(("stored", "result"), [("paid", b"paid"), (7, b"7")])
-def test_a_result_that_another_program_stored(
+def test_a_result_that_another_program_stored_is_returned_as_bytes(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, stored: object, result: bytes
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -629,8 +681,8 @@ def test_a_result_that_another_program_stored(
     assert _payments(file) == []
 
 
-def test_a_commit_of_an_applications_connection_lasts(blocking: eoq.Client, queue: str, file: Path) -> None:
-    """Its own habit, which may be to lose the newest with the power, is as before afterwards."""
+def test_a_commit_on_an_applications_connection_is_synced(blocking: eoq.Client, queue: str, file: Path) -> None:
+    """Afterwards its own setting, by which a loss of power may lose the latest commits, is as before."""
     seen = []
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:

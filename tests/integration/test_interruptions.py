@@ -1,4 +1,4 @@
-"""Ctrl-C, at any moment, in a program that goes on: no message is taken along, and nobody else notices."""
+"""Ctrl-C, at any moment, in a program that goes on: no message is lost, and other clients notice nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import pytest
 import eoq
 from tests.support import PATIENCE, Daemon, eventually
 
-# A connection that is interrupted at the moment it is made belongs to nobody: Python closes it, and says so.
+# A connection that is interrupted while it is made has no owner: Python closes it, and warns.
 left_to_python = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class _Interrupt(BaseException):
-    """What a signal's handler raises, as Ctrl-C does."""
+    """Raised by the handler of a signal, as by Ctrl-C."""
 
 
 @contextmanager
 def _interrupted_after(seconds: float) -> Iterator[None]:
-    """The main thread is interrupted once, unless it comes out before."""
+    """Interrupt the main thread once, unless the block ends before."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -44,7 +44,7 @@ def _signals() -> Iterator[None]:
 
 
 def _again_and_again(call: Callable[[], object], then: Callable[[], object], rounds: int, longest: float) -> int:
-    """Interrupts ``call`` at ``rounds`` random moments, ``then`` goes on; returns how often it came to that."""
+    """Interrupt ``call`` at ``rounds`` random moments, and call ``then`` after each. Return how many interrupted it."""
     moments = random.Random(11)
     interrupted = 0
     for _ in range(rounds):
@@ -59,8 +59,8 @@ def _again_and_again(call: Callable[[], object], then: Callable[[], object], rou
     return interrupted
 
 
-def test_a_send_that_is_interrupted_in_the_middle_does_not_spoil_the_next(daemon: Daemon) -> None:
-    """The daemon stands still, so that only a part of the line fits."""
+def test_a_send_interrupted_within_its_line_does_not_spoil_the_next(daemon: Daemon) -> None:
+    """The daemon is stopped, so that only a part of the line fits into the socket."""
     with eoq.connect(daemon.socket) as client:
         client.ask("status")
         daemon.signal(signal.SIGSTOP)
@@ -72,7 +72,7 @@ def test_a_send_that_is_interrupted_in_the_middle_does_not_spoil_the_next(daemon
 
 
 @pytest.mark.parametrize("bound", [False, True])
-def test_a_receive_that_is_interrupted_takes_no_message_along(daemon: Daemon, bound: bool) -> None:
+def test_an_interrupted_receive_loses_no_message(daemon: Daemon, bound: bool) -> None:
     with eoq.connect(daemon.socket) as client, eoq.connect(daemon.socket) as other:
         with pytest.raises(_Interrupt), _interrupted_after(0.3):
             client.receive("q", wait=60, bound=bound)
@@ -82,8 +82,8 @@ def test_a_receive_that_is_interrupted_takes_no_message_along(daemon: Daemon, bo
         assert client.ask("status")["waiting"] == 0
 
 
-def test_what_was_on_its_way_to_an_interrupted_receive_is_given_back(daemon: Daemon) -> None:
-    """The daemon stands still while the request is interrupted, and answers it then."""
+def test_messages_on_their_way_to_an_interrupted_receive_are_given_back(daemon: Daemon) -> None:
+    """The daemon is stopped while the request is interrupted, and answers it afterwards."""
     with eoq.connect(daemon.socket) as client, eoq.connect(daemon.socket) as other:
         client.send("q", "x")
         other.ask("status")
@@ -122,7 +122,7 @@ def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon) -> None:
 
 
 @left_to_python
-def test_another_thread_does_not_notice(daemon: Daemon) -> None:
+def test_other_threads_do_not_notice_an_interruption(daemon: Daemon) -> None:
     sent = 0
     failed: list[BaseException] = []
     ended = threading.Event()
@@ -133,7 +133,7 @@ def test_another_thread_does_not_notice(daemon: Daemon) -> None:
             try:
                 client.send("q", "x")
                 sent += 1
-            except BaseException as error:  # noqa: BLE001 # whatever it is, it is told below
+            except BaseException as error:  # noqa: BLE001 # it is reported below
                 failed.append(error)
 
     with eoq.connect(daemon.socket, timeout=5.0) as client:
@@ -153,7 +153,7 @@ def test_another_thread_does_not_notice(daemon: Daemon) -> None:
         assert client.ask("queues")["queues"][1]["ready"] == sent
 
 
-def test_who_is_interrupted_while_he_waits_for_a_key_does_not_get_it(daemon: Daemon) -> None:
+def test_a_caller_interrupted_while_it_waits_for_a_key_does_not_get_it(daemon: Daemon) -> None:
     running, finish = threading.Event(), threading.Event()
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""``client.once`` of both clients, and the daemon behind it: one run a key, its result for all, whoever dies."""
+"""``client.once`` of both clients and the daemon: one run per key and its result for all, whichever process dies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_key_runs_once_and_gives_its_result_ever_after(daemon: Daemon) -> None
     assert len(runs) == 1
 
 
-def test_of_many_at_once_one_runs_and_all_get_its_result(daemon: Daemon) -> None:
+def test_of_many_callers_at_once_one_runs_and_all_get_its_result(daemon: Daemon) -> None:
     runs: list[int] = []
     with eoq.connect(daemon.socket) as client:
 
@@ -46,7 +46,7 @@ def test_of_many_at_once_one_runs_and_all_get_its_result(daemon: Daemon) -> None
     assert len(runs) == 1
 
 
-def test_a_function_that_raises_opens_its_key_to_who_waits(daemon: Daemon) -> None:
+def test_a_function_that_raises_opens_its_key_to_a_waiting_caller(daemon: Daemon) -> None:
     begun, fail = threading.Event(), threading.Event()
 
     def failing() -> None:
@@ -85,7 +85,7 @@ def test_a_restart_of_the_daemon_does_not_start_a_second_run_beside_the_first(da
         assert other.read() == {"ok": True, "state": "done", "status": 0, "output_bytes": 1, "output": "x"}
 
 
-def test_who_was_cut_off_cannot_overwrite_what_another_stored(daemon: Daemon) -> None:
+def test_a_caller_that_was_cut_off_cannot_overwrite_the_result_of_another(daemon: Daemon) -> None:
     with daemon.wire() as second:
         with daemon.wire() as first:
             assert first.ask({"op": "once", "key": "k", "token": "t1"})["state"] == "run"
@@ -94,7 +94,7 @@ def test_who_was_cut_off_cannot_overwrite_what_another_stored(daemon: Daemon) ->
         assert error_of(second.ask(late)) == "lease_lost"
         done = {"op": "once_done", "key": "k", "token": "t2", "output": "second"}
         assert second.ask(done)["ok"]
-        assert second.ask(done)["ok"]  # a repeated one, whose reply was lost
+        assert second.ask(done)["ok"]  # repeated, because its reply was lost
         assert error_of(second.ask(late)) == "lease_lost"
         assert second.ask({"op": "once", "key": "k", "token": "t3"})["output"] == "second"
 
@@ -113,7 +113,7 @@ def test_a_result_is_kept_for_its_ttl(daemon: Daemon) -> None:
         eventually(lambda: client.once("k", lambda: "second") == b"second")
 
 
-def test_waiting_has_an_end(daemon: Daemon) -> None:
+def test_a_wait_for_a_key_ends_in_time(daemon: Daemon) -> None:
     with daemon.wire() as holder, eoq.connect(daemon.socket) as client:
         assert holder.ask({"op": "once", "key": "k", "token": "t1"})["state"] == "run"
         with pytest.raises(eoq.EoqError, match="still runs"):
@@ -121,7 +121,7 @@ def test_waiting_has_an_end(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("make", [bytes, lambda size: b"\xff" * size, lambda size: b"\n" * size])
-def test_large_results_of_any_bytes(daemon: Daemon, make: Callable[[int], bytes]) -> None:
+def test_large_results_of_any_bytes_are_kept(daemon: Daemon, make: Callable[[int], bytes]) -> None:
     with eoq.connect(daemon.socket) as client:
         output = make(8 * 1024 * 1024)
         assert client.once("k", lambda: output) == output
@@ -132,7 +132,7 @@ def test_large_results_of_any_bytes(daemon: Daemon, make: Callable[[int], bytes]
             client.once("more", lambda: b"no")
 
 
-def test_the_asyncio_twin(daemon: Daemon) -> None:
+def test_once_of_the_asyncio_client(daemon: Daemon) -> None:
     runs: list[int] = []
 
     async def charge() -> str:
@@ -173,6 +173,6 @@ def test_the_asyncio_twin(daemon: Daemon) -> None:
         *({"fingerprint": ""}, {"fingerprint": "\u2028"}, {"op": "once_done", "key": "\n", "output": ""}),
     ],
 )
-def test_what_is_no_request(daemon: Daemon, fields: dict[str, Any]) -> None:
+def test_malformed_requests_are_refused(daemon: Daemon, fields: dict[str, Any]) -> None:
     with daemon.wire() as wire:
         assert error_of(wire.ask({"op": "once", "key": "k", "token": "t", **fields})) == "invalid_request"

@@ -1,4 +1,4 @@
-"""The application's end of the outbox: written in its own transaction, in whatever way it keeps transactions."""
+"""The application's end of the outbox: it writes in the application's transaction, in each mode of transactions."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _relay(daemon: Daemon, file: Path) -> None:
 
 
 def _ids(file: Path) -> list[str]:
-    """What is committed."""
+    """Return the ids of the rows that are committed."""
     with closing(sqlite3.connect(file)) as database:
         return [id for (id,) in database.execute("select id from eoq_outbox order by seq")]
 
 
-def test_every_option_travels(shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection) -> None:
+def test_every_option_arrives(shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection) -> None:
     box = eoq.Outbox(database)
     with database:
         assert box.send(queue, {"a": 1}, id="x", headers={"k": "é"}, priority=5, group="g") == "x"
@@ -69,7 +69,7 @@ def test_a_delay_counts_from_the_send(
     box = eoq.Outbox(database)
     with database:
         box.send(queue, "x", delay=60)
-        # As if it had waited two minutes for a relay.
+        # The row seems to have waited two minutes for a relay.
         database.execute("update eoq_outbox set at = at - 120, created_at = created_at - 120")
     _relay(shared_daemon, file)
     with eoq.connect(shared_daemon.socket) as client:
@@ -97,7 +97,7 @@ def test_a_delay_counts_from_the_send(
         (("q", b""), {"headers": {"k": "v" * 70_000}}, eoq.MessageTooLarge),
     ],
 )
-def test_what_the_daemon_would_refuse_is_refused_to_the_application(
+def test_a_send_refuses_what_the_daemon_would_refuse(
     database: sqlite3.Connection, arguments: Any, options: Any, error: type[Exception]
 ) -> None:
     box = eoq.Outbox(database)
@@ -107,7 +107,7 @@ def test_what_the_daemon_would_refuse_is_refused_to_the_application(
     assert not database.in_transaction
 
 
-def test_the_largest_that_is_allowed_is_sent(
+def test_the_largest_allowed_message_is_sent(
     shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     headers = {"k": "é" * 65_000}
@@ -134,7 +134,7 @@ def test_a_send_opens_a_transaction_as_any_insert_does(file: Path, level: Any) -
     assert _ids(file) == ["kept"]
 
 
-def test_in_autocommit_mode_it_wants_a_transaction(file: Path) -> None:
+def test_in_autocommit_mode_a_send_needs_a_transaction(file: Path) -> None:
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
         box = eoq.Outbox(database)
         with pytest.raises(eoq.InvalidRequest, match="begin"):
@@ -154,7 +154,7 @@ def test_in_autocommit_mode_it_wants_a_transaction(file: Path) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="these modes came with Python 3.12")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_the_modes_of_python_3_12(file: Path, autocommit: bool) -> None:
+def test_a_send_works_in_the_modes_of_python_3_12(file: Path, autocommit: bool) -> None:
     options: Any = {"autocommit": autocommit}
     with closing(sqlite3.connect(file, **options)) as database:
         box = eoq.Outbox(database)
@@ -170,6 +170,27 @@ def test_the_modes_of_python_3_12(file: Path, autocommit: bool) -> None:
     assert _ids(file) == ["kept"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="these modes came with Python 3.12")
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_an_asyncio_send_works_in_the_modes_of_python_3_12(file: Path, autocommit: bool) -> None:
+    async def send() -> None:
+        options: Any = {"autocommit": autocommit}
+        async with aiosqlite.connect(file, **options) as database:
+            box = await eoq.AsyncOutbox.open(database)
+            if autocommit:
+                with pytest.raises(eoq.InvalidRequest, match="begin"):
+                    await box.send("q", "alone")
+                await database.execute("begin")
+            await box.send("q", "x", id="kept")
+            await (database.execute("commit") if autocommit else database.commit())
+            if not autocommit:
+                await box.send("q", "x", id="undone")
+                await database.rollback()
+
+    asyncio.run(send())
+    assert _ids(file) == ["kept"]
+
+
 def test_a_new_outbox_leaves_an_open_transaction_open(database: sqlite3.Connection) -> None:
     database.row_factory = lambda cursor, row: {c[0]: v for c, v in zip(cursor.description, row, strict=True)}
     database.execute("create table t (x)")
@@ -181,7 +202,7 @@ def test_a_new_outbox_leaves_an_open_transaction_open(database: sqlite3.Connecti
     assert database.execute("select name from sqlite_schema where name like 'eoq%'").fetchall() == []
 
 
-def test_a_rollback_that_undid_the_table_is_no_trouble(file: Path, database: sqlite3.Connection) -> None:
+def test_a_send_creates_the_table_again_after_a_rollback(file: Path, database: sqlite3.Connection) -> None:
     database.execute("begin")
     box = eoq.Outbox(database)
     database.rollback()
@@ -190,7 +211,7 @@ def test_a_rollback_that_undid_the_table_is_no_trouble(file: Path, database: sql
     assert _ids(file) == ["kept"]
 
 
-def test_an_outbox_that_is_there_is_opened_without_the_lock(file: Path, database: sqlite3.Connection) -> None:
+def test_an_existing_outbox_is_opened_without_the_write_lock(file: Path, database: sqlite3.Connection) -> None:
     eoq.Outbox(database)
     with (
         closing(sqlite3.connect(file, isolation_level=None)) as writer,

@@ -1,4 +1,4 @@
-"""Receiving with both clients: waiting, leases and what ends them, attempts, fencing, order, delays, consuming."""
+"""Receiving with both clients: waiting, the end of leases, attempts, fencing, order, delays, consuming."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support import Daemon, eventually, python_process, read_line_of, runn
 T = TypeVar("T")
 
 
-daemon_matter = pytest.mark.parametrize("kind", ["blocking"], indirect=True)
-"""Marks what only the daemon decides: time is better spent than on asking for it with each client."""
+only_the_daemon = pytest.mark.parametrize("kind", ["blocking"], indirect=True)
+"""Marks a test of what the daemon decides alone: it need not run with each client."""
 
 
 def _one(client: AnyClient, queue: str, wait: float = 20.0, lease: float | None = None) -> Delivery:
@@ -30,12 +30,12 @@ def _one(client: AnyClient, queue: str, wait: float = 20.0, lease: float | None 
 
 
 def _waits(daemon: Daemon, count: int) -> bool:
-    """Whether so many receives wait."""
+    """Return whether so many receives wait."""
     return bool(daemon.ask(op="status")["waiting"] == count)
 
 
 def _later(function: Callable[[], T]) -> Future[T]:
-    """Runs a function on a thread of its own."""
+    """Run a function on a thread of its own."""
     executor = ThreadPoolExecutor(1)
     future = executor.submit(function)
     executor.shutdown(wait=False)
@@ -65,14 +65,14 @@ def test_a_wait_ends_when_a_message_is_given_back(
     client: AnyClient, shared_daemon: Daemon, queue: str, blocking: eoq.Client
 ) -> None:
     blocking.send(queue, "x")
-    (held,) = blocking.receive(queue)
+    (leased,) = blocking.receive(queue)
     received = _later(lambda: client.receive(queue, wait=60))
     eventually(lambda: _waits(shared_daemon, 1))
-    held.nack()
+    leased.nack()
     assert [message.attempt for message in received.result(20)] == [2]
 
 
-def test_one_message_wakes_one_of_many_who_wait(
+def test_one_message_wakes_one_of_many_waiting_receivers(
     shared_daemon: Daemon, connect: Callable[..., AnyClient], queue: str, blocking: eoq.Client
 ) -> None:
     waits = [_later(partial(connect(shared_daemon.socket).receive, queue, wait=60)) for _ in range(5)]
@@ -95,17 +95,19 @@ def test_a_result_can_be_waited_for(client: AnyClient, queue: str, blocking: eoq
     assert (found.outcome, found.json(), found.text) == ("done", {"paid": 5}, '{"paid":5}')
 
 
-# ── what ends a lease ───────────────────────────────────────────────────────────────────────────────────────
+# ── the end of a lease ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_leased_message_is_nobody_elses(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+def test_a_leased_message_is_not_delivered_to_another_consumer(
+    client: AnyClient, queue: str, blocking: eoq.Client
+) -> None:
     client.send(queue, "x")
     _one(client, queue)
     assert client.receive(queue) == []
     assert blocking.receive(queue, wait=0.1) == []
 
 
-def test_it_comes_again_when_its_lease_ends(client: AnyClient, queue: str) -> None:
+def test_a_message_is_delivered_again_when_its_lease_ends(client: AnyClient, queue: str) -> None:
     client.send(queue, "x", id="m")
     first = _one(client, queue, lease=0.2)
     start = time.monotonic()
@@ -116,7 +118,7 @@ def test_it_comes_again_when_its_lease_ends(client: AnyClient, queue: str) -> No
     client.ack(second)
 
 
-@daemon_matter
+@only_the_daemon
 def test_an_extended_lease_lasts_longer(client: AnyClient, queue: str) -> None:
     client.send(queue, "x")
     message = _one(client, queue, lease=0.3)
@@ -126,7 +128,7 @@ def test_an_extended_lease_lasts_longer(client: AnyClient, queue: str) -> None:
     client.ack(message)
 
 
-@daemon_matter
+@only_the_daemon
 def test_an_extension_may_also_shorten(client: AnyClient, queue: str) -> None:
     client.send(queue, "x")
     client.extend(_one(client, queue, lease=600), 0.05)
@@ -167,13 +169,11 @@ def test_the_message_of_a_killed_worker_comes_again_at_once(
         assert time.monotonic() - start < 10  # the lease is longer
 
 
-def test_a_worker_killed_while_it_waits_takes_no_message_with_it(
-    client: AnyClient, queue: str, shared_daemon: Daemon
-) -> None:
+def test_a_worker_killed_while_it_waits_loses_no_message(client: AnyClient, queue: str, shared_daemon: Daemon) -> None:
     with python_process(CONSUMER, queue, "take", socket=shared_daemon.socket) as worker:
         eventually(lambda: _waits(shared_daemon, 1))
         worker.send_signal(signal.SIGKILL)
-        # Not waited for: whoever sends next does not know of it either.
+        # Not waited for: the next sender does not know of the kill either.
         client.send(queue, "x", id="m")
         start = time.monotonic()
         message = _one(client, queue)
@@ -181,7 +181,7 @@ def test_a_worker_killed_while_it_waits_takes_no_message_with_it(
         client.ack(message)
 
 
-def test_what_was_leased_comes_again_after_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_leased_messages_are_delivered_again_after_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send("q", "x", id="m")
     old = _one(client, "q", lease=3600)
@@ -207,7 +207,7 @@ def test_a_wait_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., An
 # ── attempts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@daemon_matter
+@only_the_daemon
 def test_attempts_count_deliveries_and_end_in_a_dead_letter(connect: Callable[..., AnyClient]) -> None:
     with running_daemon("--max-attempts", "3") as daemon:
         client = connect(daemon.socket)
@@ -222,7 +222,7 @@ def test_attempts_count_deliveries_and_end_in_a_dead_letter(connect: Callable[..
         assert (shown["state"], shown["attempts"], shown["body"]) == ("dead", 3, "x")
 
 
-@daemon_matter
+@only_the_daemon
 def test_attempts_count_leases_that_ended_and_disconnections(connect: Callable[..., AnyClient]) -> None:
     """A message that kills its worker must not be delivered for ever."""
     with running_daemon("--max-attempts", "3") as daemon:
@@ -239,7 +239,7 @@ def test_attempts_count_leases_that_ended_and_disconnections(connect: Callable[.
         assert result.error
 
 
-@daemon_matter
+@only_the_daemon
 def test_attempts_survive_a_kill_of_the_daemon(connect: Callable[..., AnyClient]) -> None:
     with running_daemon("--max-attempts", "2") as daemon:
         client = connect(daemon.socket)
@@ -252,9 +252,9 @@ def test_attempts_survive_a_kill_of_the_daemon(connect: Callable[..., AnyClient]
         assert client.ask("show", queue="q", id="m")["message"]["state"] == "dead"
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_message_does_not_outlive_its_attempts_over_restarts(connect: Callable[..., AnyClient]) -> None:
-    """One that kills the daemon, or is held each time the machine goes down, dies as well."""
+    """A message that kills the daemon, or is leased each time the machine goes down, becomes a dead letter as well."""
     with running_daemon("--max-attempts", "2") as daemon:
         client = connect(daemon.socket)
         client.send("q", "x", id="m")
@@ -265,7 +265,7 @@ def test_a_message_does_not_outlive_its_attempts_over_restarts(connect: Callable
         assert client.ask("show", queue="q", id="m")["message"]["state"] == "dead"
 
 
-@daemon_matter
+@only_the_daemon
 def test_waits_between_retries_grow(client: AnyClient, queue: str) -> None:
     client.send(queue, "x")
     client.nack(_one(client, queue))
@@ -307,7 +307,7 @@ LATE: dict[str, Callable[[AnyClient, Delivery], None]] = {
 
 @pytest.mark.parametrize("late", LATE.values(), ids=LATE.keys())
 @pytest.mark.parametrize("meanwhile", ["ready", "leased by another", "settled", "dead"])
-def test_who_lost_the_lease_changes_nothing(
+def test_a_consumer_that_lost_its_lease_changes_nothing(
     client: AnyClient, queue: str, late: Callable[[AnyClient, Delivery], None], meanwhile: str
 ) -> None:
     client.send(queue, "x", id="m")
@@ -344,7 +344,7 @@ def test_a_receipt_may_travel_as_text(client: AnyClient, queue: str, blocking: e
     assert client.result(queue, "m") == eoq.Result("done", b"r")
 
 
-def test_what_is_no_receipt_is_told_so(client: AnyClient) -> None:
+def test_a_text_that_is_not_a_receipt_is_refused(client: AnyClient) -> None:
     with pytest.raises(eoq.InvalidRequest, match="receipt"):
         client.ack("nonsense")
 
@@ -357,7 +357,7 @@ def test_first_in_first_out(client: AnyClient, queue: str) -> None:
     assert [message.text for message in client.receive(queue, 10)] == [f"{number}" for number in range(10)]
 
 
-@daemon_matter
+@only_the_daemon
 def test_higher_priorities_first(client: AnyClient, queue: str) -> None:
     for number, priority in enumerate([0, 5, -5, 5, 2**31 - 1, -(2**31) + 1]):
         client.send(queue, f"{number}", priority=priority)
@@ -376,7 +376,7 @@ def test_a_group_is_delivered_one_at_a_time_in_order(client: AnyClient, queue: s
     assert [message.text for message in client.receive(queue, 10)] == ["a3"]
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_group_waits_for_its_first_that_failed(client: AnyClient, queue: str) -> None:
     for text in ("1", "2"):
         client.send(queue, text, group="g")
@@ -388,7 +388,7 @@ def test_a_group_waits_for_its_first_that_failed(client: AnyClient, queue: str) 
     assert _one(client, queue).text == "2"
 
 
-@daemon_matter
+@only_the_daemon
 def test_priority_does_not_break_the_order_of_a_group(client: AnyClient, queue: str) -> None:
     client.send(queue, "1", group="g")
     client.send(queue, "2", group="g", priority=100)
@@ -398,7 +398,7 @@ def test_priority_does_not_break_the_order_of_a_group(client: AnyClient, queue: 
     assert _one(client, queue).text == "2"
 
 
-def test_a_group_moves_on_to_who_waits(
+def test_the_next_message_of_a_group_goes_to_a_waiting_receiver(
     client: AnyClient, queue: str, blocking: eoq.Client, shared_daemon: Daemon
 ) -> None:
     for text in ("1", "2"):
@@ -413,7 +413,7 @@ def test_a_group_moves_on_to_who_waits(
 def test_a_group_keeps_its_order_with_many_consumers(shared_daemon: Daemon, queue: str, blocking: eoq.Client) -> None:
     blocking.send_many(queue, [eoq.Outgoing(f"{n}", group=f"{n % 3}") for n in range(150)])
     handled: list[int] = []
-    held: set[int] = set()
+    in_flight: set[int] = set()
     overlaps: list[int] = []
     lock = threading.Lock()
 
@@ -422,11 +422,11 @@ def test_a_group_keeps_its_order_with_many_consumers(shared_daemon: Daemon, queu
             for message in client.consume(queue, idle=0.3):
                 group = int(message.text) % 3
                 with lock:
-                    overlaps.extend({group} & held)
-                    held.add(group)
+                    overlaps.extend({group} & in_flight)
+                    in_flight.add(group)
                     handled.append(int(message.text))
                 with lock:
-                    held.remove(group)
+                    in_flight.remove(group)
                 message.ack()
 
     with ThreadPoolExecutor(6) as pool:
@@ -437,7 +437,7 @@ def test_a_group_keeps_its_order_with_many_consumers(shared_daemon: Daemon, queu
         assert [number for number in handled if number % 3 == group] == list(range(group, 150, 3))
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_delayed_message_comes_when_it_is_due(client: AnyClient, queue: str) -> None:
     start = time.time()
     client.send(queue, "later", delay=0.4)
@@ -452,7 +452,7 @@ def test_a_delayed_message_comes_when_it_is_due(client: AnyClient, queue: str) -
     assert 0.39 <= came["later"] < 10
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_delay_survives_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send("q", "soon", delay=0.3)
@@ -465,7 +465,7 @@ def test_a_delay_survives_a_restart(daemon: Daemon, connect: Callable[..., AnyCl
 # ── consume ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_consume_yields_until_none_came_for_a_while(client: AnyClient, queue: str) -> None:
+def test_consume_ends_when_no_message_came_for_a_while(client: AnyClient, queue: str) -> None:
     client.send_many(queue, ["a", "b", "c"])
     texts = []
     for message in client.consume(queue, idle=0.1):
@@ -475,7 +475,7 @@ def test_consume_yields_until_none_came_for_a_while(client: AnyClient, queue: st
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 100])
-def test_consume_with_prefetch_loses_and_doubles_nothing(client: AnyClient, queue: str, prefetch: int) -> None:
+def test_consume_with_prefetch_yields_each_message_once(client: AnyClient, queue: str, prefetch: int) -> None:
     client.send_many(queue, [f"{number}" for number in range(250)])
     texts = []
     for message in client.consume(queue, prefetch=prefetch, idle=0.1):
@@ -485,31 +485,31 @@ def test_consume_with_prefetch_loses_and_doubles_nothing(client: AnyClient, queu
     assert texts == [f"{number}" for number in range(250)]
 
 
-def test_consume_gives_back_what_it_has_fetched_uncounted(client: AnyClient, queue: str) -> None:
+def test_consume_gives_back_fetched_messages_without_counting_an_attempt(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [f"{number}" for number in range(10)])
     consumer = client.consume(queue, prefetch=10, lease=3600)
     client.ack(next(consumer))
     next(consumer)
-    consumer.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+    consumer.close()  # type: ignore[attr-defined] # it is a generator, which the annotation does not say
     again = client.receive(queue, 100)
     assert [(message.text, message.attempt) for message in again] == [(f"{number}", 1) for number in range(2, 10)]
 
 
-def test_consume_keeps_the_leases_of_what_it_has_fetched(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+def test_consume_extends_the_leases_of_fetched_messages(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b", "c"])
     texts = []
     for message in client.consume(queue, prefetch=3, lease=1.0, idle=0.1):
         texts.append((message.text, message.attempt))
-        # A handler of 0.6 s, under a lease of 1 s: the last one has waited 1.2 s.
+        # A handler takes 0.6 s, with leases of 1 s: the last message has waited 1.2 s.
         assert blocking.receive(queue, wait=0.6) == []
         client.ack(message)
     assert texts == [("a", 1), ("b", 1), ("c", 1)]
 
 
-def test_consume_keeps_the_leases_of_what_it_has_asked_for_ahead(
+def test_consume_extends_the_leases_of_messages_asked_for_ahead(
     client: AnyClient, queue: str, blocking: eoq.Client
 ) -> None:
-    """The next four are asked for when the third is handed out, and wait for the time of two handlers unread."""
+    """The next four are asked for when the third is yielded, and wait unread for the time of two handlers."""
     client.send_many(queue, [f"{number}" for number in range(6)])
     seen = []
     for message in client.consume(queue, prefetch=4, lease=2.0, idle=0.1):
@@ -519,7 +519,7 @@ def test_consume_keeps_the_leases_of_what_it_has_asked_for_ahead(
     assert seen == [(f"{number}", 1) for number in range(6)]
 
 
-def test_what_was_asked_for_ahead_over_a_connection_that_is_gone_is_not_handed_out(
+def test_messages_asked_for_ahead_over_a_lost_connection_are_not_yielded(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
     client = connect(daemon.socket)
@@ -527,18 +527,18 @@ def test_what_was_asked_for_ahead_over_a_connection_that_is_gone_is_not_handed_o
     acked, lost = [], 0
     for number, message in enumerate(client.consume("q", prefetch=4, lease=1.0, idle=0.5)):
         if number == 2:
-            daemon.restart()  # one more is here, and some are on their way
+            daemon.restart()  # one more message is fetched, and others are on their way
         try:
             client.ack(message)
             acked.append(message.text)
         except eoq.LeaseLost:
             lost += 1
     assert sorted(acked) == [f"{number}" for number in range(8)]
-    assert lost == 1, "only the one in hand"
+    assert lost == 1, "only the message that is being handled"
 
 
 def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, queue: str) -> None:
-    """Megabytes that were asked for ahead are read while there is no room for what is sent."""
+    """Megabytes that were asked for ahead are read while the socket has no room for a send."""
     client.send_many(queue, [b"x" * 100_000] * 40)
     count = 0
     for message in client.consume(queue, prefetch=100, idle=0.1):
@@ -548,17 +548,17 @@ def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, 
     assert count == 40
 
 
-def test_consume_hands_out_nothing_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
+def test_consume_yields_no_message_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b"])
     consumer = client.consume(queue, prefetch=2, lease=0.2)
     client.ack(next(consumer))
-    # The handler of `a` took so long that `b` went to somebody else.
+    # The handler of `a` took so long that `b` went to another consumer.
     (stolen,) = blocking.receive(queue, wait=20)
     assert (stolen.text, stolen.attempt) == ("b", 2)
     client.send(queue, "c")
     assert next(consumer).text == "c"
     stolen.ack()
-    consumer.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+    consumer.close()  # type: ignore[attr-defined] # it is a generator, which the annotation does not say
 
 
 def test_consume_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
@@ -576,8 +576,8 @@ def test_consume_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., A
     assert len(done) == len(set(done)) == 20
 
 
-def test_settling_through_the_message_itself(blocking: eoq.Client, queue: str) -> None:
-    """Its asyncio twin is in test_concurrency.py."""
+def test_a_message_settles_itself(blocking: eoq.Client, queue: str) -> None:
+    """The same test for asyncio is in test_concurrency.py."""
     client = blocking
     client.send_many(queue, [eoq.Outgoing(text, id=text) for text in ("ack", "nack", "reject", "extend")])
     messages = {message.id: message for message in blocking.receive(queue, 4)}

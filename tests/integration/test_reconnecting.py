@@ -1,4 +1,4 @@
-"""No daemon, a daemon that goes and comes back, a closed client: what the clients do, and what they say."""
+"""How clients behave without a daemon, with one that goes away and comes back, and after they were closed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.integration.clients import AnyClient
 from tests.support import PATIENCE, Daemon, eventually
 
 
-def test_without_a_daemon_it_says_at_once_where_it_looked(connect: Callable[..., AnyClient], folder: Path) -> None:
+def test_without_a_daemon_the_error_comes_at_once_and_names_the_socket(
+    connect: Callable[..., AnyClient], folder: Path
+) -> None:
     path = folder / "none"
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable, match="eoq start") as caught:
@@ -37,7 +39,7 @@ def test_a_stale_socket_is_no_daemon(connect: Callable[..., AnyClient], folder: 
         connect(folder / "s").send("q", "x")
 
 
-def test_a_path_too_long_for_a_socket_is_told(connect: Callable[..., AnyClient], folder: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_an_error_that_says_so(connect: Callable[..., AnyClient], folder: Path) -> None:
     with pytest.raises(eoq.EoqError, match="too long"):
         connect(folder / ("x" * 120)).send("q", "x")
 
@@ -53,7 +55,7 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
     assert client.send("q", "x", id="m").duplicate is False
 
 
-def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemon) -> None:
+def test_a_stopped_daemon_is_noticed_within_the_timeout(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket, timeout=2.0) as client:
         client.ask("status")
         daemon.signal(signal.SIGSTOP)
@@ -66,7 +68,7 @@ def test_a_daemon_that_stands_still_is_noticed_within_the_time_out(daemon: Daemo
             daemon.signal(signal.SIGCONT)
 
 
-def test_a_daemon_that_reads_no_more_is_noticed_within_the_time_out(
+def test_a_daemon_that_stops_reading_is_noticed_within_the_timeout(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
     client = connect(daemon.socket, timeout=0.5)
@@ -79,7 +81,7 @@ def test_a_daemon_that_reads_no_more_is_noticed_within_the_time_out(
         daemon.signal(signal.SIGCONT)
 
 
-async def test_a_cancelled_send_to_a_daemon_that_reads_no_more_holds_up_no_other(daemon: Daemon) -> None:
+async def test_a_cancelled_send_to_a_daemon_that_stops_reading_does_not_block_others(daemon: Daemon) -> None:
     async with eoq.connect_async(daemon.socket, timeout=1.0) as client:
         await client.ask("status")
         daemon.signal(signal.SIGSTOP)
@@ -94,7 +96,7 @@ async def test_a_cancelled_send_to_a_daemon_that_reads_no_more_holds_up_no_other
             daemon.signal(signal.SIGCONT)
 
 
-def test_a_wait_is_no_longer_over_a_break(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_a_lost_connection_does_not_make_a_wait_longer(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.ask("status")
     start = time.monotonic()
@@ -105,10 +107,8 @@ def test_a_wait_is_no_longer_over_a_break(daemon: Daemon, connect: Callable[...,
     assert 3.9 < time.monotonic() - start < 5.9
 
 
-def test_a_reply_that_has_come_is_not_spoiled_by_what_comes_behind_it(
-    connect: Callable[..., AnyClient], folder: Path
-) -> None:
-    """A daemon that closes the connection says why, without a rid: for whoever has no answer yet."""
+def test_a_complete_reply_is_not_spoiled_by_the_data_behind_it(connect: Callable[..., AnyClient], folder: Path) -> None:
+    """A daemon that closes the connection says why, without a rid: for all requests without a reply."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "s"))
         server.listen()
@@ -135,7 +135,7 @@ def test_the_socket_comes_from_the_environment(
 
 
 @pytest.mark.parametrize("restart", ["kill", "terminate"])
-def test_a_daemon_that_comes_back_is_not_noticed(
+def test_a_restart_of_the_daemon_is_not_noticed(
     daemon: Daemon, connect: Callable[..., AnyClient], restart: str
 ) -> None:
     client = connect(daemon.socket)
@@ -156,7 +156,7 @@ def test_a_send_waits_for_a_daemon_that_comes_back(daemon: Daemon, connect: Call
     timer.join()
 
 
-def test_a_daemon_that_stays_away_is_given_up(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_a_daemon_that_stays_away_is_unavailable(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket, timeout=0.3)
     client.send("q", "x")
     daemon.kill()
@@ -167,7 +167,7 @@ def test_a_daemon_that_stays_away_is_given_up(daemon: Daemon, connect: Callable[
 
 
 def _stream_over_kills(daemon: Daemon, client: AnyClient, count: int) -> tuple[list[eoq.Sent], list[Delivery]]:
-    """Sends a stream of numbers while the daemon is killed again and again: what was confirmed, what is stored."""
+    """Send a stream of numbers while the daemon is killed again and again. Return the confirmed and the stored ones."""
     confirmed: list[eoq.Sent] = []
     stop = threading.Event()
 
@@ -198,23 +198,23 @@ def _all_of(client: AnyClient) -> list[Delivery]:
     return received
 
 
-def test_kills_in_the_middle_of_a_stream_lose_and_double_nothing(
-    daemon: Daemon, connect: Callable[..., AnyClient]
-) -> None:
-    """The client repeats what was under way under the same ids; the daemon knows them (G1, G2)."""
+def test_kills_during_a_stream_lose_and_duplicate_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    """The client repeats the requests in flight under the same ids, which the daemon recognises (G1, G2)."""
     confirmed, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
     assert sorted(int(message.text) for message in received) == list(range(2500))
     assert sorted(message.id for message in received) == sorted(sent.id for sent in confirmed)
 
 
-def test_kills_in_the_middle_of_a_stream_keep_its_order(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
-    """ "Stores many messages, in their order": what is repeated may not be overtaken by what comes after it."""
+def test_kills_during_a_stream_keep_its_order(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+    """Messages that are repeated must not be stored after those sent later."""
     _, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
     numbers = [int(message.text) for message in received]
     assert numbers == sorted(numbers)
 
 
-def test_single_sends_over_kills_lose_and_double_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_single_sends_during_kills_lose_and_duplicate_nothing(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
     client = connect(daemon.socket)
     stop = threading.Event()
 
@@ -232,7 +232,9 @@ def test_single_sends_over_kills_lose_and_double_nothing(daemon: Daemon, connect
     assert [message.id for message in _all_of(client)] == sent
 
 
-def test_acks_over_a_kill_are_done_once_or_lost_honestly(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_acks_during_a_kill_are_done_once_or_raise_lease_lost(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
     client = connect(daemon.socket)
     client.send_many("q", [eoq.Outgoing("x", id=f"{number}") for number in range(100)])
     acked: list[str] = []
@@ -267,7 +269,7 @@ def test_a_client_never_used_can_be_closed(connect: Callable[..., AnyClient], fo
         client.receive("q")
 
 
-def test_a_daemon_that_does_not_answer_is_given_up(connect: Callable[..., AnyClient], folder: Path) -> None:
+def test_a_daemon_that_does_not_answer_is_unavailable(connect: Callable[..., AnyClient], folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(folder / "s"))
         mute.listen()
@@ -291,8 +293,10 @@ def test_a_daemon_that_does_not_answer_is_given_up(connect: Callable[..., AnyCli
     ],
     ids=lambda line: f"{line[:8]!r} of {len(line)}",
 )
-def test_what_is_no_eoq_daemon_is_told(connect: Callable[..., AnyClient], folder: Path, line: bytes) -> None:
-    """Another program's socket: an error of eoq, not a broken thread or a bare ValueError."""
+def test_a_program_that_is_not_an_eoq_daemon_is_an_error_that_says_so(
+    connect: Callable[..., AnyClient], folder: Path, line: bytes
+) -> None:
+    """On the socket of another program, the client raises an error of eoq, not a bare ValueError."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
         other.listen()

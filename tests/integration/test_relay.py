@@ -1,4 +1,4 @@
-"""The relay: what commits is sent, once and in order, whoever wrote it and whatever stands in the way."""
+"""The relay sends what commits, once and in order, whichever program wrote it and whatever fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 import eoq
 from eoq.outbox.file import OutboxFile
+from tests.integration.idle import is_idle
 from tests.integration.relays import bodies, refusing, relaying, waiting
 from tests.support import HAS_PROC, Daemon, eventually
 
@@ -39,13 +40,13 @@ def database(file: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to see what has arrived."""
+    """A client that receives what has arrived."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
 
 def _flush(socket: Path, file: Path, **options: Any) -> int:
-    """Relays what is there; returns how many rows are set aside."""
+    """Send what is in the outbox, and return how many rows are set aside."""
 
     async def flush() -> int:
         async with eoq.connect_async(socket) as client:
@@ -58,7 +59,7 @@ def _flush(socket: Path, file: Path, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_commit_wakes_it_and_a_rollback_sends_nothing(
+def test_a_commit_wakes_the_relay_and_a_rollback_sends_nothing(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, mode: str
 ) -> None:
     with closing(sqlite3.connect(file, timeout=30)) as database:
@@ -73,15 +74,15 @@ def test_a_commit_wakes_it_and_a_rollback_sends_nothing(
                 with pytest.raises(ZeroDivisionError), database:
                     box.send(queue, "undone")
                     _ = 1 / 0
-                # One after the other, so that each commit has to wake it anew.
+                # One after the other, so that each commit has to wake the relay again.
                 assert bodies(client, queue, 1) == [f"kept {number}"]
             eventually(lambda: waiting(file) == 0)
 
 
-def test_a_commit_that_is_synced_long_after_it_was_written_is_seen(
+def test_a_commit_that_is_synced_long_after_it_was_written_is_sent(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
-    """The write to the log wakes the relay, but the commit shows only after the sync, and nothing wakes it then."""
+    """The write to the log wakes the relay. The commit is visible only after the sync, which wakes nothing."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("there is no strace on this machine")
@@ -98,7 +99,7 @@ def test_a_commit_that_is_synced_long_after_it_was_written_is_seen(
         assert len(client.receive(queue, wait=5)) == 1
 
 
-def test_a_file_behind_a_link_wakes_it(
+def test_a_commit_to_a_file_behind_a_link_wakes_the_relay(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     link = file.parent / "links" / "linked.db"
@@ -112,7 +113,7 @@ def test_a_file_behind_a_link_wakes_it(
             assert bodies(client, queue, 1) == [str(number)]
 
 
-def test_a_file_that_is_replaced_is_opened_anew(
+def test_a_replaced_file_is_opened_again(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, tmp_path: Path
 ) -> None:
     def write(path: Path, text: str) -> None:
@@ -131,14 +132,14 @@ def test_a_file_that_is_replaced_is_opened_anew(
         assert bodies(client, queue, 1) == ["after"]
 
 
-def test_a_file_that_goes_and_comes_back(
+def test_a_file_that_is_moved_away_and_back_is_sent(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, tmp_path: Path
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
         eoq.Outbox(database)
     with relaying(shared_daemon, file) as relay:
         file.rename(tmp_path / "away.db")
-        eventually(lambda: f"{file} is not there" in relay.said)
+        eventually(lambda: f"{file} does not exist" in relay.said)
         with closing(sqlite3.connect(tmp_path / "away.db")) as database, database:
             eoq.Outbox(database).send(queue, "meanwhile")
         (tmp_path / "away.db").rename(file)
@@ -146,7 +147,9 @@ def test_a_file_that_goes_and_comes_back(
         eventually(lambda: "goes on" in relay.said)
 
 
-def test_a_folder_that_is_replaced(shared_daemon: Daemon, client: eoq.Client, queue: str, tmp_path: Path) -> None:
+def test_a_file_in_a_replaced_folder_is_sent(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, tmp_path: Path
+) -> None:
     file = tmp_path / "data" / "app.db"
 
     def write(text: str) -> None:
@@ -157,7 +160,7 @@ def test_a_folder_that_is_replaced(shared_daemon: Daemon, client: eoq.Client, qu
     write("before")
     with relaying(shared_daemon, file):
         assert bodies(client, queue, 1) == ["before"]
-        # Nobody may take away a database in the middle of a transaction.
+        # A database must not be moved in the middle of a transaction.
         eventually(lambda: waiting(file) == 0)
         file.parent.rename(tmp_path / "old")
         write("restored")
@@ -166,7 +169,7 @@ def test_a_folder_that_is_replaced(shared_daemon: Daemon, client: eoq.Client, qu
         assert bodies(client, queue, 1) == ["after"]
 
 
-def test_a_table_that_is_not_there_yet_is_waited_for(
+def test_the_relay_waits_for_a_table_that_does_not_exist_yet(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -179,15 +182,7 @@ def test_a_table_that_is_not_there_yet_is_waited_for(
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
-def test_idle_it_does_not_poll(shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path) -> None:
-    def switches(pid: int) -> int:
-        return sum(
-            int(line.split()[1])
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for line in (task / "status").read_text().splitlines()
-            if line.startswith("voluntary_ctxt_switches")
-        )
-
+def test_an_idle_relay_sleeps(shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path) -> None:
     with closing(sqlite3.connect(file)) as database:
         box = eoq.Outbox(database)
         with database:
@@ -196,16 +191,10 @@ def test_idle_it_does_not_poll(shared_daemon: Daemon, client: eoq.Client, queue:
             bodies(client, queue, 1)
             eventually(lambda: waiting(file) == 0)
             pid = int(Path(f"/proc/{relay.process.pid}/stat").read_text().split()[0])
-
-            def quiet() -> bool:
-                before = switches(pid)
-                time.sleep(1)  # how often it wakes in a second, only a second can show
-                return switches(pid) - before < 10
-
-            eventually(quiet, 10, what="it sleeps")
+            eventually(lambda: is_idle(pid), what="it sleeps")
 
 
-# ── order and what stands in the way ────────────────────────────────────────────────────────────────────────
+# ── order, and failures ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_many_rows_of_many_queues_keep_their_order(
@@ -224,7 +213,9 @@ def test_many_rows_of_many_queues_keep_their_order(
         assert [row["body"] for row in rows] == [str(number) for number in range(3000) if number % 3 == part]
 
 
-def test_two_relays_and_a_daemon_that_is_killed(daemon: Daemon, file: Path, database: sqlite3.Connection) -> None:
+def test_two_relays_send_each_message_once_while_the_daemon_is_killed(
+    daemon: Daemon, file: Path, database: sqlite3.Connection
+) -> None:
     box = eoq.Outbox(database)
     with relaying(daemon, file), relaying(daemon, file), eoq.connect(daemon.socket) as client:
         for number in range(200):
@@ -236,10 +227,10 @@ def test_two_relays_and_a_daemon_that_is_killed(daemon: Daemon, file: Path, data
         assert [message.text for message in client.receive("q", 1000)] == [str(number) for number in range(200)]
 
 
-def test_a_busy_writer_is_no_trouble(
+def test_the_relay_does_not_disturb_a_busy_writer(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
-    """It writes without a pause, and does not wait for locks: the relay may not hold one for long."""
+    """The writer writes without a pause and waits only briefly for locks, so the relay must keep its locks short."""
     stop = threading.Event()
     failed: list[BaseException] = []
 
@@ -271,7 +262,7 @@ def test_a_busy_writer_is_no_trouble(
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
-def test_a_locked_file_is_waited_for_and_does_not_keep_it_from_stopping(
+def test_the_relay_waits_for_a_locked_file_and_can_still_be_stopped(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, mode: str
 ) -> None:
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
@@ -291,7 +282,7 @@ def test_a_locked_file_is_waited_for_and_does_not_keep_it_from_stopping(
             database.execute("rollback")
 
 
-def test_a_refusal_of_one_queue_does_not_hold_up_the_others(
+def test_other_queues_go_on_while_one_is_refused(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     full = threading.Event()
@@ -312,7 +303,7 @@ def test_a_refusal_of_one_queue_does_not_hold_up_the_others(
             box.send(f"{queue}.free", "later")
         assert bodies(client, f"{queue}.free", 1) == ["later"]
         eventually(lambda: waiting(file) == 10)
-        # Refused, so certainly not stored: however long it waits, nobody will doubt it.
+        # They were refused, so they are certainly not stored, and may wait for any time.
         eventually(lambda: _marks(file) == 0)
         full.clear()
         assert bodies(client, f"{queue}.full", 10) == [str(number) for number in range(3, 100, 10)]
@@ -320,10 +311,10 @@ def test_a_refusal_of_one_queue_does_not_hold_up_the_others(
         assert relay.said.count("refused by the test") == 1, "it says a thing once"
 
 
-def test_a_group_keeps_its_order_though_the_rest_of_its_batch_takes_long(
+def test_a_group_keeps_its_order_even_if_the_rest_of_its_batch_takes_long(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
-    """The pause of a queue that was full is over, and it has room again, before the rest of the batch is sent."""
+    """The queue has room again, and its pause is over, before the rest of the batch is sent."""
     refused_alone = threading.Event()
 
     def refuse(request: Mapping[str, Any]) -> str | None:
@@ -348,7 +339,7 @@ def test_a_group_keeps_its_order_though_the_rest_of_its_batch_takes_long(
 @pytest.mark.parametrize(
     "code", ["storage_full", "storage_failed", "overloaded", "internal_error", "of a later version"]
 )
-def test_a_daemon_that_cannot_take_anything_for_now(
+def test_all_rows_wait_while_the_daemon_refuses_everything(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection, code: str
 ) -> None:
     refused = threading.Event()
@@ -380,7 +371,7 @@ def _marks(file: Path) -> int:
 # ── rows that cannot be sent ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rows_of_a_trigger_and_of_strangers(
+def test_rows_of_a_trigger_are_sent_and_invalid_rows_are_set_aside(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     database.executescript(
@@ -428,7 +419,7 @@ def test_rows_of_a_trigger_and_of_strangers(
     assert _flush(shared_daemon.socket, file) == 21, "they are left alone"
 
 
-def test_a_table_made_otherwise_is_told_of(shared_daemon: Daemon, queue: str, file: Path) -> None:
+def test_a_table_with_other_columns_is_an_error(shared_daemon: Daemon, queue: str, file: Path) -> None:
     with closing(sqlite3.connect(file)) as database:
         database.execute("create table eoq_outbox (seq integer primary key, queue text, body text)")
     with pytest.raises(eoq.InvalidRequest, match="no such column"):
@@ -438,7 +429,7 @@ def test_a_table_made_otherwise_is_told_of(shared_daemon: Daemon, queue: str, fi
 def test_a_row_without_an_id_or_a_body_is_set_aside(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path
 ) -> None:
-    """Where somebody made the table without our constraints."""
+    """Another program may have created the table without the constraints."""
     with closing(sqlite3.connect(file)) as database:
         eoq.Outbox(database)
         columns = "seq integer primary key, id, queue, body, headers, priority, 'group', at, ttl, created_at, error"
@@ -453,7 +444,7 @@ def test_a_row_without_an_id_or_a_body_is_set_aside(
     assert [message.id for message in client.receive(queue, 10)] == ["c"]
 
 
-def test_a_row_set_aside_holds_up_its_group_alone(
+def test_only_its_group_waits_for_a_row_that_is_set_aside(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     client.send(queue, "other content", id="taken")
@@ -474,7 +465,7 @@ def test_a_row_set_aside_holds_up_its_group_alone(
             box.send(queue, "400", group="g")
             box.send(queue, "free again")
         assert bodies(client, queue, 1) == ["free again"]
-        # A person decides: it is mended, and its group goes on at once.
+        # The operator corrects the row, and its group goes on at once.
         with database:
             database.execute("update eoq_outbox set id = 'free', error = null where error is not null")
         assert bodies(client, queue, 400) == ["conflict", *map(str, range(2, 401))]
@@ -498,10 +489,10 @@ def test_one_bad_row_among_many_is_found(
     assert [int(id) for (id,) in left] == sorted(bad)
 
 
-# ── a relay that was away for longer than the daemon remembers ──────────────────────────────────────────────
+# ── a relay that was not running for longer than the retention ──────────────────────────────────────────────
 
 
-def test_a_row_that_was_tried_long_ago_is_left_to_a_person(
+def test_a_row_that_was_tried_long_ago_is_left_to_the_operator(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     box = eoq.Outbox(database)
@@ -509,7 +500,7 @@ def test_a_row_that_was_tried_long_ago_is_left_to_a_person(
         box.send(queue, "tried", id="tried", group="g")
         box.send(queue, "behind", group="g")
         box.send(queue, "never tried", id="never tried")
-        # Old as it is, it was never tried: nobody doubts it.
+        # It is old, but it was never tried, so it is sent.
         database.execute("update eoq_outbox set created_at = created_at - 30 * 86400 where id = 'never tried'")
     _leave_a_mark(file, 1)
     with database:
@@ -524,7 +515,7 @@ def test_a_row_that_was_tried_long_ago_is_left_to_a_person(
     assert bodies(client, queue, 2) == ["tried", "behind"]
 
 
-def test_a_row_that_was_tried_lately_is_sent_again(
+def test_a_row_that_was_tried_recently_is_sent_again(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
     with database:
@@ -541,13 +532,15 @@ def test_a_row_that_was_tried_lately_is_sent_again(
 
 
 def _leave_a_mark(file: Path, rows: int) -> None:
-    """As a relay leaves it that is killed behind it."""
+    """Leave marks as a relay does that is killed right after it has marked rows."""
     outbox = OutboxFile(file)
     outbox.mark(outbox.read(rows, 1, resend_within=3600))
     outbox.close()
 
 
-def test_it_ends_quietly_when_it_is_cancelled(shared_daemon: Daemon, file: Path, database: sqlite3.Connection) -> None:
+def test_a_cancelled_relay_ends_and_closes_its_descriptors(
+    shared_daemon: Daemon, file: Path, database: sqlite3.Connection
+) -> None:
     async def run() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
             task = asyncio.create_task(eoq.Relay(file, client).run())
@@ -560,9 +553,10 @@ def test_it_ends_quietly_when_it_is_cancelled(shared_daemon: Daemon, file: Path,
     before = _descriptors()
     for _ in range(5):
         asyncio.run(run())
-    assert _descriptors() <= before
+    # watchfiles closes its descriptors on a thread of its own.
+    eventually(lambda: _descriptors() <= before, what="all descriptors are closed")
 
 
 def _descriptors() -> int:
-    """How many this process has open; 0 where that cannot be known."""
+    """Return how many descriptors this process has open, or 0 without /proc."""
     return len(list(Path("/proc/self/fd").iterdir())) if HAS_PROC else 0

@@ -1,4 +1,4 @@
-"""The configuration is read again while the daemon runs, on SIGHUP and when its file changes: all of it, or nothing."""
+"""The daemon reads its configuration again on SIGHUP and when the file changes. All of it counts, or nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import eoq
 from eoq.daemon.config.loader import load
 from eoq.daemon.config.model import Config, LiveConfig
 from eoq.daemon.config.reload import Reloader
+from tests.integration.idle import is_idle
 from tests.support import HAS_PROC, PATIENCE, Daemon, clean_environment, eventually, running_daemon
 
 linux_only = pytest.mark.skipif(not HAS_PROC, reason="reads /proc")
@@ -36,7 +37,7 @@ class Configured:
         self.path = path
 
     def replace(self, text: str) -> None:
-        """As editors save: another file is renamed into place."""
+        """Rename another file into place, as editors do."""
         new = self.path.with_name(".new")
         new.write_text(text)
         new.rename(self.path)
@@ -54,7 +55,7 @@ class Configured:
         eventually(lambda: self.daemon.said.count(text) >= times, what=f"it says {text!r}")
 
     def attempts(self) -> int:
-        """How often a message of the queue ``q`` is delivered before it is dead, 9 at most."""
+        """Return how often a message of the queue ``q`` is delivered before it is dead, 9 at most."""
         with eoq.connect(self.daemon.socket) as client:
             id = client.send("q", b"").id
             for attempt in range(1, 10):
@@ -75,7 +76,7 @@ def _configured(folder: Path, text: str = MANY, *options: str) -> Iterator[Confi
 
 @pytest.fixture
 def configured(folder: Path) -> Iterator[Configured]:
-    """A daemon of the configuration `MANY`."""
+    """A daemon with the configuration `MANY`."""
     with _configured(folder) as configured:
         yield configured
 
@@ -98,19 +99,19 @@ def _removed_first(configured: Configured) -> None:
 
 
 @pytest.mark.parametrize("change", [_in_place, _renamed, _removed_first])
-def test_a_file_that_has_changed_counts_at_once(configured: Configured, change: Callable[[Configured], None]) -> None:
+def test_a_changed_file_takes_effect_at_once(configured: Configured, change: Callable[[Configured], None]) -> None:
     assert configured.attempts() == 9
     change(configured)
     configured.wait_until_said("queues.q.max_attempts: 9 → 1")
     assert configured.attempts() == 1
-    # And again: it is still watched.
+    # A second change takes effect too: the file is still watched.
     configured.replace("[queues.q]\nmax_attempts = 2\n")
     configured.wait_until_said("queues.q.max_attempts: 1 → 2")
     assert configured.attempts() == 2
 
 
-def test_a_link_that_leads_elsewhere_counts_at_once(folder: Path) -> None:
-    """As Kubernetes and deployments by link do it: a folder's link is replaced, the old folder may stay."""
+def test_a_replaced_link_takes_effect_at_once(folder: Path) -> None:
+    """Kubernetes and similar deployments replace the link to a folder, and may keep the old folder."""
     for name, text in (("one", MANY), ("two", FEW)):
         (folder / "at" / name).mkdir(parents=True)
         (folder / "at" / name / "eoq.toml").write_text(text)
@@ -130,7 +131,7 @@ def test_a_link_that_leads_elsewhere_counts_at_once(folder: Path) -> None:
         configured.wait_until_said("queues.q.max_attempts: 1 → 9")
 
 
-def test_sighup_reads_it_and_always_says_what_came_of_it(configured: Configured) -> None:
+def test_sighup_reads_the_file_and_always_logs_the_outcome(configured: Configured) -> None:
     before = configured.read_at
     for times in (1, 2):
         configured.daemon.signal(signal.SIGHUP)
@@ -138,14 +139,14 @@ def test_sighup_reads_it_and_always_says_what_came_of_it(configured: Configured)
     assert configured.read_at > before
 
 
-def test_a_file_that_says_the_same_is_not_worth_a_word(configured: Configured) -> None:
+def test_a_file_with_the_same_settings_is_not_logged(configured: Configured) -> None:
     before = configured.read_at
     configured.replace("# a comment\n" + MANY)
     eventually(lambda: configured.read_at > before)
     assert "read again" not in configured.daemon.said
 
 
-def test_a_file_in_the_middle_of_being_written_is_not_taken_for_broken(configured: Configured) -> None:
+def test_a_file_that_is_still_being_written_is_not_reported_as_wrong(configured: Configured) -> None:
     for number in range(10, 100):
         before = configured.daemon.said.count("wrong")
         longest = 0.0
@@ -154,10 +155,10 @@ def test_a_file_in_the_middle_of_being_written_is_not_taken_for_broken(configure
                 begun = time.monotonic()
                 file.write(part)
                 file.flush()
-                time.sleep(0.01)  # so slow is this writer
+                time.sleep(0.01)  # a slow writer
                 longest = max(longest, time.monotonic() - begun)
         configured.wait_until_said(f" → {number}")
-        if longest < 0.05:  # else this machine was too slow to tell
+        if longest < 0.05:  # otherwise this machine was too slow for the claim
             assert configured.daemon.said.count("wrong") == before
             break
 
@@ -170,20 +171,10 @@ def test_sighup_without_a_configuration_is_harmless(daemon: Daemon) -> None:
 
 
 @linux_only
-def test_nothing_is_polled(configured: Configured) -> None:
-    def switches() -> int:
-        texts = [path.read_text() for path in Path(f"/proc/{configured.daemon.pid}/task").glob("*/status")]
-        return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
-
+def test_an_idle_daemon_with_a_configuration_sleeps(configured: Configured) -> None:
     configured.replace(FEW)
     configured.wait_until_said("queues.q.max_attempts: 9 → 1")
-
-    def calm() -> bool:
-        before = switches()
-        time.sleep(1)  # a claim about absence, which only time can show
-        return switches() - before <= 2
-
-    eventually(calm, what="it sleeps")
+    eventually(lambda: is_idle(configured.daemon.pid), what="it sleeps")
 
 
 # ── what is wrong changes nothing ───────────────────────────────────────────────────────────────────────────
@@ -192,23 +183,25 @@ def test_nothing_is_polled(configured: Configured) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("[queues.q]\nmax_attempts = 1\n[queues.q", "no TOML"),
+        ("[queues.q]\nmax_attempts = 1\n[queues.q", "not TOML"),
         ("[queues.q]\nmax_attempts = 1\nretentoin = 1", "do you mean `retention`"),
         ('[queues.q]\nmax_attempts = 1\n[[relay]]\npath = "x.db"\n[[bind]]\ntopic = "t"', "needs `queue`"),
         ('[queues.q]\nmax_attempts = 1\n[daemon]\ndb = ""', "daemon.db"),
     ],
 )
-def test_nothing_of_a_broken_file_counts_until_it_is_mended(configured: Configured, text: str, word: str) -> None:
+def test_nothing_of_a_wrong_file_takes_effect_until_it_is_corrected(
+    configured: Configured, text: str, word: str
+) -> None:
     before = configured.read_at
     configured.replace(text)
     assert word in eventually(lambda: configured.error or "")
     assert configured.attempts() == 9
     assert configured.read_at == before
-    # Said once, however often it is written; again to whoever asks.
+    # The error is logged once, however often the file is written, and again on SIGHUP.
     configured.replace(text)
     configured.daemon.signal(signal.SIGHUP)
-    configured.wait_until_said("the settings before it stay", 2)
-    assert configured.daemon.said.count("the settings before it stay") <= 2
+    configured.wait_until_said("the former settings stay", 2)
+    assert configured.daemon.said.count("the former settings stay") <= 2
     assert "config_error" in configured.daemon.shell().run("eoq status").text
     configured.replace(MANY)
     eventually(lambda: configured.error is None)
@@ -241,7 +234,7 @@ def _make_random(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_remove, _make_folder, _make_pipe, _make_huge, _make_random])
-def test_what_cannot_be_read_changes_nothing(configured: Configured, spoil: Callable[[Path], None]) -> None:
+def test_a_file_that_cannot_be_read_changes_nothing(configured: Configured, spoil: Callable[[Path], None]) -> None:
     spoil(configured.path)
     configured.daemon.signal(signal.SIGHUP)
     assert str(configured.path) in eventually(lambda: configured.error or "")
@@ -256,7 +249,7 @@ def test_what_cannot_be_read_changes_nothing(configured: Configured, spoil: Call
 # ── what can be changed ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_shorter_retention_does_not_wait_for_the_next_round(configured: Configured) -> None:
+def test_a_shorter_retention_takes_effect_before_the_next_round(configured: Configured) -> None:
     with eoq.connect(configured.daemon.socket) as client:
         client.send("q", b"", id="m")
         client.receive("q")[0].ack()
@@ -267,7 +260,7 @@ def test_a_shorter_retention_does_not_wait_for_the_next_round(configured: Config
         eventually(lambda: client.result("q", "m") is None)
 
 
-def test_the_wait_before_a_retry_counts_at_once(configured: Configured) -> None:
+def test_a_new_retry_delay_takes_effect_at_once(configured: Configured) -> None:
     with eoq.connect(configured.daemon.socket) as client:
         client.send("q", b"", id="m")
         client.receive("q")[0].nack()
@@ -289,7 +282,7 @@ def test_the_order_of_sections_is_a_change(folder: Path) -> None:
         assert configured.attempts() == 2
 
 
-def test_a_flag_still_counts_before_the_file(folder: Path) -> None:
+def test_a_flag_still_takes_precedence_over_the_file(folder: Path) -> None:
     with _configured(folder, MANY, "--max-attempts", "3") as configured:
         assert configured.attempts() == 3
         configured.replace(FEW)
@@ -297,7 +290,7 @@ def test_a_flag_still_counts_before_the_file(folder: Path) -> None:
         assert configured.attempts() == 3
 
 
-def test_the_places_of_the_daemon_wait_for_a_restart_and_the_rest_does_not(configured: Configured) -> None:
+def test_paths_of_the_daemon_wait_for_a_restart_and_other_settings_do_not(configured: Configured) -> None:
     configured.replace('[daemon]\ndb = "other.db"\n' + FEW)
     configured.wait_until_said("takes effect after a restart")
     assert 'daemon.db: not set → "other.db"' in configured.daemon.said
@@ -306,7 +299,7 @@ def test_the_places_of_the_daemon_wait_for_a_restart_and_the_rest_does_not(confi
 
 
 def _open(daemon: Daemon, kind: str) -> list[str]:
-    """The files of a kind that a daemon has open; sockets by names that are not used again."""
+    """Return the open files of a daemon whose names begin with ``kind``. The names of sockets are not used again."""
     names = []
     for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with suppress(OSError):
@@ -318,12 +311,22 @@ def _sockets(daemon: Daemon) -> set[str]:
     return set(_open(daemon, "socket:"))
 
 
-@linux_only
-def test_relays_begin_and_end_and_the_others_are_not_disturbed(folder: Path) -> None:
-    def config(*names: str) -> str:
-        return MANY + "".join(f'[[relay]]\npath = "{name}.db"\n' for name in names)
+def _watched_folders(daemon: Daemon) -> int:
+    count = 0
+    for info in Path(f"/proc/{daemon.pid}/fdinfo").iterdir():
+        with suppress(OSError):
+            count += info.read_text().count("inotify wd:")
+    return count
 
-    databases = {name: sqlite3.connect(folder / f"{name}.db") for name in "abc"}
+
+@linux_only
+def test_relays_start_and_end_and_the_others_are_not_disturbed(folder: Path) -> None:
+    def config(*names: str) -> str:
+        return MANY + "".join(f'[[relay]]\npath = "{name}/app.db"\n' for name in names)
+
+    for name in "abc":
+        (folder / name).mkdir()
+    databases = {name: sqlite3.connect(folder / name / "app.db") for name in "abc"}
     outboxes = {name: eoq.Outbox(database) for name, database in databases.items()}
 
     def put(name: str, text: str) -> None:
@@ -346,13 +349,13 @@ def test_relays_begin_and_end_and_the_others_are_not_disturbed(folder: Path) -> 
         assert len(both) == len(alone) + 2, "a connection has two ends"
 
         configured.replace(config("a", "c"))
-        configured.wait_until_said('[[relay]] path = "b.db": removed')
-        assert '[[relay]] path = "c.db": added' in configured.daemon.said
+        configured.wait_until_said('[[relay]] path = "b/app.db": removed')
+        assert '[[relay]] path = "c/app.db": added' in configured.daemon.said
         put("c", "from c")
         assert arrived() == "from c"
         eventually(lambda: not (both - alone) & _sockets(configured.daemon), what="the connection of b ends")
         assert alone <= _sockets(configured.daemon), "the relay of a began anew"
-        assert len(_open(configured.daemon, "anon_inode:inotify")) == 3, "the configuration, a and c are watched"
+        eventually(lambda: _watched_folders(configured.daemon) == 3, what="it watches the configuration, a and c")
         put("b", "from b, later")
         put("a", "from a, later")
         assert arrived() == "from a, later"
@@ -368,7 +371,7 @@ def test_relays_begin_and_end_and_the_others_are_not_disturbed(folder: Path) -> 
 
 
 @linux_only
-def test_sighup_never_kills_it_while_it_starts_or_stops(folder: Path) -> None:
+def test_sighup_never_kills_a_daemon_that_starts_or_stops(folder: Path) -> None:
     (folder / "eoq.toml").write_text(MANY)
     paths = ["--db", folder / "eoq.db", "--socket", folder / "s", "--config", folder / "eoq.toml"]
     with (folder / "err").open("wb") as errors:
@@ -386,7 +389,7 @@ def test_sighup_never_kills_it_while_it_starts_or_stops(folder: Path) -> None:
 
     with process:
         try:
-            # Before that it is Python that starts, and nothing of eoq has run.
+            # Before that only Python starts, and eoq has not run.
             eventually(withstands)
             assert process.stdout is not None
             while not select.select([process.stdout], [], [], 0.0005)[0]:
@@ -403,15 +406,15 @@ def test_sighup_never_kills_it_while_it_starts_or_stops(folder: Path) -> None:
     assert "Traceback" not in (folder / "err").read_text()
 
 
-def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reload(
+def test_a_listener_that_fails_stops_neither_the_others_nor_the_next_reload(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = folder / "eoq.toml"
     path.write_text(MANY)
 
     async def run() -> None:
-        current = LiveConfig(load(path))
-        reloader = Reloader(path, current)
+        live = LiveConfig(load(path))
+        reloader = Reloader(path, live)
         told: asyncio.Queue[tuple[Config, Config]] = asyncio.Queue()
 
         def fail(_old: Config, _new: Config) -> None:
@@ -420,21 +423,21 @@ def test_a_part_that_fails_to_follow_stops_neither_the_others_nor_the_next_reloa
         reloader.listeners += [fail, lambda old, new: told.put_nowait((old, new))]
         task = asyncio.create_task(reloader.run())
         for text in (FEW, MANY):
-            before = current.config
+            before = live.config
             path.write_text(text)
             reloader.ask()
             old, new = await asyncio.wait_for(told.get(), PATIENCE)
-            assert (old, new) == (before, current.config)
+            assert (old, new) == (before, live.config)
             assert new == load(path)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
-    assert caplog.text.count("could not follow") == 2
+    assert caplog.text.count("could not apply") == 2
 
 
-def test_a_retention_that_grows_brings_nothing_back_to_resend(folder: Path) -> None:
-    """What a relay may send again shrinks at once with the retention, and does not grow while it runs."""
+def test_a_longer_retention_does_not_lengthen_the_time_for_resends(folder: Path) -> None:
+    """The time for resends gets shorter at once with the retention, and never longer while the relay runs."""
     from eoq.daemon.services.relays import Relays
 
     def config(retention: int, *names: str) -> Config:
@@ -459,7 +462,7 @@ def test_a_retention_that_grows_brings_nothing_back_to_resend(folder: Path) -> N
     assert asyncio.run(run()) == [600, 60, 60, 60, 60]
 
 
-def test_the_old_and_the_new_stand_in_the_log(folder: Path) -> None:
+def test_the_log_has_the_old_and_the_new_value(folder: Path) -> None:
     with _configured(folder, '[queues."mail.*"]\nretention = 604800\n') as configured:
         configured.replace('[queues."mail.*"]\nretention = 86400\n[storage]\nmin_free_bytes = 0\n')
         configured.wait_until_said('queues."mail.*".retention: 604800 → 86400')

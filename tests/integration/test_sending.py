@@ -21,7 +21,7 @@ def _only(client: AnyClient, queue: str) -> Delivery:
     return message
 
 
-def test_a_message_arrives_with_all_it_was_given(client: AnyClient, queue: str) -> None:
+def test_a_message_arrives_with_all_its_options(client: AnyClient, queue: str) -> None:
     before = time.time()
     sent = client.send(queue, "body", id="m", headers={"k": "v"}, priority=7, group="g")
     assert sent == eoq.Sent("m", duplicate=False)
@@ -58,13 +58,13 @@ def test_anything_else_is_sent_as_json(client: AnyClient, queue: str, body: obje
     assert message.headers == {"content-type": "application/json"}
 
 
-def test_a_content_type_of_the_callers_own_stays(client: AnyClient, queue: str) -> None:
+def test_a_content_type_that_the_caller_gives_stays(client: AnyClient, queue: str) -> None:
     client.send(queue, {"a": 1}, headers={"content-type": "application/x-mine"})
     assert _only(client, queue).headers == {"content-type": "application/x-mine"}
 
 
 @pytest.mark.parametrize("body", [object(), {1, 2}, float("nan"), "\ud800", {"a": b"bytes"}])
-def test_what_cannot_be_sent_is_refused(client: AnyClient, queue: str, body: object) -> None:
+def test_bodies_that_cannot_be_sent_are_refused(client: AnyClient, queue: str, body: object) -> None:
     with pytest.raises(eoq.InvalidRequest):
         client.send(queue, body)
     assert client.receive(queue) == []
@@ -135,14 +135,14 @@ def test_bad_options_are_refused(client: AnyClient, queue: str) -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_json_lacks_are_refused_like_all_bad_options(client: AnyClient, queue: str, number: float) -> None:
+def test_numbers_that_json_does_not_have_are_refused(client: AnyClient, queue: str, number: float) -> None:
     with pytest.raises(eoq.InvalidRequest):
         client.send(queue, "x", delay=number)
     with pytest.raises(eoq.InvalidRequest):
         client.receive(queue, lease=number)
 
 
-def test_many_are_stored_in_their_order(client: AnyClient, queue: str) -> None:
+def test_send_many_stores_messages_in_their_order(client: AnyClient, queue: str) -> None:
     items: list[object] = [eoq.Outgoing(b"0", id="a"), b"1", {"any": "json"}, "3", eoq.Outgoing("4", queue=queue)]
     sent = client.send_many(queue, items)
     assert sent[0] == eoq.Sent("a", duplicate=False)
@@ -156,7 +156,7 @@ BODIES = [b"\x00\xff", b"", b'"\\\n\r\t/', "grüße 🦆".encode(), b"\x00", "\u
 
 @pytest.mark.parametrize("count", [1, len(BODIES), 50 * len(BODIES)])
 def test_any_bytes_travel_in_small_and_in_large_requests(client: AnyClient, queue: str, count: int) -> None:
-    # Beyond a certain size another library writes and reads the lines.
+    # From a certain size on, another library writes and reads the lines.
     bodies = (BODIES * count)[:count]
     headers = {"quote": '"', "duck": "🦆"}
     sent = client.send_many(queue, [eoq.Outgoing(body, headers=headers, priority=1) for body in bodies])
@@ -174,7 +174,7 @@ with eoq.connect(sys.argv[2]) as client:
         body = ["null", "gr\u00fc\u00dfe", b"\\0\\xff", {"of": None}][number % 4]
         client.send(sys.argv[1], body, id=str(number), priority=-number)
         if number == 0:
-            assert "msgspec" not in sys.modules
+            assert not {"msgspec", "asyncio", "sqlite3", "logging"} & set(sys.modules)
     assert "msgspec" in sys.modules
     for number in (float("nan"), float("inf")):
         try:
@@ -187,22 +187,20 @@ with eoq.connect(sys.argv[2]) as client:
 """
 
 
-def test_a_program_that_asks_often_reads_and_writes_the_same_by_a_faster_library(
-    shared_daemon: Daemon, queue: str
-) -> None:
-    """A shell command that sends one message does not wait for that library's import."""
+def test_after_many_requests_a_faster_library_reads_and_writes_the_same(shared_daemon: Daemon, queue: str) -> None:
+    """A shell command that sends one message does not wait for the import of that library."""
     with python_process(STEADY, queue, str(shared_daemon.socket)) as process:
         assert read_line_of(process) == b"b'\\x00\\xff' b'{\"of\":null}' b'null' b'gr\\xc3\\xbc\\xc3\\x9fe'\n"
 
 
 class Text(str):
-    """As a library may have, to know its own texts by."""
+    """A kind of text, as a library may have to recognise its own texts."""
 
     __slots__ = ()
 
 
 class Name(str):
-    """One that cannot be a key of a dictionary."""
+    """A kind of text that cannot be a key of a dictionary."""
 
     __slots__ = ()
 
@@ -211,10 +209,10 @@ class Name(str):
 
 
 class Seconds(float):
-    """As numpy has."""
+    """A kind of number, as numpy has."""
 
 
-def test_a_queue_may_be_named_by_any_kind_of_text(client: AnyClient, queue: str) -> None:
+def test_any_kind_of_text_may_name_a_queue(client: AnyClient, queue: str) -> None:
     client.send(Name(queue), "x")
     assert client.receive(Name(queue))[0].text == "x"
     with pytest.raises(eoq.InvalidRequest):
@@ -222,7 +220,7 @@ def test_a_queue_may_be_named_by_any_kind_of_text(client: AnyClient, queue: str)
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_kinds_of_text_and_numbers_are_what_they_are_derived_from(client: AnyClient, queue: str, count: int) -> None:
+def test_subclasses_of_text_and_numbers_are_sent_like_their_bases(client: AnyClient, queue: str, count: int) -> None:
     headers: dict[str, str] = {Text("key"): Text("value")}
     message = eoq.Outgoing(Text("body"), id=Text("id"), headers=headers, group=Text("g"), delay=Seconds(0.0))
     sent = client.send_many(queue, [message, *[b"x"] * (count - 1)])
@@ -232,7 +230,7 @@ def test_kinds_of_text_and_numbers_are_what_they_are_derived_from(client: AnyCli
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_what_cannot_be_sent_is_refused_in_small_and_in_large_requests(
+def test_bodies_that_cannot_be_sent_are_refused_in_small_and_in_large_requests(
     client: AnyClient, queue: str, count: int
 ) -> None:
     for bad in (
@@ -246,42 +244,42 @@ def test_what_cannot_be_sent_is_refused_in_small_and_in_large_requests(
     assert client.receive(queue) == []
 
 
-def test_many_say_which_were_duplicates(client: AnyClient, queue: str) -> None:
+def test_send_many_says_which_messages_were_duplicates(client: AnyClient, queue: str) -> None:
     client.send(queue, "1", id="1")
     sent = client.send_many(queue, [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(3)])
     assert [one.duplicate for one in sent] == [False, True, False]
 
 
-def test_no_messages_are_no_request(client: AnyClient, queue: str) -> None:
+def test_send_many_without_messages_sends_nothing(client: AnyClient, queue: str) -> None:
     assert client.send_many(queue, []) == []
 
 
-def test_many_over_several_requests_arrive_all(client: AnyClient, queue: str) -> None:
+def test_messages_of_several_requests_all_arrive(client: AnyClient, queue: str) -> None:
     sent = client.send_many(queue, (f"{number}" for number in range(3000)))
     assert len({one.id for one in sent}) == 3000
     received = [message for _ in range(3) for message in client.receive(queue, 1000)]
     assert [message.text for message in received] == [f"{number}" for number in range(3000)]
 
 
-def test_many_large_ones_are_cut_into_requests_that_fit(client: AnyClient, queue: str) -> None:
+def test_many_large_messages_are_divided_into_requests_that_fit(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [b"\x01" * MEBIBYTE] * 12)
     received = [message for _ in range(12) for message in client.receive(queue, 1)]
     assert [len(message.body) for message in received] == [MEBIBYTE] * 12
 
 
-def test_many_for_another_queue_are_refused(client: AnyClient, queue: str) -> None:
+def test_a_message_for_another_queue_is_refused_by_send_many(client: AnyClient, queue: str) -> None:
     with pytest.raises(eoq.InvalidRequest, match="other"):
         client.send_many(queue, [eoq.Outgoing("x", queue="other")])
 
 
-def test_a_refused_batch_stores_none_of_itself(client: AnyClient, queue: str) -> None:
+def test_nothing_of_a_refused_batch_is_stored(client: AnyClient, queue: str) -> None:
     client.send(queue, "first", id="m")
     with pytest.raises(eoq.IdConflict):
         client.send_many(queue, ["a", eoq.Outgoing("second", id="m"), "b"])
     assert [message.text for message in client.receive(queue, 10)] == ["first"]
 
 
-def test_a_stream_is_read_only_as_far_as_it_is_sent(client: AnyClient, queue: str) -> None:
+def test_a_source_is_read_only_as_far_as_it_is_sent(client: AnyClient, queue: str) -> None:
     taken = 0
 
     def source() -> Iterator[str]:
@@ -294,7 +292,7 @@ def test_a_stream_is_read_only_as_far_as_it_is_sent(client: AnyClient, queue: st
     confirmed = [next(stream) for _ in range(10)]
     assert len({sent.id for sent in confirmed}) == 10
     assert taken < 10_000
-    stream.close()  # type: ignore[attr-defined] # a generator, which the annotation does not promise
+    stream.close()  # type: ignore[attr-defined] # it is a generator, which the annotation does not say
 
 
 def test_an_error_of_the_source_reaches_the_caller(client: AnyClient, queue: str) -> None:
@@ -381,7 +379,7 @@ def test_an_empty_transaction_is_no_request(client: AnyClient) -> None:
     assert tx.sent == []
 
 
-def test_an_ack_sends_with_it(client: AnyClient, queue: str) -> None:
+def test_an_ack_stores_the_messages_sent_with_it(client: AnyClient, queue: str) -> None:
     client.send(queue, "x", id="m")
     message = _only(client, queue)
     client.ack(message, "paid", [eoq.Outgoing({"to": "x"}, queue=queue + ".receipts", id="r")])
@@ -400,7 +398,7 @@ def test_an_ack_whose_send_has_no_queue_is_refused(client: AnyClient, queue: str
 # ── durability ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_was_confirmed_survives_a_kill(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_confirmed_messages_survive_a_kill(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     sent = client.send_many("q", (f"{number}" for number in range(1000)))
     daemon.restart()

@@ -1,4 +1,4 @@
-"""Who stays awake for the other side, and who sleeps: in a row of requests, for a moment, and not at others' cost."""
+"""Spinning: only in a row of requests, only for a moment, and not where other programs want the processor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support import HAS_PROC, Daemon, processor_seconds
 LONGEST = 0.001
 WAITS = 300
 WAIT = 0.001
-"""Seconds, so short that a client in a row of them would stay awake."""
+"""Seconds, so short that a client in a row of such requests would spin."""
 
 
 class Clock:
-    """Stands still, but for the ``steps`` it is told to make, one each time it is read."""
+    """A clock that stands still, except for the ``steps`` it is given: one each time it is read."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -44,7 +44,7 @@ def test_the_first_wait_sleeps() -> None:
     assert not spin.again()
 
 
-def test_a_wait_in_a_row_with_a_short_one_stays_awake() -> None:
+def test_a_wait_in_a_row_with_a_short_one_spins() -> None:
     clock = Clock()
     spin = after_a_wait(clock, LONGEST / 2)
     clock.now += ROW / 2
@@ -52,18 +52,18 @@ def test_a_wait_in_a_row_with_a_short_one_stays_awake() -> None:
     assert spin.again()
 
 
-def test_a_wait_behind_a_long_one_sleeps() -> None:
+def test_a_wait_after_a_long_one_sleeps() -> None:
     assert not after_a_wait(Clock(), LONGEST * 2).begin()
 
 
-def test_a_wait_long_behind_the_last_one_sleeps() -> None:
+def test_a_wait_long_after_the_last_one_sleeps() -> None:
     clock = Clock()
     spin = after_a_wait(clock, LONGEST / 2)
     clock.now += ROW * 2
     assert not spin.begin()
 
 
-def test_nobody_stays_awake_for_long() -> None:
+def test_spinning_ends_after_a_moment() -> None:
     clock = Clock()
     spin = after_a_wait(clock, LONGEST / 2)
     spin.begin()
@@ -71,18 +71,18 @@ def test_nobody_stays_awake_for_long() -> None:
     assert not spin.again()
 
 
-def test_what_was_waited_for_ends_it() -> None:
+def test_spinning_ends_when_the_data_comes() -> None:
     spin = after_a_wait(Clock(), LONGEST / 2)
     spin.begin()
     spin.end()
     assert not spin.again()
 
 
-def test_where_others_want_the_processor_there_is_a_rest() -> None:
+def test_there_is_no_spinning_while_others_want_the_processor() -> None:
     clock = Clock()
     spin = after_a_wait(clock, LONGEST / 2)
     spin.begin()
-    clock.steps = [0.0, TAKEN / 2]  # the offer, and the moment at which it came back
+    clock.steps = [0.0, TAKEN / 2]  # the time of the offer, and the time at which the processor came back
     assert spin.again()
     spin.begin()
     clock.steps = [0.0, TAKEN * 2]
@@ -95,7 +95,7 @@ def test_where_others_want_the_processor_there_is_a_rest() -> None:
     assert spin.begin()
 
 
-def test_a_client_that_waits_behind_a_row_of_requests_sleeps(shared_daemon: Daemon, queue: str) -> None:
+def test_a_client_that_waits_after_a_row_of_requests_sleeps(shared_daemon: Daemon, queue: str) -> None:
     with eoq.connect(shared_daemon.socket) as client:
         for _ in range(100):
             client.send(queue, b"x")
@@ -104,8 +104,8 @@ def test_a_client_that_waits_behind_a_row_of_requests_sleeps(shared_daemon: Daem
         assert time.process_time() - used < 0.3
 
 
-def test_a_client_beside_other_threads_sleeps(shared_daemon: Daemon, queue: str) -> None:
-    """Whoever stays awake holds the interpreter's lock again and again, which the other threads need."""
+def test_a_client_in_a_program_with_other_threads_sleeps(shared_daemon: Daemon, queue: str) -> None:
+    """A spinning thread takes the interpreter's lock again and again, which the other threads need."""
     ended = threading.Event()
     other = threading.Thread(target=ended.wait)
     with eoq.connect(shared_daemon.socket) as client:
@@ -122,7 +122,7 @@ def test_a_client_beside_other_threads_sleeps(shared_daemon: Daemon, queue: str)
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
-def test_a_daemon_sleeps_behind_a_row_of_requests(daemon: Daemon, queue: str) -> None:
+def test_a_daemon_sleeps_after_a_row_of_requests(daemon: Daemon, queue: str) -> None:
     with eoq.connect(daemon.socket) as client:
         for _ in range(100):
             client.send(queue, b"x")

@@ -1,4 +1,4 @@
-"""The spool of a real daemon: what is taken, how soon, in which order, and what is refused and where it goes."""
+"""The spool of a real daemon: which files are stored, how soon and in which order, and which are rejected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket as sockets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,12 @@ import pytest
 
 import eoq
 from eoq.daemon.services.spool_reader import SWEEP_SECONDS
+from tests.integration.idle import is_idle
 from tests.integration.spools import arrivals, put, rejected, texts, waiting
 from tests.support import HAS_PROC, PATIENCE, Daemon, eventually, running_daemon, short_folder
 
 SOON: Final = 4.0
-"""Seconds within which a file is picked up, also on a loaded machine; less than any other look at the folder."""
+"""Seconds within which a wake-up stores a file, also on a loaded machine. The sweep is much rarer."""
 MEBIBYTE: Final = 1024 * 1024
 
 
@@ -46,11 +46,13 @@ def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
         yield client
 
 
-# ── what is taken ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what is stored ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("body", [b"", b"text", b"a\n\nb\n", bytes(range(256)), b"x" * MEBIBYTE], ids=range(5))
-def test_a_file_is_a_message_to_the_byte(spool: Path, client: eoq.Client, queue: str, body: bytes) -> None:
+def test_the_body_of_a_message_is_exactly_the_content_of_its_file(
+    spool: Path, client: eoq.Client, queue: str, body: bytes
+) -> None:
     put(spool, queue, "NAME", body)
     (message,) = arrivals(client, queue, 1)
     assert message.body == body
@@ -58,7 +60,7 @@ def test_a_file_is_a_message_to_the_byte(spool: Path, client: eoq.Client, queue:
     eventually(lambda: waiting(spool, queue) == [])
 
 
-def test_it_is_picked_up_at_once_also_in_a_new_folder(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_a_file_is_stored_at_once_also_in_a_new_folder(spool: Path, client: eoq.Client, queue: str) -> None:
     for turn in range(5):
         for name in (queue[:100], f"{queue[:100]}-{turn}"):
             began = time.monotonic()
@@ -75,7 +77,7 @@ def test_the_same_name_again_is_a_new_message(spool: Path, client: eoq.Client, q
         assert texts(arrivals(client, queue, 1)) == [f"{turn}"]
 
 
-def test_what_is_not_ready_is_left_alone_until_it_is(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_files_are_left_alone_until_they_are_ready(spool: Path, client: eoq.Client, queue: str) -> None:
     here = spool / queue
     here.mkdir()
     for name in (".hidden", "unfinished.tmp", ".hidden.eoq"):
@@ -112,7 +114,7 @@ def test_without_an_id_it_gets_one_and_the_same_id_is_stored_once(spool: Path, c
     assert len(set(ids)) == 3
 
 
-def test_strange_names_are_names(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_unusual_file_names_are_accepted(spool: Path, client: eoq.Client, queue: str) -> None:
     names = ["a b", "new\nline", "ü", "-rf", "*", "x" * 255, f"{'y' * 250}.eoq", os.fsdecode(b"\xff\xfe")]
     for name in names:
         put(spool, queue, name, "{}\n")
@@ -120,20 +122,20 @@ def test_strange_names_are_names(spool: Path, client: eoq.Client, queue: str) ->
     eventually(lambda: waiting(spool, queue) == [])
 
 
-def test_a_file_that_is_linked_into_place_is_taken(spool: Path, client: eoq.Client, queue: str) -> None:
-    """As by senders that must not overwrite: link(2), then unlink(2)."""
+def test_a_file_that_is_linked_into_place_is_stored(spool: Path, client: eoq.Client, queue: str) -> None:
+    """Senders that must not overwrite a file do this: link(2), then unlink(2)."""
     here = spool / queue
     here.mkdir()
     (here / ".new").write_text("linked")
     (here / "x").hardlink_to(here / ".new")
-    put(spool, queue, "y", "other")  # it is looked at between the two
+    put(spool, queue, "y", "other")  # the reader scans the folder between the two
     assert texts(arrivals(client, queue, 1)) == ["other"]
     (here / ".new").unlink()
     assert texts(arrivals(client, queue, 1)) == ["linked"]
     assert not (here / ".rejected").exists()
 
 
-def test_many_senders_at_once(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_messages_of_many_senders_are_stored_once_and_in_order(spool: Path, client: eoq.Client, queue: str) -> None:
     def send(sender: int) -> None:
         own = eoq.Spool(spool)
         for number in range(50):
@@ -155,7 +157,7 @@ def test_many_senders_at_once(spool: Path, client: eoq.Client, queue: str) -> No
 
 
 @pytest.mark.parametrize("count", [5100, pytest.param(30_000, marks=pytest.mark.slow)])
-def test_thousands_at_the_start_are_taken_each_once_in_order(folder: Path, count: int) -> None:
+def test_thousands_of_files_at_the_start_are_stored_once_and_in_order(folder: Path, count: int) -> None:
     spool = folder / "spool"
     (spool / "q").mkdir(parents=True)
     for number in range(count):
@@ -174,7 +176,7 @@ def test_thousands_at_the_start_are_taken_each_once_in_order(folder: Path, count
         assert (status["spool"], status["spool_rejected"]) == (str(spool), 0)
 
 
-# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────
+# ── what is rejected ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _link(path: Path) -> None:
@@ -236,7 +238,7 @@ REFUSED = {
     "no JSON": ("x.eoq", _content(b"id: a\nbody"), "not JSON"),
     "deep JSON": ("x.eoq", _content(b"[" * 200_000 + b"\nbody"), "not JSON"),
     "no UTF-8": ("x.eoq", _content(b'{"id": "\xff"}\nbody'), "not JSON"),
-    "no object": ("x.eoq", _content(b"[]\nbody"), "no JSON object"),
+    "no object": ("x.eoq", _content(b"[]\nbody"), "not a JSON object"),
     "unknown": ("x.eoq", _content(b'{"prioritty": 1}\nbody'), "'prioritty' is not known"),
     "a body": ("x.eoq", _content(b'{"body": "x"}\nbody'), "'body' is not known"),
     "a queue": ("x.eoq", _content(b'{"queue": "other"}\nbody'), "'queue' is not known"),
@@ -248,7 +250,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_taken_is_rejected_with_its_reason(
+def test_a_file_that_cannot_be_stored_is_rejected_with_its_reason(
     spool: Path, client: eoq.Client, queue: str, case: str
 ) -> None:
     name, make, word = REFUSED[case]
@@ -264,7 +266,7 @@ def test_what_cannot_be_taken_is_rejected_with_its_reason(
         assert outside.read_text() == "secret"
 
 
-def test_an_id_that_stands_for_something_else_is_rejected_alone(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_a_file_with_the_id_of_another_message_is_rejected_alone(spool: Path, client: eoq.Client, queue: str) -> None:
     client.send(queue, "first", id="taken")
     own = eoq.Spool(spool)
     messages: list[object] = [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(20)]
@@ -277,7 +279,7 @@ def test_an_id_that_stands_for_something_else_is_rejected_alone(spool: Path, cli
     assert reason.with_suffix("").read_text().endswith("\nother")
 
 
-def test_nothing_that_was_rejected_is_overwritten(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_rejected_files_are_not_overwritten(spool: Path, client: eoq.Client, queue: str) -> None:
     folder = spool / queue / ".rejected"
     for name, content in (("x.eoq", "1"), ("x.eoq", "2"), ("x.eoq.reason.eoq", "3"), ("y.eoq.reason", "fine")):
         put(spool, queue, name, content)
@@ -292,7 +294,7 @@ def test_nothing_that_was_rejected_is_overwritten(spool: Path, client: eoq.Clien
             assert contents[path.with_name(path.name + ".reason")].startswith("invalid_request: ")
 
 
-def test_what_was_mended_can_be_moved_back(spool: Path, client: eoq.Client, queue: str) -> None:
+def test_a_corrected_file_can_be_moved_back(spool: Path, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x.eoq", "oops")
     rejected(spool, queue, "x.eoq")
     bad = spool / queue / ".rejected" / "x.eoq"
@@ -302,16 +304,16 @@ def test_what_was_mended_can_be_moved_back(spool: Path, client: eoq.Client, queu
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "-x", "x" * 129, "new\nline", os.fsdecode(b"\xff")])
-def test_a_folder_that_is_no_queue_gets_its_files_back(spool: Path, shared_daemon: Daemon, name: str) -> None:
+def test_files_in_a_folder_that_is_not_a_queue_are_rejected(spool: Path, shared_daemon: Daemon, name: str) -> None:
     put(spool, name, "x", "where to?")
     assert "is no queue name" in rejected(spool, name, "x")
     assert (spool / name / ".rejected" / "x").read_text() == "where to?"
 
 
-def test_folders_are_not_followed_and_hold_nobody_up(
+def test_links_to_folders_are_not_followed_and_other_queues_go_on(
     spool: Path, client: eoq.Client, shared_daemon: Daemon, queue: str, folder: Path
 ) -> None:
-    """A queue that is a link, folders of ours that are links, a file without a queue."""
+    """The spool has a queue that is a link, inner folders that are links, and a file without a queue."""
     own = [f"{queue[:90]}-{number}" for number in range(3)]
     (folder / "x").write_text("not ours")
     (spool / own[0]).symlink_to(folder)
@@ -324,7 +326,7 @@ def test_folders_are_not_followed_and_hold_nobody_up(
     assert texts(arrivals(client, queue, 1)) == ["fine"]
     put(spool, own[2], "y", "fine as well")
     assert texts(arrivals(client, own[2], 1)) == ["fine as well"]
-    for word in (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither taken nor moved away"):
+    for word in (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither stored nor moved"):
         assert word in shared_daemon.said
     assert [path.name for path in folder.iterdir()] == ["x"]
     (spool / own[1] / ".taking").unlink()
@@ -339,7 +341,7 @@ def _token(age: float) -> str:
     return f"{moment[:8]}-{moment[8:]}-7abc-8abc-0123456789ab"
 
 
-def test_what_was_left_behind_is_stored_under_its_id_unless_it_may_be_forgotten(folder: Path) -> None:
+def test_a_file_left_behind_is_stored_under_its_id_unless_the_id_may_be_forgotten(folder: Path) -> None:
     spool = folder / "spool"
     day = 86400.0
     tokens = {name: _token(age) for name, age in {"old": 6.1 * day, "young": 5.9 * day, "future": -day}.items()}
@@ -356,7 +358,7 @@ def test_what_was_left_behind_is_stored_under_its_id_unless_it_may_be_forgotten(
     assert waiting(spool, "q") == ["foreign"]
 
 
-def test_the_retention_of_the_queue_counts(folder: Path) -> None:
+def test_the_retention_of_the_queue_decides_whether_a_file_is_too_old(folder: Path) -> None:
     spool = folder / "spool"
     (folder / "eoq.toml").write_text("[queues.short]\nretention = 100\n[queues.long]\nretention = 1000000\n")
     for queue in ("short", "long"):
@@ -372,25 +374,27 @@ def test_the_retention_of_the_queue_counts(folder: Path) -> None:
 # ── the folder ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_is_made_for_its_user_alone(folder: Path) -> None:
+def test_a_new_spool_is_for_its_user_alone(folder: Path) -> None:
     with running_daemon("--spool", str(folder / "a" / "spool")):
         assert (folder / "a" / "spool").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_second_daemon_is_told_who_has_it(spool: Path, shared_daemon: Daemon, folder: Path) -> None:
+def test_a_second_daemon_on_the_spool_does_not_start_and_names_the_first(
+    spool: Path, shared_daemon: Daemon, folder: Path
+) -> None:
     options = f"--db {folder}/other.db --socket {folder}/other --spool {spool}"
     ran = shared_daemon.shell().run(f"eoq daemon {options}")
     assert ran.status == 75
     assert f"{spool} is in use by the eoq daemon with pid {shared_daemon.pid}" in ran.errors
 
 
-def test_a_folder_that_is_replaced_is_followed_and_its_loss_told(folder: Path) -> None:
+def test_a_replaced_spool_is_read_and_a_missing_one_is_logged(folder: Path) -> None:
     spool = folder / "spool"
     with running_daemon("--spool", str(spool)) as daemon, eoq.connect(daemon.socket) as client:
         put(spool, "q", "x", "before")
         assert texts(arrivals(client, "q", 1)) == ["before"]
         shutil.rmtree(spool)
-        # Where the last wake-up comes before the folder itself is gone, the sweep finds out.
+        # If the last wake-up comes before the folder itself is gone, the sweep finds out.
         eventually(lambda: "cannot be used" in daemon.said, seconds=SWEEP_SECONDS + PATIENCE)
         assert client.send("q", "meanwhile").id
         assert texts(arrivals(client, "q", 1)) == ["meanwhile"]
@@ -401,18 +405,7 @@ def test_a_folder_that_is_replaced_is_followed_and_its_loss_told(folder: Path) -
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
-def test_an_idle_daemon_does_nothing(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
+def test_an_idle_daemon_sleeps(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x")
     arrivals(client, queue, 1)
-
-    def switches() -> int:
-        tasks = Path(f"/proc/{shared_daemon.pid}/task").glob("*/status")
-        lines = [line for task in tasks for line in task.read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
-
-    def calm() -> bool:
-        before = switches()
-        threading.Event().wait(0.5)  # that nothing happens, only time can show
-        return switches() == before
-
-    eventually(calm)
+    eventually(lambda: is_idle(shared_daemon.pid), what="it sleeps")

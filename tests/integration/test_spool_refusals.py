@@ -1,4 +1,4 @@
-"""A spool while the daemon refuses: for now or for ever, one queue or all, and when its answer is lost."""
+"""A spool while the daemon refuses messages, for now or always, of one queue or all, and when a reply is lost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.daemon.services import spool_folder
-from eoq.spool.sender import Spooled, send_or_leave
+from eoq.daemon.services import spool_queue
+from eoq.spool.sender import Spooled, send_or_spool
 from tests.integration.relays import refusing
-from tests.integration.spools import arrivals, put, rejected, taking, texts, waiting, within
+from tests.integration.spools import arrivals, put, reading, rejected, texts, waiting, within
 from tests.support import Daemon
 
 
@@ -32,8 +32,8 @@ def _bodies(request: Mapping[str, Any]) -> set[str]:
     return {message["body"] for message in request.get("send", ())}
 
 
-def test_a_full_queue_waits_and_holds_no_other_up(
-    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
+def test_a_full_queue_waits_and_other_queues_go_on(
+    shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = f"{queue}-other"
     full = True
@@ -43,10 +43,10 @@ def test_a_full_queue_waits_and_holds_no_other_up(
     def refuse(request: Mapping[str, Any]) -> str | None:
         return "queue_full" if full and queue in _queues(request) else None
 
-    async def take(socket: Path) -> None:
+    async def read(socket: Path) -> None:
         nonlocal full
-        async with taking(folder / "spool", socket) as taker:
-            await within(lambda: taker._holds.errors())
+        async with reading(folder / "spool", socket):
+            await within(lambda: "waiting, since" in caplog.text)
             put(folder / "spool", other, "x", "other")
             await within(lambda: waiting(folder / "spool", other) == [])
             assert len(waiting(folder / "spool", queue)) == 10
@@ -54,16 +54,16 @@ def test_a_full_queue_waits_and_holds_no_other_up(
             await within(lambda: waiting(folder / "spool", queue) == [])
 
     with refusing(shared_daemon, refuse) as socket:
-        asyncio.run(take(socket))
+        asyncio.run(read(socket))
     assert texts(arrivals(client, other, 1)) == ["other"]
     assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
 
 
 @pytest.mark.parametrize("code", ["storage_full", "overloaded", "storage_failed", "internal_error"])
-def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
+def test_all_files_wait_while_the_daemon_refuses_everything_and_none_is_rejected(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, code: str
 ) -> None:
-    """Not even where an id would be forgotten at once: what was refused was not stored."""
+    """This is so even if ids are forgotten at once, since what was refused was not stored."""
     left = 3
 
     def refuse(request: Mapping[str, Any]) -> str | None:
@@ -74,20 +74,20 @@ def test_all_waits_while_the_daemon_takes_nothing_and_nothing_is_rejected(
     for number in range(10):
         put(folder / "spool", queue, f"{number}", f"{number}")
 
-    async def take(socket: Path) -> None:
-        async with taking(folder / "spool", socket, lambda _: 0.0) as taker:
-            await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+    async def read(socket: Path) -> None:
+        async with reading(folder / "spool", socket, lambda _: 0.0) as reader:
+            await within(lambda: (reader.counts.stored, reader.counts.rejected) == (10, 0))
             assert waiting(folder / "spool", queue) == []
 
     with refusing(shared_daemon, refuse) as socket:
-        asyncio.run(take(socket))
+        asyncio.run(read(socket))
     assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
 
 
-def test_what_was_refused_for_long_gets_a_new_token_before_it_is_tried_again(
+def test_a_file_refused_for_long_gets_a_new_token_before_the_next_try(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_folder, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(spool_queue, "RENEW_SECONDS", 0.0)
     tried: list[set[str]] = []
 
     def refuse(request: Mapping[str, Any]) -> str | None:
@@ -97,39 +97,39 @@ def test_what_was_refused_for_long_gets_a_new_token_before_it_is_tried_again(
     for number in range(10):
         put(folder / "spool", queue, f"{number}", f"{number}")
 
-    async def take(socket: Path) -> None:
-        async with taking(folder / "spool", socket):
+    async def read(socket: Path) -> None:
+        async with reading(folder / "spool", socket):
             await within(lambda: waiting(folder / "spool", queue) == [])
 
     with refusing(shared_daemon, refuse) as socket:
-        asyncio.run(take(socket))
+        asyncio.run(read(socket))
     assert len(set().union(*tried)) == 30
     assert texts(arrivals(client, queue, 10)) == [f"{number}" for number in range(10)]
 
 
-def test_those_refused_for_ever_are_found_among_the_others(
+def test_files_that_are_always_refused_are_found_among_the_others(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
     bad = {"3", "50", "51", "99"}
     for number in range(100):
         put(folder / "spool", queue, f"{number:02d}", f"{number}")
 
-    async def take(socket: Path) -> None:
-        async with taking(folder / "spool", socket) as taker:
-            await within(lambda: (taker.taken, taker.rejected) == (96, 4))
+    async def read(socket: Path) -> None:
+        async with reading(folder / "spool", socket) as reader:
+            await within(lambda: (reader.counts.stored, reader.counts.rejected) == (96, 4))
             assert waiting(folder / "spool", queue) == []
 
     with refusing(shared_daemon, lambda request: "invalid_request" if bad & _bodies(request) else None) as socket:
-        asyncio.run(take(socket))
+        asyncio.run(read(socket))
     assert rejected(folder / "spool", queue, "03") == "invalid_request: refused by the test\n"
     good = [f"{number}" for number in range(100) if f"{number}" not in bad]
     assert texts(arrivals(client, queue, 96)) == good
 
 
-async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
+async def test_files_whose_reply_was_lost_are_sent_again_under_the_same_ids(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
-    """A socket that stores and does not answer; then the daemon itself."""
+    """The first socket stores the messages and does not answer. The second is the daemon."""
     for number in range(10):
         put(folder / "spool", queue, f"{number}", f"{number}")
 
@@ -142,13 +142,13 @@ async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
         server.close()
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"))
-    async with taking(folder / "spool", folder / "mute"):
+    async with reading(folder / "spool", folder / "mute"):
         stored = await asyncio.to_thread(client.receive, queue, 10, 20)
         assert len(stored) == 10
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
     assert len(waiting(folder / "spool", queue)) == 10
-    async with taking(folder / "spool", shared_daemon.socket) as taker:
-        await within(lambda: (taker.taken, taker.rejected) == (10, 0))
+    async with reading(folder / "spool", shared_daemon.socket) as reader:
+        await within(lambda: (reader.counts.stored, reader.counts.rejected) == (10, 0))
         assert waiting(folder / "spool", queue) == []
     assert client.receive(queue) == []
 
@@ -156,7 +156,7 @@ async def test_a_lost_answer_is_asked_for_again_under_the_same_ids(
 # ── those that send ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
+async def test_a_send_whose_reply_was_lost_is_spooled_and_stored_once(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -169,25 +169,25 @@ async def test_a_send_whose_answer_was_lost_is_left_and_stored_once(
 
     def send() -> list[eoq.Sent | Spooled]:
         with eoq.connect(folder / "mute", timeout=0.5) as mute:
-            return list(send_or_leave(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
+            return list(send_or_spool(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"), limit=2**20)
     sent = await asyncio.to_thread(send)
     assert len(sent) == 300
     assert all(isinstance(one, Spooled) for one in sent)
-    # 250 of them have arrived: those of the first request.
+    # The 250 of the first request have arrived.
     stored = await asyncio.to_thread(client.receive, queue, 1000)
     assert [message.id for message in stored] == [one.id for one in sent[:250]]
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
     assert all(b'"tried_at":' in path.read_bytes() for path in (folder / "spool" / queue).iterdir())
-    async with taking(folder / "spool", shared_daemon.socket):
+    async with reading(folder / "spool", shared_daemon.socket):
         await within(lambda: waiting(folder / "spool", queue) == [])
     assert texts(await asyncio.to_thread(arrivals, client, queue, 50)) == [f"{number}" for number in range(250, 300)]
 
 
-def test_where_nobody_listened_nothing_can_have_arrived(folder: Path) -> None:
-    """So the file may wait for as long as it has to."""
+def test_without_a_daemon_a_spooled_file_has_no_time_of_a_try(folder: Path) -> None:
+    """So the file may wait for any time."""
     with eoq.connect(folder / "nobody") as client:
-        (left,) = send_or_leave(client, eoq.Spool(folder / "spool"), "q", ["x"])
+        (left,) = send_or_spool(client, eoq.Spool(folder / "spool"), "q", ["x"])
     (file,) = (folder / "spool" / "q").iterdir()
     assert file.read_text() == f'{{"id":"{left.id}"}}\nx'

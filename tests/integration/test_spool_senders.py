@@ -1,4 +1,4 @@
-"""`eoq.Spool`, with which Python programs leave messages: what it writes, what it refuses, and when it is killed."""
+"""`eoq.Spool`: what it writes, what it refuses, and what remains if the sender is killed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_all_options_arrive(folder: Path) -> None:
         ({"ttl": 0}, eoq.InvalidRequest),
     ],
 )
-def test_what_a_daemon_would_refuse_is_refused_before_anything_is_written(
+def test_the_sender_refuses_what_a_daemon_would_refuse_and_writes_nothing(
     folder: Path, options: dict[str, object], kind: type[eoq.EoqError]
 ) -> None:
     with pytest.raises(kind):
@@ -78,7 +78,7 @@ def test_what_a_daemon_would_refuse_is_refused_before_anything_is_written(
     assert list(folder.iterdir()) == []
 
 
-def test_links_and_what_is_no_folder_are_not_written_through(folder: Path) -> None:
+def test_the_sender_does_not_write_through_links_or_files(folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     (folder / "spool").mkdir()
     (folder / "spool" / "q").symlink_to(folder / "elsewhere")
@@ -93,7 +93,7 @@ def test_links_and_what_is_no_folder_are_not_written_through(folder: Path) -> No
     assert list((folder / "elsewhere").iterdir()) == []
 
 
-def test_who_may_use_the_spool_may_use_what_is_made_in_it(folder: Path) -> None:
+def test_new_folders_and_files_get_the_permissions_of_the_spool(folder: Path) -> None:
     (folder / "spool").mkdir()
     (folder / "spool").chmod(0o2770)
     old_mask = os.umask(0o077)
@@ -106,7 +106,7 @@ def test_who_may_use_the_spool_may_use_what_is_made_in_it(folder: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-def test_their_order_is_kept(folder: Path) -> None:
+def test_the_names_of_files_keep_the_order_of_messages(folder: Path) -> None:
     own = Spool(folder / "spool")
     for batch in range(3):
         own.send_many("q", [f"{batch * 200 + number}" for number in range(200)])
@@ -114,7 +114,7 @@ def test_their_order_is_kept(folder: Path) -> None:
     assert [file.read_text().splitlines()[1] for file in files] == [f"{number}" for number in range(600)]
 
 
-def test_the_file_is_on_disk_before_it_is_ready_and_its_name_when_this_returns(
+def test_a_file_is_synced_before_its_rename_and_the_folders_after_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -177,7 +177,7 @@ def test_a_killed_sender_leaves_the_whole_message_or_none(folder: Path, point: s
     assert ran.returncode == 9
     ready = [file for file in spool.glob("q/[!.]*") if file.suffix != ".tmp"]
     assert [file.read_text() for file in ready] == ([] if point in BEFORE else ['{"id":"m"}\nwhole'])
-    # Repeated with the same id, it is stored once.
+    # A repeated send with the same id is stored once.
     assert Spool(spool).send("q", "whole", id="m") == "m"
     with running_daemon("--spool", str(spool)) as daemon, eoq.connect(daemon.socket) as client:
         eventually(lambda: waiting(spool, "q") == [])

@@ -1,10 +1,11 @@
-"""Being woken by a file, or a database's files, in each of the two ways, whichever this system would take."""
+"""A watch wakes its task when a file, a database or a folder's contents change, and only then."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
-import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -12,22 +13,12 @@ from typing import Any
 
 import pytest
 
+from eoq.spool.format import is_ready, is_visible
 from eoq.system import watch
-from tests.support import PATIENCE
+from tests.support import PATIENCE, eventually
 
-WAYS = [
-    pytest.param(watch._watch_by_inotify, marks=pytest.mark.skipif(sys.platform != "linux", reason="only on Linux")),
-    watch._watch_by_watchfiles,
-]
 SILENCE = 0.1
-"""Seconds without a wake-up, after which there is none to come; a claim that only time can show."""
-
-
-@pytest.fixture(params=WAYS, ids=["inotify", "watchfiles"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the system, this way is taken."""
-    for name in ("_watch_by_inotify", "_watch_by_watchfiles"):
-        monkeypatch.setattr(watch, name, request.param)
+"""Seconds without a wake-up after which none is expected any more. Only time can show it."""
 
 
 @asynccontextmanager
@@ -49,14 +40,13 @@ async def _wakes(woken: asyncio.Event) -> None:
 
 
 async def _calm(woken: asyncio.Event) -> None:
-    """Waits until nothing is to come of what was."""
+    """Wait until the changes so far cause no more wake-ups."""
     woken.set()
     while woken.is_set():
         woken.clear()
         await asyncio.sleep(SILENCE)
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("mode", ["wal", "delete", "truncate", "persist"])
 def test_each_commit_wakes(tmp_path: Path, mode: str) -> None:
     async def run() -> None:
@@ -73,8 +63,7 @@ def test_each_commit_wakes(tmp_path: Path, mode: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.usefixtures("way")
-def test_other_files_do_not(tmp_path: Path) -> None:
+def test_a_write_to_another_file_does_not_wake(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "app.db").touch()
         async with _watching(tmp_path / "app.db") as woken:
@@ -87,8 +76,7 @@ def test_other_files_do_not(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.usefixtures("way")
-def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
+def test_a_replaced_file_wakes_and_so_does_a_sweep(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "app.db").touch()
         async with _watching(tmp_path / "app.db") as woken:
@@ -104,8 +92,7 @@ def test_a_replaced_file_wakes_and_a_sweep_does_too(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.usefixtures("way")
-def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
+def test_a_replaced_link_on_the_way_wakes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "at" / name).mkdir(parents=True)
         (tmp_path / "at" / name / "file").touch()
@@ -133,7 +120,7 @@ def test_a_link_on_the_way_that_leads_elsewhere_wakes(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_folder_that_cannot_be_watched_is_told_of(
+def test_a_folder_that_cannot_be_watched_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
@@ -150,7 +137,81 @@ def test_a_folder_that_cannot_be_watched_is_told_of(
     assert caplog.text.count("cannot be watched") == 1
 
 
+def test_a_hundred_watches_wake_and_share_one_thread(tmp_path: Path) -> None:
+    """More than the 40 threads that watchfiles may use at once."""
+    files = [tmp_path / str(number) / "app.db" for number in range(100)]
+    for file in files:
+        file.parent.mkdir()
+    before = threading.active_count()
+
+    async def run() -> None:
+        events = [asyncio.Event() for _ in files]
+        tasks = [
+            asyncio.create_task(watch.watch_database(file, woken.set, 60))
+            for file, woken in zip(files, events, strict=True)
+        ]
+        for woken in events:
+            await _wakes(woken)
+        assert threading.active_count() == before + 1
+        for file, woken in zip(files, events, strict=True):
+            woken.clear()
+            file.touch()
+            await _wakes(woken)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_watch_leaves_no_thread_and_does_not_disturb_the_others(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    before = threading.active_count()
+
+    async def run() -> None:
+        async with _watching(tmp_path / "app.db") as woken:
+            async with _watching(tmp_path / "other" / "app.db"):
+                await _calm(woken)
+            await _calm(woken)
+            (tmp_path / "app.db").touch()
+            await _wakes(woken)
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    eventually(lambda: threading.active_count() == before, what="its thread ends")
+
+
+def test_a_folder_that_is_missing_does_not_disturb_the_others(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with _watching(tmp_path / "app.db") as woken, _watching(tmp_path / "missing" / "app.db"):
+            await _calm(woken)
+            (tmp_path / "app.db").touch()
+            await _wakes(woken)
+
+    asyncio.run(run())
+
+
+def test_a_replaced_folder_is_watched(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+
+    async def run() -> None:
+        async with _watching(folder / "app.db") as woken:
+            await _calm(woken)
+            folder.rename(tmp_path / "old")
+            folder.mkdir()
+            await _wakes(woken)
+            await _calm(woken)
+            (folder / "app.db").touch()
+            await _wakes(woken)
+
+    asyncio.run(run())
+
+
 # ── a spool ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _watch_spool(folder: Path, wake: Callable[[], object], sweep: float) -> None:
+    await watch.watch_subfolders(folder, wake, sweep, is_folder=is_visible, is_file=is_ready)
 
 
 def _put(folder: Path, name: str) -> None:
@@ -158,12 +219,11 @@ def _put(folder: Path, name: str) -> None:
     (folder / ".new").rename(folder / name)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_file_renamed_into_a_queue_wakes_and_what_is_not_ready_does_not(tmp_path: Path) -> None:
+def test_a_file_renamed_into_a_queue_wakes_and_one_that_is_not_ready_does_not(tmp_path: Path) -> None:
     async def run() -> None:
         (tmp_path / "q").mkdir()
         (tmp_path / "q" / ".taking").mkdir()
-        async with _watching(tmp_path, what=watch.watch_spool) as woken:
+        async with _watching(tmp_path, what=_watch_spool) as woken:
             for turn in range(3):
                 await _calm(woken)
                 _put(tmp_path / "q", f"{turn}")
@@ -179,10 +239,24 @@ def test_a_file_renamed_into_a_queue_wakes_and_what_is_not_ready_does_not(tmp_pa
     asyncio.run(run())
 
 
-@pytest.mark.usefixtures("way")
-def test_a_new_queue_wakes_and_so_does_what_comes_into_it(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_do_not_end_the_watch(tmp_path: Path) -> None:
     async def run() -> None:
-        async with _watching(tmp_path, what=watch.watch_spool) as woken:
+        (tmp_path / "q").mkdir()
+        async with _watching(tmp_path, what=_watch_spool) as woken:
+            for folder in (tmp_path, tmp_path / "q"):
+                await _calm(woken)
+                (folder / os.fsdecode(b"\xff")).mkdir()
+                await _wakes(woken)
+                await _calm(woken)
+                _put(tmp_path / "q", "x")
+                await _wakes(woken)
+
+    asyncio.run(run())
+
+
+def test_a_new_queue_wakes_and_so_do_files_in_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with _watching(tmp_path, what=_watch_spool) as woken:
             for name in ("a", "b.tmp"):
                 await _calm(woken)
                 (tmp_path / name).mkdir()
@@ -194,14 +268,13 @@ def test_a_new_queue_wakes_and_so_does_what_comes_into_it(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="is about inotify")
-def test_a_queue_that_is_a_link_is_not_watched_and_one_made_anew_is(tmp_path: Path) -> None:
+def test_a_queue_that_is_a_link_is_not_watched_and_one_created_again_is(tmp_path: Path) -> None:
     async def run() -> None:
         spool, outside = tmp_path / "spool", tmp_path / "outside"
         (spool / "q").mkdir(parents=True)
         outside.mkdir()
         (spool / "link").symlink_to(outside)
-        async with _watching(spool, what=watch.watch_spool) as woken:
+        async with _watching(spool, what=_watch_spool) as woken:
             await _calm(woken)
             _put(outside, "x")
             await asyncio.sleep(SILENCE)

@@ -1,4 +1,4 @@
-"""``client.work`` of both clients: heartbeats, concurrency, time-outs, what handlers may raise, a clean stop."""
+"""``client.work`` of both clients: leases, concurrency, time-outs, exceptions of handlers, a clean stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import aiosqlite
 import pytest
 
 import eoq
-from eoq.worker.options import RECHECK_SECONDS, UNCONFIRMED
+from eoq.worker.options import MAX_PIPELINED, RECHECK_SECONDS
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
@@ -30,7 +30,7 @@ Work = Callable[..., eoq.Summary]
 
 
 def _run(client: AnyClient, queue: str, handler: Handler, stop: threading.Event | None, **options: Any) -> eoq.Summary:
-    """``client.work`` of either kind; for asyncio the handler runs in a thread, so that it may block as well."""
+    """Call ``client.work`` of either kind. With asyncio the handler runs in a thread, so that it may block as well."""
     if isinstance(client, eoq.Client):
         return client.work(queue, handler, stop=stop, **options)
     assert isinstance(client, AsyncFace)
@@ -63,7 +63,7 @@ def _run(client: AnyClient, queue: str, handler: Handler, stop: threading.Event 
 
 @pytest.fixture
 def work(client: AnyClient, queue: str) -> Work:
-    """``client.work`` on the test's queue, until it is empty unless there is a ``stop``."""
+    """Call ``client.work`` on the queue of the test, until the queue is empty unless there is a ``stop``."""
 
     def work(handler: Handler, *, stop: threading.Event | None = None, **options: Any) -> eoq.Summary:
         return _run(client, queue, handler, stop, **{"until_empty": stop is None, **options})
@@ -73,7 +73,7 @@ def work(client: AnyClient, queue: str) -> Work:
 
 @pytest.fixture
 def put(blocking: eoq.Client, queue: str) -> Callable[..., None]:
-    """Sends messages whose ids are their bodies."""
+    """Send messages whose ids are their bodies."""
 
     def put(*ids: str, **options: Any) -> None:
         blocking.send_many(queue, [eoq.Outgoing(id, id=id, **options) for id in ids])
@@ -83,7 +83,7 @@ def put(blocking: eoq.Client, queue: str) -> Callable[..., None]:
 
 @pytest.fixture
 def show(blocking: eoq.Client, queue: str) -> Callable[[str], dict[str, Any]]:
-    """What the daemon knows of a message."""
+    """Return what the daemon knows of a message."""
 
     def show(id: str) -> dict[str, Any]:
         message: dict[str, Any] = blocking.ask("show", queue=queue, id=id)["message"]
@@ -115,13 +115,15 @@ def test_each_message_is_handled_and_acked_with_its_result(
     assert blocking.result(queue, "m7") == eoq.Result("done", b"did m7")
 
 
-def test_nothing_returned_is_no_result(work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str) -> None:
+def test_a_handler_that_returns_none_stores_no_result(
+    work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str
+) -> None:
     put("a")
     work(lambda message: None)
     assert blocking.result(queue, "a") == eoq.Result("done", None)
 
 
-def test_an_empty_queue_is_nothing_done(work: Work) -> None:
+def test_an_empty_queue_gives_an_empty_summary(work: Work) -> None:
     assert work(lambda message: None) == eoq.Summary()
 
 
@@ -150,7 +152,7 @@ def test_a_group_is_handled_in_order_whatever_the_concurrency(work: Work, put: C
     assert seen == _many(20)
 
 
-def test_so_many_run_at_once_and_no_more(work: Work, put: Callable[..., None]) -> None:
+def test_exactly_concurrency_handlers_run_at_once(work: Work, put: Callable[..., None]) -> None:
     put(*_many(12))
     together = threading.Barrier(4)
     running = 0
@@ -171,7 +173,7 @@ def test_so_many_run_at_once_and_no_more(work: Work, put: Callable[..., None]) -
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_no_more_is_held_than_was_asked_for(
+def test_no_more_messages_are_leased_than_asked_for(
     work: Work, put: Callable[..., None], shared_daemon: Daemon, queue: str, prefetch: int
 ) -> None:
     put(*_many(10))
@@ -193,7 +195,7 @@ def _leased(client: eoq.Client, queue: str) -> int:
 # ── failures ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_handler_raises_goes_with_its_message_and_ends_nothing(
+def test_an_exception_of_a_handler_settles_its_message_and_does_not_end_the_loop(
     work: Work, put: Callable[..., None], show: Callable[[str], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     put("good", "bad", "never", "later", "unable")
@@ -215,7 +217,7 @@ def test_what_a_handler_raises_goes_with_its_message_and_ends_nothing(
     later = show("later")
     assert (later["state"], later["error"]) == ("delayed", "the bank is closed")
     assert 50 < later["due_at"] - time.time() < 61
-    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker.blocking"]
+    said = [record.getMessage() for record in caplog.records if record.name == "eoq.worker"]
     assert any("'bad'" in line and "ValueError: cannot read it" in line for line in said)
     assert any("'unable'" in line and "neither bytes, text nor JSON" in line for line in said)
 
@@ -265,7 +267,7 @@ def test_wrong_arguments_are_refused_at_once(work: Work, options: dict[str, Any]
 # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_leases_are_kept_alive_for_what_runs_and_what_waits(
+def test_leases_of_running_and_waiting_messages_are_extended(
     work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     put("a", "b", "c")
@@ -274,14 +276,14 @@ def test_leases_are_kept_alive_for_what_runs_and_what_waits(
     def handler(message: Any) -> None:
         attempts.append(message.attempt)
         if message.id == "a":
-            time.sleep(2.5)  # longer than the lease: it is the time itself that is tested
+            time.sleep(2.5)  # longer than the lease, which is what the test is about
 
     assert work(handler, lease=1.0, prefetch=5) == eoq.Summary(done=3)
     assert attempts == [1, 1, 1]
     assert [show(id)["deliveries"] for id in ("a", "b", "c")] == [1, 1, 1]
 
 
-def test_a_lost_lease_is_told_and_the_message_comes_again(
+def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
     work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     put("m")
@@ -289,7 +291,7 @@ def test_a_lost_lease_is_told_and_the_message_comes_again(
 
     def handler(message: Any) -> str:
         if message.attempt == 1:
-            # Released as if its lease had ended; somebody else has it now.
+            # Given back as if its lease had ended. Another consumer has it now.
             blocking.nack(message.receipt, delay=0)
             stolen.extend(blocking.receive(queue, wait=PATIENCE))
             eventually(lambda: any("lost" in record.getMessage() for record in caplog.records))
@@ -301,7 +303,7 @@ def test_a_lost_lease_is_told_and_the_message_comes_again(
     assert blocking.result(queue, "m") == eoq.Result("done", b"again")
 
 
-def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+def test_a_kill_of_the_daemon_during_work_loses_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     with eoq.connect(daemon.socket) as sender:
         sender.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(30)])
         handled: list[str] = []
@@ -320,16 +322,16 @@ def test_a_daemon_that_is_killed_meanwhile_loses_nothing(daemon: Daemon, connect
         assert sender.result("q", "m29") == eoq.Result("done", b"M29")
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
 @pytest.mark.parametrize("with_inbox", [False, True])
-def test_acks_are_confirmed_while_what_waits_is_handled(
+def test_acks_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
 ) -> None:
     handled: list[str] = []
 
     def handler(*arguments: Any) -> None:
         if not handled:
-            # All that there is room for is here before the daemon answers nothing more.
+            # The loop has all messages that it has room for before the daemon stops answering.
             eventually(lambda: daemon.ask(op="status")["leased"] == 1 + prefetch)
             daemon.signal(signal.SIGSTOP)
         handled.append(arguments[-1].id)
@@ -337,7 +339,7 @@ def test_acks_are_confirmed_while_what_waits_is_handled(
             waking.start()
 
     def wake() -> None:
-        threading.Event().wait(0.3)  # that no more is handled than may be, only time can show
+        threading.Event().wait(0.3)  # only time can show that no more messages are handled
         stopped_at.append(len(handled))
         daemon.signal(signal.SIGCONT)
 
@@ -356,7 +358,7 @@ def test_acks_are_confirmed_while_what_waits_is_handled(
 
 
 @pytest.mark.parametrize("options", [{}, {"prefetch": 10}, {"concurrency": 2}])
-def test_a_loop_that_ends_when_it_is_empty_does_not_sleep_over_the_end_of_its_own(
+def test_a_loop_that_ends_when_the_queue_is_empty_notices_the_end_of_its_handlers_at_once(
     work: Work, put: Callable[..., None], options: dict[str, int]
 ) -> None:
     def seconds(number: int) -> float:
@@ -386,7 +388,7 @@ def test_an_idle_loop_takes_the_next_message_at_once(blocking: eoq.Client, queue
 
 
 class _Translating:
-    """A processor around an inbox: its handler gets another body than was delivered."""
+    """An inbox whose handler gets another body than was delivered."""
 
     def __init__(self, inbox: eoq.Inbox) -> None:
         self._inbox = inbox
@@ -405,7 +407,7 @@ class _Translating:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_processor_may_change_what_its_handler_gets(
+def test_an_inbox_may_change_the_message_of_its_handler(
     blocking: eoq.Client, queue: str, put: Callable[..., None], folder: Path, batch: int
 ) -> None:
     put("a", "b", "raises")
@@ -414,37 +416,37 @@ def test_a_processor_may_change_what_its_handler_gets(
     def handler(_tx: sqlite3.Connection, message: eoq.Message) -> None:
         bodies.append(message.text)
         if message.id == "a":
-            message.extend(60)  # as its own settler does it
+            message.extend(60)  # through the settler of the loop
 
     with eoq.Inbox(folder / "app.db") as inbox:
         summary = blocking.work(queue, handler, inbox=_Translating(inbox), batch=batch, until_empty=True)
     assert bodies == ["A", "B", "RAISES"]
-    assert summary == eoq.Summary(done=3), "what is acked is not given back as well"
+    assert summary == eoq.Summary(done=3), "a message that was acked is not given back as well"
 
 
-def test_a_lease_that_was_lost_before_the_ack_was_confirmed_is_told(
+def test_a_lease_that_was_lost_before_the_ack_was_confirmed_is_logged(
     daemon: Daemon, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The ack of one goes out, and with it the daemon: the next one finds its lease gone."""
+    """The daemon is killed while acks are in flight: the loop does not know whether they were stored."""
     effects: list[str] = []
 
     def handler(_tx: sqlite3.Connection, message: eoq.Message) -> None:
         effects.append(message.id)
         if message.id == "m2" and len(effects) == 3:
-            # Those before are acked; whether that was stored is not known to anybody here.
+            # The acks of the messages before are in flight; whether they were stored is not known here.
             daemon.kill()
             daemon.start()
 
     with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
         client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(10)])
         summary = client.work("q", handler, inbox=inbox, until_empty=True, prefetch=20)
-        assert effects == _many(10), "each ran once, whatever came again"
+        assert effects == _many(10), "each ran once, although some were delivered again"
         assert summary.done == 10
         assert summary.lost >= 7
         assert "it is delivered again" in caplog.text
 
 
-def test_a_daemon_that_stays_away_ends_the_loop_once_what_runs_is_finished(
+def test_a_daemon_that_stays_away_ends_the_loop_after_running_handlers(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
     with eoq.connect(daemon.socket) as sender:
@@ -453,7 +455,7 @@ def test_a_daemon_that_stays_away_ends_the_loop_once_what_runs_is_finished(
 
     def handler(_message: Any) -> None:
         daemon.kill()
-        time.sleep(1.0)  # longer than the client's patience
+        time.sleep(1.0)  # longer than the timeout of the client
         finished.append(True)
 
     with pytest.raises(eoq.Unavailable):
@@ -461,7 +463,7 @@ def test_a_daemon_that_stays_away_ends_the_loop_once_what_runs_is_finished(
     assert finished
 
 
-def test_without_a_daemon_it_is_unavailable_at_once(folder: Path, connect: Callable[..., AnyClient]) -> None:
+def test_without_a_daemon_work_is_unavailable_at_once(folder: Path, connect: Callable[..., AnyClient]) -> None:
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable):
         _run(connect(folder / "none"), "q", lambda message: None, None)
@@ -491,7 +493,9 @@ def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
     assert show("slow")["attempts"] == 2
 
 
-def test_the_text_of_a_time_out(work: Work, put: Callable[..., None], show: Callable[[str], Any]) -> None:
+def test_a_time_out_is_kept_as_the_error_of_the_message(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+) -> None:
     put("m", "n")
 
     def handler(message: Any) -> object:
@@ -509,7 +513,7 @@ def test_the_text_of_a_time_out(work: Work, put: Callable[..., None], show: Call
 # ── the stop ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stop_finishes_what_runs_and_gives_back_what_waits_uncounted(
+def test_a_stop_waits_for_running_handlers_and_gives_back_waiting_messages_without_counting_an_attempt(
     work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     put(*_many(6))
@@ -542,7 +546,7 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
     assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
 
 
-def test_what_is_delivered_to_an_ending_loop_is_given_back_uncounted(
+def test_messages_delivered_to_an_ending_loop_are_given_back_without_counting_an_attempt(
     kind: Kind,
     shared_daemon: Daemon,
     blocking: eoq.Client,
@@ -550,7 +554,7 @@ def test_what_is_delivered_to_an_ending_loop_is_given_back_uncounted(
     put: Callable[..., None],
     show: Callable[[str], Any],
 ) -> None:
-    # It comes back at once, to a loop that has room for it, and is about to end.
+    # The message is delivered at once to the same loop, which has room for it and is about to end.
     def work() -> eoq.Summary:
         stop = threading.Event()
 
@@ -577,7 +581,7 @@ def test_what_is_delivered_to_an_ending_loop_is_given_back_uncounted(
         assert show("m")["attempts"] == attempt
 
 
-def test_a_stop_that_was_before_handles_nothing(
+def test_with_a_stop_that_is_set_already_nothing_is_handled(
     work: Work, put: Callable[..., None], show: Callable[[str], Any], kind: Kind
 ) -> None:
     put("m")
@@ -588,7 +592,9 @@ def test_a_stop_that_was_before_handles_nothing(
         assert show("m")["deliveries"] == 0
 
 
-def test_idle_waits_for_so_long(work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str) -> None:
+def test_idle_is_how_long_an_empty_queue_is_waited_for(
+    work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str
+) -> None:
     put("a")
     sender = threading.Timer(0.3, lambda: blocking.send(queue, "b"))
     sender.start()
@@ -602,7 +608,7 @@ def test_until_empty_does_not_wait_for_delayed_messages(work: Work, put: Callabl
     assert work(lambda message: None) == eoq.Summary(done=1)
 
 
-def test_a_worker_takes_what_is_sent_while_it_waits(
+def test_a_waiting_worker_handles_a_message_sent_meanwhile(
     work: Work, blocking: eoq.Client, queue: str, shared_daemon: Daemon
 ) -> None:
     stop = threading.Event()
@@ -655,7 +661,7 @@ say("restored")
 
 @pytest.fixture
 def program(kind: Kind, shared_daemon: Daemon, queue: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in a process of its own, whose handler ends when it is given a line."""
+    """A worker in a process of its own. Its handler ends when it reads a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, kind, queue, os.devnull],
         stdin=subprocess.PIPE,
@@ -673,7 +679,7 @@ def program(kind: Kind, shared_daemon: Daemon, queue: str) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("number", [15, 2])
-def test_a_signal_stops_cleanly_and_is_as_before_afterwards(
+def test_a_signal_stops_the_loop_cleanly_and_its_handler_is_restored(
     program: subprocess.Popen[bytes], put: Callable[..., None], show: Callable[[str], Any], number: int
 ) -> None:
     put("a", "b")
@@ -692,7 +698,7 @@ def test_a_signal_stops_cleanly_and_is_as_before_afterwards(
     assert (show("b")["state"], show("b")["attempts"]) == ("ready", 0)
 
 
-def test_a_second_sigterm_ends_it_as_ever(
+def test_a_second_sigterm_ends_the_process(
     program: subprocess.Popen[bytes], put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     put("a", "b")
@@ -710,7 +716,7 @@ def test_a_second_sigterm_ends_it_as_ever(
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """The application's file."""
+    """The database of the application."""
     with closing(sqlite3.connect(folder / "app.db")) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("create table effect (id text)")
@@ -728,7 +734,7 @@ def _apply(tx: sqlite3.Connection, message: eoq.Message) -> str:
 
 
 @pytest.mark.parametrize("options", [{}, {"batch": 7}, {"concurrency": 3, "batch": 5, "prefetch": 20}])
-def test_the_inbox_applies_each_once(
+def test_the_inbox_applies_each_message_once(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: dict[str, Any]
 ) -> None:
     put(*_many(60))
@@ -738,7 +744,7 @@ def test_the_inbox_applies_each_once(
     assert blocking.result(queue, "m3") == eoq.Result("done", b"applied")
 
 
-def test_an_inbox_on_a_connection_of_this_thread_will_do(
+def test_an_inbox_may_use_a_connection_of_the_calling_thread(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path
 ) -> None:
     put("a")
@@ -772,7 +778,7 @@ def test_reject_and_retry_through_the_inbox_roll_back(
     assert show("later")["due_at"] > time.time() + 50
 
 
-def test_one_that_takes_the_whole_transaction_down_costs_its_neighbours_one_attempt(
+def test_a_message_that_fails_its_whole_batch_costs_the_others_one_attempt(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -796,7 +802,7 @@ def test_one_that_takes_the_whole_transaction_down_costs_its_neighbours_one_atte
     assert max(show(id)["attempts"] for id in _many(10)) == 2
 
 
-def test_one_that_was_tried_before_shares_no_transaction(
+def test_a_message_that_was_tried_before_shares_no_transaction(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
 ) -> None:
     put("tried")
@@ -846,7 +852,7 @@ def test_a_late_commit_after_a_time_out_is_found_processed(
 
 
 class _AsyncInbox:
-    """Anything with these methods will do: here the blocking inbox's work, on the loop's own thread."""
+    """An inbox of the application's own: the loop needs only these methods."""
 
     def __init__(self, file: Path) -> None:
         self.database = sqlite3.connect(file)
@@ -861,7 +867,7 @@ class _AsyncInbox:
         return [await self.process(message, handler) for message in messages]
 
 
-def test_the_asyncio_client_takes_any_inbox(
+def test_the_asyncio_client_accepts_any_inbox(
     shared_daemon: Daemon, blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path
 ) -> None:
     put("a", "b")
@@ -882,7 +888,7 @@ def test_the_asyncio_client_takes_any_inbox(
 
 
 @pytest.mark.parametrize("options", [{}, {"batch": 7}, {"concurrency": 3, "batch": 5, "prefetch": 20}])
-def test_the_asyncio_inbox_applies_each_once(
+def test_the_asyncio_inbox_applies_each_message_once(
     shared_daemon: Daemon, blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, options: Any
 ) -> None:
     put(*_many(60))
@@ -893,7 +899,7 @@ def test_the_asyncio_inbox_applies_each_once(
         (count,) = await (await tx.execute("select count(*) from eoq_processed")).fetchone()
         transactions.add(count)
         if message.id == "m30" and message.attempt == 1:
-            raise ValueError("it undoes itself alone")
+            raise ValueError("only this message is rolled back")
         return "applied"
 
     async def main() -> eoq.Summary:
@@ -904,19 +910,19 @@ def test_the_asyncio_inbox_applies_each_once(
     assert _effects(file) == sorted(_many(60))
     assert blocking.result(queue, "m3") == eoq.Result("done", b"applied")
     if options.get("batch"):
-        assert len(transactions) < 60, "many shared one"
+        assert len(transactions) < 60, "many messages shared a transaction"
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, UNCONFIRMED + 1)])
+@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
 @pytest.mark.parametrize("with_inbox", [False, True])
-def test_acks_of_the_asyncio_loop_are_confirmed_while_what_waits_is_handled(
+def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
 ) -> None:
     handled: list[str] = []
     stopped_at: list[int] = []
 
     async def wake() -> None:
-        await asyncio.sleep(0.3)  # that no more is handled than may be, only time can show
+        await asyncio.sleep(0.3)  # only time can show that no more messages are handled
         stopped_at.append(len(handled))
         daemon.signal(signal.SIGCONT)
 
@@ -970,13 +976,13 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
     eventually(lambda: (show("a")["state"], show("b")["state"]) == ("ready", "ready"))
 
 
-# ── what is not the handler's fault ─────────────────────────────────────────────────────────────────────────
+# ── not the fault of a handler ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_wait_for_the_inbox_is_not_the_handlers_time(
+def test_the_wait_for_the_inbox_does_not_count_as_time_of_the_handler(
     blocking: eoq.Client, queue: str, put: Callable[..., None], shared_daemon: Daemon, file: Path
 ) -> None:
-    """Eight wait for one file; each handler takes far less than its time, and the last one's turn comes long after."""
+    """Eight handlers wait for one database. Each takes far less than the timeout; the last begins long after it."""
     put(*_many(8))
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
@@ -989,7 +995,7 @@ def test_the_wait_for_the_inbox_is_not_the_handlers_time(
     assert _effects(file) == sorted(_many(8))
 
 
-async def test_the_wait_for_the_asyncio_inbox_is_not_the_handlers_time(
+async def test_the_wait_for_the_asyncio_inbox_does_not_count_as_time_of_the_handler(
     shared_daemon: Daemon, queue: str, put: Callable[..., None], file: Path
 ) -> None:
     put(*_many(8))
@@ -1016,7 +1022,7 @@ def test_a_reason_may_be_an_exception(
     assert "why" in show("m")["error"]
 
 
-def test_an_exception_without_a_text_ends_nothing(
+def test_an_exception_without_a_text_does_not_end_the_loop(
     work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
     class Odd(Exception):
@@ -1047,7 +1053,9 @@ def test_idle_counts_from_the_end_of_the_last_handler(
     assert time.monotonic() - ended[0] >= 0.5
 
 
-def test_what_waits_here_is_given_back_uncounted_however_many_they_are(blocking: eoq.Client, queue: str) -> None:
+def test_thousands_of_waiting_messages_are_given_back_without_counting_an_attempt(
+    blocking: eoq.Client, queue: str
+) -> None:
     blocking.send_many(queue, ["x"] * 2500)
     stop = threading.Event()
 
@@ -1074,7 +1082,7 @@ def test_a_loop_that_is_stopped_while_the_daemon_is_away_ends(
     assert _run(client, "q", handler, stop) == eoq.Summary()
 
 
-async def test_what_a_handler_waits_for_may_be_cancelled(shared_daemon: Daemon, queue: str) -> None:
+async def test_a_cancelled_task_of_a_handler_is_a_failure_of_the_handler(shared_daemon: Daemon, queue: str) -> None:
     async with eoq.connect_async(shared_daemon.socket) as client:
         await client.send(queue, "x", id="m")
         attempts: list[int] = []
@@ -1091,7 +1099,7 @@ async def test_what_a_handler_waits_for_may_be_cancelled(shared_daemon: Daemon, 
         assert (summary.done, summary.retried) == (1, 1)
 
 
-async def test_what_is_no_exception_ends_the_asyncio_loop(shared_daemon: Daemon, queue: str) -> None:
+async def test_a_base_exception_of_a_handler_ends_the_asyncio_loop(shared_daemon: Daemon, queue: str) -> None:
     class Stop(BaseException):
         pass
 
@@ -1105,7 +1113,7 @@ async def test_what_is_no_exception_ends_the_asyncio_loop(shared_daemon: Daemon,
             await client.work(queue, handler)
 
 
-def test_an_asyncio_client_of_another_loop_says_so(shared_daemon: Daemon, queue: str) -> None:
+def test_an_asyncio_client_in_another_event_loop_is_an_error(shared_daemon: Daemon, queue: str) -> None:
     client = eoq.connect_async(shared_daemon.socket)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(_send(client, queue))
@@ -1121,7 +1129,7 @@ async def _send(client: eoq.AsyncClient, queue: str) -> None:
 def test_a_message_is_never_handled_twice_at_once_in_one_loop(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
-    """Its lease is lost with the daemon, and it comes again while its first handler still runs."""
+    """The lease is lost with the daemon, and the message is delivered again while its first handler still runs."""
     client = connect(daemon.socket)
     client.send("q", "x", id="m")
     lock = threading.Lock()
@@ -1136,7 +1144,7 @@ def test_a_message_is_never_handled_twice_at_once_in_one_loop(
             with eoq.connect(daemon.socket) as other:
                 eventually(lambda: other.ask("status")["leased"] == 1)
                 redelivered.set()
-                other.receive("empty", wait=0.3)  # time for it to be handled, if it were
+                other.receive("empty", wait=0.3)  # time in which it would be handled
         lock.release()
 
     summary = _run(client, "q", handler, None, concurrency=2, until_empty=True, idle=1.0)
@@ -1145,7 +1153,7 @@ def test_a_message_is_never_handled_twice_at_once_in_one_loop(
     assert summary.done == 1
 
 
-def test_a_guest_inbox_takes_no_batch(blocking: eoq.Client, queue: str) -> None:
+def test_a_guest_inbox_does_not_accept_a_batch(blocking: eoq.Client, queue: str) -> None:
     inbox: Any = eoq.GuestInbox(lambda: closing(sqlite3.connect(":memory:")), lambda connection: connection)
     with pytest.raises(eoq.InvalidRequest, match="one message at a time"):
         blocking.work(queue, _apply, inbox=inbox, batch=2)

@@ -1,8 +1,8 @@
 """The hot statements use the index that 0001.sql made for them, however many messages there are (section 8).
 
-No statement is copied here: each verb is performed for real on a file with messages in every state, what it runs is
-traced on the connection that runs it, and SQLite is then asked for the plan of each statement on that connection.
-SQLite has no statistics of the file (nobody runs ``analyze``), so the plan is the same for ten and for millions.
+No statement is copied here. Each command runs on a file with messages in every state, its statements are traced, and
+SQLite is asked for the plan of each. The file has no statistics (``analyze`` never runs), so the plan is the same for
+ten messages and for millions.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _message(queue: str, id: str, *, group: str | None = None, due_at: float | N
 
 
 def _is_walk(step: str) -> bool:
-    """Whether a step looks at rows that nobody asked for, or sorts them."""
+    """Return whether a step reads rows that it does not need, or sorts them."""
     if "TEMP B-TREE" in step or "AUTOMATIC" in step:
         return True
     return step.startswith("SCAN") and not any(re.fullmatch(harmless, step) for harmless in HARMLESS)

@@ -65,6 +65,7 @@ class Daemon(Admin):
     """A broker and its store without a socket. Every request is committed and answered before the next."""
 
     def __init__(self, path: Path, clock: ManualClock) -> None:
+        super().__init__(self)  # type: ignore[arg-type] # it runs requests as a channel does
         self.path = path
         self._clock = clock
         self._loop = asyncio.new_event_loop()
@@ -135,9 +136,6 @@ class Daemon(Admin):
         if isinstance(reply, eoq.EoqError):
             raise reply
         return call.read(reply)
-
-    def _run(self, call: calls.Call[T]) -> T:
-        return self.run(call)
 
     def hang_up(self) -> None:
         """End the connection."""

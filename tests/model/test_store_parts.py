@@ -52,7 +52,7 @@ from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
 from eoq.daemon.store.sqlite.tables.groups import Groups
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
-from eoq.daemon.store.sqlite.tables.publishing import Publishing
+from eoq.daemon.store.sqlite.tables.puts import Puts
 from eoq.daemon.store.sqlite.tables.queues import Queues
 from eoq.daemon.store.sqlite.tables.schedules import Schedules
 from eoq.daemon.store.sqlite.tables.timers import Timers
@@ -74,16 +74,16 @@ class Parts:
         self.messages = Messages(database, self.queues, self.groups, self.contents)
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
-        self.publishing = Publishing(database, self.queues, self.messages, self.groups, self.contents, self.space)
+        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.space)
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
         """Store messages in the queue `q`."""
         messages = [NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at) for id in ids]
-        self.publishing.put(Put(NOW, messages, defaults))
+        self.puts.put(Put(NOW, messages, defaults))
 
     def deliveries(self) -> Deliveries:
         """Return the part that leases messages."""
-        return Deliveries(self.database, self.queues, self.messages, self.groups, self.contents, self.publishing)
+        return Deliveries(self.database, self.queues, self.messages, self.groups, self.contents, self.puts)
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
@@ -202,18 +202,18 @@ def test_messages_that_expire_end_as_their_queue_says(parts: Parts) -> None:
     assert parts.messages.next_seq() == 10
 
 
-def test_publishing_stores_all_or_none(parts: Parts) -> None:
+def test_puts_store_all_or_none(parts: Parts) -> None:
     parts.put("a")
-    assert parts.publishing.put(Put(NOW, [NewMessage("q", "a", b"body", b"digest")], defaults)).duplicates == [0]
+    assert parts.puts.put(Put(NOW, [NewMessage("q", "a", b"body", b"digest")], defaults)).duplicates == [0]
     messages = [NewMessage("q", "b", b"", b""), NewMessage("q", "a", b"other", b"another")]
     with pytest.raises(IdConflict):
-        parts.publishing.put(Put(NOW, messages, defaults))
+        parts.puts.put(Put(NOW, messages, defaults))
     with pytest.raises(QueueFull):
-        parts.publishing.put(Put(NOW, messages[:1], lambda _: QueueSettings(max_depth=1)))
+        parts.puts.put(Put(NOW, messages[:1], lambda _: QueueSettings(max_depth=1)))
     parts.storage = StorageSettings(min_free_bytes=2**53)
     parts.space.look_again()
     with pytest.raises(StorageFull):
-        parts.publishing.put(Put(NOW, messages[:1], defaults))
+        parts.puts.put(Put(NOW, messages[:1], defaults))
     assert parts.states() == {"a": "ready"}
 
 
@@ -235,7 +235,7 @@ def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
 
 def test_acks_settle_all_or_none(parts: Parts) -> None:
     parts.put("a", "b")
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.publishing)
+    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
     first, second = parts.claim()
     lost = DeliveryRef(second.seq, 7, "q")
     with pytest.raises(LeaseLost):
@@ -255,7 +255,7 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     timers.shift(ShiftTimes(5))
     assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
     assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.publishing)
+    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
     (delivery,) = parts.claim()
     acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
     forgotten = timers.forget(Forget(NOW + 1, 0, 10, lambda _: QueueSettings(retention=0)))
@@ -305,7 +305,7 @@ def test_once_keys_have_one_caller(database: Database) -> None:
 
 
 def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
-    schedules = Schedules(parts.database, parts.publishing)
+    schedules = Schedules(parts.database, parts.puts)
     definition = Definition("s", "q", Timing(None, None, 60, None), "last", "{}")
     added = schedules.add(ScheduleAdd(NOW, definition, False))
     assert added.next_at == NOW + 60
@@ -325,8 +325,8 @@ def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
 
 def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
     deliveries = parts.deliveries()
-    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.publishing.put, Claim: deliveries.claim}
-    batching = Batching(parts.queues, parts.publishing, deliveries, methods)
+    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: deliveries.claim}
+    batching = Batching(parts.queues, parts.puts, deliveries, methods)
 
     def put(id: str, digest: bytes = b"d") -> Command[object]:
         return Put(NOW, [NewMessage("q", id, b"", digest)], defaults)

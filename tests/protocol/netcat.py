@@ -1,4 +1,4 @@
-"""What ``nc -N -U SOCKET`` does, for machines without it: input to the socket, half a close, replies to the output."""
+"""``nc -N -U SOCKET`` for machines without it: copy input to the socket, half-close it, copy replies to the output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 
 def main(path: str) -> None:
-    """Copies both ways until the other side has closed."""
+    """Copy both ways until the other side has closed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
 

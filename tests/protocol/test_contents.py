@@ -1,4 +1,4 @@
-"""What names, ids and bodies may hold, and their exact limits: what goes in comes out, to the byte."""
+"""The contents of names, ids and bodies, and their exact limits. All come back as they were sent, to the byte."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_text_in_base64_is_the_same_message_as_the_text(wire: Wire, queue: str) 
         "0",
     ],
 )
-def test_ids_are_taken_as_they_are(wire: Wire, queue: str, id: str) -> None:
+def test_ids_are_stored_as_they_are(wire: Wire, queue: str, id: str) -> None:
     assert wire.ask({"op": "send", "queue": queue, "id": id, "body": "x"})["id"] == id
     message = _receive(wire, queue)
     assert message["id"] == id
@@ -114,24 +114,24 @@ def test_ids_that_look_alike_are_different(wire: Wire, queue: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["q", "Q", "0", "a.b-c_d", "a" * 128, "select", "null", "a..b", "9-"])
-def test_names_of_queues(wire: Wire, name: str) -> None:
+def test_queue_names_may_have_these_characters(wire: Wire, name: str) -> None:
     assert wire.ask({"op": "send", "queue": name, "id": "m", "body": name})["ok"]
     assert _receive(wire, name)["body"] == name
 
 
-def test_names_of_queues_differ_by_case(wire: Wire, queue: str) -> None:
+def test_queue_names_are_case_sensitive(wire: Wire, queue: str) -> None:
     wire.ask({"op": "send", "queue": queue, "body": "small"})
     assert wire.ask({"op": "receive", "queue": queue.upper()})["messages"] == []
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\x00", "🦆"], ids=["ascii", "two bytes", "escaped", "four bytes"])
-def test_a_body_of_exactly_the_limit_is_taken(wire: Wire, queue: str, letter: str) -> None:
+def test_a_body_of_exactly_the_limit_is_stored(wire: Wire, queue: str, letter: str) -> None:
     text = letter * (MEBIBYTE // len(letter.encode()))
     assert wire.ask({"op": "send", "queue": queue, "body": text})["ok"]
     assert _receive(wire, queue)["body"] == text
 
 
-def test_bytes_of_exactly_the_limit_are_taken(wire: Wire, queue: str) -> None:
+def test_bytes_of_exactly_the_limit_are_stored(wire: Wire, queue: str) -> None:
     data = b"\xff" * MEBIBYTE
     assert wire.ask({"op": "send", "queue": queue, "body_base64": base64.b64encode(data).decode()})["ok"]
     message = _receive(wire, queue)
@@ -196,7 +196,7 @@ def test_errors_count_in_the_size_of_a_reply(wire: Wire, queue: str) -> None:
     assert 400 < len(dead["messages"]) < 600 and dead["more"]
 
 
-def test_what_was_stored_survives_a_restart_to_the_byte(daemon: Daemon) -> None:
+def test_stored_messages_survive_a_restart_to_the_byte(daemon: Daemon) -> None:
     bodies = [text.encode() for text in TEXTS.values()] + list(BYTES.values())
     with daemon.wire() as wire:
         for number, body in enumerate(bodies):

@@ -19,17 +19,17 @@ MEBIBYTE = 1024 * 1024
 LINE_LIMIT = 16 * MEBIBYTE
 CONNECTIONS = 4000
 MEMORY = 350 * 1024
-"""Kilobytes the daemon may have, whatever one peer does."""
+"""Kilobytes of memory that the daemon may use, whatever one peer does."""
 OBSERVED = 0.5
-"""Seconds during which a daemon that would grow is watched."""
+"""Seconds for which the memory of the daemon is watched."""
 SLOWEST = 5.0
-"""Seconds within which another client must be served; far above what it takes, far below a hang."""
+"""Seconds within which another client must be served: far more than needed, far less than a hang."""
 
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="reads the daemon's memory from /proc")
 
 
 def _serve_another(daemon: Daemon) -> None:
-    """Another client sends, receives and settles, and is not kept waiting."""
+    """Check that another client can send, receive and settle without delay."""
     start = time.monotonic()
     with daemon.wire() as wire:
         assert wire.ask({"op": "send", "queue": "another", "body": "x"})["ok"]
@@ -40,7 +40,7 @@ def _serve_another(daemon: Daemon) -> None:
 
 @contextmanager
 def _memory_watched(daemon: Daemon, limit: int) -> Iterator[Callable[[], int]]:
-    """Kills a daemon that grows over ``limit`` kilobytes, before it takes the machine with it; gives the most seen."""
+    """Kill a daemon that grows over ``limit`` kilobytes, to protect the machine. Yield the most that was seen."""
     most = 0
     stop = Event()
 
@@ -63,7 +63,7 @@ def _memory_watched(daemon: Daemon, limit: int) -> Iterator[Callable[[], int]]:
 
 
 def _fill(wire: Wire, request: bytes, most: int) -> None:
-    """Sends a request again and again without reading, until the daemon takes no more."""
+    """Send a request again and again without reading, until the daemon stops reading."""
     wire.socket.settimeout(0.3)
     piece = request * max(1, 256 * 1024 // len(request))
     with suppress(TimeoutError, ConnectionError):
@@ -88,7 +88,7 @@ def test_a_line_feed_may_come_much_later_and_others_are_served(shared_daemon: Da
     assert wire.ask_line(b'tus"}')["ok"]
 
 
-def test_one_piece_may_hold_the_end_of_a_line_whole_lines_and_the_begin_of_another(wire: Wire) -> None:
+def test_one_read_may_have_the_end_of_a_line_whole_lines_and_the_start_of_another(wire: Wire) -> None:
     wire.write(b'{"op":"status","r')
     wire.write(b'id":1}\n{"op":"status","rid":2}\n\n{"op":"status","rid":3}\n{"op":')
     assert [wire.read().get("rid") for _ in range(4)] == [1, 2, None, 3]
@@ -125,7 +125,7 @@ def test_a_line_over_the_limit_is_answered_and_closes_the_connection(
     _serve_another(shared_daemon)
 
 
-def test_requests_before_a_line_over_the_limit_are_done(shared_daemon: Daemon, wire: Wire, queue: str) -> None:
+def test_requests_before_a_line_over_the_limit_are_carried_out(shared_daemon: Daemon, wire: Wire, queue: str) -> None:
     wire.send({"op": "send", "queue": queue, "id": "m", "body": "x"})
     assert wire.read()["ok"]
     with suppress(BrokenPipeError, ConnectionResetError):
@@ -184,7 +184,7 @@ def _store_large_messages(daemon: Daemon) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("request_", UNREAD.values(), ids=UNREAD.keys())
-def test_who_never_reads_replies_costs_bounded_memory(request_: dict[str, object]) -> None:
+def test_a_peer_that_never_reads_replies_costs_bounded_memory(request_: dict[str, object]) -> None:
     with running_daemon("--max-attempts", "1000000") as daemon, daemon.wire() as wire:
         _store_large_messages(daemon)
         with _memory_watched(daemon, 2 * MEMORY) as most:
@@ -199,7 +199,7 @@ def test_who_never_reads_replies_costs_bounded_memory(request_: dict[str, object
 
 
 @needs_proc
-def test_many_who_never_read_are_bounded_together(daemon: Daemon) -> None:
+def test_many_peers_that_never_read_are_bounded_together(daemon: Daemon) -> None:
     _store_large_messages(daemon)
     with _memory_watched(daemon, 2 * MEMORY) as most, ExitStack() as stack:
         for _ in range(100):
@@ -211,7 +211,7 @@ def test_many_who_never_read_are_bounded_together(daemon: Daemon) -> None:
 
 
 @needs_proc
-def test_large_outputs_that_many_wait_for_are_not_there_once_for_each(daemon: Daemon) -> None:
+def test_a_large_output_is_not_copied_for_each_waiting_caller(daemon: Daemon) -> None:
     with daemon.wire() as wire, daemon.wire() as holder, _memory_watched(daemon, 3 * MEMORY) as most:
         holder.ask({"op": "once", "key": "k", "token": "t"})
         wire.send(*({"op": "once", "key": "k", "token": f"{n}", "wait": 60, "rid": n} for n in range(100)))
@@ -227,7 +227,7 @@ def test_large_outputs_that_many_wait_for_are_not_there_once_for_each(daemon: Da
 
 
 @needs_proc
-def test_a_large_result_that_many_wait_for_is_not_there_once_for_each(daemon: Daemon) -> None:
+def test_a_large_result_is_not_copied_for_each_waiting_client(daemon: Daemon) -> None:
     daemon.ask(op="send", queue="q", id="m", body="")
     with daemon.wire() as worker, ExitStack() as stack, _memory_watched(daemon, 3 * MEMORY) as most:
         receipt = worker.ask({"op": "receive", "queue": "q"})["messages"][0]["receipt"]
@@ -242,13 +242,13 @@ def test_a_large_result_that_many_wait_for_is_not_there_once_for_each(daemon: Da
         assert most() < MEMORY
 
 
-def test_who_reads_late_gets_everything(wire: Wire, queue: str) -> None:
+def test_a_peer_that_reads_late_gets_everything(wire: Wire, queue: str) -> None:
     wire.ask({"op": "send", "queue": queue, "id": "m", "body": "x" * 100_000})
     wire.send(*({"op": "show", "queue": queue, "id": "m", "rid": number} for number in range(200)))
     assert sorted(wire.read()["rid"] for _ in range(200)) == list(range(200))
 
 
-def test_who_vanishes_with_replies_unread_gives_its_leases_back(shared_daemon: Daemon, queue: str) -> None:
+def test_the_leases_of_a_peer_that_vanishes_with_unread_replies_end(shared_daemon: Daemon, queue: str) -> None:
     for _ in range(20):
         shared_daemon.ask(op="send", queue=queue, body="x" * MEBIBYTE)
     with shared_daemon.wire() as wire:
@@ -264,7 +264,7 @@ def test_who_vanishes_with_replies_unread_gives_its_leases_back(shared_daemon: D
     eventually(all_again)
 
 
-def test_who_only_reads_and_vanishes_waits_no_more(shared_daemon: Daemon, queue: str) -> None:
+def test_a_peer_that_vanishes_after_half_a_close_stops_waiting(shared_daemon: Daemon, queue: str) -> None:
     with shared_daemon.wire() as wire:
         wire.send({"op": "receive", "queue": queue, "wait": 3600})
         wire.half_close()
@@ -273,7 +273,7 @@ def test_who_only_reads_and_vanishes_waits_no_more(shared_daemon: Daemon, queue:
     eventually(lambda: shared_daemon.ask(op="status")["connections"] <= 1)
 
 
-def test_nothing_is_handed_to_who_only_read_and_has_just_vanished(
+def test_nothing_is_delivered_to_a_peer_that_has_just_vanished_after_half_a_close(
     shared_daemon: Daemon, wire: Wire, queue: str
 ) -> None:
     for _ in range(100):
@@ -289,7 +289,7 @@ def test_nothing_is_handed_to_who_only_read_and_has_just_vanished(
 # ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_connection_may_wait_in_many_queues_but_not_without_end(wire: Wire, queue: str) -> None:
+def test_the_waits_of_one_connection_are_limited(wire: Wire, queue: str) -> None:
     wire.send(*({"op": "receive", "queue": queue, "wait": 60, "rid": number} for number in range(300)))
     refused = [wire.read() for _ in range(44)]
     assert {error_of(reply) for reply in refused} == {"overloaded"}
@@ -299,7 +299,7 @@ def test_a_connection_may_wait_in_many_queues_but_not_without_end(wire: Wire, qu
 
 @contextmanager
 def _files_allowed(number: int) -> Iterator[None]:
-    """Lets this process, and those it starts, open so many files."""
+    """Let this process, and those it starts, open so many files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < number:
         pytest.skip(f"this user may open {hard} files only")
@@ -311,7 +311,7 @@ def _files_allowed(number: int) -> Iterator[None]:
 
 
 @needs_proc
-def test_thousands_of_connections_are_served_and_one_more_is_told() -> None:
+def test_thousands_of_connections_are_served_and_one_more_is_refused() -> None:
     with _files_allowed(CONNECTIONS + 1000), running_daemon() as daemon, ExitStack() as stack:
         wires = [stack.enter_context(daemon.wire()) for _ in range(CONNECTIONS)]
         for wire in wires:
@@ -337,13 +337,13 @@ def test_a_low_limit_of_open_files_does_not_stop_the_daemon(daemon: Daemon) -> N
 
 
 def test_a_low_soft_limit_of_open_files_is_raised_by_the_daemon() -> None:
-    """Login shells and service managers give 1,024 (macOS 256) and allow more: 4,000 clients are promised."""
+    """Login shells and service managers set 1,024 (macOS 256) and allow more. The daemon promises 4,000 clients."""
     with _files_allowed(300), running_daemon() as daemon, _files_allowed(2000), ExitStack() as stack:
         wires = [stack.enter_context(daemon.wire()) for _ in range(500)]
         assert all(wire.ask({"op": "status"})["ok"] for wire in wires)
 
 
-def test_connections_that_come_and_go_leave_nothing_behind(shared_daemon: Daemon) -> None:
+def test_connections_that_come_and_go_leak_nothing(shared_daemon: Daemon) -> None:
     for round in range(2000):
         with shared_daemon.wire() as wire:
             if round % 3:
@@ -353,7 +353,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(shared_daemon: Daemon
 
 
 @needs_proc
-def test_waits_that_end_leave_no_memory_behind(daemon: Daemon) -> None:
+def test_waits_that_end_leak_no_memory(daemon: Daemon) -> None:
     def round() -> None:
         with daemon.wire() as wire:
             for number in range(1000):

@@ -16,7 +16,7 @@ STAND_IN = Path(__file__).with_name("netcat.py")
 
 
 def _has_real_netcat() -> bool:
-    """Whether there is an ``nc`` that knows ``-U`` and ``-N`` (OpenBSD's)."""
+    """Return whether there is an ``nc`` with ``-U`` and ``-N`` (OpenBSD's)."""
     if shutil.which("nc") is None:
         return False
     usage = subprocess.run(["nc", "-h"], capture_output=True, check=False)
@@ -25,7 +25,7 @@ def _has_real_netcat() -> bool:
 
 @pytest.fixture(params=["nc", "stand-in"])
 def netcat(request: pytest.FixtureRequest) -> str:
-    """The command that connects standard input and output to the socket."""
+    """Return the command that connects standard input and output to the socket."""
     if request.param == "stand-in":
         return f"{sys.executable} {STAND_IN} $EOQ_SOCKET"
     if not _has_real_netcat():
@@ -64,6 +64,6 @@ def test_a_large_message_passes_whole(shell: Shell, netcat: str, queue: str) -> 
     assert received[0]["messages"][0]["body"] == "x" * 1_000_000
 
 
-def test_nonsense_is_answered(shell: Shell, netcat: str) -> None:
+def test_a_malformed_line_is_answered(shell: Shell, netcat: str) -> None:
     ran = shell.run(f"echo hello | {netcat}")
     assert ran.rows[0]["error"]["code"] == "invalid_request"

@@ -1,4 +1,4 @@
-"""Every operation of the wire, asked with a raw socket: what goes in, and each field that comes out."""
+"""Every operation of the wire over a raw socket: each field of the request and of the reply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _send(wire: Wire, queue: str, id: str, body: str = "hi", **more: object) -> 
 
 
 def _receive(wire: Wire, queue: str, **more: object) -> Fields:
-    """The one message that a receive gives."""
+    """Receive one message and return it."""
     reply = wire.ask({"op": "receive", "queue": queue, **more})
     assert len(reply["messages"]) == 1, reply
     message: Fields = reply["messages"][0]
@@ -43,7 +43,7 @@ def test_the_same_id_with_other_content_is_refused_and_changes_nothing(wire: Wir
     assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
 
 
-def test_headers_are_no_part_of_a_body_that_spells_them_out(wire: Wire, queue: str) -> None:
+def test_headers_are_not_confused_with_a_body_that_looks_like_them(wire: Wire, queue: str) -> None:
     headers = json.dumps([2, json.dumps({"k": "v"}, separators=(",", ":")), None])
     for number, body in enumerate([f"hi{headers}", f"{headers}hi"]):
         _send(wire, queue, str(number), "hi", headers={"k": "v"})
@@ -55,7 +55,7 @@ def test_the_same_id_in_another_queue_is_another_message(wire: Wire, queue: str)
     assert _send(wire, queue + ".other", "a", "second")["duplicate"] is False
 
 
-def test_send_many_answers_ids_and_the_places_of_duplicates(wire: Wire, queue: str) -> None:
+def test_send_many_answers_ids_and_the_positions_of_duplicates(wire: Wire, queue: str) -> None:
     _send(wire, queue, "b")
     messages = [{"id": "a", "body": "1"}, {"id": "b", "body": "hi"}, {"body_base64": "AP8="}]
     reply = wire.ask({"op": "send_many", "queue": queue, "messages": messages})
@@ -77,7 +77,7 @@ def test_send_many_with_the_same_id_twice_stores_it_once(wire: Wire, queue: str)
     _receive(wire, queue, limit=10)
 
 
-def test_receive_gives_all_that_was_sent(wire: Wire, queue: str) -> None:
+def test_receive_returns_all_fields_of_a_message(wire: Wire, queue: str) -> None:
     before = time.time()
     _send(wire, queue, "a", "hi", headers={"k": "v"}, priority=-3, group="g")
     reply = wire.ask({"op": "receive", "queue": queue})
@@ -88,12 +88,12 @@ def test_receive_gives_all_that_was_sent(wire: Wire, queue: str) -> None:
     assert message == {"id": "a", "body": "hi", "attempt": 1, "headers": {"k": "v"}, "priority": -3, "group": "g"}
 
 
-def test_receive_leaves_out_what_was_not_given(wire: Wire, queue: str) -> None:
+def test_receive_leaves_out_options_that_were_not_given(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     assert _receive(wire, queue).keys() == {"id", "body", "attempt", "receipt", "seq", "enqueued_at"}
 
 
-def test_receive_gives_as_many_as_the_limit_allows(wire: Wire, queue: str) -> None:
+def test_receive_returns_as_many_messages_as_the_limit_allows(wire: Wire, queue: str) -> None:
     messages = [{"id": f"{number}", "body": "x"} for number in range(5)]
     wire.ask({"op": "send_many", "queue": queue, "messages": messages})
     taken = [
@@ -103,7 +103,7 @@ def test_receive_gives_as_many_as_the_limit_allows(wire: Wire, queue: str) -> No
     assert taken == [["0"], ["1", "2", "3"], ["4"], []]
 
 
-def test_receive_from_a_queue_that_does_not_exist_gives_nothing(wire: Wire, queue: str) -> None:
+def test_receive_from_a_queue_that_does_not_exist_returns_nothing(wire: Wire, queue: str) -> None:
     assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
 
 
@@ -129,7 +129,7 @@ def test_ack_settles_with_a_result(wire: Wire, queue: str) -> None:
     assert wire.ask(ask) == {"ok": True, "outcome": "done", "result": "paid"}
 
 
-def test_a_result_that_is_no_text_travels_in_base64(wire: Wire, queue: str) -> None:
+def test_a_result_that_is_not_text_travels_in_base64(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     receipt = _receive(wire, queue)["receipt"]
     assert wire.ask({"op": "ack", "receipt": receipt, "result_base64": "AP8="})["ok"]
@@ -142,7 +142,7 @@ def test_an_ack_without_a_result_is_done_with_none(wire: Wire, queue: str) -> No
     assert wire.ask({"op": "result", "queue": queue, "id": "a"}) == {"ok": True, "outcome": "done"}
 
 
-def test_the_same_ack_again_is_answered_the_same(wire: Wire, queue: str) -> None:
+def test_a_repeated_ack_is_answered_like_the_first(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     request = {"op": "ack", "receipt": _receive(wire, queue)["receipt"]}
     assert wire.ask(request) == wire.ask(request) == {"ok": True}
@@ -182,7 +182,7 @@ def test_a_repeated_settle_is_answered_as_the_first_was(wire: Wire, queue: str) 
     assert wire.ask(request) == first
 
 
-def test_a_receipt_that_a_settle_holds_twice_counts_once(wire: Wire, queue: str) -> None:
+def test_a_receipt_that_is_twice_in_a_settle_counts_once(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     receipt = _receive(wire, queue)["receipt"]
     acks = [{"receipt": receipt, "result": f"{number}"} for number in range(600)]
@@ -231,7 +231,7 @@ def test_nack_gives_the_message_back_with_its_error(wire: Wire, queue: str) -> N
     assert _receive(wire, queue)["attempt"] == 2
 
 
-def test_nack_with_a_delay_holds_the_message_back(wire: Wire, queue: str) -> None:
+def test_nack_with_a_delay_delays_the_message(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     wire.ask({"op": "nack", "receipt": _receive(wire, queue)["receipt"], "delay": 0.3})
     assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "delayed"
@@ -258,7 +258,7 @@ def test_extend_lets_a_lease_end_later(wire: Wire, queue: str) -> None:
     assert wire.ask({"op": "ack", "receipt": receipt})["ok"]
 
 
-def test_release_gives_messages_back_uncounted(wire: Wire, queue: str) -> None:
+def test_release_gives_messages_back_without_counting_an_attempt(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
     receipt = _receive(wire, queue)["receipt"]
     assert wire.ask({"op": "release", "receipts": [receipt]}) == {"ok": True}
@@ -280,7 +280,7 @@ def test_a_lease_that_ended_is_lost_for_every_operation(wire: Wire, queue: str) 
     assert wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]["state"] == "leased"
 
 
-def test_what_never_was_a_receipt_is_told_so(wire: Wire) -> None:
+def test_a_text_that_is_not_a_receipt_is_refused(wire: Wire) -> None:
     for receipt in ("x", "a.b", "a.b.c.d", "e.zz.1", "e.1.-1", "e.ffffffffffffffffff.1"):
         assert error_of(wire.ask({"op": "ack", "receipt": receipt})) == "invalid_request", receipt
 
@@ -308,7 +308,7 @@ def test_queues_counts_by_state(wire: Wire, queue: str) -> None:
     assert rows == [{"name": queue, "paused": False, "done_rate": 0.0, **counts}]
 
 
-def test_peek_looks_without_leasing(wire: Wire, queue: str) -> None:
+def test_peek_returns_messages_without_leasing_them(wire: Wire, queue: str) -> None:
     for id in ("a", "b", "c"):
         _send(wire, queue, id)
     seen = wire.ask({"op": "peek", "queue": queue, "limit": 2})["messages"]
@@ -316,7 +316,7 @@ def test_peek_looks_without_leasing(wire: Wire, queue: str) -> None:
     assert _receive(wire, queue)["attempt"] == 1
 
 
-def test_show_tells_all_that_is_known(wire: Wire, queue: str) -> None:
+def test_show_returns_all_that_is_known(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a", headers={"k": "v"})
     shown = wire.ask({"op": "show", "queue": queue, "id": "a"})["message"]
     expected = {"queue": queue, "id": "a", "state": "ready", "body": "hi", "headers": {"k": "v"}, "attempts": 0}
@@ -345,20 +345,20 @@ def test_a_repeated_settle_answers_as_the_first_did(wire: Wire, queue: str) -> N
 
 def test_cancel_ends_the_wait_of_a_receive_and_nothing_else(wire: Wire, shared_daemon: Daemon, queue: str) -> None:
     _send(wire, queue, "a")
-    held = _receive(wire, queue)
+    delivery = _receive(wire, queue)
     wire.send({"rid": "w", "op": "receive", "queue": queue, "wait": 60})
     wire.send({"rid": 1, "op": "result", "queue": queue, "id": "a", "wait": 60})
     eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
-    for target in (1, 2, "nobody"):
+    for target in (1, 2, "unknown"):
         assert wire.ask({"rid": "c", "op": "cancel", "request": target}) == {"rid": "c", "ok": True}
-    with shared_daemon.wire() as stranger:
-        stranger.ask({"op": "cancel", "request": "w"})
+    with shared_daemon.wire() as other:
+        other.ask({"op": "cancel", "request": "w"})
     assert shared_daemon.ask(op="status")["waiting"] == 1
     wire.send({"rid": "c", "op": "cancel", "request": "w"})
     assert wire.read() == {"rid": "c", "ok": True}
     reply = wire.read()
     assert (reply["rid"], reply["ok"], reply["messages"]) == ("w", True, [])
-    wire.send({"rid": 2, "op": "ack", "receipt": held["receipt"], "result": "r"})
+    wire.send({"rid": 2, "op": "ack", "receipt": delivery["receipt"], "result": "r"})
     assert {reply["rid"]: reply.get("outcome") for reply in (wire.read(), wire.read())} == {1: "done", 2: None}
 
 

@@ -1,4 +1,4 @@
-"""Requests and their replies: ``rid`` pairs them, replies may overtake each other, and half a connection is enough."""
+"""Requests and their replies: ``rid`` pairs them, replies come in any order, and a half-closed connection is enough."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_same_rid_twice_is_answered_twice(wire: Wire) -> None:
     assert [wire.read()["rid"], wire.read()["rid"]] == [1, 1]
 
 
-def test_thousands_of_requests_in_one_piece_are_all_answered(wire: Wire, queue: str) -> None:
+def test_thousands_of_requests_in_one_write_are_all_answered(wire: Wire, queue: str) -> None:
     requests = [{"op": "send", "queue": queue, "id": f"{n}", "body": "x", "rid": n} for n in range(5000)]
     wire.send(*requests)
     assert sorted(wire.read()["rid"] for _ in requests) == list(range(5000))
@@ -93,7 +93,7 @@ def test_after_half_a_close_even_a_waiting_reply_comes(shared_daemon: Daemon, wi
     assert wire.ended()
 
 
-def test_half_a_close_with_many_under_way_answers_all(wire: Wire, queue: str) -> None:
+def test_half_a_close_with_many_requests_in_flight_answers_all(wire: Wire, queue: str) -> None:
     wire.send(*({"op": "send", "queue": queue, "body": "x", "rid": n} for n in range(2000)))
     wire.half_close()
     assert sorted(wire.read()["rid"] for _ in range(2000)) == list(range(2000))
@@ -106,7 +106,7 @@ def test_half_a_close_without_a_request_ends_the_connection(wire: Wire) -> None:
 
 
 def test_a_last_line_without_its_line_feed_is_not_a_request(shared_daemon: Daemon, wire: Wire, queue: str) -> None:
-    """It may be half of one: of a sender that was killed, nothing may be stored that it did not finish writing."""
+    """It may be half a request: a sender that is killed while it writes must store nothing."""
     wire.write(b'{"op":"send","queue":"%s","id":"m","body":"x"}' % queue.encode())
     wire.half_close()
     assert wire.ended()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support import HAS_PROC, Daemon, Fields, Wire, running_daemon
 
 CODES = {"invalid_request", "message_too_large", "id_conflict", "lease_lost", "not_found", "queue_full", "overloaded"}
-"""What a client can bring about; anything else would be the daemon's own fault."""
+"""Errors that a client can cause. Any other would be a fault of the daemon."""
 
 VALID: list[Fields] = [
     {"op": "send", "queue": "q", "body": "x", "id": "a", "headers": {"k": "v"}, "priority": 1, "group": "g"},
@@ -47,7 +47,7 @@ MARK = "the end"
 
 
 def _replies(wire: Wire, *lines: bytes) -> list[Fields]:
-    """All replies that come before that of a last, harmless request."""
+    """Return all replies that come before the reply to a last, harmless request."""
     wire.write(b"".join(line + b"\n" for line in lines))
     wire.send({"op": "status", "rid": MARK})
     replies = []
@@ -66,7 +66,7 @@ def test_every_field_with_every_strange_value(shared_daemon: Daemon, valid: Fiel
     with shared_daemon.wire() as wire:
         for field in fields:
             for value in STRANGE:
-                # A wait is left out: its reply may take an hour.
+                # Long waits are left out: the reply may take an hour.
                 if (field, type(value)) not in (("wait", int), ("wait", float)):
                     _check(wire.ask({**valid, field: value}))
 

@@ -1,4 +1,4 @@
-"""Bad lines: each is answered with what is wrong with it, and the connection goes on."""
+"""Bad lines: each is answered with what is wrong with it, and the connection stays open."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
-def test_a_bad_line_is_answered_and_the_connection_goes_on(wire: Wire, line: bytes) -> None:
+def test_a_bad_line_is_answered_and_the_connection_stays_open(wire: Wire, line: bytes) -> None:
     assert error_of(wire.ask_line(line)) == "invalid_request"
     assert wire.ask({"op": "status", "rid": "after"})["rid"] == "after"
 
@@ -66,7 +66,7 @@ def test_a_bad_line_is_answered_and_the_connection_goes_on(wire: Wire, line: byt
         ({"op": "settle", "send": [{"queue": "q", "body": ""}, {"queue": "-", "body": ""}]}, "`$.send[1].queue`"),
     ],
 )
-def test_what_is_no_queue_name_is_answered_with_what_one_is(wire: Wire, request_: dict[str, object], what: str) -> None:
+def test_a_bad_queue_name_is_answered_with_what_a_name_is(wire: Wire, request_: dict[str, object], what: str) -> None:
     reply = wire.ask(request_)
     assert error_of(reply) == "invalid_request"
     assert reply["error"]["message"].startswith(f"{what} is no queue name: use 1 to 128 letters, digits, dots")
@@ -162,7 +162,7 @@ BAD_REQUESTS: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("request_", "field"), BAD_REQUESTS)
-def test_a_bad_request_is_told_which_field_is_wrong(wire: Wire, request_: dict[str, object], field: str) -> None:
+def test_the_reply_to_a_bad_request_names_the_field(wire: Wire, request_: dict[str, object], field: str) -> None:
     reply = wire.ask(request_)
     assert error_of(reply) == "invalid_request"
     assert field in reply["error"]["message"]
@@ -175,7 +175,7 @@ def test_nothing_of_a_refused_batch_is_stored(wire: Wire, queue: str) -> None:
     assert error_of(wire.ask({"op": "show", "queue": queue, "id": "a"})) == "not_found"
 
 
-def test_refusals_in_the_middle_of_a_pipeline_stop_nothing(wire: Wire, queue: str) -> None:
+def test_refusals_within_a_pipeline_do_not_stop_it(wire: Wire, queue: str) -> None:
     good = b'{"op":"send","queue":"%s","body":"x"}\n' % queue.encode()
     wire.write((good + b"nonsense\n" + good + b"\n") * 100)
     replies = [wire.read()["ok"] for _ in range(400)]
@@ -187,8 +187,8 @@ def test_a_carriage_return_before_the_line_feed_is_white_space(wire: Wire) -> No
     assert wire.ask_line(b'{"op": "status"}\r')["ok"]
 
 
-def test_a_field_given_twice_takes_the_last_or_is_refused(wire: Wire, queue: str) -> None:
-    """JSON leaves it open; what may not happen is that half of each is taken."""
+def test_a_repeated_field_is_refused_or_its_last_value_counts(wire: Wire, queue: str) -> None:
+    """JSON leaves this open. The daemon must not mix the two."""
     reply = wire.ask_line(b'{"op":"send","queue":"%s","body":"1","body":"2"}' % queue.encode())
     if reply["ok"]:
         assert wire.ask({"op": "receive", "queue": queue})["messages"][0]["body"] == "2"

@@ -1,6 +1,6 @@
-"""With what a daemon starts: of flag, environment, file and default the first that says something, setting by setting.
+"""The settings a daemon starts with: for each the first of flag, environment, file and default that has a value.
 
-Each value knows where it came from, so that `eoq config show` tells exactly what `eoq daemon` would do.
+Each value comes with its source. So `eoq config show` prints exactly what `eoq daemon` would use.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ...system.paths import config_path, database_path, socket_path
-from .loader import load, name_in
+from .loader import load
 from .model import Config
 from .settings import QueueSettings
+from .toml_text import to_key
 
 DEFAULT: Final = "default"
-OF_QUEUES: Final = ("max_attempts",)
-"""What a flag or a variable can say for all queues."""
+FOR_ALL_QUEUES: Final = ("max_attempts",)
+"""The settings of queues that a flag or a variable can set, for all queues."""
 
 
 class Resolved(NamedTuple):
-    """A value, and where it came from: ``flag --db``, ``env EOQ_DB``, ``eoq.toml [daemon]`` or ``default``."""
+    """A value and its source: ``flag --db``, ``env EOQ_DB``, ``eoq.toml [daemon]`` or ``default``."""
 
     value: Any
     source: str
 
 
-class Setting(NamedTuple):
-    """A setting's name, the value that counts, and where it came from."""
+class NamedSetting(NamedTuple):
+    """A setting with its value and its source."""
 
     name: str
     value: Any
@@ -39,104 +40,106 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedConfig:
-    """What counts for a daemon, and the configuration it was read from."""
+    """The values that a daemon uses.
+
+    ``config_path`` and ``spool`` are a `Path` or None; ``db`` and ``socket`` are paths. ``overrides`` are settings of
+    all queues that a flag or a variable sets; they take precedence over ``config``, the contents of the file.
+    """
 
     config_path: Resolved
-    """A `Path`, or None without a file."""
     db: Resolved
     socket: Resolved
     spool: Resolved
-    """A `Path`, or None without a spool."""
     overrides: dict[str, Resolved]
-    """Of settings of queues: those that a flag or a variable says, for all queues, over the file."""
     config: Config
 
     @property
     def queue_overrides(self) -> dict[str, Any]:
-        """For `LiveConfig`."""
-        return {name: chosen.value for name, chosen in self.overrides.items()}
+        """The values of ``overrides``, for `LiveConfig`."""
+        return {name: resolved.value for name, resolved in self.overrides.items()}
 
-    def of_daemon(self) -> Iterator[Setting]:
-        """The settings of the daemon itself."""
-        for name in ("config", "db", "socket", "spool"):
-            yield Setting(name, *(self.config_path if name == "config" else getattr(self, name)))
+    def of_daemon(self) -> Iterator[NamedSetting]:
+        """Yield the settings of the daemon itself."""
+        places = {"config": self.config_path, "db": self.db, "socket": self.socket, "spool": self.spool}
+        for name, resolved in places.items():
+            yield NamedSetting(name, *resolved)
         for field in msgspec.structs.fields(self.config.storage):
             value = getattr(self.config.storage, field.name)
             source = DEFAULT if value == field.default else self._in_file("[storage]")
-            yield Setting(f"storage.{field.name}", value, source)
+            yield NamedSetting(f"storage.{field.name}", value, source)
 
-    def of_queue(self, name: str) -> Iterator[Setting]:
-        """What holds for the queue ``name``."""
+    def of_queue(self, name: str) -> Iterator[NamedSetting]:
+        """Yield the settings of the queue ``name``."""
         origins = self.config.origins(name)
         settings = self.config.queue(name, self.queue_overrides)
         for setting in QueueSettings.__struct_fields__:
             if setting in self.overrides:
                 source = self.overrides[setting].source
             elif setting in origins:
-                source = self._in_file(f"[{name_in('queues', origins[setting])}]")
+                source = self._in_file(f"[{to_key('queues', origins[setting])}]")
             else:
                 source = DEFAULT
-            yield Setting(setting, getattr(settings, setting), source)
+            yield NamedSetting(setting, getattr(settings, setting), source)
 
-    def of_queues(self) -> Iterator[Setting]:
-        """What each section of the file says, then what holds where none does."""
+    def of_queues(self) -> Iterator[NamedSetting]:
+        """Yield the settings of each section of the file, then those of a queue that no section matches."""
         for pattern, section in self.config.queues.items():
-            place = name_in("queues", pattern)
+            place = to_key("queues", pattern)
             for setting, value in section.items():
-                chosen = self.overrides.get(setting, Resolved(value, self._in_file(f"[{place}]")))
-                yield Setting(f"{place}.{setting}", *chosen)
+                in_file = Resolved(value, self._in_file(f"[{place}]"))
+                yield NamedSetting(f"{place}.{setting}", *self.overrides.get(setting, in_file))
         for field in msgspec.structs.fields(QueueSettings):
-            yield Setting(field.name, *self.overrides.get(field.name, Resolved(field.default, DEFAULT)))
+            yield NamedSetting(field.name, *self.overrides.get(field.name, Resolved(field.default, DEFAULT)))
 
-    def of_lists(self) -> Iterator[Setting]:
-        """What the file has any number of."""
+    def of_lists(self) -> Iterator[NamedSetting]:
+        """Yield the entries of the file's lists: relays, bindings and schedules."""
         for field in msgspec.structs.fields(self.config):
             value = getattr(self.config, field.name)
             if isinstance(value, list):
                 for number, entry in enumerate(value, 1):
                     source = self._in_file(f"[[{field.name}]]")
-                    yield Setting(f"{field.name}.{number}", msgspec.to_builtins(entry), source)
+                    yield NamedSetting(f"{field.name}.{number}", msgspec.to_builtins(entry), source)
 
     def _in_file(self, place: str) -> str:
         path = self.config_path.value
         return f"{path.name if path else ''} {place}"
 
 
-def choose_config(given: Mapping[str, Resolved]) -> Resolved:
-    """The path of the configuration: what was given, else the user's if it is there, else None."""
-    if "config" in given:
-        path, source = given["config"]
+def resolve_config_path(from_cli: Mapping[str, Resolved]) -> Resolved:
+    """Return the path of the configuration: from flag or variable, else the user's own file if it exists, or None."""
+    if "config" in from_cli:
+        path, source = from_cli["config"]
         return Resolved(Path(path).absolute(), source)
     default = config_path()
     try:
-        there = default.exists()
-    except OSError:  # a folder that this user may not look into is no folder of his
-        there = False
-    return Resolved(default if there else None, DEFAULT)
+        exists = default.exists()
+    except OSError:  # this user may not enter the folder, so it is not the user's own
+        exists = False
+    return Resolved(default if exists else None, DEFAULT)
 
 
-def choose(given: Mapping[str, Resolved]) -> ResolvedConfig:
-    """What counts, where flags and variables said ``given`` (paths in it are relative to the working folder).
+def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
+    """Return the values that a daemon uses. ``from_cli`` has those of flags and variables, by the name of the option.
 
-    Raises what `load` raises of the configuration.
+    Paths in ``from_cli`` are relative to the working folder. Raises what `load` raises.
     """
-    config_chosen = choose_config(given)
-    path = config_chosen.value
+    config_file = resolve_config_path(from_cli)
+    path = config_file.value
     config = Config() if path is None else load(path)
 
     def place(name: str, default: Callable[[], Path | None]) -> Resolved:
-        if name in given:
-            value, source = given[name]
+        if name in from_cli:
+            value, source = from_cli[name]
             return Resolved(Path(value).absolute(), source)
-        if (said := getattr(config.daemon, name)) is not None:
-            return Resolved(path.parent / said, f"{path.name} [daemon]")
+        if (in_file := getattr(config.daemon, name)) is not None:
+            return Resolved(path.parent / in_file, f"{path.name} [daemon]")
         return Resolved(default(), DEFAULT)
 
     return ResolvedConfig(
-        config_chosen,
+        config_file,
         place("db", database_path),
         place("socket", socket_path),
         place("spool", lambda: None),
-        {name: given[name] for name in OF_QUEUES if name in given},
+        {name: from_cli[name] for name in FOR_ALL_QUEUES if name in from_cli},
         config,
     )

@@ -1,4 +1,4 @@
-"""The outboxes that the daemon sends by itself: those which the configuration names, and no others."""
+"""The relays inside the daemon: they send the outboxes that the configuration names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("eoq.daemon")
 
 
 class Relays:
-    """Relays over the daemon's own socket. Paths in the configuration are relative to ``folder``."""
+    """Relays over the daemon's own ``socket``. Paths in the configuration are relative to ``folder``."""
 
     def __init__(self, socket: Path, folder: Path) -> None:
         self._socket = socket
@@ -27,15 +27,15 @@ class Relays:
         self._resend_within = math.inf
         self._running: dict[Path, tuple[Relay, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        """With those that are about to end."""
+        """All relays, with those that are about to end."""
 
     def follow(self, _old: Config, new: Config) -> None:
-        """Starts relays that are new, and ends those that are gone; the others go on undisturbed."""
+        """Start the relays that are new in the configuration, and end those that are gone. The others go on."""
         wanted = dict.fromkeys(self._folder / relay.path for relay in new.relay)
         for path in [path for path in self._running if path not in wanted]:
             self._running.pop(path)[1].cancel()
-        # Some time before the daemon may have forgotten what it settled. It does not grow with a longer retention: that
-        # brings back nothing that was forgotten under the shorter one.
+        # Less than the retention, after which the daemon forgets ids. A longer retention does not make it longer: it
+        # does not bring back the ids that were forgotten under the shorter one.
         self._resend_within = min(self._resend_within, new.shortest_retention * 6 / 7)
         for relay, _ in self._running.values():
             relay.resend_within = self._resend_within
@@ -44,7 +44,7 @@ class Relays:
                 self._start(path)
 
     async def stop(self) -> None:
-        """Ends all. What they were in the middle of is sent again by the next daemon, under the same ids."""
+        """End all relays. The next daemon sends again, under the same ids, what they had not finished."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -63,11 +63,11 @@ class Relays:
     def _ended(self, path: Path, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Not for troubles with the file or the daemon, which it outlives.
-            log.error("the relay of %s failed inside and ended; restart the daemon", path, exc_info=error)
+            # A fault in eoq: troubles with the file or the daemon do not end a relay.
+            log.error("the relay of %s failed because of a fault in eoq; restart the daemon", path, exc_info=error)
 
 
 async def _run(relay: Relay, client: AsyncClient) -> None:
-    """Sends an application's outbox, also when the file comes later or goes."""
+    """Send an application's outbox, until this task is cancelled."""
     async with client:
         await relay.run()

@@ -1,34 +1,35 @@
-"""The spool: files that are renamed into a folder become messages, each once.
+"""The spool reader: files that are renamed into a folder become messages, each once.
 
-    SPOOL/QUEUE/NAME               a message for QUEUE; its body is the file, to the byte
-    SPOOL/QUEUE/NAME.eoq           the same, with options: its first line is a JSON object of any of
+    SPOOL/QUEUE/NAME               a message for QUEUE; its body is the content of the file
+    SPOOL/QUEUE/NAME.eoq           the same with options: its first line is a JSON object with any of
                                    id headers priority group delay at ttl, and its body is what follows that line
-    SPOOL/QUEUE/.NAME, NAME.tmp    not ready: left alone
-    SPOOL/QUEUE/.taking/           what is being stored, as TOKEN.NAME
-    SPOOL/QUEUE/.rejected/NAME     what cannot be stored, and beside it the reason in NAME.reason
-    SPOOL/.daemon.lock             one daemon a spool
+    SPOOL/QUEUE/.NAME, NAME.tmp    not ready: the reader leaves it alone
+    SPOOL/QUEUE/.taking/           files that are claimed, as TOKEN.NAME
+    SPOOL/QUEUE/.rejected/NAME     a file that cannot be stored; the reason is in NAME.reason
+    SPOOL/.daemon.lock             the lock: one daemon reads a spool
 
-Whoever leaves a message writes it under a name that is not ready, in the same folder, syncs the file if it has to
-survive a loss of power, and renames it. A queue's folder may be made at any time, and is found as it appears. Files
-that stand there together are taken in the order of their names. A message without an ``id`` gets a new one, whatever
-its name. ``delay`` and ``ttl`` count from when it is stored. An option that is not known is refused, and so are links,
-also hard ones, and all else that is no regular file. `eoq.Spool` and `eoq send --spool` leave files like that; they add
-``left_at`` (seconds since the epoch), from which ``ttl`` counts, and ``tried_at`` to what has been sent before and may
-have arrived.
+A sender writes a file under a name that is not ready, in the same folder. If the message must survive a loss of power,
+the sender syncs the file. Then it renames the file. A sender may create the folder of a queue at any time, and the
+reader finds it at once. Files of a folder are stored in the order of their names. A message without an ``id`` gets a
+new one, whatever the name of its file. ``delay`` and ``ttl`` count from when it is stored. The reader rejects a file
+with an unknown option, a link (also a hard one), and everything else that is not a regular file.
+
+`eoq.Spool` and `eoq send --spool` write such files. They add ``left_at`` (in seconds since the epoch), from which
+``ttl`` counts. They add ``tried_at`` if the message was sent before and may have arrived.
 
     rename to .taking, sync the folders → store under the token's id → remove
 
-Each arrow is a place to be killed at, or to lose power at. The token, a UUIDv7, is the id of a message that brings
-none. What is found in ``.taking`` is stored again under the same id, which the daemon answers as a duplicate. It is
-ours alone before the first try, also after a loss of power, since otherwise it could come back under its old name and
-be taken under a second id.
+The daemon may be killed, or lose power, at each arrow. The token is a UUIDv7, and the id of a message that has none.
+Files found in ``.taking`` are stored again under the same id, and the daemon answers them as duplicates. The rename is
+on disk before the first try. Otherwise a file could be back under its former name after a loss of power, and be stored
+under a second id.
 
-The daemon forgets the ids of settled messages after their queue's retention. So what may have been stored nearly that
-long ago, because the daemon was killed at just that moment and not started again for days, is rejected for a person
-to look at, instead of being doubled. The token's time tells.
+The daemon forgets the ids of settled messages after the retention of their queue. If it was killed at just that moment
+and then not started for days, a file may have been stored nearly that long ago; the time in its token tells. Such a
+file is rejected, not stored twice, and the operator decides.
 
-Files wait where they are while the daemon refuses them for now (a full disk, a full queue), without holding up other
-queues. Woken by renames (``watch.py``); since a wake-up may be lost, it also looks every half a minute.
+While the daemon refuses files for now (a full disk, a full queue), they stay where they are, and other queues go on.
+Renames wake the reader (``system/watch.py``). A wake-up may be lost, so it also scans the folders every half a minute.
 """
 
 from __future__ import annotations
@@ -38,148 +39,162 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ...backoff import NEVER, NOBODY, Backoff
+from ...backoff import Backoff
 from ...client.aio import AsyncClient, connect_async
-from ...errors import EoqError, Unavailable
+from ...client.batch_sender import BatchSender
+from ...errors import EoqError
 from ...message import Outgoing
-from ...protocol import calls
-from ...system.watch import watch_spool
-from .spool_folder import LINK_SECONDS, QueueFolder, SpoolFolder, Taken
+from ...spool.format import is_ready, is_visible
+from ...system.watch import watch_subfolders
+from .spool_folder import SpoolFolder
+from .spool_queue import LINK_SECONDS, QueueFolder
 
 T = TypeVar("T")
 
-log = logging.getLogger("eoq.spool.sender")
+log = logging.getLogger("eoq.spool")
 
 SWEEP_SECONDS: Final = 30.0
-"""How often to look without having been woken."""
+"""How often the reader scans all folders without being woken."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many files were stored and removed, duplicates included, and how many were rejected."""
+
+    stored: int = 0
+    rejected: int = 0
 
 
 class SpoolReader:
-    """Stores what stands in a spool, over ``client``.
+    """Stores the files of a spool as messages.
 
-    ``resend_within`` says of a queue for how many seconds what may have been stored can be sent again: less than its
-    retention.
+    ``resend_within`` takes the name of a queue. It returns for how many seconds after the first try a file is sent
+    again: less than the queue's retention.
     """
 
     def __init__(self, folder: SpoolFolder, resend_within: Callable[[str], float]) -> None:
-        self.taken = 0
-        """Files stored and removed, duplicates included."""
-        self.rejected = 0
+        self.counts = Counts()
         self._folder = folder
         self._resend_within = resend_within
         self._queues: dict[str, QueueFolder] = {}
-        self._holds = Backoff(str(folder.path), log)
+        self._backoff = Backoff(str(folder.path), log)
         self._woken = asyncio.Event()
 
     def describe(self) -> dict[str, Any]:
-        """What ``status`` says of it."""
-        return {"spool": str(self._folder.path), "spool_taken": self.taken, "spool_rejected": self.rejected}
+        """Return what ``status`` says of the spool."""
+        return {
+            "spool": str(self._folder.path),
+            "spool_taken": self.counts.stored,
+            "spool_rejected": self.counts.rejected,
+        }
+
+    async def run_over(self, socket: Path) -> None:
+        """Do as `run`, with a client of the daemon's own socket, where the daemon checks every request."""
+        async with connect_async(socket) as client:
+            await self.run(client)
 
     async def run(self, client: AsyncClient) -> None:
-        """Takes what is there, and what comes, until it is cancelled. Troubles are logged, and outlived."""
-        self._client = client
-        watching = asyncio.create_task(watch_spool(self._folder.path, self._woken.set, SWEEP_SECONDS))
+        """Store what is in the spool and what is added to it, until this task is cancelled.
+
+        It logs each trouble with the spool or the daemon, waits, and goes on.
+        """
+        watching = asyncio.create_task(
+            watch_subfolders(self._folder.path, self._woken.set, SWEEP_SECONDS, is_folder=is_visible, is_file=is_ready)
+        )
         try:
-            swept = -SWEEP_SECONDS
+            swept_at = -SWEEP_SECONDS
             while True:
                 self._woken.clear()
-                anew = time.monotonic() >= swept + SWEEP_SECONDS
-                swept = time.monotonic() if anew else swept
-                wait = await self._pass(anew)
+                sweep = time.monotonic() >= swept_at + SWEEP_SECONDS
+                swept_at = time.monotonic() if sweep else swept_at
+                wait = await self._read_all(client, sweep)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._holds.seconds(wait)):
+                    async with asyncio.timeout(self._backoff.seconds_left(wait)):
                         await self._woken.wait()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def _pass(self, anew: bool) -> float:
-        """Takes from each queue what can be taken now; the seconds until the next look, if nothing wakes us."""
-        if self._holds.waits(None):
+    async def _read_all(self, client: AsyncClient, sweep: bool) -> float:
+        """Store what can be stored now. Returns the seconds after which to come back without being woken."""
+        if self._backoff.is_waiting(None):
             return SWEEP_SECONDS
         try:
             names = await _in_thread(self._folder.queues)
         except EoqError as error:
-            self._holds.hold(None, error)
+            self._backoff.failed(None, error)
             return SWEEP_SECONDS
         self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
         wait = SWEEP_SECONDS
-        for queue in await _in_thread(partial(self._look, anew)):
+        for folder in await _in_thread(partial(self._scan, sweep)):
             try:
-                await self._take_from(queue)
+                await self._read_queue(client, folder)
             except EoqError as error:
-                self._holds.hold(queue.queue, error)
+                self._backoff.failed(folder.queue, error)
             else:
-                wait = wait if queue.complete else 0.0
-        self._holds.forget_due()
-        return min(wait, *(LINK_SECONDS for queue in self._queues.values() if queue.settling), SWEEP_SECONDS)
+                wait = wait if folder.complete else 0.0
+        self._backoff.forget_retried()
+        return min(wait, *(LINK_SECONDS for folder in self._queues.values() if folder.has_new_links), SWEEP_SECONDS)
 
-    def _look(self, anew: bool) -> list[QueueFolder]:
-        """The queues that have something to take. In one go for all of them: most have nothing."""
+    def _scan(self, sweep: bool) -> list[QueueFolder]:
+        """Return the queues that have files. One call scans all queues, since most of them have none."""
         found = []
-        for queue in self._queues.values():
+        for folder in self._queues.values():
             try:
-                if self._may_go(queue) and queue.look(anew):
-                    found.append(queue)
+                if self._may_send(folder) and folder.scan(sweep):
+                    found.append(folder)
             except EoqError as error:
-                self._holds.hold(queue.queue, error)
+                self._backoff.failed(folder.queue, error)
         return found
 
-    async def _take_from(self, folder: QueueFolder) -> None:
-        while self._may_go(folder):
-            batch = await _in_thread(partial(folder.take, self._resend_within(folder.queue)))
+    async def _read_queue(self, client: AsyncClient, folder: QueueFolder) -> None:
+        source = _Source(folder, self.counts)
+        sender = BatchSender(client, source, self._backoff)
+        while self._may_send(folder):
+            batch = await _in_thread(partial(folder.claim, self._resend_within(folder.queue)))
             if not batch:
                 break
+            sendable = []
             for file, message in batch:
-                if isinstance(message, EoqError):
-                    await self._reject(folder, file, message)
-            await self._send(folder, [taken for taken in batch if isinstance(taken.message, Outgoing)])
+                if isinstance(message, Outgoing):
+                    sendable.append((file, message))
+                else:
+                    await source.reject(file, message)
+            await sender.send(sendable)
 
-    async def _send(self, folder: QueueFolder, batch: Sequence[Taken]) -> None:
-        """Stores files in one transaction of the daemon's, and where it refuses them, half of them at a time.
-
-        So the one that is refused is found, and those before and behind it are stored in their order.
-        """
-        if not batch or not self._may_go(folder):
-            return
-        files = [taken.file for taken in batch]
-        take_back = folder.sending(files)
-        try:
-            await self._client._run(calls.settle((), [_message(taken) for taken in batch]))
-        except Unavailable as error:
-            self._holds.hold(None, error)  # they may have arrived
-        except EoqError as error:
-            take_back()
-            if isinstance(error, NOBODY):
-                self._holds.hold(None, error)
-            elif len(batch) > 1:
-                middle = len(batch) // 2
-                await self._send(folder, batch[:middle])
-                await self._send(folder, batch[middle:])
-            elif isinstance(error, NEVER):
-                await self._reject(folder, files[0], error)
-            else:
-                self._holds.hold(folder.queue, error)
-        else:
-            await _in_thread(partial(folder.remove, files))
-            self.taken += len(files)
-            self._holds.release((None, folder.queue))
-
-    async def _reject(self, folder: QueueFolder, file: str, error: EoqError) -> None:
-        self.rejected += await _in_thread(partial(folder.reject, file, error))
-
-    def _may_go(self, folder: QueueFolder) -> bool:
-        return not self._holds.waits(None) and not self._holds.waits(folder.queue)
+    def _may_send(self, folder: QueueFolder) -> bool:
+        return not self._backoff.is_waiting(None) and not self._backoff.is_waiting(folder.queue)
 
 
-async def read_spool(reader: SpoolReader, socket: Path) -> None:
-    """Store what stands in a spool through the daemon's own socket, where all requests are checked."""
-    async with connect_async(socket) as client:
-        await reader.run(client)
+class _Source:
+    """The files of one queue, for the batch sender."""
+
+    def __init__(self, folder: QueueFolder, counts: Counts) -> None:
+        self._folder = folder
+        self._counts = counts
+        self._unsent: set[str] = set()
+        """Those of the batch that the daemon had certainly not stored before."""
+
+    def may_send(self, key: str) -> bool:
+        return True
+
+    async def begin(self, keys: Sequence[str]) -> None:
+        self._unsent = self._folder.note_sent(keys)
+
+    async def undo_begin(self, keys: Sequence[str]) -> None:
+        self._folder.note_unsent(self._unsent)
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        await _in_thread(partial(self._folder.remove, keys))
+        self._counts.stored += len(keys)
+
+    async def reject(self, key: str, error: EoqError) -> None:
+        self._counts.rejected += await _in_thread(partial(self._folder.reject, key, error))
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -187,11 +202,6 @@ async def _in_thread(work: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        # The folder's lock is given back right behind.
+        # The daemon releases the lock of the folder next, so the thread must have ended.
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-def _message(taken: Taken) -> Outgoing:
-    assert isinstance(taken.message, Outgoing)  # noqa: S101 # others are rejected as they are read
-    return taken.message

@@ -15,7 +15,7 @@ from ...records import NewMessage, Stored
 from ..commands import Claim, Command, Put
 from .database import MANY
 from .tables.deliveries import Deliveries
-from .tables.publishing import Publishing
+from .tables.puts import Puts
 from .tables.queues import Queues
 
 
@@ -25,13 +25,13 @@ class Batching:
     def __init__(
         self,
         queues: Queues,
-        publishing: Publishing,
+        puts: Puts,
         deliveries: Deliveries,
         methods: dict[type[Command[Any]], Callable[[Any], object]],
     ) -> None:
         """``methods`` has, for each type of command, the method that runs it."""
         self._queues = queues
-        self._publishing = publishing
+        self._puts = puts
         self._deliveries = deliveries
         self._methods = methods
 
@@ -83,7 +83,7 @@ class Batching:
             if claimed is not None:
                 return [Stored([], ()), claimed]
         try:
-            if self._publishing.store_alike(sends):
+            if self._puts.store_alike(sends):
                 return [Stored([], ())] * len(sends)
         except EoqError as refusal:
             return [refusal] * len(sends)

@@ -1,7 +1,7 @@
-"""Questions to the daemon's file that change nothing: results, counts, peeks.
+"""Queries of the daemon's file: results, counts, peeks, tails.
 
-They have a connection of their own, read-only, on its own thread: a slow question holds up no send, and only the
-store's connection writes and checkpoints. What the writer has confirmed is seen here.
+The reader has a read-only connection on a thread of its own. So a slow query holds up no send, and only the store's
+connection writes and checkpoints. A query sees everything that the writer has confirmed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Fields = dict[str, Any]
 T = TypeVar("T")
 
 INDEXED_STATES: Final = ("ready", "leased", "dead")
-"""The states that have an index by queue of their own; the others share one."""
+"""The states that have an index by queue of their own. The other states share one."""
 SETTLED_STATES: Final = ("done", "expired", "dropped")
 PEEK_BYTES: Final = 2 * 1024 * 1024
-"""Bytes of bodies, headers and errors in one answer."""
-LOOK_ROWS: Final = 50_000
-"""Messages looked at for one answer, where only some are wanted."""
-LOOK_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of what they have."""
+"""Bytes of bodies, headers and errors in one reply."""
+SCAN_ROWS: Final = 50_000
+"""How many messages one query reads at most, where a filter selects only some."""
+SCAN_BYTES: Final = 64 * 1024 * 1024
+"""How many bytes of bodies, headers and errors such a query reads at most."""
 
 _COLUMNS: Final = """
     id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
@@ -41,14 +41,14 @@ _COLUMNS: Final = """
 
 
 class Filter(NamedTuple):
-    """Which messages are wanted: those of a group, with all of these headers, and a text in their body."""
+    """Selects messages: of a group, with all of these headers, with a text in their body. None selects all."""
 
     group: str | None = None
     headers: Mapping[str, str] | None = None
     contains: str | None = None
 
     def wants(self, row: Fields) -> bool:
-        """Whether a row is one of them."""
+        """Return whether the filter selects a row."""
         if self.group is not None and row["group"] != self.group:
             return False
         if self.headers and not self.headers.items() <= json.loads(row["headers"] or "{}").items():
@@ -57,14 +57,14 @@ class Filter(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Messages, and whether there may be more of them."""
+    """Messages, and whether there may be more."""
 
     messages: list[Fields]
     more: bool
 
 
 class Reader:
-    """A read-only connection to the file of an open `Store`."""
+    """A read-only connection to the file of an open store."""
 
     def __init__(self, connection: aiosqlite.Connection, database: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
@@ -73,7 +73,7 @@ class Reader:
 
     @classmethod
     async def open(cls, path: Path) -> Reader:
-        """Opens the file, which the store has made."""
+        """Open the file, which the store has made."""
         uri = f"file:{quote(str(path.absolute()))}?mode=ro"
         database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         database.execute("pragma query_only = true")
@@ -82,10 +82,11 @@ class Reader:
         return cls(connection, database, path)
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._connection.close()
 
     async def result(self, queue: str, id: str) -> Fields | None:
-        """The state of a message, its result and its last error; None where the id is not known."""
+        """Return the state of a message, its result and its last error; None where the id is not known."""
         rows = await self._rows(
             """
             select state, result, error
@@ -98,7 +99,7 @@ class Reader:
         return dict(rows[0]) if rows else None
 
     async def queues(self) -> list[Fields]:
-        """Every queue with the number of its messages in each state, and when its oldest one was stored."""
+        """Return every queue with the number of its messages in each state, and when its oldest message was stored."""
         rows = await self._rows(
             """
             with
@@ -161,11 +162,12 @@ class Reader:
         return [dict(row) for row in rows]
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
-        """The first messages of a queue that are in ``state``, in the order of their delivery; settled ones from the
-        newest. Of many that are not wanted only so many are looked at.
+        """Return the first messages of a queue in one state, in the order of delivery; settled ones from the newest.
+
+        Where the filter selects few, the query ends after `SCAN_ROWS` messages.
         """
         order = "priority desc, seq" if state == "ready" else "seq"
-        # Written out, not bound: only so can SQLite see that an index of this state alone serves.
+        # The state is written out, not bound: only then can SQLite see that the partial index of this state serves.
         only = f"state = '{state}'"
         if state in SETTLED_STATES:
             only += " and settled_at is not null"
@@ -183,32 +185,32 @@ class Reader:
 
     def _filter(self, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
         found: list[Fields] = []
-        size = looked = looked_bytes = 0
+        size = scanned = scanned_bytes = 0
         with closing(self._database.execute(statement, parameters)) as cursor:
             names = [column[0] for column in cursor.description]
             for values in cursor:
                 row = dict(zip(names, values, strict=True))
                 length = len(row["body"] or b"") + len(row["headers"] or "") + len(row["error"] or "")
-                looked, looked_bytes = looked + 1, looked_bytes + length
+                scanned, scanned_bytes = scanned + 1, scanned_bytes + length
                 if wanted.wants(row):
                     if len(found) == limit or (found and size + length > PEEK_BYTES):
                         return Found(found, True)
                     size += length
                     found.append(_shown(row.items()))
-                if looked >= LOOK_ROWS or looked_bytes >= LOOK_BYTES:
+                if scanned >= SCAN_ROWS or scanned_bytes >= SCAN_BYTES:
                     return Found(found, True)
         return Found(found, False)
 
     async def tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
-        """Messages of a queue that were stored behind the place ``after``, and the place to go on from.
+        """Return the messages of a queue behind the seq ``after``, and the seq from which the next call goes on.
 
-        Without ``after`` it is the ``last`` messages there are, and from then on.
+        Without ``after``, return the ``last`` messages that are stored.
         """
         return await self._run(partial(self._tail, queue, after, last, limit))
 
     def _tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
         (end,) = self._database.execute("select coalesce(max(seq), 0) from message").fetchone()
-        # By place, over all queues: what is new stands together at the end of the table.
+        # By seq, over all queues: new messages are together at the end of the table.
         statement = f"""
             select {_COLUMNS}
             from message not indexed
@@ -218,15 +220,15 @@ class Reader:
             """  # noqa: S608 # constants
         if after is None:
             newest = statement.format(order="desc")
-            found = self._filter(newest, (end - LOOK_ROWS, end, queue), last, Filter()) if last else Found([], False)
+            found = self._filter(newest, (end - SCAN_ROWS, end, queue), last, Filter()) if last else Found([], False)
             return found.messages[::-1], end
-        upto = min(end, after + LOOK_ROWS)
+        upto = min(end, after + SCAN_ROWS)
         found = self._filter(statement.format(order="asc"), (after, upto, queue), limit, Filter())
-        # Never back: a file that was replaced by an older one goes on from its own end.
+        # Never back, but where an older file replaced this one: then it goes on from the end of that file.
         return found.messages, found.messages[-1]["seq"] if found.more else max(upto, min(after, end))
 
     async def show(self, queue: str, id: str) -> Fields | None:
-        """All that is known of one message, with its deliveries."""
+        """Return everything that is stored of one message, with its deliveries; None where the id is not known."""
         return await self._run(partial(self._show, queue, id))
 
     def _show(self, queue: str, id: str) -> Fields | None:
@@ -260,22 +262,22 @@ class Reader:
     async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
         return await self._run(partial(self._fetch, sql, parameters))
 
-    async def _run(self, question: Callable[[], T]) -> T:
+    async def _run(self, query: Callable[[], T]) -> T:
         try:
-            return await aio_sqlite.run(self._connection, lambda _: question())
+            return await aio_sqlite.run(self._connection, lambda _: query())
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
 
     def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[Fields]:
-        # The whole question is one call on the thread. Were it several, one whose client has left would stop between
-        # them, its statement open, and the next question would see the file as it was then.
+        # The whole query is one call on the thread. With several calls, a cancelled query could stop between them and
+        # leave its statement open; the next query would then see the file as it was at that moment.
         with closing(self._database.execute(sql, parameters)) as cursor:
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, values, strict=True)) for values in cursor]
 
 
 def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:
-    """A row as the fields of a reply: without what is null, headers as an object, bytes as the wire writes them."""
+    """Return a row as the fields of a reply: without nulls, headers as an object, bytes as the wire writes them."""
     fields: Fields = {}
     for name, value in columns:
         if value is None:

@@ -28,7 +28,7 @@ from .tables.deliveries import Deliveries
 from .tables.groups import Groups
 from .tables.messages import Messages
 from .tables.once import OnceKeys
-from .tables.publishing import Publishing
+from .tables.puts import Puts
 from .tables.queues import Queues
 from .tables.schedules import Schedules
 from .tables.timers import Timers
@@ -49,16 +49,16 @@ class SqliteStore:
         contents = Contents(database)
         messages = Messages(database, queues, groups, contents)
         self.space = Space(database, storage)
-        self._publishing = Publishing(database, queues, messages, groups, contents, self.space)
-        self._deliveries = Deliveries(database, queues, messages, groups, contents, self._publishing)
-        acks = Acks(database, queues, groups, contents, self._publishing)
+        self._puts = Puts(database, queues, messages, groups, contents, self.space)
+        self._deliveries = Deliveries(database, queues, messages, groups, contents, self._puts)
+        acks = Acks(database, queues, groups, contents, self._puts)
         timers = Timers(database, queues, messages)
         dead_letters = DeadLetters(database, queues, messages, groups, contents)
         bindings = Bindings(database, queues)
         once = OnceKeys(database)
-        schedules = Schedules(database, self._publishing)
+        schedules = Schedules(database, self._puts)
         self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
-            commands.Put: self._publishing.put,
+            commands.Put: self._puts.put,
             commands.Claim: self._deliveries.claim,
             commands.Settle: acks.settle,
             commands.RetryDeliveries: self._deliveries.retry,
@@ -87,7 +87,7 @@ class SqliteStore:
             commands.StoreOccurrences: schedules.store_occurrences,
         }
         """The method that runs each type of command."""
-        self._batching = Batching(queues, self._publishing, self._deliveries, self.methods)
+        self._batching = Batching(queues, self._puts, self._deliveries, self.methods)
 
     @classmethod
     async def open(
@@ -121,7 +121,7 @@ class SqliteStore:
         """End the leases of the daemon before, and find the next seq. Raises `EoqError`."""
         try:
             self.database.transaction(partial(self._deliveries.recover, now, settings), durable=True)
-            self._publishing.start()
+            self._puts.start()
         except Exception as error:
             raise self._failure(error) from error
 

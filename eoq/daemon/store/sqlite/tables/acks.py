@@ -13,7 +13,7 @@ from ..database import MANY, Database
 from .contents import Contents
 from .groups import Groups
 from .messages import at_seqs
-from .publishing import Publishing
+from .puts import Puts
 from .queues import Queues
 
 Acked: TypeAlias = Sequence[tuple[DeliveryRef, "bytes | None"]]
@@ -44,14 +44,12 @@ _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 class Acks:
     """Settles deliveries as done."""
 
-    def __init__(
-        self, database: Database, queues: Queues, groups: Groups, contents: Contents, publishing: Publishing
-    ) -> None:
+    def __init__(self, database: Database, queues: Queues, groups: Groups, contents: Contents, puts: Puts) -> None:
         self._database = database
         self._queues = queues
         self._groups = groups
         self._contents = contents
-        self._publishing = publishing
+        self._puts = puts
 
     def settle(self, command: Settle) -> Stored:
         """See `Settle`."""
@@ -65,7 +63,7 @@ class Acks:
             return Stored([], [])
         with self._database.savepoint():
             repeated = not self._ack_together(now, acks) and self._ack_each(now, acks)
-            stored = self._publishing.store(now, messages, command.settings)
+            stored = self._puts.store(now, messages, command.settings)
             if stored.duplicates and repeated:
                 duplicates = self._duplicates_at_first(acks[0][0], messages, stored.duplicates)
                 stored = replace(stored, duplicates=duplicates)

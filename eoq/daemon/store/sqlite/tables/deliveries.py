@@ -16,7 +16,7 @@ from .acks import require_state
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages, at_seqs
-from .publishing import Publishing
+from .puts import Puts
 from .queues import Queues
 
 EXPIRY_ROWS: Final = 500
@@ -91,14 +91,14 @@ class Deliveries:
         messages: Messages,
         groups: Groups,
         contents: Contents,
-        publishing: Publishing,
+        puts: Puts,
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._groups = groups
         self._contents = contents
-        self._publishing = publishing
+        self._puts = puts
 
     # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -184,7 +184,7 @@ class Deliveries:
         ready, lowest = self._database.execute(_READY_AND_LOWEST, (queue_id,)).fetchone()
         if ready is not None:
             return None
-        seq = self._publishing.store_leased(now, message, claim.now, claim.consumer)
+        seq = self._puts.store_leased(now, message, claim.now, claim.consumer)
         if seq is None:
             return None
         claimed = ClaimedMessage(

@@ -24,7 +24,7 @@ from ....store.commands import (
     StoreOccurrences,
 )
 from ..database import Database
-from .publishing import Publishing
+from .puts import Puts
 
 MAX_SCHEDULES: Final = 10_000
 
@@ -36,9 +36,9 @@ _COLUMNS: Final = (
 class Schedules:
     """All schedules."""
 
-    def __init__(self, database: Database, publishing: Publishing) -> None:
+    def __init__(self, database: Database, puts: Puts) -> None:
         self._database = database
-        self._publishing = publishing
+        self._puts = puts
 
     # ── adding and removing ─────────────────────────────────────────────────────────────────────────────
 
@@ -207,7 +207,7 @@ class Schedules:
         refused = fired.refused
         for at, messages in plan.occurrences:
             try:
-                stored = self._publishing.store(command.now, messages, command.settings)
+                stored = self._puts.store(command.now, messages, command.settings)
             except IdConflict as error:
                 fired.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
                 then = then._replace(error=str(error))

@@ -1,4 +1,4 @@
-"""What people do to queues and dead letters, and what they see of it, with both clients."""
+"""Administration and queries with both clients: dead letters, pauses, topics, schedules, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import eoq
 from tests.integration.clients import AnyClient
 from tests.support import Daemon, eventually, running_daemon
 
-daemon_matter = pytest.mark.parametrize("kind", ["blocking"], indirect=True)
-"""Marks what only the daemon decides: time is better spent than on asking for it with each client."""
+only_the_daemon = pytest.mark.parametrize("kind", ["blocking"], indirect=True)
+"""Marks a test of what the daemon decides alone: it need not run with each client."""
 
 
 def _kill_off(client: AnyClient, queue: str, *ids: str, error: str = "no such account") -> None:
-    """Makes dead letters."""
+    """Make dead letters."""
     client.send_many(queue, [eoq.Outgoing(id, id=id) for id in ids])
     for _ in ids:
         (message,) = client.receive(queue)
@@ -27,9 +27,11 @@ def _kill_off(client: AnyClient, queue: str, *ids: str, error: str = "no such ac
 # ── dead letters ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_redriven_dead_letter_comes_again_with_its_id_and_all_its_attempts(client: AnyClient, queue: str) -> None:
+def test_a_redriven_dead_letter_is_delivered_again_with_its_id_and_all_its_attempts(
+    client: AnyClient, queue: str
+) -> None:
     _kill_off(client, queue, "a", "b")
-    assert client.redrive(queue, ["a", "nobody"]) == (["a"], ["nobody"])
+    assert client.redrive(queue, ["a", "unknown"]) == (["a"], ["unknown"])
     (message,) = client.receive(queue)
     assert (message.id, message.text, message.attempt) == ("a", "a", 1)
     client.ack(message, "now it works")
@@ -52,7 +54,7 @@ def test_all_dead_letters_or_those_of_an_age_are_redriven_in_steps(client: AnyCl
     assert (state["ready"], state["dead"]) == (1200, 0)
 
 
-def test_a_dropped_dead_letter_is_gone_but_its_id_is_known(client: AnyClient, queue: str) -> None:
+def test_a_dropped_dead_letter_is_removed_but_its_id_is_known(client: AnyClient, queue: str) -> None:
     _kill_off(client, queue, "a", "b", "c")
     assert client.drop(queue, ["b"]) == (["b"], [])
     assert client.drop(queue, everything=True) == (["a", "c"], [])
@@ -66,14 +68,14 @@ def test_a_dropped_dead_letter_is_gone_but_its_id_is_known(client: AnyClient, qu
 
 
 @pytest.mark.parametrize("op", ["redrive", "drop"])
-def test_an_id_with_a_nul_means_no_other_dead_letter(client: AnyClient, queue: str, op: str) -> None:
+def test_an_id_with_a_nul_character_names_no_other_dead_letter(client: AnyClient, queue: str, op: str) -> None:
     _kill_off(client, queue, "a")
     with pytest.raises(eoq.InvalidRequest, match="cannot be printed"):
         client.ask(op, queue=queue, ids=["a\0b"])
     assert client.show(queue, "a")["state"] == "dead"
 
 
-def test_a_redriven_message_of_a_group_has_its_old_place_in_it(client: AnyClient, queue: str) -> None:
+def test_a_redriven_message_has_its_old_position_in_its_group(client: AnyClient, queue: str) -> None:
     _kill_off(client, queue, "first")
     client.send_many(queue, [eoq.Outgoing(b"", id=id, group="g") for id in ("1", "2", "3", "4")])
     (one,) = client.receive(queue, limit=10)
@@ -89,7 +91,7 @@ def test_a_redriven_message_of_a_group_has_its_old_place_in_it(client: AnyClient
     assert order == ["1", "2", "3", "4"]
 
 
-def test_a_redrive_of_a_queue_that_is_not_there_is_refused(client: AnyClient) -> None:
+def test_a_redrive_of_a_queue_that_does_not_exist_is_refused(client: AnyClient) -> None:
     for change in (client.redrive, client.drop):
         with pytest.raises(eoq.NotFound, match="no-such-queue"):
             change("no-such-queue", everything=True)
@@ -101,11 +103,9 @@ def test_a_redrive_of_a_queue_that_is_not_there_is_refused(client: AnyClient) ->
         client.resume("no-such-queue")
 
 
-@daemon_matter
-def test_an_effect_that_is_in_place_is_not_made_again_by_a_redrive(
-    daemon: Daemon, connect: Callable[..., eoq.Client]
-) -> None:
-    """The ack was lost, the message died of it, a person redrives it: the inbox knows its id."""
+@only_the_daemon
+def test_a_redrive_does_not_repeat_an_effect(daemon: Daemon, connect: Callable[..., eoq.Client]) -> None:
+    """The ack was lost, so the message became a dead letter. An operator redrives it: the inbox knows its id."""
     client = connect(daemon.socket)
     client.send("payments", {"amount": 5}, id="order-17")
     with eoq.Inbox(daemon.folder / "ledger.db") as inbox:
@@ -120,7 +120,7 @@ def test_an_effect_that_is_in_place_is_not_made_again_by_a_redrive(
         with pytest.raises(eoq.LeaseLost):
             inbox.process(message, book)
         (message,) = client.receive("payments")
-        message.reject("something went wrong behind the booking")
+        message.reject("something went wrong after the booking")
         daemon.kill()
         daemon.restart()
         assert client.redrive("payments", everything=True).ids == ["order-17"]
@@ -132,14 +132,14 @@ def test_an_effect_that_is_in_place_is_not_made_again_by_a_redrive(
 # ── pause and purge ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_paused_queue_takes_messages_and_gives_none(client: AnyClient, queue: str) -> None:
+def test_a_paused_queue_stores_messages_and_delivers_none(client: AnyClient, queue: str) -> None:
     client.send(queue, "leased", id="leased")
     (leased,) = client.receive(queue)
     assert client.pause(queue) is True
     assert client.pause(queue) is False
     client.send(queue, "waits", id="waits")
     assert client.receive(queue, wait=0.1) == []
-    client.ack(leased)  # what is leased can be settled
+    client.ack(leased)  # a leased message can be settled
     (state,) = [state for state in client.queues() if state["name"] == queue]
     assert (state["paused"], state["ready"]) == (True, 1)
     assert client.resume(queue) is True
@@ -147,7 +147,7 @@ def test_a_paused_queue_takes_messages_and_gives_none(client: AnyClient, queue: 
     assert [message.id for message in client.receive(queue)] == ["waits"]
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_waiting_receiver_gets_its_message_when_the_pause_ends(
     client: AnyClient, blocking: eoq.Client, shared_daemon: Daemon, queue: str
 ) -> None:
@@ -160,8 +160,8 @@ def test_a_waiting_receiver_gets_its_message_when_the_pause_ends(
         assert [message.text for message in received.result(20)] == ["waits"]
 
 
-@daemon_matter
-def test_what_is_too_large_for_one_reply_goes_to_the_next_receiver(
+@only_the_daemon
+def test_messages_too_large_for_one_reply_go_to_the_next_receiver(
     client: AnyClient, blocking: eoq.Client, shared_daemon: Daemon, queue: str
 ) -> None:
     blocking.pause(queue)
@@ -173,8 +173,8 @@ def test_what_is_too_large_for_one_reply_goes_to_the_next_receiver(
         assert [len(future.result(20)) for future in received] == [2, 2]
 
 
-@daemon_matter
-def test_a_pause_outlives_the_daemon(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+@only_the_daemon
+def test_a_pause_survives_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.pause("q")
     client.send("q", b"")
@@ -185,7 +185,7 @@ def test_a_pause_outlives_the_daemon(daemon: Daemon, connect: Callable[..., AnyC
     assert len(client.receive("q")) == 1
 
 
-def test_a_purge_drops_what_waits_and_nothing_else(client: AnyClient, queue: str) -> None:
+def test_a_purge_drops_only_waiting_messages(client: AnyClient, queue: str) -> None:
     _kill_off(client, queue, "dead")
     client.send(queue, "leased", id="leased")
     (leased,) = client.receive(queue)
@@ -232,7 +232,7 @@ def test_a_send_to_a_topic_stores_a_message_in_each_bound_queue(client: AnyClien
     assert [message.id for message in client.receive(topic)] == ["4"]
 
 
-@daemon_matter
+@only_the_daemon
 def test_a_topic_sent_to_from_a_transaction_is_all_or_nothing(client: AnyClient, queue: str) -> None:
     client.bind("orders", "orders.a")
     client.bind("orders", "orders.b")
@@ -262,8 +262,8 @@ def test_names_that_cannot_be_topics_are_refused(client: AnyClient, queue: str) 
     client.unbind("t1", "q1")
 
 
-@daemon_matter
-def test_a_request_that_would_be_too_many_in_its_queues_is_refused(client: AnyClient, queue: str) -> None:
+@only_the_daemon
+def test_a_request_to_a_topic_with_too_many_queues_is_refused(client: AnyClient, queue: str) -> None:
     bound = [f"wide.{number}" for number in range(30)]
     for name in bound:
         client.bind("wide", name)
@@ -277,8 +277,8 @@ def test_a_request_that_would_be_too_many_in_its_queues_is_refused(client: AnyCl
         client.unbind("wide", name)
 
 
-@daemon_matter
-def test_bindings_outlive_the_daemon(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
+@only_the_daemon
+def test_bindings_of_a_topic_survive_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.bind("t", "q", {"k": "v"})
     daemon.kill()
@@ -286,12 +286,14 @@ def test_bindings_outlive_the_daemon(daemon: Daemon, connect: Callable[..., AnyC
     client.send("t", "1", id="1", headers={"k": "v", "more": "m"})
     client.send("t", "2", id="2", headers={"k": "w"})
     assert [message.id for message in client.receive("q", 10)] == ["1"]
-    # A topic that nobody wants a message of keeps none.
+    # A topic without a matching binding keeps no message.
     assert client.receive("t") == []
 
 
-@daemon_matter
-def test_waiting_receivers_of_all_bound_queues_are_woken(client: AnyClient, shared_daemon: Daemon, queue: str) -> None:
+@only_the_daemon
+def test_waiting_receivers_of_all_queues_of_a_topic_are_woken(
+    client: AnyClient, shared_daemon: Daemon, queue: str
+) -> None:
     bound = [f"woken.{number}" for number in range(3)]
     for name in bound:
         client.bind("wake", name)
@@ -333,7 +335,7 @@ def test_a_schedule_sends_each_occurrence(client: AnyClient, queue: str) -> None
 # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_show_tells_the_whole_life_of_a_message(client: AnyClient, queue: str) -> None:
+def test_show_returns_the_whole_life_of_a_message(client: AnyClient, queue: str) -> None:
     before = time.time()
     client.send(queue, "x", id="m", ttl=3600)
     (first,) = client.receive(queue)
@@ -356,8 +358,8 @@ def test_show_tells_the_whole_life_of_a_message(client: AnyClient, queue: str) -
     assert (shown["state"], shown["result"], shown["attempts"]) == ("done", "printed", 3)
 
 
-@daemon_matter
-def test_of_many_failures_the_newest_hundred_are_remembered(client: AnyClient, queue: str) -> None:
+@only_the_daemon
+def test_the_newest_hundred_failures_are_kept(client: AnyClient, queue: str) -> None:
     with running_daemon("--max-attempts", "1000") as daemon, eoq.connect(daemon.socket) as client:
         client.send(queue, "x", id="m")
         for number in range(150):
@@ -394,7 +396,7 @@ def test_peek_finds_by_group_header_and_text(client: AnyClient, queue: str) -> N
         client.peek(queue, "nonsense")
 
 
-def test_tail_follows_what_is_stored(client: AnyClient, blocking: eoq.Client, queue: str) -> None:
+def test_tail_follows_stored_messages(client: AnyClient, blocking: eoq.Client, queue: str) -> None:
     blocking.send_many(queue, [eoq.Outgoing(str(number), id=str(number)) for number in range(5)])
     blocking.send("another", b"")
     following = client.tail(queue, last=2)
@@ -408,8 +410,8 @@ def test_tail_follows_what_is_stored(client: AnyClient, blocking: eoq.Client, qu
     following.close()  # type: ignore[attr-defined] # it is a generator
 
 
-@daemon_matter
-def test_rates_are_of_the_last_minute(client: AnyClient, queue: str) -> None:
+@only_the_daemon
+def test_throughput_is_of_the_last_minute(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [b""] * 120)
     client.ack_many([(message, None) for message in client.receive(queue, 60)])
     (state,) = [state for state in client.queues() if state["name"] == queue]

@@ -1,4 +1,4 @@
-"""What an inbox forgets, with a real daemon: only what lies below the watermark and is older than ``keep`` (G9).
+"""Pruning of an inbox with a real daemon: only ids below the watermark and older than ``keep`` are deleted (G9).
 
 That this is safe is the subject of tests/model/test_retention.py.
 """
@@ -21,12 +21,12 @@ import eoq
 from tests.support import PATIENCE, eventually
 
 ROWS = 200
-"""Rows that one step looks at."""
+"""How many rows one step reads."""
 
 
 @pytest.fixture
 def file(folder: Path) -> Path:
-    """The application's file, with its table."""
+    """Return the application's file, with its table."""
     with closing(sqlite3.connect(folder / "app.db")) as database:
         database.execute("pragma journal_mode = wal")
         database.execute("create table payment (id text)")
@@ -35,7 +35,7 @@ def file(folder: Path) -> Path:
 
 @pytest.fixture
 def inbox(file: Path) -> Iterator[eoq.Inbox]:
-    """An inbox that keeps nothing for the sake of backups."""
+    """Return an inbox that keeps no id for the sake of backups."""
     with eoq.Inbox(file, keep=0) as inbox:
         yield inbox
 
@@ -65,20 +65,20 @@ def _known(file: Path) -> list[int]:
         return sorted(int(id) for (id,) in database.execute("select id from eoq_processed"))
 
 
-# ── what goes ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is deleted ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_done_is_forgotten(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
+def test_an_id_whose_message_is_done_is_deleted(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
     for number in range(5):
         _process(blocking, queue, inbox, number)
     assert _known(file) == [0, 1, 2, 3, 4]
-    assert inbox.prune() == 4  # of the last one only the next delivery will say that it is done
+    assert inbox.prune() == 4  # only the next delivery will say that the last one is done
     assert _known(file) == [4]
     assert not inbox.seen(queue, "3")
     assert inbox.prune() == 0
 
 
-def test_the_rest_stays_for_as_long_as_it_is_kept(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_ids_younger_than_keep_stay(blocking: eoq.Client, queue: str, file: Path) -> None:
     with eoq.Inbox(file, keep=3600) as inbox:
         for number in range(5):
             _process(blocking, queue, inbox, number)
@@ -90,15 +90,15 @@ def test_the_rest_stays_for_as_long_as_it_is_kept(blocking: eoq.Client, queue: s
     assert _known(file) == [1, 3, 4]
 
 
-def test_without_end_is_a_time_as_well(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_keep_may_be_infinite(blocking: eoq.Client, queue: str, file: Path) -> None:
     with eoq.Inbox(file, keep=math.inf) as inbox:
         _process(blocking, queue, inbox, 0, 150)
         _process(blocking, queue, inbox, 150)
         assert inbox.prune() == 0
 
 
-def test_a_worker_forgets_on_its_way(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    """Nobody calls `prune`, and the table stays small."""
+def test_a_worker_prunes_while_it_processes(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
+    """Without a call of `prune` the table stays small."""
     for first in range(0, 2000, 50):
         _process(blocking, queue, inbox, first, 50)
         assert len(_known(file)) <= 2 * ROWS
@@ -109,14 +109,14 @@ def test_a_worker_forgets_on_its_way(blocking: eoq.Client, queue: str, inbox: eo
         assert database.execute("select count(*), count(distinct id) from payment").fetchone() == (2250, 2250)
 
 
-def test_workers_that_live_for_one_message_forget_as_well(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_workers_that_process_one_message_each_prune_as_well(blocking: eoq.Client, queue: str, file: Path) -> None:
     for number in range(5):
         with eoq.Inbox(file, keep=0) as inbox:
             _process(blocking, queue, inbox, number)
     assert _known(file) == [4]
 
 
-def test_prune_goes_by_what_other_processes_were_told(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_prune_uses_the_watermarks_that_other_processes_received(blocking: eoq.Client, queue: str, file: Path) -> None:
     with eoq.Inbox(file) as worker:
         _process(blocking, queue, worker, 0, 500)
         _process(blocking, queue, worker, 500, 100)
@@ -143,14 +143,14 @@ def test_the_ids_of_a_queue_that_has_no_watermark_stay(file: Path, inbox: eoq.In
     assert inbox.prune() == 0
 
 
-# ── what does not ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead"])
-def test_a_message_that_can_come_again_is_known(
+def test_the_id_of_a_message_that_can_be_delivered_again_is_kept(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, state: str
 ) -> None:
-    """Its effect is there, and its ack came too late; whatever became of it, later messages do not push it out."""
+    """The effect is committed, and the ack was too late. Later messages do not displace the id."""
     _send(blocking, queue, 0, 1)
     (slow,) = blocking.receive(queue, wait=PATIENCE, lease=0.02)
     eventually(lambda: _state(blocking, queue, "0") == "ready")
@@ -170,7 +170,7 @@ def test_a_message_that_can_come_again_is_known(
     assert inbox.seen(queue, "0")
 
 
-def test_a_message_that_was_forgotten_is_one_that_the_daemon_refuses_as_a_duplicate(
+def test_a_message_whose_id_was_pruned_is_a_duplicate_for_the_daemon(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
 ) -> None:
     _process(blocking, queue, inbox, 0)
@@ -181,9 +181,7 @@ def test_a_message_that_was_forgotten_is_one_that_the_daemon_refuses_as_a_duplic
     assert blocking.receive(queue) == []
 
 
-def test_a_message_that_comes_again_is_kept_from_then_on(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
+def test_a_redelivery_renews_the_date_of_an_id(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
     _send(blocking, queue, 0, 1)
     (slow,) = blocking.receive(queue, wait=PATIENCE, lease=0.02)
     eventually(lambda: _state(blocking, queue, "0") == "ready")
@@ -202,11 +200,11 @@ def _state(client: eoq.Client, queue: str, id: str) -> str:
     return str(client.ask("show", queue=queue, id=id)["message"]["state"])
 
 
-# ── on what connections, in what files ──────────────────────────────────────────────────────────────────────
+# ── connections and files ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("isolation_level", ["DEFERRED", None])
-def test_a_connection_of_the_applications_may_be_as_it_likes(
+def test_a_connection_of_the_application_may_have_any_settings(
     blocking: eoq.Client, queue: str, file: Path, isolation_level: Literal["DEFERRED"] | None
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -223,7 +221,7 @@ def test_a_connection_of_the_applications_may_be_as_it_likes(
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has autocommit since Python 3.12")
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_pep_249s_autocommit_is_served_or_refused(
+def test_autocommit_of_python_3_12_works_or_is_refused(
     blocking: eoq.Client, queue: str, file: Path, autocommit: bool
 ) -> None:
     connect: Callable[..., sqlite3.Connection] = sqlite3.connect
@@ -260,7 +258,7 @@ def test_a_file_in_another_encoding(folder: Path, blocking: eoq.Client, queue: s
     assert _known(file) == list(range(50, 100))
 
 
-def test_a_table_of_the_version_before_goes_on(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_a_table_of_an_earlier_version_is_used(blocking: eoq.Client, queue: str, file: Path) -> None:
     """It had neither the index nor the watermarks."""
     with closing(sqlite3.connect(file)) as database, database:
         database.execute(
@@ -283,17 +281,17 @@ def test_a_table_of_the_version_before_goes_on(blocking: eoq.Client, queue: str,
 
 
 @pytest.mark.parametrize("keep", [-1, math.nan, "1", None, True])
-def test_a_time_that_is_none_is_refused(file: Path, keep: float) -> None:
+def test_a_keep_that_is_no_number_of_seconds_is_refused(file: Path, keep: float) -> None:
     with pytest.raises(eoq.InvalidRequest, match="keep"):
         eoq.Inbox(file, keep=keep)
 
 
-def test_a_step_on_the_way_reads_a_few_rows_however_many_are_kept(blocking: eoq.Client, queue: str, file: Path) -> None:
+def test_an_automatic_step_reads_few_rows_even_if_many_are_kept(blocking: eoq.Client, queue: str, file: Path) -> None:
     assert _instructions(blocking, queue, file, 50_000) < 2 * _instructions(blocking, queue, file, 500)
 
 
 def _instructions(client: eoq.Client, queue: str, file: Path, kept: int) -> int:
-    """How many hundreds of instructions SQLite runs for one message, with so many rows below the watermark."""
+    """Return how many hundreds of instructions SQLite runs for one message, with ``kept`` rows below the watermark."""
     count = 0
 
     def tick() -> int:

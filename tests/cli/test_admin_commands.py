@@ -1,4 +1,4 @@
-"""``eoq dead pause resume purge bind unbind topics tail`` and the filters of ``peek``, in a real shell."""
+"""Test ``eoq dead pause resume purge bind unbind topics tail`` and the filters of ``peek`` in a real shell."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
 
 @pytest.fixture
 def client(shared_daemon: Daemon) -> Iterator[eoq.Client]:
-    """A client, to put messages there and see what became of them."""
+    """Return a client that sends messages and sees their outcomes."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
 
 
-def _kill_off(client: eoq.Client, queue: str, *ids: str) -> None:
+def _make_dead(client: eoq.Client, queue: str, *ids: str) -> None:
+    """Send messages and reject them."""
     client.send_many(queue, [eoq.Outgoing(f"body of {id}", id=id) for id in ids])
     for message in client.receive(queue, 100):
         message.reject(f"{message.id} is no good")
@@ -31,7 +32,7 @@ def _kill_off(client: eoq.Client, queue: str, *ids: str) -> None:
 
 def test_dead_letters_are_listed_and_shown_with_their_errors(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq dead list {queue}").status == 1
-    _kill_off(client, queue, "a", "b")
+    _make_dead(client, queue, "a", "b")
     listed = shell.run(f"eoq dead list {queue}")
     assert listed.status == 0
     assert [line.split()[0] for line in listed.lines] == ["a", "b"]
@@ -44,12 +45,12 @@ def test_dead_letters_are_listed_and_shown_with_their_errors(shell: Shell, clien
     assert row["history"][0]["error"] == "a is no good"
 
 
-def test_dead_letters_are_redriven_by_id_by_age_and_all(shell: Shell, client: eoq.Client, queue: str) -> None:
-    _kill_off(client, queue, "a", "b", "c")
+def test_dead_letters_are_redriven_by_id_by_age_or_all(shell: Shell, client: eoq.Client, queue: str) -> None:
+    _make_dead(client, queue, "a", "b", "c")
     ran = shell.run(f"eoq dead redrive {queue} b")
     assert (ran.status, ran.lines) == (0, ["b"])
     ran = shell.run(f"eoq dead redrive {queue} b a")
-    assert (ran.status, ran.lines) == (1, ["a"])  # b is none any more
+    assert (ran.status, ran.lines) == (1, ["a"])  # b is no longer a dead letter
     assert "b" in ran.errors and "eoq dead list" in ran.errors
     assert shell.run(f"eoq dead redrive {queue} --older-than 3600").status == 1
     ran = shell.run(f"eoq dead redrive {queue} --all --json")
@@ -57,8 +58,8 @@ def test_dead_letters_are_redriven_by_id_by_age_and_all(shell: Shell, client: eo
     assert [message.id for message in client.receive(queue, 10)] == ["a", "b", "c"]
 
 
-def test_a_drop_has_to_be_confirmed(shell: Shell, client: eoq.Client, queue: str) -> None:
-    _kill_off(client, queue, "a", "b")
+def test_drop_needs_confirmation(shell: Shell, client: eoq.Client, queue: str) -> None:
+    _make_dead(client, queue, "a", "b")
     refused = shell.run(f"eoq dead drop {queue} --all")
     assert (refused.status, refused.text) == (2, "")
     assert "--yes" in refused.errors
@@ -73,12 +74,12 @@ def test_a_drop_has_to_be_confirmed(shell: Shell, client: eoq.Client, queue: str
 
 @pytest.mark.parametrize("how", ["redrive", "drop --yes"])
 @pytest.mark.parametrize("which", ["", "a --all", "--all --older-than 1", "a --older-than 1", "--older-than -1"])
-def test_which_dead_letters_has_to_be_clear(shell: Shell, queue: str, how: str, which: str) -> None:
+def test_dead_letters_must_be_selected_in_exactly_one_way(shell: Shell, queue: str, how: str, which: str) -> None:
     ran = shell.run(f"eoq dead {how} {queue} {which}")
     assert (ran.status, ran.text) == (2, "")
 
 
-def test_a_queue_that_is_not_there_is_1(shell: Shell) -> None:
+def test_a_queue_that_does_not_exist_is_1(shell: Shell) -> None:
     for command in (
         "dead redrive nowhere --all",
         "dead drop nowhere --all --yes",
@@ -93,7 +94,7 @@ def test_a_queue_that_is_not_there_is_1(shell: Shell) -> None:
 # ── pause, resume, purge ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pause_and_resume(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_pause_stops_deliveries_until_resume(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq pause {queue}").status == 0
     client.send(queue, "waits")
     assert shell.run(f"eoq receive {queue}").status == 1
@@ -106,7 +107,7 @@ def test_pause_and_resume(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq receive {queue}").text == "waits\n"
 
 
-def test_purge_asks_unless_told_not_to(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_purge_without_a_terminal_needs_yes(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, [b""] * 3)
     refused = shell.run(f"eoq purge {queue}")
     assert (refused.status, refused.text) == (2, "")
@@ -115,32 +116,32 @@ def test_purge_asks_unless_told_not_to(shell: Shell, client: eoq.Client, queue: 
     assert shell.run(f"eoq purge {queue} --yes --json").rows == [{"queue": queue, "count": 0}]
 
 
-@pytest.mark.parametrize(("answer", "status", "left"), [("y", 0, 0), ("n", 1, 3), ("", 1, 3)])
-def test_purge_asks_at_a_terminal(
-    shell: Shell, client: eoq.Client, queue: str, answer: str, status: int, left: int
+@pytest.mark.parametrize(("answer", "status", "remaining"), [("y", 0, 0), ("n", 1, 3), ("", 1, 3)])
+def test_purge_at_a_terminal_asks_for_confirmation(
+    shell: Shell, client: eoq.Client, queue: str, answer: str, status: int, remaining: int
 ) -> None:
     client.send_many(queue, [b""] * 3)
-    mine, theirs = os.openpty()
-    process = shell.start(f"eoq purge {queue}", stdin=theirs, stdout=subprocess.DEVNULL, stderr=theirs)
+    user, command = os.openpty()
+    process = shell.start(f"eoq purge {queue}", stdin=command, stdout=subprocess.DEVNULL, stderr=command)
     with process:
-        os.close(theirs)
+        os.close(command)
         try:
-            asked = b""
-            while b"[y/N]" not in asked:
-                asked += os.read(mine, 1000)
-            assert queue in asked.decode()
-            os.write(mine, answer.encode() + b"\n")
+            question = b""
+            while b"[y/N]" not in question:
+                question += os.read(user, 1000)
+            assert queue in question.decode()
+            os.write(user, answer.encode() + b"\n")
             assert process.wait(20) == status
         finally:
             kill_group(process)
-            os.close(mine)
-    assert len(client.peek(queue)) == left
+            os.close(user)
+    assert len(client.peek(queue)) == remaining
 
 
 # ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_topic_from_the_shell(shell: Shell) -> None:
+def test_a_topic_copies_messages_to_its_queues(shell: Shell) -> None:
     ran = shell.run(
         """
         eoq bind news news.mail && eoq bind news news.paper --header kind=big
@@ -159,16 +160,16 @@ def test_a_topic_from_the_shell(shell: Shell) -> None:
     assert shell.run("eoq unbind news news.paper").status == 0
 
 
-def test_names_of_topics_are_checked(shell: Shell) -> None:
+def test_bad_topic_names_are_refused(shell: Shell) -> None:
     assert shell.run("eoq bind 'no name' q").status == 2
     assert shell.run("eoq bind t 'no name'").status == 2
     assert shell.run("eoq bind t t").status == 65
 
 
-# ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tail and peek ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tail_follows_until_it_is_stopped(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_tail_follows_a_queue_until_ctrl_c(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, [eoq.Outgoing(b"", id=str(number)) for number in range(5)])
     process = shell.start(f"exec eoq tail {queue} -n 1 --json", stdout=subprocess.PIPE)
     with process:
@@ -182,7 +183,7 @@ def test_tail_follows_until_it_is_stopped(shell: Shell, client: eoq.Client, queu
             kill_group(process)
 
 
-def test_tail_waits_for_a_daemon_that_comes_back(daemon: Daemon) -> None:
+def test_tail_goes_on_after_the_daemon_restarts(daemon: Daemon) -> None:
     process = daemon.shell().start("exec eoq tail q", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process, eoq.connect(daemon.socket) as client:
         try:
@@ -198,7 +199,7 @@ def test_tail_waits_for_a_daemon_that_comes_back(daemon: Daemon) -> None:
             kill_group(process)
 
 
-def test_peek_filters(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_peek_filters_by_group_header_and_body(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "apple", id="1", group="g", headers={"k": "v"})
     client.send(queue, "pear", id="2")
     for options, ids in (("--group g", ["1"]), ("--header k=v", ["1"]), ("--contains ear", ["2"])):
@@ -208,16 +209,16 @@ def test_peek_filters(shell: Shell, client: eoq.Client, queue: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_look_that_ends_before_the_end_says_so(daemon: Daemon) -> None:
+def test_a_search_that_ends_early_reports_it(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [b""] * 50_001)
         client.send("q", "needle")
     ran = daemon.shell().run("eoq peek q --contains needle")
     assert (ran.status, ran.text) == (1, "")
-    assert "not all of" in ran.errors and "there may be more matches" in ran.errors
+    assert "not all messages of q were searched" in ran.errors and "there may be more matches" in ran.errors
 
 
-def test_a_ttl_from_the_shell(shell: Shell, client: eoq.Client, queue: str) -> None:
+def test_a_message_with_a_ttl_expires(shell: Shell, client: eoq.Client, queue: str) -> None:
     shell.run(f"eoq send {queue} over --id over --ttl 0.05")
     ran = shell.run(f"eoq result {queue} over --wait 20")
     assert ran.status == 65 and "has expired" in ran.errors

@@ -70,7 +70,7 @@ _OLDEST: Final = f"""
     """  # noqa: S608 # a constant
 
 
-class Publishing:
+class Puts:
     """Stores messages."""
 
     def __init__(

@@ -1,0 +1,450 @@
+#!/usr/bin/env python3
+"""Remove each guard of eoq once, and check that a test fails.
+
+A guard is a line that a guarantee rests on. A test that passes without the guard is not a test of it. For each entry
+of `GUARDS` this script replaces one text in a scratch copy of the tree and runs the tests that must notice.
+
+    .ci/guards.py                   # all guards, about ten minutes; exit status 1 if one is not caught
+    .ci/guards.py --list            # their names
+    .ci/guards.py --only NAME ...   # some of them
+
+When code is rewritten, an entry may say that its text is not there any more: write the new text into the entry. The
+slow tests run all entries as well (``tests/faults/test_guards.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard: the ``old`` text in ``file`` that is it, and the ``new`` text without it.
+
+    ``tests`` is the test file that must fail then. ``select`` is a ``-k`` expression for a file that takes long.
+    ``needs`` is a program without which these tests are skipped.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    select: str = ""
+    needs: str = ""
+
+
+GUARDS: Final = (
+    # ── inbox ───────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "late delivery is refused",
+        "eoq/inbox/pruning.py",
+        old="return message.received_at < max(received_at, stored_at) - self.keep",
+        new="return False",
+        tests="tests/model/test_retention.py",
+    ),
+    Guard(
+        "keep is counted from the watermark's date",
+        "eoq/inbox/pruning.py",
+        old="(queue, after, last, at - self.keep),",
+        new="(queue, after, last, now - self.keep),",
+        tests="tests/model/test_retention.py",
+    ),
+    Guard(
+        "redelivery is noted",
+        "eoq/inbox/tables.py",
+        old="self._again.append(message)",
+        new="pass",
+        tests="tests/model/test_retention.py",
+    ),
+    Guard(
+        "inbox commits with synchronous extra",
+        "eoq/system/sqlite.py",
+        old='"pragma synchronous = extra"',
+        new='"pragma synchronous = full"',
+        tests="tests/integration/test_inbox_once.py",
+    ),
+    Guard(
+        "handler cannot commit",
+        "eoq/inbox/guard.py",
+        old="if self.active and (action in _ENDING or",
+        new="if self.active and (",
+        tests="tests/integration/test_inbox_once.py",
+    ),
+    Guard(
+        "handler cannot write after a lost transaction",
+        "eoq/inbox/guard.py",
+        old=" or (action not in _READING and not self._database.in_transaction)",
+        new="",
+        tests="tests/integration/test_inbox_once.py",
+    ),
+    Guard(
+        "guest's refused commit is noticed",
+        "eoq/inbox/tables.py",
+        old=" or (self._joined and self._guard.refused)",
+        new="",
+        tests="tests/integration/test_guest_inbox.py",
+    ),
+    Guard(
+        "reject after a lost transaction concerns one message",
+        "eoq/inbox/batch.py",
+        old="error if index == len(results) else Retry(reason=error_text(error))",
+        new="error",
+        tests="tests/integration/test_inbox_once.py",
+        select="of_many",
+    ),
+    Guard(
+        "reject after a lost transaction keeps its error",
+        "eoq/inbox/tables.py",
+        old="if not self._database.in_transaction:\n            raise error",
+        new="",
+        tests="tests/integration/test_inbox_once.py",
+        select="of_many",
+    ),
+    # ── deliveries ──────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "ack is fenced by the delivery number",
+        "eoq/daemon/store/sqlite/tables/acks.py",
+        old="where seq = ?1 and fence = ?2 and state = 'leased'",
+        new="where seq = ?1 and state = 'leased'",
+        tests="tests/model/test_model.py",
+    ),
+    Guard(
+        "repeated ack is fenced by the delivery number",
+        "eoq/daemon/store/sqlite/tables/acks.py",
+        old="if found != (state, delivery.number):",
+        new="if found is None or found[0] != state:",
+        tests="tests/integration/test_receiving.py",
+    ),
+    Guard(
+        "dead message holds the watermark",
+        "eoq/daemon/store/sqlite/tables/deliveries.py",
+        old="select min(seq) from message where queue = ?1 and state = 'dead'",
+        new="select min(seq) from message where queue = ?1 and state = 'dead' and false",
+        tests="tests/model/test_model.py",
+    ),
+    Guard(
+        "message that was given up holds the watermark",
+        "eoq/daemon/store/sqlite/tables/deliveries.py",
+        old="state in ('expired', 'dropped') and fence > 0",
+        new="state in ('expired', 'dropped') and fence < 0",
+        tests="tests/model/test_retention.py",
+    ),
+    Guard(
+        "put and claim together do not pass a ready message",
+        "eoq/daemon/store/sqlite/tables/deliveries.py",
+        old="if ready is not None:",
+        new="if False:",
+        tests="tests/model/test_batching.py",
+    ),
+    Guard(
+        "time to live of a leased message follows the clock",
+        "eoq/daemon/store/sqlite/tables/timers.py",
+        old="where expires_at is not null and state = 'leased'",
+        new="where expires_at is not null and state = 'leased' and false",
+        tests="tests/model/test_model.py",
+    ),
+    # ── what the daemon has stored ──────────────────────────────────────────────────────────────────────────
+    Guard(
+        "commit waits for the disk",
+        "eoq/daemon/store/sqlite/database.py",
+        old='"pragma synchronous = full" if durable else',
+        new='"pragma synchronous = normal" if durable else',
+        tests="tests/faults/test_power_loss.py",
+        select="sync",
+    ),
+    Guard(
+        "settle is durable",
+        "eoq/daemon/broker/settling.py",
+        old="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done)",
+        new="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done, durable=False)",
+        tests="tests/faults/test_power_loss.py",
+        select="sync",
+        needs="strace",
+    ),
+    Guard(
+        "seq is not used twice",
+        "eoq/daemon/store/sqlite/tables/messages.py",
+        old="(select coalesce(max(value), 1) from counter where name = 'next_seq')",
+        new="1",
+        tests="tests/integration/test_config.py",
+        select="seq",
+    ),
+    Guard(
+        "group is lined up again",
+        "eoq/daemon/store/sqlite/tables/groups.py",
+        old="""where queue = ? and "group" = ? and state in ('ready', 'delayed')""",
+        new="""where queue = ? and "group" = ? and state in ('ready', 'delayed') and false""",
+        tests="tests/integration/test_admin.py",
+        select="group",
+    ),
+    Guard(
+        "contents follow a rollback",
+        "eoq/daemon/store/sqlite/tables/contents.py",
+        old="self._database.on_rollback(partial(self._by_queue.__setitem__, queue_id, content))",
+        new="pass",
+        tests="tests/integration/test_limits.py",
+    ),
+    Guard(
+        "id conflict stores nothing of its request",
+        "eoq/daemon/store/sqlite/tables/puts.py",
+        old="self._take_back(first)\n                raise IdConflict(",
+        new="raise IdConflict(",
+        tests="tests/integration/test_sending.py",
+        select="refused_batch or conflict",
+    ),
+    Guard(
+        "once is fenced by its token",
+        "eoq/daemon/store/sqlite/tables/once.py",
+        old="where token = excluded.token and state = 'running'",
+        new="where true",
+        tests="tests/integration/test_once.py",
+    ),
+    # ── outbox ──────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "relay marks rows before it sends them",
+        "eoq/outbox/relay.py",
+        old="await _in_thread(partial(self._file.mark, keys))",
+        new="pass",
+        tests="tests/faults/test_relay_crash_points.py",
+    ),
+    Guard(
+        "row that is set aside holds its group",
+        "eoq/outbox/file.py",
+        old="and aside.seq < next.seq",
+        new="and aside.seq < -1",
+        tests="tests/integration/test_relay.py",
+        select="group",
+    ),
+    Guard(
+        "relay waits behind a writer",
+        "eoq/outbox/file.py",
+        old='"begin immediate" if behind_writers else "begin"',
+        new='"begin"',
+        tests="tests/integration/test_relay.py",
+        select="commit",
+        needs="strace",
+    ),
+    Guard(
+        "relay removes only the row that it sent",
+        "eoq/outbox/file.py",
+        old='f"delete from eoq_outbox where seq = ? and {_KEY} is ?"',
+        new='f"delete from eoq_outbox where seq = ? and ({_KEY} is ? or true)"',
+        tests="tests/integration/test_relay_restore.py",
+    ),
+    # ── spool ───────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "sender syncs the spool's folder",
+        "eoq/spool/sender.py",
+        old="os.fsync(folder)",
+        new="pass",
+        tests="tests/integration/test_spool_senders.py",
+        needs="strace",
+    ),
+    Guard(
+        "daemon syncs the spool's folder",
+        "eoq/daemon/services/spool_queue.py",
+        old="os.fsync(claimed)\n                os.fsync(here)",
+        new="pass",
+        tests="tests/faults/test_spool_crash_points.py",
+    ),
+    Guard(
+        "doubtful spool file is not sent again",
+        "eoq/daemon/services/spool_queue.py",
+        old="if not tries or time.time() - min(tries) <= resend_within:",
+        new="if True:",
+        tests="tests/integration/test_spool.py",
+        select="left_behind or retention",
+    ),
+)
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PARTS: Final = ("eoq", "cli", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
+"""What the scratch copy has of the tree."""
+SECONDS: Final = 600.0
+"""Time limit of one run of pytest."""
+GRACE: Final = 30.0
+"""How many seconds an interrupted pytest has to stop its daemons."""
+
+
+class GuardError(Exception):
+    """An entry of `GUARDS` proves nothing: it has to be corrected."""
+
+
+class NotCaught(Exception):
+    """All tests passed without the guard."""
+
+
+class Skipped(Exception):
+    """The tests of the guard cannot run on this machine."""
+
+
+@dataclass
+class Guards:
+    """Checks guards in scratch copies of the tree, below a ``folder`` of the caller's."""
+
+    folder: Path
+    _green: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def check(self, guard: Guard) -> str:
+        """Return the name of the test that fails without the guard.
+
+        Raise `NotCaught`, `Skipped`, or `GuardError`: the text is not there, the tests fail also with the guard, or
+        they cannot run without it.
+        """
+        path = ROOT / guard.file
+        if not path.is_file():
+            raise GuardError(f"there is no {guard.file} any more")
+        text = path.read_text()
+        if (count := text.count(guard.old)) != 1:
+            there = "is not there any more" if count == 0 else f"is there {count} times"
+            raise GuardError(f"the text {there}: {guard.old!r} in {guard.file}")
+        without = text.replace(guard.old, guard.new)
+        if guard.file.endswith(".py"):
+            try:
+                compile(without, guard.file, "exec")
+            except SyntaxError as error:
+                raise GuardError(f"the new text is no Python: {error}") from error
+        if guard.needs and shutil.which(guard.needs) is None:
+            raise Skipped(f"there is no {guard.needs} on this machine")
+        self._require_green(guard)
+        with self._copy() as tree:
+            (tree / guard.file).write_text(without)
+            status, output = _run_tests(tree, guard)
+        # Only a test that failed counts: a file that cannot be imported, or a daemon that cannot start, proves nothing.
+        failed = re.search(r"^FAILED (.+?)(?: - |$)", output, re.MULTILINE)
+        if status == 0:
+            raise NotCaught(f"all of {_described(guard)} passed without it")
+        if failed is None:
+            raise GuardError(f"{_described(guard)} could not run without it (status {status}):\n{_tail(output)}")
+        return failed[1]
+
+    def _require_green(self, guard: Guard) -> None:
+        """Raise `GuardError` unless the tests of the guard pass as they are. Each is run once."""
+        key = (guard.tests, guard.select)
+        if key not in self._green:
+            with self._copy() as tree:
+                _require_used(tree)
+                status, output = _run_tests(tree, guard)
+            self._green[key] = "" if status == 0 else f"status {status}:\n{_tail(output)}"
+        if self._green[key]:
+            raise GuardError(f"{_described(guard)} must pass with the guard, but: {self._green[key]}")
+
+    @contextmanager
+    def _copy(self) -> Iterator[Path]:
+        tree = Path(tempfile.mkdtemp(prefix="tree-", dir=self.folder))
+        try:
+            for part in PARTS:
+                if (ROOT / part).is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                    shutil.copytree(ROOT / part, tree / part, ignore=ignored)
+                else:
+                    shutil.copy(ROOT / part, tree / part)
+            (tree / "eoq" / "cli").symlink_to("../cli")  # where pyproject.toml installs it
+            yield tree
+        finally:
+            shutil.rmtree(tree)
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    """Return the variables of a process that imports eoq from the scratch copy, wherever it is started."""
+    own = ("EOQ_", "PYTEST_")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    # Compiled files could be of the text before, which was written in the same second.
+    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _require_used(tree: Path) -> None:
+    """Raise `GuardError` if a process of the tests would import the installed eoq, in which all guards are there."""
+    code = "import eoq, eoq.cli, eoq.outbox.file; print(eoq.__file__, eoq.cli.__file__, eoq.outbox.file.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=_environment(tree), cwd="/", capture_output=True, text=True, check=False
+    )
+    files = done.stdout.split()
+    if len(files) != 3 or not all(file.startswith(str(tree)) for file in files):
+        raise GuardError(f"the scratch copy is not what is tested: {done.stdout}{done.stderr}")
+
+
+def _run_tests(tree: Path, guard: Guard) -> tuple[int, str]:
+    """Run the tests of a guard up to the first failure. Return the exit status of pytest and its output."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-p", "no:cacheprovider", guard.tests]
+    if guard.select:
+        command += ["-k", guard.select]
+    with subprocess.Popen(
+        command,
+        cwd=tree,
+        env=_environment(tree),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        except BaseException as error:
+            process.send_signal(signal.SIGINT)  # so that its fixtures stop their daemons
+            try:
+                process.communicate(timeout=GRACE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise GuardError(f"{_described(guard)} did not end within {SECONDS:g} s") from None
+            raise
+    return process.returncode, output
+
+
+def _described(guard: Guard) -> str:
+    return guard.tests + (f" -k {guard.select!r}" if guard.select else "")
+
+
+def _tail(output: str) -> str:
+    return "\n".join(output.splitlines()[-30:])
+
+
+def main() -> int:
+    """Check the guards that the arguments name. Return the exit status."""
+    parser = argparse.ArgumentParser(description="Remove each guard of eoq once, and check that a test fails.")
+    parser.add_argument("--list", action="store_true", help="print the names of the guards")
+    parser.add_argument("--only", metavar="NAME", action="append", help="check only this guard; may be repeated")
+    arguments = parser.parse_args()
+    names = [guard.name for guard in GUARDS]
+    if unknown := sorted(set(arguments.only or ()) - set(names)):
+        parser.error(f"there is no guard {unknown[0]!r}; --list prints the names")
+    if arguments.list:
+        print("\n".join(names))
+        return 0
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="eoq-guards-") as folder:
+        guards = Guards(Path(folder))
+        for guard in GUARDS:
+            if arguments.only and guard.name not in arguments.only:
+                continue
+            start = time.monotonic()
+            try:
+                verdict = f"caught by {guards.check(guard)}"
+            except Skipped as reason:
+                verdict = f"skipped: {reason}"
+            except NotCaught as reason:
+                verdict, bad = f"NOT CAUGHT: {reason}", bad + 1
+            except GuardError as reason:
+                verdict, bad = f"ERROR: {reason}", bad + 1
+            print(f"{guard.name}: {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Queries about queues, and their administration, from a client.
+
+Answers are plain fields, as PROTOCOL.md lists them. A change of many messages is made in the daemon's steps, so that no
+other client waits long; the client repeats them until nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal, Unpack
+
+from ..message import MessageOptions, Outgoing
+from ..protocol import admin_calls
+from ..protocol.admin_calls import Changed
+from ..protocol.codec import Fields
+from ..transport.aio_channel import AsyncChannel
+
+
+class AsyncAdmin:
+    """The administrative half of `eoq.AsyncClient`, which is this and more."""
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self.channel = channel
+        """The way to the daemon. It is for eoq's own parts and may change without notice."""
+
+    # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def queues(self) -> list[Fields]:
+        """Return all queues: how many messages are in each state, whether they are paused, and their throughput."""
+        return await self.channel.run(admin_calls.QUEUES)
+
+    async def peek(
+        self,
+        queue: str,
+        state: str = "ready",
+        *,
+        limit: int = 10,
+        group: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        contains: str | None = None,
+    ) -> list[Fields]:
+        """Return the next messages of one state, without leasing them.
+
+        With ``group``, ``headers`` or ``contains``, only messages of that group, with all of these headers, or with
+        that text in their body. The daemon then searches the first 50,000 messages of the state.
+        """
+        return await self.channel.run(admin_calls.peek(queue, state, limit, group, headers, contains))
+
+    async def show(self, queue: str, id: str) -> Fields:
+        """Return all that is known of one message, with its deliveries. Raises `NotFound`."""
+        return await self.channel.run(admin_calls.show(queue, id))
+
+    async def tail(self, queue: str, *, last: int = 0) -> AsyncIterator[Fields]:
+        """Yield the messages of a queue as they are stored, without end, beginning with the ``last`` stored ones."""
+        messages, after = await self.channel.run(admin_calls.tail(queue, None, last))
+        while True:
+            for message in messages:
+                yield message
+            messages, after = await self.channel.run(admin_calls.tail(queue, after, 0))
+
+    # ── queues ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def pause(self, queue: str) -> bool:
+        """Stop all deliveries of a queue, also after a restart. Return whether they were not stopped before."""
+        return await self.channel.run(admin_calls.changes("pause", queue))
+
+    async def resume(self, queue: str) -> bool:
+        """End a pause. Return whether there was one. Raises `NotFound`."""
+        return await self.channel.run(admin_calls.changes("resume", queue))
+
+    async def purge(self, queue: str) -> int:
+        """Drop all waiting messages of a queue. Return how many. Leased messages and dead letters stay.
+
+        Raises `NotFound`.
+        """
+        count, upto = await self.channel.run(admin_calls.purge(queue, None))
+        while upto is not None:
+            more, upto = await self.channel.run(admin_calls.purge(queue, upto))
+            count += more
+        return count
+
+    # ── dead letters ────────────────────────────────────────────────────────────────────────────────────
+
+    async def redrive(
+        self,
+        queue: str,
+        ids: Sequence[str] | None = None,
+        *,
+        failed_before: float | None = None,
+        everything: bool = False,
+    ) -> Changed:
+        """Give dead letters a new set of attempts.
+
+        These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
+        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        """
+        return await self._change_dead("redrive", queue, ids, failed_before, everything)
+
+    async def drop(
+        self,
+        queue: str,
+        ids: Sequence[str] | None = None,
+        *,
+        failed_before: float | None = None,
+        everything: bool = False,
+    ) -> Changed:
+        """Settle dead letters as dropped.
+
+        These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
+        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        """
+        return await self._change_dead("drop", queue, ids, failed_before, everything)
+
+    async def _change_dead(
+        self, op: str, queue: str, ids: Sequence[str] | None, failed_before: float | None, everything: bool
+    ) -> Changed:
+        changed = Changed([], [])
+        for part in admin_calls.parts(ids):
+            after: int | None = 0
+            while after is not None:
+                step = await self.channel.run(
+                    admin_calls.change_dead(op, queue, part, failed_before, everything, after)
+                )
+                changed.ids.extend(step.changed.ids)
+                changed.missing.extend(step.changed.missing)
+                after = step.after
+        return changed
+
+    # ── topics ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None:
+        """Bind a queue to a topic: a message that is sent to the topic goes to each bound queue.
+
+        With ``headers``, only messages that have all of them. Raises `InvalidRequest` where the topic is a queue with
+        messages, or the queue a topic.
+        """
+        await self.channel.run(admin_calls.bind(topic, queue, headers))
+
+    async def unbind(self, topic: str, queue: str) -> None:
+        """End a binding. Raises `NotFound`."""
+        await self.channel.run(admin_calls.unbind(topic, queue))
+
+    async def topics(self) -> list[Fields]:
+        """Return all bindings: topic, queue and headers of each."""
+        return await self.channel.run(admin_calls.TOPICS)
+
+    # ── schedules ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def schedule(
+        self,
+        name: str,
+        queue: str,
+        body: object = b"",
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        every: int | None = None,
+        at: float | None = None,
+        catch_up: Literal["last", "all", "none"] = "last",
+        replace: bool = False,
+        **options: Unpack[MessageOptions],
+    ) -> float | None:
+        """Send a message to ``queue`` at each occurrence from now on, exactly once each.
+
+        The occurrences are those of a ``cron`` expression, by the clock of ``timezone`` (an IANA name, UTC by default),
+        or ``every`` so many seconds, the first ``at`` (seconds since the epoch; by default ``every`` seconds from now).
+        ``catch_up`` says what is sent for occurrences that were missed by more than a minute: the last, all (1,000 at
+        most), or none.
+
+        ``options`` are those of the message: ``headers`` (texts by name), ``priority`` (a whole number, 0 by default),
+        ``group`` (its messages are delivered one at a time, in order) and ``ttl`` (seconds from the occurrence, after
+        which the message expires).
+
+        Return when the next occurrence is, in seconds since the epoch, or None where there is none. The same schedule
+        again changes nothing. Raises `IdConflict` where the name stands for another schedule, unless ``replace``, and
+        `QueueFull` where there are too many schedules.
+        """
+        message = Outgoing(body, **options)
+        call = admin_calls.schedule(name, queue, message, cron, timezone, every, at, catch_up, replace)
+        return await self.channel.run(call)
+
+    async def unschedule(self, name: str) -> None:
+        """End a schedule. Messages that it has sent stay.
+
+        Raises `NotFound`, and `InvalidRequest` for a schedule of the daemon's configuration.
+        """
+        await self.channel.run(admin_calls.unschedule(name))
+
+    async def schedules(self) -> list[Fields]:
+        """Return all schedules: name, queue, when they occur, and their next and last time."""
+        return await self.channel.run(admin_calls.SCHEDULES)

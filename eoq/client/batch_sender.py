@@ -1,0 +1,103 @@
+"""Send messages in batches, and find the ones that the daemon refuses. The relay and the spool reader use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from ..backoff import DAEMON_WIDE, PERMANENT, Backoff
+from ..errors import EoqError, Unavailable
+from ..message import Outgoing
+from .aio import AsyncClient
+
+K = TypeVar("K")
+K_contra = TypeVar("K_contra", contravariant=True)
+Keyed: TypeAlias = tuple[K, Outgoing]
+"""A message, which names its queue, and the key under which its source knows it."""
+
+
+class Source(Protocol[K_contra]):
+    """Where the messages come from: it keeps them until the daemon has stored them."""
+
+    def may_send(self, key: K_contra) -> bool:
+        """Return whether a message may be sent now. One that may not is left out, and stays in the source."""
+
+    async def begin(self, keys: Sequence[K_contra]) -> None:
+        """Note that these are about to be sent. From now on the daemon may have stored them."""
+
+    async def undo_begin(self, keys: Sequence[K_contra]) -> None:
+        """Note that the daemon refused these, hence has not stored them."""
+
+    async def remove(self, keys: Sequence[K_contra]) -> None:
+        """Remove these: the daemon has stored them."""
+
+    async def reject(self, key: K_contra, error: EoqError) -> None:
+        """Put a message aside that the daemon will never store."""
+
+
+class BatchSender(Generic[K]):
+    """Sends the messages of a source, each batch in one transaction of the daemon.
+
+    If the daemon refuses a batch, its halves are sent one after the other, and so on. So the message that it refuses
+    is found, and those before and behind it are stored in their order.
+    """
+
+    def __init__(self, client: AsyncClient, source: Source[K], backoff: Backoff) -> None:
+        self._client = client
+        self._source = source
+        self._backoff = backoff
+
+    async def send(self, batch: Sequence[Keyed[K]]) -> None:
+        """Send what the daemon takes now. What it refuses for now stays in the source, and waits in the backoff."""
+        await self._send(batch, set())
+
+    async def _send(self, batch: Sequence[Keyed[K]], refused_queues: set[str | None]) -> None:
+        # A queue that refused one message gets none of those behind it, even if its pause ends before this batch does:
+        # a group keeps its order.
+        batch = [
+            (key, message)
+            for key, message in batch
+            if message.queue not in refused_queues
+            and not self._backoff.is_waiting(message.queue)
+            and self._source.may_send(key)
+        ]
+        if not batch or self._backoff.is_waiting(None):
+            return
+        keys = [key for key, _ in batch]
+        await self._source.begin(keys)
+        try:
+            await self._store([message for _, message in batch])
+        except Unavailable as error:
+            self._backoff.failed(None, error)  # the daemon may have stored them, so what `begin` noted stays
+        except EoqError as error:
+            await self._source.undo_begin(keys)
+            if isinstance(error, DAEMON_WIDE):
+                self._backoff.failed(None, error)
+            elif len(batch) > 1:
+                middle = len(batch) // 2
+                await self._send(batch[:middle], refused_queues)
+                await self._send(batch[middle:], refused_queues)
+            elif isinstance(error, PERMANENT):
+                await self._source.reject(keys[0], error)
+            else:
+                queue = batch[0][1].queue
+                refused_queues.add(queue)
+                self._backoff.failed(queue, error)
+        else:
+            await self._source.remove(keys)
+            self._backoff.succeeded({None, *(message.queue for _, message in batch)})
+
+    async def _store(self, messages: Sequence[Outgoing]) -> None:
+        async with self._client.transaction() as transaction:
+            for message in messages:
+                transaction.send(
+                    message.queue or "",
+                    message.body,
+                    id=message.id,
+                    headers=message.headers,
+                    priority=message.priority,
+                    group=message.group,
+                    delay=message.delay,
+                    at=message.at,
+                    ttl=message.ttl,
+                )

@@ -1,0 +1,57 @@
+"""Checks of a configuration whose single values are right, but do not fit together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from ...errors import EoqError
+from ..request_values import new_schedule
+from .model import Config
+from .problems import Problem
+from .settings import QueueSettings
+from .toml_text import to_key, to_text
+
+
+def contradictions(config: Config) -> Iterator[Problem]:
+    """Yield what is wrong with a configuration as a whole."""
+    yield from _of_retries(config)
+    yield from _of_bindings(config)
+    yield from _of_schedules(config)
+    for name, entries in (("relay", config.relay), ("bind", config.bind)):
+        texts = [to_text(entry) for entry in entries]
+        for number, text in enumerate(texts, 1):
+            if texts.index(text) < number - 1:
+                yield Problem(f"[[{name}]] no. {number}", f"is there twice ({text}); remove one")
+
+
+def _of_retries(config: Config) -> Iterator[Problem]:
+    all_settings = {name for section in config.queues.values() for name in section}
+    for pattern, section in config.queues.items():
+        # Without a cap of its own, a queue has the default, unless another section sets it for the same queue.
+        default = None if "retry_cap" in all_settings else QueueSettings().retry_cap
+        base, cap = section.get("retry_base", 0.0), section.get("retry_cap", default)
+        if cap is not None and base > cap:
+            text = f"is {to_text(base)} seconds, and `retry_cap` cuts it to {to_text(cap)}; set a larger `retry_cap`"
+            yield Problem(to_key("queues", pattern, "retry_base"), text)
+
+
+def _of_bindings(config: Config) -> Iterator[Problem]:
+    topics = {bind.topic for bind in config.bind}
+    for number, bind in enumerate(config.bind, 1):
+        if bind.queue in topics:
+            text = f"binds {to_text(bind.queue)}, which is a topic itself; messages of a topic go to queues only"
+            yield Problem(f"[[bind]] no. {number}", text)
+
+
+def _of_schedules(config: Config) -> Iterator[Problem]:
+    names: set[str] = set()
+    for number, schedule in enumerate(config.schedule, 1):
+        place = f"[[schedule]] no. {number}"
+        try:
+            new_schedule(schedule, time.time())
+        except EoqError as error:
+            yield Problem(place, str(error))
+        if schedule.name in names:
+            yield Problem(place, f"has the name {to_text(schedule.name)} of an earlier schedule; choose another name")
+        names.add(schedule.name)

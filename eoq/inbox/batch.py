@@ -1,0 +1,53 @@
+"""What the blocking and the asyncio inbox decide alike about the messages of a batch: acks, and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeAlias, TypeVar
+
+from ..errors import EoqError
+from ..message import AsyncMessage, Delivery, Message
+from ..outcomes import Retry, error_text
+from ..protocol.calls import portions
+
+M = TypeVar("M", Message, AsyncMessage)
+
+Results: TypeAlias = list[bytes | Exception | None]
+"""For each message of a batch its result, or the exception that its handler raised."""
+
+
+def split(batch: Sequence[M], results: Results) -> tuple[list[tuple[M, bytes | None]], list[tuple[M, Exception]]]:
+    """Return the messages to ack with their results, and the messages to give back with their errors."""
+    acks: list[tuple[M, bytes | None]] = []
+    failed: list[tuple[M, Exception]] = []
+    for message, result in zip(batch, results, strict=True):
+        if isinstance(result, Exception):
+            failed.append((message, result))
+        else:
+            acks.append((message, result))
+    return acks, failed
+
+
+def undone(batch: Sequence[M], results: Results, error: Exception) -> Iterator[tuple[M, Exception]]:
+    """Yield all messages of a batch whose transaction was rolled back, each with the error to give it back with.
+
+    ``results`` are those of the messages before the one that failed with ``error``. If all have results, the commit
+    has failed.
+    """
+    for index, message in enumerate(batch):
+        # What a handler raises (`Reject`, for example) concerns its own message alone. The others are tried again.
+        yield message, error if index == len(results) else Retry(reason=error_text(error))
+
+
+def ack_groups(acks: Sequence[tuple[M, bytes | None]]) -> Iterator[Sequence[tuple[M, bytes | None]]]:
+    """Return the acks in groups: each of one client, and none larger than one request may be."""
+    by_settler: dict[int, list[tuple[M, bytes | None]]] = {}
+    for message, result in acks:
+        by_settler.setdefault(id(message.settler), []).append((message, result))
+    return chain.from_iterable(portions(group) for group in by_settler.values())
+
+
+def note_not_given_back(error: Exception, message: Delivery, failure: EoqError) -> None:
+    """Add to a handler's error that its message could not be given back. The error stays the news: leases end alone."""
+    error.add_note(f"eoq: the message {message.id!r} could not be given back: {failure}")

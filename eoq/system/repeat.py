@@ -1,0 +1,28 @@
+"""Call a function again and again, in a thread, while a block runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def repeating(seconds: float, function: Callable[[], None], name: str) -> Iterator[None]:
+    """Call ``function`` every so many ``seconds`` until the block ends. ``name`` is the name of the thread.
+
+    At the end of the block a call that is under way is waited for.
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,195 @@
+"""A channel to the daemon for asyncio: requests go over a connection, which is replaced when it breaks.
+
+The requests that were in flight on the lost connection are repeated under the same ids and receipts, which the daemon
+recognises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from ..backoff import pauses
+from ..errors import EoqError, InvalidRequest, Unavailable
+from ..protocol import calls
+from ..protocol.calls import Call
+from ..protocol.codec import Fields
+from ..system.forks import watch_forks
+from .aio_connection import AsyncConnection, Replies
+from .channel import FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE, forbidden, unavailable
+from .connection import ConnectionLost, NotADaemon
+
+T = TypeVar("T")
+
+
+class AsyncStarted(NamedTuple, Generic[T]):
+    """A request in flight. Its replies are None where it could not be sent and has to be repeated."""
+
+    call: Call[T]
+    connection: AsyncConnection
+    replies: Replies | None
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the request was sent over its connection."""
+        return self.replies is not None
+
+    def forget(self) -> None:
+        """Ignore the reply."""
+        if self.replies is not None:
+            self.connection.forget(self.replies)
+
+
+class AsyncChannel:
+    """Carries the requests of an asyncio client, over one connection at a time, for the tasks of one event loop.
+
+    ``path`` is the socket of the daemon. ``timeout`` is in seconds: how long a request may take besides its own
+    ``wait``, and how long a daemon that went away may take to come back. ``generation`` counts the connections: a bound
+    lease ends with its connection, so it is over when the generation has changed. ``closed`` says whether `close` was
+    called.
+    """
+
+    def __init__(self, path: Path, timeout: float, generation: int = 0) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.generation = generation
+        self.closed = False
+        self._connection: AsyncConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """Start anew in a child process, with a connection of its own. Bound leases are the parent's."""
+        self._connecting, self._connection, self._loop = asyncio.Lock(), None, None
+
+    async def __aenter__(self) -> AsyncChannel:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection, and with it every bound lease."""
+        self.closed = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            await asyncio.sleep(0)  # lets the transport close its socket before the loop may end
+
+    def sibling(self) -> AsyncChannel:
+        """Return a channel with a connection of its own and the same timeout."""
+        return AsyncChannel(self.path, self.timeout, self.generation)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, call: Call[T]) -> T:
+        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`."""
+        reply = (await self.exchange([call.fields], call.wait))[0]
+        if isinstance(reply, EoqError):
+            raise reply
+        return call.read(reply)
+
+    async def exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+        """Send requests in one go and return the reply to each.
+
+        If the connection breaks, all of them are repeated, until ``timeout`` seconds have passed besides the ``wait``
+        seconds for which they ask. Raises `Unavailable`.
+        """
+        started = time.monotonic()
+        while True:
+            connection = await self._connect(started + self.timeout)
+            left = 0.0
+            if wait:
+                left = max(0.0, started + wait - time.monotonic())
+                requests = calls.shortened(requests, left)
+            try:
+                return await connection.finish(await connection.start(requests, self.timeout), left + self.timeout)
+            except ConnectionLost as lost:
+                self._discard(connection, "it broke")
+                if self.closed or isinstance(lost, NotADaemon) or time.monotonic() > started + wait + self.timeout:
+                    raise unavailable(self.path, str(lost)) from lost
+            except TimeoutError as error:
+                raise self._unanswered(connection, left + self.timeout) from error
+
+    def tell(self, call: Call[None]) -> None:
+        """Send a request whose outcome does not matter any more, if there is a connection."""
+        if self._connection is not None:
+            self._connection.tell(call.fields)
+
+    async def start(self, call: Call[T], connection: AsyncConnection | None = None) -> AsyncStarted[T]:
+        """Send a request whose reply `finish` waits for later.
+
+        With a ``connection``, the request goes over that one or not at all.
+        """
+        connection = await self._connect(time.monotonic() + self.timeout) if connection is None else connection
+        try:
+            return AsyncStarted(call, connection, await connection.start([call.fields], self.timeout))
+        except (ConnectionLost, TimeoutError):
+            return AsyncStarted(call, connection, None)
+
+    async def finish(self, started: AsyncStarted[T]) -> T:
+        """Return the outcome of a request that was started. Repeats the request if its connection broke."""
+        if started.replies is not None:
+            seconds = started.call.wait + self.timeout
+            try:
+                reply = (await started.connection.finish(started.replies, seconds))[0]
+            except TimeoutError as error:
+                raise self._unanswered(started.connection, seconds) from error
+            except ConnectionLost:
+                pass
+            else:
+                if isinstance(reply, EoqError):
+                    raise reply
+                return started.call.read(reply)
+        self._discard(started.connection, "a request could not be sent")
+        return await self.run(started.call)
+
+    # ── the connection ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _connect(self, deadline: float) -> AsyncConnection:
+        """Return the live connection, or a new one.
+
+        A daemon that was reached before may come back until ``deadline``. One that was never reached is not waited for.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise InvalidRequest("an asyncio client works in the event loop that it began in; make another one here")
+        self._loop = loop
+        if self._connection is not None:  # the usual case, without a lock
+            return self._connection
+        waits = pauses(FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE)
+        while True:
+            async with self._connecting:
+                if self.closed:
+                    raise unavailable(self.path, "this client is closed")
+                if self._connection is not None:
+                    return self._connection
+                try:
+                    _, connection = await loop.create_unix_connection(AsyncConnection, str(self.path))
+                    if self.closed:  # meanwhile
+                        connection.close()
+                        continue
+                    self._connection = connection
+                except PermissionError as error:
+                    raise forbidden(self.path) from error
+                except OSError as error:
+                    if self.generation == 0 or time.monotonic() > deadline:
+                        raise unavailable(self.path, error.strerror or str(error)) from error
+                else:
+                    self.generation += 1
+                    return self._connection
+            await asyncio.sleep(next(waits))
+
+    def _discard(self, connection: AsyncConnection, reason: str) -> None:
+        if self._connection is connection:
+            self._connection = None
+        connection.close(reason)
+
+    def _unanswered(self, connection: AsyncConnection, seconds: float) -> Unavailable:
+        """Close a connection on which a reply did not come in time, so that the daemon takes back its leases."""
+        self._discard(connection, "a request was not answered in time")
+        return unavailable(self.path, f"no answer within {seconds:g} s")

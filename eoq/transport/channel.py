@@ -1,0 +1,207 @@
+"""A channel to the daemon: requests go over a connection, which is replaced when it breaks.
+
+The requests that were in flight on the lost connection are repeated under the same ids and receipts, which the daemon
+recognises.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from ..backoff import pauses
+from ..errors import EoqError, Forbidden, Unavailable
+from ..protocol import calls
+from ..protocol.calls import Call
+from ..protocol.codec import Fields
+from ..system.forks import watch_forks
+from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
+
+T = TypeVar("T")
+
+FIRST_RECONNECT_PAUSE: Final = 0.05
+LONGEST_RECONNECT_PAUSE: Final = 1.0
+"""Seconds between two tries to reach a daemon that went away. The pauses double from the first to the longest."""
+
+
+def unavailable(path: Path, why: str) -> Unavailable:
+    """Return the error for a daemon that cannot be reached, with the reason."""
+    return Unavailable(
+        f"cannot reach the daemon on {path} ({why}); start one with `eoq start`, "
+        "or name another socket with --socket or EOQ_SOCKET"
+    )
+
+
+def forbidden(path: Path) -> Forbidden:
+    """Return the error for a socket that this user may not open."""
+    return Forbidden(f"the socket {path} belongs to another user; use your own daemon, or ask its owner")
+
+
+class Started(NamedTuple, Generic[T]):
+    """A request in flight. Its rids are None where it could not be sent and has to be repeated."""
+
+    call: Call[T]
+    connection: Connection
+    rids: range | None
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the request was sent over its connection."""
+        return self.rids is not None
+
+    def forget(self) -> None:
+        """Ignore the reply."""
+        if self.rids is not None:
+            self.connection.forget(self.rids)
+
+
+class Channel:
+    """Carries the requests of a client, over one connection at a time. Safe to share between threads.
+
+    ``path`` is the socket of the daemon. ``timeout`` is in seconds: how long a request may take besides its own
+    ``wait``, and how long a daemon that went away may take to come back. ``generation`` counts the connections: a bound
+    lease ends with its connection, so it is over when the generation has changed. ``closed`` says whether `close` was
+    called.
+    """
+
+    def __init__(self, path: Path, timeout: float, generation: int = 0) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.generation = generation
+        self.closed = False
+        self._connection: Connection | None = None
+        self._connecting = threading.Lock()
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """Start anew in a child process, with a connection of its own. Bound leases are the parent's."""
+        self._connecting, self._connection = threading.Lock(), None
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and with it every bound lease."""
+        self.closed = True
+        with self._connecting:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def sibling(self) -> Channel:
+        """Return a channel with a connection of its own and the same timeout."""
+        return Channel(self.path, self.timeout, self.generation)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, call: Call[T]) -> T:
+        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`."""
+        reply = self.exchange([call.fields], call.wait)[0]
+        if isinstance(reply, EoqError):
+            raise reply
+        return call.read(reply)
+
+    def exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+        """Send requests in one go and return the reply to each.
+
+        If the connection breaks, all of them are repeated, until ``timeout`` seconds have passed besides the ``wait``
+        seconds for which they ask. Raises `Unavailable`.
+        """
+        started = time.monotonic()
+        while True:
+            connection = self._connect(started + self.timeout)
+            left = 0.0
+            if wait:
+                left = max(0.0, started + wait - time.monotonic())
+                requests = calls.shortened(requests, left)
+            try:
+                deadline = time.monotonic() + left + self.timeout
+                return connection.finish(connection.start(requests, deadline), deadline)
+            except ConnectionLost as lost:
+                self._discard(connection, "it broke")
+                if self.closed or isinstance(lost, NotADaemon) or time.monotonic() > started + wait + self.timeout:
+                    raise unavailable(self.path, str(lost)) from lost
+            except TimeoutError as error:
+                raise self._unanswered(connection, left + self.timeout) from error
+
+    def tell(self, call: Call[None]) -> None:
+        """Send a request whose outcome does not matter any more, if there is a connection."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(ConnectionLost, TimeoutError):
+                connection.tell([call.fields], time.monotonic() + GIVE_UP_SECONDS)
+
+    def start(self, call: Call[T], connection: Connection | None = None) -> Started[T]:
+        """Send a request whose reply `finish` waits for later.
+
+        With a ``connection``, the request goes over that one or not at all.
+        """
+        deadline = time.monotonic() + self.timeout
+        connection = self._connect(deadline) if connection is None else connection
+        try:
+            return Started(call, connection, connection.start([call.fields], deadline))
+        except (ConnectionLost, TimeoutError):
+            return Started(call, connection, None)
+
+    def finish(self, started: Started[T]) -> T:
+        """Return the outcome of a request that was started. Repeats the request if its connection broke."""
+        if started.rids is not None:
+            seconds = started.call.wait + self.timeout
+            try:
+                reply = started.connection.finish(started.rids, time.monotonic() + seconds)[0]
+            except TimeoutError as error:
+                raise self._unanswered(started.connection, seconds) from error
+            except ConnectionLost:
+                pass
+            else:
+                if isinstance(reply, EoqError):
+                    raise reply
+                return started.call.read(reply)
+        self._discard(started.connection, "a request could not be sent")
+        return self.run(started.call)
+
+    # ── the connection ──────────────────────────────────────────────────────────────────────────────────
+
+    def _connect(self, deadline: float) -> Connection:
+        """Return the live connection, or a new one.
+
+        A daemon that was reached before may come back until ``deadline``. One that was never reached is not waited for.
+        """
+        if (connection := self._connection) is not None:  # the usual case, without a lock
+            return connection
+        waits = pauses(FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE)
+        while True:
+            with self._connecting:
+                if self.closed:
+                    raise unavailable(self.path, "this client is closed")
+                if self._connection is not None:
+                    return self._connection
+                try:
+                    self._connection = Connection(self.path)
+                except PermissionError as error:
+                    raise forbidden(self.path) from error
+                except OSError as error:
+                    if self.generation == 0 or time.monotonic() > deadline:
+                        raise unavailable(self.path, error.strerror or str(error)) from error
+                else:
+                    self.generation += 1
+                    return self._connection
+            time.sleep(next(waits))
+
+    def _discard(self, connection: Connection, reason: str) -> None:
+        with self._connecting:
+            if self._connection is connection:
+                self._connection = None
+        connection.close(reason)
+
+    def _unanswered(self, connection: Connection, seconds: float) -> Unavailable:
+        """Close a connection on which a reply did not come in time, so that the daemon takes back its leases."""
+        self._discard(connection, "a request was not answered in time")
+        return unavailable(self.path, f"no answer within {seconds:g} s")

@@ -1,0 +1,128 @@
+"""How the messages of an asyncio worker are settled: through here, so that its loop knows how each ended.
+
+While messages wait, the loop sends an ack and runs the next handler. A task waits for the reply meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from ..errors import EoqError, LeaseLost
+from ..message import AsyncMessage, Outgoing
+from ..protocol import calls
+from ..protocol.calls import Call
+from ..transport.aio_channel import AsyncChannel, AsyncStarted
+from .acks import OF_THE_MESSAGE
+from .in_flight import Entry, InFlight
+from .reports import report
+
+
+class AsyncLoopSettler:
+    """Settles the messages of one loop and waits for each reply.
+
+    Errors that no message caused go to ``fail``, which ends the loop.
+    """
+
+    def __init__(
+        self,
+        channel: AsyncChannel,
+        in_flight: InFlight[AsyncMessage],
+        fail: Callable[[BaseException], Awaitable[None]],
+    ) -> None:
+        self._channel = channel
+        self._in_flight = in_flight
+        self._fail = fail
+
+    async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
+        await self._settle([receipt], "done", calls.ack(receipt, result, list(send)))
+
+    async def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]], /) -> None:
+        await self._settle([message.receipt for message, _ in acks], "done", calls.settle(acks, ()))
+
+    async def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None:
+        await self._settle([receipt], "retried", calls.nack(receipt, delay, error))
+
+    async def reject(self, receipt: str, error: str | None = None, /) -> None:
+        await self._settle([receipt], "rejected", calls.reject(receipt, error))
+
+    async def extend(self, receipt: str, seconds: float, /) -> None:
+        await self._channel.run(calls.extend(receipt, seconds))
+
+    async def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
+        for receipt in receipts:
+            self._in_flight.settling(receipt)
+        try:
+            await self._channel.run(call)
+        except BaseException as error:
+            # One of several acks was refused, and it is not known which. They are then tried one by one.
+            await self.not_settled(receipts, error, lost=isinstance(error, LeaseLost) and len(receipts) == 1)
+            raise
+        for receipt in receipts:
+            self._in_flight.settled(receipt, outcome)
+
+    async def not_settled(self, receipts: Sequence[str], error: BaseException, lost: bool) -> None:
+        """Note that settling failed, and end the loop if no message caused the ``error``."""
+        for receipt in receipts:
+            self._in_flight.not_settled(receipt, lost)
+        if isinstance(error, EoqError) and not isinstance(error, OF_THE_MESSAGE):
+            await self._fail(error)
+
+
+class AsyncPipelinedAcks:
+    """Settles the messages of one loop, and does not wait for the replies to acks.
+
+    ``tasks`` wait for them, one for each ack in flight. ``changed`` is set when a message leaves.
+    """
+
+    def __init__(
+        self,
+        settler: AsyncLoopSettler,
+        channel: AsyncChannel,
+        in_flight: InFlight[AsyncMessage],
+        changed: asyncio.Event,
+    ) -> None:
+        self._settler = settler
+        self._channel = channel
+        self._in_flight = in_flight
+        self._changed = changed
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ack_many = settler.ack_many
+        self.nack = settler.nack
+        self.reject = settler.reject
+        self.extend = settler.extend
+
+    async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
+        if send:
+            await self._settler.ack(receipt, result, send)
+            return
+        call = calls.ack(receipt, result, ())
+        entry = self._in_flight.settling(receipt)
+        if entry is None or entry.confirming:
+            await self._channel.run(call)
+            return
+        try:
+            started = await self._channel.start(call)
+        except BaseException as error:
+            await self._settler.not_settled([receipt], error, lost=False)
+            raise
+        self._in_flight.confirming(entry)
+        self._changed.set()
+        task = asyncio.create_task(self._conclude(entry, started))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _conclude(self, entry: Entry[AsyncMessage], started: AsyncStarted[None]) -> None:
+        receipt = entry.message.receipt
+        try:
+            await self._channel.finish(started)
+        except EoqError as error:
+            await self._settler.not_settled([receipt], error, lost=isinstance(error, LeaseLost))
+            if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
+                report(entry, error)
+        else:
+            self._in_flight.settled(receipt, "done")
+        finally:
+            self._in_flight.end(entry)
+            self._changed.set()

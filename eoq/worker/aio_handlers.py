@@ -1,0 +1,73 @@
+"""How a worker handles messages: by its handler alone, or by a handler through an inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
+
+from ..message import AsyncMessage, AsyncSettler
+from .in_flight import Entry
+from .reports import described, log, report
+
+AsyncWorkHandler: TypeAlias = (
+    Callable[[AsyncMessage], Awaitable[object]] | Callable[[Any, AsyncMessage], Awaitable[object]]
+)
+"""The handler of `AsyncClient.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
+AsyncApply: TypeAlias = Callable[
+    [Sequence[Entry[AsyncMessage]], AsyncSettler, Callable[[], None]],
+    Awaitable[None],
+]
+"""Handles messages and acks them through the settler. Calls the function when the first handler begins: the time of
+the handlers counts from then."""
+
+
+class AsyncProcessor(Protocol):
+    """What the loop needs of an inbox."""
+
+    def process(
+        self, message: AsyncMessage, handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
+    ) -> Awaitable[object]: ...
+    def process_many(
+        self, messages: Iterable[AsyncMessage], handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
+    ) -> Awaitable[Sequence[object]]: ...
+
+
+def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | None) -> AsyncApply:
+    """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
+    return _directly(handler) if inbox is None else _through(inbox, handler)
+
+
+def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:
+    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> None:
+        (entry,) = entries
+        begun()
+        result = await handler(entry.message)
+        if entry.overdue:
+            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
+        elif not entry.settled:
+            await acks.ack(entry.message.receipt, result)
+
+    return apply
+
+
+def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -> AsyncApply:
+    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> None:
+        # The time before is the wait for the inbox's file, which says nothing of the handler.
+        async def handle(tx: object, message: AsyncMessage) -> object:
+            begun()
+            return await handler(tx, message)
+
+        async def handle_one(tx: object, message: AsyncMessage) -> object:
+            # If the handler settles the message itself, it waits for the reply.
+            return await handle(tx, replace(message, settler=entries[0].message.settler))
+
+        if len(entries) == 1:
+            await inbox.process(replace(entries[0].message, settler=acks), handle_one)
+            return
+        outcomes = await inbox.process_many([entry.message for entry in entries], handle)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                report(entry, outcome)
+
+    return apply

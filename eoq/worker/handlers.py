@@ -1,0 +1,70 @@
+# Made from aio_handlers.py by .ci/unasync.py. Change that file, then run the script.
+"""How a worker handles messages: by its handler alone, or by a handler through an inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
+
+from ..message import Message, Settler
+from .in_flight import Entry
+from .reports import described, log, report
+
+WorkHandler: TypeAlias = Callable[[Message], object] | Callable[[Any, Message], object]
+"""The handler of `Client.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
+Apply: TypeAlias = Callable[
+    [Sequence[Entry[Message]], Settler, Callable[[], None]],
+    None,
+]
+"""Handles messages and acks them through the settler. Calls the function when the first handler begins: the time of
+the handlers counts from then."""
+
+
+class Processor(Protocol):
+    """What the loop needs of an inbox."""
+
+    def process(self, message: Message, handler: Callable[[Any, Message], object], /) -> object: ...
+    def process_many(
+        self, messages: Iterable[Message], handler: Callable[[Any, Message], object], /
+    ) -> Sequence[object]: ...
+
+
+def applying(handler: Callable[..., object], inbox: Processor | None) -> Apply:
+    """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
+    return _directly(handler) if inbox is None else _through(inbox, handler)
+
+
+def _directly(handler: Callable[..., object]) -> Apply:
+    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> None:
+        (entry,) = entries
+        begun()
+        result = handler(entry.message)
+        if entry.overdue:
+            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
+        elif not entry.settled:
+            acks.ack(entry.message.receipt, result)
+
+    return apply
+
+
+def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
+    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> None:
+        # The time before is the wait for the inbox's file, which says nothing of the handler.
+        def handle(tx: object, message: Message) -> object:
+            begun()
+            return handler(tx, message)
+
+        def handle_one(tx: object, message: Message) -> object:
+            # If the handler settles the message itself, it waits for the reply.
+            return handle(tx, replace(message, settler=entries[0].message.settler))
+
+        if len(entries) == 1:
+            inbox.process(replace(entries[0].message, settler=acks), handle_one)
+            return
+        outcomes = inbox.process_many([entry.message for entry in entries], handle)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                report(entry, outcome)
+
+    return apply
