@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.message import Delivery
+from eoq.message import Delivery, SendOptions
+from eoq.worker.options import WorkKeywords
 from tests.integration.clients import AnyClient
 from tests.support import Daemon, python_process, read_line_of
 
@@ -140,6 +142,19 @@ def test_numbers_that_json_does_not_have_are_refused(client: AnyClient, queue: s
         client.send(queue, "x", delay=number)
     with pytest.raises(eoq.InvalidRequest):
         client.receive(queue, lease=number)
+
+
+@pytest.mark.parametrize("client_class", [eoq.Client, eoq.AsyncClient])
+def test_the_help_of_send_and_work_explains_each_option(client_class: type[Any]) -> None:
+    for method, options in ((client_class.send, SendOptions), (client_class.work, WorkKeywords)):
+        for option in options.__annotations__:
+            assert f"- ``{option}``: " in str(inspect.getdoc(method))
+
+
+def test_an_unknown_option_is_refused(client: AnyClient, queue: str) -> None:
+    options: dict[str, Any] = {"prio": 1}
+    with pytest.raises(TypeError, match="prio"):
+        client.send(queue, "x", **options)
 
 
 def test_send_many_stores_messages_in_their_order(client: AnyClient, queue: str) -> None:
@@ -371,6 +386,16 @@ def test_a_transaction_with_a_conflict_does_nothing(client: AnyClient, queue: st
         tx.ack(message)
         tx.send(queue + ".next", "second", id="n")
     client.ack(message)
+
+
+def test_a_transaction_stores_messages_that_name_their_queues(client: AnyClient, queue: str) -> None:
+    messages = [eoq.Outgoing(name, id=name, queue=f"{queue}.{name}", priority=1) for name in ("a", "b")]
+    with client.transaction() as tx:
+        tx.send_many(messages)
+    assert tx.sent == [eoq.Sent("a", duplicate=False), eoq.Sent("b", duplicate=False)]
+    assert [_only(client, f"{queue}.{name}").priority for name in ("a", "b")] == [1, 1]
+    with pytest.raises(eoq.InvalidRequest, match="queue"), client.transaction() as tx:
+        tx.send_many([eoq.Outgoing("without a queue")])
 
 
 def test_an_empty_transaction_is_no_request(client: AnyClient) -> None:
