@@ -5,7 +5,7 @@
 
 A request goes down: the server decodes it, a handler makes one command of it, and the writer runs the command in a
 transaction of the store. The outcome comes back up as the reply. What one part must know of another's work goes
-through `Events`. All listeners are subscribed here.
+through `Events`. All listeners are subscribed here, except for the broker's own receivers.
 """
 
 from __future__ import annotations

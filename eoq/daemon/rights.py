@@ -1,6 +1,6 @@
 """Rights: which queues each request touches, and what it must be allowed to do with them.
 
-They are stated here in one place, and not enforced yet: whoever may connect to the socket may do everything.
+They are stated here in one place, and not enforced yet: a client that may connect to the socket may do everything.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Queries:
         self._throughput = throughput
         self._loop = asyncio.get_running_loop()
         self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
-        """Who waits for the result of which message: the key is its queue and its id."""
+        """Requests that wait for the result of a message. Their key is its queue and its id."""
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
         """By queue: what to complete when messages are stored in it."""
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
