@@ -192,8 +192,10 @@ async def _watch_target(
     watcher = _watcher_of_this_loop()
     watcher.add(watch)
     try:
-        await watch.changed.wait()  # set when the folders are watched
         while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(sweep):
+                    await watch.changed.wait()  # it is set the first time when the folders are watched
             watch.changed.clear()
             if watch.error is not None:
                 raise watch.error
@@ -201,9 +203,6 @@ async def _watch_target(
             wake()
             if is_lost:
                 return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(sweep):
-                    await watch.changed.wait()
     finally:
         watcher.remove(watch)
 
