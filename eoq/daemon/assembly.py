@@ -15,12 +15,13 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ..errors import EoqError
 from .broker.broker import Broker
 from .broker.events import Events
 from .broker.throughput import Throughput
@@ -86,12 +87,13 @@ class Daemon:
         store: SqliteStore,
         reader: Reader,
         spool: SpoolFolder | None,
+        on_lost: Callable[[EoqError], None],
     ) -> None:
         self._settings = settings
         self._config = config
         self._reloader = reloader
         self._store = store
-        self._writer = writer = Writer(store)
+        self._writer = writer = Writer(store, on_lost)
         events = Events()
         self._throughput = Throughput(clock)
         self._topics = Topics(writer)
@@ -174,6 +176,11 @@ class Daemon:
         if drain:
             await self._writer.drain()
 
+    @property
+    def lost(self) -> EoqError | None:
+        """Why the daemon has to end without closing its file; None where it need not."""
+        return self._store.lost
+
     def remove_socket(self) -> None:
         """Remove the file of the socket, if it was made."""
         self._server.remove_socket()
@@ -204,9 +211,17 @@ class Daemon:
 
 @asynccontextmanager
 async def open_daemon(
-    settings: Settings, clock: Clock, config: LiveConfig, reloader: Reloader, spool: SpoolFolder | None
+    settings: Settings,
+    clock: Clock,
+    config: LiveConfig,
+    reloader: Reloader,
+    spool: SpoolFolder | None,
+    on_lost: Callable[[EoqError], None],
 ) -> AsyncIterator[Daemon]:
-    """Open the file of the daemon, and make its parts. Close what was opened at the end. Raises `EoqError`."""
+    """Open the file of the daemon, and make its parts. Close what was opened at the end. Raises `EoqError`.
+
+    ``on_lost`` is told when the daemon has to end without closing its file.
+    """
     async with AsyncExitStack() as stack:
         store = await SqliteStore.open(
             settings.database,
@@ -217,7 +232,7 @@ async def open_daemon(
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)
         stack.push_async_callback(reader.close)
-        daemon = Daemon(settings, clock, config, reloader, store, reader, spool)
+        daemon = Daemon(settings, clock, config, reloader, store, reader, spool, on_lost)
         stack.callback(daemon.remove_socket)
         yield daemon
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
@@ -26,6 +26,9 @@ from .services.spool_folder import SpoolFolder
 __all__ = ["Settings", "run"]
 
 log = logging.getLogger("eoq.daemon")
+
+LAST_REPLIES_SECONDS: Final = 0.1
+"""How long replies may take to be written, when the process has to end without closing its file."""
 
 
 def run(settings: Settings, ready: Callable[[Path], None]) -> None:
@@ -50,12 +53,14 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     with ExitStack() as stack:
         spool = _take_locks(settings, stack)
         _allow_many_files()
-        async with open_daemon(settings, LoopClock(), config, reloader, spool) as daemon:
+        async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
             ready(settings.socket)
             await stopped.wait()
             log.info("stopping")
             await daemon.stop(drain=not failures)
+            if daemon.lost is not None:
+                os._exit(daemon.lost.exit_status)  # see `_end_soon`
     if failures:
         raise failures[0]
 
@@ -75,6 +80,15 @@ def _stop_on_failure(stopped: asyncio.Event) -> list[EoqError]:
 
     asyncio.get_running_loop().set_exception_handler(fail)
     return failures
+
+
+def _end_soon(lost: EoqError) -> None:
+    """End the process as soon as the last replies are written, and leave the file as it is.
+
+    To close the file, or to let Python close it at the end of the process, would be a checkpoint. See `FileLost`.
+    """
+    log.critical("stopping at once: %s", lost)
+    asyncio.get_running_loop().call_later(LAST_REPLIES_SECONDS, os._exit, lost.exit_status)
 
 
 def _listen_to_signals(stopped: asyncio.Event, reloader: Reloader) -> None:

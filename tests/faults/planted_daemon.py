@@ -85,6 +85,8 @@ class Plant(msgspec.Struct, frozen=True):
     """A file with the seconds by which the wall clock is wrong; may change at any time."""
     full: str | None = None
     """A file; while it exists, the database may not grow."""
+    failed_sync: str | None = None
+    """A file; while it exists, the sync of each commit fails after the commit is in the log."""
     user: int | None = None
     """The user who runs the daemon."""
 
@@ -165,9 +167,15 @@ class _Connection(sqlite3.Connection):
             if self.plant.full is not None:
                 pages = 1 if Path(self.plant.full).exists() else 2**31  # never less than there are
                 super().execute(f"pragma max_page_count = {pages}")
-        if sql == "commit" and self.total_changes > self._changes and self._waits():
+        syncs = sql == "commit" and self.total_changes > self._changes and self._waits()
+        if syncs:
             time.sleep(self.plant.commit_seconds)
-        return super().execute(sql, *parameters)
+        done = super().execute(sql, *parameters)
+        if syncs and self.plant.failed_sync is not None and Path(self.plant.failed_sync).exists():
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return done
 
     def _waits(self) -> bool:
         (synchronous,) = super().execute("pragma synchronous").fetchone()
@@ -204,7 +212,7 @@ def run(database: str, socket: str, plant: Plant) -> None:
         _Death(plant.die).plant()
     if plant.quick_commit is not None:
         _wrap(main, "Settings", lambda real: functools.partial(real, quick_commit=plant.quick_commit))
-    if plant.commit_seconds or plant.full is not None:
+    if plant.commit_seconds or plant.full is not None or plant.failed_sync is not None:
         _Connection.plant = plant
         _wrap(sqlite3, "connect", lambda real: functools.partial(real, factory=_Connection))
     if plant.clock is not None:

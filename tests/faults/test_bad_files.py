@@ -283,7 +283,7 @@ def test_failed_writes_are_reported_and_nothing_confirmed_is_lost() -> None:
         client.send("q", "x", id="b")
         with _writes_fail(daemon):
             for _ in range(3):
-                with pytest.raises(eoq.StorageFailed, match="nothing was changed; see to the disk"):
+                with pytest.raises(eoq.StorageFailed, match="unknown whether this was stored"):
                     client.send("q", "x", id="c")
             with pytest.raises(eoq.StorageFailed):
                 message.ack()

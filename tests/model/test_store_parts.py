@@ -341,7 +341,7 @@ def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
 def test_the_writer_answers_each_command_with_its_own_outcome(tmp_path: Path) -> None:
     async def run() -> None:
         store = await SqliteStore.open(tmp_path / "eoq.db")
-        writer = Writer(store)
+        writer = Writer(store, lambda error: None)
         loop = asyncio.get_running_loop()
 
         def ask(command: Command[R]) -> asyncio.Future[R | EoqError]:

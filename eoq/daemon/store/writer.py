@@ -24,6 +24,8 @@ class Store(Protocol):
 
     @property
     def quick(self) -> bool: ...
+    @property
+    def lost(self) -> EoqError | None: ...
     def transact(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
 
@@ -39,8 +41,10 @@ class Submitted(Struct, frozen=True):
 class Writer:
     """The only part of the daemon that lets the store change anything."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, lost: Callable[[EoqError], None]) -> None:
+        """``lost`` is told, after the replies, that the store can run no command any more."""
         self._store = store
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._pending: list[Submitted] = []
         self._busy = False
@@ -83,6 +87,8 @@ class Writer:
             for submitted, outcome in zip(batch, outcomes, strict=True):
                 submitted.done(outcome)
         finally:
+            if self._store.lost is not None:
+                self._lost(self._store.lost)
             if self._pending:
                 self._loop.call_soon(self._commit)
             else:

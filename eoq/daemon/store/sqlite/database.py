@@ -29,6 +29,9 @@ APPLICATION_ID: Final = 0x656F7131
 MINIMUM_SQLITE: Final = (3, 40, 0)
 QUICK_COMMIT: Final = 0.002
 """Seconds. A commit faster than this is cheaper on the event loop than with two hops between threads (0.1 ms)."""
+LOG_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes to which SQLite truncates the log when it begins again at its start."""
+FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 MANY: Final = 50
 """Rows in one statement where there are many. Each step of a statement costs Python as much as SQLite."""
 
@@ -37,6 +40,14 @@ class WrongFile(StorageFailed):
     """The path is not an eoq database. Retrying will not help."""
 
     exit_status = 65
+
+
+class FileLost(StorageFailed):
+    """The daemon cannot rely on its file any more: a sync failed, or another program has changed the file.
+
+    The daemon has to end without a checkpoint and without closing the file, since both could copy pages of the log that
+    never reached the disk. The next start recovers.
+    """
 
 
 # For each bound value that is not of a few basic types, sqlite3 searches an adapter. A search that finds none takes
@@ -62,6 +73,9 @@ class Database:
         self._quick_commit = quick_commit
         self._last_commit = 0.0
         self._durable = True
+        self._ours = Ownership(database, path)
+        self.lost: FileLost | None = None
+        """Why no transaction is possible any more."""
         self._undo: list[Callable[[], object]] = []
 
     @classmethod
@@ -123,6 +137,8 @@ class Database:
         Whatever ``function`` or the commit raises is raised again after everything was rolled back. A transaction that
         is not durable becomes durable with the next one that is: the log is one file.
         """
+        if self.lost is not None:
+            raise self.lost
         start = time.perf_counter()
         changes = self._database.total_changes
         try:
@@ -130,19 +146,37 @@ class Database:
                 self.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
                 self._durable = durable
             self.execute("begin immediate")
+            self._ours.check()
             outcome = function()
-            self.execute("commit")
-        except BaseException:
+            self._commit()
+        except BaseException as error:
             # A failed commit (a full disk) has rolled back by itself.
             if self._database.in_transaction:
                 self.execute("rollback")
             self._undo_since(0)
+            if isinstance(error, FileLost):
+                self.lost = error
             raise
         self._undo.clear()
         if durable and self._database.total_changes != changes:
             # Only such a transaction waited for the disk; the others are quick on any disk.
             self._last_commit = time.perf_counter() - start
         return outcome
+
+    def _commit(self) -> None:
+        try:
+            self.execute("commit")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR:
+                raise
+            unknown = (
+                f"{self.path} could not be written to the disk ({error}), so it is unknown whether this was stored: "
+                "see to the disk, and repeat it with the same id"
+            )
+            if error.sqlite_errorcode in FAILED_SYNCS:
+                # After a failed sync the kernel calls pages clean that never reached the disk. No later sync tells.
+                raise FileLost(f"{unknown} once the daemon runs again") from error
+            raise StorageFailed(unknown) from error
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -183,6 +217,55 @@ class Database:
         self._database.set_trace_callback(callback)
 
 
+class Ownership:
+    """Notices that the file is not this daemon's alone any more.
+
+    Another writer changes SQLite's data version. A file or log that was replaced or removed has another identity, or
+    none: this daemon would go on writing to a file that has no name. A log that was truncated is shorter than it was.
+    The check costs a few microseconds a transaction (tests/bench/run.py, `send, 1 producer`).
+    """
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+        self._execute = database.execute
+        self._path = str(path)
+        self._log = f"{path}-wal"
+        self._version: int | None = None
+        self._identity: tuple[int, int] | None = None
+        self._log_identity: tuple[int, int] | None = None
+        self._log_size = 0
+
+    def check(self) -> None:
+        """Raise `FileLost` where the file was changed by others. Call it with a transaction open."""
+        stat = os.stat  # in the path of every send, where `Path.stat` takes twice as long
+        (version,) = self._execute("pragma data_version").fetchone()
+        try:
+            file, log = stat(self._path), stat(self._log)
+        except FileNotFoundError as error:
+            raise FileLost(
+                f"{error.filename} was removed while the daemon used it, so nothing more is stored; what was confirmed "
+                "since is lost with it. Restart the daemon, and keep other programs away from its files"
+            ) from error
+        identity, log_identity = (file.st_dev, file.st_ino), (log.st_dev, log.st_ino)
+        if self._version is None:
+            self._version, self._identity, self._log_identity = version, identity, log_identity
+        elif version != self._version:
+            raise FileLost(
+                f"another program has written to {self._path} (a second daemon, whose lock file was removed?), so this "
+                "daemon stops; nothing was changed. Stop the other program, and start one daemon again"
+            )
+        elif (identity, log_identity) != (self._identity, self._log_identity):
+            raise FileLost(
+                f"{self._path} or its log was replaced while the daemon used it, so nothing was changed and the daemon "
+                "stops; restart it to serve the new file"
+            )
+        elif log.st_size < self._log_size <= LOG_LIMIT:
+            raise FileLost(
+                f"{self._log} was truncated by another program, so nothing was changed and the daemon stops; restart "
+                "it, and keep other programs away from its files"
+            )
+        self._log_size = log.st_size
+
+
 # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -206,13 +289,16 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
     # cache is small, since the hot pages are few: both ends of the queues. Where pages of a tree have changed places,
     # a commit looks through all of the cache.
     database.executescript(
-        """
+        f"""
         pragma synchronous = full;
         pragma mmap_size = 0;
         pragma cache_size = -4096;
-        pragma journal_size_limit = 67108864;
+        pragma journal_size_limit = {LOG_LIMIT};
         """
     )
+    # A daemon before may have ended because a sync failed. Then the log has pages that were read back from memory only.
+    # The checkpoint writes and syncs them again, before this daemon confirms anything.
+    database.execute("pragma wal_checkpoint(truncate)").fetchone()
     for number, script in enumerate(scripts[version:], start=version + 1):
         database.executescript(
             f"""

@@ -19,7 +19,7 @@ from ...config.settings import SettingsOf, StorageSettings, defaults
 from .. import commands
 from ..commands import Command
 from .batching import Batching
-from .database import QUICK_COMMIT, Database, storage_error
+from .database import QUICK_COMMIT, Database, FileLost, storage_error
 from .space import Space
 from .tables.acks import Acks
 from .tables.contents import Contents
@@ -108,6 +108,11 @@ class SqliteStore:
             raise
         return store
 
+    @property
+    def lost(self) -> EoqError | None:
+        """Why no command can run any more. See `FileLost`."""
+        return self.database.lost
+
     async def close(self) -> None:
         """Close the file."""
         await self.database.close()
@@ -133,6 +138,8 @@ class SqliteStore:
         """
         try:
             return self.database.transaction(partial(self._batching.run, batch), durable)
+        except FileLost as error:
+            return [error] * len(batch)
         except Exception as error:  # noqa: BLE001 # the transaction was rolled back, and the error is the outcome
             if len(batch) == 1:
                 return [self._failure(error)]
