@@ -100,11 +100,19 @@ def test_a_lost_connection_does_not_make_a_wait_longer(daemon: Daemon, connect: 
     client = connect(daemon.socket)
     client.ask("status")
     start = time.monotonic()
-    restarting = threading.Timer(2.0, daemon.restart)
+    restarted: list[float] = []
+
+    def restart() -> None:
+        daemon.restart()
+        restarted.append(time.monotonic())
+
+    restarting = threading.Timer(2.0, restart)
     restarting.start()
     assert client.receive("q", wait=4.0) == []
+    ended = time.monotonic()
     restarting.join()
-    assert 3.9 < time.monotonic() - start < 5.9
+    assert ended - start > 3.9
+    assert ended - restarted[0] < 3.0, "the wait has not begun anew after the restart"
 
 
 def test_a_complete_reply_is_not_spoiled_by_the_data_behind_it(connect: Callable[..., AnyClient], folder: Path) -> None:
