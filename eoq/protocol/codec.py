@@ -59,6 +59,10 @@ class LineBuffer:
         return lines
 
 
+CHECKED: Final = ("send", "send_many", "ack", "settle")
+"""The most frequent large requests. `calls.py` makes them of text and checked numbers only."""
+
+
 def encode(fields: Mapping[str, Any]) -> bytes:
     """Return one line of the wire. Raises `InvalidRequest` for values that JSON does not have (NaN, infinity)."""
     try:
@@ -72,7 +76,8 @@ class Codec:
 
     A connection begins with the standard library's ``json``, so that a shell command that sends one message does not
     wait for an import. It goes on with ``msgspec``, which is several times as fast, after `STEADY` requests or a line
-    of `LARGE` bytes. ``msgspec`` would write NaN as null: ``calls.py`` refuses such numbers before.
+    of `LARGE` bytes. It writes only the requests of `CHECKED` with it: ``msgspec`` would write NaN as null, and a date
+    as text, where ``json`` refuses both.
     """
 
     def __init__(self) -> None:
@@ -90,6 +95,8 @@ class Codec:
                     self._json_requests_left = 0
                 return line
             self._fast_encode = self._switch()
+        if fields["op"] not in CHECKED:
+            return encode(fields)
         try:
             return self._fast_encode(fields) + b"\n"
         except (ValueError, TypeError, OverflowError, RecursionError):
