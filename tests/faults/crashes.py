@@ -195,7 +195,7 @@ OPERATIONS: Final = (
         "drop",
         _drop,
         before={"work/a": "dead 1 why", "work/b": "dead 1 why"},
-        after=dict.fromkeys(("work/a", "work/b"), "dropped 1 a person dropped the dead letter"),
+        after=dict.fromkeys(("work/a", "work/b"), "dropped 1 an operator dropped the dead letter"),
         prepared=_A_AND_B,
         dead=True,
     ),

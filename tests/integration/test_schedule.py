@@ -290,10 +290,10 @@ def test_a_changed_configuration_changes_the_schedules(folder: Path) -> None:
         ('name = "s"\nqueue = "q"', "[[schedule]] no. 1: give either"),
         ('name = "s"\nqueue = "q"\ncron = "bla"', "no. 1: 'bla' is no cron"),
         ('name = "s"\nqueue = "q"\ncron = "@daily"\ntimezone = "Mars"', "no time zone 'Mars'"),
-        ('name = "s"\nqueue = "q"\nevery = "1"', "every: must be a whole number from 1"),
-        ('name = "s"\nqueue = "q"\nevery = 1\nreplace = true', "replace: is no setting"),
+        ('name = "s"\nqueue = "q"\nevery = "1"', "every: must be an integer, not"),
+        ('name = "s"\nqueue = "q"\nevery = 1\nreplace = true', "replace: is not a setting"),
         ('name = "a b"\nqueue = "q"\nevery = 1', "name: must be a name"),
-        ('name = "s"\nqueue = "q"\ncron = 5', "cron: must be a text"),
+        ('name = "s"\nqueue = "q"\ncron = 5', "cron: must be a string"),
         ('name = "s"\nqueue = "q"\nevery = 1\n[[schedule]]\nname = "s"\nqueue = "q"\nevery = 2', "no. 2: has the name"),
     ],
 )
