@@ -40,8 +40,14 @@ def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: st
         assert client.once("k", lambda: "third") == expected
 
 
-@pytest.mark.parametrize("command", ["once_begin", "once_finish"])
-@pytest.mark.parametrize("point", get_args(Point))
+@pytest.mark.parametrize(
+    ("command", "point"),
+    [
+        pytest.param(command, point, marks=() if point in points else pytest.mark.slow)
+        for command, points in {"once_begin": ("committed",), "once_finish": ("written", "committed")}.items()
+        for point in get_args(Point)
+    ],
+)
 def test_the_daemon_is_killed_at_a_point(command: str, point: Point) -> None:
     """The caller reconnects and has run once. The next caller gets its result."""
     runs: list[str] = []
@@ -65,7 +71,9 @@ def test_the_daemon_is_killed_at_a_point(command: str, point: Point) -> None:
         assert runs == ["run"]
 
 
-@pytest.mark.parametrize("point", get_args(Point))
+@pytest.mark.parametrize(
+    "point", ["committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "written", "replying"))]
+)
 def test_the_daemon_is_killed_while_a_key_is_opened_again(point: Point) -> None:
     def fail() -> None:
         raise ZeroDivisionError
