@@ -261,8 +261,15 @@ def _as_nobody(*arguments: str) -> Ran:
 
 
 @root_only
-@pytest.mark.parametrize("mode", [0o755, 0o700], ids=["socket closed", "folder closed"])
-@pytest.mark.parametrize("command", ["send q x", "status"])
+@pytest.mark.parametrize(
+    ("mode", "command"),
+    [
+        pytest.param(0o755, "send q x", id="socket closed-send"),
+        pytest.param(0o700, "status", id="folder closed-status"),
+        pytest.param(0o700, "send q x", id="folder closed-send", marks=pytest.mark.slow),
+        pytest.param(0o755, "status", id="socket closed-status", marks=pytest.mark.slow),
+    ],
+)
 def test_the_daemon_of_another_user_exits_77_with_an_error(daemon: Daemon, mode: int, command: str) -> None:
     daemon.folder.chmod(mode)
     ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
@@ -340,8 +347,10 @@ def test_start_twice_starts_one(alone: Shell) -> None:
     [
         ("--spool spool", "flag --spool says {folder}/spool, and it has none"),
         ("--db other.db", "flag --db says {folder}/other.db, and it has {folder}/eoq.db"),
-        ("--max-attempts 3", "flag --max-attempts says 3, and it has none"),
-        ("--config eoq.toml", "flag --config says {folder}/eoq.toml, and it has none"),
+        pytest.param("--max-attempts 3", "flag --max-attempts says 3, and it has none", marks=pytest.mark.slow),
+        pytest.param(
+            "--config eoq.toml", "flag --config says {folder}/eoq.toml, and it has none", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_start_with_other_options_than_the_running_daemon_exits_75_and_names_them(

@@ -20,7 +20,7 @@ from tests.support import Daemon, clean_environment, eventually
 WORKER: Final = EXAMPLES / "ledger_worker.py"
 ACCOUNTS: Final = ("alice", "bob", "carol")
 
-few_or_many_kills = pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+few_or_many_kills = pytest.mark.parametrize("kills", [2, 6])
 
 
 @pytest.fixture
@@ -126,6 +126,7 @@ def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledg
     assert daemon.ask(op="result", queue="payments", id="order-0")["outcome"] == "done"
 
 
+@pytest.mark.slow
 @few_or_many_kills
 def test_workers_that_are_killed_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=4)
@@ -139,6 +140,7 @@ def test_workers_that_are_killed_book_each_payment_once(daemon: Daemon, ledger: 
     _check(ledger, payments)
 
 
+@pytest.mark.slow
 @few_or_many_kills
 def test_a_worker_goes_on_after_the_daemon_was_killed_and_restarted(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=5)
@@ -154,7 +156,7 @@ def test_a_worker_goes_on_after_the_daemon_was_killed_and_restarted(daemon: Daem
     _check(ledger, payments)
 
 
-@few_or_many_kills
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_worker_and_a_daemon_killed_together_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=6)
     for wanted in range(60, 60 * kills + 60, 60):

@@ -241,8 +241,11 @@ def _wait_until_booked(daemon: Daemon, wanted: int) -> None:
     eventually(lambda: len(_booked(daemon)) >= wanted, 60, what=f"{wanted} payments are booked")
 
 
-def _is_done(daemon: Daemon, id: str) -> bool:
-    return bool(daemon.ask(op="result", queue="payments", id=id)["outcome"] == "done")
+def _outcomes(daemon: Daemon) -> set[str]:
+    """Wait until each payment is settled. Return all outcomes."""
+    with daemon.wire() as wire:
+        requests = [{"op": "result", "queue": "payments", "id": f"p-{n}", "wait": 10} for n in range(PAYMENTS)]
+        return {str(wire.ask(request).get("outcome")) for request in requests}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
@@ -259,7 +262,7 @@ def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_kille
         _wait_until_booked(daemon, 170)
         daemon.restart()
         _wait_until_booked(daemon, PAYMENTS)
-        eventually(lambda: all(_is_done(daemon, f"p-{n}") for n in range(PAYMENTS)), what="all are acked")
+        assert _outcomes(daemon) == {"done"}
         assert consumer.poll() is None
     assert _booked(daemon) == [("alice", n) for n in range(PAYMENTS)]
     assert daemon.ask(op="result", queue="payments", id="p-0")["result"] == "booked"

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import pytest
 
@@ -27,33 +26,37 @@ from tests.support import PATIENCE, Daemon, clean_environment, eventually
 WORKER: Final = Path(planted_worker.__file__)
 LIVES: Final = 12
 """More than a daemon has transactions of its own when it starts."""
+ALL_POINTS: Final = ("send", "settle", "nack")
+"""Operations that the default tests kill at each point: one that stores, one that settles, one that loses its lease."""
+AROUND_COMMIT: Final[tuple[Point, ...]] = ("written", "committed")
+"""Points at which the default tests kill each operation. The slow tests kill it at the others."""
+BESIDE_COMMIT: Final = ("handler has written", "inbox has committed")
+"""Points at which the default tests kill a consumer of each kind. They kill the plain consumer at each point."""
 
 
 # ── the daemon ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-Crashes: TypeAlias = dict[tuple[str, Point], Future[None]]
-
-
-@pytest.fixture(scope="module")
-def crashes() -> Iterator[Crashes]:
-    """Return all crashes of the table. A few run at a time, in the order of the tests: most of a crash is waiting."""
-    pool = ThreadPoolExecutor(4)
-    yield {
-        (operation.name, point): pool.submit(crash, operation, point) for operation in OPERATIONS for point in POINTS
-    }
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_a_daemon_killed_at_a_point_of_an_operation(crashes: Crashes, operation: Operation, point: Point) -> None:
+@pytest.mark.parametrize(
+    ("operation", "point"),
+    [
+        pytest.param(
+            operation,
+            point,
+            marks=() if operation.name in ALL_POINTS or point in AROUND_COMMIT else pytest.mark.slow,
+            id=f"{operation.name}-{point}",
+        )
+        for operation in OPERATIONS
+        for point in POINTS
+    ],
+)
+def test_a_daemon_killed_at_a_point_of_an_operation(operation: Operation, point: Point) -> None:
     """What is confirmed is on disk. What is not is there once or not at all. In the end the client has exactly one."""
-    crashes[operation.name, point].result()
+    crash(operation, point)
 
 
 @pytest.mark.parametrize(
-    "point", ["written", "committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "replying"))]
+    "point", ["committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "written", "replying"))]
 )
 def test_a_daemon_killed_at_its_nth_transaction(point: PlantedPoint) -> None:
     """Kill one daemon after the other, each at a later transaction of any kind, while a client goes on working."""
@@ -115,8 +118,14 @@ def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> No
 # ── the consumer ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("how", ["one", "many", "async-one", pytest.param("async-many", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("point", planted_worker.POINTS)
+@pytest.mark.parametrize(
+    ("point", "how"),
+    [
+        pytest.param(point, how, marks=() if how == "one" or point in BESIDE_COMMIT else pytest.mark.slow)
+        for point in planted_worker.POINTS
+        for how in ("one", "many", "async-one", "async-many")
+    ],
+)
 def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder: Path, point: str, how: str) -> None:
     """The effect is there once: either the killed consumer committed it, or the next one does (G5)."""
     ledger = folder / "ledger.db"

@@ -19,7 +19,7 @@ from tests.faults.planted_daemon import Die, Plant, Point
 from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
+@pytest.mark.parametrize("how", [pytest.param("exit", marks=pytest.mark.slow), "kill"])
 @pytest.mark.parametrize("point", planted_once.POINTS)
 def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: str, how: str) -> None:
     trace = tmp_path / "trace"
@@ -40,8 +40,14 @@ def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: st
         assert client.once("k", lambda: "third") == expected
 
 
-@pytest.mark.parametrize("command", ["once_begin", "once_finish"])
-@pytest.mark.parametrize("point", get_args(Point))
+@pytest.mark.parametrize(
+    ("command", "point"),
+    [
+        pytest.param(command, point, marks=() if point in points else pytest.mark.slow)
+        for command, points in {"once_begin": ("committed",), "once_finish": ("written", "committed")}.items()
+        for point in get_args(Point)
+    ],
+)
 def test_the_daemon_is_killed_at_a_point(command: str, point: Point) -> None:
     """The caller reconnects and has run once. The next caller gets its result."""
     runs: list[str] = []
@@ -65,7 +71,9 @@ def test_the_daemon_is_killed_at_a_point(command: str, point: Point) -> None:
         assert runs == ["run"]
 
 
-@pytest.mark.parametrize("point", get_args(Point))
+@pytest.mark.parametrize(
+    "point", ["committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "written", "replying"))]
+)
 def test_the_daemon_is_killed_while_a_key_is_opened_again(point: Point) -> None:
     def fail() -> None:
         raise ZeroDivisionError
@@ -82,7 +90,9 @@ def test_the_daemon_is_killed_while_a_key_is_opened_again(point: Point) -> None:
         assert client.once("k", lambda: "second", wait=PATIENCE) == b"second"
 
 
-def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
+@pytest.mark.parametrize("keys", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Daemon, keys: int) -> None:
+    """Four callers for each key. The daemon is killed until all have their result."""
     runs: list[int] = []
     with eoq.connect(daemon.socket, timeout=60) as client, ThreadPoolExecutor(8) as pool:
 
@@ -90,7 +100,7 @@ def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Dae
             runs.append(key)
             return str(key)
 
-        calls = [pool.submit(client.once, f"k{n % 40}", partial(run, n % 40)) for n in range(160)]
+        calls = [pool.submit(client.once, f"k{n % keys}", partial(run, n % keys)) for n in range(4 * keys)]
 
         def finished() -> int:
             return sum(call.done() for call in calls)
@@ -100,5 +110,5 @@ def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Dae
             daemon.restart()
             done = finished()
             eventually(lambda: finished() > done or done == len(calls), 60)  # noqa: B023 # called before `done` changes
-        assert [call.result() for call in calls] == [str(n % 40).encode() for n in range(160)]
-    assert sorted(runs) == list(range(40))
+        assert [call.result() for call in calls] == [str(n % keys).encode() for n in range(4 * keys)]
+    assert sorted(runs) == list(range(keys))

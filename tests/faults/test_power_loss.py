@@ -45,6 +45,8 @@ SYNCED: Final = re.compile(r"(f(data)?sync\(\d+<.*-wal>|<\.\.\. f(data)?sync res
 """The log is on disk. For a call on a thread strace may show the begin and the end on separate lines."""
 MOST_SENDS: Final = 300
 """How many megabytes are sent at most until the log has begun again."""
+MORE_PARTS: Final = tuple(n / 16 for n in range(16))
+"""Parts of the life of a daemon after which the slow tests cut the power as well."""
 
 Life = tuple[Path, list[Moment]]
 
@@ -71,7 +73,7 @@ def _check_integrity(db: Path) -> None:
 # ── the files afterwards ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("part", [0.3, 0.9, *(pytest.param(n / 16, marks=pytest.mark.slow) for n in range(16))])
+@pytest.mark.parametrize("part", [0.9, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.3, *MORE_PARTS))])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part: float) -> None:
     moments = life[1]

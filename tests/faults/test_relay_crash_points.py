@@ -22,16 +22,19 @@ MESSAGES: Final = 300
 """More than one batch."""
 
 
+QUICK: Final = (("exit", "wal"), ("kill", "delete"))
+"""The ends and journal modes of the default tests, which take turns. The slow tests have all of them at each point."""
+
+
 @pytest.mark.parametrize(
-    ("how", "mode"),
+    ("point", "how", "mode"),
     [
-        ("exit", "wal"),
-        ("kill", "delete"),
-        pytest.param("exit", "delete", marks=pytest.mark.slow),
-        pytest.param("kill", "wal", marks=pytest.mark.slow),
+        pytest.param(point, how, mode, marks=() if (how, mode) == QUICK[number % 2] else pytest.mark.slow)
+        for number, point in enumerate(POINTS)
+        for how in ("exit", "kill")
+        for mode in ("wal", "delete")
     ],
 )
-@pytest.mark.parametrize("point", POINTS)
 def test_a_killed_relay_loses_no_message_and_sends_none_twice(
     shared_daemon: Daemon, queue: str, tmp_path: Path, point: str, how: str, mode: str
 ) -> None:

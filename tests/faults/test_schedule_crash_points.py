@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import closing
 from datetime import datetime
-from typing import Final, get_args
+from typing import Final
 
 import pytest
 
@@ -16,12 +16,16 @@ from tests.support import Wire, eventually
 
 COMMITTED: Final = ("committed", "replying")
 
+around_the_commit = pytest.mark.parametrize(
+    "point", ["written", "committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "replying"))]
+)
+
 
 @pytest.mark.parametrize(
     "quick_commit",
     [pytest.param(None, id="quick"), pytest.param(0.0, id="in the thread", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("point", get_args(Point))
+@around_the_commit
 def test_a_kill_while_an_occurrence_is_stored_loses_and_doubles_none(point: Point, quick_commit: float | None) -> None:
     """The first call of the scheduler finds nothing due. The second stores the first occurrence and plans the next."""
     ids: list[str] = []
@@ -41,7 +45,7 @@ def test_a_kill_while_an_occurrence_is_stored_loses_and_doubles_none(point: Poin
     assert times == [first + n for n in range(len(ids))]
 
 
-@pytest.mark.parametrize("point", get_args(Point))
+@around_the_commit
 def test_a_kill_while_a_schedule_is_added_stores_it_once_or_not_at_all(point: Point) -> None:
     """A confirmed schedule is stored, and a repeated request adds no second one."""
     with planted_daemon(Plant(Die(point, "schedule_add"))) as daemon:

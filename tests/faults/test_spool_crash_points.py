@@ -19,15 +19,23 @@ MESSAGES: Final = 300
 """More than one batch."""
 BAD: Final = "0042-bad"
 QUEUE: Final = "q"
-QUICK: Final = ("kill", "power")
+QUICK: Final = {
+    "a file is moved": "kill",  # nothing is synced yet, so a loss of power is like a kill
+    "one folder is synced": "power",
+    "both are synced": "power",
+    "one is rejected": "power",
+    "the request has left": "kill",
+    "the daemon has committed": "power",
+    "a file is removed": "power",
+}
+"""The points of the default tests, and how the daemon ends there. The slow tests have all points and ways."""
 
 
 @pytest.mark.parametrize(
     ("point", "how"),
     [
-        # Until something is synced, a loss of power is like a kill.
-        pytest.param(point, how, marks=() if how == QUICK[number > 2] else pytest.mark.slow)
-        for number, point in enumerate(POINTS)
+        pytest.param(point, how, marks=() if how == QUICK.get(point) else pytest.mark.slow)
+        for point in POINTS
         for how in ("exit", "kill", "power")
     ],
 )

@@ -227,8 +227,9 @@ def test_two_relays_send_each_message_once_while_the_daemon_is_killed(
         assert [message.text for message in client.receive("q", 1000)] == [str(number) for number in range(200)]
 
 
+@pytest.mark.parametrize("count", [10, pytest.param(30, marks=pytest.mark.slow)])
 def test_the_relay_does_not_disturb_a_busy_writer(
-    shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
+    shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection, count: int
 ) -> None:
     """The writer writes without a pause and waits only briefly for locks, so the relay must keep its locks short."""
     stop = threading.Event()
@@ -250,10 +251,10 @@ def test_the_relay_does_not_disturb_a_busy_writer(
         writer.start()
         try:
             box = eoq.Outbox(database)
-            for number in range(30):
+            for number in range(count):
                 with database:
                     box.send(queue, str(number))
-            assert bodies(client, queue, 30) == [str(number) for number in range(30)]
+            assert bodies(client, queue, count) == [str(number) for number in range(count)]
             eventually(lambda: waiting(file) == 0)
         finally:
             stop.set()

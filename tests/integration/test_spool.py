@@ -156,7 +156,7 @@ def test_messages_of_many_senders_are_stored_once_and_in_order(spool: Path, clie
 # ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("count", [5100, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1100, *(pytest.param(many, marks=pytest.mark.slow) for many in (5100, 30_000))])
 def test_thousands_of_files_at_the_start_are_stored_once_and_in_order(folder: Path, count: int) -> None:
     spool = folder / "spool"
     (spool / "q").mkdir(parents=True)

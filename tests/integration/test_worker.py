@@ -96,6 +96,20 @@ def _many(*numbers: int) -> list[str]:
     return [f"m{number}" for number in range(*numbers)]
 
 
+many_acks = pytest.mark.parametrize(
+    ("prefetch", "most", "with_inbox"),
+    [
+        (0, 1, False),
+        (5, 6, True),
+        (100, MAX_PIPELINED + 1, False),
+        pytest.param(0, 1, True, marks=pytest.mark.slow),
+        pytest.param(5, 6, False, marks=pytest.mark.slow),
+        pytest.param(100, MAX_PIPELINED + 1, True, marks=pytest.mark.slow),
+    ],
+)
+"""How many messages are prefetched, and how many are handled at most while the daemon confirms no ack."""
+
+
 # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -322,8 +336,7 @@ def test_a_kill_of_the_daemon_during_work_loses_nothing(daemon: Daemon, connect:
         assert sender.result("q", "m29") == eoq.Result("done", b"M29")
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
-@pytest.mark.parametrize("with_inbox", [False, True])
+@many_acks
 def test_acks_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
 ) -> None:
@@ -913,8 +926,7 @@ def test_the_asyncio_inbox_applies_each_message_once(
         assert len(transactions) < 60, "many messages shared a transaction"
 
 
-@pytest.mark.parametrize(("prefetch", "most"), [(0, 1), (5, 6), (100, MAX_PIPELINED + 1)])
-@pytest.mark.parametrize("with_inbox", [False, True])
+@many_acks
 def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
 ) -> None:

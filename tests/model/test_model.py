@@ -34,7 +34,8 @@ from tests.model.reference import FINISHED, Delivery, Draft, Key, Refused
 
 T = TypeVar("T")
 
-EXAMPLES: Final = 80
+EXAMPLES: Final = 25
+MANY_EXAMPLES: Final = 960
 STEPS: Final = 50
 PEERS: Final = 3
 LIFE: Final = 10
@@ -717,4 +718,4 @@ def test_the_broker_does_what_a_dictionary_would() -> None:
 
 @pytest.mark.slow
 def test_the_broker_does_what_a_dictionary_would_at_length() -> None:
-    _run(12 * EXAMPLES)
+    _run(MANY_EXAMPLES)

@@ -9,8 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = (ROOT / "eoq" / "docs" / "architecture.md").read_text()
 FILES: Final = {
@@ -93,9 +91,10 @@ def _reachable(arrows: set[tuple[str, str]], room: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file != FACE])
-def test_each_file_is_in_one_room(file: str) -> None:
-    assert len(_room_of(file)) == 1, f"{file} is in the rooms {_room_of(file)}"
+def test_each_file_is_in_one_room() -> None:
+    rooms = {file: _room_of(file) for file in FILES if file != FACE}
+    wrong = {file: found for file, found in rooms.items() if len(found) != 1}
+    assert not wrong, wrong
 
 
 def test_each_pattern_of_a_room_has_files() -> None:

@@ -54,7 +54,7 @@ def test_the_sdist_builds_the_same_wheel(distributions: Path, tmp_path: Path) ->
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.slow)])
 def test_an_installed_eoq_runs(distributions: Path, tmp_path: Path, kind: str) -> None:
     environment = tmp_path / "venv"
     _run(sys.executable, "-m", "venv", "--without-pip", str(environment))

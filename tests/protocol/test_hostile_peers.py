@@ -171,6 +171,8 @@ UNREAD = {
     "send": {"op": "send", "queue": "sent", "id": "0", "body": ""},
     "nonsense": {"op": "nonsense"},
 }
+UNREAD_BY_DEFAULT = ("status", "show of large messages", "receive of large messages", "send")
+"""The requests of the default tests: small and large replies, of requests that read and of those that write."""
 
 
 def _store_large_messages(daemon: Daemon) -> None:
@@ -183,7 +185,13 @@ def _store_large_messages(daemon: Daemon) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("request_", UNREAD.values(), ids=UNREAD.keys())
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(request, marks=() if name in UNREAD_BY_DEFAULT else pytest.mark.slow, id=name)
+        for name, request in UNREAD.items()
+    ],
+)
 def test_a_peer_that_never_reads_replies_costs_bounded_memory(request_: dict[str, object]) -> None:
     with running_daemon("--max-attempts", "1000000") as daemon, daemon.wire() as wire:
         _store_large_messages(daemon)
