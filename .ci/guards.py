@@ -217,7 +217,7 @@ GUARDS: Final = (
     Guard(
         "relay marks rows before it sends them",
         "eoq/outbox/relay.py",
-        old="await _in_thread(partial(self._file.mark, keys))",
+        old="await _run(partial(self._file.mark, keys))",
         new="pass",
         tests="tests/faults/test_relay_crash_points.py",
     ),

@@ -1,4 +1,4 @@
-"""Pauses between retries, and a record of the queues that wait because the daemon refused their messages for now."""
+"""Pauses between retries, and the queues that wait for their next retry because the daemon refused a message."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import logging  # its import takes several ms, and a client that only sends does not need it
 
 FIRST_PAUSE: Final = 0.1
-"""Seconds before the first retry of what was refused for now."""
+"""Seconds before the first retry."""
 LONGEST_PAUSE: Final = 10.0
 """Seconds between two retries, at most."""
 PERMANENT: Final = (IdConflict, InvalidRequest, MessageTooLarge)
 """Refusals of a message that a retry does not change."""
 DAEMON_WIDE: Final = (Forbidden, Overloaded, StorageFull, StorageFailed)
-"""Refusals that do not depend on what was sent. Every other refusal concerns one queue."""
+"""Refusals that do not depend on the message. Every other refusal that a retry may change concerns one queue."""
 
 
 def pauses(first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE, total: float = math.inf) -> Iterator[float]:
@@ -49,9 +49,9 @@ class _Failure:
 
 
 class Backoff:
-    """Knows which queues wait for their next retry. The key None means the daemon as a whole.
+    """The queues that wait for their next retry. The key None means the daemon as a whole.
 
-    ``name`` is put before each log line. The first failure and the recovery are logged, the failures between are not.
+    Each log line begins with ``name``. The first failure and the recovery are logged; the failures between are not.
     """
 
     def __init__(self, name: str, log: logging.Logger) -> None:
@@ -60,7 +60,7 @@ class Backoff:
         self._failures: dict[str | None, _Failure] = {}
 
     def failed(self, queue: str | None, error: EoqError) -> None:
-        """Let a queue wait from now on, for longer after each further failure."""
+        """Note that a message was refused with ``error``. The pause of its queue begins, longer after each failure."""
         failure = self._failures.get(queue)
         if failure is None:
             failure = self._failures[queue] = _Failure(error, pauses(), 0.0)

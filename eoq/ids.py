@@ -34,7 +34,7 @@ def new_ids() -> Iterator[str]:
 
 
 def _draw() -> tuple[str, int]:
-    """Return all of an id but its last twelve digits, and those as a number that is small enough to be counted up."""
+    """Return an id in two parts: all but its last twelve digits, and these as a number with room to count up."""
     moment = f"{time.time_ns() // 1_000_000:012x}"
     random = os.urandom(RANDOM_BYTES).hex()
     return f"{moment[:8]}-{moment[8:]}-7{random[:3]}-8{random[3:6]}-", int(random[6:17], 16)

@@ -1,6 +1,6 @@
-"""What is sent, what was sent, what is delivered, and how a message ended.
+"""Messages as Python values: a message to send, a confirmed send, a delivered message, and how a message ended.
 
-A delivered message knows its settler (mostly its client), so that the code that handles it can settle it.
+A delivered message has a settler, which is its client or its worker. So a handler can settle the message itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .errors import InvalidRequest
 
 JSON_TYPE: Final = "application/json"
 MAX_DELAY: Final = 366 * 86400.0
-"""The longest delay of a message, in seconds: of a send, and of a retry."""
+"""Seconds by which a send or a retry may delay a message, at most."""
 
 
 def encode_payload(value: object) -> tuple[bytes, bool]:
@@ -43,7 +43,7 @@ def encode_payload(value: object) -> tuple[bytes, bool]:
 
 
 class MessageOptions(TypedDict, total=False):
-    """The options of a message that does not exist yet: those of a send and those of a schedule.
+    """The options that a send and a schedule have in common.
 
     ``headers``: texts by name, at most 64 KiB as JSON. A body that was written as JSON gets the header
     ``content-type: application/json``, unless the caller gives another.
@@ -62,7 +62,7 @@ class SendOptions(MessageOptions, total=False):
     """The options of every ``send``: of a client, a transaction, an outbox and a spool.
 
     A function that takes them as ``**options: Unpack[SendOptions]`` makes the message with
-    ``Outgoing(body, queue=queue, **options)``. Besides those of `MessageOptions`:
+    ``Outgoing(body, queue=queue, **options)``. They are those of `MessageOptions` and:
 
     ``id``: the idempotency key, 1 to 200 printable characters. By default a new UUIDv7.
     ``delay``: seconds from now, up to 366 days, before which the message is not delivered.
@@ -101,9 +101,14 @@ class Outgoing:
     ttl: float | None = None
 
 
+def complete_headers(message: Outgoing, is_json: bool) -> dict[str, str]:
+    """Return the headers of a message. Add the content type of JSON if ``is_json``, unless it has a type."""
+    return {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A confirmed send: the message is on disk. ``duplicate`` says that an earlier send had stored it already."""
+    """A confirmed send: the message is on disk. ``duplicate`` is true if an earlier send had stored it already."""
 
     id: str
     duplicate: bool
@@ -114,8 +119,8 @@ class Result:
     """How a message ended.
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
-    live ended; or ``dropped`` when an operator or a full queue dropped it. ``error`` says why, unless it is ``done``.
-    ``body`` is the result that the ack stored, or None where it stored none.
+    live ended; or ``dropped`` when an operator or a full queue dropped it. ``error`` is the reason, if one was given;
+    it is None for ``done``. ``body`` is the result that the ack stored, or None where it stored none.
     """
 
     outcome: str
@@ -124,11 +129,11 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The result as UTF-8 text. It is empty where there is no result."""
+        """The result as text; empty if there is none. Raises `UnicodeDecodeError` where it is not UTF-8."""
         return (self.body or b"").decode()
 
     def json(self) -> Any:
-        """Return the result read as JSON, or None where there is no result."""
+        """Return the result read as JSON, or None if there is none. Raises `ValueError` where it is not JSON."""
         return json.loads(self.body or b"null")
 
 
@@ -187,7 +192,11 @@ class AsyncSettler(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Message(Delivery):
-    """A delivered message. The consumer has a lease on it until the message is settled."""
+    """A delivered message. The consumer has a lease on it until the message is settled.
+
+    Every method that settles or extends also raises `Unavailable` without a daemon, and `InvalidRequest` for an
+    argument out of bounds.
+    """
 
     settler: Settler = field(repr=False, compare=False)
 
@@ -218,7 +227,11 @@ class Message(Delivery):
 
 @dataclass(slots=True, kw_only=True)
 class AsyncMessage(Delivery):
-    """A delivered message of an asyncio client. The consumer has a lease on it until the message is settled."""
+    """A delivered message of an asyncio client. The consumer has a lease on it until the message is settled.
+
+    Every method that settles or extends also raises `Unavailable` without a daemon, and `InvalidRequest` for an
+    argument out of bounds.
+    """
 
     settler: AsyncSettler = field(repr=False, compare=False)
 

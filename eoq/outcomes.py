@@ -62,5 +62,5 @@ async def give_back_async(message: AsyncMessage, error: BaseException) -> None:
 
 
 def _retry(error: BaseException) -> tuple[float | None, str | None]:
-    """Return the delay (None for the daemon's own) and the text with which the message of a handler is given back."""
+    """Return the delay and the error text of the nack after ``error``. A delay of None leaves it to the daemon."""
     return (error.delay, error.reason) if isinstance(error, Retry) else (None, error_text(error))

@@ -1,8 +1,8 @@
 # Made from aio_admin.py by .ci/unasync.py. Change that file, then run the script.
 """Queries about queues, and their administration, from a client.
 
-Answers are plain fields, as PROTOCOL.md lists them. A change of many messages is made in the daemon's steps, so that no
-other client waits long; the client repeats them until nothing is left.
+Queries return plain fields, as PROTOCOL.md lists them. The daemon changes many messages in steps, so that no other
+client waits long; the client repeats its request until nothing is left.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..transport.channel import Channel
 
 
 class Admin:
-    """The administrative half of `eoq.Client`, which is this and more."""
+    """The administrative methods of `eoq.Client`, which inherits them."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        """The way to the daemon. It is for eoq's own parts and may change without notice."""
+        """Carries the requests. It is for eoq's own parts and may change without notice."""
 
     # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -61,17 +61,17 @@ class Admin:
     # ── queues ──────────────────────────────────────────────────────────────────────────────────────────
 
     def pause(self, queue: str) -> bool:
-        """Stop all deliveries of a queue, also after a restart. Return whether they were not stopped before."""
+        """Stop all deliveries of a queue, also after a restart. Return False if it was paused already."""
         return self.channel.run(admin_calls.changes("pause", queue))
 
     def resume(self, queue: str) -> bool:
-        """End a pause. Return whether there was one. Raises `NotFound`."""
+        """Continue the deliveries of a queue. Return False if it was not paused. Raises `NotFound`."""
         return self.channel.run(admin_calls.changes("resume", queue))
 
     def purge(self, queue: str) -> int:
         """Drop all waiting messages of a queue. Return how many. Leased messages and dead letters stay.
 
-        Raises `NotFound`.
+        Raises `NotFound` where there is no such queue.
         """
         count, upto = self.channel.run(admin_calls.purge(queue, None))
         while upto is not None:
@@ -92,7 +92,8 @@ class Admin:
         """Give dead letters a new set of attempts.
 
         These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
-        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        epoch), or with ``everything`` all of the queue. Return the ids that were changed, and those of ``ids`` that are
+        no dead letters (``missing``). Raises `NotFound` where there is no such queue.
         """
         return self._change_dead("redrive", queue, ids, failed_before, everything)
 
@@ -107,7 +108,8 @@ class Admin:
         """Settle dead letters as dropped.
 
         These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
-        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        epoch), or with ``everything`` all of the queue. Return the ids that were changed, and those of ``ids`` that are
+        no dead letters (``missing``). Raises `NotFound` where there is no such queue.
         """
         return self._change_dead("drop", queue, ids, failed_before, everything)
 
@@ -129,8 +131,8 @@ class Admin:
     def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None:
         """Bind a queue to a topic: a message that is sent to the topic goes to each bound queue.
 
-        With ``headers``, only messages that have all of them. Raises `InvalidRequest` where the topic is a queue with
-        messages, or the queue a topic.
+        With ``headers``, the queue gets only messages that have all of them. Raises `InvalidRequest` where the topic is
+        a queue with messages, or the queue a topic.
         """
         self.channel.run(admin_calls.bind(topic, queue, headers))
 

@@ -139,10 +139,10 @@ class AsyncClient(AsyncAdmin):
         lease: float | None = None,
         bound: bool = False,
     ) -> list[AsyncMessage]:
-        """Lease up to ``limit`` messages (1,000 at most). Wait up to ``wait`` seconds for the first.
+        """Lease up to ``limit`` messages (1,000 at most), and return them. Wait up to ``wait`` seconds for the first.
 
-        A lease ends after ``lease`` seconds (30 by default), and a ``bound`` one also when the connection of this
-        client ends.
+        The list is empty if none was ready by then. A lease ends after ``lease`` seconds (30 by default, 12 hours at
+        most), and a ``bound`` one also when the connection of this client ends.
         """
         return await self.channel.run(
             calls.receive(queue, AsyncMessage, self, limit=limit, wait=wait, lease=lease, bound=bound)
@@ -151,11 +151,11 @@ class AsyncClient(AsyncAdmin):
     def consume(
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
     ) -> AsyncIterator[AsyncMessage]:
-        """Yield messages under bound leases, without end, or until none came for ``idle`` seconds.
+        """Yield messages under bound leases, without end, or until none was delivered for ``idle`` seconds.
 
         Up to ``prefetch`` messages are fetched at a time. The leases of those that wait here (``lease`` seconds long,
-        30 by default) are extended when the consumer comes back for the next message. What is left when the iteration
-        ends is given back, and that does not count as an attempt.
+        30 by default) are extended when the caller asks for the next message. Messages that still wait when the
+        iteration ends are given back, and that does not count as an attempt.
         """
         from .aio_consume import consume
 
@@ -170,7 +170,7 @@ class AsyncClient(AsyncAdmin):
         stop: asyncio.Event | None = None,
         **options: Unpack[WorkKeywords],
     ) -> Summary:
-        """Handle the messages of ``queue`` until told to stop. Return how many ended how.
+        """Handle the messages of ``queue`` until told to stop. Return how many were done, retried, rejected and lost.
 
         ``await handler(message)`` is called for each message; what it returns is the result that the ack stores. With
         an ``inbox`` it is ``await handler(tx, message)``, called through `AsyncInbox.process`, so that each message
@@ -182,29 +182,30 @@ class AsyncClient(AsyncAdmin):
 
         - ``concurrency``: how many handlers run at once, 1 by default.
         - ``prefetch``: how many more messages may wait here, 0 by default. While some wait, the loop goes on to the
-          next message without waiting for the ack of the last: up to 32 acks are in flight. Their messages come again
-          if this process or the daemon is killed meanwhile. An ack that a handler makes itself is waited for.
+          next message without waiting for the ack of the last: up to 32 acks are in flight. Their messages are
+          delivered again if this process or the daemon is killed meanwhile. An ack that a handler makes itself is
+          waited for.
         - ``batch``: with an inbox, how many waiting messages share one transaction (`AsyncInbox.process_many`) and one
           ack, 1 by default. That ack is waited for.
         - ``lease``: seconds, 30 by default. Leases are bound, and extended while their handlers run.
         - ``timeout``: seconds for one run of a handler, or of a whole batch; none by default. Waiting for the inbox's
           file does not count.
         - ``until_empty``: whether to end when no message is ready and no handler runs, False by default.
-        - ``idle``: seconds. End when that has been so for so long.
+        - ``idle``: seconds. End when no message was ready and no handler ran for this long.
 
         Handlers of the blocking client run in threads, the first in the calling one. A thread cannot be killed: when
-        the ``timeout`` is over, its message is given back with an error that says so, and what the handler does later
-        does not count. But the handler goes on, and counts among ``concurrency``, until it ends. With an inbox its late
-        commit may still happen; the message then comes again and is found processed. Handlers of the asyncio client
-        run as tasks, which are cancelled when the ``timeout`` is over, and when this call is cancelled. They must not
-        block the event loop, since leases could not be extended.
+        the ``timeout`` has passed, its message is given back with an error that says so, and the handler's result no
+        longer counts. But the handler goes on, and counts among ``concurrency``, until it ends. With an inbox its late
+        commit may still happen; the message is then delivered again and found processed. Handlers of the asyncio client
+        run as tasks, which are cancelled when the ``timeout`` has passed, and when this call is cancelled. They must
+        not block the event loop, since leases could not be extended.
 
         SIGTERM and SIGINT (in the main thread) and ``stop`` end the loop cleanly: handlers that run are waited for, and
         waiting messages are given back, which does not count as an attempt. A second signal does what it would do
         without eoq.
 
         Raises `Unavailable` if the daemon did not come back in time (unless the loop was ending already), or another
-        error of the daemon that no message caused, such as a full disk. The running handlers are waited for before.
+        error of the daemon that no message caused, such as a full disk. It waits for the running handlers before.
         """
         from ..worker.aio import work
         from ..worker.options import WorkOptions
@@ -293,5 +294,8 @@ class AsyncClient(AsyncAdmin):
                 return found
 
     async def ask(self, op: str, **fields: Any) -> Fields:
-        """Send a request of PROTOCOL.md that changes nothing (``status``, ``queues``, ``peek``, ``show``)."""
+        """Send a request of PROTOCOL.md, and return the fields of its reply. It is repeated if the connection breaks.
+
+        For requests without a method of their own, such as ``status``. Raises the error that the daemon answers with.
+        """
         return await self.channel.run(calls.query(op, **fields))

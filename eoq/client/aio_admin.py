@@ -1,7 +1,7 @@
 """Queries about queues, and their administration, from a client.
 
-Answers are plain fields, as PROTOCOL.md lists them. A change of many messages is made in the daemon's steps, so that no
-other client waits long; the client repeats them until nothing is left.
+Queries return plain fields, as PROTOCOL.md lists them. The daemon changes many messages in steps, so that no other
+client waits long; the client repeats its request until nothing is left.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..transport.aio_channel import AsyncChannel
 
 
 class AsyncAdmin:
-    """The administrative half of `eoq.AsyncClient`, which is this and more."""
+    """The administrative methods of `eoq.AsyncClient`, which inherits them."""
 
     def __init__(self, channel: AsyncChannel) -> None:
         self.channel = channel
-        """The way to the daemon. It is for eoq's own parts and may change without notice."""
+        """Carries the requests. It is for eoq's own parts and may change without notice."""
 
     # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -61,17 +61,17 @@ class AsyncAdmin:
     # ── queues ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def pause(self, queue: str) -> bool:
-        """Stop all deliveries of a queue, also after a restart. Return whether they were not stopped before."""
+        """Stop all deliveries of a queue, also after a restart. Return False if it was paused already."""
         return await self.channel.run(admin_calls.changes("pause", queue))
 
     async def resume(self, queue: str) -> bool:
-        """End a pause. Return whether there was one. Raises `NotFound`."""
+        """Continue the deliveries of a queue. Return False if it was not paused. Raises `NotFound`."""
         return await self.channel.run(admin_calls.changes("resume", queue))
 
     async def purge(self, queue: str) -> int:
         """Drop all waiting messages of a queue. Return how many. Leased messages and dead letters stay.
 
-        Raises `NotFound`.
+        Raises `NotFound` where there is no such queue.
         """
         count, upto = await self.channel.run(admin_calls.purge(queue, None))
         while upto is not None:
@@ -92,7 +92,8 @@ class AsyncAdmin:
         """Give dead letters a new set of attempts.
 
         These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
-        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        epoch), or with ``everything`` all of the queue. Return the ids that were changed, and those of ``ids`` that are
+        no dead letters (``missing``). Raises `NotFound` where there is no such queue.
         """
         return await self._change_dead("redrive", queue, ids, failed_before, everything)
 
@@ -107,7 +108,8 @@ class AsyncAdmin:
         """Settle dead letters as dropped.
 
         These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
-        epoch), or with ``everything`` all of the queue. Raises `NotFound` where there is no such queue.
+        epoch), or with ``everything`` all of the queue. Return the ids that were changed, and those of ``ids`` that are
+        no dead letters (``missing``). Raises `NotFound` where there is no such queue.
         """
         return await self._change_dead("drop", queue, ids, failed_before, everything)
 
@@ -131,8 +133,8 @@ class AsyncAdmin:
     async def bind(self, topic: str, queue: str, headers: Mapping[str, str] | None = None) -> None:
         """Bind a queue to a topic: a message that is sent to the topic goes to each bound queue.
 
-        With ``headers``, only messages that have all of them. Raises `InvalidRequest` where the topic is a queue with
-        messages, or the queue a topic.
+        With ``headers``, the queue gets only messages that have all of them. Raises `InvalidRequest` where the topic is
+        a queue with messages, or the queue a topic.
         """
         await self.channel.run(admin_calls.bind(topic, queue, headers))
 

@@ -1,4 +1,4 @@
-"""The dedup service, as its callers use it: run the function of a key once, and return its output ever after.
+"""The callers' side of the dedup service: run the function of a key once, and return its output from then on.
 
 The first caller of a key runs; the others wait for it and get the output that it stored. A caller that dies opens the
 key again. So the function may run twice if its process is killed while it runs: what it does elsewhere must be
@@ -78,7 +78,7 @@ async def once_status(
     """
     token = new_id()
     check_ttl(ttl)
-    if (found := await _take(channel, key, token, fingerprint, wait)) is not None:
+    if (found := await _wait_for_key(channel, key, token, fingerprint, wait)) is not None:
         return found
 
     async def heartbeat() -> None:
@@ -104,7 +104,7 @@ async def once_status(
     return outcome
 
 
-async def _take(
+async def _wait_for_key(
     channel: AsyncChannel, key: str, token: str, fingerprint: str | None, wait: float | None
 ) -> OnceOutcome | None:
     """Wait for the key. Return its outcome if it is done, or None if this caller is to run."""
@@ -116,7 +116,7 @@ async def _take(
         except EoqError:
             raise
         except BaseException:
-            # Interrupted (by Ctrl-C, say): without this, the daemon would give the key to this caller later.
+            # Interrupted (by Ctrl-C, say). Without this, the daemon would later tell this caller to run.
             channel.tell(calls.once_release(key, token))
             raise
         if found.outcome is not None:
@@ -130,7 +130,7 @@ async def _take(
 async def _store(channel: AsyncChannel, done: Call[None]) -> None:
     """Store an outcome, trying again for as long as a daemon that went away is waited for.
 
-    The function has run, and a disk that is full for a moment is no reason to run it again.
+    The function has run already, and a disk that is full for a moment is no reason to run it again.
     """
     waits = pauses(total=channel.timeout)
     while True:

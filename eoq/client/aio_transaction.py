@@ -15,13 +15,13 @@ class AsyncTransaction:
     """Acks and sends, over any messages and queues, that happen together or not at all (guarantee G4).
 
     They are collected, and committed when the ``async with`` block ends without an exception. Then ``sent`` has the
-    outcome of each send, in their order. Raises `LeaseLost` if one of the leases has ended, or what `AsyncClient.send`
-    raises; then nothing at all has changed.
+    `Sent` of each send, in their order. The end of the block raises `LeaseLost` if one of the leases has ended, or what
+    `AsyncClient.send` raises; then nothing at all has changed.
     """
 
     def __init__(self, channel: AsyncChannel) -> None:
         self.sent: list[Sent] = []
-        """The outcome of each send, once the block has ended."""
+        """The `Sent` of each send, once the block has ended."""
         self._channel = channel
         self._acks: list[tuple[Delivery | str, object]] = []
         self._sends: list[Outgoing] = []

@@ -17,10 +17,10 @@ Keyed: TypeAlias = tuple[K, Outgoing]
 
 
 class Source(Protocol[K_contra]):
-    """Where the messages come from: it keeps them until the daemon has stored them."""
+    """The source of the messages. It keeps them until the daemon has stored them."""
 
     def may_send(self, key: K_contra) -> bool:
-        """Return whether a message may be sent now. One that may not is left out, and stays in the source."""
+        """Return whether a message may be sent now. If not, it is left out and stays in the source."""
 
     async def begin(self, keys: Sequence[K_contra]) -> None:
         """Note that these are about to be sent. From now on the daemon may have stored them."""
@@ -36,10 +36,10 @@ class Source(Protocol[K_contra]):
 
 
 class BatchSender(Generic[K]):
-    """Sends the messages of a source, each batch in one transaction of the daemon.
+    """A sender of the messages of a source, each batch in one transaction of the daemon.
 
-    If the daemon refuses a batch, its halves are sent one after the other, and so on. So the message that it refuses
-    is found, and those before and behind it are stored in their order.
+    If the daemon refuses a batch, its halves are sent one after the other, and so on. So the refused message is found,
+    and the messages before and behind it are stored in their order.
     """
 
     def __init__(self, client: AsyncClient, source: Source[K], backoff: Backoff) -> None:
@@ -48,7 +48,7 @@ class BatchSender(Generic[K]):
         self._backoff = backoff
 
     async def send(self, batch: Sequence[Keyed[K]]) -> None:
-        """Send what the daemon takes now. What it refuses for now stays in the source, and waits in the backoff."""
+        """Send the messages that the daemon accepts now. Those that it refuses for now stay in the source."""
         await self._send(batch, set())
 
     async def _send(self, batch: Sequence[Keyed[K]], refused_queues: set[str | None]) -> None:

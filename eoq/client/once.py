@@ -1,5 +1,5 @@
 # Made from aio_once.py by .ci/unasync.py. Change that file, then run the script.
-"""The dedup service, as its callers use it: run the function of a key once, and return its output ever after.
+"""The callers' side of the dedup service: run the function of a key once, and return its output from then on.
 
 The first caller of a key runs; the others wait for it and get the output that it stored. A caller that dies opens the
 key again. So the function may run twice if its process is killed while it runs: what it does elsewhere must be
@@ -78,7 +78,7 @@ def once_status(
     """
     token = new_id()
     check_ttl(ttl)
-    if (found := _take(channel, key, token, fingerprint, wait)) is not None:
+    if (found := _wait_for_key(channel, key, token, fingerprint, wait)) is not None:
         return found
 
     def heartbeat() -> None:
@@ -104,7 +104,9 @@ def once_status(
     return outcome
 
 
-def _take(channel: Channel, key: str, token: str, fingerprint: str | None, wait: float | None) -> OnceOutcome | None:
+def _wait_for_key(
+    channel: Channel, key: str, token: str, fingerprint: str | None, wait: float | None
+) -> OnceOutcome | None:
     """Wait for the key. Return its outcome if it is done, or None if this caller is to run."""
     deadline = None if wait is None else time.monotonic() + wait
     while True:
@@ -114,7 +116,7 @@ def _take(channel: Channel, key: str, token: str, fingerprint: str | None, wait:
         except EoqError:
             raise
         except BaseException:
-            # Interrupted (by Ctrl-C, say): without this, the daemon would give the key to this caller later.
+            # Interrupted (by Ctrl-C, say). Without this, the daemon would later tell this caller to run.
             channel.tell(calls.once_release(key, token))
             raise
         if found.outcome is not None:
@@ -128,7 +130,7 @@ def _take(channel: Channel, key: str, token: str, fingerprint: str | None, wait:
 def _store(channel: Channel, done: Call[None]) -> None:
     """Store an outcome, trying again for as long as a daemon that went away is waited for.
 
-    The function has run, and a disk that is full for a moment is no reason to run it again.
+    The function has run already, and a disk that is full for a moment is no reason to run it again.
     """
     waits = pauses(total=channel.timeout)
     while True:

@@ -1,7 +1,7 @@
 """Messages that a consumer has fetched ahead, and their leases. Shared by both clients; no socket, no clock.
 
-A message is yielded only while its lease surely lasts. One that has waited for half of its lease is extended first, and
-one whose lease has ended is dropped, since the daemon delivers it again.
+A message is yielded only while its lease certainly lasts. If it has waited for half of its lease, the lease is extended
+first. If its lease has ended, it is dropped, since the daemon delivers it again.
 """
 
 from __future__ import annotations

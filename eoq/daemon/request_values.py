@@ -13,6 +13,7 @@ from ..errors import InvalidRequest, MessageTooLarge
 from ..ids import new_id
 from ..protocol.codec import get_bytes, put_bytes
 from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
+from ..protocol.validation import body_too_large, headers_too_large
 from .records import NewMessage
 from .requests import Ack, AckItem, AddressedMessage, Message, Schedule, Send
 from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
@@ -42,9 +43,7 @@ def new_message(queue: str, content: Content, now: float, make_id: Callable[[], 
     if body is None:
         raise InvalidRequest("a message needs `body` or `body_base64`")
     if len(body) > MAX_BODY:
-        raise MessageTooLarge(
-            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
-        )
+        raise body_too_large(len(body))
     id = content.id
     if id is None:
         id = make_id()
@@ -112,7 +111,7 @@ def _headers(headers: dict[str, str] | None) -> str | None:
         return None
     text = json.dumps(headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_HEADERS:
-        raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
+        raise headers_too_large(len(text))
     return text
 
 

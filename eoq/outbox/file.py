@@ -81,11 +81,11 @@ _READ: Final = f"""
 
 
 class FileBusy(StorageFailed):
-    """Another program holds the lock of the application's file."""
+    """Another program has locked the application's file."""
 
 
 class FileGone(StorageFailed):
-    """The application's file does not exist any more."""
+    """The application's file does not exist."""
 
 
 class NoOutbox(NotFound):
@@ -151,8 +151,8 @@ class OutboxFile:
     ) -> list[Row]:
         """Return the next rows, in order: at most ``limit``, and ``most_bytes`` unless the first alone has more.
 
-        Rows of the queues in ``without`` are left out, as are rows that were set aside and those of the same queue and
-        group behind them (G8). A row that was first tried longer than ``resend_within`` seconds ago has an error
+        Leave out the rows of the queues in ``without``, the rows that were set aside, and those behind them in the same
+        queue and group (G8). A row that was first tried longer than ``resend_within`` seconds ago has an error
         instead of its message. ``behind_writers`` waits for a transaction that is being written now. ``reread`` also
         finds rows that were changed while they waited.
         """
@@ -198,7 +198,7 @@ class OutboxFile:
             database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Remove rows whose messages the daemon confirmed. It ignores rows that are gone."""
+        """Remove rows whose messages the daemon confirmed. Ignore rows that are gone."""
         with self._transaction("begin immediate") as database:
             database.executemany(
                 f"delete from eoq_outbox where seq = ? and {_KEY} is ?",  # noqa: S608 # a constant
@@ -259,10 +259,10 @@ class OutboxFile:
                     database.execute("rollback")
                 raise
         except sqlite3.Error as error:
-            trouble = _trouble(error, self.path)
-            if not isinstance(trouble, FileBusy):
+            failure = _storage_error(error, self.path)
+            if not isinstance(failure, FileBusy):
                 self.close()
-            raise trouble from error
+            raise failure from error
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection: a new one if the path leads to another file now (a restore, a rename)."""
@@ -313,7 +313,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     database.execute(_SENDING)
 
 
-def _trouble(error: sqlite3.Error, path: Path) -> EoqError:
+def _storage_error(error: sqlite3.Error, path: Path) -> EoqError:
     # The low byte of an error code is its kind. Errors of the `sqlite3` module itself have no code.
     kind = getattr(error, "sqlite_errorcode", -1) & 0xFF
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -325,7 +325,7 @@ def _trouble(error: sqlite3.Error, path: Path) -> EoqError:
     if kind == sqlite3.SQLITE_NOTADB:
         return InvalidRequest(f"{path} is not a SQLite database; name the file that has the outbox")
     if kind == sqlite3.SQLITE_ERROR:
-        return InvalidRequest(f"the outbox table of {path} is not as README describes it: {error}")
+        return InvalidRequest(f"the outbox table of {path} is not as PROTOCOL.md describes it: {error}")
     return StorageFailed(f"{path} cannot be read or written: {error}")
 
 

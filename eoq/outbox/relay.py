@@ -10,7 +10,7 @@ The daemon forgets the id of a settled message after its retention. So a row tha
 (`RESEND_WITHIN`) is not sent again: the relay sets it aside, and the operator finds out whether it arrived. There is
 such a row if the relay was killed at just that moment and then not started for days.
 
-A write to the file wakes the relay. A wake-up may be lost, so the relay also reads the file every half a minute.
+A write to the file wakes the relay. A wake-up may be lost, so the relay also reads the file every 30 seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..client.aio import AsyncClient
 from ..client.batch_sender import BatchSender
 from ..errors import EoqError
 from ..message import Outgoing
+from ..system.aio_thread import in_thread
 from ..system.watch import watch_database
 from .file import FileBusy, NoOutbox, OutboxFile, Row
 
@@ -37,27 +38,30 @@ T = TypeVar("T")
 log = logging.getLogger("eoq.relay")
 
 BATCH_ROWS: Final = 250
+"""Rows in one transaction of the daemon."""
 BATCH_BYTES: Final = 1024 * 1024
+"""Bytes of their bodies and headers."""
 SWEEP_SECONDS: Final = 30.0
 """How often the relay reads the file without being woken."""
 BUSY_SECONDS: Final = 30.0
 """How long the relay waits for another writer of the file before it logs that the file is locked."""
 BUSY_PAUSE: Final = 1.0
-"""Seconds before the relay looks again for the rows of a transaction that is still being written."""
+"""Seconds before the relay reads the file again while another program is writing a transaction."""
 RESEND_WITHIN: Final = 6 * 86400.0
 """Seconds after its first try within which a row is sent again: less than the daemon's retention (7 days)."""
 
 
 class Relay:
-    """Sends the outbox in the SQLite file ``path`` over ``client``.
+    """The relay of one outbox: it sends the messages in the SQLite file ``path`` over ``client``, each once.
 
-    ``resend_within`` is in seconds, and must be less than the retention of every queue that is sent to.
+    A row that was first sent more than ``resend_within`` seconds ago, and never confirmed, is set aside instead of sent
+    again. That must be less than the retention of every queue in the outbox. By default it is 6 days.
     """
 
     def __init__(self, path: Path, client: AsyncClient, *, resend_within: float = RESEND_WITHIN) -> None:
         self.path = path
         self.resend_within = resend_within
-        """It may be changed while the relay runs."""
+        """Seconds. It may be changed while the relay runs."""
         self._client = client
         self._file = OutboxFile(path)
         self._source = _Source(self._file)
@@ -76,18 +80,18 @@ class Relay:
         return self._source.set_aside
 
     async def check(self) -> None:
-        """Raise `Unavailable` without a daemon, and an error of `OutboxFile` if something is wrong with the file.
+        """Raise `Unavailable` without a daemon, and an error that says what is wrong if the file cannot be used.
 
-        It is no error that the application has not made the table yet.
+        A file in which the application has not made the table yet is not an error.
         """
         await self._client.ask("status")
         with suppress(NoOutbox, FileBusy):
-            await _in_thread(self._file.count_set_aside)
+            await _run(self._file.count_set_aside)
 
     async def run(self) -> None:
         """Send what is in the outbox and what is added to it, until this task is cancelled.
 
-        It logs each trouble with the file or the daemon, waits, and goes on.
+        An error of the file or of the daemon does not end it. It logs the error, waits, and goes on.
         """
         watching = asyncio.create_task(watch_database(self.path, self._woken.set, SWEEP_SECONDS))
         try:
@@ -98,10 +102,10 @@ class Relay:
             self._file.close()
 
     async def flush(self) -> int:
-        """Send what is in the outbox now. Returns how many rows are set aside.
+        """Send what is in the outbox now. Return how many rows are set aside.
 
-        It sends what it can, then raises the first error that kept it from sending all (`Unavailable`, `QueueFull`, …).
-        It does not wait until the daemon takes the rest.
+        Send what can be sent, then raise the first error that kept the rest from being sent (`Unavailable`,
+        `QueueFull`, …). Do not wait until the daemon accepts the rest.
         """
         await self.check()
         try:
@@ -112,7 +116,7 @@ class Relay:
                 return 0
             for refusal in self._backoff.errors():
                 raise refusal
-            return await _in_thread(self._file.count_set_aside)
+            return await _run(self._file.count_set_aside)
         finally:
             self._file.close()
 
@@ -132,7 +136,8 @@ class Relay:
                 if str(error) != logged:
                     logged = str(error)
                     log.warning("%s; waiting", error)
-                # A wake-up ends the pause early, since the trouble may be over. If not, the next pause is longer.
+                # A wake-up ends the pause early: the reason for the error may be gone. If not, the next pause is
+                # longer.
                 wait = next(waits)
             else:
                 if logged:
@@ -145,7 +150,7 @@ class Relay:
     # ── sending ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _send_all(self, *, reread: bool) -> bool:
-        """Send all that can be sent now. Returns False if another writer may be about to commit more.
+        """Send all that can be sent now. Return False if another writer may be about to commit more.
 
         ``reread`` also finds rows that were changed while they waited. Raises the errors of `OutboxFile`.
         """
@@ -162,7 +167,7 @@ class Relay:
                 reread=reread,
             )
             try:
-                rows = await _in_thread(read, 0.0 if behind_writers else BUSY_SECONDS)
+                rows = await _run(read, 0.0 if behind_writers else BUSY_SECONDS)
             except FileBusy:
                 if behind_writers:
                     return False
@@ -205,34 +210,29 @@ class _Source:
         return key.stream is None or key.stream not in self.stuck
 
     async def begin(self, keys: Sequence[Row]) -> None:
-        await _in_thread(partial(self._file.mark, keys))
+        await _run(partial(self._file.mark, keys))
 
     async def undo_begin(self, keys: Sequence[Row]) -> None:
-        await _in_thread(partial(self._file.unmark, keys))
+        await _run(partial(self._file.unmark, keys))
 
     async def remove(self, keys: Sequence[Row]) -> None:
-        await _in_thread(partial(self._file.remove, keys))
+        await _run(partial(self._file.remove, keys))
         self.sent += len(keys)
 
     async def reject(self, key: Row, error: EoqError) -> None:
-        await _in_thread(partial(self._file.set_aside, key, str(error)))
+        await _run(partial(self._file.set_aside, key, str(error)))
         log.error("%s: row %d of the outbox is set aside: %s", self._file.path, key.seq, error)
         self.set_aside += 1
         if key.stream is not None:
             self.stuck.add(key.stream)
 
 
-async def _in_thread(work: Callable[[], T], patience: float = BUSY_SECONDS) -> T:
+async def _run(work: Callable[[], T], patience: float = BUSY_SECONDS) -> T:
     """Run one transaction of the file. Raises `FileBusy` if another writer held the lock for ``patience`` seconds."""
     deadline = time.monotonic() + patience
     while True:
-        task = asyncio.ensure_future(asyncio.to_thread(work))
         try:
-            return await asyncio.shield(task)
+            return await in_thread(work)
         except FileBusy:
             if time.monotonic() > deadline:
                 raise
-        except asyncio.CancelledError:
-            # The caller closes the connection that the thread still uses.
-            await asyncio.gather(task, return_exceptions=True)
-            raise

@@ -35,11 +35,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Unpack
 
-from ..errors import InvalidRequest, MessageTooLarge
+from ..errors import InvalidRequest
 from ..ids import new_id
-from ..message import JSON_TYPE, Outgoing, SendOptions, encode_payload
+from ..message import Outgoing, SendOptions, complete_headers, encode_payload
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
-from ..protocol.validation import check_options, check_queue
+from ..protocol.validation import body_too_large, check_options, check_queue, headers_too_large
 from ..system.aio_sqlite import run
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Outbox:
         _create_table(connection)
 
     def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
-        """Write a message to the outbox, in the transaction of the connection. Returns the message's id.
+        """Write a message to the outbox, in the transaction of the connection. Return the message's id.
 
         The message is sent if that transaction commits, and never if it does not. The arguments are those of
         `Client.send`. ``delay`` and ``ttl`` count from now, not from when the message is relayed.
@@ -107,7 +107,7 @@ class AsyncOutbox:
         return cls(connection)
 
     async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
-        """Write a message to the outbox, as `Outbox.send` does."""
+        """Write a message to the outbox, as `Outbox.send` does. Return the message's id."""
         row = _row(Outgoing(body, queue=queue, **options))
         # On aiosqlite's thread: since Python 3.12 only that thread may read how the connection commits.
         return await run(self._connection, partial(_write, row=row))
@@ -133,15 +133,13 @@ def _write(connection: sqlite3.Connection, row: tuple[object, ...]) -> str:
 
 
 def _row(message: Outgoing) -> tuple[object, ...]:
-    """Return the parameters of `_INSERT`. Raises what the daemon would refuse, while the application can react."""
+    """Return the parameters of `_INSERT`. Raises the errors with which the daemon would refuse the message later."""
     check_queue(message.queue or "")
     check_options(message)
     body, is_json = encode_payload(message.body)
     if len(body) > MAX_BODY:
-        raise MessageTooLarge(
-            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
-        )
-    headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+        raise body_too_large(len(body))
+    headers = complete_headers(message, is_json)
     now = time.time()
     at = message.at if message.delay is None else now + message.delay
     return (
@@ -160,7 +158,7 @@ def _row(message: Outgoing) -> tuple[object, ...]:
 def _headers_text(headers: Mapping[str, str]) -> str:
     text = json.dumps(headers, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_HEADERS:
-        raise MessageTooLarge(f"the headers have {len(text):,} characters and {MAX_HEADERS:,} is the limit")
+        raise headers_too_large(len(text))
     return text
 
 

@@ -1,18 +1,18 @@
-"""The administrative requests of a client, and how their replies are read. Shared by both clients."""
+"""The administrative requests of a client, and how their replies are read. Shared by both clients.
+
+As in ``calls.py``, the docstring of a function that returns a `Call` says what the request does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ..message import JSON_TYPE, Outgoing, encode_payload
-from .calls import Call
+from ..message import Outgoing, complete_headers, encode_payload
+from .calls import Call, portions
 from .codec import Fields, put_bytes
-from .limits import MAX_BATCH
+from .limits import POLL_SECONDS
 from .validation import check_finite, check_options, check_queue
-
-TAIL_SECONDS: Final = 20.0
-"""How long one request of `tail` waits."""
 
 SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
 QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
@@ -42,23 +42,24 @@ def show(queue: str, id: str) -> Call[Fields]:
 
 
 def tail(queue: str, after: int | None, last: int) -> Call[tuple[list[Fields], int]]:
-    """Ask for the messages stored after the seq ``after``, or for the ``last`` ones. The second answer is the next
-    ``after``.
+    """Ask for the messages stored after the seq ``after``, or for the ``last`` ones.
+
+    The value is the messages, and the ``after`` of the next request.
     """
     start: Fields = {"last": last} if after is None else {"after": after}
     # The first request is answered at once: a broken connection must not lose the seq from which to go on.
-    wait = 0.0 if after is None else TAIL_SECONDS
+    wait = 0.0 if after is None else POLL_SECONDS
     fields = {"op": "tail", "queue": check_queue(queue), "wait": wait, **start}
     return Call(fields, lambda reply: (list(reply["messages"]), int(reply["after"])), wait)
 
 
 def changes(op: str, queue: str) -> Call[bool]:
-    """Pause or resume a queue. The answer says whether that changed anything."""
+    """Pause or resume a queue. The value says whether that changed anything."""
     return Call({"op": op, "queue": check_queue(queue)}, lambda reply: bool(reply["changed"]))
 
 
 def purge(queue: str, upto: int | None) -> Call[tuple[int, int | None]]:
-    """Drop waiting messages, one step at a time. The answer is how many, and the ``upto`` of the next step."""
+    """Drop waiting messages, one step at a time. The value is how many, and the ``upto`` of the next step."""
     fields: Fields = {"op": "purge", "queue": check_queue(queue), "upto": upto}
     return Call(fields, lambda reply: (int(reply["count"]), reply.get("upto")))
 
@@ -86,10 +87,8 @@ def change_dead(
 
 
 def parts(ids: Sequence[str] | None) -> list[Sequence[str] | None]:
-    """Return ``ids`` in parts that fit into one request, or one part that is None where there are no ids."""
-    if ids is None:
-        return [None]
-    return [ids[start : start + MAX_BATCH] for start in range(0, len(ids), MAX_BATCH)]
+    """Return ``ids`` in parts that fit into one request, or one part that is None if ``ids`` is None."""
+    return [None] if ids is None else list(portions(ids))
 
 
 def bind(topic: str, queue: str, headers: Mapping[str, str] | None) -> Call[None]:
@@ -116,12 +115,12 @@ def schedule(
     catch_up: str,
     replace: bool,
 ) -> Call[float | None]:
-    """Store a schedule. The answer is when it occurs next, in seconds since the epoch."""
+    """Store a schedule. The value is the time of its next occurrence, in seconds since the epoch, or None."""
     check_finite("every", every)
     check_finite("at", at)
     check_options(message)
     body, is_json = encode_payload(message.body)
-    headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+    headers = complete_headers(message, is_json)
     options = {"cron": cron, "timezone": timezone, "every": every, "at": at, "headers": headers or None}
     options |= {"priority": message.priority or None, "group": message.group, "ttl": message.ttl}
     fields: Fields = {"op": "schedule_add", "name": name, "queue": check_queue(queue), "catch_up": catch_up}

@@ -1,7 +1,8 @@
 """The requests of a client, and how their replies are read: shared by the blocking and the asyncio client.
 
-A `Call` is the fields of a request and the function that reads the reply. Ids are chosen here, before the first try, so
-that a request whose reply was lost can be repeated without storing a message twice.
+A `Call` is the fields of a request and the function that reads the reply. The docstring of a function that returns a
+`Call` says what the request does. Ids are chosen here, before the first try. So a request whose reply was lost can be
+repeated without storing a message twice.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
 from .codec import Fields, from_base64, get_bytes, put_bytes
 from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
-from .validation import check_finite, check_name, check_options, check_queue
+from .validation import body_too_large, check_finite, check_name, check_options, check_queue
 
 T = TypeVar("T")
 M = TypeVar("M", Message, AsyncMessage)
 
 BATCH_MESSAGES: Final = 250
-"""Messages in one request of `send_many`: with so many, the time of the commit no longer counts."""
+"""Messages in one request of `send_many`: so many that the time of its commit no longer matters."""
 BATCH_BYTES: Final = 1024 * 1024
 """Bytes of bodies in one request of `send_many`, so that neither side needs much memory."""
 
 
 class Call(NamedTuple, Generic[T]):
-    """A request, how to read its reply, and the seconds that the daemon may wait because the request says so."""
+    """A request: its ``fields``, and ``read``, which makes the value of the call from the fields of the reply.
+
+    ``wait`` is how many seconds the daemon may wait before it replies.
+    """
 
     fields: Fields
     read: Callable[[Fields], T]
@@ -40,7 +44,7 @@ def _nothing(_reply: Fields) -> None:
 
 
 def shortened(requests: Sequence[Fields], wait: float) -> list[Fields]:
-    """Return the requests so that none waits longer than ``wait`` seconds: a part of their time is used up."""
+    """Return the requests with waits of at most ``wait`` seconds, because a part of their time has passed."""
     return [{**fields, "wait": min(fields["wait"], wait)} if "wait" in fields else fields for fields in requests]
 
 
@@ -63,9 +67,7 @@ def _message_fields(item: object, make_id: Callable[[], str] = new_id) -> tuple[
     message = item if isinstance(item, Outgoing) else None
     body, is_json = encode_payload(item if message is None else message.body)
     if len(body) > MAX_BODY:
-        raise MessageTooLarge(
-            f"the body has {len(body):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
-        )
+        raise body_too_large(len(body))
     fields: Fields = {"id": make_id() if message is None or message.id is None else message.id}
     put_bytes(fields, "body", body)
     if is_json:
@@ -100,7 +102,7 @@ def send(queue: str, message: Outgoing) -> Call[Sent]:
 
 
 def send_batches(queue: str, items: Iterable[object]) -> Iterator[Call[list[Sent]]]:
-    """Store many messages, in requests of bounded size. Takes from ``items`` only what the next request needs."""
+    """Yield requests of bounded size that store many messages. Read from ``items`` only what the next one needs."""
     check_queue(queue)
     make_id = new_ids().__next__
     batch: list[Fields] = []
@@ -154,7 +156,7 @@ def receive(
         "bound": bound,
     }
 
-    # Not when the reply is read: the process may be stopped while the reply is in the socket.
+    # Taken now, not when the reply is read: the process may be stopped while the reply is in the socket.
     asked_at = time.time()
 
     def read(reply: Fields) -> list[M]:
@@ -273,7 +275,7 @@ def extend(message: Delivery | str, seconds: float) -> Call[None]:
 
 
 def result(queue: str, id: str, wait: float) -> Call[Result | None]:
-    """Ask how a message ended. The answer is None while it has not ended, and where the daemon does not know it."""
+    """Ask how a message ended. The value is None while it has not ended, and where the daemon does not know it."""
     check_finite("wait", wait)
 
     def read(reply: Fields) -> Result | None:
@@ -287,7 +289,7 @@ def result(queue: str, id: str, wait: float) -> Call[Result | None]:
 
 
 def query(op: str, **fields: Any) -> Call[Fields]:
-    """Ask something about the daemon or a queue. The answer is the plain fields of the reply."""
+    """Make a request of PROTOCOL.md. The value is the plain fields of the reply."""
     for name, value in fields.items():
         check_finite(name, value)
     return Call({"op": op, **fields}, lambda reply: reply)
@@ -312,7 +314,7 @@ class OnceState(NamedTuple):
 
 
 def once(key: str, token: str, fingerprint: str | None, wait: float) -> Call[OnceState]:
-    """Take a key of the dedup service, or wait for the caller that has it."""
+    """Ask for a key of the dedup service, and wait up to ``wait`` seconds while another caller runs it."""
     check_name("key", key)
     check_finite("wait", wait)
     fields: Fields = {"op": "once", "key": key, "token": token, "wait": wait}

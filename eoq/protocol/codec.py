@@ -17,7 +17,7 @@ from ..errors import EoqError, InvalidRequest, from_wire
 STEADY: Final = 100
 """Requests over one connection after which ``msgspec`` is worth its import (about 10 ms)."""
 LARGE: Final = 8 * 1024
-"""Bytes of one line that make it worth it at once."""
+"""Bytes of one line after which ``msgspec`` is worth its import at once."""
 
 Fields = dict[str, Any]
 
@@ -26,15 +26,15 @@ _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_ci
 
 
 class LineBuffer:
-    """Cuts a stream of bytes into lines.
+    """A buffer that cuts a stream of bytes into lines.
 
-    Once a line has more than ``limit`` bytes, ``overflowed`` is true and everything that follows is ignored. ``kept``
-    is the number of bytes of the line that is not complete yet.
+    Once a line has more than ``limit`` bytes, ``overflowed`` is true and everything that follows is ignored.
+    ``unfinished`` is the number of bytes of the line that is not complete yet.
     """
 
     def __init__(self, limit: int) -> None:
         self.overflowed = False
-        self.kept = 0
+        self.unfinished = 0
         self._limit = limit
         self._buffer = bytearray()
 
@@ -44,18 +44,18 @@ class LineBuffer:
             return []
         lines = data.split(b"\n")
         rest = lines.pop()
-        if lines and self.kept:
+        if lines and self.unfinished:
             self._buffer += lines[0]
             lines[0] = bytes(self._buffer)
             self._buffer = bytearray()
         if rest:
             self._buffer += rest
-        self.kept = len(self._buffer)
+        self.unfinished = len(self._buffer)
         for index, line in enumerate(lines):
             if len(line) > self._limit:
                 self.overflowed = True
                 return lines[:index]
-        self.overflowed = self.kept > self._limit
+        self.overflowed = self.unfinished > self._limit
         return lines
 
 
@@ -72,7 +72,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
 
 
 class Codec:
-    """Writes the requests of one connection and reads their replies.
+    """The encoder of the requests of one connection, and the decoder of their replies.
 
     A connection begins with the standard library's ``json``, so that a shell command that sends one message does not
     wait for an import. It goes on with ``msgspec``, which is several times as fast, after `STEADY` requests or a line

@@ -23,7 +23,7 @@ MAX_ERROR: Final = 4096
 MAX_LEASE: Final = 12 * 3600.0
 """Seconds of a lease or an extension."""
 MAX_TTL: Final = 100 * 366 * 86400.0
-"""Seconds for which a result may be kept."""
+"""Seconds of a time to live: of a message, or of the output of a key."""
 MAX_WAIT: Final = 3600.0
 """Seconds that one request may wait. Clients repeat it."""
 MAX_PRIORITY: Final = 2**31 - 1
@@ -38,4 +38,4 @@ QUEUE_NAMES: Final = (
 )
 
 POLL_SECONDS: Final = 20.0
-"""How long one request waits for messages before the client repeats it."""
+"""How long one request of a client waits. The client repeats it to wait longer."""

@@ -10,12 +10,22 @@ from itertools import chain
 from math import isfinite
 from typing import Final
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, MessageTooLarge
 from ..message import Outgoing
-from .limits import MAX_DELAY, MAX_ID, MAX_PRIORITY, MAX_QUEUE, MAX_TTL, QUEUE_NAMES, QUEUE_PATTERN
+from .limits import (
+    MAX_BODY,
+    MAX_DELAY,
+    MAX_HEADERS,
+    MAX_ID,
+    MAX_PRIORITY,
+    MAX_QUEUE,
+    MAX_TTL,
+    QUEUE_NAMES,
+    QUEUE_PATTERN,
+)
 
 SHORTEST_TTL: Final = 0.001
-"""The time to live, in seconds, of a message whose time has ended before it is sent."""
+"""The time to live, in seconds, of a message whose ttl has passed before it is sent."""
 LATEST: Final = 1e11
 """The latest time of delivery, in seconds since the epoch."""
 
@@ -73,6 +83,18 @@ def check_headers(headers: object) -> None:
         raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
 
 
+def body_too_large(size: int) -> MessageTooLarge:
+    """Return the error for a body of ``size`` bytes, which is over the limit."""
+    return MessageTooLarge(
+        f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
+    )
+
+
+def headers_too_large(size: int) -> MessageTooLarge:
+    """Return the error for headers of ``size`` characters as JSON, which is over the limit."""
+    return MessageTooLarge(f"the headers have {size:,} characters and {MAX_HEADERS:,} is the limit")
+
+
 def check_name(what: str, name: object) -> None:
     """Raise `InvalidRequest` where ``name`` cannot be an id, a group or a key; ``what`` says which it is."""
     if not (isinstance(name, str) and 1 <= len(name) <= MAX_ID and name.isprintable()):
@@ -86,7 +108,7 @@ def check_seconds(what: str, seconds: object, most: float) -> None:
 
 
 def check_ttl(ttl: float | None) -> None:
-    """Raise `InvalidRequest` where ``ttl`` is neither None nor a number of seconds that something may be kept."""
+    """Raise `InvalidRequest` where ``ttl`` is neither None nor a number of seconds in bounds."""
     if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= MAX_TTL):
         raise InvalidRequest(f"`ttl` is a number of seconds above 0, {MAX_TTL:.0f} at most, not {ttl!r}")
 
@@ -100,7 +122,7 @@ def check_finite(what: str, number: object) -> None:
 def time_left(ttl: float, since: float) -> float:
     """Return the seconds left of a ``ttl`` that counts from ``since`` (seconds since the epoch).
 
-    It is never 0: a message whose time has ended is sent all the same and expires at once, so that the daemon knows its
-    id and how it ended.
+    The least is `SHORTEST_TTL`: a message whose ttl has passed is sent all the same and expires at once, so that the
+    daemon knows its id and how it ended.
     """
     return min(max(since + ttl - time.time(), SHORTEST_TTL), ttl)

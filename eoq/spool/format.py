@@ -10,10 +10,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull
+from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..message import Outgoing
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
-from ..protocol.validation import check_options, time_left
+from ..protocol.validation import body_too_large, check_options, time_left
 
 WITH_OPTIONS: Final = ".eoq"
 """The end of the name of a file whose first line has options."""
@@ -23,8 +23,11 @@ MAX_OPTIONS: Final = 8 * MAX_HEADERS
 """Bytes of the first line: enough for the longest headers in their longest JSON spelling, and the other options."""
 _OPTIONS: Final = {field.name: field.default for field in fields(Outgoing) if field.name not in ("body", "queue")}
 _TRIED_AT: Final = "tried_at"
+"""The option that says when the message was first sent to a daemon."""
 _LEFT_AT: Final = "left_at"
+"""The option that says when the file was written: ``ttl`` counts from then."""
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+"""How to open a folder."""
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -53,7 +56,10 @@ def encode(message: Outgoing, tried_at: float | None = None) -> bytes:
 
 
 def decode(data: bytes) -> tuple[Outgoing, float | None]:
-    """Return the message of a file with options, and when it was sent before, or None. Raises what is wrong with it."""
+    """Return the message of a file with options, and when it was sent before, or None.
+
+    Raises `InvalidRequest` or `MessageTooLarge`, which say what is wrong with the file.
+    """
     line, end, body = data.partition(b"\n")
     if not end or len(line) > MAX_OPTIONS:
         raise InvalidRequest(
@@ -88,9 +94,7 @@ def _moment(options: dict[str, Any], name: str) -> float | None:
 def check_size(size: int) -> None:
     """Raise `MessageTooLarge` if a body has too many bytes."""
     if size > MAX_BODY:
-        raise MessageTooLarge(
-            f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
-        )
+        raise body_too_large(size)
 
 
 def open_folder(name: str, parent: int) -> int:
@@ -98,7 +102,7 @@ def open_folder(name: str, parent: int) -> int:
     return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
 
 
-def trouble(error: OSError, path: Path) -> EoqError:
+def storage_error(error: OSError, path: Path) -> EoqError:
     """Return the error of eoq that says why a path of the spool cannot be read or written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"there is no space for {str(path)!r}; free some")

@@ -14,20 +14,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Final, Unpack
 
 from ..client.blocking import Client
-from ..errors import Forbidden, InvalidRequest, MessageTooLarge, StorageFailed, StorageFull, Unavailable
+from ..errors import Forbidden, InvalidRequest, StorageFailed, StorageFull, Unavailable
 from ..ids import new_id
-from ..message import JSON_TYPE, Outgoing, SendOptions, Sent, encode_payload
+from ..message import Outgoing, SendOptions, Sent, complete_headers, encode_payload
 from ..protocol.limits import MAX_HEADERS
-from ..protocol.validation import check_options, check_queue
-from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_folder, trouble
+from ..protocol.validation import check_options, check_queue, headers_too_large
+from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_folder, storage_error
 
 SPOOLED_TOGETHER: Final = 100
-"""How many messages of a stream become visible together."""
+"""How many messages of a stream the daemon sees at once."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -39,22 +39,27 @@ class Spooled:
 
 
 class Spool:
-    """The spool in ``folder``, for senders. The first send creates it, and the first send to a queue its folder."""
+    """The spool in ``folder``, for senders. It needs no daemon to run.
+
+    The first send creates the folder, and the first send to a queue creates the queue's folder in it.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
-        """Write a message to the spool. When this returns, it is on disk, and it will be stored once. Returns its id.
+        """Write a message to the spool. When this returns, it is on disk, and it will be stored once.
 
-        The arguments are those of `Client.send`. ``delay`` and ``ttl`` count from now, not from when a daemon stores
-        the message. Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse, and `Forbidden`,
-        `StorageFull` or `StorageFailed` if the spool cannot be written. After an error, nothing was written.
+        Return its id. The arguments are those of `Client.send`. ``delay`` and ``ttl`` count from now, not from when a
+        daemon stores the message.
+
+        Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse. Raises `Forbidden`, `StorageFull`
+        or `StorageFailed` if the spool cannot be written. After an error, nothing was written.
         """
         return self.send_many(queue, [Outgoing(body, **options)])[0]
 
     def send_many(self, queue: str, messages: Iterable[object], *, tried_at: float | None = None) -> list[str]:
-        """Write many messages, in their order: `Outgoing` values, or bodies as for `send`. Returns their ids.
+        """Write many messages, in their order: `Outgoing` values, or bodies as for `send`. Return their ids.
 
         All are checked and on disk before a daemon can store the first. If the disk fails after that, some of them may
         be stored: repeat the call with the same ids. ``tried_at`` is when they were sent to a daemon that did not
@@ -70,7 +75,7 @@ class Spool:
         try:
             self._write(queue, files)
         except OSError as error:
-            raise trouble(error, self.folder / queue) from error
+            raise storage_error(error, self.folder / queue) from error
         return [str(message.id) for message in prepared]
 
     def _write(self, queue: str, files: Mapping[str, bytes]) -> None:
@@ -158,14 +163,10 @@ def _prepare(queue: str, item: object) -> Outgoing:
     check_options(message)
     body, is_json = encode_payload(message.body)
     check_size(len(body))
-    headers = {**({"content-type": JSON_TYPE} if is_json else {}), **(message.headers or {})}
+    headers = complete_headers(message, is_json)
     size = len(json.dumps(headers, ensure_ascii=False, separators=(",", ":")))
     if size > MAX_HEADERS:
-        raise MessageTooLarge(f"the headers have {size:,} characters and {MAX_HEADERS:,} is the limit")
-    try:
-        "".join(chain.from_iterable(headers.items())).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the headers are not valid Unicode: {error}") from error
+        raise headers_too_large(size)
     return replace(
         message,
         body=body,

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 @asynccontextmanager
 async def repeating(seconds: float, function: Callable[[], Awaitable[None]], name: str) -> AsyncIterator[None]:
-    """Call ``function`` every so many ``seconds`` until the block ends. ``name`` is the name of the task.
+    """Call ``function`` every ``seconds`` seconds until the block ends. ``name`` is the name of the task.
 
-    At the end of the block a call that is under way is cancelled.
+    A call that is under way at the end of the block is cancelled.
     """
 
     async def run() -> None:

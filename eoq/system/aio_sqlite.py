@@ -1,4 +1,4 @@
-"""The one place that uses aiosqlite's inner parts: its thread and its sqlite3 connection.
+"""The only module that uses aiosqlite's inner parts: its thread and its sqlite3 connection.
 
 aiosqlite offers one call for each statement, and each call is a hop to its thread and back. A transaction of many
 statements should be one hop. Also, some settings of the sqlite3 connection have no name in aiosqlite.
@@ -23,7 +23,7 @@ async def run(connection: aiosqlite.Connection, function: Callable[[sqlite3.Conn
     """Run ``function`` with the sqlite3 connection on aiosqlite's thread, as one call, and return what it returns.
 
     The thread runs such calls and aiosqlite's own in their order, one at a time. Cancelling this coroutine does not
-    stop ``function``. Raise `ValueError` if the connection is not open, and `RuntimeError` if the installed version
+    stop ``function``. Raises `ValueError` if the connection is not open, and `RuntimeError` if the installed version
     of aiosqlite does not have these inner parts.
     """
     # Both are private names of aiosqlite. `_conn` raises `ValueError` if the connection is not open.

@@ -20,14 +20,14 @@ class Forked(Protocol):
 _watched: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
-def watch_forks(one: Forked) -> None:
-    """Call ``one.forked()`` in the child of every fork, as long as ``one`` lives."""
-    _watched.add(one)
+def watch_forks(watched: Forked) -> None:
+    """Call ``watched.forked()`` in the child of every fork, as long as ``watched`` lives."""
+    _watched.add(watched)
 
 
 def _after_fork() -> None:
-    for one in list(_watched):
-        one.forked()
+    for watched in list(_watched):
+        watched.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 
 
-def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return the socket: ``given``, else ``EOQ_SOCKET``, else ``eoq/eoq.sock`` in the user's runtime directory."""
-    if given is not None:
-        return Path(given)
+def socket_path(path: str | os.PathLike[str] | None = None) -> Path:
+    """Return the socket: ``path``, else ``EOQ_SOCKET``, else ``eoq/eoq.sock`` in the user's runtime directory."""
+    if path is not None:
+        return Path(path)
     if named := os.environ.get("EOQ_SOCKET"):
         return Path(named)
     from platformdirs import user_runtime_path
@@ -21,10 +21,10 @@ def socket_path(given: str | os.PathLike[str] | None = None) -> Path:
         return user_runtime_path("eoq") / "eoq.sock"
 
 
-def database_path(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return the daemon's database: ``given``, else ``EOQ_DB``, else ``eoq/eoq.db`` in the user's data directory."""
-    if given is not None:
-        return Path(given)
+def database_path(path: str | os.PathLike[str] | None = None) -> Path:
+    """Return the daemon's database: ``path``, else ``EOQ_DB``, else ``eoq/eoq.db`` in the user's data directory."""
+    if path is not None:
+        return Path(path)
     if named := os.environ.get("EOQ_DB"):
         return Path(named)
     from platformdirs import user_data_path

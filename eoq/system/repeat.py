@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def repeating(seconds: float, function: Callable[[], None], name: str) -> Iterator[None]:
-    """Call ``function`` every so many ``seconds`` until the block ends. ``name`` is the name of the thread.
+    """Call ``function`` every ``seconds`` seconds until the block ends. ``name`` is the name of the thread.
 
-    At the end of the block a call that is under way is waited for.
+    The end of the block waits for a call that is under way.
     """
     ended = threading.Event()
 

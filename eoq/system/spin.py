@@ -1,6 +1,6 @@
 """Adaptive spinning: in a row of requests, polling for a moment is cheaper than falling asleep and being woken.
 
-Besides its commit, waking a sleeping processor takes a good part of the time of a send. (``tests/bench/run.py``
+Apart from the commit, waking a sleeping processor is a large part of the time of a send. (``tests/bench/run.py``
 measures sends; with ``ROW`` at 0 nothing spins.) So a thread that waits for the other side polls again and again, but
 only
 
@@ -23,14 +23,17 @@ from typing import Final
 ROW: Final = 0.002
 """Seconds after the end of a wait within which the next wait counts as in a row with it."""
 TAKEN: Final = 0.0002
-"""Seconds that an offered processor is away before that counts as taken by another process. With more, many clients
-spin at each other's cost; with less, a single client stops spinning because of the system's own short tasks."""
+"""Seconds after which an offered processor that has not come back counts as taken by another process.
+
+With more, many clients spin at each other's cost. With less, a single client stops spinning because of the system's own
+short tasks.
+"""
 REST: Final = 0.05
 """Seconds without spinning after the processor was taken."""
 
 
 class Spin:
-    """Decides for each wait whether to poll again or to sleep. A wait starts with `begin` and stops with `end`."""
+    """The decision, at each wait, to poll again or to sleep. A wait starts with `begin` and stops with `end`."""
 
     def __init__(self, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
         """``longest``: the seconds of one wait that are spent polling."""

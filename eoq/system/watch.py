@@ -101,7 +101,7 @@ class _TreeTarget:
     is_file: Callable[[str], bool]
 
     def counts(self, deleted: bool, folder: str, name: str) -> bool:
-        # What is gone does not count: the task that is woken moves files away itself.
+        # A removed file does not count: the task that is woken moves files away itself.
         return not deleted and (self.is_folder(name) if folder == self.top else self.is_file(name))
 
 
@@ -144,21 +144,21 @@ def _identify(folder: str | Path) -> Identity:
 def _links(path: Path) -> list[Path]:
     """Return the symbolic links on the way to ``path``. If one of them is replaced, ``path`` is another file."""
     links: list[Path] = []
-    place, ahead = Path("/"), list(path.absolute().parts[1:])
+    folder, ahead = Path("/"), list(path.absolute().parts[1:])
     while ahead and len(links) < MAX_LINKS:
-        here = place / ahead.pop(0)
+        here = folder / ahead.pop(0)
         if here.is_symlink():
             links.append(here)
             target = here.readlink()
             ahead[:0] = target.parts[1:] if target.is_absolute() else target.parts
-            place = Path("/") if target.is_absolute() else place
+            folder = Path("/") if target.is_absolute() else folder
         else:
-            place = here.parent.parent if here.name == ".." else here
+            folder = here.parent.parent if here.name == ".." else here
     return links
 
 
 class _Interrupted(Exception):
-    """watchfiles has failed while it watched, so wake-ups may be lost."""
+    """A failure of watchfiles while it watched. Wake-ups may be lost."""
 
 
 # ── one watch ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,7 +187,7 @@ async def _watch(
 async def _watch_target(
     find_target: Callable[[], AnyTarget], wake: Callable[[], object], sweep: float, step: int
 ) -> None:
-    """Watch until the folders are others. Raises `OSError` or `RuntimeError` if they cannot be watched."""
+    """Watch until a folder was removed or replaced. Raises `OSError` or `RuntimeError` if one cannot be watched."""
     watch = _Watch(find_target(), step)
     watcher = _watcher_of_this_loop()
     watcher.add(watch)
@@ -230,7 +230,7 @@ class _Watch:
 
 
 class _Watcher:
-    """Runs watchfiles over the folders of all watches of one event loop, and starts it anew when they change."""
+    """One run of watchfiles over the folders of all watches of an event loop. It starts anew when they change."""
 
     def __init__(self) -> None:
         self._watches: set[_Watch] = set()

@@ -44,11 +44,11 @@ class AsyncStarted(NamedTuple, Generic[T]):
 
 
 class AsyncChannel:
-    """Carries the requests of an asyncio client, over one connection at a time, for the tasks of one event loop.
+    """The way of an asyncio client's requests to the daemon: over one connection at a time, in one event loop.
 
     ``path`` is the socket of the daemon. ``timeout`` is in seconds: how long a request may take besides its own
     ``wait``, and how long a daemon that went away may take to come back. ``generation`` counts the connections: a bound
-    lease ends with its connection, so it is over when the generation has changed. ``closed`` says whether `close` was
+    lease ends with its connection, so it has ended when the generation has changed. ``closed`` says whether `close` was
     called.
     """
 

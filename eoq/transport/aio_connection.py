@@ -43,7 +43,10 @@ class AsyncConnection(asyncio.Protocol):
             os.close(nowhere)
 
     async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
-        """Send ``requests`` in one go. Return their replies, for `finish` or `forget`. Raises what `finish` raises."""
+        """Send ``requests`` in one go. Return the futures of their replies, for `finish` or `forget`.
+
+        Raises what `finish` raises.
+        """
         self._raise_if_broken()
         if not self._writable.is_set():
             try:
@@ -68,7 +71,7 @@ class AsyncConnection(asyncio.Protocol):
         return replies
 
     async def finish(self, replies: Replies, seconds: float) -> list[Fields | EoqError]:
-        """Wait for the replies, at most so many ``seconds``. Raises `ConnectionLost` or `TimeoutError`."""
+        """Wait for the replies, ``seconds`` at most. Raises `ConnectionLost` or `TimeoutError`."""
         try:
             async with asyncio.timeout(seconds):
                 return [await reply for reply in replies.values()]

@@ -60,11 +60,11 @@ class Started(NamedTuple, Generic[T]):
 
 
 class Channel:
-    """Carries the requests of a client, over one connection at a time. Safe to share between threads.
+    """The way of a client's requests to the daemon: over one connection at a time. Safe to share between threads.
 
     ``path`` is the socket of the daemon. ``timeout`` is in seconds: how long a request may take besides its own
     ``wait``, and how long a daemon that went away may take to come back. ``generation`` counts the connections: a bound
-    lease ends with its connection, so it is over when the generation has changed. ``closed`` says whether `close` was
+    lease ends with its connection, so it has ended when the generation has changed. ``closed`` says whether `close` was
     called.
     """
 

@@ -38,7 +38,7 @@ class ConnectionLost(Exception):
 
 
 class NotADaemon(ConnectionLost):
-    """The other side is not an eoq daemon: trying again does not help."""
+    """The program at the other end is not an eoq daemon. Retrying will not help."""
 
 
 class Connection:
@@ -69,7 +69,7 @@ class Connection:
         self._sleepers: list[threading.Lock] = []
         """Threads that wait for the reading thread. Each sleeps on a lock of its own."""
         self._replies: dict[int, Fields | EoqError | None] = {}
-        """The replies that are waited for, by rid; None until they come."""
+        """The replies that threads wait for, by rid; None until a reply has arrived."""
         self._receives: set[int] = set()
         """The rids among them whose replies may bring messages."""
         self._last_rid = 0
@@ -133,7 +133,7 @@ class Connection:
         """End the connection. Threads that wait on it get `ConnectionLost`."""
         with self._lock:
             self._break(reason)
-            with suppress(OSError):  # the other side was faster
+            with suppress(OSError):  # the daemon may have closed it first
                 self._socket.shutdown(sockets.SHUT_RDWR)
         self._wake()
 
@@ -259,7 +259,7 @@ class Connection:
             whole = False
             data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
             if data:
-                self._take(data)
+                self._handle(data)
             else:
                 self._break("the daemon closed the connection")
             whole = True
@@ -276,14 +276,14 @@ class Connection:
 
     def _await_data(self, poll: select.poll, seconds: float) -> None:
         """Return when ``poll`` has reported an event, or after ``seconds``."""
-        # With other threads it would slow them down: all need the interpreter's lock.
+        # With other threads, spinning would slow them down: all need the interpreter's lock.
         spins = self._spin.begin() and threading.active_count() == 1
         while spins and not poll.poll(0):
             spins = self._spin.again()
         if spins or poll.poll(seconds * 1000):
             self._spin.end()
 
-    def _take(self, data: bytes) -> None:
+    def _handle(self, data: bytes) -> None:
         lines = self._lines.feed(data)
         with self._lock:
             for line in lines:

@@ -1,4 +1,4 @@
-"""How the messages of a worker are settled: through here, so that its loop knows how each ended.
+"""The settlers of a worker's messages. Its loop knows through them how each message ended.
 
 While messages wait, the loop sends an ack and runs the next handler. It waits for the reply some handlers later.
 """
@@ -23,7 +23,7 @@ OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict,
 
 
 class LoopSettler:
-    """Settles the messages of one loop and waits for each reply.
+    """The settler of one loop that waits for each reply.
 
     ``changed`` guards ``in_flight`` and is notified when a message leaves. Errors that no message caused go to
     ``fail``, which ends the loop.
@@ -80,7 +80,7 @@ class LoopSettler:
 
 
 class PipelinedAcks:
-    """Settles the messages of one loop, and does not wait for the replies to acks. `confirm` waits for them."""
+    """The settler of one loop that does not wait for the replies to acks. `confirm` waits for them."""
 
     def __init__(
         self, settler: LoopSettler, channel: Channel, in_flight: InFlight[Message], changed: threading.Condition

@@ -66,7 +66,7 @@ class _Worker:
         self._settler = AsyncLoopSettler(channel, self._in_flight, self._fail)
         self._acks = AsyncPipelinedAcks(self._settler, channel, self._in_flight, self._changed)
         self._stopped = asyncio.Event()
-        self._was_told = False
+        self._stop_requested = False
         self._failure: BaseException | None = None
 
     async def run(self) -> Summary:
@@ -94,15 +94,15 @@ class _Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._failure is not None and not (self._was_told and isinstance(self._failure, Unavailable)):
+        if self._failure is not None and not (self._stop_requested and isinstance(self._failure, Unavailable)):
             raise self._failure
         if self._failure is not None:
-            log.warning("%s; the loop was ending, and what was not confirmed comes again", self._failure)
+            log.warning("%s; the loop was ending, and what was not confirmed is delivered again", self._failure)
         return self._in_flight.summary()
 
     def _stop(self) -> None:
         """Begin the clean end."""
-        self._was_told = True
+        self._stop_requested = True
         self._stopped.set()
 
     async def _fail(self, error: BaseException) -> None:

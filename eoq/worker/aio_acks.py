@@ -1,4 +1,4 @@
-"""How the messages of an asyncio worker are settled: through here, so that its loop knows how each ended.
+"""The settlers of an asyncio worker's messages. Its loop knows through them how each message ended.
 
 While messages wait, the loop sends an ack and runs the next handler. A task waits for the reply meanwhile.
 """
@@ -20,7 +20,7 @@ from .reports import report
 
 
 class AsyncLoopSettler:
-    """Settles the messages of one loop and waits for each reply.
+    """The settler of one loop that waits for each reply.
 
     Errors that no message caused go to ``fail``, which ends the loop.
     """
@@ -71,7 +71,7 @@ class AsyncLoopSettler:
 
 
 class AsyncPipelinedAcks:
-    """Settles the messages of one loop, and does not wait for the replies to acks.
+    """The settler of one loop that does not wait for the replies to acks.
 
     ``tasks`` wait for them, one for each ack in flight. ``changed`` is set when a message leaves.
     """

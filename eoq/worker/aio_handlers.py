@@ -18,8 +18,8 @@ AsyncApply: TypeAlias = Callable[
     [Sequence[Entry[AsyncMessage]], AsyncSettler, Callable[[], None]],
     Awaitable[None],
 ]
-"""Handles messages and acks them through the settler. Calls the function when the first handler begins: the time of
-the handlers counts from then."""
+"""Handles messages and acks them through the settler. It calls the function when the first handler begins, since the
+timeout counts from then."""
 
 
 class AsyncProcessor(Protocol):
@@ -44,7 +44,7 @@ def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:
         begun()
         result = await handler(entry.message)
         if entry.overdue:
-            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
+            log.warning("%s: its handler ended after its timeout; the result is discarded", described(entry.message))
         elif not entry.settled:
             await acks.ack(entry.message.receipt, result)
 
@@ -53,7 +53,7 @@ def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:
 
 def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -> AsyncApply:
     async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> None:
-        # The time before is the wait for the inbox's file, which says nothing of the handler.
+        # Before this, the inbox may wait for its file, which is no fault of the handler.
         async def handle(tx: object, message: AsyncMessage) -> object:
             begun()
             return await handler(tx, message)

@@ -1,10 +1,10 @@
 """The worker's loop: it fetches messages, handles them in threads and keeps their leases, until it is stopped.
 
-`Client.work` says what it promises. Who does what:
+`Client.work` says what it promises. The threads:
 
     the caller's thread     handles messages, like ``concurrency - 1`` other threads, and gets the signals
     one thread fetches      waits for room, then for messages
-    one thread keeps        extends all leases every third of their length, and ends the time of slow handlers
+    one thread keeps        extends all leases every third of their length, and gives back messages of slow handlers
 
 The loop has a channel of its own. So a stop can end the request that waits for messages without ending leases of the
 rest of the program, and every lease ends with the loop.
@@ -37,8 +37,8 @@ from .reports import described, log, report
 from .signals import on_signals
 
 
-class _Mail(Enum):
-    """Messages to the thread that keeps the leases."""
+class _Notice(Enum):
+    """What other threads tell the thread that keeps the leases."""
 
     DEADLINE = "there is a new deadline"
     STOP = "give back the messages that wait"
@@ -76,14 +76,14 @@ class _Worker:
             options.places + options.prefetch, min(options.places, max(1, options.prefetch // 2))
         )
         self._changed = threading.Condition()
-        """Guards the messages in flight. The handler of a signal must not use it; the simple queues are safe there."""
+        """Guards the messages in flight. A signal handler must not use it; it may use the simple queues."""
         self._waiting: SimpleQueue[Entry[Message] | None] = SimpleQueue()
         """Messages to be handled. None wakes a thread at the end."""
-        self._mail: SimpleQueue[_Mail] = SimpleQueue()
+        self._notices: SimpleQueue[_Notice] = SimpleQueue()
         self._settler = LoopSettler(channel, self._in_flight, self._changed, self._fail)
         self._acks = PipelinedAcks(self._settler, channel, self._in_flight, self._changed)
         self._stopping = False
-        self._was_told = False
+        self._stop_requested = False
         self._ended = False
         self._failure: BaseException | None = None
 
@@ -101,31 +101,31 @@ class _Worker:
                 self._handle()
                 for thread in handling:
                     thread.join()
-                self._mail.put(_Mail.END)
+                self._notices.put(_Notice.END)
                 keeping.join(STOP_SECONDS)
                 fetching.join(LAST_SECONDS)
         finally:
             self._stopping = self._ended = True
-            self._mail.put(_Mail.END)
+            self._notices.put(_Notice.END)
             self._channel.close()
             with self._changed:
                 self._changed.notify_all()
         keeping.join()
         fetching.join()
-        if self._failure is not None and not (self._was_told and isinstance(self._failure, Unavailable)):
+        if self._failure is not None and not (self._stop_requested and isinstance(self._failure, Unavailable)):
             raise self._failure
         if self._failure is not None:
-            log.warning("%s; the loop was ending, and what was not confirmed comes again", self._failure)
+            log.warning("%s; the loop was ending, and what was not confirmed is delivered again", self._failure)
         return self._in_flight.summary()
 
     def stop(self) -> None:
         """Begin the clean end. Safe in the handler of a signal."""
-        self._was_told = True
+        self._stop_requested = True
         self._begin_end()
 
     def _begin_end(self) -> None:
         self._stopping = True
-        self._mail.put(_Mail.STOP)
+        self._notices.put(_Notice.STOP)
         for _ in range(self._options.concurrency):
             self._waiting.put(None)
 
@@ -252,13 +252,13 @@ class _Worker:
                         give_back(entry.message, error)
 
     def _begun(self, entries: Sequence[Entry[Message]]) -> None:
-        """Start the time of the handlers of a batch, when the first of them begins."""
+        """Start the timeout of a batch, when its first handler begins."""
         if self._options.timeout is None or entries[0].deadline is not None:
             return
         with self._changed:
             for entry in entries:
                 entry.deadline = time.monotonic() + self._options.timeout
-        self._mail.put(_Mail.DEADLINE)
+        self._notices.put(_Notice.DEADLINE)
 
     # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
 
@@ -268,14 +268,14 @@ class _Worker:
             with self._changed:
                 deadline = self._in_flight.next_deadline()
             wake = next_beat if deadline is None else min(next_beat, deadline)
-            mail = None
+            notice = None
             with suppress(Empty):
-                mail = self._mail.get(timeout=max(0.0, wake - time.monotonic()))
-            if mail is _Mail.END:
+                notice = self._notices.get(timeout=max(0.0, wake - time.monotonic()))
+            if notice is _Notice.END:
                 self._catch_up()
                 return
             try:
-                if mail is _Mail.STOP:
+                if notice is _Notice.STOP:
                     self._release_waiting()
                 now = time.monotonic()
                 self._expire_overdue(now)
@@ -322,4 +322,6 @@ class _Worker:
             except LeaseLost:
                 log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
         if stuck:
-            log.error("every place is taken by a handler whose time is over; nothing is handled until one ends")
+            log.error(
+                "all places have handlers that passed their timeout; no message is handled until one of them ends"
+            )

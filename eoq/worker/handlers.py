@@ -17,8 +17,8 @@ Apply: TypeAlias = Callable[
     [Sequence[Entry[Message]], Settler, Callable[[], None]],
     None,
 ]
-"""Handles messages and acks them through the settler. Calls the function when the first handler begins: the time of
-the handlers counts from then."""
+"""Handles messages and acks them through the settler. It calls the function when the first handler begins, since the
+timeout counts from then."""
 
 
 class Processor(Protocol):
@@ -41,7 +41,7 @@ def _directly(handler: Callable[..., object]) -> Apply:
         begun()
         result = handler(entry.message)
         if entry.overdue:
-            log.warning("%s: its handler has ended after its time; the result is discarded", described(entry.message))
+            log.warning("%s: its handler ended after its timeout; the result is discarded", described(entry.message))
         elif not entry.settled:
             acks.ack(entry.message.receipt, result)
 
@@ -50,7 +50,7 @@ def _directly(handler: Callable[..., object]) -> Apply:
 
 def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
     def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> None:
-        # The time before is the wait for the inbox's file, which says nothing of the handler.
+        # Before this, the inbox may wait for its file, which is no fault of the handler.
         def handle(tx: object, message: Message) -> object:
             begun()
             return handler(tx, message)

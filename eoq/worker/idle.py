@@ -10,7 +10,7 @@ from .in_flight import InFlight
 
 
 class IdleRule:
-    """Says how long to wait for messages, and whether the loop has been idle for so many ``seconds`` (None: never)."""
+    """A rule: how long to wait for messages, and whether the loop has been idle for ``seconds`` (None: never end)."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds

@@ -38,11 +38,11 @@ class Entry(Generic[M]):
     generation: int
     running: bool = False
     deadline: float | None = None
-    """When the time of its handler is over (monotonic seconds)."""
+    """When the timeout of its handler passes (monotonic seconds)."""
     settling: bool = False
-    """A request that settles it is in flight. Only the reply counts."""
+    """Whether a request that settles it is in flight. Only the reply counts."""
     confirming: bool = False
-    """That request is the ack of a handler that has ended, and its reply is waited for later."""
+    """Whether that request is the ack of a handler that has ended, so that the loop waits for its reply later."""
     settled: bool = False
     lost: bool = False
     overdue: bool = False
@@ -56,7 +56,7 @@ class Entry(Generic[M]):
 class InFlight(Generic[M]):
     """All messages of a worker, by receipt. All times are monotonic seconds.
 
-    At most ``most`` may be in flight. New ones are asked for when there is room for ``fewest``.
+    At most ``most`` may be in flight. The worker asks for new ones when there is room for ``fewest``.
     """
 
     def __init__(self, most: int, fewest: int) -> None:
@@ -64,11 +64,11 @@ class InFlight(Generic[M]):
         self._fewest = fewest
         self._entries: dict[str, Entry[M]] = {}
         self._running: dict[str, Entry[M]] = {}
-        """Those whose handlers run, by message id."""
+        """The messages whose handlers run, by message id."""
         self._postponed: deque[Entry[M]] = deque()
-        """Those that are next, and that must not share a batch with others."""
+        """The messages that are next, but must not share a batch with others."""
         self._blocked: list[Entry[M]] = []
-        """Those of which an earlier delivery is still being handled."""
+        """The messages of which an earlier delivery is still being handled."""
         self._confirming = 0
         self.ends = 0
         """How many messages have left."""
@@ -165,7 +165,7 @@ class InFlight(Generic[M]):
         return [receipt for receipt, entry in self._entries.items() if entry.open and not entry.confirming]
 
     def lose(self, receipts: Iterable[str]) -> list[Entry[M]]:
-        """Note that an extension found these leases ended. Return the entries of which that was not known."""
+        """Note that these leases had ended before they could be extended. Return the entries that are newly lost."""
         entries = [self._entries[receipt] for receipt in receipts if receipt in self._entries]
         return [entry for entry in entries if not entry.settling and self._lose(entry)]
 
@@ -194,7 +194,7 @@ class InFlight(Generic[M]):
         return overdue
 
     def overdue(self) -> int:
-        """Return how many handlers still run although their time is over."""
+        """Return how many handlers still run although their timeout has passed."""
         return sum(entry.overdue for entry in self._entries.values())
 
     # ── settling ────────────────────────────────────────────────────────────────────────────────────────

@@ -15,9 +15,9 @@ RECHECK_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 2.0
 """How long the end of the loop waits for the daemon to take back the messages that wait here."""
 LAST_SECONDS: Final = 0.1
-"""How long the end of the loop then waits for messages delivered meanwhile to be given back. Mostly there are none."""
+"""How long the end of the loop then waits until messages delivered meanwhile are given back. Mostly there are none."""
 MAX_PIPELINED: Final = 32
-"""Acks that are in flight while the next message is handled: so many share one commit of the daemon."""
+"""How many acks are in flight while the next message is handled. They can share one commit of the daemon."""
 
 
 class WorkKeywords(TypedDict, total=False):
@@ -80,5 +80,5 @@ class WorkOptions:
 
     @property
     def idle_seconds(self) -> float | None:
-        """The seconds without work after which the loop ends; None is never."""
+        """The seconds without work after which the loop ends. None means never."""
         return 0.0 if self.until_empty and self.idle is None else self.idle

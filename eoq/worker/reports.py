@@ -26,12 +26,12 @@ def report(entry: Entry[Any], error: Exception) -> None:
     elif isinstance(error, Retry):
         log.warning("%s: to be tried again: %s", name, error)
     elif isinstance(error, LeaseLost) and entry.lost:
-        # Without a traceback: the message comes again, and an inbox then finds it processed.
+        # Without a traceback: the message is delivered again, and an inbox then finds it processed.
         log.warning("%s: its lease was lost before it was settled; it is delivered again", name)
     elif isinstance(error, LeaseLost) and entry.overdue:
-        log.warning("%s: its handler has ended after its time; it was given back before", name)
+        log.warning("%s: its handler ended after its timeout; the message was given back before", name)
     elif isinstance(error, LeaseLost) and entry.settled:
-        pass  # it is about another message of its batch
+        pass  # the error is about another message of its batch
     elif isinstance(error, EoqError):
         log.error("%s: %s", name, error)
     else:

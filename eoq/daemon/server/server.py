@@ -184,7 +184,7 @@ class ClientConnection(asyncio.Protocol):
         self._server.asked()
         self._unhandled.extend(self._lines.feed(data))
         self._handle_lines()
-        if self._lines.kept != self._counted or self._lines.overflowed:
+        if self._lines.unfinished != self._counted or self._lines.overflowed:
             self._check_partial_line()
 
     def eof_received(self) -> bool:
@@ -298,16 +298,16 @@ class ClientConnection(asyncio.Protocol):
     # ── limits ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_partial_line(self) -> None:
-        kept = self._lines.kept
-        self._server.partial += kept - self._counted
-        self._counted = kept
+        unfinished = self._lines.unfinished
+        self._server.partial += unfinished - self._counted
+        self._counted = unfinished
         if self._lines.overflowed:
             self._refuse(
                 MessageTooLarge(
                     f"a line may have {MAX_LINE:,} bytes; the connection is closed, send less in one request"
                 )
             )
-        elif self._server.partial > MAX_PARTIAL and kept > PARTIAL_ALLOWANCE:
+        elif self._server.partial > MAX_PARTIAL and unfinished > PARTIAL_ALLOWANCE:
             self._refuse(Overloaded("too many long requests at once; the connection is closed, try again later"))
 
     def _refuse(self, error: EoqError) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from ...spool.format import is_visible, trouble
+from ...spool.format import is_visible, storage_error
 from ..locks import Lock, cannot_use
 
 log = logging.getLogger("eoq.spool")
@@ -60,7 +60,7 @@ class SpoolFolder:
             with os.scandir(self.descriptor) as entries:
                 return sorted(entry.name for entry in entries if is_visible(entry.name) and self._is_folder(entry))
         except OSError as error:
-            raise trouble(error, self.path) from error
+            raise storage_error(error, self.path) from error
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_dir(follow_symlinks=False):

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
 from ...message import Outgoing
-from ...spool.format import WITH_OPTIONS, decode, is_ready, trouble
+from ...spool.format import WITH_OPTIONS, decode, is_ready, storage_error
 from . import spool_files as files
 from .spool_folder import SpoolFolder
 
@@ -95,7 +95,7 @@ class QueueFolder:
         if sweep:
             self._stuck.clear()
         self.has_new_links = False
-        with self._trouble(), ExitStack() as stack:
+        with self._storage_errors(), ExitStack() as stack:
             here = self._enter(stack)
             with os.scandir(here) as entries:
                 names = (entry.name for entry in entries if is_ready(entry.name) and self._can_claim(entry))
@@ -128,7 +128,7 @@ class QueueFolder:
         name. A file that the daemon may have stored longer than ``resend_within`` seconds ago has an error instead of
         its message.
         """
-        with self._trouble(), ExitStack() as stack:
+        with self._storage_errors(), ExitStack() as stack:
             here = self._enter(stack)
             if self._names:
                 with suppress(FileExistsError):
@@ -244,7 +244,7 @@ class QueueFolder:
 
     def remove(self, batch: Sequence[str]) -> None:
         """Remove files that are stored. It ignores files that are gone."""
-        with self._trouble(), ExitStack() as stack:
+        with self._storage_errors(), ExitStack() as stack:
             claimed = files.enter_folder(stack, CLAIMED, self._enter(stack))
             for file in batch:
                 with suppress(FileNotFoundError):
@@ -273,8 +273,8 @@ class QueueFolder:
         return files.enter_folder(stack, self.queue, self._spool.descriptor)
 
     @contextmanager
-    def _trouble(self) -> Iterator[None]:
+    def _storage_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise trouble(error, self.path) from error
+            raise storage_error(error, self.path) from error

@@ -42,7 +42,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ...backoff import Backoff
 from ...client.aio import AsyncClient, connect_async
@@ -50,11 +50,10 @@ from ...client.batch_sender import BatchSender
 from ...errors import EoqError
 from ...message import Outgoing
 from ...spool.format import is_ready, is_visible
+from ...system.aio_thread import in_thread
 from ...system.watch import watch_subfolders
 from .spool_folder import SpoolFolder
 from .spool_queue import LINK_SECONDS, QueueFolder
-
-T = TypeVar("T")
 
 log = logging.getLogger("eoq.spool")
 
@@ -125,13 +124,13 @@ class SpoolReader:
         if self._backoff.is_waiting(None):
             return SWEEP_SECONDS
         try:
-            names = await _in_thread(self._folder.queues)
+            names = await in_thread(self._folder.queues)
         except EoqError as error:
             self._backoff.failed(None, error)
             return SWEEP_SECONDS
         self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
         wait = SWEEP_SECONDS
-        for folder in await _in_thread(partial(self._scan, sweep)):
+        for folder in await in_thread(partial(self._scan, sweep)):
             try:
                 await self._read_queue(client, folder)
             except EoqError as error:
@@ -156,7 +155,7 @@ class SpoolReader:
         source = _Source(folder, self.counts)
         sender = BatchSender(client, source, self._backoff)
         while self._may_send(folder):
-            batch = await _in_thread(partial(folder.claim, self._resend_within(folder.queue)))
+            batch = await in_thread(partial(folder.claim, self._resend_within(folder.queue)))
             if not batch:
                 break
             sendable = []
@@ -190,18 +189,8 @@ class _Source:
         self._folder.note_unsent(self._unsent)
 
     async def remove(self, keys: Sequence[str]) -> None:
-        await _in_thread(partial(self._folder.remove, keys))
+        await in_thread(partial(self._folder.remove, keys))
         self._counts.stored += len(keys)
 
     async def reject(self, key: str, error: EoqError) -> None:
-        self._counts.rejected += await _in_thread(partial(self._folder.reject, key, error))
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        # The daemon releases the lock of the folder next, so the thread must have ended.
-        await asyncio.gather(task, return_exceptions=True)
-        raise
+        self._counts.rejected += await in_thread(partial(self._folder.reject, key, error))
