@@ -134,6 +134,9 @@ class Relay:
                     log.warning("%s; waiting", error)
                 # A wake-up ends the pause early, since the trouble may be over. If not, the next pause is longer.
                 wait = next(waits)
+            except Exception:
+                log.exception("%s: a fault in eoq; waiting", self.path)
+                logged, wait = "a fault in eoq", next(waits)
             else:
                 if logged:
                     log.info("%s: goes on", self.path)
