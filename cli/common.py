@@ -37,8 +37,8 @@ def confirm(question: str, yes: bool, flag: str = "--yes") -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one object on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """Print one object on one line. Text that is not valid Unicode, such as a strange path, is printed as escapes."""
+    click.echo(json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode())
 
 
 def visible(text: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ..backoff import DAEMON_WIDE, PERMANENT, Backoff
-from ..errors import EoqError, Unavailable
+from ..errors import EoqError, InvalidRequest, Unavailable
 from ..message import Outgoing
 from .aio import AsyncClient
+
+MESSAGE_FAULTS: Final = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What Python raises where eoq meets a value that it did not expect. The value is in one message of the batch."""
 
 K = TypeVar("K")
 K_contra = TypeVar("K_contra", contravariant=True)
@@ -74,18 +77,27 @@ class BatchSender(Generic[K]):
             if isinstance(error, DAEMON_WIDE):
                 self._backoff.failed(None, error)
             elif len(batch) > 1:
-                middle = len(batch) // 2
-                await self._send(batch[:middle], refused_queues)
-                await self._send(batch[middle:], refused_queues)
+                await self._send_halves(batch, refused_queues)
             elif isinstance(error, PERMANENT):
                 await self._source.reject(keys[0], error)
             else:
                 queue = batch[0][1].queue
                 refused_queues.add(queue)
                 self._backoff.failed(queue, error)
+        except MESSAGE_FAULTS as fault:
+            # One message must not end the sending of all others. What `begin` noted stays: it may have been stored.
+            if len(batch) > 1:
+                await self._send_halves(batch, refused_queues)
+            else:
+                await self._source.reject(keys[0], InvalidRequest(f"eoq failed at this message: {fault!r}"))
         else:
             await self._source.remove(keys)
             self._backoff.succeeded({None, *(message.queue for _, message in batch)})
+
+    async def _send_halves(self, batch: Sequence[Keyed[K]], refused_queues: set[str | None]) -> None:
+        middle = len(batch) // 2
+        await self._send(batch[:middle], refused_queues)
+        await self._send(batch[middle:], refused_queues)
 
     async def _store(self, messages: Sequence[Outgoing]) -> None:
         async with self._client.transaction() as transaction:

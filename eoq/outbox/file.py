@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ..client.batch_sender import MESSAGE_FAULTS
 from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
 from ..message import Outgoing
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
@@ -331,9 +332,13 @@ def _storage_error(error: sqlite3.Error, path: Path) -> EoqError:
 
 def _check_age(since: Any, resend_within: float) -> InvalidRequest | None:
     """Return why a row may not be sent again without the operator's decision, or None if it may."""
-    if since is None or time.time() - since <= resend_within:
+    if since is None:
         return None
-    tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    if not isinstance(since, int | float):
+        return InvalidRequest("its `since` in eoq_outbox_sending is not a number of seconds; it may have been sent")
+    if time.time() - since <= resend_within:
+        return None
+    tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(since, 0.0)))
     return InvalidRequest(
         f"it was first sent on {tried}, and no answer was received. The daemon may have forgotten its id by now, so it "
         "could be stored twice. Find out whether it arrived. If so, delete the row; if not, set its error to null"
@@ -361,6 +366,9 @@ def _read_message(
             message = replace(message, ttl=time_left(ttl, created_at))
     except (InvalidRequest, MessageTooLarge) as error:
         return error
+    except MESSAGE_FAULTS as fault:
+        # The last catch: whatever one row contains, the relay and the other rows go on.
+        return InvalidRequest(f"eoq failed at this row: {fault!r}")
     return message
 
 

@@ -139,6 +139,9 @@ class Relay:
                 # A wake-up ends the pause early: the reason for the error may be gone. If not, the next pause is
                 # longer.
                 wait = next(waits)
+            except Exception:
+                log.exception("%s: a fault in eoq; waiting", self.path)
+                logged, wait = "a fault in eoq", next(waits)
             else:
                 if logged:
                     log.info("%s: goes on", self.path)

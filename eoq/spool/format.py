@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..message import Outgoing
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
-from ..protocol.validation import body_too_large, check_options, time_left
+from ..protocol.validation import LATEST, body_too_large, check_options, check_seconds, time_left
 
 WITH_OPTIONS: Final = ".eoq"
 """The end of the name of a file whose first line has options."""
@@ -85,9 +85,9 @@ def decode(data: bytes) -> tuple[Outgoing, float | None]:
 
 def _moment(options: dict[str, Any], name: str) -> float | None:
     """Remove an option that is not one of the message, and return it: a time in seconds since the epoch, or None."""
-    moment = options.pop(name, None)
-    if moment is not None and (isinstance(moment, bool) or not isinstance(moment, int | float)):
-        raise InvalidRequest(f"`{name}` is a number of seconds, not {moment!r}")
+    moment: float | None = options.pop(name, None)
+    if moment is not None:
+        check_seconds(name, moment, LATEST)
     return moment
 
 

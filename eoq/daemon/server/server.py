@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, cast
 
 from ...errors import EoqError, MessageTooLarge, Overloaded
-from ...protocol.codec import LineBuffer
+from ...protocol.codec import LineBuffer, encode
 from ...protocol.limits import MAX_LINE
 from ...system.spin import Spin
 from .. import requests as ask
 from ..session import Fields, Handler, Handlers, Session
 from .sockets import has_hung_up, listen, peer_of
+
+log = logging.getLogger("eoq.daemon")
 
 MAX_CONNECTIONS: Final = 4000
 """Connections at once. One more gets an error, and is closed."""
@@ -249,6 +252,9 @@ class ClientConnection(asyncio.Protocol):
         except EoqError as error:
             self._write(ask.rid_of(line), error)
             return
+        except Exception as fault:  # noqa: BLE001 # `_fail` logs it
+            self._fail(fault)
+            return
         route = self._server.routes[type(request)]
         waits = route.may_wait and getattr(request, "wait", 0.0) > 0
         heavy = route.heavy and not waits
@@ -263,6 +269,14 @@ class ClientConnection(asyncio.Protocol):
             route.handle(self._session, request, reply)
         except EoqError as error:
             reply(error)
+        except Exception as fault:  # noqa: BLE001 # `_fail` logs it
+            self._fail(fault)
+
+    def _fail(self, fault: Exception) -> None:
+        """Close this connection, since eoq failed at a line of it. The daemon and its other clients go on."""
+        log.error("a connection is closed: eoq failed at a request", exc_info=fault)
+        self._unhandled.clear()
+        self._refuse(EoqError(f"the daemon failed at this request, and closed the connection: {fault!r}"))
 
     def _reply(self, rid: ask.Rid, waited: bool, heavy: bool, outcome: Fields | EoqError) -> None:
         self._in_flight -= 1
@@ -292,7 +306,11 @@ class ClientConnection(asyncio.Protocol):
             reply = {"rid": rid, "ok": True, **outcome}
         if rid is None:
             del reply["rid"]
-        self._transport.write(ask.encode(reply))
+        try:
+            line = ask.encode(reply)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            line = encode(reply)  # it writes paths that are not UTF-8, and very large numbers
+        self._transport.write(line)
         self._server.answered()
 
     # ── limits ──────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from dataclasses import replace
 from heapq import nsmallest
 from typing import Final, NamedTuple
 
+from ...client.batch_sender import MESSAGE_FAULTS
 from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
 from ...message import Outgoing
 from ...spool.format import WITH_OPTIONS, decode, is_ready, storage_error
@@ -214,6 +215,9 @@ class QueueFolder:
                 found.append(SpoolFile(file, Forbidden(f"the file cannot be read: {error.strerror}")))
             except (InvalidRequest, MessageTooLarge) as error:
                 found.append(SpoolFile(file, error))
+            except MESSAGE_FAULTS as fault:
+                # The last catch: whatever one file contains, the daemon and the other files go on.
+                found.append(SpoolFile(file, InvalidRequest(f"eoq failed at this file: {fault!r}")))
         return found
 
     def _check_age(self, file: str, tried_at: float | None, resend_within: float) -> None:

@@ -125,16 +125,16 @@ class SpoolReader:
             return SWEEP_SECONDS
         try:
             names = await in_thread(self._folder.queues)
-        except EoqError as error:
-            self._backoff.failed(None, error)
+        except Exception as error:  # noqa: BLE001 # `_failed` logs it
+            self._failed(None, error)
             return SWEEP_SECONDS
         self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
         wait = SWEEP_SECONDS
         for folder in await in_thread(partial(self._scan, sweep)):
             try:
                 await self._read_queue(client, folder)
-            except EoqError as error:
-                self._backoff.failed(folder.queue, error)
+            except Exception as error:  # noqa: BLE001 # `_failed` logs it
+                self._failed(folder.queue, error)
             else:
                 wait = wait if folder.complete else 0.0
         self._backoff.forget_retried()
@@ -147,9 +147,16 @@ class SpoolReader:
             try:
                 if self._may_send(folder) and folder.scan(sweep):
                     found.append(folder)
-            except EoqError as error:
-                self._backoff.failed(folder.queue, error)
+            except Exception as error:  # noqa: BLE001 # `_failed` logs it
+                self._failed(folder.queue, error)
         return found
+
+    def _failed(self, queue: str | None, error: Exception) -> None:
+        """Let a queue, or the whole spool, wait after an error. A fault in eoq does not end the daemon either."""
+        if not isinstance(error, EoqError):
+            log.error("%s: a fault in eoq", self._folder.path, exc_info=error)
+            error = EoqError(f"eoq failed at {queue or 'the spool'!r}: {error!r}")
+        self._backoff.failed(queue, error)
 
     async def _read_queue(self, client: AsyncClient, folder: QueueFolder) -> None:
         source = _Source(folder, self.counts)
