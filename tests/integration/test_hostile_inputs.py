@@ -1,6 +1,6 @@
 """Hostile files in the spool, rows of an outbox, and lines.
 
-each is rejected with its reason, and the daemon goes on.
+Each is rejected with its reason, and the daemon goes on.
 """
 
 from __future__ import annotations
