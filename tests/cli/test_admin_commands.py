@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import eoq
+from tests.cases import one_in
 from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
 
 
@@ -72,8 +73,17 @@ def test_drop_needs_confirmation(shell: Shell, client: eoq.Client, queue: str) -
     assert ran.status == 65 and "was dropped" in ran.errors
 
 
-@pytest.mark.parametrize("how", ["redrive", "drop --yes"])
-@pytest.mark.parametrize("which", ["", "a --all", "--all --older-than 1", "a --older-than 1", "--older-than -1"])
+@pytest.mark.parametrize(
+    ("which", "how"),
+    one_in(
+        3,
+        [
+            (which, how)
+            for which in ("", "a --all", "--all --older-than 1", "a --older-than 1", "--older-than -1")
+            for how in ("redrive", "drop --yes")
+        ],
+    ),
+)
 def test_dead_letters_must_be_selected_in_exactly_one_way(shell: Shell, queue: str, how: str, which: str) -> None:
     ran = shell.run(f"eoq dead {how} {queue} {which}")
     assert (ran.status, ran.text) == (2, "")

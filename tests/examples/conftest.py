@@ -38,9 +38,15 @@ class ExampleShell(Shell):
         return self.run(f'examples="{EXAMPLES}"; {script}', stdin, timeout=PATIENCE * 2, **environment)
 
 
-@pytest.fixture(params=["jq", "stand-in"])
+HAS_JQ: Final = shutil.which("jq") is not None
+
+
+@pytest.fixture(params=["jq", pytest.param("stand-in", marks=pytest.mark.slow if HAS_JQ else ())])
 def example_shell(request: pytest.FixtureRequest, shared_daemon: Daemon) -> ExampleShell:
-    """A shell for the examples. Each test runs with the real jq, if the machine has it, and with the stand-in."""
-    if request.param == "jq" and shutil.which("jq") is None:
+    """A shell for the examples. Each test runs with the real jq, and with the stand-in.
+
+    The default tests use the stand-in only on a machine without jq.
+    """
+    if request.param == "jq" and not HAS_JQ:
         pytest.skip("there is no jq on this machine")
     return ExampleShell(shared_daemon.shell(), stand_in=request.param == "stand-in")

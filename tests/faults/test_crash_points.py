@@ -92,7 +92,7 @@ def _pass_on(client: eoq.Client, stop: threading.Event) -> list[str]:
     return sent
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> None:
     """At whatever moment that was, the next daemon has a good file."""
     with planted_daemon(folder=folder) as daemon:

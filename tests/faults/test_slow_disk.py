@@ -18,8 +18,9 @@ from tests.faults.planted_daemon import Plant
 from tests.support import eventually
 
 ON_THREAD: Final = Plant(quick_commit=0.0)
-ON_THREAD_TOO: Final = ("send", "settle")
-"""Operations of `crashes.OPERATIONS` to test on the thread: one that stores and one that settles."""
+ON_THREAD_TOO: Final = {"send": "written", "settle": "committed"}
+"""Operations of `crashes.OPERATIONS` to test on the thread, one that stores and one that settles, and the points at
+which the default tests kill them."""
 COMMIT: Final = 0.3
 SLOW: Final = Plant(commit_seconds=COMMIT)
 PROMPT: Final = 0.2
@@ -101,9 +102,14 @@ def _reached(streaming: Future[None], confirmed: list[str], count: int) -> bool:
     return streaming.done() or len(confirmed) > count
 
 
-@pytest.mark.parametrize("point", ["written", "committed"])
 @pytest.mark.parametrize(
-    "operation", [each for each in OPERATIONS if each.name in ON_THREAD_TOO], ids=lambda each: each.name
+    ("operation", "point"),
+    [
+        pytest.param(operation, point, marks=() if point == quick else pytest.mark.slow, id=f"{operation.name}-{point}")
+        for operation in OPERATIONS
+        if (quick := ON_THREAD_TOO.get(operation.name))
+        for point in ("written", "committed")
+    ],
 )
 def test_a_kill_in_the_middle_of_an_operation_keeps_the_guarantees(operation: Operation, point: Point) -> None:
     crash(operation, point, quick_commit=0.0)
@@ -135,7 +141,10 @@ def _slow_answer(daemon: PlantedDaemon, busy: Callable[[], bool]) -> float:
     return sorted(seconds)[len(seconds) * 9 // 10]
 
 
-@pytest.mark.parametrize("receives_between", [False, True], ids=["sends", "sends and receives"])
+@pytest.mark.parametrize(
+    "receives_between",
+    [pytest.param(False, id="sends", marks=pytest.mark.slow), pytest.param(True, id="sends and receives")],
+)
 def test_status_is_prompt_while_commits_are_slow(slow: PlantedDaemon, receives_between: bool) -> None:
     """The daemon knows that the disk is slow after one commit. A receive, which needs no sync, must not reset that."""
     known = threading.Event()

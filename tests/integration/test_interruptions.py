@@ -17,6 +17,7 @@ from tests.support import PATIENCE, Daemon, eventually
 
 # A connection that is interrupted while it is made has no owner: Python closes it, and warns.
 left_to_python = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+few_or_many_rounds = pytest.mark.parametrize("rounds", [100, pytest.param(300, marks=pytest.mark.slow)])
 
 
 class _Interrupt(BaseException):
@@ -110,19 +111,21 @@ def test_an_interrupted_thread_leaves_the_leases_of_others_alone(daemon: Daemon)
 
 
 @left_to_python
-def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon) -> None:
+@few_or_many_rounds
+def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon, rounds: int) -> None:
     with eoq.connect(daemon.socket, timeout=5.0) as client:
         client.send_many("big", [b"x" * 4000] * 200)
         _again_and_again(
             lambda: [client.ask("peek", queue="big", limit=200) for _ in range(5)],
             lambda: client.send("q", "after"),
-            rounds=300,
+            rounds=rounds,
             longest=0.02,
         )
 
 
 @left_to_python
-def test_other_threads_do_not_notice_an_interruption(daemon: Daemon) -> None:
+@few_or_many_rounds
+def test_other_threads_do_not_notice_an_interruption(daemon: Daemon, rounds: int) -> None:
     sent = 0
     failed: list[BaseException] = []
     ended = threading.Event()
@@ -143,7 +146,7 @@ def test_other_threads_do_not_notice_an_interruption(daemon: Daemon) -> None:
         _again_and_again(
             lambda: [client.ask("peek", queue="big", limit=200) for _ in range(5)],
             lambda: None,
-            rounds=300,
+            rounds=rounds,
             longest=0.02,
         )
         ended.set()

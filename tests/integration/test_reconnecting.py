@@ -142,7 +142,7 @@ def test_the_socket_comes_from_the_environment(
     assert connect(None).ask("status")["pid"] == daemon.pid
 
 
-@pytest.mark.parametrize("restart", ["kill", "terminate"])
+@pytest.mark.parametrize("restart", ["kill", pytest.param("terminate", marks=pytest.mark.slow)])
 def test_a_restart_of_the_daemon_is_not_noticed(
     daemon: Daemon, connect: Callable[..., AnyClient], restart: str
 ) -> None:
@@ -206,18 +206,18 @@ def _all_of(client: AnyClient) -> list[Delivery]:
     return received
 
 
-def test_kills_during_a_stream_lose_and_duplicate_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
-    """The client repeats the requests in flight under the same ids, which the daemon recognises (G1, G2)."""
+def test_kills_during_a_stream_lose_and_duplicate_nothing_and_keep_its_order(
+    daemon: Daemon, connect: Callable[..., AnyClient]
+) -> None:
+    """The client repeats the requests in flight under the same ids, which the daemon recognises (G1, G2).
+
+    Messages that are repeated must not be stored after those sent later.
+    """
     confirmed, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
-    assert sorted(int(message.text) for message in received) == list(range(2500))
-    assert sorted(message.id for message in received) == sorted(sent.id for sent in confirmed)
-
-
-def test_kills_during_a_stream_keep_its_order(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
-    """Messages that are repeated must not be stored after those sent later."""
-    _, received = _stream_over_kills(daemon, connect(daemon.socket), 2500)
     numbers = [int(message.text) for message in received]
-    assert numbers == sorted(numbers)
+    assert sorted(numbers) == list(range(2500)), "lost or duplicated"
+    assert numbers == sorted(numbers), "in another order"
+    assert sorted(message.id for message in received) == sorted(sent.id for sent in confirmed)
 
 
 def test_single_sends_during_kills_lose_and_duplicate_nothing(

@@ -94,15 +94,31 @@ json_values = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from(VALID), st.dictionaries(st.text(max_size=8), json_values)), max_size=10))
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_requests_with_random_fields(shared_daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
+requests_with_more = st.lists(
+    st.tuples(st.sampled_from(VALID), st.dictionaries(st.text(max_size=8), json_values)), max_size=10
+)
+
+
+def _check_random_fields(daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
     lines = [json.dumps({**valid, **extra}).encode() for valid, extra in requests]
-    with shared_daemon.wire() as wire:
+    with daemon.wire() as wire:
         replies = _replies(wire, *lines)
     assert len(replies) <= len(lines)
     for reply in replies:
         _check(reply)
+
+
+@given(requests_with_more)
+@settings(max_examples=20, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_requests_with_random_fields(shared_daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
+    _check_random_fields(shared_daemon, requests)
+
+
+@pytest.mark.slow
+@given(requests_with_more)
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_requests_with_random_fields_at_length(shared_daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
+    _check_random_fields(shared_daemon, requests)
 
 
 def _mutated(rng: random.Random, line: bytes) -> bytes:
