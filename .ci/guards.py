@@ -201,7 +201,7 @@ GUARDS: Final = (
     Guard(
         "id conflict stores nothing of its request",
         "eoq/daemon/store/sqlite/tables/puts.py",
-        old="self._take_back(first)\n                raise IdConflict(",
+        old="self._delete_from(first)\n                raise IdConflict(",
         new="raise IdConflict(",
         tests="tests/integration/test_sending.py",
         select="refused_batch or conflict",

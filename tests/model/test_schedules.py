@@ -85,7 +85,7 @@ class Daemon:
     @full.setter
     def full(self, full: bool) -> None:
         self._full = full
-        self.store.space.look_again()
+        self.store.space.check_again()
 
     def kill(self) -> None:
         self.clock.forget()
