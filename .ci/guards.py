@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Remove each guard of eoq once, and check that a test fails.
 
-A guard is a line that a guarantee rests on. A test that passes without the guard is not a test of it. For each entry
+A guard is a line that a guarantee rests on. A test that passes without the guard does not test it. For each entry
 of `GUARDS` this script replaces one text in a scratch copy of the tree and runs the tests that must notice.
 
     .ci/guards.py                   # all guards, about ten minutes; exit status 1 if one is not caught
@@ -137,7 +137,7 @@ GUARDS: Final = (
         tests="tests/model/test_model.py",
     ),
     Guard(
-        "message that was given up holds the watermark",
+        "expired or dropped message holds the watermark",
         "eoq/daemon/store/sqlite/tables/deliveries.py",
         old="state in ('expired', 'dropped') and fence > 0",
         new="state in ('expired', 'dropped') and fence < 0",
@@ -201,7 +201,7 @@ GUARDS: Final = (
     Guard(
         "id conflict stores nothing of its request",
         "eoq/daemon/store/sqlite/tables/puts.py",
-        old="self._take_back(first)\n                raise IdConflict(",
+        old="self._delete_from(first)\n                raise IdConflict(",
         new="raise IdConflict(",
         tests="tests/integration/test_sending.py",
         select="refused_batch or conflict",
@@ -262,7 +262,7 @@ GUARDS: Final = (
         tests="tests/faults/test_spool_crash_points.py",
     ),
     Guard(
-        "doubtful spool file is not sent again",
+        "old spool file is not sent again",
         "eoq/daemon/services/spool_queue.py",
         old="if not tries or time.time() - min(tries) <= resend_within:",
         new="if True:",
@@ -273,7 +273,7 @@ GUARDS: Final = (
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PARTS: Final = ("eoq", "cli", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
-"""What the scratch copy has of the tree."""
+"""The parts of the tree that are copied."""
 SECONDS: Final = 600.0
 """Time limit of one run of pytest."""
 GRACE: Final = 30.0
@@ -294,7 +294,7 @@ class Skipped(Exception):
 
 @dataclass
 class Guards:
-    """Checks guards in scratch copies of the tree, below a ``folder`` of the caller's."""
+    """The check of guards, each in a scratch copy of the tree below ``folder``."""
 
     folder: Path
     _green: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -302,7 +302,7 @@ class Guards:
     def check(self, guard: Guard) -> str:
         """Return the name of the test that fails without the guard.
 
-        Raise `NotCaught`, `Skipped`, or `GuardError`: the text is not there, the tests fail also with the guard, or
+        Raises `NotCaught`, `Skipped`, or `GuardError`: the text is not there, the tests fail also with the guard, or
         they cannot run without it.
         """
         path = ROOT / guard.file
@@ -363,7 +363,7 @@ def _environment(tree: Path) -> dict[str, str]:
     """Return the variables of a process that imports eoq from the scratch copy, wherever it is started."""
     own = ("EOQ_", "PYTEST_")
     others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    # Compiled files could be of the text before, which was written in the same second.
+    # A compiled file could be of the text with the guard, which may have been written in the same second.
     return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -435,14 +435,14 @@ def main() -> int:
                 continue
             start = time.monotonic()
             try:
-                verdict = f"caught by {guards.check(guard)}"
+                outcome = f"caught by {guards.check(guard)}"
             except Skipped as reason:
-                verdict = f"skipped: {reason}"
+                outcome = f"skipped: {reason}"
             except NotCaught as reason:
-                verdict, bad = f"NOT CAUGHT: {reason}", bad + 1
+                outcome, bad = f"NOT CAUGHT: {reason}", bad + 1
             except GuardError as reason:
-                verdict, bad = f"ERROR: {reason}", bad + 1
-            print(f"{guard.name}: {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
+                outcome, bad = f"ERROR: {reason}", bad + 1
+            print(f"{guard.name}: {outcome} ({time.monotonic() - start:.0f} s)", flush=True)
     return 1 if bad else 0
 
 

@@ -3,8 +3,8 @@
     python .ci/unasync.py            # write the blocking files
     python .ci/unasync.py --check    # change nothing; fail where one differs from what its source makes
 
-It needs ruff, which removes unused imports and formats. A file is made by replacing words, so its source says
-everything that holds for both: ``Async`` before a name, ``aio_`` before a file, ``async`` and ``await`` go.
+It needs ruff, which removes unused imports and formats. A file is made by replacing words: ``Async`` before a name,
+``aio_`` before a file name, ``async`` and ``await`` are removed. So the docstrings of the source must hold for both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NESTED = r"((?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*)"
 REPLACEMENTS: Final = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Sentences that hold for one of the two.
+        # Sentences that differ.
         (r"An asyncio client, for the tasks of one event loop\.", "A blocking client, safe to share between threads."),
         (r"\b(T|t)he asyncio client:", r"\1he blocking client:"),
         (r"\ban asyncio client of\b", "a blocking client of"),
@@ -45,7 +45,7 @@ REPLACEMENTS: Final = tuple(
         (r"\bconnect_async\b", "connect"),
         (r"\baio_(?=\w)", ""),
         (r"\.aio\b", ".blocking"),
-        # The standard library. Imports that are then unused go.
+        # The standard library. Ruff removes imports that are then unused.
         (r"\bimport asyncio\b", "import threading"),
         (r"\basyncio\.Event\b", "threading.Event"),
         (r"\basyncio\.sleep\b", "time.sleep"),

@@ -41,7 +41,7 @@ INPUT_OUTPUT_ERROR = 74
 
 
 class _Commands(click.Group):
-    """Imports a command when it is used, and ends with the exit status of an error instead of a traceback."""
+    """The commands, each imported when it is used. An error ends the program with its exit status, not a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_MODULE_OF)

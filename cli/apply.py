@@ -144,7 +144,7 @@ def apply(queue: str, db: Path, sql: str, options: LoopOptions) -> None:
 
 
 class _StoppingInbox:
-    """The inbox, which also stops the loop if the whole file fails: that would use up the attempts of all messages."""
+    """An inbox that stops the loop if the whole file fails, because that would use up the attempts of all messages."""
 
     def __init__(self, inbox: Inbox, db: Path, stop: threading.Event) -> None:
         self.failure: EoqError | None = None

@@ -66,7 +66,7 @@ def bytes_fields(name: str, value: bytes) -> dict[str, Any]:
 
 
 def standard_input() -> BinaryIO:
-    """Return standard input as bytes. Raise `InvalidRequest` if the caller of the command has closed it."""
+    """Return standard input as bytes. Raises `InvalidRequest` if the caller of the command has closed it."""
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; give the body as an argument, or redirect a file to it")
     return sys.stdin.buffer
@@ -75,7 +75,7 @@ def standard_input() -> BinaryIO:
 def read_body(argument: str | None, what: str) -> bytes:
     """Return the bytes of ``argument``, or of standard input if it is absent or ``-``.
 
-    ``what`` names the body in messages to the user. Raise `MessageTooLarge` if standard input has more bytes than a
+    ``what`` names the body in messages to the user. Raises `MessageTooLarge` if standard input has more bytes than a
     body may have.
     """
     if argument is not None and argument != "-":

@@ -23,9 +23,8 @@ from .options import json_option, socket_option
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig
 
-START_SECONDS = 60.0
-"""How long `start` waits for the daemon, which may have to migrate its file."""
 STOP_SECONDS = 30.0
+"""How long `stop` waits until the daemon has ended."""
 
 
 @click.command()

@@ -245,7 +245,7 @@ def _check(processes: _Processes, progressed: float) -> None:
 def _drained(processes: _Processes) -> bool:
     """Return whether every message is settled."""
     with Client(processes.socket) as client:
-        rows = [row for row in client.ask("queues")["queues"] if row["name"] == QUEUE]
+        rows = [row for row in client.queues() if row["name"] == QUEUE]
     return all(row["oldest"] is None for row in rows)
 
 

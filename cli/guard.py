@@ -35,7 +35,7 @@ class Guard:
         self._tell(b"-%d\n" % group)
 
     def _tell(self, line: bytes) -> None:
-        with suppress(BrokenPipeError):  # without a guard the commands still run; they are only not protected
+        with suppress(BrokenPipeError):  # without a guard the commands still run, but are not protected
             os.write(self._write_end, line)
 
 

@@ -74,7 +74,7 @@ def once(
     if fingerprint == "@command":
         fingerprint = _fingerprint(command)
     ran_here = False
-    guard = Guard()  # before the connection, which its copy would keep open
+    guard = Guard()  # before the connection: the forked guard would keep a copy of it open
     with connect(socket) as client:
 
         def run() -> tuple[Ran, bool]:
@@ -134,7 +134,7 @@ def _run(guard: Guard, command: tuple[str, ...], environment: dict[str, str]) ->
                 printer.write(chunk)
             status = process.wait()
         except BaseException:
-            # The key is open again when we end: the next run must not meet this one.
+            # The key is open again when this process ends. The next run must not meet this one.
             with suppress(ProcessLookupError):
                 (os.killpg if own_group else os.kill)(process.pid, signal.SIGKILL)
             process.wait()
@@ -167,7 +167,7 @@ def _forwarded_signals(process: subprocess.Popen[bytes], own_group: bool) -> Ite
 
 
 class _Printer:
-    """Prints the output of the command. If that fails, the command runs on, because its output is stored."""
+    """The printing of the command's output. If it fails, the command runs on, because its output is stored."""
 
     def __init__(self) -> None:
         self._error: OSError | None = None

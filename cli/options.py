@@ -97,7 +97,7 @@ def topic_argument(command: F) -> F:
 
 
 def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return ``value`` if it is a queue name or absent. Serve as the callback of an option or argument."""
+    """Return ``value`` if it is a queue name or absent. This is the callback of an option or argument."""
     try:
         return None if value is None else check_queue(value)
     except InvalidRequest as error:
@@ -107,7 +107,7 @@ def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str 
 def parse_time(value: str) -> float:
     """Return ``value`` in seconds since the epoch.
 
-    ``value`` is seconds since the epoch or ISO 8601; a time without a zone is local. Raise `InvalidRequest` for
+    ``value`` is seconds since the epoch or ISO 8601; a time without a zone is local. Raises `InvalidRequest` for
     anything else.
     """
     try:

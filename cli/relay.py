@@ -1,4 +1,4 @@
-"""``relay``: send the outboxes of applications' files."""
+"""``eoq relay``: send the outboxes of applications' files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .options import json_option, socket_option
 SET_ASIDE = 65
 """Exit status while rows are set aside: they are bad data until the operator corrects or deletes them."""
 LISTED = 1000
+"""How many rows ``--list`` prints of one file, at most."""
 
 
 @click.command()

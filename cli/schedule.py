@@ -161,7 +161,7 @@ def list_(as_json: bool, socket: str | None) -> None:
     eoq schedule list --json | jq -r 'select(.error) | .name'
     """
     with connect(socket) as client:
-        rows = client.ask("schedules")["schedules"]
+        rows = client.schedules()
     if as_json:
         for row in rows:
             print_json(row)
@@ -211,7 +211,7 @@ def remove(name: str, socket: str | None) -> None:
     eoq schedule remove report
     """
     with connect(socket) as client:
-        client.ask("schedule_remove", name=name)
+        client.unschedule(name)
 
 
 def _rule(row: dict[str, Any]) -> str:

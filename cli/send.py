@@ -215,7 +215,7 @@ def _json_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:
 
 
 def _from_json(line: bytes, template: Outgoing) -> Outgoing:
-    """Return the message of one line of ``--jsonl``. Raise `InvalidRequest` if the line is not one."""
+    """Return the message of one line of ``--jsonl``. Raises `InvalidRequest` if the line is not one."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -240,7 +240,7 @@ def _from_json(line: bytes, template: Outgoing) -> Outgoing:
 
 
 def _bounded_lines(stdin: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of each line. Raise `MessageTooLarge` if a line has more than ``limit`` bytes."""
+    """Yield number and content of each line. Raises `MessageTooLarge` if a line has more than ``limit`` bytes."""
     number = 0
     while line := stdin.readline(limit + 2):
         number += 1
@@ -251,7 +251,7 @@ def _bounded_lines(stdin: BinaryIO, limit: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Progress:
-    """Counts the messages sent, and shows the count if standard error is a terminal and standard output is not."""
+    """The count of messages sent, shown if standard error is a terminal and standard output is not."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -45,7 +45,7 @@ class Ended:
 
 
 class Commands:
-    """Runs one command line, many times and from many threads.
+    """One command line, to be run many times and from many threads.
 
     ``limit`` is the largest output in bytes, ``timeout`` the longest run in seconds.
     """
@@ -63,7 +63,7 @@ class Commands:
         """Run the command to its end with ``body`` as standard input, and copy its standard error to ours.
 
         ``variables`` is its whole environment. The output is what was written before the command exited: a process
-        that it leaves in the background does not delay the result. Raise `OSError` if it cannot be started.
+        that it leaves in the background does not delay the result. Raises `OSError` if it cannot be started.
         """
         with ExitStack() as stack:
             with self._lock:

@@ -58,7 +58,7 @@ loop_options = gather(
 def run_loop(options: LoopOptions, loop: Callable[[Client], Summary]) -> None:
     """Run ``loop`` until it ends or is stopped, and print the counts of its messages.
 
-    Raise `Unavailable` at once if no daemon runs at the start. If the daemon goes away later, wait for it without
+    Raises `Unavailable` at once if no daemon runs at the start. If the daemon goes away later, wait for it without
     end; with ``until_empty`` only as long as a client waits by itself, so that a cron job does not hang.
     """
     signal.signal(signal.SIGTERM, _exit_terminated)
@@ -86,7 +86,7 @@ def _exit_terminated(_number: int, _frame: object) -> NoReturn:
 
 
 class _OnStandardError(logging.Handler):
-    """Prints the first line of each record. The whole error is stored with its message."""
+    """A log handler that prints the first line of each record. The whole error is stored with its message."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _print_error(visible(record.getMessage().partition("\n")[0]))

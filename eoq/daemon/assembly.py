@@ -1,11 +1,11 @@
-"""Assembly: makes the parts of the daemon, joins them, and starts and stops them in the right order.
+"""The assembly: it makes the parts of the daemon, joins them, and starts and stops them in the right order.
 
     server → broker and services → writer → store
                                             reader ← queries
 
 A request goes down: the server decodes it, a handler makes one command of it, and the writer runs the command in a
-transaction of the store. The outcome comes back up as the reply. What one part must know of another's work goes
-through `Events`. All listeners are subscribed here, except for the broker's own receivers.
+transaction of the store. The outcome comes back up as the reply. Where one part must know what another has done, it
+listens to an event of `Events`. All listeners subscribe here, except the broker's own receivers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..errors import EoqError
 from .broker.broker import Broker
@@ -28,6 +28,7 @@ from .broker.throughput import Throughput
 from .clock import Clock
 from .config.model import Config, LiveConfig
 from .config.reload import Reloader
+from .config.settings import resend_within
 from .records import Binding
 from .server.server import Server
 from .services.admin import AdminService
@@ -48,25 +49,20 @@ from .store.writer import Writer
 
 log = logging.getLogger("eoq.daemon")
 
-RESEND_PART: Final = 6 / 7
-"""The part of a retention during which a spooled file may be sent again. The rest is a margin, so that the daemon still
-knows the message.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a daemon is started with."""
+    """The values that a daemon is started with."""
 
     database: Path
     socket: Path
     max_attempts: int | None = None
-    """Wins over the configuration. None leaves it to that."""
+    """For all queues; it takes precedence over the configuration. None leaves it to the configuration."""
     quick_commit: float = QUICK_COMMIT
-    """Seconds. Where commits take longer, they run on a thread. 0 is always on a thread."""
+    """Seconds. Commits that take longer run on a thread. With 0, all commits run on a thread."""
     config: Config = field(default_factory=Config)
     config_path: Path | None = None
-    """The file that ``config`` was read from, and is read from again. None is no file."""
+    """The file that ``config`` was read from, and is read from again. None means no file."""
     spool: Path | None = None
 
     @property
@@ -158,7 +154,7 @@ class Daemon:
     async def stop(self, *, drain: bool) -> None:
         """Answer all requests that were read, and close all connections.
 
-        ``drain`` waits until everything submitted is on disk. After a failure inside, that may never be.
+        ``drain`` waits until every submitted command is on disk. After a failure inside, that may never happen.
         """
         for task in self._tasks:
             task.cancel()
@@ -182,7 +178,7 @@ class Daemon:
         return self._store.lost
 
     def remove_socket(self) -> None:
-        """Remove the file of the socket, if it was made."""
+        """Remove the file of the socket, if it was created."""
         self._server.remove_socket()
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -192,7 +188,7 @@ class Daemon:
 
     def _resend_within(self, queue: str) -> float:
         """Return for how many seconds a file for this queue may be sent again."""
-        return self._config.queue(queue).retention * RESEND_PART
+        return resend_within(self._config.queue(queue).retention)
 
     # ── a new configuration ─────────────────────────────────────────────────────────────────────────────
 
@@ -238,6 +234,6 @@ async def open_daemon(
 
 
 def _report_failure(task: asyncio.Task[None]) -> None:
-    """Stop the daemon where a task of its own has ended by an error: its parts never end by themselves."""
+    """Stop the daemon if a task of its own has failed. Such a task never ends by itself."""
     if not task.cancelled() and (error := task.exception()) is not None:
         task.get_loop().call_exception_handler({"message": "a part of the daemon failed", "exception": error})

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 JUMP: Final = 1.0
 """By how many seconds the wall clock must be off to count as set. Smaller steps are normal clock discipline."""
 _ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""On macOS the monotonic clock itself counts sleep."""
+"""The clock that also counts sleep. On macOS that is the monotonic clock itself."""
 
 
 class Timer(Protocol):
@@ -44,9 +44,9 @@ class Clock(Protocol):
 
 
 class NoticingClock:
-    """A clock that notices when the wall clock was set, and tells so before it returns the new time to any caller.
+    """A clock that notices when the wall clock was set. It tells its listeners before it returns the new time.
 
-    So everything that was stored before can be moved with the clock, and nothing that is stored after.
+    So the times that were stored before can be moved with the clock, and times that are stored later are not moved.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -59,11 +59,12 @@ class NoticingClock:
         self.call_later = clock.call_later
 
     def wall(self) -> float:
+        """Return the seconds since the epoch. Call the listeners first if the clock was set."""
         while True:
             before = self.elapsed()
             wall = self._wall()
             if self.elapsed() - before < JUMP / 2:
-                break  # else this process was stopped between the two readings, and they do not belong together
+                break  # otherwise this process was stopped between the two readings, and they do not belong together
         ahead = wall - before
         jump = ahead - self._ahead
         self._ahead = ahead
@@ -74,7 +75,7 @@ class NoticingClock:
 
 
 class Alarm:
-    """Rings once, at the earliest of the moments that it was set to."""
+    """An alarm that rings once, at the earliest of the moments that it was set to."""
 
     def __init__(self, clock: Clock, ring: Callable[[], None], longest: float = float("inf")) -> None:
         """``ring`` is called when the alarm rings, and may set it again.
@@ -103,7 +104,7 @@ class Alarm:
             if self._planned[0] <= moment:
                 return
             self._planned[1].cancel()
-        self._planned = (moment, self._clock.call_later(seconds, self._rings))
+        self._planned = (moment, self._clock.call_later(seconds, self._on_timer))
 
     def stop(self) -> None:
         """Never ring again."""
@@ -111,7 +112,7 @@ class Alarm:
         if self._planned is not None:
             self._planned[1].cancel()
 
-    def _rings(self) -> None:
+    def _on_timer(self) -> None:
         self._planned = None
         self._ring()
 

@@ -51,7 +51,7 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     reloader = Reloader(settings.config_path, config)
     _listen_to_signals(stopped, reloader)
     with ExitStack() as stack:
-        spool = _take_locks(settings, stack)
+        spool = _lock_paths(settings, stack)
         _allow_many_files()
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
@@ -66,7 +66,7 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
 
 
 def _stop_on_failure(stopped: asyncio.Event) -> list[EoqError]:
-    """Stop the daemon when a callback or task fails. Return the list in which the failures will be.
+    """Stop the daemon when a callback or task fails. Return the list to which each failure is added.
 
     The daemon does not go on after an error that should never happen: the file is safe, and a restart is clean.
     """
@@ -101,35 +101,35 @@ def _listen_to_signals(stopped: asyncio.Event, reloader: Reloader) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(reloader.ask)
 
-    # Not by the loop, which restores the default action of a signal when it ends. That of SIGHUP would then kill a
-    # daemon that is stopping.
+    # Not with `add_signal_handler`: the loop would restore the default action of SIGHUP when it ends, and the signal
+    # would then kill a daemon that is stopping.
     signal.signal(signal.SIGHUP, reload)
 
 
-def _take_locks(settings: Settings, stack: ExitStack) -> SpoolFolder | None:
+def _lock_paths(settings: Settings, stack: ExitStack) -> SpoolFolder | None:
     """Lock the file, the socket and the spool for this daemon, until ``stack`` ends. Return the spool, if there is one.
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
-    holder = {"pid": os.getpid(), "socket": str(settings.socket)}
+    owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
-        stack.enter_context(Lock(path.resolve(), holder))
+        stack.enter_context(Lock(path.resolve(), owner))
     if settings.spool is None:
         return None
-    spool = SpoolFolder(settings.spool, holder)
+    spool = SpoolFolder(settings.spool, owner)
     stack.callback(spool.close)
     return spool
 
 
 def _allow_many_files() -> None:
-    """Raise the soft limit of open files, so that clients meet the daemon's own limit of connections, which answers."""
+    """Raise the soft limit of open files, so that the daemon can answer the connections that are over its own limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + 100
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with suppress(OSError, ValueError):  # then fewer clients can connect
+        with suppress(OSError, ValueError):  # without it, fewer clients can connect
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 

@@ -1,4 +1,4 @@
-"""Values that cross the border of the store: what its commands hold, and what their outcomes hold.
+"""Values that the commands of the store and their outcomes consist of.
 
 Values that exist once per message are msgspec structs, which are cheaper to make than named tuples.
 """
@@ -29,13 +29,16 @@ class NewMessage(Struct, frozen=True, gc=False):
     due_at: float | None = None
     """Seconds since the epoch. None means now."""
     fixed: bool = False
-    """Whether ``due_at`` is a moment that the sender named. Such a moment stays when the clock is set; a wait moves."""
+    """Whether ``due_at`` is a moment that the sender named. When the clock is set, a moment stays and a wait moves."""
     expires_at: float | None = None
     """Seconds since the epoch. None means never."""
 
 
 class Routed(Struct, frozen=True):
-    """Messages after routing. ``origins`` has, for each, the index of the message it is a copy of; None: no copies."""
+    """Messages after routing.
+
+    ``origins`` has, for each message, the index of the sent message that it is a copy of. It is None without copies.
+    """
 
     messages: Sequence[NewMessage]
     origins: list[int] | None
@@ -58,7 +61,7 @@ class End(Struct, frozen=True, gc=False):
     """``done``, ``dead``, ``expired`` or ``dropped``."""
     error: str | None
     result: bytes | None = None
-    """The result of its ack. The store leaves it out: only messages that no consumer has acked are in its outcomes."""
+    """The result of its ack. The store sets none, because its outcomes list only messages that were not acked."""
 
 
 class Stored(Struct, frozen=True):
@@ -71,7 +74,7 @@ class Stored(Struct, frozen=True):
 
 
 def counted(queues: Sequence[str]) -> dict[str, int]:
-    """Count how often each queue occurs. Mostly there is one queue, and a `Counter` takes longer to make."""
+    """Return how often each queue occurs. Usually there is one queue, for which a `Counter` would take longer."""
     counts: dict[str, int] = {}
     for queue in queues:
         counts[queue] = counts.get(queue, 0) + 1
@@ -109,7 +112,7 @@ class Claimed(NamedTuple):
 
 
 class DeliveryRef(Struct, frozen=True, gc=False):
-    """Which delivery a command settles, and what its lease knows of the message."""
+    """A delivery that a command settles or ends, with what its lease knows of the message."""
 
     seq: int
     number: int
@@ -119,7 +122,7 @@ class DeliveryRef(Struct, frozen=True, gc=False):
     size: int = 0
     expires: bool = False
     ended: bool = False
-    """Whether its lease is gone. Then it can only repeat what it did before."""
+    """Whether its lease has ended. A command can then only repeat what the delivery did before."""
 
 
 LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was changed; go on with the next message"
@@ -137,7 +140,7 @@ class DeliveryLost(LeaseLost):
 
 
 class Advanced(NamedTuple):
-    """What time did to messages."""
+    """The outcome of `Advance`: the messages that time has changed."""
 
     ready: dict[str, int]
     """How many delayed messages became ready, by queue."""
@@ -148,34 +151,35 @@ class Advanced(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """Waits and times to live were moved with the wall clock."""
+    """The outcome of `ShiftTimes`."""
 
     seconds: float
 
 
 class Forgotten(NamedTuple):
-    """One step of forgetting settled records."""
+    """The outcome of `Forget`, one step of deleting settled records."""
 
     rows: int
     after: int | None
-    """Where the next step goes on; None after the last queue."""
+    """Where the next step continues; None after the last queue."""
 
 
 # ── administration ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Step(NamedTuple):
-    """One bounded step of a purge, redrive or drop."""
+    """The outcome of one bounded step of a purge, redrive or drop."""
 
     ids: list[str]
     """The ids of the messages it changed."""
     after: int | None
-    """Where the next step goes on; None when there is nothing more."""
+    """Where the next step continues; None when there is nothing more."""
     ended: Sequence[End] = ()
+    """The messages that it ended."""
 
 
 class Binding(NamedTuple):
-    """A queue receives the messages sent to a topic that have all of ``headers``."""
+    """A queue bound to a topic: it gets the messages of the topic that have all of ``headers``."""
 
     topic: str
     queue: str
@@ -190,7 +194,7 @@ class OnceRecord(NamedTuple):
 
     state: str
     mine: bool
-    """Whether the caller who asked runs the key, or ran it."""
+    """Whether the caller that asks runs the key, or ran it."""
     status: int
     output: bytes | None
     output_bytes: int
@@ -225,18 +229,19 @@ class DueSchedules(NamedTuple):
     set_back: list[ScheduleRecord]
     """Schedules that are ahead of the clock, which was set back."""
     due: list[ScheduleRecord]
-    look_at: float | None
+    next_due_at: float | None
     """When the next schedule is due; None where there is none."""
 
 
 class OccurrencePlan(NamedTuple):
-    """The occurrences of a schedule that are to be stored now, and the schedule's row afterwards."""
+    """The occurrences of a schedule that are to be stored now, and what the schedule is afterwards."""
 
     schedule: ScheduleRecord
-    """The schedule as it was read. Where it is another by now, nothing is stored."""
+    """The schedule as it was read. If it has changed since, nothing is stored."""
     occurrences: Sequence[tuple[int, Sequence[NewMessage]]]
     """The time of each occurrence, and its routed messages."""
-    then: ScheduleRecord
+    updated: ScheduleRecord
+    """The schedule as it is to be stored afterwards."""
     try_at: float | None
     """When the schedule is due again."""
 
@@ -247,7 +252,7 @@ class Fired(NamedTuple):
     stored: list[tuple[Sequence[NewMessage], Stored]]
     notes: list[str]
     """Lines for the log."""
-    look_at: float | None
+    next_due_at: float | None
     """When the next schedule is due; None where there is none."""
     refused: bool
     """Whether an occurrence was refused, and is tried again."""

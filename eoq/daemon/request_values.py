@@ -35,9 +35,9 @@ def require_printable(what: str, text: str) -> None:
 
 
 def new_message(queue: str, content: Content, now: float, make_id: Callable[[], str]) -> NewMessage:
-    """Return the message to store of a request. Raises `InvalidRequest` or `MessageTooLarge`.
+    """Return the message of a request, as it is to be stored. Raises `InvalidRequest` or `MessageTooLarge`.
 
-    ``make_id`` makes the id of a message that brings none.
+    ``make_id`` makes the id of a message without one.
     """
     body = get_bytes(content.body, content.body_base64, "body")
     if body is None:
@@ -72,9 +72,9 @@ def new_message(queue: str, content: Content, now: float, make_id: Callable[[], 
 
 
 def new_schedule(schedule: Schedule, now: float) -> Definition:
-    """Return the definition to store of a schedule. Raises `InvalidRequest` or `MessageTooLarge`.
+    """Return the definition of a schedule, as it is to be stored. Raises `InvalidRequest` or `MessageTooLarge`.
 
-    A schedule that has no occurrence after ``now`` is invalid as well.
+    A schedule without an occurrence after ``now`` is invalid too.
     """
     content: dict[str, Any] = {}
     put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")

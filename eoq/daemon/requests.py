@@ -1,6 +1,6 @@
-"""Requests as typed values: a line of the wire goes in, a request whose fields are checked comes out.
+"""Requests as typed values. `decode` makes a request, with checked fields, from a line of the wire.
 
-`request_values.py` makes the values that the daemon stores of them. `rights.py` says what each request needs.
+`request_values.py` makes from them the values that the daemon stores. `rights.py` says which rights each request needs.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ _request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _envelope = msgspec.json.Decoder(_Envelope)
 _encode_body: Final = msgspec.json.Encoder().encode
 _MISNAMED: Final = re.compile(rf"Expected `str` matching regex {re.escape(repr(QUEUE_PATTERN))} - at (`.*`)")
-"""What msgspec says of a text that is no `QueueName`, with its place in the request."""
+"""The error text of msgspec for a text that is no `QueueName`, with its path in the request."""
 
 
 def decode(line: bytes) -> Request:

@@ -1,6 +1,6 @@
 """Rights: which queues each request touches, and what it must be allowed to do with them.
 
-They are stated here in one place, and not enforced yet: a client that may connect to the socket may do everything.
+They are stated here, in one place, and not enforced yet: a client that may connect to the socket may do everything.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Need(NamedTuple):
 
 
 def needs(request: ask.Request) -> Sequence[Need]:
-    """Return the rights that a request needs. It has to have all of them."""
+    """Return the rights that a request needs. Its client must have all of them."""
     return _NEEDS[type(request)](request)
 
 
 def _nothing(_request: Any) -> list[Need]:
-    """It touches no queue, or only what its own connection has asked for."""
+    """Return no rights: the request touches no queue, or only what its own connection has asked for."""
     return []
 
 
@@ -78,7 +78,7 @@ def _add_schedule(request: ask.ScheduleAdd) -> list[Need]:
 
 
 def _all(_request: Any) -> list[Need]:
-    """It lists all queues, topics or schedules, or names a schedule of any queue."""
+    """Return a right for all queues: the request lists all of something, or names a schedule of any queue."""
     return [Need(Right.ADMINISTER)]
 
 

@@ -34,7 +34,7 @@ NICKNAMES: Final = {
 
 
 class Timing(NamedTuple):
-    """When a schedule sends: by ``cron`` in a ``timezone``, or ``every`` so many seconds, counted from ``at``."""
+    """When a schedule sends: by ``cron`` in a ``timezone``, or ``every`` number of seconds, counted from ``at``."""
 
     cron: str | None
     timezone: str | None
@@ -43,7 +43,7 @@ class Timing(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """What a schedule sends, and when. It is validated. ``content`` is JSON: the fields of a send."""
+    """What a schedule sends, and when, after validation. ``content`` is JSON: the fields of a send."""
 
     name: str
     queue: str
@@ -121,7 +121,7 @@ AnyRule: TypeAlias = Every | Cron
 
 
 def first_of(timing: Timing, added_at: float) -> Timing:
-    """Return the timing, with an ``at`` where it needs one: the first occurrence is one interval after it was added."""
+    """Return the timing with an ``at`` if it needs one: the first occurrence is one interval after ``added_at``."""
     if timing.every is None or timing.at is not None:
         return timing
     return timing._replace(at=int(added_at) + timing.every)
@@ -161,10 +161,10 @@ def zone_of(name: str) -> tzinfo:
 
 
 def due(rule: Rule, catch_up: str, planned: int, now: float) -> list[int]:
-    """Return the occurrences to send, from ``planned``, which is one, to ``now``. The oldest comes first.
+    """Return the occurrences to send, the oldest first: from the occurrence ``planned`` up to ``now``.
 
     Occurrences that are at most `GRACE` late are all sent. Older ones were missed. Of those, the ``catch_up`` "all"
-    sends the newest `MOST_MISSED`, "last" sends the newest one if no later occurrence is sent, and "none" sends none.
+    sends the newest `MOST_MISSED`, "last" sends the newest one unless a later one is sent, and "none" sends none.
     """
     chosen: list[int] = []
     for found in _between(rule, planned, now):

@@ -1,4 +1,4 @@
-"""What every part of the daemon that answers requests shares: the connection, its replies, and the way to the store."""
+"""One connection as the broker and the services see it, the replies to its requests, and the way to the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .store.commands import Command, R
 
 Fields: TypeAlias = dict[str, Any]
 Reply: TypeAlias = Callable[["Fields | EoqError"], None]
-"""Answers one request. It is called once."""
+"""Answers one request. A handler calls it once."""
 
 
 class Submitter(Protocol):
@@ -26,7 +26,7 @@ class Session:
         self.consumer = consumer
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False
-        """Whether the client reads no more. No event tells so once the client has closed its sending side."""
+        """Return whether the client reads no more. No event says so once the client has closed its sending side."""
         self._on_close: list[Callable[[], None]] = []
 
     def on_close(self, callback: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Session:
         self._on_close.append(callback)
 
     def close(self) -> None:
-        """End everything that ends with the connection."""
+        """Mark the connection as closed, and run the callbacks."""
         self.closed = True
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
@@ -48,4 +48,4 @@ class Session:
 Handler: TypeAlias = Callable[[Session, Any, Reply], None]
 """Acts on one type of request. It calls the reply once, now or later, or raises an `EoqError`, which is the reply."""
 Handlers: TypeAlias = Mapping[type, Handler]
-"""The requests that a part answers: by the type of the request."""
+"""The handlers of a part, by the type of request."""

@@ -1,4 +1,4 @@
-"""Which bindings of topics may stand together, and how many."""
+"""The rules of bindings: which may exist together, and how many."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from .tables import Processed
 T = TypeVar("T")
 
 AsyncHandler: TypeAlias = Callable[[aiosqlite.Connection, AsyncMessage], Awaitable[object]]
-"""Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
+"""Called with the connection, inside the open transaction, and the message. It returns the result (or None)."""
 
 
 class _OpenTransaction:
@@ -89,7 +89,7 @@ class AsyncInbox:
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
     async def process(self, message: AsyncMessage, handler: AsyncHandler) -> bytes | None:
-        """Apply a message once, and ack it. The handler is awaited. See `Inbox.process`."""
+        """Apply a message once, and ack it. Await the handler. See `Inbox.process`."""
         try:
             async with self._transaction([message]) as processed:
                 if processed.was_processed(message):
@@ -148,7 +148,7 @@ class AsyncInbox:
     # ── queries and pruning ─────────────────────────────────────────────────────────────────────────────
 
     async def seen(self, queue: str, id: str) -> bool:
-        """Return whether this message was processed, and its id is not pruned."""
+        """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         # Without the lock, so that a handler may call it. Ids are stored and committed in one call on the thread, so
         # that no id is found before its commit.
         processed = self._processed
@@ -237,8 +237,8 @@ class AsyncInbox:
         async with self._exclusive() as processed:
             begun = asyncio.ensure_future(self._run(partial(processed.begin, messages)))
             try:
-                # Even if this task is cancelled now, it has to know: a transaction that did not begin is not to be
-                # rolled back, since one of the application's may be open.
+                # Even if this task is cancelled now, it must learn whether the transaction has begun. If it has not, a
+                # rollback could end a transaction of the application.
                 await _complete(begun)
             except asyncio.CancelledError:
                 if begun.exception() is None:

@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio inbox decide alike about the messages of a batch: acks, and errors."""
+"""What the blocking and the asyncio inbox share about the messages of a batch: acks, and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def split(batch: Sequence[M], results: Results) -> tuple[list[tuple[M, bytes | N
 
 
 def undone(batch: Sequence[M], results: Results, error: Exception) -> Iterator[tuple[M, Exception]]:
-    """Yield all messages of a batch whose transaction was rolled back, each with the error to give it back with.
+    """Yield each message of a batch whose transaction was rolled back, and the error with which to give it back.
 
     ``results`` are those of the messages before the one that failed with ``error``. If all have results, the commit
     has failed.
@@ -49,5 +49,5 @@ def ack_groups(acks: Sequence[tuple[M, bytes | None]]) -> Iterator[Sequence[tupl
 
 
 def note_not_given_back(error: Exception, message: Delivery, failure: EoqError) -> None:
-    """Add to a handler's error that its message could not be given back. The error stays the news: leases end alone."""
+    """Add a note to a handler's error: its message could not be given back. It is given back when its lease ends."""
     error.add_note(f"eoq: the message {message.id!r} could not be given back: {failure}")

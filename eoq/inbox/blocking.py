@@ -1,7 +1,7 @@
 """The inbox: a message's processed id, its result and its handler's writes in one transaction of the
 application's own SQLite file (G5).
 
-This is the idempotent consumer. When a message is delivered, the inbox searches its id among the processed ones. If it
+This is the idempotent consumer. When a message is delivered, the inbox looks up its id among the processed ones. If it
 is there, no handler runs and the stored result is returned. If not, the handler runs, and its writes are committed
 together with the id and the result. The transaction is in ``tables.py``. This file calls the handler, and acks.
 """
@@ -24,7 +24,7 @@ from .pruning import KEEP_SECONDS, Pruning
 from .tables import Processed
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
-"""Gets the connection, inside the open transaction, and the message; returns the result (or None)."""
+"""Called with the connection, inside the open transaction, and the message. It returns the result (or None)."""
 
 
 class Inbox:
@@ -42,8 +42,9 @@ class Inbox:
 
     A handler gets the connection inside a transaction. It may use savepoints, but it cannot commit or roll back. If it
     tries, `sqlite3.DatabaseError` ("not authorized") is raised, and the message is given back like after any other
-    exception. On a connection of the application, the inbox sets the connection's authorizer for the transaction, and
-    raises its ``synchronous`` if that is lower, so that what is acked is on disk.
+    exception. On a connection of the application, the inbox sets the connection's authorizer for the transaction. It
+    also raises the connection's ``synchronous`` for it, if that is lower than ``extra``, so that what is acked is on
+    disk.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class Inbox:
         If the handler raises, its writes are rolled back, the message is given back with the error's text (or as
         `Reject` and `Retry` say), and the exception reaches the caller.
 
-        Raise `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
-        again, and is then only acked. Raise `LeaseLost`, and run no handler, if the delivery is older than ``keep``
+        Raises `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
+        again, and is then only acked. Raises `LeaseLost`, and runs no handler, if the delivery is older than ``keep``
         and its id may have been pruned.
         """
         try:
@@ -113,8 +114,8 @@ class Inbox:
         Return a list with one entry for each message: what `process` would return, or the exception that its handler
         raised. A message whose handler raises undoes only its own writes, and is given back.
 
-        Raise `LeaseLost` if some leases ended before the acks; the other messages are acked all the same. If the whole
-        transaction is rolled back, raise the error, and give all messages back.
+        Raises `LeaseLost` if some leases ended before the acks; the other messages are acked all the same. If the whole
+        transaction is rolled back, raises the error, and gives all messages back.
         """
         batch = list(messages)
         results: Results = []
@@ -147,7 +148,7 @@ class Inbox:
     # ── queries and pruning ─────────────────────────────────────────────────────────────────────────────
 
     def seen(self, queue: str, id: str) -> bool:
-        """Return whether this message was processed, and its id is not pruned."""
+        """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         with self._lock:
             return self._processed.seen(queue, id)
 

@@ -66,7 +66,7 @@ ROWS: Final = 200
 """How many rows a step reads: twice as many as were added since the last step, so that pruning catches up."""
 
 _BELOW_ALL: Final = -1
-"""A seq below all that a daemon gives."""
+"""A seq below every seq of a daemon."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class _Watermark:
 class Pruning:
     """The watermarks that this process has received, and the deletion of ids below them.
 
-    ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. Raise `InvalidRequest` if it is not such a number.
+    ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. Raises `InvalidRequest` if it is not such a number.
     All methods with a ``database`` run inside a transaction of the caller.
     """
 
@@ -93,7 +93,7 @@ class Pruning:
         self._received: dict[str, _Watermark] = {}
 
     def note(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
-        """Note the watermarks of deliveries that were just processed; make a step for each queue where one is due."""
+        """Note the watermarks of deliveries that were just processed. Make a step for each queue where one is due."""
         by_queue: dict[str, list[Delivery]] = {}
         for message in messages:
             by_queue.setdefault(message.queue, []).append(message)
@@ -101,7 +101,7 @@ class Pruning:
             received = self._received.setdefault(queue, _Watermark(0, -math.inf))
             received.since_step += len(deliveries)
             if now < received.requested_at:
-                # The clock was set back. To the old date, ids processed from now on would look older than they are.
+                # The clock was set back. Beside the old date, ids processed from now on would seem older than they are.
                 # A step replaces the dated watermark, also in the file.
                 received.since_step = EVERY
             # Any of the deliveries may be the latest, so take the lowest watermark and the earliest time.
@@ -153,7 +153,7 @@ class Pruning:
         return cursor.rowcount, last
 
     def is_old(self, message: Delivery, now: float) -> bool:
-        """Return whether a delivery was requested so long ago that `is_late` must be asked."""
+        """Return whether a delivery was requested so long ago that `is_late` has to be called for it."""
         return now > message.received_at + self.keep
 
     def is_late(self, database: sqlite3.Connection, message: Delivery, now: float) -> bool:

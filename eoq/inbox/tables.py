@@ -6,7 +6,7 @@ of another library. The tables are plain SQL, so that a consumer in any language
     create table eoq_processed (
       queue text not null,
       id text not null,
-      seq integer not null,        -- the message's number in the daemon's file
+      seq integer not null,        -- from the delivery
       result blob,                 -- what the handler returned, as bytes
       processed_at real not null,  -- seconds since the epoch: when it was processed, or last delivered again
       primary key (queue, id)
@@ -42,7 +42,7 @@ Key: TypeAlias = tuple[str, str]
 """A queue and an id."""
 
 MANY: Final = 50
-"""How many rows one statement inserts at once: to run a statement costs Python as much as it costs SQLite."""
+"""How many rows one statement inserts at once. Running a statement costs Python as much as it costs SQLite."""
 
 _EXTRA: Final = 3
 """``pragma synchronous`` as a number: the value that `DURABLE` sets."""
@@ -101,7 +101,7 @@ class Processed:
     """The processed messages in the file of one SQLite connection, and at most one transaction that adds to them.
 
     Call `begin`. Then for each message call `was_processed`. If it was not, call `savepoint`, the handler and `accept`.
-    At the end call `finish`, or `rollback` after an error. Raise the errors of `sqlite3` as they are, and
+    At the end call `finish`, or `rollback` after an error. Raises the errors of `sqlite3` as they are, and
     `InvalidRequest` for what a caller or a handler may not do.
 
     ``owned`` says that the inbox has opened the connection, so that its settings need not be restored.
@@ -137,7 +137,7 @@ class Processed:
 
     @contextmanager
     def transaction(self, messages: Sequence[Delivery] = ()) -> Iterator[Processed]:
-        """`begin`, and `finish` at the end or `rollback` after an exception."""
+        """Call `begin`, then `finish` at the end of the block, or `rollback` after an exception."""
         self.begin(messages)
         try:
             yield self
@@ -156,9 +156,9 @@ class Processed:
                 ((self._synchronous,),) = self._rows("pragma synchronous", ())
                 if self._synchronous < _EXTRA:
                     self._database.execute(DURABLE)
-            # Not in autocommit mode. If a statement of a handler undoes the transaction (`insert or rollback`), the
-            # next statement that writes would then be committed at once. In this mode Python begins a transaction
-            # first, which the guard refuses.
+            # The connection must not be in autocommit mode. If a statement of a handler undoes the transaction (`insert
+            # or rollback`), the next statement that writes would then be committed at once. In this mode Python begins
+            # a transaction first, which the guard refuses.
             if self._database.isolation_level is None:
                 self._database.isolation_level = "IMMEDIATE"
             self._database.execute(_BEGIN)
@@ -172,7 +172,7 @@ class Processed:
         self._joined = True
         self._guard.install()
         if not self._database.in_transaction:
-            # Immediate: a transaction that begins by reading cannot write any more after another one has written.
+            # Immediate, because a transaction that begins by reading cannot write after another one has written.
             self._database.execute(_BEGIN)
         self._create()
         self._find(messages)
@@ -202,7 +202,7 @@ class Processed:
         self._again.clear()
         if not self._owned:
             self._guard.uninstall()
-            # To set the isolation level would commit an open transaction.
+            # Setting the isolation level would commit an open transaction.
             if not self._joined and not self._database.in_transaction:
                 self._database.isolation_level = self._isolation_level
                 if self._synchronous < _EXTRA:
@@ -257,10 +257,10 @@ class Processed:
         return self._results[message.queue, message.id]
 
     def accept(self, message: Delivery, returned: object) -> bytes | None:
-        """Take what a handler returned as the message's result. Return the result as bytes.
+        """Make what a handler returned the message's result. Return the result as bytes.
 
-        Raise `InvalidRequest` or `MessageTooLarge` if it cannot be a result: after the commit the message could not be
-        acked with it. Raise `InvalidRequest` if the handler has ended the transaction.
+        Raises `InvalidRequest` or `MessageTooLarge` if it cannot be a result: after the commit the message could not be
+        acked with it. Raises `InvalidRequest` if the handler has ended the transaction.
         """
         self._guard.active = False
         # In a joined transaction the refusal of a commit is enough: the library that tried it believes that the
@@ -324,7 +324,7 @@ class Processed:
         self._guard.active = True
 
     def rollback_to_savepoint(self, error: Exception) -> None:
-        """Undo the writes of a handler that raised ``error``. Raise it if the whole transaction was rolled back."""
+        """Undo the writes of a handler that raised ``error``. Raises it if the whole transaction was rolled back."""
         self._guard.active = False
         if not self._database.in_transaction:
             raise error

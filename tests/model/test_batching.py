@@ -140,7 +140,7 @@ async def _outcome(
             assert not isinstance(outcome, EoqError), outcome
         if case.full:
             storage = FULL
-            store.space.look_again()  # as after 0.1 s
+            store.space.check_again()  # as after 0.1 s
         put = Put(NOW, (case.message,), defaults)
         claim = Claim(case.claimed_at, case.queue, 1, 1 << 20, defaults, "pid 2")
         commands = [_with(command, case.settings) for command in (put, claim)]

@@ -85,7 +85,7 @@ class Daemon:
     @full.setter
     def full(self, full: bool) -> None:
         self._full = full
-        self.store.space.look_again()
+        self.store.space.check_again()
 
     def kill(self) -> None:
         self.clock.forget()
@@ -384,9 +384,7 @@ def test_a_full_queue_gets_its_occurrence_later(daemon: Daemon, clock: ManualClo
     assert daemon.messages()[1:] == [_id("s", start + 6000), _id("none", start + 6000)]
 
 
-def test_an_id_that_is_taken_is_passed_over(
-    daemon: Daemon, clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_id_that_is_taken_is_skipped(daemon: Daemon, clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     start = clock.wall()
     daemon.ask("schedule_add", name="s", queue="q", every=10)
     taken = NewMessage("q", _id("s", start + 10), b"other", b"digest")
@@ -395,7 +393,7 @@ def test_an_id_that_is_taken_is_passed_over(
     shown = daemon.ask("schedule_show", name="s")["schedule"]
     assert (shown["last_at"], shown["next_at"]) == (None, start + 20)
     assert "with other content" in shown["error"]
-    assert "passed over" in caplog.text
+    assert "skipped" in caplog.text
     daemon.pass_time(5)
     assert daemon.messages()[1:] == [_id("s", start + 20)]
 

@@ -143,7 +143,7 @@ def test_a_database_undoes_what_parts_keep_in_memory_in_the_reverse_order(databa
 def test_space_names_what_is_lacking(parts: Parts) -> None:
     assert parts.space.lacking() is None
     parts.storage = StorageSettings(min_free_bytes=2**53)
-    parts.space.look_again()
+    parts.space.check_again()
     assert "min_free_bytes" in (parts.space.lacking() or "")
     parts.storage = StorageSettings()
     assert parts.space.lacking() is None, "while it lacks space it looks each time"
@@ -211,7 +211,7 @@ def test_puts_store_all_or_none(parts: Parts) -> None:
     with pytest.raises(QueueFull):
         parts.puts.put(Put(NOW, messages[:1], lambda _: QueueSettings(max_depth=1)))
     parts.storage = StorageSettings(min_free_bytes=2**53)
-    parts.space.look_again()
+    parts.space.check_again()
     with pytest.raises(StorageFull):
         parts.puts.put(Put(NOW, messages[:1], defaults))
     assert parts.states() == {"a": "ready"}
@@ -309,13 +309,13 @@ def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
     definition = Definition("s", "q", Timing(None, None, 60, None), "last", "{}")
     added = schedules.add(ScheduleAdd(NOW, definition, False))
     assert added.next_at == NOW + 60
-    assert schedules.read_due(ReadDue(NOW, 10, False)).look_at == NOW + 60
+    assert schedules.read_due(ReadDue(NOW, 10, False)).next_due_at == NOW + 60
     (due,) = schedules.read_due(ReadDue(NOW + 60, 10, False)).due
     then = due._replace(seen_at=NOW + 60, next_at=int(NOW + 120))
     plan = OccurrencePlan(due, [(int(NOW + 60), [NewMessage("q", "s@1", b"", b"")])], then, NOW + 120)
     fire = StoreOccurrences(NOW + 60, [plan], defaults, NOW + 65)
     fired = schedules.store_occurrences(fire)
-    assert (len(fired.stored), fired.look_at, fired.refused) == (1, NOW + 120, False)
+    assert (len(fired.stored), fired.next_due_at, fired.refused) == (1, NOW + 120, False)
     assert schedules.store_occurrences(fire).stored == [], "the schedule is another than the one that was planned"
     (shown,) = schedules.list_all(ScheduleList())
     assert (shown.last_at, shown.next_at) == (NOW + 60, NOW + 120)

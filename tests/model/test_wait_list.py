@@ -48,7 +48,7 @@ def test_waiters_of_a_key_are_in_the_order_in_which_they_joined(waits: Waits) ->
     assert list(waits.list.line("none")) == []
     assert waits.list.count == 4
     assert [waits.list.pop_first("q") for _ in range(4)] == [before, first, second, None]
-    assert waits.list.everyone() == [other]
+    assert waits.list.all_waiters() == [other]
 
 
 def test_a_waiter_leaves_once_and_the_last_one_empties_its_line(waits: Waits) -> None:
@@ -92,7 +92,7 @@ def test_waiters_leave_with_their_connection(waits: Waits) -> None:
     closing.close()
     assert closing.closed
     assert not any(waiter.joined for waiter in mine)
-    assert waits.list.everyone() == [stays]
+    assert waits.list.all_waiters() == [stays]
     assert waits.emptied == ["other"]
     assert waits.clock.next_due() is None
 

@@ -1,9 +1,9 @@
 """The broker: the parts that deal with messages and their deliveries, joined.
 
     publishing    send, send_many: messages come in
-    receivers     receive: messages go out, at once or when there are some
+    receivers     receive: messages go out, at once or when some are ready
     settling      ack, settle, nack, reject, release, extend: consumers finish with them
-    redelivery    messages go back, when a delivery ends without an ack
+    redelivery    messages go back when a delivery ends without an ack
     due_times     time makes delayed messages ready, and ends expired ones
 
 Each request becomes one command of the store, and the outcome of the command becomes the reply. A part that may have

@@ -1,4 +1,4 @@
-"""Due times: makes delayed messages ready when they are due, and ends messages whose time to live is over."""
+"""Due times: delayed messages become ready when they are due, and messages expire when their ttl has passed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..store.commands import Advance, ShiftTimes
 from .events import Events
 
 ADVANCE_BATCH: Final = 500
-"""Due messages made ready, or expired ones ended, in one step, so that no send waits behind a million of them."""
+"""How many messages one step makes ready, or ends, so that no send waits behind a million of them."""
 LONGEST_TIMER: Final = 60.0
-"""Seconds after which the due times are looked at again, in case the wall clock has jumped."""
+"""Seconds after which the due times are checked in any case, since the wall clock may have jumped."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until a command that the disk refused is tried again."""
 
@@ -44,22 +44,22 @@ class DueTimes:
         self._alarm.stop()
 
     def watch(self, moment: float) -> None:
-        """Look at ``moment`` of the wall clock: a message is due then, or expires."""
+        """Check the due times at ``moment`` of the wall clock: a message is due then, or expires."""
         self._alarm.set(moment)
 
-    def look_again(self) -> None:
-        """Look now: the next due time may be an earlier one."""
+    def check_again(self) -> None:
+        """Check the due times now: the next one may be earlier than the alarm."""
         self._alarm.set(self._clock.wall())
 
     def ended(self, ends: Sequence[End]) -> None:
-        """Tell that messages have ended that no consumer has settled. The next of their groups may be ready, or due."""
+        """Announce messages that have ended without a consumer. The next of their groups may be ready, or due."""
         if not ends:
             return
         self._events.ended(ends)
         self._events.room()
         for queue in {end.queue for end in ends}:
             self._events.ready(queue, len(ends))
-        self.look_again()
+        self.check_again()
 
     def _advance(self) -> None:
         def done(outcome: Advanced | EoqError) -> None:
@@ -75,11 +75,11 @@ class DueTimes:
         self._writer.submit(Advance(self._clock.wall(), ADVANCE_BATCH, self._settings), done)
 
     def _shift(self, seconds: float) -> None:
-        """Move the waits with the wall clock, which was set, before anything else is done."""
+        """Move waits and times to live with the wall clock, which was set by ``seconds``."""
 
         def done(outcome: Shifted | EoqError) -> None:
             if isinstance(outcome, EoqError) and not self._stopping:
                 self._clock.call_later(RETRY_SECONDS, partial(self._shift, seconds))
 
         self._writer.submit(ShiftTimes(seconds), done)
-        self.look_again()
+        self.check_again()

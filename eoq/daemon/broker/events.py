@@ -1,4 +1,4 @@
-"""Events: how one part of the daemon tells others what has happened, without knowing them.
+"""Events: one part of the daemon announces what has happened, and does not know which parts listen.
 
 `assembly.py` subscribes the services to `stored`, `ended` and `room`. `broker.py` subscribes its receivers to `ready`.
 Listeners are called at once, in the order of their subscription.
@@ -21,24 +21,24 @@ class Events:
         self.on_room: list[Callable[[], None]] = []
 
     def ready(self, queue: str, count: int | None) -> None:
-        """Tell that up to ``count`` messages of a queue may have become ready, by a command that was just submitted.
+        """Announce that up to ``count`` messages of a queue may be ready, by a command that was just submitted.
 
-        None is any number.
+        ``count`` is None where the number is not known.
         """
         for listener in self.on_ready:
             listener(queue, count)
 
     def stored(self, queue: str, count: int) -> None:
-        """Tell that ``count`` new messages are on disk in a queue."""
+        """Announce that ``count`` new messages are on disk in a queue."""
         for listener in self.on_stored:
             listener(queue, count)
 
     def ended(self, ends: Sequence[End]) -> None:
-        """Tell that messages have ended, by their consumers or without them."""
+        """Announce that messages have ended, whether a consumer settled them or not."""
         for listener in self.on_ended:
             listener(ends)
 
     def room(self) -> None:
-        """Tell that messages have ended, so that full queues may have room again."""
+        """Announce that messages have ended, so that full queues may have room again."""
         for listener in self.on_room:
             listener()

@@ -1,7 +1,7 @@
 """Leases: which delivery belongs to which consumer, and until when. They live in memory and end with the daemon.
 
-The file makes them safe: a settle names the number of its delivery, and the store compares it. This table only decides
-when a lease ends.
+The file fences them: a settle names its delivery number, and the store compares it. This table only decides when a
+lease ends.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Lease(Struct, eq=False):
     bound: set[Lease] | None
     """The leases of the connection that it ends with. None where it is not bound to a connection."""
     scheduled: float = 0.0
-    """The earliest moment at which the table looks at it again."""
+    """The moment at which the table checks its deadline, which may have been moved meanwhile."""
 
 
 class Receipts:
-    """Writes and reads receipts: opaque to clients, ``epoch.seq.delivery number`` to the daemon.
+    """The format of receipts: ``epoch.seq.delivery number``. It is opaque to clients.
 
     ``epoch`` is new at each start, so that a receipt of an earlier start never names a lease of this one.
     """
@@ -68,9 +68,9 @@ class Leases:
         self.get = self._by_receipt.get
         """Return the lease of a receipt, or None where it has ended."""
         self._by_deadline: list[tuple[float, int, list[Lease]]] = []
-        """Leases that were given together end together, unless one is settled or extended before."""
+        """Lists of leases by deadline. Leases made together end together, unless settled or extended before."""
         self._listed = 0
-        """How many leases are in there, including ended ones."""
+        """How many leases these lists have, including ended ones."""
         self._by_queue: Counter[str] = Counter()
         self._serial = 0
 
@@ -132,7 +132,7 @@ class Leases:
         return lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease
 
     def expire(self, now: float) -> list[Lease]:
-        """End the leases whose deadline has come, and return them."""
+        """End the leases whose deadline has passed, and return them."""
         expired = []
         while (moment := self.next_deadline()) is not None and moment <= now:
             _, _, leases = heapq.heappop(self._by_deadline)

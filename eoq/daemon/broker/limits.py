@@ -10,7 +10,7 @@ from ..config.settings import QueueSettings, SettingsOf
 from .leases import Leases
 
 MAX_BUCKETS: Final = 20_000
-"""Queues with a rate that are kept in memory before the full buckets among them are dropped."""
+"""How many buckets are kept in memory. Above it, the full ones are dropped."""
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class _Bucket:
 
 
 class DeliveryLimits:
-    """The limits of all queues. What one claim may take is reserved for it until the claim is done."""
+    """The limits of all queues. The messages that a claim may lease are reserved for it until it is done."""
 
     def __init__(self, settings: SettingsOf, clock: Clock, leases: Leases) -> None:
         self._settings = settings
@@ -49,13 +49,13 @@ class DeliveryLimits:
             self._reserved[queue] = self._reserved.get(queue, 0) + allowed
         return allowed
 
-    def limits(self, queue: str) -> bool:
+    def is_limited(self, queue: str) -> bool:
         """Return whether the settings of a queue limit its deliveries."""
         settings = self._settings(queue)
         return settings.max_in_flight is not None or settings.rate is not None
 
-    def claimed(self, queue: str, allowed: int, taken: int) -> None:
-        """Note that a claim is done: of the ``allowed`` messages it took ``taken``. Others may lease the rest."""
+    def claimed(self, queue: str, allowed: int, leased: int) -> None:
+        """Note that a claim is done: of the ``allowed`` messages it ``leased`` some. Others may lease the rest."""
         reserved = self._reserved.get(queue)
         if reserved is not None:
             if reserved > allowed:
@@ -64,17 +64,17 @@ class DeliveryLimits:
                 del self._reserved[queue]
         bucket = self._buckets.get(queue)
         if bucket is not None:
-            bucket.tokens += allowed - taken
+            bucket.tokens += allowed - leased
 
-    def undecided(self, queue: str) -> bool:
-        """Return whether something is reserved for claims under way, which may not need it."""
+    def has_reserved(self, queue: str) -> bool:
+        """Return whether messages are reserved for claims under way, which may not need all of them."""
         return queue in self._reserved
 
-    def seconds(self, queue: str) -> float | None:
+    def seconds_left(self, queue: str) -> float | None:
         """Return how long until the rate of a queue allows one more, after `allow` has refused it.
 
-        Return None where it was not the rate that refused. This does not read the clock again: tokens that were added
-        between two readings would be announced to no receiver.
+        Return None where it was not the rate that refused. This does not read the clock again: no receiver would be
+        told of tokens that were added between two readings.
         """
         settings = self._settings(queue)
         bucket = self._buckets.get(queue)
@@ -91,7 +91,7 @@ class DeliveryLimits:
         bucket = self._buckets.get(queue)
         if bucket is None:
             if len(self._buckets) >= MAX_BUCKETS:
-                # A client asks for many queues that do not exist. Nothing was taken out of their buckets.
+                # A client asks for many queues that do not exist. Their buckets are full, so nothing is lost.
                 self._buckets = {name: one for name, one in self._buckets.items() if one.tokens < 1.0}
             bucket = self._buckets[queue] = _Bucket(1.0, now)
         assert settings.rate is not None  # noqa: S101 # the caller has checked it

@@ -1,4 +1,4 @@
-"""Publishing: messages come in, are routed, and are stored. They come from sends, from acks, and from schedules."""
+"""Publishing: the messages of sends, acks and schedules are routed and stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...ids import new_id
 from .. import requests as ask
 from ..clock import Clock
 from ..config.settings import SettingsOf
-from ..records import NewMessage, Routed, Stored
+from ..records import NewMessage, Routed, Stored, counted
 from ..request_values import new_message
 from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Put
@@ -20,21 +20,21 @@ from .due_times import DueTimes
 from .events import Events
 
 MAX_COPIES: Final = 25_000
-"""Messages stored by one request: the 250 of a client's batch, to a topic with as many queues as it can have."""
-
+"""How many messages one request may store: a client's batch of 250, to a topic with the most queues."""
 MAX_COPIED: Final = 128 * 1024 * 1024
-"""Bytes of their bodies: enough for the largest message to such a topic. Nothing else is done meanwhile."""
+"""Bytes of the bodies of these messages: enough for the largest message to such a topic. It is limited because the
+daemon does nothing else meanwhile."""
 
 
 class Router(Protocol):
-    """What a publisher needs of topics."""
+    """What a publisher needs of the topics."""
 
     def is_topic(self, name: str) -> bool: ...
     def route(self, messages: Sequence[NewMessage]) -> Routed: ...
 
 
 class Publisher:
-    """Stores messages in their queues, and tells others of them."""
+    """The way of messages into their queues. It announces them to the other parts."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Publisher:
         self.handlers: Handlers = {ask.Send: self.send, ask.SendMany: self.send_many}
 
     def send(self, _session: Session, request: ask.Send, reply: Reply) -> None:
-        """Store one message. Most go to one queue and are deliverable at once: these take a short way."""
+        """Store one message. A message for one queue that is deliverable at once, as most are, takes a shorter path."""
         now = self._clock.wall()
         message = new_message(request.queue, request, now, new_id)
         queue = message.queue
@@ -83,7 +83,7 @@ class Publisher:
         self._events.ready(queue, 1)
 
     def send_many(self, _session: Session, request: ask.SendMany, reply: Reply) -> None:
-        """Store several messages, or none."""
+        """Store several messages, all or none."""
         now = self._clock.wall()
         messages = [new_message(request.queue, message, now, new_id) for message in request.messages]
         ids = [message.id for message in messages]
@@ -107,7 +107,7 @@ class Publisher:
     def route(self, messages: Sequence[NewMessage], now: float) -> Routed:
         """Return messages as they are to be stored: in the queues bound to their topic, with their queue's ttl.
 
-        Raises `InvalidRequest` where that would be too many copies, or too large ones.
+        Raises `InvalidRequest` where the copies would be too many or too large.
         """
         routed = Routed(messages, None) if self._topics is None else self._topics.route(messages)
         if routed.origins is not None:
@@ -127,9 +127,9 @@ class Publisher:
         return Routed(expiring, routed.origins)
 
     def submitted(self, messages: Sequence[NewMessage]) -> None:
-        """Call this when a command that stores ``messages`` was just submitted: receivers may claim them.
+        """Wake receivers for ``messages``, which a command that was just submitted stores.
 
-        Delayed and expiring messages may need an earlier alarm.
+        Set an earlier alarm if a delayed or expiring message needs it.
         """
         moments = []
         counts: dict[str, int] = {}
@@ -145,13 +145,10 @@ class Publisher:
             self._events.ready(queue, count)
 
     def stored(self, messages: Sequence[NewMessage], outcome: Stored) -> None:
-        """Call this with the outcome of storing ``messages``: the listeners are told."""
+        """Announce the ``outcome`` of storing ``messages`` to the listeners."""
         known = set(outcome.duplicates)
-        counts: dict[str, int] = {}
-        for index, message in enumerate(messages):
-            if index not in known:
-                counts[message.queue] = counts.get(message.queue, 0) + 1
-        for queue, count in counts.items():
+        new = [message.queue for index, message in enumerate(messages) if index not in known]
+        for queue, count in counted(new).items():
             self._events.stored(queue, count)
         if outcome.ended:
             self._due_times.ended(outcome.ended)

@@ -1,6 +1,6 @@
-"""Receivers: clients that ask a queue for messages. They are served in the order in which they came.
+"""Receivers: requests for the messages of a queue. They are served in the order of their requests.
 
-A receiver that finds nothing waits in memory. When messages may be ready, the next receiver of their queue is woken: it
+A receiver without messages waits in memory. When messages may be ready, the next receiver of their queue is woken: it
 submits its claim right behind the command that made them ready. Both then share one transaction, and no client polls.
 """
 
@@ -35,12 +35,12 @@ class Receiver(Waiter, eq=False, kw_only=True):
 
     request: ask.Receive
     patient: bool
-    """Whether it waits where its queue has nothing for it."""
+    """Whether it waits if its queue has no message for it."""
     claiming: bool = False
     allowed: int = 0
-    """How many messages its claim under way may take."""
+    """How many messages its claim under way may lease."""
     limited: bool = False
-    """Whether its queue has delivery limits. Then what its claim may take is reserved for it."""
+    """Whether its queue has delivery limits. Then the messages that its claim may lease are reserved for it."""
     wakeups: int = 0
     """How many wakeups its queue had when its last claim was submitted."""
 
@@ -82,7 +82,7 @@ class Receivers:
         self._due_times = due_times
         self._events = events
         self._limits = DeliveryLimits(settings, clock, leases)
-        self._wait_list: WaitList[Receiver] = WaitList(clock, self._time_is_over, self._drop_line)
+        self._wait_list: WaitList[Receiver] = WaitList(clock, self._end_wait, self._drop_line)
         self._lines: dict[str, _Line] = {}
         self._stopping = False
         self.handlers: Handlers = {ask.Receive: self.receive, ask.Cancel: self._cancel}
@@ -95,7 +95,7 @@ class Receivers:
     def stop(self) -> None:
         """Answer all receivers that wait. Deliver nothing from now on."""
         self._stopping = True
-        for receiver in self._wait_list.everyone():
+        for receiver in self._wait_list.all_waiters():
             if not receiver.claiming:
                 self._answer(receiver, Claimed([], 0))
 
@@ -121,10 +121,10 @@ class Receivers:
         self._claim(receiver, line)
 
     def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
-        """Answer receives of this connection as if their time were over."""
+        """Answer receives of this connection as if their wait had ended."""
         reply({})
         for receiver in self._wait_list.named((session, request.request)):
-            self._time_is_over(receiver)
+            self._end_wait(receiver)
 
     # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,7 +150,7 @@ class Receivers:
         queue = receiver.request.queue
         receiver.wakeups = line.wakeups
         receiver.allowed = receiver.request.limit
-        receiver.limited = self._limits.limits(queue)
+        receiver.limited = self._limits.is_limited(queue)
         if receiver.limited:
             receiver.allowed = self._limits.allow(queue, receiver.allowed)
             if not receiver.allowed:
@@ -166,24 +166,24 @@ class Receivers:
     def _defer(self, receiver: Receiver, line: _Line) -> None:
         """Let a receiver wait until the limits of its queue allow more, or answer it with nothing.
 
-        Where claims are under way it waits for their end: what they do not need it may take.
+        While claims are under way it waits for them: it may lease what they do not need.
         """
         queue = receiver.request.queue
-        undecided = self._limits.undecided(queue)
-        seconds = None if undecided else self._limits.seconds(queue)
+        has_reserved = self._limits.has_reserved(queue)
+        seconds = None if has_reserved else self._limits.seconds_left(queue)
         if seconds is not None:
             if line.alarm is None:
                 line.alarm = Alarm(self._clock, partial(self.wake, queue, None))
             line.alarm.set_in(seconds)
         if receiver.patient and not self._stopping:
             return
-        if undecided and not self._stopping:
+        if has_reserved and not self._stopping:
             line.deferred[receiver] = None
         else:
             self._answer(receiver, Claimed([], 0))
 
     def _claim_deferred(self, queue: str) -> None:
-        """Let the deferred receivers of a queue claim what a claim that is done has left."""
+        """Let the deferred receivers of a queue claim what a finished claim did not need."""
         line = self._lines.get(queue)
         if line is None or not line.deferred:
             return
@@ -196,14 +196,14 @@ class Receivers:
         receiver.claiming = False
         queue = receiver.request.queue
         claim = outcome if isinstance(outcome, Claimed) else Claimed([], 0)
-        taken = len(claim.messages)
+        leased = len(claim.messages)
         if receiver.limited:
-            self._limits.claimed(queue, receiver.allowed, taken)
+            self._limits.claimed(queue, receiver.allowed, leased)
         self._conclude(receiver, line, outcome)
-        more = claim.unfinished or taken == receiver.allowed
+        more = claim.unfinished or leased == receiver.allowed
         if not receiver.joined and (more or receiver.limited or isinstance(outcome, EoqError)):
-            # There may be more messages than this receiver could take. Or others were deferred while everything that
-            # is allowed was reserved for it.
+            # There may be more messages than this receiver could lease. Or other receivers found nothing allowed while
+            # all was reserved for this one.
             self.wake(queue, 1)
         if receiver.limited:
             self._claim_deferred(queue)
@@ -214,7 +214,7 @@ class Receivers:
         if receiver.joined and receiver.session.hung_up():
             self._wait_list.leave(receiver)
         if not receiver.joined:
-            # It left while its claim was under way: its connection was closed, or its time was over.
+            # It left while its claim was under way: its connection was closed, or its wait ended.
             if isinstance(outcome, Claimed) and outcome.messages:
                 leases = self._make_leases(receiver.request, outcome, None)
                 self._redelivery.give_back(leases, None, counts=False)
@@ -283,8 +283,8 @@ class Receivers:
             for message in claim.messages
         ]
 
-    def _time_is_over(self, receiver: Receiver) -> None:
-        """Answer a receiver with nothing. A claim of its own that is under way still answers it."""
+    def _end_wait(self, receiver: Receiver) -> None:
+        """Answer a receiver with no messages. If its claim is under way, the claim still answers it."""
         if not receiver.joined:
             return
         if receiver.claiming:

@@ -1,7 +1,7 @@
 """Redelivery: messages go back to their queues when a delivery ends without an ack.
 
-A delivery ends so when its consumer nacks or releases it, when its lease ends, when the connection that it is bound to
-ends, or when the client that it was claimed for is gone.
+That happens when its consumer nacks or releases it, when its lease ends, when the connection that it is bound to ends,
+or when the client that it was claimed for has disconnected.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .events import Events
 from .leases import Lease, Leases
 
 RETRY_SECONDS: Final = 1.0
-"""Seconds until giving back is tried again, after the disk refused it."""
+"""Seconds until giving back is tried again after a failure of the disk."""
 
 
 class Redelivery:
-    """Ends leases, by time and with their connections, and makes their messages deliverable again."""
+    """The end of leases, by time and with their connections. Their messages become deliverable again."""
 
     def __init__(
         self,
@@ -66,28 +66,28 @@ class Redelivery:
             self._alarm.set_in(deadline - self._clock.monotonic())
 
     def free(self, leases: Sequence[Lease]) -> None:
-        """Remove leases that are over. Where a queue limits its messages in flight, others may be delivered now."""
+        """Remove leases that have ended. If a queue limits its messages in flight, others may be delivered now."""
         self._leases.remove(leases)
         for queue, count in counted([lease.delivery.queue for lease in leases]).items():
             if self._settings(queue).max_in_flight is not None:
                 self._events.ready(queue, count)
 
     def move_groups_on(self, leases: Sequence[Lease]) -> None:
-        """Tell that messages are about to end or come back: the next of their groups may be ready, or due later."""
+        """Announce that messages are about to end or come back: the next of their groups may be ready, or due later."""
         grouped = [lease.delivery.queue for lease in leases if lease.delivery.group is not None]
         if not grouped:
             return
         for queue, count in counted(grouped).items():
             self._events.ready(queue, count)
-        self._due_times.look_again()
+        self._due_times.check_again()
 
     def retry(
         self, leases: Sequence[Lease], delay: float, error: str | None, reply: Reply, counts: bool = True
     ) -> None:
         """Make messages deliverable again in ``delay`` seconds.
 
-        With ``counts`` false no consumer has looked at them: they use no attempt, and a lease that has ended before is
-        no error.
+        If ``counts`` is false, no handler has seen them: they use no attempt, and a lease that has ended before is no
+        error.
         """
         now = self._clock.wall()
 
@@ -108,13 +108,13 @@ class Redelivery:
         if due_at is not None:
             self._due_times.watch(due_at)
         if any(lease.delivery.expires for lease in leases):
-            self._due_times.look_again()  # to learn when the next message expires
+            self._due_times.check_again()  # to learn when the next message expires
         for queue, count in counted([lease.delivery.queue for lease in leases]).items():
             self._events.ready(queue, count)
         self.move_groups_on(leases)
 
     def give_back(self, leases: Sequence[Lease], error: str | None, counts: bool = True) -> None:
-        """Make messages whose leases are gone deliverable again. Keep trying if the disk refuses."""
+        """Make messages whose leases have ended deliverable again. Keep trying if the disk fails."""
 
         def done(outcome: Fields | EoqError) -> None:
             if isinstance(outcome, EoqError) and not isinstance(outcome, LeaseLost) and not self._stopping:

@@ -1,4 +1,4 @@
-"""Settling: what consumers say of their deliveries. Ack, settle, nack, reject, release, extend."""
+"""Settling: the requests of consumers about their deliveries. Ack, settle, nack, reject, release, extend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .redelivery import Redelivery
 
 
 class Settling:
-    """Finds the lease behind each receipt, and settles its delivery."""
+    """The handlers of these requests. Each finds the lease behind a receipt, and acts on its delivery."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Settling:
     def _lease_of(self, receipt: str) -> Lease:
         """Return the lease of a receipt. Raises `InvalidRequest` for a text that never was one.
 
-        Where the lease is gone, return one that has ended: the store still knows by its delivery number whether a
-        request is a repetition, whose first reply was lost, or comes too late.
+        If the lease has ended, return a lease that says so. By its delivery number the store still knows whether a
+        request repeats an earlier one, whose reply was lost, or is too late.
         """
         lease = self._leases.get(receipt)
         if lease is not None:
@@ -128,7 +128,7 @@ class Settling:
         self._redelivery.retry([lease], delay, request.error, reply)
 
     def _retry_wait(self, lease: Lease) -> float:
-        """Return the seconds until the next delivery. They grow exponentially, and have a part left to chance."""
+        """Return the seconds until the next delivery. They grow exponentially, and a part of them is random."""
         settings = self._settings(lease.delivery.queue)
         if lease.attempt <= 1:
             wait = settings.retry_first

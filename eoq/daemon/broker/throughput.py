@@ -10,7 +10,7 @@ from ..clock import Clock
 from ..records import End
 
 WINDOW: Final = 60.0
-"""Seconds."""
+"""The seconds of one window."""
 
 
 class Rate(NamedTuple):

@@ -1,6 +1,6 @@
 """Requests that wait: for a message, for a result, or for the run of another client.
 
-To join, to leave, to cancel a request and to close a connection take the same time however many others wait.
+Joining, leaving, cancelling a request and closing a connection take the same time however many requests wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Waiter(Struct, eq=False, kw_only=True):
     key: Hashable
     """What it waits for. Waiters for one key stand in one line."""
     name: Hashable = None
-    """What its client ends the wait by. Several waiters may have one name."""
+    """The name by which its client ends the wait. Several waiters may have one name."""
     timer: Timer | None = None
     joined: bool = False
     """Whether it is in its `WaitList`."""
@@ -37,14 +37,14 @@ class WaitList(Generic[W]):
     """Waiters in lines, one line for each key, first in first out."""
 
     def __init__(self, clock: Clock, expired: Callable[[W], None], emptied: Callable[[W], None] | None = None) -> None:
-        """``expired`` is told of a waiter whose time is over, ``emptied`` of the last waiter that has left a line."""
+        """``expired`` is called with a waiter whose wait has ended, ``emptied`` with the last one that left a line."""
         self.count = 0
         """How many requests wait."""
         self._clock = clock
         self._expired = expired
         self._emptied = emptied
-        # Ordered dictionaries serve as ordered sets: to take from the front of a plain one, Python would look at every
-        # place that was left before.
+        # Ordered dictionaries serve as ordered sets. In a plain dictionary, Python finds the first entry only by
+        # passing over every entry that was removed before it.
         self._lines: dict[Hashable, OrderedDict[W, None]] = {}
         self._by_session: dict[Session, dict[W, None]] = {}
         self._by_name: dict[Hashable, dict[W, None]] = {}
@@ -68,11 +68,11 @@ class WaitList(Generic[W]):
         self.count += 1
 
     def start_timer(self, waiter: W, seconds: float) -> None:
-        """Let the time of a waiter be over in ``seconds``, unless it leaves before."""
+        """End the wait of a waiter in ``seconds``, unless it leaves before."""
         waiter.timer = self._clock.call_later(seconds, partial(self._expired, waiter))
 
     def leave(self, waiter: W) -> bool:
-        """Take a waiter out, and stop its timer. Return False where it is not in the list."""
+        """Remove a waiter, and stop its timer. Return False where it is not in the list."""
         if waiter.timer is not None:
             waiter.timer.cancel()
             waiter.timer = None
@@ -95,7 +95,7 @@ class WaitList(Generic[W]):
         return True
 
     def pop_first(self, key: Hashable) -> W | None:
-        """Take the first waiter of a line out. Its timer goes on."""
+        """Remove the first waiter of a line, and return it. Its timer goes on."""
         line = self._lines.get(key)
         if line is None:
             return None
@@ -113,7 +113,7 @@ class WaitList(Generic[W]):
         """Return the waiters of one name."""
         return list(self._by_name.get(name, ()))
 
-    def everyone(self) -> list[W]:
+    def all_waiters(self) -> list[W]:
         """Return all waiters."""
         return [waiter for line in self._lines.values() for waiter in line]
 

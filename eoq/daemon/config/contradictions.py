@@ -1,4 +1,4 @@
-"""Checks of a configuration whose single values are right, but do not fit together."""
+"""Checks of a configuration as a whole: values that are right by themselves, but contradict each other."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Reading the configuration file: all of it, or an error that lists the places that are wrong.
+"""Reading the configuration file: all of it, or an error that lists everything that is wrong.
 
-msgspec checks the values. This module adds where in the file they are. The file is bounded before it is parsed, also in
-the length of its lines: the time to parse a key grows with the square of the number of its parts.
+msgspec checks the values. This module adds where in the file each one is. The file is bounded before it is parsed, also
+in the length of its lines: the time to parse a key grows with the square of the number of its parts.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 class LiveConfig:
-    """The configuration that counts now. ``overrides`` are settings of all queues, from flags and variables."""
+    """The configuration that is in force. ``overrides`` are settings of all queues, from flags and variables."""
 
     def __init__(self, config: Config, overrides: Mapping[str, Any] | None = None) -> None:
         self._overrides = overrides or {}
@@ -141,11 +141,11 @@ class LiveConfig:
 
     @property
     def config(self) -> Config:
-        """The configuration that counts now."""
+        """The configuration that is in force."""
         return self._now[0]
 
     def replace(self, config: Config) -> None:
-        """Let ``config`` count from now on."""
+        """Put ``config`` in force."""
         queues: dict[str, QueueSettings] = {}
         # One assignment for both, since threads read them meanwhile. Settings of the old configuration stay with it.
         self._now = config, queues

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from ...errors import InvalidRequest
 
 MAX_FOUND: Final = 100
-"""How many problems are looked for."""
+"""How many problems are collected."""
 MAX_LISTED: Final = 20
 """How many of them an error lists."""
 

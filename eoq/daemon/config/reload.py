@@ -40,7 +40,7 @@ NOT_SET: Final = "not set"
 
 
 class Reloader:
-    """Keeps a live configuration equal to the file at ``path``, if there is one."""
+    """The reader of the file at ``path``, if there is one, which keeps a live configuration equal to it."""
 
     def __init__(self, path: Path | None, live: LiveConfig) -> None:
         self.listeners: list[Listener] = []
@@ -52,7 +52,7 @@ class Reloader:
         self._asked = False
 
     def ask(self) -> None:
-        """Read the file now, since the operator asks for it (SIGHUP), and log the outcome in any case."""
+        """Read the file now, because of SIGHUP, and log the outcome in any case."""
         if self._path is None:
             log.info("SIGHUP: the daemon was started without a configuration, so there is nothing to read again")
         self._asked = True
@@ -67,7 +67,7 @@ class Reloader:
         }
 
     async def run(self) -> None:
-        """Follow the file until this task is cancelled. Every error is logged, and does not end it."""
+        """Follow the file until this task is cancelled. An error does not end it: the error is logged."""
         if self._path is None:
             return
         watching = asyncio.create_task(watch_file(self._path, self._woken.set, SWEEP_SECONDS))
@@ -87,7 +87,7 @@ class Reloader:
             await asyncio.gather(watching, return_exceptions=True)
 
     async def _quiet(self) -> None:
-        """Wait until there was no wake-up for a while, or the operator asks."""
+        """Wait until there was no wake-up for `QUIET_SECONDS`, or the operator has sent SIGHUP."""
         deadline = time.monotonic() + LONGEST_QUIET
         while self._woken.is_set() and not self._asked and time.monotonic() < deadline:
             self._woken.clear()

@@ -1,6 +1,6 @@
-"""The settings a daemon starts with: for each the first of flag, environment, file and default that has a value.
+"""The settings that a daemon starts with. Each is the first of flag, variable, file and default that has a value.
 
-Each value comes with its source. So `eoq config show` prints exactly what `eoq daemon` would use.
+Each value has its source with it. So `eoq config show` prints exactly what `eoq daemon` would use.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class ResolvedConfig:
 
     def of_daemon(self) -> Iterator[NamedSetting]:
         """Yield the settings of the daemon itself."""
-        places = {"config": self.config_path, "db": self.db, "socket": self.socket, "spool": self.spool}
-        for name, resolved in places.items():
+        paths = {"config": self.config_path, "db": self.db, "socket": self.socket, "spool": self.spool}
+        for name, resolved in paths.items():
             yield NamedSetting(name, *resolved)
         for field in msgspec.structs.fields(self.config.storage):
             value = getattr(self.config.storage, field.name)
@@ -127,7 +127,7 @@ def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
     path = config_file.value
     config = Config() if path is None else load(path)
 
-    def place(name: str, default: Callable[[], Path | None]) -> Resolved:
+    def path_of(name: str, default: Callable[[], Path | None]) -> Resolved:
         if name in from_cli:
             value, source = from_cli[name]
             return Resolved(Path(value).absolute(), source)
@@ -137,9 +137,9 @@ def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
 
     return ResolvedConfig(
         config_file,
-        place("db", database_path),
-        place("socket", socket_path),
-        place("spool", lambda: None),
+        path_of("db", database_path),
+        path_of("socket", socket_path),
+        path_of("spool", lambda: None),
         {name: from_cli[name] for name in FOR_ALL_QUEUES if name in from_cli},
         config,
     )

@@ -10,10 +10,12 @@ from msgspec import Meta, Struct
 from ...protocol.limits import MAX_DELAY, MAX_TTL
 
 RETENTION: Final = 7 * 86400.0
+_RESEND_PART: Final = 6 / 7
+"""The part of a retention during which a message may be sent again. The rest is a margin."""
 MAX_ATTEMPTS: Final = 10
 MAX_COUNT: Final = 2**53
 LEAST_FILE: Final = 1024 * 1024
-"""Bytes of the daemon's file. In a smaller file no queue would have room."""
+"""Bytes: the lowest limit of the daemon's file. In a smaller file no queue would have room."""
 MOST_KEPT_FREE: Final = 16 * 1024 * 1024
 """Bytes that sends leave free by default on a large disk."""
 
@@ -89,6 +91,14 @@ class StorageSettings(Struct, forbid_unknown_fields=True, frozen=True):
     def least_free(self, disk_bytes: int) -> int:
         """Return the bytes that sends leave free on a disk of this size."""
         return min(disk_bytes // 20, MOST_KEPT_FREE) if self.min_free_bytes is None else self.min_free_bytes
+
+
+def resend_within(retention: float) -> float:
+    """Return for how many seconds a message that may have been stored can be sent again under the same id.
+
+    The daemon remembers the id of a settled message for the ``retention`` of its queue, in seconds.
+    """
+    return retention * _RESEND_PART
 
 
 SettingsOf: TypeAlias = Callable[[str], QueueSettings]

@@ -40,13 +40,13 @@ PARTIAL_ALLOWANCE: Final = 256 * 1024
 WRITE_HIGH: Final = 1024 * 1024
 """Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
 HUNG_UP_SECONDS: Final = 1.0
-"""How often to check clients that only read: no event tells that one of them is gone."""
+"""How often to check clients that only read, since no event says that one has disconnected."""
 SPIN_SECONDS: Final = 0.0003
-"""How long the event loop stays awake for the next of several requests in a row. A client needs less for its turn."""
+"""How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
 
 class Route(NamedTuple):
-    """Where one type of request goes."""
+    """How one type of request is handled."""
 
     handle: Handler
     may_wait: bool
@@ -54,7 +54,7 @@ class Route(NamedTuple):
 
 
 class Server:
-    """Accepts connections on a Unix socket, and passes their requests to the handlers."""
+    """The server of a Unix socket. It passes the requests of its connections to the handlers."""
 
     def __init__(self) -> None:
         self.routes: dict[type, Route] = {}
@@ -88,7 +88,7 @@ class Server:
                 self._path.unlink()
 
     def asked(self) -> None:
-        """Note that a request has come."""
+        """Note that a request has arrived."""
         if self._has_answered:
             self._has_answered = False
             self._spin.end()
@@ -96,7 +96,7 @@ class Server:
     def answered(self) -> None:
         """Note that a reply goes out, alone or before others.
 
-        In a row of requests the next one comes at once, and the event loop stays awake for it.
+        In a row of requests the next one arrives at once, and the event loop stays awake for it.
         """
         if self._has_answered:
             return
@@ -143,7 +143,7 @@ class Server:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client: cuts its bytes into requests, and slows a client down that sends too fast."""
+    """The connection of one client. It cuts bytes into requests, and slows down a client that sends too fast."""
 
     def __init__(self, server: Server) -> None:
         self.gone = asyncio.Event()
@@ -158,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
         self._heavy = 0
         self._unread_replies = False
         self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
-        """Replies behind unread ones, not encoded yet, so that fields that several replies share exist once."""
+        """Replies that wait until the client has read earlier ones. They are encoded later, as some share fields."""
         self._reading = True
         self._handling = False
         self._stopped = False
@@ -166,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A stream socket's transport is one, though uvloop's does not inherit from it.
+        # The transport of a stream socket is an `asyncio.Transport`, although uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
         self._session.consumer = peer_of(self._transport.get_extra_info("socket"))
@@ -217,17 +217,21 @@ class ClientConnection(asyncio.Protocol):
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
     def stop_reading(self) -> None:
+        """Handle no more requests. Those under way are answered."""
         self._stopped = True
         self._unhandled.clear()
 
     def close(self) -> None:
+        """Close the connection when all that was written has been sent. One with unread replies stays open."""
         if not self._unwritten:
             self._transport.close()
 
     def abort(self) -> None:
+        """Close the connection now."""
         self._transport.abort()
 
     def abort_if_hung_up(self) -> None:
+        """Close the connection now if its client reads no more."""
         if self._hung_up():
             self._transport.abort()
 

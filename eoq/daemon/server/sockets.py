@@ -21,7 +21,7 @@ def listen(path: Path) -> socket.socket:
     """Return a socket bound to ``path``, which only its owner can connect to.
 
     A stale socket there is replaced. Raises `Locked` where a program still answers on it, `InvalidRequest` where the
-    path is of no use, `Forbidden` where it cannot be written.
+    path cannot be that of a socket, `Forbidden` where it cannot be written.
     """
     listening = socket.socket(socket.AF_UNIX)
     try:
@@ -62,7 +62,7 @@ def _require_stale(path: Path) -> None:
 
 
 def peer_of(connection: socket.socket) -> str | None:
-    """Return the name of the process at the other end, as the kernel knows it. None where it does not say."""
+    """Return the process at the other end, such as ``pid 4711``, or None where the kernel does not say."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

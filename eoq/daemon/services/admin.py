@@ -15,7 +15,7 @@ from ..store.commands import Drop, Pause, Purge, Redrive
 
 
 class AdminService:
-    """Runs each request as one command, which does a bounded step."""
+    """The handlers of these requests. Each request becomes one command, which does a bounded step."""
 
     def __init__(self, writer: Submitter, clock: Clock, due_times: DueTimes, events: Events) -> None:
         self._writer = writer
@@ -70,7 +70,7 @@ def _answer_step(request: ask.Redrive | ask.Drop, reply: Reply, outcome: Step | 
 
 
 def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float | None, int]:
-    """Return which dead letters a request is about. Raises `InvalidRequest`."""
+    """Return which dead letters a request selects. Raises `InvalidRequest`."""
     if request.ids is not None and (request.all or request.failed_before is not None):
         raise InvalidRequest("give `ids`, or `all` or `failed_before`, not both")
     if request.ids is None and not request.all and request.failed_before is None:
@@ -83,5 +83,5 @@ def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float 
 
 
 def _next_step(step: Step, name: str) -> Fields:
-    """Return where the next request has to go on, if there is more to do."""
+    """Return the field that says where the next request continues, if there is more to do."""
     return {} if step.after is None else {name: step.after}

@@ -1,7 +1,7 @@
 """The dedup service: of all callers with one key, the first runs. The others wait, and get the output of its run.
 
-A caller runs its key for as long as its connection lives. The file also says who runs what, so that a restart of the
-daemon does not start a second run beside the first: the first caller has some time to come back.
+A caller owns its key for as long as its connection lives. The file also says which caller runs which key. So a restart
+of the daemon does not start a second run beside the first: the first caller has some time to reconnect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Command, OnceBegin, OnceFinish, OnceRelease, OnceRunning
 
 RETURN_SECONDS: Final = 30.0
-"""How long a caller may take to come back after a restart of the daemon, before its key is open again."""
+"""How long a caller may take to reconnect after a restart of the daemon, before its key is open again."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until a command that the disk refused is tried again."""
 
@@ -29,8 +29,8 @@ RETRY_SECONDS: Final = 1.0
 class Runner:
     """The caller that runs a key, and its connections.
 
-    A runner without connections is gone, and its key is about to be open. Or it ran before a restart of the daemon, and
-    has not come back yet.
+    A runner without connections has disconnected, and its key is about to be opened. Or it ran before a restart of the
+    daemon, and has not reconnected yet.
     """
 
     def __init__(self, key: str, token: str) -> None:
@@ -38,7 +38,7 @@ class Runner:
         self.token = token
         self.sessions: set[Session] = set()
         self.timer: Timer | None = None
-        """Opens the key, unless the caller comes back after a restart."""
+        """Opens the key, unless the caller reconnects after a restart."""
 
 
 class Caller(Waiter, eq=False, kw_only=True):
@@ -46,13 +46,13 @@ class Caller(Waiter, eq=False, kw_only=True):
 
     request: ask.Once
     patient: bool
-    """Whether its time is not over: then it joins the list where the store says that another caller runs its key."""
+    """Whether it waits in the list if another caller runs its key."""
     was_first: bool = False
-    """Whether it was first in its line, and asks the store again. Others may be behind it."""
+    """Whether it was first in its line, and the store is asked again for it. Others may wait behind it."""
 
 
 class OnceService:
-    """Knows who runs which key, and who waits for it."""
+    """The runners of all keys, and the callers that wait for them."""
 
     def __init__(self, writer: Submitter, clock: Clock) -> None:
         self._writer = writer
@@ -60,12 +60,16 @@ class OnceService:
         self._runners: dict[str, Runner] = {}
         """By key."""
         self._by_session: dict[Session, dict[Runner, None]] = {}
-        self._waiting: WaitList[Caller] = WaitList(clock, self._time_is_over)
+        self._waiting: WaitList[Caller] = WaitList(clock, self._end_wait)
         self._stopping = False
-        self.handlers: Handlers = {ask.Once: self._once, ask.OnceDone: self._finish, ask.OnceRelease: self._give_up}
+        self.handlers: Handlers = {
+            ask.Once: self._once,
+            ask.OnceDone: self._finish,
+            ask.OnceRelease: self._release_request,
+        }
 
     def start(self) -> None:
-        """Find out who ran what when the daemon before ended, and give those callers time to come back."""
+        """Read which callers ran keys when the last daemon ended, and give them time to reconnect."""
 
         def done(outcome: list[tuple[str, str]] | EoqError) -> None:
             if isinstance(outcome, EoqError):
@@ -81,8 +85,8 @@ class OnceService:
     def stop(self) -> None:
         """Answer all callers that wait."""
         self._stopping = True
-        for caller in self._waiting.everyone():
-            self._time_is_over(caller)
+        for caller in self._waiting.all_waiters():
+            self._end_wait(caller)
         for runner in self._runners.values():
             if runner.timer is not None:
                 runner.timer.cancel()
@@ -108,10 +112,10 @@ class OnceService:
         request = caller.request
         runner = self._runners.get(request.key)
         if runner is not None and runner.token == request.token:
-            # At once: the connection that it had before may end while the store is asked.
+            # Done now, because its earlier connection may end while the store is asked.
             self._connect(runner, caller.session)
         command = OnceBegin(self._clock.wall(), request.key, request.token, request.fingerprint)
-        # Not durable: a run that is lost with the power belongs to a process that is gone as well.
+        # Not durable: if a loss of power undoes it, the process that runs has ended as well.
         self._writer.submit(command, partial(self._begun, caller), durable=False)
 
     def _begun(self, caller: Caller, outcome: OnceRecord | EoqError) -> None:
@@ -167,8 +171,8 @@ class OnceService:
         self._waiting.leave(caller)
         caller.reply(outcome)
 
-    def _time_is_over(self, caller: Caller) -> None:
-        """Answer a caller that waits. One that asks the store just now is answered with what it says."""
+    def _end_wait(self, caller: Caller) -> None:
+        """Answer a caller that waits. If the store is being asked for it, that outcome answers it."""
         caller.patient = False
         if self._waiting.leave(caller):
             caller.reply({"state": "running"})
@@ -181,7 +185,7 @@ class OnceService:
             self._begin(first)
 
     def _answer_alike(self, answered: Caller, done: Fields) -> None:
-        """Give all callers with the same fingerprint the same reply: it may have megabytes, and exists once."""
+        """Give all waiting callers with the same fingerprint one reply, which may have megabytes, so it exists once."""
         request = answered.request
         for caller in list(self._waiting.line(request.key)):
             if caller.request.fingerprint == request.fingerprint:
@@ -204,14 +208,14 @@ class OnceService:
         command = OnceFinish(request.key, request.token, request.status, output, size, expires_at)
         self._end(request.key, request.token, command, reply, durable=True)
 
-    def _give_up(self, _session: Session, request: ask.OnceRelease, reply: Reply) -> None:
+    def _release_request(self, _session: Session, request: ask.OnceRelease, reply: Reply) -> None:
         key, token = request.key, request.token
         runner = self._runners.get(key)
 
         def answer(outcome: Fields | EoqError) -> None:
             reply(outcome)
             if isinstance(outcome, EoqError) and runner is not None and runner.token == token:
-                # It will not run, even though the disk refuses now.
+                # The caller will not run, even if the disk has failed now.
                 self._forget_connections(runner)
                 self._clock.call_later(RETRY_SECONDS, partial(self._release, runner))
 
@@ -228,7 +232,7 @@ class OnceService:
                 self._forget_connections(runner)
                 del self._runners[key]
             for caller in self._waiting.named((key, token)):
-                self._time_is_over(caller)  # the caller has given up
+                self._end_wait(caller)  # the caller has given up
             self._next(key)
 
         self._writer.submit(command, done, durable)
@@ -239,7 +243,7 @@ class OnceService:
         runner.sessions.clear()
 
     def _release(self, runner: Runner) -> None:
-        """Open the key of a runner that is gone. Keep trying if the disk refuses, until the runner is back."""
+        """Open the key of a runner without connections. If the disk fails, keep trying until the runner reconnects."""
         key = runner.key
         if runner.sessions or self._runners.get(key) is not runner:
             return

@@ -1,4 +1,4 @@
-"""Requests that change nothing: results and new messages (and waiting for them), counts, peeks."""
+"""Requests that only read: results and new messages, and waiting for them; counts and peeks."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ..store.sqlite.reader import Filter, Reader
 OUTCOMES: Final = ("done", "dead", "expired", "dropped")
 """The states of a message that has ended."""
 STOP_SECONDS: Final = 0.5
-"""How long the requests that follow a queue may take to be answered when the daemon stops."""
+"""How long to wait, when the daemon stops, until the requests that follow a queue are answered."""
 
 
 class Queries:
-    """Answers requests from the reader's connection, and results at the moment when they are stored."""
+    """The handlers of these requests. They read over the reader's connection, and learn of new results by events."""
 
     def __init__(self, reader: Reader, clock: Clock, throughput: Throughput) -> None:
         self._reader = reader
         self._throughput = throughput
         self._loop = asyncio.get_running_loop()
         self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
-        """Requests that wait for the result of a message. Their key is its queue and its id."""
+        """The requests that wait for a result. The key is the message's queue and id."""
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
-        """By queue: what to complete when messages are stored in it."""
+        """By queue, the futures to complete when messages are stored in it."""
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
         self._stopping = False
         self.handlers: Handlers = {
@@ -47,8 +47,8 @@ class Queries:
         }
 
     async def stop(self) -> None:
-        """Answer all requests that wait, and give up what is being read."""
-        for waiter in self._results.everyone():
+        """Answer all requests that wait, and cancel the queries that still run."""
+        for waiter in self._results.all_waiters():
             self._answer_without_result(waiter)
         self._stopping = True
         for queue in list(self._tails):
@@ -157,7 +157,7 @@ class Queries:
                     return {"messages": messages, "after": seq}
                 if after is not None and seq > after:
                     after = seq
-                    continue  # there may be more rows to look through
+                    continue  # there may be more rows to read
                 after = seq
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.model import Config
+from ..config.settings import resend_within
 
 if TYPE_CHECKING:
     from ...client.aio import AsyncClient
@@ -19,7 +20,7 @@ log = logging.getLogger("eoq.daemon")
 
 
 class Relays:
-    """Relays over the daemon's own ``socket``. Paths in the configuration are relative to ``folder``."""
+    """The relays over the daemon's own ``socket``. Paths in the configuration are relative to ``folder``."""
 
     def __init__(self, socket: Path, folder: Path) -> None:
         self._socket = socket
@@ -27,16 +28,16 @@ class Relays:
         self._resend_within = math.inf
         self._running: dict[Path, tuple[Relay, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        """All relays, with those that are about to end."""
+        """The tasks of all relays, also of those that are about to end."""
 
     def follow(self, _old: Config, new: Config) -> None:
-        """Start the relays that are new in the configuration, and end those that are gone. The others go on."""
+        """Start the relays that are new in the configuration, and end those that it no longer has. The others go on."""
         wanted = dict.fromkeys(self._folder / relay.path for relay in new.relay)
         for path in [path for path in self._running if path not in wanted]:
             self._running.pop(path)[1].cancel()
-        # Less than the retention, after which the daemon forgets ids. A longer retention does not make it longer: it
-        # does not bring back the ids that were forgotten under the shorter one.
-        self._resend_within = min(self._resend_within, new.shortest_retention * 6 / 7)
+        # A longer retention does not make it longer, because it does not bring back the ids that were forgotten under
+        # the shorter one.
+        self._resend_within = min(self._resend_within, resend_within(new.shortest_retention))
         for relay, _ in self._running.values():
             relay.resend_within = self._resend_within
         for path in wanted:
@@ -44,7 +45,7 @@ class Relays:
                 self._start(path)
 
     async def stop(self) -> None:
-        """End all relays. The next daemon sends again, under the same ids, what they had not finished."""
+        """End all relays. The next daemon sends the messages that they had not finished, under the same ids."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -63,7 +64,7 @@ class Relays:
     def _ended(self, path: Path, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A fault in eoq: troubles with the file or the daemon do not end a relay.
+            # A fault in eoq: an error of the file or of the daemon does not end a relay.
             log.error("the relay of %s failed because of a fault in eoq; restart the daemon", path, exc_info=error)
 
 

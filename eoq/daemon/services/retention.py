@@ -1,6 +1,6 @@
-"""Retention: deletes settled records whose retention is over, and expired keys of the dedup service.
+"""Retention: it deletes settled records whose retention has passed, and expired keys of the dedup service.
 
-It works in small steps, each behind the requests that came meanwhile, so that no send waits for a million deletions.
+It works in small steps, each behind the requests that arrived meanwhile, so that no send waits for a million deletions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..store.commands import Forget, OnceForget
 STEP_ROWS: Final = 200
 """Rows deleted in one step."""
 LONGEST_PAUSE: Final = 600.0
-"""Seconds between two rounds."""
+"""Seconds between two rounds, at most."""
 
 
 class Retention:
-    """Makes rounds over all queues, with pauses between them."""
+    """Rounds of deletion over all queues, with pauses between them."""
 
     def __init__(self, writer: Submitter, clock: Clock, config: LiveConfig) -> None:
         self._writer = writer
@@ -57,7 +57,7 @@ class Retention:
             elif outcome.after is None:
                 self._forget_keys()
             elif not self._stopped:
-                # Behind the requests that have come meanwhile.
+                # So that the next step runs behind the requests that have arrived meanwhile.
                 self._timer = self._clock.call_later(0, partial(self._forget_messages, outcome.after))
 
         self._writer.submit(Forget(self._clock.wall(), after, STEP_ROWS, self._config.queue), done, durable=False)

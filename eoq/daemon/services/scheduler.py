@@ -1,7 +1,7 @@
-"""Schedules: the messages of recurring occurrences are stored when they are due, each once.
+"""The scheduler: it stores the messages of schedules when their occurrences are due, each once.
 
-There is one timer, for the earliest occurrence of all schedules. How far each schedule has come is in the file, and
-moves on in the transaction that stores the messages. A restart goes on from there.
+There is one alarm, for the earliest occurrence of all schedules. The file says which occurrence of each schedule is
+next. That changes in the transaction that stores the messages, so a restart continues from there.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ from ..store.commands import (
 )
 
 LONGEST_TIMER: Final = GRACE / 2
-"""Seconds after which the wall clock is looked at again: if it has jumped, what comes now is in time all the same."""
+"""Seconds after which the alarm rings in any case. So occurrences are in time even if the wall clock has jumped."""
 FAILED_SECONDS: Final = 1.0
 """Seconds until a step that the disk refused is tried again."""
 REFUSED_SECONDS: Final = 5.0
 """Seconds until a refused occurrence is tried again, unless messages end before."""
 ROOM_SECONDS: Final = 0.2
-"""Seconds from the end of a message until refused occurrences are tried again: more messages will end meanwhile."""
+"""Seconds from the end of a message until refused occurrences are tried again. Meanwhile more messages may end."""
 STEP: Final = 100
-"""Occurrences, or schedules, that one transaction deals with, so that no send waits long behind them."""
+"""How many occurrences or schedules one transaction handles, so that no send waits long behind them."""
 
 log = logging.getLogger("eoq.schedule")
 
 
 class Scheduler:
-    """Knows when to look for what is due."""
+    """The timer and the requests of all schedules."""
 
     def __init__(self, writer: Submitter, clock: Clock, publisher: Publisher, settings: SettingsOf) -> None:
         self._writer = writer
         self._clock = clock
         self._publisher = publisher
         self._settings = settings
-        self._asked: deque[tuple[ask.Request, Reply]] = deque()
-        self._alarm = Alarm(clock, self._look, LONGEST_TIMER)
+        self._requests: deque[tuple[ask.Request, Reply]] = deque()
+        self._alarm = Alarm(clock, self._read_due, LONGEST_TIMER)
         self._config: Config | None = None
         self._failing = False
         self._refused = False
-        """Whether an occurrence was refused and waits for room."""
+        """Whether an occurrence was refused, and waits until its queue has room."""
         self._room = False
-        """Whether there may be room since the last step."""
+        """Whether a queue may have got room since the last step."""
         self._stepping = False
         """Whether a step is under way."""
-        self._look_again = False
-        """Whether something became due meanwhile."""
+        self._read_again = False
+        """Whether to read again after this step, because something may have become due meanwhile."""
         self._stopping = False
         kinds = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
         self.handlers: Handlers = dict.fromkeys(kinds, self.handle)
 
     def apply(self, config: Config) -> None:
-        """The schedules of the configuration are these from now on; begins to send what is due.
+        """Store the schedules of ``config`` in place of the earlier ones, and begin to send what is due.
 
         Raises `InvalidRequest` where one of them is wrong.
         """
@@ -87,7 +87,7 @@ class Scheduler:
             else:
                 for note in outcome:
                     log.info(note)
-            self._look()
+            self._read_due()
 
         now = self._clock.wall()
         definitions = [new_schedule(schedule, now) for schedule in config.schedule]
@@ -98,8 +98,8 @@ class Scheduler:
             self.apply(config)
 
     def stop(self) -> None:
-        """Answers what was asked; sends nothing more."""
-        while self._asked:
+        """Answer all requests, and send nothing from now on."""
+        while self._requests:
             self._answer_next()
         self._stopping = True
         self._alarm.stop()
@@ -107,23 +107,23 @@ class Scheduler:
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
     def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
-        """Acts on a request, one in each turn of the event loop; ``reply`` is called once, later.
+        """Handle a request in a later turn of the event loop, one request in each turn.
 
-        To find out that a cron expression has no occurrence takes a hundredth of a second, which a thousand of them
-        are not to take from the others in one piece.
+        To find that a cron expression has no occurrence takes a hundredth of a second. A thousand such requests in one
+        turn would keep other clients waiting.
         """
-        self._asked.append((request, reply))
-        if len(self._asked) == 1:
+        self._requests.append((request, reply))
+        if len(self._requests) == 1:
             self._clock.call_later(0, self._next_turn)
 
     def _next_turn(self) -> None:
-        if self._asked:
+        if self._requests:
             self._answer_next()
-        if self._asked:
+        if self._requests:
             self._clock.call_later(0, self._next_turn)
 
     def _answer_next(self) -> None:
-        request, reply = self._asked.popleft()
+        request, reply = self._requests.popleft()
         try:
             self._act(request, reply)
         except EoqError as error:
@@ -165,15 +165,14 @@ class Scheduler:
             self._room = True
             self._alarm.set_in(ROOM_SECONDS)
 
-    def _look(self) -> None:
-        """Read what is due. What follows is one step: route the messages, then store them."""
+    def _read_due(self) -> None:
+        """Begin a step: read the schedules that are due. `_plan` then routes their messages and stores them."""
         if self._stopping:
             return
         if self._stepping:
-            self._look_again = True
+            self._read_again = True
             return
         self._stepping = True
-        self._clock.wall()  # notices that the clock was set
         room, self._room = self._room, False
         now = self._clock.wall()
         self._writer.submit(ReadDue(now, STEP, room), partial(self._plan, now), durable=False)
@@ -192,23 +191,24 @@ class Scheduler:
             plans.append(plan)
             left -= max(len(plan.occurrences), 1)
         if not plans:
-            self._end_step(outcome.look_at)
+            self._end_step(outcome.next_due_at)
             return
         command = StoreOccurrences(now, plans, self._settings, now + REFUSED_SECONDS)
         self._writer.submit(command, partial(self._fired, notes))
 
     def _plan_anew(self, now: float, schedule: ScheduleRecord) -> OccurrencePlan:
-        """Plan a schedule after the clock was set back: the occurrences since then come again.
+        """Plan a schedule after the clock was set back: its occurrences since the new time are sent again.
 
-        Those that were stored have the same ids, so none is stored twice. A step of less than `GRACE` is waited for.
+        Those that were stored have the same ids, so none is stored twice. If the clock was set back by less than
+        `GRACE`, the schedule just waits.
         """
         since = now - GRACE  # the clock may have been set back some time ago
         try:
             following = rule_of(schedule.definition.timing).after(since)
-        except InvalidRequest:  # its time zone is gone, so only the planned occurrence is known
+        except InvalidRequest:  # its time zone is not on this machine any more, so only the planned occurrence is known
             following = schedule.next_at
-        then = schedule._replace(seen_at=since, next_at=following, error=None)
-        return OccurrencePlan(schedule, (), then, following)
+        updated = schedule._replace(seen_at=since, next_at=following, error=None)
+        return OccurrencePlan(schedule, (), updated, following)
 
     def _plan_due(self, now: float, schedule: ScheduleRecord, limit: int, notes: list[str]) -> OccurrencePlan:
         """Plan up to ``limit`` occurrences of one schedule, with their messages."""
@@ -218,13 +218,13 @@ class Scheduler:
         try:
             rule = rule_of(definition.timing)
             chosen = due(rule, definition.catch_up, planned, now)
-        except InvalidRequest as error:  # its time zone is gone from this machine
+        except InvalidRequest as error:  # its time zone is not on this machine any more
             self._refused = True
             if schedule.error is None:  # logged once, not at each try
                 waits = f"{occurrence_id(definition.name, planned)} waits, and is tried again"
                 notes.append(f"schedule {definition.name}: {waits}: {error}")
-            then = schedule._replace(next_at=planned, error=str(error))
-            return OccurrencePlan(schedule, (), then, now + REFUSED_SECONDS)
+            updated = schedule._replace(next_at=planned, error=str(error))
+            return OccurrencePlan(schedule, (), updated, now + REFUSED_SECONDS)
         if chosen[:1] != [planned]:
             notes.append(_missed(definition, planned, chosen[0] if chosen else int(now)))
         occurrences = [(at, self._route(now, definition, at)) for at in chosen[:limit]]
@@ -247,21 +247,21 @@ class Scheduler:
         for messages, stored in outcome.stored:
             self._publisher.submitted(messages)
             self._publisher.stored(messages, stored)
-        self._end_step(outcome.look_at)
+        self._end_step(outcome.next_due_at)
 
     def _failed(self, error: EoqError) -> None:
         if not self._failing:
-            log.error("what is due could not be sent, and is tried again until it is: %s", error)
+            log.error("the messages of schedules that are due could not be stored; trying again: %s", error)
         self._failing = True
         self._end_step(self._clock.wall() + FAILED_SECONDS)
 
-    def _end_step(self, look_at: float | None) -> None:
+    def _end_step(self, next_due_at: float | None) -> None:
         self._stepping = False
-        if self._look_again:
-            self._look_again = False
-            self._look()
-        elif look_at is not None:
-            self._alarm.set(look_at)
+        if self._read_again:
+            self._read_again = False
+            self._read_due()
+        elif next_due_at is not None:
+            self._alarm.set(next_due_at)
 
 
 def _missed(definition: Definition, planned: int, until: int) -> str:
@@ -274,7 +274,7 @@ def _missed(definition: Definition, planned: int, until: int) -> str:
 
 
 def _fields(schedule: ScheduleRecord) -> Fields:
-    """A schedule as the wire shows it, without its message."""
+    """Return a schedule as the wire shows it, without its message."""
     definition = schedule.definition
     fields: Fields = {"name": definition.name, "queue": definition.queue}
     fields |= {name: value for name, value in definition.timing._asdict().items() if value is not None}

@@ -1,7 +1,7 @@
 """The steps of the spool reader that concern one file: names and tokens, reading, and the reason of a rejection.
 
-Whoever can write to the spool may put anything there, at any moment. So every step uses an open descriptor of the
-folder and follows no link. A file is read only in ``.taking``, a folder that belongs to the reader.
+A program that can write to the spool may put anything there, at any moment. So every step uses an open descriptor of
+the folder and follows no link. A file is read only in ``.taking``, a folder that belongs to the reader.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from ...protocol.limits import MAX_BODY
 from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, open_folder
 
 REASON: Final = ".reason"
+"""The end of the name of a file that says why another one was rejected."""
 MAX_NAME: Final = 255
 """Bytes of a file's name."""
 TOKEN_LENGTH: Final = 36
+"""Characters of a token, which is a UUID."""
 
 _TOKEN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\..", re.DOTALL)
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -37,7 +39,7 @@ _KINDS: Final = {
 
 
 def enter_folder(stack: ExitStack, name: str, parent: int) -> int:
-    """Open the folder ``name`` in ``parent`` until ``stack`` ends. Returns its descriptor. Raises `OSError`."""
+    """Open the folder ``name`` in ``parent`` until ``stack`` ends. Return its descriptor. Raises `OSError`."""
     descriptor = open_folder(name, parent)
     stack.callback(os.close, descriptor)
     return descriptor
@@ -47,7 +49,7 @@ def enter_folder(stack: ExitStack, name: str, parent: int) -> int:
 
 
 def new_tokens(count: int) -> list[str]:
-    """Return new tokens, UUIDv7s, in their order. (Those of one millisecond are not made in order.)"""
+    """Return new tokens, which are UUIDv7s, in ascending order. (Those of one millisecond are made in any order.)"""
     return sorted(new_id() for _ in range(count))
 
 
@@ -82,7 +84,7 @@ def age(file: str) -> float:
 
 
 def _shorten(name: str, most: int) -> str:
-    """Return the end of a name, in at most so many bytes. The end says what kind of file it is."""
+    """Return the end of a name, in at most ``most`` bytes. The end says what kind of file it is."""
     while len(os.fsencode(name)) > most:
         name = name[1:]
     return name

@@ -14,6 +14,7 @@ from ..locks import Lock, cannot_use
 log = logging.getLogger("eoq.spool")
 
 LOCK: Final = ".daemon.lock"
+"""The name of the lock file."""
 MAX_LOGGED: Final = 5000
 """How many names that do not belong in a spool are remembered, so that each is logged once."""
 
@@ -22,7 +23,7 @@ class SpoolFolder:
     """The folder of a spool, under a lock, so that only one daemon reads it. It is created if it does not exist."""
 
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
-        """Take the lock. ``owner`` is written into it. Raises `Locked` or `Forbidden`."""
+        """Acquire the lock. ``owner`` is written into it. Raises `Locked` or `Forbidden`."""
         self.path = path
         self._owner = owner
         self._stack = ExitStack()

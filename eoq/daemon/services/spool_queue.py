@@ -1,4 +1,4 @@
-"""The folder of one queue in the spool: claims, reads, removes and rejects its files.
+"""The folder of one queue in the spool: its files are claimed, read, and removed or rejected.
 
 Any program that can write to the folder may change it at any moment. ``spool_files.py`` says how the steps guard
 against that, and ``spool_reader.py`` what the folder contains.
@@ -28,9 +28,13 @@ from .spool_folder import SpoolFolder
 log = logging.getLogger("eoq.spool")
 
 CLAIMED: Final = ".taking"
+"""The folder of the claimed files."""
 REJECTED: Final = ".rejected"
+"""The folder of the rejected files."""
 BATCH_FILES: Final = 250
+"""Files in one batch."""
 BATCH_BYTES: Final = 1024 * 1024
+"""Bytes of the files in one batch."""
 MAX_NAMES: Final = 5000
 """How many names of a folder are kept in memory, however many it has."""
 LINK_SECONDS: Final = 1.0
@@ -84,7 +88,7 @@ class QueueFolder:
     # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
 
     def scan(self, sweep: bool) -> bool:
-        """Note the names of the files that can be claimed, in order. Returns whether there is something to do.
+        """Note the names of the files that can be claimed, in order. Return whether there is something to do.
 
         ``sweep`` includes the files that could not be moved before.
         """
@@ -167,7 +171,7 @@ class QueueFolder:
             batch[index] = renewed
 
     def _move(self, room: int, here: int, claimed: int) -> list[str]:
-        """Move the next files to ``.taking``, each under a new token. Returns their new names."""
+        """Move the next files to ``.taking``, each under a new token. Return their new names."""
         names = [self._names.popleft() for _ in range(min(room, len(self._names)))]
         moved = []
         for token, name in zip(files.new_tokens(len(names)), names, strict=True):
@@ -237,7 +241,7 @@ class QueueFolder:
     # ── the outcome of a send ───────────────────────────────────────────────────────────────────────────
 
     def note_sent(self, batch: Sequence[str]) -> set[str]:
-        """Note that the daemon may store these from now on. Returns those that it had certainly not stored before."""
+        """Note that the daemon may store these from now on. Return those that it had certainly not stored before."""
         unsent = self._unsent.intersection(batch)
         self._unsent.difference_update(batch)
         return unsent
@@ -247,7 +251,7 @@ class QueueFolder:
         self._unsent.update(batch)
 
     def remove(self, batch: Sequence[str]) -> None:
-        """Remove files that are stored. It ignores files that are gone."""
+        """Remove files that are stored. Ignore files that are gone."""
         with self._storage_errors(), ExitStack() as stack:
             claimed = files.enter_folder(stack, CLAIMED, self._enter(stack))
             for file in batch:
@@ -257,7 +261,7 @@ class QueueFolder:
     def reject(self, file: str, error: EoqError) -> bool:
         """Move a file that cannot be stored to ``.rejected``, with the reason beside it.
 
-        Returns False if it cannot be moved. It then stays, and is left out until the next sweep.
+        Return False if it cannot be moved. It then stays, and is left out until the next sweep.
         """
         try:
             with ExitStack() as stack:

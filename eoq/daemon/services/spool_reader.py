@@ -29,7 +29,7 @@ and then not started for days, a file may have been stored nearly that long ago;
 file is rejected, not stored twice, and the operator decides.
 
 While the daemon refuses files for now (a full disk, a full queue), they stay where they are, and other queues go on.
-Renames wake the reader (``system/watch.py``). A wake-up may be lost, so it also scans the folders every half a minute.
+Renames wake the reader (``system/watch.py``). A wake-up may be lost, so it also scans the folders every 30 seconds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Counts:
 
 
 class SpoolReader:
-    """Stores the files of a spool as messages.
+    """The reader of a spool: it stores the files as messages.
 
     ``resend_within`` takes the name of a queue. It returns for how many seconds after the first try a file is sent
     again: less than the queue's retention.
@@ -100,7 +100,7 @@ class SpoolReader:
     async def run(self, client: AsyncClient) -> None:
         """Store what is in the spool and what is added to it, until this task is cancelled.
 
-        It logs each trouble with the spool or the daemon, waits, and goes on.
+        An error of the spool or of the daemon does not end it. It logs the error, waits, and goes on.
         """
         watching = asyncio.create_task(
             watch_subfolders(self._folder.path, self._woken.set, SWEEP_SECONDS, is_folder=is_visible, is_file=is_ready)
@@ -120,7 +120,7 @@ class SpoolReader:
             await asyncio.gather(watching, return_exceptions=True)
 
     async def _read_all(self, client: AsyncClient, sweep: bool) -> float:
-        """Store what can be stored now. Returns the seconds after which to come back without being woken."""
+        """Store what can be stored now. Return after how many seconds to read again without a wake-up."""
         if self._backoff.is_waiting(None):
             return SWEEP_SECONDS
         try:
@@ -184,7 +184,7 @@ class _Source:
         self._folder = folder
         self._counts = counts
         self._unsent: set[str] = set()
-        """Those of the batch that the daemon had certainly not stored before."""
+        """The files of the batch that the daemon had certainly not stored before."""
 
     def may_send(self, key: str) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""The request `status`: which daemon this is, and how it is doing."""
+"""The request ``status``: which daemon this is, and how much it is doing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .spool_reader import SpoolReader
 
 
 class StatusService:
-    """Puts together what the parts say of themselves."""
+    """The handler of ``status``, which asks each part of the daemon."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class StatusService:
         reloader: Reloader,
         spool: SpoolReader | None,
     ) -> None:
-        """``max_attempts`` is the one of the command line, if any."""
+        """``max_attempts`` is the setting of a flag or a variable, or None."""
         self._database = database
         self._socket = socket
         self._max_attempts = max_attempts

@@ -18,7 +18,7 @@ from ..store import commands
 from ..topic_rules import check_bindings
 
 MAX_BINDING_HEADERS: Final = 4096
-"""Characters, as JSON."""
+"""Characters of the headers of a binding, as JSON."""
 
 log = logging.getLogger("eoq.topics")
 
@@ -34,12 +34,12 @@ class Topics:
         self.handlers: Handlers = {ask.Bind: self._bind, ask.Unbind: self._unbind, ask.Topics: self._list}
 
     def load(self, stored: Sequence[Binding]) -> None:
-        """Replace the bindings of the file: at the start of the daemon, and when they have changed."""
+        """Replace the bindings of the file. Called at the start of the daemon, and when they have changed."""
         self._stored = list(stored)
         self._arrange()
 
     def configure(self, configured: Sequence[Binding]) -> None:
-        """Replace the bindings of the configuration. They win over the file's for the same topic and queue."""
+        """Replace the bindings of the configuration. They take precedence over those of the file."""
         self._configured = list(configured)
         try:
             check_bindings([*self._stored, *configured])
@@ -48,11 +48,10 @@ class Topics:
         self._arrange()
 
     def _arrange(self) -> None:
-        together = {(binding.topic, binding.queue): binding for binding in [*self._stored, *self._configured]}
+        by_pair = {(binding.topic, binding.queue): binding for binding in [*self._stored, *self._configured]}
         by_topic: dict[str, list[Binding]] = {}
-        for key in sorted(together):
-            by_topic.setdefault(key[0], []).append(together[key])
-        # Replaced as a whole, since other threads may read it meanwhile.
+        for pair in sorted(by_pair):
+            by_topic.setdefault(pair[0], []).append(by_pair[pair])
         self._by_topic = by_topic
 
     def is_topic(self, name: str) -> bool:

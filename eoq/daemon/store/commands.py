@@ -1,12 +1,12 @@
 """Commands: what the daemon can ask its store to do, as plain values.
 
-A `Command[R]` has the outcome ``R``, or an `EoqError`.
+The outcome of a `Command[R]` is an ``R``, or an `EoqError`.
 
 The broker and the services make commands; the writer groups them into transactions; the store runs them. A command
 either does all of its work, or it raises an `EoqError` and changes nothing. So a refusal harms no other command of its
 transaction.
 
-Moments are seconds since the epoch. ``settings`` tells what is set for a queue at the moment the command was made.
+Moments are seconds since the epoch. ``settings`` returns the settings of a queue by its name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Command(Struct, Generic[R_co], frozen=True):
-    """One change of the store, or one question to it, whose outcome is an ``R``."""
+    """One change of the store, or one query, whose outcome is an ``R``."""
 
 
 # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +90,7 @@ class RetryDeliveries(Command[list[End | bool]], frozen=True):
     """Make leased messages deliverable again, at ``due_at``, or dead where no attempt is left.
 
     The outcome has, for each delivery: the `End` of its message, True where the message stays, and False where its
-    lease had ended before. A delivery that does not count (``counts``) was never looked at by a consumer.
+    lease had ended before. If ``counts`` is false, no handler has seen these deliveries, and they use no attempt.
     """
 
     now: float
@@ -121,16 +121,16 @@ class Advance(Command[Advanced], frozen=True):
 
 
 class ShiftTimes(Command[Shifted], frozen=True):
-    """Move waits and times to live by so many seconds: the wall clock was set.
+    """Move waits and times to live by ``seconds``, because the wall clock was set.
 
-    Moments that a sender named stay. Not in steps, so that nothing moves twice: a clock is rarely set.
+    Moments that a sender named stay. This is one step, so that nothing moves twice: a clock is rarely set.
     """
 
     seconds: float
 
 
 class Forget(Command[Forgotten], frozen=True):
-    """Delete up to ``limit`` settled records whose retention has ended, of the queues behind queue_id ``after``."""
+    """Delete up to ``limit`` settled records whose retention has passed, of queues with a queue_id above ``after``."""
 
     now: float
     after: int
@@ -142,7 +142,7 @@ class Forget(Command[Forgotten], frozen=True):
 
 
 class Pause(Command[bool], frozen=True):
-    """Hold back all deliveries of a queue, or deliver again. The outcome says whether that changed anything.
+    """Pause all deliveries of a queue, or resume them. The outcome says whether that changed anything.
 
     Pausing makes a queue that does not exist. Resuming one raises `NotFound`.
     """
@@ -152,7 +152,7 @@ class Pause(Command[bool], frozen=True):
 
 
 class Purge(Command[Step], frozen=True):
-    """Drop one step of the waiting messages with a seq up to ``upto``; None means all that are stored now.
+    """Drop the waiting messages with a seq up to ``upto``, in steps. None means all that are stored now.
 
     Leased messages and dead letters stay. ``after`` of the outcome is the ``upto`` of the next step.
     """
@@ -248,7 +248,7 @@ class OnceRunning(Command[list[tuple[str, str]]], frozen=True):
 
 
 class OnceForget(Command[int], frozen=True):
-    """Delete up to ``limit`` expired keys. The outcome is how many."""
+    """Delete up to ``limit`` expired keys. The outcome is how many were deleted."""
 
     now: float
     limit: int
@@ -295,7 +295,7 @@ class ScheduleList(Command[list[ScheduleRecord]], frozen=True):
 class ReadDue(Command[DueSchedules], frozen=True):
     """Return up to ``limit`` schedules that are due, and as many that are ahead of a clock that was set back.
 
-    With ``hurry``, the schedules whose occurrence was refused are due now: there may be room.
+    With ``hurry``, schedules whose occurrence was refused are due now, because their queue may have room again.
     """
 
     now: float
@@ -306,8 +306,8 @@ class ReadDue(Command[DueSchedules], frozen=True):
 class StoreOccurrences(Command[Fired], frozen=True):
     """Store the messages of occurrences, and move their schedules on.
 
-    An occurrence that is refused is tried again at ``retry_at``. One whose id is stored with other content is passed
-    over.
+    An occurrence that is refused is tried again at ``retry_at``. One whose id is stored with other content is
+    skipped.
     """
 
     now: float

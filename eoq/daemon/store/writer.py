@@ -1,7 +1,7 @@
 """Group commit: every command that arrives while a commit runs shares the next transaction and its one sync.
 
-Commands run in the order in which they were submitted. Each is answered only when the transaction that holds it is on
-disk.
+Commands run in the order in which they were submitted. Each outcome is reported only after its transaction is
+committed, and on disk if the command is durable.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Submitted(Struct, frozen=True):
 
 
 class Writer:
-    """The only part of the daemon that lets the store change anything."""
+    """The only part of the daemon through which the store is changed."""
 
     def __init__(self, store: Store, lost: Callable[[EoqError], None]) -> None:
         """``lost`` is told, after the replies, that the store can run no command any more."""
@@ -55,7 +55,7 @@ class Writer:
     def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None:
         """Run ``command`` in the next transaction, then call ``done`` with its outcome or its `EoqError`.
 
-        A command that is not ``durable`` may be lost with the power, and does not wait for the disk by itself.
+        If a command is not ``durable``, a loss of power may undo it, and it does not wait for the disk by itself.
         """
         self._pending.append(Submitted(command, done, durable))
         if not self._busy:

@@ -1,7 +1,7 @@
 """Batching: which commands of a transaction share a statement.
 
 The planner sees all commands of the moment. Neighbouring puts of one message each, to one queue, become one insert. A
-put together with the claim that waits for it stores the message as leased at once. Every outcome is as if the commands
+put and the claim that waits for its message store the message as leased at once. Every outcome is as if the commands
 had run one after the other. Measure: `send, 8 producers` and `send → waiting consumer` of tests/bench/run.py.
 """
 
@@ -20,7 +20,7 @@ from .tables.queues import Queues
 
 
 class Batching:
-    """Runs the commands of one transaction."""
+    """The planner that runs the commands of one transaction."""
 
     def __init__(
         self,
@@ -54,9 +54,10 @@ class Batching:
             return refusal
 
     def _alike(self, commands: Sequence[Command[Any]], start: int) -> list[tuple[float, NewMessage]]:
-        """Return what the commands from ``start`` on put, as long as only a duplicate could hold them back.
+        """Return the messages of the puts from ``start`` on that can share one insert, each with its moment.
 
-        Each puts one message, for now, without a group, to the same known queue, which has no limits.
+        Each of these puts stores one message, to be delivered now, without a group, in the same known queue, which has
+        no limits. So only a duplicate can keep them from sharing an insert.
         """
         sends: list[tuple[float, NewMessage]] = []
         for command in commands[start : start + MANY]:
@@ -87,5 +88,5 @@ class Batching:
                 return [Stored([], ())] * len(sends)
         except EoqError as refusal:
             return [refusal] * len(sends)
-        # Not all of them are new. Each finds out for itself.
+        # Not all of them are new. Each command is run alone, and finds out.
         return [self._run_one(command) for command in commands[start : start + len(sends)]]

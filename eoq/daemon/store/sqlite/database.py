@@ -28,7 +28,7 @@ APPLICATION_ID: Final = 0x656F7131
 """``eoq1`` in the header of the file: tells it from other SQLite files."""
 MINIMUM_SQLITE: Final = (3, 40, 0)
 QUICK_COMMIT: Final = 0.002
-"""Seconds. A commit faster than this is cheaper on the event loop than with two hops between threads (0.1 ms)."""
+"""Seconds. A commit faster than this is cheaper on the event loop than on a thread, which costs two hops (0.1 ms)."""
 LOG_LIMIT: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates the log when it begins again at its start."""
 FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
@@ -99,7 +99,7 @@ class Database:
             # has the file open yet, so closing the descriptor drops no lock.
             os.close(os.open(path.resolve(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            # Two threads use the connection, never at once: the writer waits for the one before it asks the other.
+            # Two threads use the connection, never at once: the writer waits for one before it uses the other.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
         except sqlite3.Error as error:
             raise storage_error(error, path) from error
@@ -128,14 +128,14 @@ class Database:
         return self._last_commit < self._quick_commit
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run ``function`` on aiosqlite's thread, so that a slow disk does not hold up the event loop."""
+        """Run ``function`` on aiosqlite's thread, so that a slow disk does not block the event loop."""
         return await aio_sqlite.run(self._connection, lambda _: function())
 
     def transaction(self, function: Callable[[], T], durable: bool) -> T:
         """Run ``function`` in one transaction, with one sync of the disk where it is to be ``durable``.
 
-        Whatever ``function`` or the commit raises is raised again after everything was rolled back. A transaction that
-        is not durable becomes durable with the next one that is: the log is one file.
+        If ``function`` or the commit raises, everything is rolled back, and the error is raised again. A transaction
+        that is not durable becomes durable with the next one that is, since the log is one file.
         """
         if self.lost is not None:
             raise self.lost
@@ -180,7 +180,7 @@ class Database:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Undo what the block has changed if it raises, and leave the rest of the transaction as it is."""
+        """If the block raises, undo what it has changed, and leave the rest of the transaction as it is."""
         mark = len(self._undo)
         self.execute("savepoint command")
         try:
@@ -195,7 +195,7 @@ class Database:
         self.execute("release command")
 
     def on_rollback(self, undo: Callable[[], object]) -> None:
-        """Call ``undo`` if the current transaction or savepoint is rolled back; forget it at the commit."""
+        """Call ``undo`` if the current transaction or savepoint is rolled back. A commit discards it."""
         self._undo.append(undo)
 
     def _undo_since(self, mark: int) -> None:
@@ -275,7 +275,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
     (application,) = database.execute("pragma application_id").fetchone()
     (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
     if tables and application != APPLICATION_ID:
-        raise WrongFile(f"{path} is a SQLite file of another program; give the daemon one of its own")
+        raise WrongFile(f"{path} is a SQLite file of another program; give the daemon a file of its own")
     scripts = migrations()
     if version > len(scripts):
         raise WrongFile(
@@ -286,8 +286,8 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
     if mode != "wal":
         raise StorageFailed(f"{path} cannot use a write-ahead log; put it on a local file system")
     # SQLite checkpoints every 1000 pages: a log that grows takes longer to sync than one that is written over. The
-    # cache is small, since the hot pages are few: both ends of the queues. Where pages of a tree have changed places,
-    # a commit looks through all of the cache.
+    # cache is small, since the hot pages are few: both ends of the queues. When pages of a tree have moved, a commit
+    # searches the whole cache.
     database.executescript(
         f"""
         pragma synchronous = full;
@@ -319,7 +319,7 @@ def migrations() -> list[str]:
 
 
 def storage_error(error: sqlite3.Error, path: Path) -> EoqError:
-    """Return the `EoqError` that says what a failure of SQLite means for the caller."""
+    """Return the error of eoq for a failure of SQLite: what happened, and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StorageFull(f"the disk of {path} is full, so nothing was stored; free some space and try again")

@@ -1,7 +1,7 @@
 """Queries of the daemon's file: results, counts, peeks, tails.
 
-The reader has a read-only connection on a thread of its own. So a slow query holds up no send, and only the store's
-connection writes and checkpoints. A query sees everything that the writer has confirmed.
+The reader has a read-only connection on a thread of its own. So a slow query does not delay sends, and only the
+store's connection writes and checkpoints. A query sees everything that the writer has confirmed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _COLUMNS: Final = """
 
 
 class Filter(NamedTuple):
-    """Selects messages: of a group, with all of these headers, with a text in their body. None selects all."""
+    """A selection of messages: of a group, with all of these headers, with a text in their body. None selects all."""
 
     group: str | None = None
     headers: Mapping[str, str] | None = None
     contains: str | None = None
 
-    def wants(self, row: Fields) -> bool:
+    def selects(self, row: Fields) -> bool:
         """Return whether the filter selects a row."""
         if self.group is not None and row["group"] != self.group:
             return False
@@ -167,7 +167,7 @@ class Reader:
         Where the filter selects few, the query ends after `SCAN_ROWS` messages.
         """
         order = "priority desc, seq" if state == "ready" else "seq"
-        # The state is written out, not bound: only then can SQLite see that the partial index of this state serves.
+        # The state is part of the text, not bound. Only so can SQLite use the partial index of this state.
         only = f"state = '{state}'"
         if state in SETTLED_STATES:
             only += " and settled_at is not null"
@@ -180,7 +180,7 @@ class Reader:
             where queue = (select number from queue where name = ?)
               and {only}
             order by {order}
-            """  # noqa: S608 # the state is one of our own words: requests.Peek
+            """  # noqa: S608 # the state is one of those that `requests.Peek` allows
         return await self._run(partial(self._filter, statement, (queue,), limit, wanted))
 
     def _filter(self, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
@@ -192,7 +192,7 @@ class Reader:
                 row = dict(zip(names, values, strict=True))
                 length = len(row["body"] or b"") + len(row["headers"] or "") + len(row["error"] or "")
                 scanned, scanned_bytes = scanned + 1, scanned_bytes + length
-                if wanted.wants(row):
+                if wanted.selects(row):
                     if len(found) == limit or (found and size + length > PEEK_BYTES):
                         return Found(found, True)
                     size += length
@@ -202,7 +202,7 @@ class Reader:
         return Found(found, False)
 
     async def tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
-        """Return the messages of a queue behind the seq ``after``, and the seq from which the next call goes on.
+        """Return the messages of a queue behind the seq ``after``, and the seq from which the next call continues.
 
         Without ``after``, return the ``last`` messages that are stored.
         """
@@ -224,7 +224,8 @@ class Reader:
             return found.messages[::-1], end
         upto = min(end, after + SCAN_ROWS)
         found = self._filter(statement.format(order="asc"), (after, upto, queue), limit, Filter())
-        # Never back, but where an older file replaced this one: then it goes on from the end of that file.
+        # It never goes back, except where an older file has replaced this one: then it continues from the end of that
+        # file.
         return found.messages, found.messages[-1]["seq"] if found.more else max(upto, min(after, end))
 
     async def show(self, queue: str, id: str) -> Fields | None:

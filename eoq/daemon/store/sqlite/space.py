@@ -1,4 +1,4 @@
-"""Space: sends are refused before the disk or the file is full, so that there is room left for settling (G10)."""
+"""Space: sends are refused before the disk or the file is full, so that messages can still be settled (G10)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ...config.settings import StorageSettings
 from .database import Database
 
 SPACE_SECONDS: Final = 0.1
-"""How long a look at the disk counts. A look takes as long as a part of a send."""
+"""For how many seconds a check of the disk is valid. A check takes a part of the time of a send."""
 
 
 class Space:
-    """Knows whether there is room for sends."""
+    """The room that the disk and the file have for sends."""
 
     def __init__(self, database: Database, storage: Callable[[], StorageSettings]) -> None:
         self._database = database
         self._storage = storage
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         self._lacking: str | None = None
 
     def lacking(self) -> str | None:
         """Return why there is no room for sends, with what to do about it; None where there is room."""
         now = time.monotonic()
-        if self._lacking is not None or now >= self._looked_at + SPACE_SECONDS:
-            self._lacking = self._look()
-            self._looked_at = now
+        if self._lacking is not None or now >= self._checked_at + SPACE_SECONDS:
+            self._lacking = self._check()
+            self._checked_at = now
         return self._lacking
 
-    def look_again(self) -> None:
-        """Look at the disk at the next call of `lacking`."""
-        self._looked_at = float("-inf")
+    def check_again(self) -> None:
+        """Check the disk at the next call of `lacking`."""
+        self._checked_at = float("-inf")
 
-    def _look(self) -> str | None:
+    def _check(self) -> str | None:
         storage = self._storage()
         path = self._database.path
         disk = os.statvfs(path)
@@ -52,7 +52,7 @@ class Space:
             (size,) = self._database.execute("pragma page_size").fetchone()
             if (pages - unused) * size > storage.max_file_bytes:
                 return (
-                    f"{path} holds {(pages - unused) * size:,} bytes and {storage.max_file_bytes:,} is its limit "
+                    f"{path} has {(pages - unused) * size:,} bytes and {storage.max_file_bytes:,} is its limit "
                     "(max_file_bytes); settle messages, drop dead letters, or raise it"
                 )
         return None

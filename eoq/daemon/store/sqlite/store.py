@@ -40,7 +40,7 @@ log: Final = logging.getLogger("eoq.store")
 
 
 class SqliteStore:
-    """All that the daemon keeps. Open it with `SqliteStore.open`."""
+    """The store in a SQLite file. Open it with `SqliteStore.open`."""
 
     def __init__(self, database: Database, storage: Callable[[], StorageSettings]) -> None:
         self.database = database
@@ -99,7 +99,7 @@ class SqliteStore:
         storage: Callable[[], StorageSettings] = StorageSettings,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Open the file as `Database.open` does, and end the leases of the daemon before."""
+        """Open the file as `Database.open` does, and end the leases of the last daemon."""
         store = cls(await Database.open(path, quick_commit=quick_commit), storage)
         try:
             await store.database.in_thread(partial(store.recover, clock(), settings))
@@ -123,7 +123,7 @@ class SqliteStore:
         return self.database.quick
 
     def recover(self, now: float, settings: SettingsOf) -> None:
-        """End the leases of the daemon before, and find the next seq. Raises `EoqError`."""
+        """End the leases of the last daemon, and find the next seq. Raises `EoqError`."""
         try:
             self.database.transaction(partial(self._deliveries.recover, now, settings), durable=True)
             self._puts.start()
@@ -133,8 +133,8 @@ class SqliteStore:
     def transact(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.
 
-        Returns the outcome of each, or the `EoqError` it raised. If the transaction fails as a whole, each command runs
-        again in a transaction of its own, so that an error reaches only the commands that it belongs to.
+        Return the outcome of each, or the `EoqError` it raised. If the transaction fails as a whole, each command runs
+        again in a transaction of its own, so that an error reaches only the command that caused it.
         """
         try:
             return self.database.transaction(partial(self._batching.run, batch), durable)
@@ -146,7 +146,7 @@ class SqliteStore:
             return [self.transact([command], durable)[0] for command in batch]
 
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
-        """`transact` on another thread, so that a slow disk does not hold up the event loop."""
+        """Do as `transact` on another thread, so that a slow disk does not block the event loop."""
         return await self.database.in_thread(partial(self.transact, batch, durable))
 
     async def execute(self, command: Command[R]) -> R:

@@ -1,7 +1,7 @@
--- Queues: whether deliveries are held back.
+-- Queues: whether deliveries are paused.
 alter table queue add column paused integer not null default 0;
 
--- Two more ends of a message: expired (its time was over), dropped (by a person, or to make room). Both are settled.
+-- Two more ends of a message: expired (its time was over), dropped (by an operator, or to make room). Both are settled.
 alter table message add column expires_at real;
 alter table message add column delivered_at real; -- the newest delivery,
 alter table message add column consumer text;     -- and to whom
@@ -15,7 +15,7 @@ create index message_expiring on message (expires_at)
 -- watermark: what was delivered and then given up may have been processed all the same, so it holds the watermark back
 create index message_given_up on message (queue, seq) where state in ('expired', 'dropped') and fence > 0;
 
--- Deliveries that failed, for people: show, dead letters. The newest delivery stands with its message.
+-- Deliveries that failed, for operators: show, dead letters. The newest delivery stands with its message.
 create table failure (
   seq integer not null,
   fence integer not null,

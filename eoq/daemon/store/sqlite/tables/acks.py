@@ -42,7 +42,7 @@ _ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?)"] * MANY))
 
 
 class Acks:
-    """Settles deliveries as done."""
+    """The acks of deliveries."""
 
     def __init__(self, database: Database, queues: Queues, groups: Groups, contents: Contents, puts: Puts) -> None:
         self._database = database
@@ -72,10 +72,10 @@ class Acks:
     def _duplicates_at_first(
         self, delivery: DeliveryRef, messages: Sequence[NewMessage], duplicates: Sequence[int]
     ) -> list[int]:
-        """Return the duplicates that the first try of a repeated settle had.
+        """Return the duplicates that the first try of a repeated settle reported.
 
-        A message that was stored at the moment of the acks is no duplicate: the first try stored it. Where an id occurs
-        twice in ``messages``, the second was a duplicate then, too.
+        A message that was stored at the moment of the acks is no duplicate: the first try stored it. If an id occurs
+        twice in ``messages``, the second one was a duplicate at the first try, too.
         """
         firsts: dict[tuple[str, str], int] = {}
         for index, message in enumerate(messages):
@@ -100,7 +100,7 @@ class Acks:
     def _ack_each(self, now: float, acks: Acked) -> bool:
         """Settle one delivery after the other; return whether some were settled before, by the same delivery.
 
-        Where it raises `LeaseLost`, others may be settled already: a caller with several has to undo that.
+        If it raises `LeaseLost`, others may be settled already. A caller with several acks has to undo that.
         """
         changed = [
             delivery
@@ -136,12 +136,13 @@ class Acks:
         _, number, result, now = rows[0]
         if any(row[1] != number or row[2] != result for row in rows):
             return self._database.execute_rows(_ACK_ONE, _ACK_MANY, rows)
-        # Mostly it is the first delivery of each message, without a result: this takes two thirds of the time.
+        # Usually it is the first delivery of each message, without a result. This statement takes two thirds of the
+        # time.
         seqs, values = at_seqs([row[0] for row in rows])
         return self._database.execute(_ACK_ALIKE.format(seqs=seqs), (now, result, *values, number)).rowcount
 
     def _after(self, now: float, acks: Acked, changed: Sequence[DeliveryRef]) -> None:
-        """Uncount the ``changed`` messages, and let the groups of all go on."""
+        """Take the ``changed`` messages out of the counts, and unblock the groups of all."""
         if self._contents:
             for delivery in changed:
                 self._contents.add(self._queues.make(delivery.queue), -1, -delivery.size)

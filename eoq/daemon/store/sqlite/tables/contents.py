@@ -1,7 +1,7 @@
 """Contents: how many messages wait or are leased in the queues that have a limit, and the bytes of their bodies.
 
-A queue is counted in the file once, when its limit is first asked for. From then on every change is counted in memory,
-and follows the transaction.
+The messages of a queue are counted in the file once, when its content is first needed. From then on every change is
+counted in memory, and undone with its transaction.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Contents:
         return content
 
     def add(self, queue_id: int, messages: int, size: int) -> None:
-        """Count so many more messages and bytes, or fewer, where the queue is counted."""
+        """Add to the counts of a queue, if it is counted. Negative numbers subtract."""
         content = self._by_queue.get(queue_id)
         if content is not None:
             self._database.on_rollback(partial(self._by_queue.__setitem__, queue_id, content))

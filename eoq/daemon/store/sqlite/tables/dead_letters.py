@@ -1,6 +1,6 @@
-"""What operators do to messages: purge the waiting ones, redrive or drop dead letters.
+"""The commands of operators about messages: purge the waiting ones, redrive or drop dead letters.
 
-Each command is one step of bounded length. The next step goes on where the last one ended.
+Each command is one step of bounded length. The next step continues where the last one ended.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .queues import Queues
 STEP_ROWS: Final = 500
 """How many messages one step changes."""
 STEP_SCANS: Final = 5000
-"""How many dead letters one step looks at, for those that failed before a moment."""
+"""How many dead letters one step reads, to find those that failed before a moment."""
 
 
 class DeadLetters:
-    """Purges queues, redrives and drops dead letters."""
+    """The waiting messages and dead letters that operators purge, redrive or drop."""
 
     def __init__(
         self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents
@@ -91,7 +91,7 @@ class DeadLetters:
         return Step([message.id for message in messages], after)
 
     def _select(self, command: Redrive | Drop, queue_id: int) -> tuple[list[Ending], int | None]:
-        """Return the dead letters of this step, and where the next one goes on."""
+        """Return the dead letters of this step, and where the next one continues."""
         if command.ids is not None:
             rows = self._database.execute(
                 f"""

@@ -20,7 +20,7 @@ from .puts import Puts
 from .queues import Queues
 
 EXPIRY_ROWS: Final = 500
-"""How many messages one claim looks at when it finds expired ones."""
+"""How many messages one claim reads to find expired ones."""
 
 _LEASE: Final = """
     update message
@@ -28,8 +28,8 @@ _LEASE: Final = """
     where {seqs}
     """
 # Each part is answered by the first entry of an index. A message that was delivered and then expired or was dropped may
-# have been processed, its ack lost. It holds the watermark back as long as its record is kept, so that an inbox knows
-# its id even if a backup from before its end is restored.
+# have been processed, if its ack was lost. It holds the watermark back as long as its record is kept, so that an inbox
+# knows its id even if a backup from before its end is restored.
 _UNSETTLED_NOT_READY: Final = """
       select min(seq) as seq from message where queue = ?1 and state = 'leased'
       union all
@@ -82,7 +82,7 @@ _RETRY: Final = """
 
 
 class Deliveries:
-    """Leases messages, and takes them back."""
+    """The deliveries of messages, until they are acked or end otherwise."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Deliveries:
         return claimed, expired, cut
 
     def _expire_first(self, command: Claim, queue_id: int) -> list[End]:
-        """End the expired ones among the first messages that could be delivered."""
+        """End the expired messages among the first ready ones."""
         rows = self._database.execute(
             f"""
             select {ENDING_COLUMNS}, expires_at
@@ -175,7 +175,7 @@ class Deliveries:
         """Store a message that a consumer waits for as leased, which saves two statements and a page of the log.
 
         The file and both outcomes are as after a put and a claim: the message would enter the index of ready messages
-        and leave it at once. Returns None, and changes nothing, where it has to be a put and a claim.
+        and leave it at once. Return None, and change nothing, where a put and a claim have to run instead.
         """
         queue_id = self._queues.make(message.queue)
         expired = message.expires_at is not None and message.expires_at <= claim.now
@@ -252,11 +252,11 @@ class Deliveries:
     # ── starting ────────────────────────────────────────────────────────────────────────────────────────
 
     def recover(self, now: float, settings: SettingsOf) -> None:
-        """End the leases of the daemon before: their messages are delivered again (G3), or dead.
+        """End the leases of the last daemon: their messages are delivered again (G3), or dead.
 
-        Leases do not outlive their daemon. Where such a lease was the last of ``max_attempts``, the message is dead.
+        Leases do not outlive their daemon. If such a lease was the last of ``max_attempts``, the message is dead.
         """
-        # A file that cannot be written is to be noticed now, also where no lease has to end.
+        # This write fails now if the file cannot be written, even if there is no lease to end.
         self._database.execute("update queue set paused = paused where false")
         queues = self._database.execute(
             """

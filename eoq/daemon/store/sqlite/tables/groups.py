@@ -6,7 +6,7 @@ from ..database import Database
 
 
 class Groups:
-    """Blocks and unblocks messages of groups."""
+    """The messages of groups: which of them are blocked."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -32,7 +32,7 @@ class Groups:
         )
 
     def unblock(self, now: float, queue_id: int, group: str) -> None:
-        """Let the first blocked message of a group be delivered, unless another of the group can be or is."""
+        """Unblock the first blocked message of a group, unless another one is ready, delayed or leased."""
         self._database.execute(
             """
             update message
@@ -57,7 +57,7 @@ class Groups:
         )
 
     def line_up(self, now: float, queue_id: int, group: str) -> None:
-        """Make the first message in the order of storing the next one: a message of the group has come back."""
+        """Order a group again after one of its messages was given back: the one that was stored first is next."""
         self._database.execute(
             """
             update message

@@ -1,6 +1,6 @@
 """The table ``message``: what several parts need of it.
 
-Sequence numbers, failures, and how a message ends that no consumer settled.
+These are the seqs, the failed deliveries, and the end of a message that no consumer has settled.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ ENDING_COLUMNS: Final = 'seq, queue, id, "group", length(body), state'
 def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
     """Return a condition for exactly the messages with these seqs, and the values it binds.
 
-    Mostly the seqs follow one another. SQLite changes the rows of a range in one pass; the rows of a list it looks up
-    first.
+    Usually the seqs follow one another. SQLite changes the rows of a range in one pass, but it first looks up the rows
+    of a list.
     """
     if seqs and seqs == list(range(seqs[0], seqs[0] + len(seqs))):
         return "seq between ? and ?", (seqs[0], seqs[-1])
@@ -62,16 +62,16 @@ class Messages:
         self._contents = contents
 
     def next_seq(self) -> int:
-        """Return a seq that is above every stored message, and that every later message has or exceeds.
+        """Return a seq that is above that of every stored message, and not above that of any later message.
 
-        Also after a restart. It may be lower than the seq that the next message gets: some seqs are given to
-        duplicates, and are used again after a restart.
+        This also holds after a restart. It may be lower than the seq of the next message: duplicates use up some seqs,
+        which are used again after a restart.
         """
         (seq,) = self._database.execute(_NEXT_SEQ).fetchone()
         return int(seq)
 
     def keep_next_seq(self, seq: int) -> None:
-        """Store that no message gets a seq below ``seq``, also when the rows with the highest seqs are deleted."""
+        """Store that no later message gets a seq below ``seq``, even if the rows with the highest seqs are deleted."""
         self._database.execute(
             """
             insert into counter (name, value)
@@ -102,16 +102,16 @@ class Messages:
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────
 
     def expire(self, now: float, messages: Sequence[Ending], settings: SettingsOf) -> list[End]:
-        """End messages whose time to live is over: settle them, or make them dead letters where the queue says so."""
+        """End messages whose time to live has passed: settle them, or make them dead letters, as their queue is set."""
         ended = []
         for message in messages:
             if settings(self._queues.name(message.queue_id)).on_expiry == "dead":
-                ended.append(self._bury(now, message, "its time to live was over before it was settled"))
+                ended.append(self._make_dead(now, message, "its time to live passed before it was settled"))
             else:
-                ended.append(self.discard(now, message, "expired", "its time to live was over"))
+                ended.append(self.discard(now, message, "expired", "its time to live has passed"))
         return ended
 
-    def _bury(self, now: float, message: Ending, error: str) -> End:
+    def _make_dead(self, now: float, message: Ending, error: str) -> End:
         """Make a message that is not leased a dead letter."""
         self._database.execute(
             """
@@ -136,7 +136,7 @@ class Messages:
         return self.ended(now, message, outcome, error)
 
     def ended(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
-        """Uncount a message whose row says that it ended, let its group go on, and return its `End`."""
+        """Take a message whose row says that it ended out of the counts, unblock its group, and return its `End`."""
         if message.state != "dead":
             self._contents.add(message.queue_id, -1, -message.size)
             if message.group is not None:

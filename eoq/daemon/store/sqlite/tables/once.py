@@ -1,4 +1,4 @@
-"""The table ``once``: the keys of the dedup service, who runs each, and its output."""
+"""The table ``once``: the keys of the dedup service, which caller runs each, and its output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OnceKeys:
         if fingerprint is not None and stored_fingerprint is not None and fingerprint != stored_fingerprint:
             raise IdConflict(
                 f"the key {key!r} was used for something else (fingerprint {stored_fingerprint!r}, now "
-                f"{fingerprint!r}), and nothing was run; what is new needs a new key"
+                f"{fingerprint!r}), and nothing was run; use another key for it"
             )
         return OnceRecord(state, stored_token == token, status or 0, output, output_bytes or 0)
 

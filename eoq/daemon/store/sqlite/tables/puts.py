@@ -17,7 +17,7 @@ from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 
 MOST_DROPPED: Final = 1000
-"""How many messages make room for one send. A queue whose limit was lowered comes down in steps."""
+"""How many messages one send drops at most. A queue whose limit was lowered reaches it in steps."""
 
 _PUT: Final = """
     insert or ignore into message
@@ -38,12 +38,12 @@ _PUT_LEASED: Final = """
 def _put_ready(row: str, values: int) -> list[str]:
     """Return statements that store 0, 1, 2, … messages of one queue that are ready now and expire together.
 
-    What the messages share is bound once: half of the time of a row is binding.
+    The values that the messages share are bound once, because binding takes half of the time of a row.
     """
     return [
         _PUT.format(
             rows=", ".join(
-                row.format(place, *range(4 + values * place, 4 + values * (place + 1))) for place in range(count)
+                row.format(index, *range(4 + values * index, 4 + values * (index + 1))) for index in range(count)
             )
         )
         for count in range(MANY + 1)
@@ -52,7 +52,7 @@ def _put_ready(row: str, values: int) -> list[str]:
 
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
-"""Where any of the messages has a group or headers."""
+"""The statements for messages of which at least one has a group or headers."""
 # The oldest message that can make room. Each part is answered by the first entry of an index.
 _OLDEST: Final = f"""
     select {ENDING_COLUMNS}
@@ -71,7 +71,7 @@ _OLDEST: Final = f"""
 
 
 class Puts:
-    """Stores messages."""
+    """The storing of messages."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Puts:
         self._next_seq = 1
 
     def start(self) -> None:
-        """Go on with the seqs behind those that are stored."""
+        """Continue with the seqs above the stored ones."""
         self._next_seq = self._messages.next_seq()
 
     def put(self, command: Put) -> Stored:
@@ -103,7 +103,7 @@ class Puts:
         names = {message.queue for message in messages}
         limited = sorted(name for name in names if settings(name).limited) if names else []
         known = self._queues.known_id
-        # A refusal in the middle has to undo what was done before. Of one queue that is known, nothing was.
+        # A refusal in the middle must undo what was done before it. With one known queue, nothing was done before.
         if limited or len(names) > 1 or None in map(known, names):
             with self._database.savepoint():
                 return self._store(now, messages, settings, limited)
@@ -133,11 +133,11 @@ class Puts:
     def store_alike(self, sends: Sequence[tuple[float, NewMessage]]) -> bool:
         """Store messages of one known queue without limits that are ready now, each at its own moment.
 
-        Returns False, and changes nothing, where one of them is stored already. Raises `StorageFull`.
+        Return False, and change nothing, where one of them is stored already. Raises `StorageFull`.
         """
         first = self._next_seq
         if self._insert_ready(sends) < len(sends):
-            self._take_back(first)
+            self._delete_from(first)
             self._next_seq = first
             return False
         self._require_space(first)
@@ -148,7 +148,7 @@ class Puts:
     def store_leased(self, now: float, message: NewMessage, delivered_at: float, consumer: str | None) -> int | None:
         """Store a message of a known queue without limits as leased to ``consumer``; return its seq.
 
-        Returns None, and changes nothing, where it is stored already or there is no space.
+        Return None, and change nothing, where it is stored already or there is no space.
         """
         seq = self._next_seq
         row = (
@@ -158,7 +158,7 @@ class Puts:
         if not self._database.execute(_PUT_LEASED, row).rowcount:
             return None
         if self._space.lacking() is not None:
-            self._take_back(seq)
+            self._delete_from(seq)
             return None
         self._next_seq += 1
         if self._contents:
@@ -227,7 +227,7 @@ class Puts:
             if seq == first + index:
                 continue
             if digest != message.digest:
-                self._take_back(first)
+                self._delete_from(first)
                 raise IdConflict(
                     f"the id {message.id!r} is stored in the queue {message.queue!r} with other content; "
                     "a new message needs a new id"
@@ -235,14 +235,14 @@ class Puts:
             duplicates.append(index)
         return duplicates
 
-    def _take_back(self, first: int) -> None:
+    def _delete_from(self, first: int) -> None:
         self._database.execute("delete from message where seq >= ?", (first,))
 
     def _require_space(self, first: int) -> None:
         """Raise `StorageFull` where the rest of the disk or the file is kept for settling what is stored."""
         lacking = self._space.lacking()
         if lacking is not None:
-            self._take_back(first)
+            self._delete_from(first)
             raise StorageFull(lacking)
 
     def _count(self, messages: Sequence[NewMessage], duplicates: Sequence[int]) -> None:
@@ -262,7 +262,7 @@ class Puts:
         duplicates: Sequence[int],
         settings: SettingsOf,
     ) -> list[End]:
-        """Hold queues to their limits, after ``messages`` were stored from the seq ``first`` on."""
+        """Enforce the limits of queues, after ``messages`` were stored from the seq ``first`` on."""
         known = set(duplicates)
         newest = {message.queue: first + index for index, message in enumerate(messages) if index not in known}
         # A repeated send stores nothing new. It is answered, however full the queue is.
@@ -288,7 +288,7 @@ class Puts:
 
 
 def _excess(content: Content, settings: QueueSettings) -> str | None:
-    """Say what a queue has too much of; None while it is within its limits."""
+    """Return the limit that a queue exceeds, as a part of a sentence, or None."""
     if settings.max_depth is not None and content.messages > settings.max_depth:
         return f"has {settings.max_depth:,} messages at most (max_depth)"
     if settings.max_bytes is not None and content.size > settings.max_bytes:

@@ -20,7 +20,7 @@ class Queues:
         self._names: dict[int, str] = {}
         self._paused: set[int] | None = None
         self.known_id = self._ids.get
-        """Return the id of a queue that was used before; None does not mean that there is none."""
+        """Return the id of a queue that was used before. None does not mean that the queue does not exist."""
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -41,7 +41,7 @@ class Queues:
         return queue_id
 
     def make(self, name: str) -> int:
-        """Return the id of a queue, which is made where there is none. Raises `QueueFull`."""
+        """Return the id of a queue. Create the queue if it does not exist. Raises `QueueFull` if there are too many."""
         queue_id = self._ids.get(name) or self.find(name)
         if queue_id is not None:
             return queue_id

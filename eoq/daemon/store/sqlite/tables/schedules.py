@@ -1,4 +1,4 @@
-"""The table ``schedule``: what each schedule sends and when, and how far it has come.
+"""The table ``schedule``: what each schedule sends and when, and which occurrence is next.
 
 Firing takes two commands, so that no routing runs inside a transaction: `ReadDue` returns the schedules that are due,
 the scheduler routes their messages, and `StoreOccurrences` stores the messages and moves the schedules on, in one
@@ -88,7 +88,7 @@ class Schedules:
                 "it (`--replace`), or take another name"
             )
         if old is not None and old.definition.timing == timing:
-            # The same occurrences as before, also those that are late.
+            # The occurrences are the same as before, also those that are late.
             seen_at, next_at = old.seen_at, old.next_at
         else:
             seen_at, next_at = now, rule_of(timing).after(now)
@@ -173,7 +173,7 @@ class Schedules:
         return DueSchedules([_record(row) for row in set_back], [_record(row) for row in due], self._next_try())
 
     def _hurry(self, now: float, limit: int) -> None:
-        """Make the schedules due whose occurrence was refused, the longest refused first."""
+        """Make the schedules due whose occurrence was refused, beginning with the one that is to be tried first."""
         self._database.execute(
             """
             update schedule
@@ -199,35 +199,35 @@ class Schedules:
         for plan in command.plans:
             if self._find(plan.schedule.definition.name) == plan.schedule:
                 fired = self._store(command, plan, fired)
-        return fired._replace(look_at=self._next_try())
+        return fired._replace(next_due_at=self._next_try())
 
     def _store(self, command: StoreOccurrences, plan: OccurrencePlan, fired: Fired) -> Fired:
         name = plan.schedule.definition.name
-        then, try_at = plan.then, plan.try_at
+        updated, try_at = plan.updated, plan.try_at
         refused = fired.refused
         for at, messages in plan.occurrences:
             try:
                 stored = self._puts.store(command.now, messages, command.settings)
             except IdConflict as error:
-                fired.notes.append(f"schedule {name}: an occurrence is passed over: {error}")
-                then = then._replace(error=str(error))
+                fired.notes.append(f"schedule {name}: an occurrence is skipped: {error}")
+                updated = updated._replace(error=str(error))
             except EoqError as error:
                 if plan.schedule.error is None:  # logged once, not at each try
                     waits = f"{occurrence_id(name, at)} waits, and is tried again"
                     fired.notes.append(f"schedule {name}: {waits}: {error}")
-                then = then._replace(seen_at=plan.schedule.seen_at, next_at=at, error=str(error))
+                updated = updated._replace(seen_at=plan.schedule.seen_at, next_at=at, error=str(error))
                 try_at, refused = command.retry_at, True
                 break
             else:
                 fired.stored.append((messages, stored))
-                then = then._replace(last_at=at, error=None)
+                updated = updated._replace(last_at=at, error=None)
         self._database.execute(
             """
             update schedule
             set seen_at = ?, next_at = ?, last_at = ?, error = ?, try_at = ?
             where number = ?
             """,
-            (then.seen_at, then.next_at, then.last_at, then.error, try_at, then.row_id),
+            (updated.seen_at, updated.next_at, updated.last_at, updated.error, try_at, updated.row_id),
         )
         return fired._replace(refused=refused)
 

@@ -1,6 +1,6 @@
-"""What time does to messages: due ones become ready, others expire, settled records are forgotten.
+"""The passing of time: due messages become ready, others expire, and settled records are deleted.
 
-Work for many rows goes in steps, so that no send waits for it.
+Work on many rows is done in steps, so that no send waits long for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .queues import Queues
 
 
 class Timers:
-    """Moves messages on as time passes."""
+    """The times of messages: when they are due, when they expire, and until when their records are kept."""
 
     def __init__(self, database: Database, queues: Queues, messages: Messages) -> None:
         self._database = database
