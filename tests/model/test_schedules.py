@@ -144,8 +144,7 @@ class Daemon:
 
     def forget(self) -> None:
         """All messages are settled, and their records forgotten."""
-        with closing(sqlite3.connect(self._path)) as database, database:
-            database.execute("delete from message")
+        self.store.database.execute("delete from message")
 
 
 @pytest.fixture
@@ -455,7 +454,7 @@ def test_firing_goes_on_when_the_disk_refuses(daemon: Daemon, caplog: pytest.Log
         daemon.store.methods[kind] = partial(sometimes, daemon.store.methods[kind])
     daemon.pass_time(609)  # the last occurrence, at 600, has time to be tried again
     assert len(daemon.messages()) == 60
-    assert "tried again" in caplog.text
+    assert "trying again" in caplog.text
 
 
 # ── adding and removing ─────────────────────────────────────────────────────────────────────────────────────
@@ -518,15 +517,13 @@ def test_a_time_zone_that_goes_away_holds_up_its_schedule_alone(
         daemon.ask("schedule_add", name=name, queue=name, cron="@hourly", timezone="Europe/Berlin", catch_up=catch_up)
     clock.jump(2 * HOUR)
     daemon.pass_time(60)
-    with closing(sqlite3.connect(daemon.store.database.path)) as database, database:
-        database.execute("update schedule set timezone = 'Gone/Away' where name = 'gone'")
+    daemon.store.database.execute("update schedule set timezone = 'Gone/Away' where name = 'gone'")
     if set_back:
         clock.jump(-2 * HOUR)
     daemon.pass_time(3 * HOUR)
     assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (2, 3)
     assert "Gone/Away" in daemon.ask("schedule_show", name="gone")["schedule"]["error"]
-    with closing(sqlite3.connect(daemon.store.database.path)) as database, database:
-        database.execute("update schedule set timezone = 'Europe/Berlin' where name = 'gone'")
+    daemon.store.database.execute("update schedule set timezone = 'Europe/Berlin' where name = 'gone'")
     daemon.pass_time(HOUR)
     assert (len(daemon.messages("gone")), len(daemon.messages("stays"))) == (4 if set_back else 6, 4)
 

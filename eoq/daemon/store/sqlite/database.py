@@ -7,6 +7,7 @@ parts of the store keep in memory about the file follows the transaction: a part
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -23,6 +24,8 @@ from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
 
 T = TypeVar("T")
+
+log = logging.getLogger("eoq.store")
 
 APPLICATION_ID: Final = 0x656F7131
 """``eoq1`` in the header of the file: tells it from other SQLite files."""
@@ -296,9 +299,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         pragma journal_size_limit = {LOG_LIMIT};
         """
     )
-    # A daemon before may have ended because a sync failed. Then the log has pages that were read back from memory only.
-    # The checkpoint writes and syncs them again, before this daemon confirms anything.
-    database.execute("pragma wal_checkpoint(truncate)").fetchone()
+    _checkpoint(database, path)
     for number, script in enumerate(scripts[version:], start=version + 1):
         database.executescript(
             f"""
@@ -309,6 +310,20 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
             commit;
             """
         )
+
+
+def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
+    """Write and sync all pages of the log, before this daemon confirms anything.
+
+    A daemon before may have ended because a sync failed. Then the log has pages that were only read back from memory.
+    A full disk has no room for this, and must not keep the daemon from settling what is stored.
+    """
+    try:
+        database.execute("pragma wal_checkpoint(truncate)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise
+        log.warning("the disk of %s is full, so its log could not be written to the file yet", path)
 
 
 def migrations() -> list[str]:
