@@ -72,7 +72,7 @@ class Backoff:
         """End the pauses of these queues: the daemon took a message."""
         for queue in queues:
             if self._failures.pop(queue, None) is not None:
-                self._log.info("%s: %s takes messages again", self._name, queue or "the daemon")
+                self._log.info("%s: %s accepts messages again", self._name, queue or "the daemon")
 
     def is_waiting(self, queue: str | None) -> bool:
         """Return whether the pause of a queue is not over yet."""

@@ -34,7 +34,11 @@ class InvalidRequest(EoqError):
 
 
 class IdConflict(EoqError):
-    """The id is already stored in this queue, with other content. Nothing was changed."""
+    """The id, key or name is already in use for something else. Nothing was changed.
+
+    The id of a message is stored in this queue with other content, the key of `Client.once` has another fingerprint, or
+    the name of a schedule has another definition.
+    """
 
     code = "id_conflict"
     exit_status = 65
@@ -43,7 +47,8 @@ class IdConflict(EoqError):
 class LeaseLost(EoqError):
     """The lease of a receipt has ended, so nothing was changed under it.
 
-    The message is delivered again, or already was. Go on with the next one.
+    The message is delivered again, or already was. Go on with the next one. `Client.once` raises this if another caller
+    has taken the key.
     """
 
     code = "lease_lost"
@@ -58,14 +63,14 @@ class MessageTooLarge(EoqError):
 
 
 class NotFound(EoqError):
-    """There is no such queue, message or schedule."""
+    """There is no such queue, message, binding or schedule."""
 
     code = "not_found"
     exit_status = 1
 
 
 class QueueFull(EoqError):
-    """A limit on stored messages or queues is reached. Nothing was stored; try again later."""
+    """A limit on stored messages, queues, bindings or schedules is reached. Nothing was stored; try again later."""
 
     code = "queue_full"
     exit_status = 75
@@ -86,7 +91,7 @@ class StorageFailed(EoqError):
 
 
 class Overloaded(EoqError):
-    """A limit on connections or on requests in flight is reached. Try again later."""
+    """A limit on connections or requests is reached, or another caller still runs a key of `once`. Try again later."""
 
     code = "overloaded"
     exit_status = 75

@@ -22,7 +22,7 @@ def encode_payload(value: object) -> tuple[bytes, bool]:
     """Return a body or a result as bytes, and whether it was written as JSON.
 
     Bytes stay as they are, ``str`` becomes UTF-8, and everything else becomes JSON. Raises `InvalidRequest` for a value
-    that JSON cannot hold.
+    that JSON cannot express.
     """
     if isinstance(value, bytes):
         return value, False
@@ -78,8 +78,8 @@ class SendOptions(MessageOptions, total=False):
 class Outgoing:
     """A message to be sent.
 
-    ``body`` is bytes, text, or anything JSON can hold. ``queue`` may be left out where the call names one. The other
-    fields are the options of a send:
+    ``body`` is bytes, text, or anything that JSON can express. ``queue`` may be left out where the call names one. The
+    other fields are the options of a send:
 
     - ``id`` is the idempotency key: 1 to 200 printable characters. By default it is a new UUIDv7.
     - ``headers`` are texts by name, at most 64 KiB as JSON.

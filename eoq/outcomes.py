@@ -10,7 +10,7 @@ from .message import MAX_DELAY, AsyncMessage, Message
 
 
 class Reject(Exception):
-    """The message can never be handled. It becomes a dead letter, kept with ``reason``."""
+    """Raised by a handler: its message can never be handled. It becomes a dead letter, kept with ``reason``."""
 
     def __init__(self, reason: object = None) -> None:
         """``reason`` is a text, or anything with a text, such as an exception."""
@@ -19,7 +19,7 @@ class Reject(Exception):
 
 
 class Retry(Exception):
-    """The message is to be tried again after ``delay`` seconds. ``reason`` is kept with it.
+    """Raised by a handler: its message is to be tried again after ``delay`` seconds. ``reason`` is kept with it.
 
     Without a delay, the daemon waits a little longer after each attempt, as after any other exception. Raises
     `InvalidRequest` for a delay out of bounds.

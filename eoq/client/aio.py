@@ -83,7 +83,7 @@ class AsyncClient(AsyncAdmin):
     async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> Sent:
         """Store a message. When this returns, the message is on disk.
 
-        ``body`` is bytes, text, or anything JSON can hold, at most 1 MiB. The options, all of them optional:
+        ``body`` is bytes, text, or anything that JSON can express, at most 1 MiB. The options, all of them optional:
 
         - ``id``: the idempotency key, 1 to 200 printable characters. By default it is a new UUIDv7.
         - ``headers``: texts by name, at most 64 KiB as JSON.

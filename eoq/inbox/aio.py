@@ -45,7 +45,7 @@ _transactions: ContextVar[tuple[_OpenTransaction, ...]] = ContextVar("eoq_transa
 
 
 class AsyncInbox:
-    """The asyncio twin of `Inbox`. Use it with ``async with``, or `close` it.
+    """The inbox for asyncio, over aiosqlite. See `Inbox`. Use it with ``async with``, or call `close` at the end.
 
     ``database`` is the path of the application's file, which the inbox opens at the first use and closes, or an open
     `aiosqlite.Connection`, which remains the application's. Such a connection must be the inbox's alone while a message

@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 
 class GuestInbox(Generic[T]):
-    """`Inbox` inside a transaction of the application's own library.
+    """An inbox inside the transactions of another library, such as SQLAlchemy. See `Inbox`.
 
     ``begin`` returns a context manager that begins a transaction, commits it at its end, and rolls it back after an
-    exception: ``sessionmaker(engine).begin`` of SQLAlchemy, ``partial(transaction.atomic, durable=True)`` of Django.
-    It has to be the outermost transaction, since the message is acked after it. The handler gets what the context
-    manager yields, in place of a connection. ``connection`` takes the same and returns the `sqlite3.Connection` of the
-    transaction. ``keep`` and ``clock`` are those of `Inbox`.
+    exception: ``sessionmaker(engine).begin`` of SQLAlchemy, ``partial(transaction.atomic, durable=True)`` of Django. It
+    has to be the outermost transaction, since the message is acked after it. The handler gets what the context manager
+    yields, in place of a connection. ``connection`` is called with that value too, and returns the `sqlite3.Connection`
+    of the transaction. ``keep`` and ``clock`` are those of `Inbox`.
 
     If a handler tries to commit or roll back, that is refused, its writes are undone, and its message is given back. A
     handler may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is no

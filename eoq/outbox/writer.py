@@ -72,7 +72,7 @@ _INSERT: Final = """
 
 
 class Outbox:
-    """The outbox of an application, on the application's own open connection. Creates the table if it does not exist.
+    """The outbox of an application, on the application's own open connection. It creates the table if needed.
 
     With SQLAlchemy, inside a session: ``Outbox(session.connection().connection.driver_connection)``.
     """
@@ -95,7 +95,7 @@ class Outbox:
 
 
 class AsyncOutbox:
-    """The outbox of an application over aiosqlite. Creates the table in `open`, or at the first send."""
+    """The outbox of an application over aiosqlite. It creates the table in `open`, or at the first send."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection

@@ -47,7 +47,7 @@ async def watch_database(path: Path, wake: Callable[[], object], sweep: float) -
     """Call ``wake`` after each write to the SQLite database at ``path``, and every ``sweep`` seconds. Never returns.
 
     It also wakes when it begins to watch, and thus after any time in which it could not. It follows symbolic links,
-    and finds the folder again if the folder is replaced, or goes and comes back.
+    and finds the folder again if the folder is replaced, or removed and created again.
     """
     await _watch(path.parent, partial(_find_file, path, ("", "-wal", "-journal")), wake, sweep, STEP_MS)
 

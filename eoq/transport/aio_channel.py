@@ -190,6 +190,6 @@ class AsyncChannel:
         connection.close(reason)
 
     def _unanswered(self, connection: AsyncConnection, seconds: float) -> Unavailable:
-        """Close a connection on which a reply did not come in time, so that the daemon takes back its leases."""
+        """Close a connection on which a reply is overdue, so that its bound leases end. Return the error to raise."""
         self._discard(connection, "a request was not answered in time")
         return unavailable(self.path, f"no answer within {seconds:g} s")

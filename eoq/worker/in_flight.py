@@ -108,7 +108,7 @@ class InFlight(Generic[M]):
     def next_batch(self, waiting: Iterator[Entry[M]], most: int, generation: int) -> list[Entry[M]]:
         """Return the messages to handle now, at most ``most``; their handler runs from now on.
 
-        They are taken from ``waiting`` one at a time. A message that was tried before is handled alone, since it may be
+        They come from ``waiting``, one at a time. A message that was tried before is handled alone, since it may be
         the one that makes a whole batch fail. ``generation`` is that of the live connection.
         """
         batch: list[Entry[M]] = []

@@ -13,7 +13,7 @@ BEATS: Final = 3
 RECHECK_SECONDS: Final = 1.0
 """How soon a loop that ends when the queue is empty asks again while its own handlers run."""
 STOP_SECONDS: Final = 2.0
-"""How long the end of the loop waits for the daemon to take back the messages that wait here."""
+"""How long the end of the loop waits until the waiting messages are given back to the daemon."""
 LAST_SECONDS: Final = 0.1
 """How long the end of the loop then waits until messages delivered meanwhile are given back. Mostly there are none."""
 MAX_PIPELINED: Final = 32

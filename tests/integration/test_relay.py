@@ -308,7 +308,7 @@ def test_other_queues_go_on_while_one_is_refused(
         eventually(lambda: _marks(file) == 0)
         full.clear()
         assert bodies(client, f"{queue}.full", 10) == [str(number) for number in range(3, 100, 10)]
-        eventually(lambda: "takes messages again" in relay.said)
+        eventually(lambda: "accepts messages again" in relay.said)
         assert relay.said.count("refused by the test") == 1, "it says a thing once"
 
 

@@ -160,7 +160,7 @@ class Receivers:
         command = Claim(
             self._clock.wall(), queue, receiver.allowed, RECEIVE_BYTES, self._settings, receiver.session.consumer
         )
-        # Not durable: a lease that is lost with the power belongs to a daemon that is gone as well.
+        # Not durable: a lease that a loss of power undoes belongs to a daemon that has ended as well.
         self._writer.submit(command, partial(self._claimed, receiver, line), durable=False)
 
     def _defer(self, receiver: Receiver, line: _Line) -> None:

@@ -115,7 +115,7 @@ class OnceService:
             # Done now, because its earlier connection may end while the store is asked.
             self._connect(runner, caller.session)
         command = OnceBegin(self._clock.wall(), request.key, request.token, request.fingerprint)
-        # Not durable: if a loss of power undoes it, the process that runs has ended as well.
+        # Not durable: a run that a loss of power undoes belongs to a process that has ended as well.
         self._writer.submit(command, partial(self._begun, caller), durable=False)
 
     def _begun(self, caller: Caller, outcome: OnceRecord | EoqError) -> None:
