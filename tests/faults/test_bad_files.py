@@ -111,7 +111,7 @@ BAD: Final = (
     Bad("text", lambda db: db.write_text("dear diary, " * 1000), BAD_DATA, ("no database", "restore it from a backup")),
     Bad("noise", lambda db: db.write_bytes(random.Random(1).randbytes(10_000)), BAD_DATA, ("no database", "restore")),
     Bad("head overwritten", _head_overwritten, BAD_DATA, ("no database", "restore")),
-    Bad("of another program", _other_program, BAD_DATA, ("another program", "one of its own")),
+    Bad("of another program", _other_program, BAD_DATA, ("another program", "of its own")),
     Bad("newer", _newer, BAD_DATA, ("newer eoq", "install")),
     Bad("a folder", lambda db: db.mkdir(), NOT_ALLOWED, ("cannot be opened",)),
     Bad("a dangling link", lambda db: db.symlink_to("nowhere/eoq.db"), NOT_ALLOWED, ("does not exist", "mkdir")),
