@@ -377,6 +377,7 @@ def test_start_with_another_name_of_the_same_file_is_not_another_option(alone: S
     assert "env EOQ_MAX_ATTEMPTS says 5" in ran.errors
 
 
+@pytest.mark.slow
 def test_many_starts_at_once_start_one(alone: Shell) -> None:
     ran = alone.run("for n in 1 2 3 4 5; do eoq start & done; wait; eoq status --json")
     assert len(ran.rows) == 1

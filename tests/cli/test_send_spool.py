@@ -74,6 +74,7 @@ def test_all_options_are_spooled_with_the_message(alone: Shell, spool: Path) -> 
     assert message.headers == {"a": "1", "b": "=2="}
 
 
+@pytest.mark.slow
 def test_lines_are_spooled_in_their_order(alone: Shell, spool: Path) -> None:
     ran = alone.run(f"seq 1000 | eoq send q --lines --spool {spool} --group g")
     assert ran.status == 0

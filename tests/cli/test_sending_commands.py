@@ -142,6 +142,7 @@ def test_empty_input_sends_no_messages(shell: Shell, queue: str) -> None:
     assert (ran.status, ran.text) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_need_little_memory(shell: Shell, client: eoq.Client, queue: str) -> None:
     measured = (
         "import resource, subprocess, sys; "

@@ -209,6 +209,7 @@ def test_output_is_utf8_in_every_locale(shell: Shell, queue: str) -> None:
     assert (ran.rows[0]["id"], ran.rows[0]["body"]) == ("ü", "é🦆")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
 def test_commands_can_run_at_the_same_time(shell: Shell, queue: str, count: int) -> None:
     ran = shell.run(f"for n in $(seq {count}); do eoq send {queue} same --id m --json & done; wait")

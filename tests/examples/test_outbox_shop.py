@@ -63,6 +63,7 @@ def test_the_commands_of_its_docstring(daemon: Daemon, shop: Path) -> None:
     assert _orders(shop) == ["order-1"]
 
 
+@pytest.mark.slow
 def test_each_order_sends_one_payment_message_though_every_process_is_killed(daemon: Daemon, shop: Path) -> None:
     chance = random.Random(7)
     command = [sys.executable, "-c", SELLER, str(EXAMPLES), str(shop)]

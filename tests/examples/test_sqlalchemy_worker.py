@@ -11,6 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 import eoq
 from tests.examples.conftest import EXAMPLES
 from tests.support import Daemon, clean_environment, eventually
@@ -52,6 +54,7 @@ def _wait_until_booked(daemon: Daemon, wanted: int) -> None:
     eventually(lambda: len(_bookings(daemon)) >= wanted, 60, what=f"{wanted} payments are booked")
 
 
+@pytest.mark.slow
 def test_payments_are_booked_once_even_if_the_worker_and_the_daemon_are_killed(daemon: Daemon) -> None:
     rng = random.Random(7)
     cents = {f"order-{number:03}": rng.randint(-500, 1000) for number in range(150)}

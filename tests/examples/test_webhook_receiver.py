@@ -310,6 +310,7 @@ def _wait_until_done(under_way: list[Future[list[int]]], wanted: int) -> None:
     eventually(lambda: sum(future.done() for future in under_way) >= wanted, what=f"{wanted} deliveries are answered")
 
 
+@pytest.mark.slow
 def test_each_delivery_sent_twice_at_once_is_stored_once_though_the_daemon_is_killed(
     daemon: Daemon, receiver: Receiver
 ) -> None:

@@ -196,6 +196,7 @@ def test_messages_are_delivered_in_the_order_of_storing_whatever_the_clock(
     assert sent == sorted(sent, key=int)
 
 
+@pytest.mark.slow
 def test_every_message_is_settled_once_under_a_jumping_clock(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_daemon_killed_at_a_point_of_an_operation(operation: Operation, point:
     crash(operation, point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point", ["committed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("begun", "written", "replying"))]
 )

@@ -111,6 +111,7 @@ def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life, fold
     assert lost or undone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [garbled, pytest.param(dropped, marks=pytest.mark.slow)], ids=lambda loss: loss.__name__
 )

@@ -102,6 +102,7 @@ def _reached(streaming: Future[None], confirmed: list[str], count: int) -> bool:
     return streaming.done() or len(confirmed) > count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "point"),
     [

@@ -142,6 +142,7 @@ def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: f
     assert kills.total() >= seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(65.0, marks=pytest.mark.slow)])
 def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(seconds: float) -> None:
     """Outbox → queue → a worker that acks and sends → SQL in another database: the id stays the same all the way."""

@@ -261,6 +261,7 @@ def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queu
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_a_client_that_leaves_during_a_query_leaves_no_old_snapshot_of_the_database_open(
     daemon: Daemon, times: int

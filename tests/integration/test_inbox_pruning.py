@@ -286,6 +286,7 @@ def test_a_keep_that_is_no_number_of_seconds_is_refused(file: Path, keep: float)
         eoq.Inbox(file, keep=keep)
 
 
+@pytest.mark.slow
 def test_an_automatic_step_reads_few_rows_even_if_many_are_kept(blocking: eoq.Client, queue: str, file: Path) -> None:
     assert _instructions(blocking, queue, file, 50_000) < 2 * _instructions(blocking, queue, file, 500)
 

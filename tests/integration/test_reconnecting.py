@@ -240,6 +240,7 @@ def test_single_sends_during_kills_lose_and_duplicate_nothing(
     assert [message.id for message in _all_of(client)] == sent
 
 
+@pytest.mark.slow
 def test_acks_during_a_kill_are_done_once_or_raise_lease_lost(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:

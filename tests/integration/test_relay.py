@@ -213,6 +213,7 @@ def test_many_rows_of_many_queues_keep_their_order(
         assert [row["body"] for row in rows] == [str(number) for number in range(3000) if number % 3 == part]
 
 
+@pytest.mark.slow
 def test_two_relays_send_each_message_once_while_the_daemon_is_killed(
     daemon: Daemon, file: Path, database: sqlite3.Connection
 ) -> None:

@@ -39,6 +39,7 @@ def test_leases_of_one_claim_end_together_unless_one_is_settled_or_extended(leas
     assert (leases.next_deadline(), leases.count("q"), len(leases)) == (None, 0, 0)
 
 
+@pytest.mark.slow
 def test_one_live_lease_does_not_keep_all_that_ended_behind_it(leases: Leases) -> None:
     """It ends before they would have, and lives while many others are given and settled."""
     bound: set[Lease] = set()

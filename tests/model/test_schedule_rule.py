@@ -107,6 +107,7 @@ def test_back_from_yields_the_same_occurrences_as_after(fields: list[str], zone:
             assert list(back) == onward[::-1]
 
 
+@pytest.mark.slow
 @given(st.one_of(st.text(max_size=30), st.text("0123456789*/,-#LWMON @", max_size=30)))
 def test_any_text_is_a_rule_or_refused(text: str) -> None:
     with suppress(InvalidRequest):

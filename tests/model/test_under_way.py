@@ -293,6 +293,7 @@ def test_a_receive_is_answered_where_a_claim_under_way_finds_nothing(slow: SlowD
     assert [_count(replies) for replies in at_once] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_many_leases_are_given_back_quickly_however_many_receivers_wait(slow: SlowDaemon) -> None:
     worker = Session()
     for _ in range(20):

@@ -361,6 +361,7 @@ def test_connections_that_come_and_go_leak_nothing(shared_daemon: Daemon) -> Non
     eventually(lambda: shared_daemon.ask(op="status")["connections"] <= 1)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_waits_that_end_leak_no_memory(daemon: Daemon) -> None:
     def round() -> None:
