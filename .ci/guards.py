@@ -339,6 +339,8 @@ class Guards:
             with self._copy() as tree:
                 _require_used(tree)
                 status, output = _run_tests(tree, guard)
+                if status != 0:  # once more: beside other tests on a busy machine, a deadline may have passed
+                    status, output = _run_tests(tree, guard)
             self._green[key] = "" if status == 0 else f"status {status}:\n{_tail(output)}"
         if self._green[key]:
             raise GuardError(f"{_described(guard)} must pass with the guard, but: {self._green[key]}")

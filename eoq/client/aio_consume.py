@@ -27,7 +27,7 @@ async def consume(
     """Yield messages under bound leases. `AsyncClient.consume` says what it promises."""
     fetched: Prefetched[AsyncMessage] = Prefetched(lease, prefetch)
     ahead: AsyncStarted[list[AsyncMessage]] | None = None
-    asked_at = 0.0
+    asked_at, asked_generation = 0.0, 0
 
     def receive(limit: int, wait: float) -> Call[list[AsyncMessage]]:
         return calls.receive(queue, AsyncMessage, settler, limit=limit, wait=wait, lease=lease, bound=True)
@@ -35,6 +35,10 @@ async def consume(
     try:
         idle_since = time.monotonic()
         while True:
+            if ahead is not None and asked_generation != channel.generation:
+                # The connection was replaced meanwhile. Messages that came over the old one lost their leases with it.
+                ahead.forget()
+                ahead = None
             if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
                 started, ahead = ahead, None
                 messages = await channel.finish(started)
@@ -46,6 +50,7 @@ async def consume(
                 # Sent before the consumer handles the next message, and waited for only when it is needed.
                 asked_at = time.monotonic()
                 ahead = await channel.start(receive(room, 0.0))
+                asked_generation = channel.generation
                 continue  # the connection may be a new one
             if (message := fetched.next()) is not None:
                 yield message

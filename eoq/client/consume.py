@@ -28,7 +28,7 @@ def consume(
     """Yield messages under bound leases. `Client.consume` says what it promises."""
     fetched: Prefetched[Message] = Prefetched(lease, prefetch)
     ahead: Started[list[Message]] | None = None
-    asked_at = 0.0
+    asked_at, asked_generation = 0.0, 0
 
     def receive(limit: int, wait: float) -> Call[list[Message]]:
         return calls.receive(queue, Message, settler, limit=limit, wait=wait, lease=lease, bound=True)
@@ -36,6 +36,10 @@ def consume(
     try:
         idle_since = time.monotonic()
         while True:
+            if ahead is not None and asked_generation != channel.generation:
+                # The connection was replaced meanwhile. Messages that came over the old one lost their leases with it.
+                ahead.forget()
+                ahead = None
             if ahead is not None and (not fetched or fetched.is_old(asked_at, time.monotonic())):
                 started, ahead = ahead, None
                 messages = channel.finish(started)
@@ -47,6 +51,7 @@ def consume(
                 # Sent before the consumer handles the next message, and waited for only when it is needed.
                 asked_at = time.monotonic()
                 ahead = channel.start(receive(room, 0.0))
+                asked_generation = channel.generation
                 continue  # the connection may be a new one
             if (message := fetched.next()) is not None:
                 yield message

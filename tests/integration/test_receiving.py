@@ -525,7 +525,7 @@ def test_messages_asked_for_ahead_over_a_lost_connection_are_not_yielded(
     client = connect(daemon.socket)
     client.send_many("q", [f"{number}" for number in range(8)])
     acked, lost = [], 0
-    for number, message in enumerate(client.consume("q", prefetch=4, lease=1.0, idle=0.5)):
+    for number, message in enumerate(client.consume("q", prefetch=4, lease=10.0, idle=0.5)):
         if number == 2:
             daemon.restart()  # one more message is fetched, and others are on their way
         try:
