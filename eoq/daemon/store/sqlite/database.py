@@ -34,6 +34,8 @@ QUICK_COMMIT: Final = 0.002
 """Seconds. A commit faster than this is cheaper on the event loop than on a thread, which costs two hops (0.1 ms)."""
 LOG_LIMIT: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates the log when it begins again at its start."""
+CHECK_SECONDS: Final = 0.001
+"""How often to check that the file is still this daemon's alone."""
 FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 MANY: Final = 50
 """Rows in one statement where there are many. Each step of a statement costs Python as much as SQLite."""
@@ -225,7 +227,8 @@ class Ownership:
 
     Another writer changes SQLite's data version. A file or log that was replaced or removed has another identity, or
     none: this daemon would go on writing to a file that has no name. A log that was truncated is shorter than it was.
-    The check costs a few microseconds a transaction (tests/bench/run.py, `send, 1 producer`).
+    The check takes a tenth of the time of a send (tests/bench/run.py, `send, 1 producer`), so it is made once in
+    `CHECK_SECONDS` at most.
     """
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
@@ -236,10 +239,15 @@ class Ownership:
         self._identity: tuple[int, int] | None = None
         self._log_identity: tuple[int, int] | None = None
         self._log_size = 0
+        self._checked_at = float("-inf")
 
     def check(self) -> None:
         """Raise `FileLost` where the file was changed by others. Call it with a transaction open."""
-        stat = os.stat  # in the path of every send, where `Path.stat` takes twice as long
+        now = time.monotonic()
+        if now < self._checked_at + CHECK_SECONDS:
+            return
+        self._checked_at = now
+        stat = os.stat  # in the path of a send, where `Path.stat` takes twice as long
         (version,) = self._execute("pragma data_version").fetchone()
         try:
             file, log = stat(self._path), stat(self._log)
