@@ -101,15 +101,4 @@ class BatchSender(Generic[K]):
 
     async def _store(self, messages: Sequence[Outgoing]) -> None:
         async with self._client.transaction() as transaction:
-            for message in messages:
-                transaction.send(
-                    message.queue or "",
-                    message.body,
-                    id=message.id,
-                    headers=message.headers,
-                    priority=message.priority,
-                    group=message.group,
-                    delay=message.delay,
-                    at=message.at,
-                    ttl=message.ttl,
-                )
+            transaction.send_many(messages)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("eoq.watch")
 
 STEP_MS: Final = 7
-"""A change wakes after one to two steps. This step costs 0.5 % of a processor; 5 ms cost 0.7 %, and 10 ms 0.35 %."""
+"""A change wakes after one to two steps. Each step costs processor time even if nothing has changed."""
 SLOW_STEP_MS: Final = 100
 """The step while only files are watched whose changes are not urgent."""
 RETRY_SECONDS: Final = 5.0
