@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar
 
+from tests.forker import Forked, forker
+
 T = TypeVar("T")
 Fields = dict[str, Any]
 
@@ -115,7 +117,7 @@ class Daemon:
         self._options = tuple(options)
         self._environment = clean_environment(**(environment or {}))
         self._errors = folder / "daemon.err"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def pid(self) -> int:
@@ -141,23 +143,29 @@ class Daemon:
     def start(self) -> None:
         """Start the daemon, and wait for its ``ready`` line."""
         assert not self.running, "the daemon runs already"
-        with self._errors.open("ab") as errors:
-            self._process = subprocess.Popen(
-                self.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=self._environment,
-                # Not the checkout: the tests test what is installed.
-                cwd=self.folder,
-            )
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as output:
+            with (
+                os.fdopen(writing, "wb") as said,
+                self._errors.open("ab") as errors,
+                Path(os.devnull).open("rb") as nothing,
+            ):
+                self._process = self._launch((nothing.fileno(), said.fileno(), errors.fileno()))
             readable, _, _ = select.select([output], [], [], PATIENCE)
             line = output.readline() if readable else b"(nothing)"
         if line != f"ready {self.socket}\n".encode():
             self.kill()
             raise AssertionError(f"the daemon said {line!r} instead of `ready`; its errors:\n{self.said}")
+
+    def _launch(self, streams: tuple[int, int, int]) -> subprocess.Popen[bytes] | Forked:
+        command = self.command()
+        # Not in the checkout: the tests test what is installed.
+        if command[0] == sys.executable:
+            return forker().start(command, self._environment, self.folder, streams)
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=self._environment, cwd=self.folder
+        )
 
     def signal(self, number: int) -> None:
         """Send a signal to the process."""

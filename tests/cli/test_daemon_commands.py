@@ -435,6 +435,7 @@ def _many_queues(count: int) -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.mark.slow
 def test_thousands_of_queues_are_listed() -> None:
     with _many_queues(3000) as daemon:
         assert len(daemon.shell().run("eoq queues --json").rows) == 3000

@@ -25,6 +25,7 @@ def test_each_payment_takes_effect_once(shell: Shell) -> None:
     assert found["balance_found"] == found["balance_expected"] > 0
 
 
+@pytest.mark.slow
 def test_the_demo_runs_in_a_checkout_and_prints_a_table(shell: Shell) -> None:
     ran = shell.run(f"cd {ROOT} && eoq demo --payments 50 --kills 1")
     assert ran.status == 0, ran.errors

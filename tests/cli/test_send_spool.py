@@ -144,6 +144,7 @@ def test_the_variable_of_the_spool_is_for_the_daemon_only(alone: Shell, spool: P
         assert alone.run("eoq stop").status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_shells_send_while_the_daemon_is_killed_and_each_message_is_stored_once(
     spooling: Daemon, spool: Path, rounds: int

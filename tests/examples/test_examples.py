@@ -60,6 +60,7 @@ def _pages_blocks() -> tuple[list[str], str, str]:
     return before, start, request
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("sqlite3")), reason="an example needs jq, one sqlite3")
 def test_the_examples_can_be_followed_one_after_the_other(alone: Shell, folder: Path) -> None:
     blocks, _start, _request = _pages_blocks()

@@ -159,6 +159,7 @@ def test_a_worker_goes_on_after_the_daemon_was_killed_and_restarted(daemon: Daem
     _check(ledger, payments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_worker_and_a_daemon_killed_together_book_each_payment_once(daemon: Daemon, ledger: Path, kills: int) -> None:
     payments = _send_payments(daemon, 600, seed=6)

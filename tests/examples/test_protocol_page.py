@@ -248,6 +248,7 @@ def _outcomes(daemon: Daemon) -> set[str]:
         return {str(wire.ask(request).get("outcome")) for request in requests}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_consumer_books_each_payment_once_though_it_and_the_daemon_are_killed(daemon: Daemon, kills: int) -> None:
     with daemon.wire() as wire:

@@ -280,6 +280,7 @@ def test_while_the_daemon_is_away_the_sender_is_asked_to_retry(daemon: Daemon) -
         assert receiver.deliver(webhook).status == 202
 
 
+@pytest.mark.slow
 def test_after_a_kill_of_the_daemon_deliveries_get_503_until_it_is_back(daemon: Daemon, receiver: Receiver) -> None:
     first, second = webhooks(8, 2)
     assert receiver.deliver(first).status == 202

@@ -116,6 +116,7 @@ def _check(daemon: PlantedDaemon, seed: int) -> int:
     return len(sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [6.0, pytest.param(35.0, marks=pytest.mark.slow)])
 def test_everything_killed_at_random_takes_effect_once(seconds: float) -> None:
     seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))

@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import eoq
 from tests.support import Daemon, eventually, running_daemon
 
@@ -62,6 +64,7 @@ def _orders(path: Path, count: int) -> None:
                     raise OSError("the application gives up")
 
 
+@pytest.mark.slow
 def test_each_feature_works_with_every_other(folder: Path) -> None:
     count = 24
     committed = [n for n in range(count) if n % 3 != 2]

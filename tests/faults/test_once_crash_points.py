@@ -90,6 +90,7 @@ def test_the_daemon_is_killed_while_a_key_is_opened_again(point: Point) -> None:
         assert client.once("k", lambda: "second", wait=PATIENCE) == b"second"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_many_callers_run_while_the_daemon_is_killed_again_and_again(daemon: Daemon, keys: int) -> None:
     """Four callers for each key. The daemon is killed until all have their result."""

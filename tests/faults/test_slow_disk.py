@@ -79,6 +79,7 @@ def _acked(message: eoq.Message) -> str:
     return message.id
 
 
+@pytest.mark.slow
 def test_kills_during_a_stream_lose_and_double_nothing(on_thread: PlantedDaemon) -> None:
     confirmed: list[str] = []
     with eoq.connect(on_thread.socket) as client, ThreadPoolExecutor(1) as pool:
@@ -142,6 +143,7 @@ def _slow_answer(daemon: PlantedDaemon, busy: Callable[[], bool]) -> float:
     return sorted(seconds)[len(seconds) * 9 // 10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "receives_between",
     [pytest.param(False, id="sends", marks=pytest.mark.slow), pytest.param(True, id="sends and receives")],

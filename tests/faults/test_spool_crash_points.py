@@ -54,6 +54,7 @@ def test_a_killed_daemon_loses_no_file_and_stores_none_twice(point: str, how: st
         assert f"{bad}.reason" in rejected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["all are moved", pytest.param("a file is moved", marks=pytest.mark.slow)])
 def test_a_loss_of_power_after_a_kill_before_the_sync_loses_nothing(first: str) -> None:
     """The next daemon must sync what the killed one did not, before it stores anything."""

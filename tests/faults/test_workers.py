@@ -99,6 +99,7 @@ def _kill_at_random(
     return kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_eoq_work_and_eoq_apply_killed_at_random_have_one_effect_each(seconds: float) -> None:
     seed = int(os.environ.get("EOQ_SEED") or random.SystemRandom().randrange(10**6))

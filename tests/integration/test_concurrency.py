@@ -247,6 +247,7 @@ def test_an_asyncio_message_settles_itself(shared_daemon: Daemon, queue: str) ->
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_hundreds_of_asyncio_clients_connect_at_once(shared_daemon: Daemon, queue: str) -> None:
     """More clients than the listening socket queues at a time."""
 

@@ -110,6 +110,7 @@ def test_an_interrupted_thread_leaves_the_leases_of_others_alone(daemon: Daemon)
         assert result.outcome == "done"
 
 
+@pytest.mark.slow
 @left_to_python
 @few_or_many_rounds
 def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon, rounds: int) -> None:

@@ -96,6 +96,7 @@ async def test_a_cancelled_send_to_a_daemon_that_stops_reading_does_not_block_ot
             daemon.signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_lost_connection_does_not_make_a_wait_longer(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.ask("status")

@@ -228,6 +228,7 @@ def test_two_relays_send_each_message_once_while_the_daemon_is_killed(
         assert [message.text for message in client.receive("q", 1000)] == [str(number) for number in range(200)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, pytest.param(30, marks=pytest.mark.slow)])
 def test_the_relay_does_not_disturb_a_busy_writer(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection, count: int

@@ -62,6 +62,7 @@ def test_each_occurrence_is_stored_once_and_in_time(daemon: Daemon) -> None:
     assert _gaps(ids) == [1, 1]
 
 
+@pytest.mark.slow
 def test_each_occurrence_is_stored_once_though_the_daemon_is_killed_again_and_again(daemon: Daemon) -> None:
     ids: list[str] = []
     with eoq.connect(daemon.socket) as client:
@@ -154,6 +155,7 @@ def test_a_full_queue_gets_its_occurrence_when_it_has_room(folder: Path) -> None
         assert "tried again" in daemon.said
 
 
+@pytest.mark.slow
 def test_a_limited_queue_keeps_up_after_it_was_full(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text("[queues.ticks]\nmax_depth = 1\n")

@@ -404,6 +404,7 @@ def test_a_replaced_spool_is_read_and_a_missing_one_is_logged(folder: Path) -> N
         assert ran.status == 75, "the new folder is locked as well"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def test_an_idle_daemon_sleeps(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x")

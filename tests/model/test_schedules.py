@@ -261,6 +261,7 @@ def _check_run(catch_up: Sequence[str | None], steps: Sequence[tuple[str, float]
             run.daemon.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rules, st.lists(STEPS, max_size=12))
 def test_what_passes_while_it_runs_is_stored_once(
@@ -278,6 +279,7 @@ def test_what_passes_while_it_runs_is_stored_once_at_length(
     _check_run(catch_up, steps)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rules, st.lists(STEPS.filter(lambda step: step[0] != "jump" or step[1] > -20.0), max_size=12))
 def test_nothing_is_stored_twice_though_all_ids_are_forgotten(

@@ -118,6 +118,7 @@ def _close(waits: Waits, waiters: list[Waiter]) -> None:
         waiter.session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [_leave, _pop, _cancel, _close])
 @pytest.mark.parametrize("one_connection", [False, True])
 @pytest.mark.parametrize("many", [30_000, pytest.param(100_000, marks=pytest.mark.slow)])

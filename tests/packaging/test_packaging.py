@@ -36,6 +36,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_eoq_and_nothing_else(distributions: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -43,6 +44,7 @@ def test_the_wheel_holds_eoq_and_nothing_else(distributions: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"eoq"}
 
 
+@pytest.mark.slow
 def test_the_sdist_builds_the_same_wheel(distributions: Path, tmp_path: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     (wheel,) = distributions.glob("*.whl")
@@ -54,6 +56,7 @@ def test_the_sdist_builds_the_same_wheel(distributions: Path, tmp_path: Path) ->
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.slow)])
 def test_an_installed_eoq_runs(distributions: Path, tmp_path: Path, kind: str) -> None:
     environment = tmp_path / "venv"

@@ -218,6 +218,7 @@ def test_many_peers_that_never_read_are_bounded_together(daemon: Daemon) -> None
         assert most() < 2 * MEMORY
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("callers", [60, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_large_output_is_not_copied_for_each_waiting_caller(daemon: Daemon, callers: int) -> None:
@@ -235,6 +236,7 @@ def test_a_large_output_is_not_copied_for_each_waiting_caller(daemon: Daemon, ca
         assert most() < MEMORY
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_large_result_is_not_copied_for_each_waiting_client(daemon: Daemon) -> None:
     daemon.ask(op="send", queue="q", id="m", body="")
@@ -319,6 +321,7 @@ def _files_allowed(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @needs_proc
 def test_thousands_of_connections_are_served_and_one_more_is_refused() -> None:
     with _files_allowed(CONNECTIONS + 1000), running_daemon() as daemon, ExitStack() as stack:
@@ -352,6 +355,7 @@ def test_a_low_soft_limit_of_open_files_is_raised_by_the_daemon() -> None:
         assert all(wire.ask({"op": "status"})["ok"] for wire in wires)
 
 
+@pytest.mark.slow
 def test_connections_that_come_and_go_leak_nothing(shared_daemon: Daemon) -> None:
     for round in range(2000):
         with shared_daemon.wire() as wire:
