@@ -26,10 +26,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Delivery, encode_payload
@@ -37,6 +36,8 @@ from ..protocol.limits import MAX_BODY
 from ..system.sqlite import DURABLE
 from .guard import TransactionGuard
 from .pruning import Pruning
+
+T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, str]
 """A queue and an id."""
@@ -114,6 +115,8 @@ class Processed:
         self._pruning = pruning
         self._clock = clock
         self._owned = owned
+        self._began = False
+        """Whether there is something to roll back or to restore."""
         self._joined = False
         self._guard = TransactionGuard(database)
         self._isolation_level = database.isolation_level
@@ -126,8 +129,7 @@ class Processed:
 
     def create(self) -> None:
         """Create the tables if they are missing, in a transaction of its own."""
-        with self.transaction():
-            self._create()
+        self.transaction((), self._create)
 
     def _create(self) -> None:
         for statement in _SCHEMA:
@@ -135,41 +137,47 @@ class Processed:
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def transaction(self, messages: Sequence[Delivery] = ()) -> Iterator[Processed]:
-        """Call `begin`, then `finish` at the end of the block, or `rollback` after an exception."""
-        self.begin(messages)
+    def transaction(self, messages: Sequence[Delivery], work: Callable[[], T]) -> T:
+        """`begin`, call ``work``, and `finish`, or `rollback` after an exception. Return what ``work`` returned."""
         try:
-            yield self
-            self.finish()
+            try:
+                self.begin(messages)
+                result = work()
+                self.finish()
+            except BaseException:
+                self.rollback()
+                raise
         except BaseException:
+            # Ctrl-C may have interrupted the rollback at any of its lines. It is safe to repeat.
             self.rollback()
             raise
+        return result
 
     def begin(self, messages: Sequence[Delivery] = ()) -> None:
-        """Begin a transaction that may process ``messages``, and find those that were processed before."""
+        """Begin a transaction that may process ``messages``, and find those that were processed before.
+
+        The caller calls `rollback` if this raises.
+        """
         self.refuse_open_transaction()
-        try:
-            if not self._owned:
-                self._guard.install()
-                self._isolation_level = self._database.isolation_level
-                ((self._synchronous,),) = self._rows("pragma synchronous", ())
-                if self._synchronous < _EXTRA:
-                    self._database.execute(DURABLE)
-            # The connection must not be in autocommit mode. If a statement of a handler undoes the transaction (`insert
-            # or rollback`), the next statement that writes would then be committed at once. In this mode Python begins
-            # a transaction first, which the guard refuses.
-            if self._database.isolation_level is None:
-                self._database.isolation_level = "IMMEDIATE"
-            self._database.execute(_BEGIN)
-            self._find(messages)
-        except BaseException:
-            self.rollback()
-            raise
+        if not self._owned:
+            self._isolation_level = self._database.isolation_level
+            ((self._synchronous,),) = self._rows("pragma synchronous", ())
+        self._began = True
+        if not self._owned:
+            self._guard.install()
+            if self._synchronous < _EXTRA:
+                self._database.execute(DURABLE)
+        # Not in autocommit mode. If a statement of a handler undoes the transaction (`insert or rollback`), the
+        # next statement that writes would then be committed at once. In this mode Python begins a transaction
+        # first, which the guard refuses.
+        if self._database.isolation_level is None:
+            self._database.isolation_level = "IMMEDIATE"
+        self._database.execute(_BEGIN)
+        self._find(messages)
 
     def join(self, messages: Sequence[Delivery]) -> None:
         """Do what `begin` does inside a transaction of the caller, who ends it. Begin it if that was not done yet."""
-        self._joined = True
+        self._began = self._joined = True
         self._guard.install()
         if not self._database.in_transaction:
             # Immediate, because a transaction that begins by reading cannot write after another one has written.
@@ -187,8 +195,10 @@ class Processed:
         self._reset()
 
     def rollback(self) -> None:
-        """Roll back the transaction of `begin` or `join`."""
+        """Roll back the transaction of `begin` or `join`, if it began and has not ended."""
         self._guard.active = False
+        if not self._began:
+            return
         try:
             # Also a joined transaction: its library may no longer know of it, and would return it open to a pool.
             if self._database.in_transaction:
@@ -207,6 +217,7 @@ class Processed:
                 self._database.isolation_level = self._isolation_level
                 if self._synchronous < _EXTRA:
                     self._database.execute(f"pragma synchronous = {self._synchronous}")
+        self._began = False
 
     def refuse_open_transaction(self) -> None:
         """Raise `InvalidRequest` if the application has a transaction open on its connection."""
@@ -308,9 +319,7 @@ class Processed:
         return bool(self._rows(_FIND, (queue, id)))
 
     def _rows(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        cursor = self._database.cursor()
-        cursor.row_factory = None  # the application may have set one on its connection
-        return cursor.execute(sql, parameters).fetchall()
+        return _rows(self._database, sql, parameters)
 
     # ── handlers ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -340,3 +349,14 @@ class Processed:
     def prune(self, queue: str, after: int | None) -> tuple[int, int | None]:
         """Make one step of pruning inside the open transaction. See `Pruning.step`."""
         return self._pruning.step(self._database, queue, after, self._clock())
+
+
+def is_stored(database: sqlite3.Connection, message: Delivery) -> bool:
+    """Return whether the id of a message is among the processed ones that ``database`` sees."""
+    return bool(_rows(database, _FIND, (message.queue, message.id)))
+
+
+def _rows(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+    cursor = database.cursor()
+    cursor.row_factory = None  # the application may have set one on its connection
+    return cursor.execute(sql, parameters).fetchall()

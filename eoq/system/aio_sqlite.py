@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from . import forks
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -32,3 +34,24 @@ async def run(connection: aiosqlite.Connection, function: Callable[[sqlite3.Conn
         raise RuntimeError(f"this version of aiosqlite cannot run a function on its thread: install {REQUIRED}")
     result: T = await execute(function, database)
     return result
+
+
+def shut(connection: aiosqlite.Connection) -> None:
+    """Close the sqlite3 connection and keep its thread, which must be idle. `reopen` opens a new one."""
+    part: Any = connection
+    database, part._connection = part._connection, None  # noqa: SLF001 # this file says why
+    if database is not None:
+        database.close()
+
+
+def reopen(connection: aiosqlite.Connection) -> None:
+    """Open the sqlite3 connection again after `shut`. Do nothing if it is open."""
+    part: Any = connection
+    if part._connection is None:  # noqa: SLF001 # this file says why
+        part._connection = part._connector()  # noqa: SLF001 # this file says why
+
+
+def leak(connection: aiosqlite.Connection) -> None:
+    """Keep the connection for ever in a forked child."""
+    forks.leak(connection)
+    forks.leak(getattr(connection, "_connection", None))
