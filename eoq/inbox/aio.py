@@ -246,7 +246,7 @@ class AsyncInbox:
         def prepare(database: sqlite3.Connection) -> Processed:
             if self._owned:
                 database.execute(DURABLE)
-            processed = Processed(database, self._pruning, self._clock, owned=self._owned)
+            processed = Processed(database, self._pruning, self._clock, owned=self._owned, in_tasks=True)
             processed.create()
             return processed
 

@@ -28,11 +28,13 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import chain
+from threading import get_ident
 from typing import Any, Final, TypeAlias, TypeVar
 
 from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Delivery, encode_payload
 from ..protocol.limits import MAX_BODY
+from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..system.sqlite import DURABLE
 from .guard import TransactionGuard
 from .pruning import Pruning
@@ -106,10 +108,17 @@ class Processed:
     `InvalidRequest` for what a caller or a handler may not do.
 
     ``owned`` says that the inbox has opened the connection, so that its settings need not be restored.
+    ``in_tasks`` says that handlers do not run in the thread that calls these methods.
     """
 
     def __init__(
-        self, database: sqlite3.Connection, pruning: Pruning, clock: Callable[[], float], *, owned: bool
+        self,
+        database: sqlite3.Connection,
+        pruning: Pruning,
+        clock: Callable[[], float],
+        *,
+        owned: bool,
+        in_tasks: bool = False,
     ) -> None:
         self._database = database
         self._pruning = pruning
@@ -124,6 +133,9 @@ class Processed:
         self._results: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
+        self._in_tasks = in_tasks
+        self._receipts: list[str] = []
+        """The deliveries that cannot be settled now."""
         if owned:
             self._guard.install()
 
@@ -139,6 +151,7 @@ class Processed:
 
     def transaction(self, messages: Sequence[Delivery], work: Callable[[], T]) -> T:
         """`begin`, call ``work``, and `finish`, or `rollback` after an exception. Return what ``work`` returned."""
+        self.refuse_open_transaction()  # outside: it may be the open transaction of a handler that calls this
         try:
             try:
                 self.begin(messages)
@@ -163,6 +176,7 @@ class Processed:
             self._isolation_level = self._database.isolation_level
             ((self._synchronous,),) = self._rows("pragma synchronous", ())
         self._began = True
+        self._refuse_settling(messages)
         if not self._owned:
             self._guard.install()
             if self._synchronous < _EXTRA:
@@ -178,12 +192,21 @@ class Processed:
     def join(self, messages: Sequence[Delivery]) -> None:
         """Do what `begin` does inside a transaction of the caller, who ends it. Begin it if that was not done yet."""
         self._began = self._joined = True
+        self._refuse_settling(messages)
         self._guard.install()
         if not self._database.in_transaction:
             # Immediate, because a transaction that begins by reading cannot write after another one has written.
             self._database.execute(_BEGIN)
         self._create()
         self._find(messages)
+
+    def _refuse_settling(self, messages: Sequence[Delivery]) -> None:
+        thread = ANY_THREAD if self._in_tasks else get_ident()
+        for message in messages:
+            # Another inbox may process the message already, and call this one in its handler.
+            if message.receipt not in PROCESSED:
+                self._receipts.append(message.receipt)
+                PROCESSED[message.receipt] = thread
 
     def finish(self) -> None:
         """Store what was accepted, prune if a step is due, and commit a transaction of `begin`."""
@@ -204,9 +227,19 @@ class Processed:
             if self._database.in_transaction:
                 self._database.execute(_ROLLBACK)
         finally:
-            self._reset()
+            if not self._is_in_transaction():
+                self._reset()
+
+    def _is_in_transaction(self) -> bool:
+        try:
+            return self._database.in_transaction
+        except sqlite3.ProgrammingError:
+            return False  # the handler has closed the connection
 
     def _reset(self) -> None:
+        for receipt in self._receipts:
+            PROCESSED.pop(receipt, None)
+        self._receipts.clear()
         self._results.clear()
         self._new.clear()
         self._again.clear()

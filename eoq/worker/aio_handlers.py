@@ -59,7 +59,7 @@ def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -
             return await handler(tx, message)
 
         async def handle_one(tx: object, message: AsyncMessage) -> object:
-            # If the handler settles the message itself, it waits for the reply.
+            # An inbox of the application may let the handler settle its message: then it waits for the reply.
             return await handle(tx, replace(message, settler=entries[0].message.settler))
 
         if len(entries) == 1:

@@ -56,7 +56,7 @@ def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
             return handler(tx, message)
 
         def handle_one(tx: object, message: Message) -> object:
-            # If the handler settles the message itself, it waits for the reply.
+            # An inbox of the application may let the handler settle its message: then it waits for the reply.
             return handle(tx, replace(message, settler=entries[0].message.settler))
 
         if len(entries) == 1:
