@@ -43,8 +43,8 @@ class GuestInbox(Generic[T]):
     yields, in place of a connection. ``connection`` is called with that value too, and returns the `sqlite3.Connection`
     of the transaction. ``keep`` and ``clock`` are those of `Inbox`.
 
-    If a handler tries to commit or roll back, that is refused, its writes are undone, and its message is given back. A
-    handler may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is no
+    If a handler commits, that is refused. If it commits or rolls back, its writes are undone, and its message is given
+    back. It may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is no
     ``process_many``, since the library would not know of savepoints that the inbox rolls back.
     """
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from threading import get_ident
 from typing import Any, Final, TypeAlias, TypeVar
@@ -49,6 +50,8 @@ MANY: Final = 50
 
 _EXTRA: Final = 3
 """``pragma synchronous`` as a number: the value that `DURABLE` sets."""
+_LEGACY: Final = -1
+"""`sqlite3.LEGACY_TRANSACTION_CONTROL` of Python 3.12: in this mode Python begins a transaction before a write."""
 
 # The index is for pruning: without it each step would read all rows. Index and steps together cost a message that is
 # processed alone some 6 µs of 600, and one of many about 1 µs of 35.
@@ -127,8 +130,11 @@ class Processed:
         self._began = False
         """Whether there is something to roll back or to restore."""
         self._joined = False
+        self._restore_level = False
+        """Whether the isolation level of a joined connection is to be None again after the handler."""
         self._guard = TransactionGuard(database)
         self._isolation_level = database.isolation_level
+        self._autocommit = _LEGACY
         self._synchronous = _EXTRA
         self._results: dict[Key, bytes | None] = {}
         self._new: list[Delivery] = []
@@ -174,6 +180,7 @@ class Processed:
         self.refuse_open_transaction()
         if not self._owned:
             self._isolation_level = self._database.isolation_level
+            self._autocommit = _autocommit(self._database)
             ((self._synchronous,),) = self._rows("pragma synchronous", ())
         self._began = True
         self._refuse_settling(messages)
@@ -184,6 +191,8 @@ class Processed:
         # Not in autocommit mode. If a statement of a handler undoes the transaction (`insert or rollback`), the
         # next statement that writes would then be committed at once. In this mode Python begins a transaction
         # first, which the guard refuses.
+        if self._autocommit != _LEGACY:
+            _set_autocommit(self._database, _LEGACY)
         if self._database.isolation_level is None:
             self._database.isolation_level = "IMMEDIATE"
         self._database.execute(_BEGIN)
@@ -191,7 +200,12 @@ class Processed:
 
     def join(self, messages: Sequence[Delivery]) -> None:
         """Do what `begin` does inside a transaction of the caller, who ends it. Begin it if that was not done yet."""
-        self._began = self._joined = True
+        if _autocommit(self._database) != _LEGACY:
+            raise InvalidRequest(
+                "the library's connection was made with `autocommit=True` or `False`, so that a write after a failed "
+                "statement could be committed without the message's id: leave `autocommit` at its default"
+            )
+        self._began = self._joined = self._guard.may_roll_back = True
         self._refuse_settling(messages)
         self._guard.install()
         if not self._database.in_transaction:
@@ -219,6 +233,8 @@ class Processed:
 
     def rollback(self) -> None:
         """Roll back the transaction of `begin` or `join`, if it began and has not ended."""
+        if self._restore_level:
+            self._restore_isolation_level()
         self._guard.active = False
         if not self._began:
             return
@@ -248,6 +264,8 @@ class Processed:
             # Setting the isolation level would commit an open transaction.
             if not self._joined and not self._database.in_transaction:
                 self._database.isolation_level = self._isolation_level
+                if self._autocommit != _LEGACY:
+                    _set_autocommit(self._database, self._autocommit)
                 if self._synchronous < _EXTRA:
                     self._database.execute(f"pragma synchronous = {self._synchronous}")
         self._began = False
@@ -306,6 +324,8 @@ class Processed:
         Raises `InvalidRequest` or `MessageTooLarge` if it cannot be a result: after the commit the message could not be
         acked with it. Raises `InvalidRequest` if the handler has ended the transaction.
         """
+        if self._restore_level:
+            self._restore_isolation_level()
         self._guard.active = False
         # In a joined transaction the refusal of a commit is enough: the library that tried it believes that the
         # transaction has ended, and will not commit it later.
@@ -321,6 +341,11 @@ class Processed:
         try:
             self._database.execute("release eoq_message")
         except sqlite3.OperationalError as error:
+            if "in progress" in str(error):
+                raise InvalidRequest(
+                    f"the handler of {message.id!r} has left a statement unfinished (such as `insert … returning`): "
+                    "read all its rows, or close its cursor"
+                ) from error
             raise InvalidRequest(
                 f"a statement of the handler of {message.id!r} failed and rolled back the whole transaction (a full "
                 "disk, or `on conflict rollback`), and the handler ignored the error; let it raise"
@@ -364,6 +389,16 @@ class Processed:
         """
         self._database.execute("savepoint eoq_message")
         self._guard.active = True
+        if self._joined and self._database.isolation_level is None:
+            self._restore_level = True
+            self._database.isolation_level = "IMMEDIATE"  # see `begin`
+
+    def _restore_isolation_level(self) -> None:
+        # Python also commits here, which the guard has to refuse. The level is set all the same.
+        refused, self._guard.active = self._guard.refused, True
+        with suppress(sqlite3.DatabaseError):
+            self._database.isolation_level = None
+        self._restore_level, self._guard.refused = False, refused
 
     def rollback_to_savepoint(self, error: Exception) -> None:
         """Undo the writes of a handler that raised ``error``. Raises it if the whole transaction was rolled back."""
@@ -386,7 +421,21 @@ class Processed:
 
 def is_stored(database: sqlite3.Connection, message: Delivery) -> bool:
     """Return whether the id of a message is among the processed ones that ``database`` sees."""
-    return bool(_rows(database, _FIND, (message.queue, message.id)))
+    try:
+        return bool(_rows(database, _FIND, (message.queue, message.id)))
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return False  # the transaction that created it was rolled back
+        raise
+
+
+def _autocommit(database: sqlite3.Connection) -> int:
+    """Return the attribute that Python 3.12 has added to connections."""
+    return getattr(database, "autocommit", _LEGACY)
+
+
+def _set_autocommit(database: Any, value: int) -> None:
+    database.autocommit = value if value == _LEGACY else bool(value)
 
 
 def _rows(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
