@@ -90,6 +90,28 @@ class Inbox:
         if self._path is not None and self._refusal is None:
             self._database.close()
 
+    def check_threads(self, concurrency: int) -> None:
+        """Raise `InvalidRequest` if so many threads, the calling one among them, cannot use the connection."""
+        if self._path is not None:
+            return
+        usable = [self._is_usable()]
+        if concurrency > 1:
+            other = threading.Thread(target=lambda: usable.append(self._is_usable()))
+            other.start()
+            other.join()
+        if not all(usable):
+            raise InvalidRequest(
+                "the connection of this inbox can be used only in the thread that opened it: leave concurrency at 1 "
+                "and work in that thread, give the inbox a path, or open the connection with `check_same_thread=False`"
+            )
+
+    def _is_usable(self) -> bool:
+        try:
+            self._database.cursor().close()
+        except sqlite3.ProgrammingError:
+            return False
+        return True
+
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
     def _open(self) -> Processed:
