@@ -1,4 +1,4 @@
-"""The asyncio inbox over aiosqlite: the twin of ``blocking.py``, with the same tables and the same ``tables.py``.
+"""The asyncio inbox over aiosqlite: the twin of ``blocking.py``, with the same ``transaction.py``.
 
 Each call to aiosqlite's thread costs a hop there and back. So all work between two awaits of the handler is one call:
 begin and search, or store and commit.
@@ -27,7 +27,7 @@ from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .tables import Processed
+from .transaction import Processed
 
 T = TypeVar("T")
 

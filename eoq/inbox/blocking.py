@@ -3,7 +3,7 @@ application's own SQLite file (G5).
 
 This is the idempotent consumer. When a message is delivered, the inbox looks up its id among the processed ones. If it
 is there, no handler runs and the stored result is returned. If not, the handler runs, and its writes are committed
-together with the id and the result. The transaction is in ``tables.py``. This file calls the handler, and acks.
+together with the id and the result. The transaction is in ``transaction.py``. This file calls the handler, and acks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .tables import Processed
+from .transaction import Processed
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Called with the connection, inside the open transaction, and the message. It returns the result (or None)."""

@@ -25,7 +25,8 @@ from ..system.sqlite import BUSY_SECONDS
 from .blocking import give_back
 from .forked import LIBRARY_CONNECTION
 from .pruning import KEEP_SECONDS, Pruning
-from .tables import Processed, is_stored
+from .tables import is_stored
+from .transaction import Processed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,9 +44,9 @@ class GuestInbox(Generic[T]):
     yields, in place of a connection. ``connection`` is called with that value too, and returns the `sqlite3.Connection`
     of the transaction. ``keep`` and ``clock`` are those of `Inbox`.
 
-    If a handler commits, that is refused. If it commits or rolls back, its writes are undone, and its message is given
-    back. It may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is no
-    ``process_many``, since the library would not know of savepoints that the inbox rolls back.
+    A handler cannot commit: that is refused. If it tries, or rolls back, its writes are undone, and its message is
+    given back. It may use savepoints (``session.begin_nested()``). Each message has a transaction of its own: there is
+    no ``process_many``, since the library would not know of savepoints that the inbox rolls back.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class AsyncOutbox:
         return cls(connection)
 
     async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
-        """Write a message to the outbox, as `Outbox.send` does."""
+        """Write a message to the outbox, as `Outbox.send` does. Return the message's id."""
         _refuse_forked(self._forked)
         row = _row(Outgoing(body, queue=queue, **options))
         # On aiosqlite's thread: since Python 3.12 only that thread may read how the connection commits.

@@ -18,7 +18,7 @@ from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Resu
 from .codec import Fields, from_base64, get_bytes, put_bytes
 from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
 from .unsettled import PROCESSED, refuse_unsettled
-from .validation import check_finite, check_name, check_options, check_queue
+from .validation import body_too_large, check_finite, check_name, check_options, check_queue
 
 T = TypeVar("T")
 M = TypeVar("M", Message, AsyncMessage)

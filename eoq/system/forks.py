@@ -81,8 +81,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork() -> None:
     _parts.waiting = []
-    for one in list(_watched):
-        one.forked()
+    for watched in list(_watched):
+        watched.forked()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
