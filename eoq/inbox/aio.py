@@ -91,7 +91,6 @@ class AsyncInbox:
         """Wait for the open transaction, and close the file, if the inbox has opened it."""
         async with self._lock:
             if self._owned and self._database is not None and not self._closed and self._refusal is None:
-                aio_sqlite.reopen(self._database)
                 await _complete(self._database.close())
             self._closed = True
 
@@ -221,12 +220,13 @@ class AsyncInbox:
         if self._closed:
             raise InvalidRequest("this inbox is closed; make a new one")
         if self._processed is None:
-            if self._database is None:
-                self._processed = await self._open()
+            if not self._owned:
+                self._processed = await self._prepare(self._connection)
             else:
-                if self._owned:
-                    aio_sqlite.reopen(self._database)  # it was closed for a fork
-                self._processed = await self._prepare(self._database)
+                if self._database is not None:  # its file was closed for a fork, and its thread remains
+                    await _complete(self._database.close())
+                    self._database = None
+                self._processed = await self._open()
         return self._processed
 
     async def _open(self) -> Processed:

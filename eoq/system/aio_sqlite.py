@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from . import forks
 
@@ -37,18 +37,10 @@ async def run(connection: aiosqlite.Connection, function: Callable[[sqlite3.Conn
 
 
 def shut(connection: aiosqlite.Connection) -> None:
-    """Close the sqlite3 connection and keep its thread, which must be idle. `reopen` opens a new one."""
-    part: Any = connection
-    database, part._connection = part._connection, None  # noqa: SLF001 # this file says why
+    """Close the sqlite3 connection from another thread. The thread of ``connection`` must be idle, and remains."""
+    database: sqlite3.Connection | None = getattr(connection, "_connection", None)
     if database is not None:
         database.close()
-
-
-def reopen(connection: aiosqlite.Connection) -> None:
-    """Open the sqlite3 connection again after `shut`. Do nothing if it is open."""
-    part: Any = connection
-    if part._connection is None:  # noqa: SLF001 # this file says why
-        part._connection = part._connector()  # noqa: SLF001 # this file says why
 
 
 def leak(connection: aiosqlite.Connection) -> None:
