@@ -65,7 +65,7 @@ GUARDS: Final = (
     ),
     Guard(
         "redelivery is noted",
-        "eoq/inbox/tables.py",
+        "eoq/inbox/transaction.py",
         old="self._again.append(message)",
         new="pass",
         tests="tests/model/test_retention.py",
@@ -93,7 +93,7 @@ GUARDS: Final = (
     ),
     Guard(
         "guest's refused commit is noticed",
-        "eoq/inbox/tables.py",
+        "eoq/inbox/transaction.py",
         old=" or (self._joined and self._guard.refused)",
         new="",
         tests="tests/integration/test_guest_inbox.py",
@@ -108,7 +108,7 @@ GUARDS: Final = (
     ),
     Guard(
         "reject after a lost transaction keeps its error",
-        "eoq/inbox/tables.py",
+        "eoq/inbox/transaction.py",
         old="if not self._database.in_transaction:\n            raise error",
         new="",
         tests="tests/integration/test_inbox_once.py",

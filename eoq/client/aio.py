@@ -177,6 +177,7 @@ class AsyncClient(AsyncAdmin):
         takes effect once. If the handler raises, the message is given back with the error's text; `Reject` makes it a
         dead letter, and `Retry` says when to try again. Each is logged, and none ends the loop. A handler may also
         settle its message itself (``await message.ack(result, send=[…])``); the loop then leaves the message alone.
+        With an inbox it may not, since the transaction is not committed yet.
 
         The options, all of them optional:
 

@@ -1,4 +1,4 @@
-"""The asyncio inbox over aiosqlite: the twin of ``blocking.py``, with the same tables and the same ``tables.py``.
+"""The asyncio inbox over aiosqlite: the twin of ``blocking.py``, with the same ``transaction.py``.
 
 Each call to aiosqlite's thread costs a hop there and back. So all work between two awaits of the handler is one call:
 begin and search, or store and commit.
@@ -22,10 +22,12 @@ from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
 from ..system import aio_sqlite
+from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
+from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .tables import Processed
+from .transaction import Processed
 
 T = TypeVar("T")
 
@@ -66,10 +68,16 @@ class AsyncInbox:
         self._pruning = Pruning(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
-        self._database = database
+        self._path = None if isinstance(database, aiosqlite.Connection) else absolute(database)
+        self._database = database if isinstance(database, aiosqlite.Connection) else None
         self._processed: Processed | None = None
         self._lock = asyncio.Lock()
+        self._queries = 0
+        """Calls of `seen`, which do not wait for the lock."""
         self._closed = False
+        self._refusal: str | None = None
+        """Why this process cannot use the inbox."""
+        close_before_forks(self)
 
     async def __aenter__(self) -> AsyncInbox:
         async with self._lock:
@@ -82,9 +90,35 @@ class AsyncInbox:
     async def close(self) -> None:
         """Wait for the open transaction, and close the file, if the inbox has opened it."""
         async with self._lock:
-            if self._owned and self._processed is not None and not self._closed:
-                await _complete(self._connection.close())
+            if self._owned and self._database is not None and not self._closed and self._refusal is None:
+                await _complete(self._database.close())
             self._closed = True
+
+    # ── forks ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def close_before_fork(self) -> bool:
+        """Close the file before a fork, unless a message is being processed. See ``system/forks.py``."""
+        idle = not self._lock.locked() and not self._queries
+        if idle and self._owned and self._processed is not None and not self._closed and is_file(self._path or ""):
+            self._processed = None
+            aio_sqlite.shut(self._connection)
+        return False
+
+    def after_fork(self) -> None:
+        """Do nothing: the parent opens the file again at the next use."""
+
+    def forked(self) -> None:
+        """Start anew in the child, or refuse to."""
+        self._lock, self._queries = asyncio.Lock(), 0
+        if self._processed is not None:
+            self._refusal = FORKED_WITHIN if self._owned else FOREIGN_CONNECTION
+            if self._owned:
+                aio_sqlite.leak(self._connection)
+        elif self._owned:
+            self._database = None
+        else:
+            self._refusal = FOREIGN_CONNECTION
+        self._processed = None
 
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,7 +189,11 @@ class AsyncInbox:
         if processed is None or self._closed:
             async with self._lock:
                 processed = await self._ensure_open()
-        return await self._run(partial(processed.seen, queue, id))
+        self._queries += 1
+        try:
+            return await self._run(partial(processed.seen, queue, id))
+        finally:
+            self._queries -= 1
 
     async def prune(self) -> int:
         """Delete all ids that can be deleted. Between the steps other tasks process messages. See `Inbox.prune`."""
@@ -177,17 +215,24 @@ class AsyncInbox:
 
     async def _ensure_open(self) -> Processed:
         """Open what is not open yet. The caller has the lock."""
+        if self._refusal is not None:
+            raise InvalidRequest(self._refusal)
         if self._closed:
             raise InvalidRequest("this inbox is closed; make a new one")
         if self._processed is None:
-            if isinstance(self._database, aiosqlite.Connection):
-                self._processed = await self._prepare(self._database)
+            if not self._owned:
+                self._processed = await self._prepare(self._connection)
             else:
-                self._processed = await self._open(self._database)
+                if self._database is not None:  # its file was closed for a fork, and its thread remains
+                    await _complete(self._database.close())
+                    self._database = None
+                self._processed = await self._open()
         return self._processed
 
-    async def _open(self, path: str | os.PathLike[str]) -> Processed:
-        connection = aiosqlite.connect(os.fspath(path), timeout=BUSY_SECONDS, isolation_level=None)
+    async def _open(self) -> Processed:
+        assert self._path is not None  # noqa: S101 # there is a path where there is no connection
+        # Any thread may close it, since the thread that forks does.
+        connection = aiosqlite.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             await _complete(connection)
             processed = await self._prepare(connection)
@@ -201,7 +246,7 @@ class AsyncInbox:
         def prepare(database: sqlite3.Connection) -> Processed:
             if self._owned:
                 database.execute(DURABLE)
-            processed = Processed(database, self._pruning, self._clock, owned=self._owned)
+            processed = Processed(database, self._pruning, self._clock, owned=self._owned, in_tasks=True)
             processed.create()
             return processed
 
@@ -212,7 +257,7 @@ class AsyncInbox:
 
     @property
     def _connection(self) -> aiosqlite.Connection:
-        assert isinstance(self._database, aiosqlite.Connection)  # noqa: S101 # it is, once it is open
+        assert self._database is not None  # noqa: S101 # it is not, once it is open
         return self._database
 
     async def _run(self, function: Callable[[], T]) -> T:
@@ -235,14 +280,12 @@ class AsyncInbox:
     @asynccontextmanager
     async def _transaction(self, messages: Sequence[AsyncMessage]) -> AsyncIterator[Processed]:
         async with self._exclusive() as processed:
-            begun = asyncio.ensure_future(self._run(partial(processed.begin, messages)))
             try:
-                # Even if this task is cancelled now, it must learn whether the transaction has begun. If it has not, a
-                # rollback could end a transaction of the application.
-                await _complete(begun)
-            except asyncio.CancelledError:
-                if begun.exception() is None:
-                    await _complete(self._run(processed.rollback))
+                # Even if this task is cancelled now, the call runs on the thread. The rollback follows it, and does
+                # nothing if no transaction has begun: one of the application's may be open.
+                await _complete(self._run(partial(processed.begin, messages)))
+            except BaseException:
+                await _complete(self._run(processed.rollback))
                 raise
             try:
                 yield processed
@@ -254,8 +297,7 @@ class AsyncInbox:
 
 
 def _prune_alone(processed: Processed, queue: str, after: int | None) -> tuple[int, int | None]:
-    with processed.transaction():
-        return processed.prune(queue, after)
+    return processed.transaction((), partial(processed.prune, queue, after))
 
 
 async def _complete(work: Awaitable[T]) -> T:

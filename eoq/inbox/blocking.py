@@ -3,7 +3,7 @@ application's own SQLite file (G5).
 
 This is the idempotent consumer. When a message is delivered, the inbox looks up its id among the processed ones. If it
 is there, no handler runs and the stored result is returned. If not, the handler runs, and its writes are committed
-together with the id and the result. The transaction is in ``tables.py``. This file calls the handler, and acks.
+together with the id and the result. The transaction is in ``transaction.py``. This file calls the handler, and acks.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from .. import outcomes
-from ..errors import EoqError, LeaseLost, MessageTooLarge
+from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Message
+from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
+from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .tables import Processed
+from .transaction import Processed
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Called with the connection, inside the open transaction, and the message. It returns the result (or None)."""
@@ -34,6 +37,11 @@ class Inbox:
     remains the application's. Threads may share an inbox of a path. Its transactions run one after the other, since
     SQLite has one writer at a time. For a connection that only a library's transactions can reach (SQLAlchemy, Django)
     use `GuestInbox`.
+
+    A forked child may use an inbox of a path: the file is closed before the fork, and each process opens it again. A
+    fork waits up to 2 seconds for a message that another thread processes; the child cannot use the inbox if that is
+    not enough, nor an inbox of a connection. All other connections of the program to this file must be closed before a
+    fork as well.
 
     ``keep`` is how many seconds a processed id is kept at least; the default is one day. It should be longer than the
     age of any backup that the daemon's file may be restored from. Older ids are pruned automatically, a few with every
@@ -54,22 +62,21 @@ class Inbox:
         keep: float = KEEP_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        pruning = Pruning(keep)
         self._lock = threading.RLock()
-        self._owned = not isinstance(database, sqlite3.Connection)
-        self._database = (
-            database
-            if isinstance(database, sqlite3.Connection)
-            else sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        )
-        try:
-            if self._owned:
-                self._database.execute(DURABLE)
-            self._processed = Processed(self._database, pruning, clock, owned=self._owned)
-            self._processed.create()
-        except BaseException:
-            self.close()
-            raise
+        self._pruning = Pruning(keep)
+        self._clock = clock
+        self._path = None if isinstance(database, sqlite3.Connection) else absolute(database)
+        self._processed: Processed | None = None
+        """None while the file is closed: before the first use after a fork, and after `close`."""
+        self._closed = False
+        self._refusal: str | None = None
+        """Why this process cannot use the inbox."""
+        if isinstance(database, sqlite3.Connection):
+            self._database = database
+            self._prepare()
+        else:
+            self._open()
+        (watch_forks if self._path is None or not is_file(self._path) else close_before_forks)(self)
 
     def __enter__(self) -> Inbox:
         return self
@@ -79,8 +86,76 @@ class Inbox:
 
     def close(self) -> None:
         """Close the file, if the inbox has opened it."""
-        if self._owned:
+        self._closed = True
+        if self._path is not None and self._refusal is None:
             self._database.close()
+
+    def check_threads(self, concurrency: int) -> None:
+        """Raise `InvalidRequest` if so many threads, the calling one among them, cannot use the connection."""
+        if self._path is not None:
+            return
+        usable = [self._is_usable()]
+        if concurrency > 1:
+            other = threading.Thread(target=lambda: usable.append(self._is_usable()))
+            other.start()
+            other.join()
+        if not all(usable):
+            raise InvalidRequest(
+                "the connection of this inbox can be used only in the thread that opened it: leave concurrency at 1 "
+                "and work in that thread, give the inbox a path, or open the connection with `check_same_thread=False`"
+            )
+
+    def _is_usable(self) -> bool:
+        try:
+            self._database.cursor().close()
+        except sqlite3.ProgrammingError:
+            return False
+        return True
+
+    # ── the file ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self) -> Processed:
+        """Open the file, at first and after a fork. The caller has the lock."""
+        if self._refusal is not None:
+            raise InvalidRequest(self._refusal)
+        if self._closed or self._path is None:
+            raise InvalidRequest("this inbox is closed; make a new one")
+        database = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            database.execute(DURABLE)
+            self._database = database
+            return self._prepare()
+        except BaseException:
+            database.close()
+            raise
+
+    def _prepare(self) -> Processed:
+        processed = Processed(self._database, self._pruning, self._clock, owned=self._path is not None)
+        processed.create()
+        self._processed = processed
+        return processed
+
+    def close_before_fork(self) -> bool:
+        """Close the file before a fork, unless a message is being processed. See ``system/forks.py``."""
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            return False
+        if self._processed is not None and not self._closed and not self._database.in_transaction:
+            self._processed = None
+            self._database.close()
+        return True
+
+    def after_fork(self) -> None:
+        """Let the other threads of the parent go on."""
+        self._lock.release()
+
+    def forked(self) -> None:
+        """Start anew in the child, or refuse to."""
+        self._lock = threading.RLock()
+        if self._path is None or not is_file(self._path):
+            self._processed, self._refusal = None, FOREIGN_CONNECTION
+        elif self._processed is not None and not self._closed:
+            self._processed, self._refusal = None, FORKED_WITHIN
+            leak(self._database)
 
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,18 +170,21 @@ class Inbox:
         and its id may have been pruned.
         """
         try:
-            with self._lock, self._processed.transaction([message]) as processed:
-                if processed.was_processed(message):
-                    result = processed.result(message)
-                else:
-                    processed.refuse_late(message)
-                    processed.savepoint()
-                    result = processed.accept(message, handler(self._database, message))
+            with self._lock:
+                processed = self._processed or self._open()
+                result = processed.transaction([message], partial(self._apply, processed, message, handler))
         except Exception as error:
             give_back(message, error)
             raise
         message.ack(result=result)
         return result
+
+    def _apply(self, processed: Processed, message: Message, handler: Handler) -> bytes | None:
+        if processed.was_processed(message):
+            return processed.result(message)
+        processed.refuse_late(message)
+        processed.savepoint()
+        return processed.accept(message, handler(self._database, message))
 
     def process_many(self, messages: Iterable[Message], handler: Handler) -> list[bytes | Exception | None]:
         """Apply many messages in one transaction, each in a savepoint of its own, and ack them together.
@@ -120,12 +198,9 @@ class Inbox:
         batch = list(messages)
         results: Results = []
         try:
-            with self._lock, self._processed.transaction(batch) as processed:
-                for message in batch:
-                    if processed.was_processed(message):
-                        results.append(processed.result(message))
-                    else:
-                        results.append(self._apply_alone(processed, message, handler))
+            with self._lock:
+                processed = self._processed or self._open()
+                processed.transaction(batch, partial(self._apply_many, processed, batch, handler, results))
         except Exception as error:
             for message, reason in undone(batch, results, error):
                 give_back(message, reason)
@@ -135,6 +210,13 @@ class Inbox:
             give_back(message, reason)
         _ack_all(acks)
         return results
+
+    def _apply_many(self, processed: Processed, batch: list[Message], handler: Handler, results: Results) -> None:
+        for message in batch:
+            if processed.was_processed(message):
+                results.append(processed.result(message))
+            else:
+                results.append(self._apply_alone(processed, message, handler))
 
     def _apply_alone(self, processed: Processed, message: Message, handler: Handler) -> bytes | Exception | None:
         processed.savepoint()
@@ -150,7 +232,7 @@ class Inbox:
     def seen(self, queue: str, id: str) -> bool:
         """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         with self._lock:
-            return self._processed.seen(queue, id)
+            return (self._processed or self._open()).seen(queue, id)
 
     def prune(self) -> int:
         """Delete all ids that can be deleted. Return how many were deleted.
@@ -160,18 +242,19 @@ class Inbox:
         transactions of a few rows each.
         """
         with self._lock:
-            self._processed.refuse_open_transaction()
-            return sum(self._prune(queue) for queue in self._processed.queues())
+            processed = self._processed or self._open()
+            processed.refuse_open_transaction()
+            return sum(_prune(processed, queue) for queue in processed.queues())
 
-    def _prune(self, queue: str) -> int:
-        count = 0
-        after: int | None = None
-        while True:
-            with self._processed.transaction() as processed:
-                deleted, after = processed.prune(queue, after)
-            count += deleted
-            if after is None:
-                return count
+
+def _prune(processed: Processed, queue: str) -> int:
+    count = 0
+    after: int | None = None
+    while True:
+        deleted, after = processed.transaction((), partial(processed.prune, queue, after))
+        count += deleted
+        if after is None:
+            return count
 
 
 def give_back(message: Message, error: Exception) -> None:

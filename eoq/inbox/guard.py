@@ -22,6 +22,8 @@ class TransactionGuard:
         """Whether a handler runs."""
         self.refused = False
         """Whether anything was refused."""
+        self.may_roll_back = False
+        """Whether a rollback is allowed: a library rolls back after a failed statement, and its error counts."""
         self._database = database
 
     def install(self) -> None:
@@ -32,7 +34,9 @@ class TransactionGuard:
         """Remove the authorizer of the connection."""
         self._database.set_authorizer(None)
 
-    def _authorize(self, action: int, *_details: object) -> int:
+    def _authorize(self, action: int, detail: object, *_details: object) -> int:
+        if self.may_roll_back and action == sqlite3.SQLITE_TRANSACTION and detail == "ROLLBACK":
+            return sqlite3.SQLITE_OK
         # A statement may also have undone the transaction by itself (`insert or rollback`). Then a statement that
         # writes would be committed at once, so it is refused as well.
         if self.active and (action in _ENDING or (action not in _READING and not self._database.in_transaction)):

@@ -1,7 +1,6 @@
-"""The inbox's tables in the application's file, and one transaction on them: what all inboxes share.
+"""The inbox's tables in the application's file, and the statements that read and write the processed ids.
 
-`Inbox` calls it, `AsyncInbox` runs it on the thread of its connection, and `GuestInbox` uses it inside a transaction
-of another library. The tables are plain SQL, so that a consumer in any language can write them:
+The tables are plain SQL, so that a consumer in any language can write them:
 
     create table eoq_processed (
       queue text not null,
@@ -26,26 +25,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
-from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
-from ..message import Delivery, encode_payload
-from ..protocol.limits import MAX_BODY
-from ..system.sqlite import DURABLE
-from .guard import TransactionGuard
-from .pruning import Pruning
+from ..message import Delivery
 
 Key: TypeAlias = tuple[str, str]
 """A queue and an id."""
 
 MANY: Final = 50
 """How many rows one statement inserts at once. Running a statement costs Python as much as it costs SQLite."""
-
-_EXTRA: Final = 3
-"""``pragma synchronous`` as a number: the value that `DURABLE` sets."""
 
 # The index is for pruning: without it each step would read all rows. Index and steps together cost a message that is
 # processed alone some 6 µs of 600, and one of many about 1 µs of 35.
@@ -71,12 +61,6 @@ _SCHEMA: Final = (
     ) without rowid
     """,
 )
-# The comment makes these texts different from a handler's. Otherwise a handler's `commit` could be a statement that is
-# in the connection's cache, prepared while it was allowed, and would pass the guard.
-_BEGIN: Final = "begin immediate /* eoq inbox */"
-_COMMIT: Final = "commit /* eoq inbox */"
-_ROLLBACK: Final = "rollback /* eoq inbox */"
-
 _FIND: Final = """
     select cast(result as blob)
     from eoq_processed
@@ -95,248 +79,72 @@ _INSERT: Final = """
 _NEW_ROW: Final = "(?, ?, ?, ?, ?)"
 _INSERT_ONE: Final = _INSERT.format(rows=_NEW_ROW)
 _INSERT_MANY: Final = _INSERT.format(rows=", ".join([_NEW_ROW] * MANY))
-
-
-class Processed:
-    """The processed messages in the file of one SQLite connection, and at most one transaction that adds to them.
-
-    Call `begin`. Then for each message call `was_processed`. If it was not, call `savepoint`, the handler and `accept`.
-    At the end call `finish`, or `rollback` after an error. Raises the errors of `sqlite3` as they are, and
-    `InvalidRequest` for what a caller or a handler may not do.
-
-    ``owned`` says that the inbox has opened the connection, so that its settings need not be restored.
+_REPEATED: Final = """
+    update eoq_processed
+    set seq = max(seq, ?), processed_at = max(processed_at, ?)
+    where queue = ? and id = ?
     """
 
-    def __init__(
-        self, database: sqlite3.Connection, pruning: Pruning, clock: Callable[[], float], *, owned: bool
-    ) -> None:
-        self._database = database
-        self._pruning = pruning
-        self._clock = clock
-        self._owned = owned
-        self._joined = False
-        self._guard = TransactionGuard(database)
-        self._isolation_level = database.isolation_level
-        self._synchronous = _EXTRA
-        self._results: dict[Key, bytes | None] = {}
-        self._new: list[Delivery] = []
-        self._again: list[Delivery] = []
-        if owned:
-            self._guard.install()
 
-    def create(self) -> None:
-        """Create the tables if they are missing, in a transaction of its own."""
-        with self.transaction():
-            self._create()
+def create(database: sqlite3.Connection) -> None:
+    """Create the tables if they are missing, inside the open transaction."""
+    for statement in _SCHEMA:
+        database.execute(statement)
 
-    def _create(self) -> None:
-        for statement in _SCHEMA:
-            self._database.execute(statement)
 
-    # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
+def find(database: sqlite3.Connection, messages: Sequence[Delivery]) -> dict[Key, bytes | None]:
+    """Return the results of the messages that were processed before."""
+    results: dict[Key, bytes | None] = {}
+    if len(messages) == 1:
+        (message,) = messages
+        for (result,) in rows(database, _FIND, (message.queue, message.id)):
+            results[message.queue, message.id] = result
+        return results
+    by_queue: dict[str, list[str]] = {}
+    for message in messages:
+        by_queue.setdefault(message.queue, []).append(message.id)
+    for queue, ids in by_queue.items():
+        for index, result in rows(database, _FIND_MANY, (json.dumps(ids), queue)):
+            results[queue, ids[index]] = result
+    return results
 
-    @contextmanager
-    def transaction(self, messages: Sequence[Delivery] = ()) -> Iterator[Processed]:
-        """Call `begin`, then `finish` at the end of the block, or `rollback` after an exception."""
-        self.begin(messages)
-        try:
-            yield self
-            self.finish()
-        except BaseException:
-            self.rollback()
-            raise
 
-    def begin(self, messages: Sequence[Delivery] = ()) -> None:
-        """Begin a transaction that may process ``messages``, and find those that were processed before."""
-        self.refuse_open_transaction()
-        try:
-            if not self._owned:
-                self._guard.install()
-                self._isolation_level = self._database.isolation_level
-                ((self._synchronous,),) = self._rows("pragma synchronous", ())
-                if self._synchronous < _EXTRA:
-                    self._database.execute(DURABLE)
-            # The connection must not be in autocommit mode. If a statement of a handler undoes the transaction (`insert
-            # or rollback`), the next statement that writes would then be committed at once. In this mode Python begins
-            # a transaction first, which the guard refuses.
-            if self._database.isolation_level is None:
-                self._database.isolation_level = "IMMEDIATE"
-            self._database.execute(_BEGIN)
-            self._find(messages)
-        except BaseException:
-            self.rollback()
-            raise
+def insert(
+    database: sqlite3.Connection, messages: Sequence[Delivery], results: dict[Key, bytes | None], now: float
+) -> None:
+    """Store the ids and the results of messages that were just processed."""
+    new = [(m.queue, m.id, m.seq, results[m.queue, m.id], now) for m in messages]
+    whole = len(new) // MANY * MANY
+    for start in range(0, whole, MANY):
+        database.execute(_INSERT_MANY, [*chain.from_iterable(new[start : start + MANY])])
+    for row in new[whole:]:
+        database.execute(_INSERT_ONE, row)
 
-    def join(self, messages: Sequence[Delivery]) -> None:
-        """Do what `begin` does inside a transaction of the caller, who ends it. Begin it if that was not done yet."""
-        self._joined = True
-        self._guard.install()
-        if not self._database.in_transaction:
-            # Immediate, because a transaction that begins by reading cannot write after another one has written.
-            self._database.execute(_BEGIN)
-        self._create()
-        self._find(messages)
 
-    def finish(self) -> None:
-        """Store what was accepted, prune if a step is due, and commit a transaction of `begin`."""
-        now = self._clock()
-        self._store(now)
-        self._pruning.note(self._database, chain(self._new, self._again), now)
-        if not self._joined:
-            self._database.execute(_COMMIT)
-        self._reset()
+def note_redeliveries(database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
+    """Raise the seq and the time of processed messages to those of a new delivery."""
+    # In another file of the daemon the same message may have another seq. The higher one is kept longer.
+    for message in messages:
+        database.execute(_REPEATED, (message.seq, now, message.queue, message.id))
 
-    def rollback(self) -> None:
-        """Roll back the transaction of `begin` or `join`."""
-        self._guard.active = False
-        try:
-            # Also a joined transaction: its library may no longer know of it, and would return it open to a pool.
-            if self._database.in_transaction:
-                self._database.execute(_ROLLBACK)
-        finally:
-            self._reset()
 
-    def _reset(self) -> None:
-        self._results.clear()
-        self._new.clear()
-        self._again.clear()
-        if not self._owned:
-            self._guard.uninstall()
-            # Setting the isolation level would commit an open transaction.
-            if not self._joined and not self._database.in_transaction:
-                self._database.isolation_level = self._isolation_level
-                if self._synchronous < _EXTRA:
-                    self._database.execute(f"pragma synchronous = {self._synchronous}")
+def is_found(database: sqlite3.Connection, queue: str, id: str) -> bool:
+    """Return whether the file has the id of a processed message."""
+    return bool(rows(database, _FIND, (queue, id)))
 
-    def refuse_open_transaction(self) -> None:
-        """Raise `InvalidRequest` if the application has a transaction open on its connection."""
-        if self._database.in_transaction:
-            raise InvalidRequest(
-                "the connection has a transaction open, so the inbox cannot begin its own: commit or roll back first "
-                "(a connection made with autocommit=False always has one; use the default, or isolation_level=None)"
-            )
 
-    # ── messages ────────────────────────────────────────────────────────────────────────────────────────
+def is_stored(database: sqlite3.Connection, message: Delivery) -> bool:
+    """Return whether the id of a message is among the processed ones that ``database`` sees."""
+    try:
+        return is_found(database, message.queue, message.id)
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return False  # the transaction that created it was rolled back
+        raise
 
-    def _find(self, messages: Sequence[Delivery]) -> None:
-        if len(messages) == 1:
-            (message,) = messages
-            for (result,) in self._rows(_FIND, (message.queue, message.id)):
-                self._results[message.queue, message.id] = result
-            return
-        by_queue: dict[str, list[str]] = {}
-        for message in messages:
-            by_queue.setdefault(message.queue, []).append(message.id)
-        for queue, ids in by_queue.items():
-            for index, result in self._rows(_FIND_MANY, (json.dumps(ids), queue)):
-                self._results[queue, ids[index]] = result
 
-    def was_processed(self, message: Delivery) -> bool:
-        """Return whether a message was processed before, perhaps in this transaction. `finish` notes the redelivery."""
-        if (message.queue, message.id) not in self._results:
-            return False
-        self._again.append(message)
-        return True
-
-    def is_old(self, message: Delivery) -> bool:
-        """Return whether `refuse_late` has to be called for a delivery."""
-        return self._pruning.is_old(message, self._clock())
-
-    def refuse_late(self, message: Delivery) -> None:
-        """Raise `LeaseLost` for a delivery that is so old that its id, which was not found, may have been pruned."""
-        now = self._clock()
-        if self._pruning.is_old(message, now) and self._pruning.is_late(self._database, message, now):
-            raise LeaseLost(
-                f"the message {message.id!r} was delivered more than {self._pruning.keep:g} s ago (`keep`). It may "
-                "have been processed and pruned since, so its handler was not run. If it was not processed, it is "
-                "delivered again"
-            )
-
-    def result(self, message: Delivery) -> bytes | None:
-        """Return the result of a message that `was_processed`."""
-        return self._results[message.queue, message.id]
-
-    def accept(self, message: Delivery, returned: object) -> bytes | None:
-        """Make what a handler returned the message's result. Return the result as bytes.
-
-        Raises `InvalidRequest` or `MessageTooLarge` if it cannot be a result: after the commit the message could not be
-        acked with it. Raises `InvalidRequest` if the handler has ended the transaction.
-        """
-        self._guard.active = False
-        # In a joined transaction the refusal of a commit is enough: the library that tried it believes that the
-        # transaction has ended, and will not commit it later.
-        if not self._database.in_transaction or (self._joined and self._guard.refused):
-            raise InvalidRequest(
-                f"the handler of {message.id!r} ended the transaction; leave commit and rollback to the inbox"
-            )
-        result = None if returned is None else encode_payload(returned)[0]
-        if result is not None and len(result) > MAX_BODY:
-            raise MessageTooLarge(
-                f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
-            )
-        try:
-            self._database.execute("release eoq_message")
-        except sqlite3.OperationalError as error:
-            raise InvalidRequest(
-                f"a statement of the handler of {message.id!r} failed and rolled back the whole transaction (a full "
-                "disk, or `on conflict rollback`), and the handler ignored the error; let it raise"
-            ) from error
-        self._results[message.queue, message.id] = result
-        self._new.append(message)
-        return result
-
-    def _store(self, now: float) -> None:
-        rows = [(m.queue, m.id, m.seq, self._results[m.queue, m.id], now) for m in self._new]
-        whole = len(rows) // MANY * MANY
-        for start in range(0, whole, MANY):
-            self._database.execute(_INSERT_MANY, [*chain.from_iterable(rows[start : start + MANY])])
-        for row in rows[whole:]:
-            self._database.execute(_INSERT_ONE, row)
-        for message in self._again:
-            # In another file of the daemon the same message may have another seq. The higher one is kept longer.
-            self._database.execute(
-                """
-                update eoq_processed
-                set seq = max(seq, ?), processed_at = max(processed_at, ?)
-                where queue = ? and id = ?
-                """,
-                (message.seq, now, message.queue, message.id),
-            )
-
-    def seen(self, queue: str, id: str) -> bool:
-        """Return whether the file has the id of a processed message."""
-        return bool(self._rows(_FIND, (queue, id)))
-
-    def _rows(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        cursor = self._database.cursor()
-        cursor.row_factory = None  # the application may have set one on its connection
-        return cursor.execute(sql, parameters).fetchall()
-
-    # ── handlers ────────────────────────────────────────────────────────────────────────────────────────
-
-    def savepoint(self) -> None:
-        """Set a savepoint before a handler runs. From now on until `accept` the transaction cannot be ended.
-
-        The savepoint shows later whether the transaction is still the same. It also lets a failing handler undo only
-        its own writes.
-        """
-        self._database.execute("savepoint eoq_message")
-        self._guard.active = True
-
-    def rollback_to_savepoint(self, error: Exception) -> None:
-        """Undo the writes of a handler that raised ``error``. Raises it if the whole transaction was rolled back."""
-        self._guard.active = False
-        if not self._database.in_transaction:
-            raise error
-        self._database.execute("rollback to eoq_message")
-        self._database.execute("release eoq_message")
-
-    # ── pruning ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def queues(self) -> list[str]:
-        """Return the queues whose watermark is known, so that their ids can be pruned."""
-        return self._pruning.queues(self._database)
-
-    def prune(self, queue: str, after: int | None) -> tuple[int, int | None]:
-        """Make one step of pruning inside the open transaction. See `Pruning.step`."""
-        return self._pruning.step(self._database, queue, after, self._clock())
+def rows(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
+    """Return the rows of a query as plain tuples."""
+    cursor = database.cursor()
+    cursor.row_factory = None  # the application may have set one on its connection
+    return cursor.execute(sql, parameters).fetchall()

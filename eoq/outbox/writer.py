@@ -41,6 +41,7 @@ from ..message import Outgoing, SendOptions, complete_headers, encode_payload
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
 from ..protocol.validation import body_too_large, check_options, check_queue, headers_too_large
 from ..system.aio_sqlite import run
+from ..system.forks import watch_forks
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -79,7 +80,13 @@ class Outbox:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._forked = False
         _create_table(connection)
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """Refuse to send from now on. Called in a forked child, which must not use the connection."""
+        self._forked = True
 
     def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
         """Write a message to the outbox, in the transaction of the connection. Return the message's id.
@@ -91,6 +98,7 @@ class Outbox:
         the connection is in autocommit mode and no transaction is open, since the message would then not be tied to
         other writes. After an error, nothing was written.
         """
+        _refuse_forked(self._forked)
         return _write(self._connection, _row(Outgoing(body, queue=queue, **options)))
 
 
@@ -99,6 +107,12 @@ class AsyncOutbox:
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
+        self._forked = False
+        watch_forks(self)
+
+    def forked(self) -> None:
+        """Refuse to send from now on. Called in a forked child, which must not use the connection."""
+        self._forked = True
 
     @classmethod
     async def open(cls, connection: aiosqlite.Connection) -> AsyncOutbox:
@@ -108,6 +122,7 @@ class AsyncOutbox:
 
     async def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
         """Write a message to the outbox, as `Outbox.send` does. Return the message's id."""
+        _refuse_forked(self._forked)
         row = _row(Outgoing(body, queue=queue, **options))
         # On aiosqlite's thread: since Python 3.12 only that thread may read how the connection commits.
         return await run(self._connection, partial(_write, row=row))
@@ -160,6 +175,14 @@ def _headers_text(headers: Mapping[str, str]) -> str:
     if len(text) > MAX_HEADERS:
         raise headers_too_large(len(text))
     return text
+
+
+def _refuse_forked(forked: bool) -> None:
+    if forked:
+        raise InvalidRequest(
+            "this outbox uses a connection that was opened before this process was forked, and SQLite cannot use it "
+            "in two processes: open a connection and make an outbox in the child"
+        )
 
 
 def _refuse_autocommit(connection: sqlite3.Connection) -> None:

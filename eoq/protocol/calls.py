@@ -17,6 +17,7 @@ from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
 from .codec import Fields, from_base64, get_bytes, put_bytes
 from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
+from .unsettled import PROCESSED, refuse_unsettled
 from .validation import body_too_large, check_finite, check_name, check_options, check_queue
 
 T = TypeVar("T")
@@ -213,8 +214,15 @@ def receipt_of(message: Delivery | str) -> str:
     return message if isinstance(message, str) else message.receipt
 
 
+def _to_settle(message: Delivery | str) -> str:
+    receipt = receipt_of(message)
+    if PROCESSED:
+        refuse_unsettled(receipt)
+    return receipt
+
+
 def _ack_fields(message: Delivery | str, result: object) -> Fields:
-    fields: Fields = {"receipt": receipt_of(message)}
+    fields: Fields = {"receipt": _to_settle(message)}
     if result is not None:
         body, _ = encode_payload(result)
         if len(body) > MAX_BODY:
@@ -247,7 +255,7 @@ def ack(message: Delivery | str, result: object, sends: Sequence[Outgoing]) -> C
 
 def nack(message: Delivery | str, delay: float | None, error: str | None) -> Call[None]:
     """Give a message back."""
-    fields: Fields = {"op": "nack", "receipt": receipt_of(message)}
+    fields: Fields = {"op": "nack", "receipt": _to_settle(message)}
     if delay is not None:
         check_finite("delay", delay)
         fields["delay"] = delay
@@ -256,7 +264,7 @@ def nack(message: Delivery | str, delay: float | None, error: str | None) -> Cal
 
 def reject(message: Delivery | str, error: str | None) -> Call[None]:
     """Make a message a dead letter."""
-    return Call(_with_error({"op": "reject", "receipt": receipt_of(message)}, error), _nothing)
+    return Call(_with_error({"op": "reject", "receipt": _to_settle(message)}, error), _nothing)
 
 
 def _with_error(fields: Fields, error: str | None) -> Fields:

@@ -10,6 +10,8 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from . import forks
+
 if TYPE_CHECKING:
     import aiosqlite
 
@@ -32,3 +34,16 @@ async def run(connection: aiosqlite.Connection, function: Callable[[sqlite3.Conn
         raise RuntimeError(f"this version of aiosqlite cannot run a function on its thread: install {REQUIRED}")
     result: T = await execute(function, database)
     return result
+
+
+def shut(connection: aiosqlite.Connection) -> None:
+    """Close the sqlite3 connection from another thread. The thread of ``connection`` must be idle, and remains."""
+    database: sqlite3.Connection | None = getattr(connection, "_connection", None)
+    if database is not None:
+        database.close()
+
+
+def leak(connection: aiosqlite.Connection) -> None:
+    """Keep the connection for ever in a forked child."""
+    forks.leak(connection)
+    forks.leak(getattr(connection, "_connection", None))

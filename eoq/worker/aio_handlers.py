@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import AsyncMessage, AsyncSettler
+from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import described, log, report
 
@@ -28,6 +29,11 @@ class AsyncProcessor(Protocol):
     def process(
         self, message: AsyncMessage, handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
     ) -> Awaitable[object]: ...
+
+
+class AsyncBatchProcessor(AsyncProcessor, Protocol):
+    """What the loop needs of an inbox for batches."""
+
     def process_many(
         self, messages: Iterable[AsyncMessage], handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
     ) -> Awaitable[Sequence[object]]: ...
@@ -35,6 +41,7 @@ class AsyncProcessor(Protocol):
 
 def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | None) -> AsyncApply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
+    check_handler(handler, inbox=inbox is not None, messages=AsyncMessage)
     return _directly(handler) if inbox is None else _through(inbox, handler)
 
 
@@ -59,13 +66,14 @@ def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -
             return await handler(tx, message)
 
         async def handle_one(tx: object, message: AsyncMessage) -> object:
-            # If the handler settles the message itself, it waits for the reply.
+            # An inbox of the application may let the handler settle its message: then it waits for the reply.
             return await handle(tx, replace(message, settler=entries[0].message.settler))
 
         if len(entries) == 1:
             await inbox.process(replace(entries[0].message, settler=acks), handle_one)
             return
-        outcomes = await inbox.process_many([entry.message for entry in entries], handle)
+        # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
+        outcomes = await cast(AsyncBatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
         for entry, outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 report(entry, outcome)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import Message, Settler
+from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import described, log, report
 
@@ -25,6 +26,11 @@ class Processor(Protocol):
     """What the loop needs of an inbox."""
 
     def process(self, message: Message, handler: Callable[[Any, Message], object], /) -> object: ...
+
+
+class BatchProcessor(Processor, Protocol):
+    """What the loop needs of an inbox for batches."""
+
     def process_many(
         self, messages: Iterable[Message], handler: Callable[[Any, Message], object], /
     ) -> Sequence[object]: ...
@@ -32,6 +38,7 @@ class Processor(Protocol):
 
 def applying(handler: Callable[..., object], inbox: Processor | None) -> Apply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
+    check_handler(handler, inbox=inbox is not None, messages=Message)
     return _directly(handler) if inbox is None else _through(inbox, handler)
 
 
@@ -56,13 +63,14 @@ def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
             return handler(tx, message)
 
         def handle_one(tx: object, message: Message) -> object:
-            # If the handler settles the message itself, it waits for the reply.
+            # An inbox of the application may let the handler settle its message: then it waits for the reply.
             return handle(tx, replace(message, settler=entries[0].message.settler))
 
         if len(entries) == 1:
             inbox.process(replace(entries[0].message, settler=acks), handle_one)
             return
-        outcomes = inbox.process_many([entry.message for entry in entries], handle)
+        # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
+        outcomes = cast(BatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
         for entry, outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 report(entry, outcome)

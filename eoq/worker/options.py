@@ -62,11 +62,14 @@ class WorkOptions:
             raise InvalidRequest(f"idle is 0 or more seconds, and not {self.idle!r}")
 
     def check_inbox(self, inbox: object | None) -> None:
-        """Raise `InvalidRequest` where ``inbox`` cannot process batches of this size."""
+        """Raise `InvalidRequest` where ``inbox`` cannot process such batches, or not in so many threads."""
         if self.batch < 1 or (self.batch > 1 and inbox is None):
             raise InvalidRequest(f"batch is 1, or more with an inbox, and not {self.batch!r}")
         if self.batch > 1 and not hasattr(inbox, "process_many"):
             raise InvalidRequest(f"a {type(inbox).__name__} processes one message at a time; leave batch at 1")
+        check_threads = getattr(inbox, "check_threads", None)
+        if check_threads is not None:
+            check_threads(self.concurrency)
 
     @property
     def places(self) -> int:
