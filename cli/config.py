@@ -11,7 +11,7 @@ import click
 
 from eoq.errors import EoqError, InvalidRequest, NotFound
 from eoq.protocol.validation import check_queue
-from eoq.system.paths import config_path
+from eoq.paths import config_path
 
 from .common import print_json, visible
 from .daemon_options import config_option, daemon_options, from_cli

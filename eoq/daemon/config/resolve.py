@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...system.paths import config_path, database_path, socket_path
+from ...paths import config_path, database_path, socket_path
 from .loader import load
 from .model import Config
 from .settings import QueueSettings
