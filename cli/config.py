@@ -51,7 +51,7 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
 
     path = file or resolve_config_path(from_cli(ctx)).value
     if path is None:
-        raise NotFound(f"there is no configuration {config_path()}; name a file, or set EOQ_CONFIG")
+        raise NotFound(f"there is no configuration {config_path() or ''}; name a file, or set EOQ_CONFIG")
     try:
         loaded = load(path)
     except EoqError as error:

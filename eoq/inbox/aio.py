@@ -22,6 +22,7 @@ from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
 from ..system import aio_sqlite
+from ..paths import absolute_file
 from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .pruning import KEEP_SECONDS, Pruning
@@ -66,7 +67,7 @@ class AsyncInbox:
         self._pruning = Pruning(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
-        self._database = database
+        self._database = database if isinstance(database, aiosqlite.Connection) else absolute_file(database)
         self._processed: Processed | None = None
         self._lock = asyncio.Lock()
         self._closed = False
