@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from eoq.errors import EoqError, InvalidRequest, NotFound
+from eoq.protocol.paths import config_path
 from eoq.protocol.validation import check_queue
-from eoq.paths import config_path
 
 from .common import print_json, visible
 from .daemon_options import config_option, daemon_options, from_cli

@@ -15,8 +15,8 @@ import click
 
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, Unavailable
-from eoq.holder import daemon_on
-from eoq.paths import socket_path
+from eoq.protocol.holder import daemon_on
+from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
 
 from .common import connect, print_json, visible

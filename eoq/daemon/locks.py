@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
-from ..holder import lock_file, read_holder
+from ..protocol.holder import lock_file, read_holder
 
 PROBE_SECONDS: Final = 0.02
 """How long to wait before the lock is tried once more: a client may have it for a moment, to see whether it is free."""

@@ -21,8 +21,8 @@ import aiosqlite
 from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
+from ..protocol.paths import absolute_file
 from ..system import aio_sqlite
-from ..paths import absolute_file
 from ..system.sqlite import BUSY_SECONDS, DURABLE
 from .batch import Results, ack_groups, note_not_given_back, split, undone
 from .pruning import KEEP_SECONDS, Pruning

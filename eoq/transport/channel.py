@@ -18,8 +18,8 @@ from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.holder import advice
 from ..system.forks import watch_forks
-from ..holder import advice
 from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...paths import config_path, database_path, socket_path
+from ...protocol.paths import config_path, database_path, socket_path
 from .loader import load
 from .model import Config
 from .settings import QueueSettings

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from .errors import Forbidden
+from ..errors import Forbidden
 
 MAX_SOCKET: Final = 103
 """Bytes of a socket's path that every system allows."""

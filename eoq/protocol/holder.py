@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import EoqError
+from ..errors import EoqError
 from .paths import database_path
 
 
