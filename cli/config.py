@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from eoq.errors import EoqError, InvalidRequest, NotFound
+from eoq.protocol.paths import config_path
 from eoq.protocol.validation import check_queue
-from eoq.system.paths import config_path
 
 from .common import print_json, visible
 from .daemon_options import config_option, daemon_options, from_cli
@@ -51,7 +51,7 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
 
     path = file or resolve_config_path(from_cli(ctx)).value
     if path is None:
-        raise NotFound(f"there is no configuration {config_path()}; name a file, or set EOQ_CONFIG")
+        raise NotFound(f"there is no configuration {config_path() or ''}; name a file, or set EOQ_CONFIG")
     try:
         loaded = load(path)
     except EoqError as error:

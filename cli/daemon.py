@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eoq.client.blocking import Client
 from eoq.errors import EoqError, Unavailable
-from eoq.system.paths import socket_path
+from eoq.protocol.holder import daemon_on
+from eoq.protocol.paths import socket_path
+from eoq.transport.channel import unavailable
 
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 30.0
 """How long `stop` waits until the daemon has ended."""
+ANSWER_SECONDS = 5.0
+"""How long `start` and `stop` wait for the answer of a daemon."""
 
 
 @click.command()
@@ -102,7 +107,7 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     options = from_cli(ctx)
     resolved = resolve(options)
     path = resolved.socket.value
-    running = _status(str(path))
+    running = _running(path, resolved.db.value)
     if running is not None:
         _refuse_other(resolved, running)
         click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
@@ -152,11 +157,17 @@ def stop(socket: str | None) -> None:
     eoq stop
     """
     path = socket_path(socket).absolute()
-    running = _status(str(path))
-    if running is None:
+    holder = daemon_on(path)
+    running = None if holder is not None and holder.is_stopped else _status(path)
+    if running is not None:
+        pid = running["pid"]
+    elif holder is not None and holder.is_here:
+        pid = holder.pid
+    elif holder is not None:
+        raise unavailable(path, "no answer", f"the daemon with pid {holder.pid} runs elsewhere: stop it there")
+    else:
         click.echo(f"eoq: no daemon runs on {path}", err=True)
         return
-    pid = running["pid"]
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
@@ -165,6 +176,13 @@ def stop(socket: str | None) -> None:
         from eoq.errors import Forbidden
 
         raise Forbidden(f"the daemon with pid {pid} belongs to another user; ask its owner to stop it") from None
+    if holder is not None and holder.is_stopped:
+        raise unavailable(
+            path,
+            "stopped",
+            f"the daemon with pid {pid} is stopped, by a signal or a debugger: `kill -CONT {pid}` lets it go on, "
+            "and it then ends, as it was told now",
+        )
     deadline = time.monotonic() + STOP_SECONDS
     while _alive(pid):
         if time.monotonic() > deadline:
@@ -223,12 +241,26 @@ def _real(value: Any) -> str:
     return str(value) if value is None or isinstance(value, int) else os.path.realpath(value)
 
 
-def _status(path: str) -> dict[str, Any] | None:
+def _status(path: Path) -> dict[str, Any] | None:
     try:
-        with connect(path) as client:
+        with Client(path, timeout=ANSWER_SECONDS) as client:
             return client.ask("status")
     except Unavailable:
         return None
+
+
+def _running(path: Path, database: Path) -> dict[str, Any] | None:
+    """Return the status of the daemon on the socket ``path``, or None if none runs there.
+
+    Raises `Unavailable` for one that runs but cannot be reached. One that starts, or makes its socket again, is waited
+    for.
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (running := _status(path)) is None and (holder := daemon_on(path, database)) is not None:
+        if holder.is_stopped or time.monotonic() > deadline:
+            raise unavailable(path, "no answer")
+        time.sleep(0.05)  # between two tries
+    return running
 
 
 def _alive(pid: int) -> bool:

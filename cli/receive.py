@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from eoq.client.blocking import Client
+from eoq.errors import EoqError, Unavailable
 from eoq.message import Message
 from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE, POLL_SECONDS
 
@@ -48,7 +51,7 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
 
     \b
     eoq receive mail --wait 10 --json
-    eoq receive mail --json | jq -r .receipt | xargs -r -n 1 eoq ack
+    eoq receive mail --json | jq -r .receipt | xargs -r eoq ack
     eoq receive mail --limit 100 --ack
     """
     with connect(socket) as client:
@@ -85,53 +88,79 @@ def _fields(message: Message) -> dict[str, Any]:
     }
 
 
+def receipts_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``RECEIPT…``, which the command receives as ``receipts``."""
+    return click.argument("receipts", metavar="RECEIPT…", nargs=-1, required=True)(command)
+
+
+def _for_each(receipts: Sequence[str], socket: str | None, settle: Callable[[Client, str], None]) -> None:
+    """Settle the message of each receipt. End with the highest exit status if some could not be settled.
+
+    Each error names its receipt. Where the daemon cannot be reached, the remaining ones are not tried.
+    """
+    status = 0
+    with connect(socket) as client:
+        for index, receipt in enumerate(receipts):
+            try:
+                settle(client, receipt)
+            except EoqError as error:
+                if len(receipts) == 1:
+                    raise
+                click.echo(f"eoq: receipt {receipt}: {error}", err=True)
+                status = max(status, error.exit_status)
+                if isinstance(error, Unavailable):
+                    if rest := receipts[index + 1 :]:
+                        click.echo(f"eoq: not tried: {' '.join(rest)}", err=True)
+                    break
+    if status:
+        sys.exit(status)
+
+
 @click.command()
-@click.argument("receipt")
+@receipts_argument
 @click.option("--result", metavar="TEXT|-", help="Store this result of the message; - reads standard input.")
 @socket_option
-def ack(receipt: str, result: str | None, socket: str | None) -> None:
-    """Ack the message of RECEIPT: settle it as done.
+def ack(receipts: tuple[str, ...], result: str | None, socket: str | None) -> None:
+    """Ack the message of each RECEIPT: settle it as done.
 
     \b
     eoq ack "$receipt"
+    eoq ack "$first" "$second"     # each on its own; the exit status is that of the worst
     wc -l < report.csv | eoq ack "$receipt" --result -
     """
     body = None if result is None else read_body(result, "result")
-    with connect(socket) as client:
-        client.ack(receipt, body)
+    _for_each(receipts, socket, lambda client, receipt: client.ack(receipt, body))
 
 
 @click.command()
-@click.argument("receipt")
+@receipts_argument
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it again this much later.")
 @click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
-def nack(receipt: str, delay: float | None, error: str | None, socket: str | None) -> None:
-    """Nack the message of RECEIPT, to be delivered again.
+def nack(receipts: tuple[str, ...], delay: float | None, error: str | None, socket: str | None) -> None:
+    """Nack the message of each RECEIPT, to be delivered again.
 
     Without --delay the first retry comes at once, and later ones after growing waits.
 
     \b
     eoq nack "$receipt" --delay 60 --error 'the bank is closed'
     """
-    with connect(socket) as client:
-        client.nack(receipt, delay, error)
+    _for_each(receipts, socket, lambda client, receipt: client.nack(receipt, delay, error))
 
 
 @click.command()
-@click.argument("receipt")
+@receipts_argument
 @click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
-def reject(receipt: str, error: str | None, socket: str | None) -> None:
-    """Reject the message of RECEIPT: make it a dead letter.
+def reject(receipts: tuple[str, ...], error: str | None, socket: str | None) -> None:
+    """Reject the message of each RECEIPT: make it a dead letter.
 
     A dead letter is kept with its error, and not delivered.
 
     \b
     eoq reject "$receipt" --error 'no such account'
     """
-    with connect(socket) as client:
-        client.reject(receipt, error)
+    _for_each(receipts, socket, lambda client, receipt: client.reject(receipt, error))
 
 
 @click.command()

@@ -102,11 +102,12 @@ def send(
         if many:
             stdin = standard_input()
             messages = _text_lines(stdin, message) if lines else _json_lines(stdin, message)
-            _send_stream(_sending(client, spool, queue, messages), as_json)
+            _warn_of_unbound(queue, _send_stream(_sending(client, spool, queue, messages), as_json))
             return
         content = read_body(body, "body")
         if spool is not None:
             (either,) = _sending(client, spool, queue, [replace(message, body=content)])
+            _warn_of_unbound(queue, int(isinstance(either, Sent) and either.queues == 0))
             click.echo(_line(either, as_json))
             return
         sent = client.send(
@@ -120,6 +121,7 @@ def send(
             at=message.at,
             ttl=message.ttl,
         )
+        _warn_of_unbound(queue, int(sent.queues == 0))
         if wait is None:
             click.echo(_line(sent, as_json))
         else:
@@ -152,8 +154,20 @@ def _line(sent: Sent | Spooled, as_json: bool) -> str:
     """Return the output line of a message that was sent or spooled."""
     if not as_json:
         return sent.id
-    more = {"duplicate": sent.duplicate} if isinstance(sent, Sent) else {"spooled": True}
-    return json.dumps({"id": sent.id, **more}, ensure_ascii=False)
+    if not isinstance(sent, Sent):
+        return json.dumps({"id": sent.id, "spooled": True}, ensure_ascii=False)
+    more = {} if sent.queues is None else {"queues": sent.queues}
+    return json.dumps({"id": sent.id, "duplicate": sent.duplicate, **more}, ensure_ascii=False)
+
+
+def _warn_of_unbound(topic: str, count: int) -> None:
+    """Tell the user of messages for a topic that no binding matches."""
+    if count:
+        click.echo(
+            f"eoq: {'the message is' if count == 1 else f'{count:,} messages are'} stored nowhere: no queue that is "
+            f"bound to the topic {topic} matches the headers; `eoq topics` shows the bindings",
+            err=True,
+        )
 
 
 def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: bool) -> None:
@@ -174,12 +188,14 @@ def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: 
     refuse_failed(sent.id, result)
 
 
-def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> None:
-    """Print the outcome of each message, and the progress on a terminal."""
+def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> int:
+    """Print the outcome of each message, and the progress on a terminal. Return how many are stored nowhere."""
     progress = _Progress()
     output = sys.stdout
+    unbound = 0
     try:
         for sent in sending:
+            unbound += isinstance(sent, Sent) and sent.queues == 0
             output.write(_line(sent, as_json) + "\n")
             progress.step()
     except (EoqError, KeyboardInterrupt):
@@ -190,6 +206,7 @@ def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> None:
         )
         raise
     progress.end()
+    return unbound
 
 
 def _text_lines(stdin: BinaryIO, template: Outgoing) -> Iterator[Outgoing]:

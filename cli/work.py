@@ -13,7 +13,7 @@ from eoq.errors import EoqError, IdConflict
 from eoq.message import Message, Outgoing
 from eoq.outcomes import Reject, Retry
 from eoq.protocol.limits import MAX_BODY
-from eoq.system.paths import socket_path
+from eoq.protocol.paths import socket_path
 from eoq.worker.in_flight import Summary
 
 from .options import check_queue_option, queue_argument

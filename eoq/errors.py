@@ -20,10 +20,15 @@ class EoqError(Exception):
 
 
 class Unavailable(EoqError):
-    """The daemon cannot be reached, or it went away and did not come back in time."""
+    """The daemon cannot be reached, or it went away and did not come back in time.
+
+    ``ids`` are the ids of the messages that were sent without an answer. They may be stored or not: repeat them with
+    the same ids. It is empty where nothing was sent.
+    """
 
     code = "unavailable"
     exit_status = 69
+    ids: tuple[str, ...] = ()
 
 
 class InvalidRequest(EoqError):

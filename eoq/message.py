@@ -108,10 +108,15 @@ def complete_headers(message: Outgoing, is_json: bool) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A confirmed send: the message is on disk. ``duplicate`` is true if an earlier send had stored it already."""
+    """A confirmed send: the message is on disk. ``duplicate`` is true if an earlier send had stored it already.
+
+    ``queues`` is the number of queues to which a message for a topic went: 0 where no binding matches its headers, so
+    that it is stored nowhere. It is None where the name is not that of a topic.
+    """
 
     id: str
     duplicate: bool
+    queues: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ..message import AsyncMessage, Delivery, Outgoing, Result, SendOptions, Sen
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS
-from ..system.paths import socket_path
+from ..protocol.paths import socket_path
 from ..transport.aio_channel import AsyncChannel, AsyncStarted
 from .aio_admin import AsyncAdmin
 

@@ -19,7 +19,7 @@ from ..message import Delivery, Message, Outgoing, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS
-from ..system.paths import socket_path
+from ..protocol.paths import socket_path
 from ..transport.channel import Channel, Started
 from .admin import Admin
 

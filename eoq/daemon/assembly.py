@@ -29,6 +29,7 @@ from .clock import Clock
 from .config.model import Config, LiveConfig
 from .config.reload import Reloader
 from .config.settings import resend_within
+from .locks import Lock
 from .records import Binding
 from .server.server import Server
 from .services.admin import AdminService
@@ -176,6 +177,10 @@ class Daemon:
     def lost(self) -> EoqError | None:
         """Why the daemon has to end without closing its file; None where it need not."""
         return self._store.lost
+
+    def keep_socket(self, lock: Lock) -> None:
+        """Make the socket, and the file of its ``lock``, again whenever they were removed."""
+        self._run(self._server.keep_socket(lock))
 
     def remove_socket(self) -> None:
         """Remove the file of the socket, if it was created."""

@@ -11,11 +11,16 @@ import errno
 import fcntl
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
+from ..protocol.holder import lock_file, read_holder
+
+PROBE_SECONDS: Final = 0.02
+"""How long to wait before the lock is tried once more: a client may have it for a moment, to see whether it is free."""
 
 
 class Locked(Unavailable):
@@ -32,37 +37,70 @@ class Lock:
 
         ``owner`` describes this daemon in that text. The lock file is ``file``, or stands beside ``path``.
         """
-        self._file = file or path.with_name(path.name + ".lock")
-        while not self._try_lock(path):
-            pass
-        text = json.dumps(owner).encode()
+        self._path = path
+        self._file = file or lock_file(path)
+        self._text = json.dumps(owner).encode()
+        self._descriptor = self._take()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the lock file is still there. If not, another daemon could take the lock."""
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, text, 0)
+            return os.path.samestat(os.fstat(self._descriptor), self._file.stat())
+        except OSError:
+            return False
+
+    def restore(self) -> None:
+        """Take the lock again, where its file was removed. Raises what the constructor raises."""
+        old, self._descriptor = self._descriptor, self._take()
+        os.close(old)
+
+    def _take(self) -> int:
+        descriptor = self._try()
+        while descriptor is None:
+            descriptor = self._try()
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, self._text, 0)
         except OSError:
             # The disk is full. Another daemon then cannot say which daemon has the lock.
-            os.ftruncate(self._descriptor, 0)
+            os.ftruncate(descriptor, 0)
+        return descriptor
 
-    def _try_lock(self, path: Path) -> bool:
-        """Try once. Return False where the lock file was removed meanwhile, by the daemon that had it."""
+    def _try(self) -> int | None:
+        """Try once. Return None where the lock file was removed meanwhile, by the daemon that had it."""
         try:
             self._new = not self._file.exists()
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise cannot_use(self._file, error) from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(descriptor)
+            if os.path.samestat(os.fstat(descriptor), self._file.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def _lock(self, descriptor: int) -> None:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(PROBE_SECONDS)  # a client that only looks has gone by then
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = _owner(self._descriptor)
-            os.close(self._descriptor)
+            holder = read_holder(descriptor)
+            if holder is None:
+                raise Locked(f"{self._path} is in use by another eoq daemon; give this one another path") from error
             raise Locked(
-                f"{path} is in use by {owner}; stop that daemon (`eoq stop`), or give this one another path"
+                f"{self._path} is in use by the eoq daemon with pid {holder.pid} on the socket {holder.socket}; stop "
+                f"that daemon (`eoq stop --socket {holder.socket}`), or give this one another path"
             ) from error
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(self._descriptor), self._file.stat()):
-                return True
-        os.close(self._descriptor)
-        return False
 
     def release(self) -> None:
         """Release the lock."""
@@ -77,14 +115,6 @@ class Lock:
             with suppress(OSError):
                 self._file.unlink()
         self.release()
-
-
-def _owner(descriptor: int) -> str:
-    try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
-        return f"the eoq daemon with pid {owner['pid']} on the socket {owner['socket']}"
-    except (ValueError, KeyError, TypeError):
-        return "another eoq daemon"
 
 
 def cannot_use(path: Path, error: OSError) -> EoqError:

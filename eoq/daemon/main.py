@@ -51,10 +51,11 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     reloader = Reloader(settings.config_path, config)
     _listen_to_signals(stopped, reloader)
     with ExitStack() as stack:
-        spool = _lock_paths(settings, stack)
+        socket_lock, spool = _lock_paths(settings, stack)
         _allow_many_files()
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
+            daemon.keep_socket(socket_lock)
             ready(settings.socket)
             await stopped.wait()
             log.info("stopping")
@@ -106,8 +107,10 @@ def _listen_to_signals(stopped: asyncio.Event, reloader: Reloader) -> None:
     signal.signal(signal.SIGHUP, reload)
 
 
-def _lock_paths(settings: Settings, stack: ExitStack) -> SpoolFolder | None:
-    """Lock the file, the socket and the spool for this daemon, until ``stack`` ends. Return the spool, if there is one.
+def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | None]:
+    """Lock the file, the socket and the spool for this daemon, until ``stack`` ends.
+
+    Return the lock of the socket, and the spool, if there is one.
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
@@ -115,12 +118,12 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> SpoolFolder | None:
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
-        stack.enter_context(Lock(path.resolve(), owner))
+        lock = stack.enter_context(Lock(path.resolve(), owner))
     if settings.spool is None:
-        return None
+        return lock, None
     spool = SpoolFolder(settings.spool, owner)
     stack.callback(spool.close)
-    return spool
+    return lock, spool
 
 
 def _allow_many_files() -> None:

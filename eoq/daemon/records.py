@@ -51,6 +51,15 @@ class Routed(Struct, frozen=True):
         new = {origin for index, origin in enumerate(self.origins) if index not in known}
         return sorted(set(self.origins) - new)
 
+    def queues(self, sent: int) -> list[int] | None:
+        """Return to how many queues each of the ``sent`` messages goes. None where none of them is for a topic."""
+        if self.origins is None:
+            return None
+        counts = [0] * sent
+        for origin in self.origins:
+            counts[origin] += 1
+        return counts
+
 
 class End(Struct, frozen=True, gc=False):
     """A message that has ended."""

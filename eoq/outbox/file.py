@@ -127,7 +127,7 @@ class OutboxFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._prepared = False
@@ -272,7 +272,7 @@ class OutboxFile:
             return self._connection
         self.close()
         connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw",
+            f"{self.path.as_uri()}?mode=rw",
             uri=True,
             timeout=_BUSY_SECONDS,
             isolation_level=None,

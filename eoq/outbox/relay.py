@@ -59,7 +59,7 @@ class Relay:
     """
 
     def __init__(self, path: Path, client: AsyncClient, *, resend_within: float = RESEND_WITHIN) -> None:
-        self.path = path
+        self.path = path = path.absolute()
         self.resend_within = resend_within
         """Seconds. It may be changed while the relay runs."""
         self._client = client

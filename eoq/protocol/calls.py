@@ -99,7 +99,7 @@ def send(queue: str, message: Outgoing) -> Call[Sent]:
     fields, _ = _message_fields(message)
     fields["op"] = "send"
     fields["queue"] = check_queue(queue)
-    return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"]))
+    return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"], reply.get("queues")))
 
 
 def send_batches(queue: str, items: Iterable[object]) -> Iterator[Call[list[Sent]]]:
@@ -129,6 +129,8 @@ def _send_batch(queue: str, messages: list[Fields]) -> Call[list[Sent]]:
 
 def _all_sent(messages: Sequence[Fields], reply: Fields) -> list[Sent]:
     duplicates = set(reply["duplicates"])
+    if (queues := reply.get("queues")) is not None:
+        return [Sent(message["id"], index in duplicates, queues[index]) for index, message in enumerate(messages)]
     return [Sent(message["id"], index in duplicates) for index, message in enumerate(messages)]
 
 

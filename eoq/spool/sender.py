@@ -45,7 +45,7 @@ class Spool:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
 
     def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
         """Write a message to the spool. When this returns, it is on disk, and it will be stored once.

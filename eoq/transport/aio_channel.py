@@ -19,7 +19,7 @@ from ..protocol.calls import Call
 from ..protocol.codec import Fields
 from ..system.forks import watch_forks
 from .aio_connection import AsyncConnection, Replies
-from .channel import FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE, forbidden, unavailable
+from .channel import FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE, ambiguous, forbidden, unavailable
 from .connection import ConnectionLost, NotADaemon
 
 T = TypeVar("T")
@@ -100,20 +100,27 @@ class AsyncChannel:
         seconds for which they ask. Raises `Unavailable`.
         """
         started = time.monotonic()
+        tried = False
         while True:
-            connection = await self._connect(started + self.timeout)
+            try:
+                connection = await self._connect(started + self.timeout)
+            except Unavailable as error:
+                if tried:
+                    raise ambiguous(error, requests) from error
+                raise
             left = 0.0
             if wait:
                 left = max(0.0, started + wait - time.monotonic())
                 requests = calls.shortened(requests, left)
+            tried = True
             try:
                 return await connection.finish(await connection.start(requests, self.timeout), left + self.timeout)
             except ConnectionLost as lost:
                 self._discard(connection, "it broke")
                 if self.closed or isinstance(lost, NotADaemon) or time.monotonic() > started + wait + self.timeout:
-                    raise unavailable(self.path, str(lost)) from lost
+                    raise ambiguous(unavailable(self.path, str(lost)), requests) from lost
             except TimeoutError as error:
-                raise self._unanswered(connection, left + self.timeout) from error
+                raise ambiguous(self._unanswered(connection, left + self.timeout), requests) from error
 
     def tell(self, call: Call[None]) -> None:
         """Send a request whose outcome does not matter any more, if there is a connection."""
@@ -138,7 +145,7 @@ class AsyncChannel:
             try:
                 reply = (await started.connection.finish(started.replies, seconds))[0]
             except TimeoutError as error:
-                raise self._unanswered(started.connection, seconds) from error
+                raise ambiguous(self._unanswered(started.connection, seconds), [started.call.fields]) from error
             except ConnectionLost:
                 pass
             else:
@@ -146,7 +153,10 @@ class AsyncChannel:
                     raise reply
                 return started.call.read(reply)
         self._discard(started.connection, "a request could not be sent")
-        return await self.run(started.call)
+        try:
+            return await self.run(started.call)
+        except Unavailable as error:
+            raise ambiguous(error, [started.call.fields]) from error
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────────────
 
@@ -165,7 +175,7 @@ class AsyncChannel:
         while True:
             async with self._connecting:
                 if self.closed:
-                    raise unavailable(self.path, "this client is closed")
+                    raise unavailable(self.path, "this client is closed", "make another client")
                 if self._connection is not None:
                     return self._connection
                 try:

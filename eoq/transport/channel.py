@@ -18,6 +18,7 @@ from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.holder import advice
 from ..system.forks import watch_forks
 from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
 
@@ -28,12 +29,40 @@ LONGEST_RECONNECT_PAUSE: Final = 1.0
 """Seconds between two tries to reach a daemon that went away. The pauses double from the first to the longest."""
 
 
-def unavailable(path: Path, why: str) -> Unavailable:
-    """Return the error for a daemon that cannot be reached, with the reason."""
-    return Unavailable(
-        f"cannot reach the daemon on {path} ({why}); start one with `eoq start`, "
-        "or name another socket with --socket or EOQ_SOCKET"
-    )
+def unavailable(path: Path, why: str, hint: str | None = None) -> Unavailable:
+    """Return the error for a daemon that cannot be reached, with the reason, and with what to do (``hint``).
+
+    By default the lock of the daemon tells what to do: whether it runs, and in what state it is.
+    """
+    return Unavailable(f"cannot reach the daemon on {path} ({why}); {advice(path) if hint is None else hint}")
+
+
+def ambiguous(error: Unavailable, requests: Sequence[Fields]) -> Unavailable:
+    """Return an error that names the messages of ``requests``: they were sent, but no answer was received."""
+    if error.ids:
+        return error
+    messages = [message for request in requests for message in _messages_of(request)]
+    ids = tuple(str(message["id"]) for message in messages if "id" in message)
+    if not ids:
+        return error
+    if len(ids) == 1:
+        what = f"The message may be stored or not: repeat it with the same id, which is {ids[0]}"
+    else:
+        what = (
+            f"{len(ids):,} messages, from id {ids[0]} to id {ids[-1]}, may be stored or not: repeat them with the same "
+            "ids (`ids` of the Python error has all)"
+        )
+    named = Unavailable(f"{error}. {what}")
+    named.ids = ids
+    return named
+
+
+def _messages_of(request: Fields) -> Sequence[Fields]:
+    """Return the messages that a request stores."""
+    if request["op"] == "send":
+        return (request,)
+    messages: Sequence[Fields] = request.get("messages") or request.get("send") or ()
+    return messages
 
 
 def forbidden(path: Path) -> Forbidden:
@@ -115,21 +144,28 @@ class Channel:
         seconds for which they ask. Raises `Unavailable`.
         """
         started = time.monotonic()
+        tried = False
         while True:
-            connection = self._connect(started + self.timeout)
+            try:
+                connection = self._connect(started + self.timeout)
+            except Unavailable as error:
+                if tried:
+                    raise ambiguous(error, requests) from error
+                raise
             left = 0.0
             if wait:
                 left = max(0.0, started + wait - time.monotonic())
                 requests = calls.shortened(requests, left)
+            tried = True
             try:
                 deadline = time.monotonic() + left + self.timeout
                 return connection.finish(connection.start(requests, deadline), deadline)
             except ConnectionLost as lost:
                 self._discard(connection, "it broke")
                 if self.closed or isinstance(lost, NotADaemon) or time.monotonic() > started + wait + self.timeout:
-                    raise unavailable(self.path, str(lost)) from lost
+                    raise ambiguous(unavailable(self.path, str(lost)), requests) from lost
             except TimeoutError as error:
-                raise self._unanswered(connection, left + self.timeout) from error
+                raise ambiguous(self._unanswered(connection, left + self.timeout), requests) from error
 
     def tell(self, call: Call[None]) -> None:
         """Send a request whose outcome does not matter any more, if there is a connection."""
@@ -157,7 +193,7 @@ class Channel:
             try:
                 reply = started.connection.finish(started.rids, time.monotonic() + seconds)[0]
             except TimeoutError as error:
-                raise self._unanswered(started.connection, seconds) from error
+                raise ambiguous(self._unanswered(started.connection, seconds), [started.call.fields]) from error
             except ConnectionLost:
                 pass
             else:
@@ -165,7 +201,10 @@ class Channel:
                     raise reply
                 return started.call.read(reply)
         self._discard(started.connection, "a request could not be sent")
-        return self.run(started.call)
+        try:
+            return self.run(started.call)
+        except Unavailable as error:
+            raise ambiguous(error, [started.call.fields]) from error
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────────────
 
@@ -180,7 +219,7 @@ class Channel:
         while True:
             with self._connecting:
                 if self.closed:
-                    raise unavailable(self.path, "this client is closed")
+                    raise unavailable(self.path, "this client is closed", "make another client")
                 if self._connection is not None:
                     return self._connection
                 try:

@@ -236,3 +236,19 @@ def test_a_message_with_a_ttl_expires(shell: Shell, client: eoq.Client, queue: s
     assert ran.status == 0
     assert "expires_at" in client.show(queue, "j")
     assert shell.run(f"eoq send {queue} x --ttl 0").status == 2
+
+
+def test_a_send_to_a_topic_says_to_how_many_queues_it_went(shell: Shell, queue: str) -> None:
+    topic = f"{queue}-topic"
+    shell.run(f"eoq bind {topic} {queue}-a --header risk=high && eoq bind {topic} {queue}-b --header risk=high")
+    both = shell.run(f"eoq send {topic} x --header risk=high --json")
+    assert (both.rows[0]["queues"], both.errors) == (2, "")
+    none = shell.run(f"eoq send {topic} x --json")
+    assert (none.status, none.rows[0]["queues"]) == (0, 0)
+    assert f"stored nowhere: no queue that is bound to the topic {topic} matches the headers" in none.errors
+    lines = shell.run(f"eoq send {topic} --lines", b"1\n2\n")
+    assert (lines.status, "eoq: 2 messages are stored nowhere" in lines.errors) == (0, True)
+    spooling = shell.run(f"eoq send {topic} x --spool spool")
+    assert (spooling.status, "stored nowhere" in spooling.errors) == (0, True)
+    plain = shell.run(f"eoq send {queue} x --json")
+    assert ("queues" in plain.rows[0], plain.errors) == (False, "")

@@ -164,7 +164,9 @@ def test_a_bad_receipt_is_65(shell: Shell, command: str) -> None:
     assert "receipt" in ran.errors
 
 
-@pytest.mark.parametrize("command", ["ack", "nack", "reject", "extend x", "extend x soon", "extend x 0", "ack x y"])
+@pytest.mark.parametrize(
+    "command", ["ack", "nack", "reject", "extend x", "extend x soon", "extend x 0", "extend x 5 y"]
+)
 def test_missing_or_wrong_arguments_are_2(shell: Shell, command: str) -> None:
     assert shell.run("eoq " + command).status == 2
 
@@ -246,3 +248,43 @@ def test_status_shows_pid_and_socket(shell: Shell, shared_daemon: Daemon) -> Non
     assert row["pid"] == shared_daemon.pid
     assert row["socket"] == str(shared_daemon.socket)
     assert str(shared_daemon.pid) in shell.run("eoq status").text
+
+
+# ── several receipts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("command", "state"), [("ack", "done"), ("nack --delay 60", "delayed"), ("reject --error bad", "dead")]
+)
+def test_several_receipts_are_settled(shell: Shell, client: eoq.Client, queue: str, command: str, state: str) -> None:
+    client.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
+    ran = shell.run(f"eoq receive {queue} --limit 3 --json | jq -r .receipt | xargs -r eoq {command}")
+    assert (ran.status, ran.text, ran.errors) == (0, "", "")
+    assert [_state(client, queue, id) for id in "abc"] == [state] * 3
+
+
+@pytest.mark.parametrize("command", ["ack", "nack", "reject"])
+def test_each_of_several_receipts_is_settled_and_the_worst_gives_the_exit_status(
+    shell: Shell, client: eoq.Client, queue: str, command: str
+) -> None:
+    client.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
+    first, second, third = (message.receipt for message in client.receive(queue, 3, lease=60))
+    client.reject(second)
+    ran = shell.run(f"eoq {command} {first} nonsense {second}x {third}")
+    assert (ran.status, ran.text) == (65, "")
+    assert "eoq: receipt nonsense: " in ran.errors
+    assert f"eoq: receipt {second}x: " in ran.errors
+    assert first not in ran.errors
+    assert third not in ran.errors
+    assert all(_state(client, queue, id) != "leased" for id in "ac")
+
+
+def test_receipts_that_were_not_tried_are_named(shell: Shell) -> None:
+    ran = shell.run("eoq ack one two three --socket none")
+    assert ran.status == 69
+    assert "eoq: receipt one: cannot reach the daemon" in ran.errors
+    assert "eoq: not tried: two three" in ran.errors
+
+
+def test_a_settling_command_needs_a_receipt(shell: Shell) -> None:
+    assert shell.run("eoq ack").status == 2

@@ -429,3 +429,22 @@ def test_confirmed_messages_survive_a_kill(daemon: Daemon, connect: Callable[...
     daemon.restart()
     received = client.receive("q", 1000)
     assert [message.id for message in received] == [one.id for one in sent]
+
+
+def test_every_kind_of_send_to_a_topic_tells_the_number_of_queues(client: eoq.Client, queue: str) -> None:
+    topic, low, high = f"{queue}-topic", f"{queue}-low", f"{queue}-high"
+    client.ask("bind", topic=topic, queue=low)
+    client.ask("bind", topic=topic, queue=high, headers={"risk": "high"})
+    risky = {"risk": "high"}
+    assert client.send(topic, "x").queues == 1
+    assert client.send(topic, "x", id="a", headers=risky) == eoq.Sent("a", duplicate=False, queues=2)
+    assert client.send(topic, "x", id="a", headers=risky) == eoq.Sent("a", duplicate=True, queues=2)
+    messages: list[object] = ["x", eoq.Outgoing("x", headers=risky)]
+    assert [sent.queues for sent in client.send_many(topic, messages)] == [1, 2]
+    with client.transaction() as tx:
+        tx.send(topic, "x", headers=risky)
+        tx.send(queue, "x")
+    assert [sent.queues for sent in tx.sent] == [2, 1]
+    client.ask("unbind", topic=topic, queue=low)
+    assert client.send(topic, "x", id="nowhere") == eoq.Sent("nowhere", duplicate=False, queues=0)
+    assert client.send(queue, "x").queues is None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
@@ -24,6 +25,16 @@ MAX_COPIES: Final = 25_000
 MAX_COPIED: Final = 128 * 1024 * 1024
 """Bytes of the bodies of these messages: enough for the largest message to such a topic. It is limited because the
 daemon does nothing else meanwhile."""
+
+
+Answer: TypeAlias = Callable[[list[int], list[int] | None], Fields]
+"""Makes the reply of a send, of the indexes of duplicates and the number of queues of each message (None: no topic)."""
+
+
+def many_stored(ids: list[str], duplicates: list[int], queues: list[int] | None) -> Fields:
+    """Return the fields of a reply to a request that stores several messages."""
+    fields: Fields = {"ids": ids, "duplicates": duplicates}
+    return fields if queues is None else {**fields, "queues": queues}
 
 
 class Router(Protocol):
@@ -65,7 +76,12 @@ class Publisher:
             or self._settings(queue).ttl is not None
             or (self._topics is not None and self._topics.is_topic(queue))
         ):
-            self._put(now, [message], lambda duplicates: {"id": message.id, "duplicate": bool(duplicates)}, reply)
+
+            def answer(duplicates: list[int], queues: list[int] | None) -> Fields:
+                fields: Fields = {"id": message.id, "duplicate": bool(duplicates)}
+                return fields if queues is None else {**fields, "queues": queues[0]}
+
+            self._put(now, [message], answer, reply)
             return
 
         def done(outcome: Stored | EoqError) -> None:
@@ -87,18 +103,16 @@ class Publisher:
         now = self._clock.wall()
         messages = [new_message(request.queue, message, now, new_id) for message in request.messages]
         ids = [message.id for message in messages]
-        self._put(now, messages, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
+        self._put(now, messages, partial(many_stored, ids), reply)
 
-    def _put(
-        self, now: float, messages: Sequence[NewMessage], answer: Callable[[list[int]], Fields], reply: Reply
-    ) -> None:
+    def _put(self, now: float, messages: Sequence[NewMessage], answer: Answer, reply: Reply) -> None:
         routed = self.route(messages, now)
 
         def done(outcome: Stored | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
-            reply(answer(routed.duplicates(outcome.duplicates)))
+            reply(answer(routed.duplicates(outcome.duplicates), routed.queues(len(messages))))
             self.stored(routed.messages, outcome)
 
         self._writer.submit(Put(now, routed.messages, self._settings), done)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from ...errors import EoqError, InvalidRequest, LeaseLost
 from ...ids import new_id
@@ -12,11 +13,11 @@ from ..clock import Clock
 from ..config.settings import SettingsOf
 from ..records import LEASE_ENDED, DeliveryLost, DeliveryRef, End, NewMessage, Routed, Stored
 from ..request_values import new_message, result_of
-from ..session import Fields, Handlers, Reply, Session, Submitter
+from ..session import Handlers, Reply, Session, Submitter
 from ..store.commands import RejectDelivery, Settle
 from .events import Events
 from .leases import Lease, Leases, Receipts
-from .publishing import Publisher
+from .publishing import Answer, Publisher, many_stored
 from .redelivery import Redelivery
 
 
@@ -79,21 +80,21 @@ class Settling:
 
     def _ack(self, _session: Session, request: ask.Ack, reply: Reply) -> None:
         ack = self._lease_of(request.receipt), result_of(request)
-        self._submit(self._clock.wall(), [ack], [], lambda _: {}, reply)
+        self._submit(self._clock.wall(), [ack], [], lambda _duplicates, _queues: {}, reply)
 
     def _settle(self, _session: Session, request: ask.Settle, reply: Reply) -> None:
         now = self._clock.wall()
         acks = [(self._lease_of(item.receipt), result_of(item)) for item in request.acks]
         sends = [new_message(message.queue, message, now, new_id) for message in request.send]
         ids = [message.id for message in sends]
-        self._submit(now, acks, sends, lambda duplicates: {"ids": ids, "duplicates": duplicates}, reply)
+        self._submit(now, acks, sends, partial(many_stored, ids), reply)
 
     def _submit(
         self,
         now: float,
         acks: Sequence[tuple[Lease, bytes | None]],
         sends: Sequence[NewMessage],
-        answer: Callable[[list[int]], Fields],
+        answer: Answer,
         reply: Reply,
     ) -> None:
         routed = self._publisher.route(sends, now) if sends else Routed((), None)
@@ -102,7 +103,8 @@ class Settling:
             if isinstance(outcome, EoqError):
                 reply(_naming_the_receipt(outcome, [lease for lease, _ in acks]))
                 return
-            reply(answer(routed.duplicates(outcome.duplicates)))
+            queues = None if routed.origins is None else routed.queues(len(sends))
+            reply(answer(routed.duplicates(outcome.duplicates), queues))
             # Where a lease is named twice, its first result is stored.
             results = {lease: result for lease, result in reversed(acks) if not lease.delivery.ended}
             if results:

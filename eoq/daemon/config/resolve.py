@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...system.paths import config_path, database_path, socket_path
+from ...protocol.paths import config_path, database_path, socket_path
 from .loader import load
 from .model import Config
 from .settings import QueueSettings
@@ -112,7 +112,7 @@ def resolve_config_path(from_cli: Mapping[str, Resolved]) -> Resolved:
         return Resolved(Path(path).absolute(), source)
     default = config_path()
     try:
-        exists = default.exists()
+        exists = default is not None and default.exists()
     except OSError:  # this user may not enter the folder, so it is not the user's own
         exists = False
     return Resolved(default if exists else None, DEFAULT)

@@ -15,8 +15,9 @@ from ...protocol.codec import LineBuffer, encode
 from ...protocol.limits import MAX_LINE
 from ...system.spin import Spin
 from .. import requests as ask
+from ..locks import Lock, Locked
 from ..session import Fields, Handler, Handlers, Session
-from .sockets import has_hung_up, listen, peer_of
+from .sockets import has_hung_up, identity_of, listen, peer_of
 
 log = logging.getLogger("eoq.daemon")
 
@@ -41,6 +42,8 @@ WRITE_HIGH: Final = 1024 * 1024
 """Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
 HUNG_UP_SECONDS: Final = 1.0
 """How often to check clients that only read, since no event says that one has disconnected."""
+SOCKET_SECONDS: Final = 1.0
+"""How often to check that the file of the socket is still there."""
 SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
@@ -69,6 +72,8 @@ class Server:
         """Whether a reply has gone out since the last request."""
         self._server: asyncio.AbstractServer | None = None
         self._path: Path | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and number of the socket's file, by which a file of another program is told from it."""
 
     def add(self, handlers: Handlers) -> None:
         """Pass the requests of these types to these handlers."""
@@ -78,12 +83,46 @@ class Server:
     async def start(self, path: Path) -> None:
         """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use."""
         listening = listen(path)
-        self._path = path
+        self._path, self._identity = path, identity_of(path)
         self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
 
+    async def keep_socket(self, lock: Lock) -> None:
+        """Make the socket and its lock file again when they were removed, until this task is cancelled.
+
+        That happens: a session ends, and its runtime folder goes; a job cleans /tmp. The folder is made again as well.
+        """
+        logged = ""
+        while True:
+            await asyncio.sleep(SOCKET_SECONDS)
+            try:
+                await self._restore_socket(lock)
+            except (EoqError, OSError) as error:
+                if logged != str(error):
+                    logged = str(error)
+                    log.error("no client can connect: %s", error)
+            else:
+                logged = ""
+
+    async def _restore_socket(self, lock: Lock) -> None:
+        path = self._path
+        assert path is not None and self._server is not None  # noqa: S101 # it was started
+        found = identity_of(path)
+        if found is not None and found != self._identity:
+            raise Locked(
+                f"another program has replaced {path}; remove that file, and this daemon makes its socket again"
+            )
+        if found is None:
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        if not lock.is_in_place:
+            lock.restore()
+        if found is None:
+            self._server.close()
+            await self.start(path)
+            log.warning("%s was removed; it is made again", path)
+
     def remove_socket(self) -> None:
-        """Remove the file of the socket, if there is one."""
-        if self._path is not None:
+        """Remove the file of the socket, if it is still this daemon's."""
+        if self._path is not None and identity_of(self._path) == self._identity:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 

@@ -49,6 +49,15 @@ def listen(path: Path) -> socket.socket:
     return listening
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Return the device and the number of the file at ``path``, or None where there is none."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _require_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(2.0)

@@ -1,0 +1,100 @@
+"""Which daemon has the lock of a file or a socket, and what state it is in. It is found without asking the daemon.
+
+So a client can tell a daemon that does not run from one that does not answer, or whose socket was removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import EoqError
+from .paths import database_path
+
+
+class Holder(NamedTuple):
+    """A daemon that has a lock: its process, and its socket."""
+
+    pid: int
+    socket: str
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the process was stopped by a signal or a debugger. False where the system does not tell."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        except (OSError, IndexError):
+            return False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the pid is that of an eoq process. In another container it may be the pid of something else."""
+        try:
+            return b"eoq" in Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return not Path("/proc/self/cmdline").exists()
+
+
+def lock_file(path: Path) -> Path:
+    """Return the lock file of a database or a socket."""
+    return path.with_name(path.name + ".lock")
+
+
+def read_holder(descriptor: int) -> Holder | None:
+    """Return the daemon that an open lock file names, or None if it names none."""
+    try:
+        fields = json.loads(os.pread(descriptor, 4096, 0))
+        return Holder(int(fields["pid"]), str(fields["socket"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Return the daemon that has the lock of ``path``. None where none has it, or where that cannot be found out."""
+    try:
+        descriptor = os.open(lock_file(path.resolve()), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    try:
+        # Shared, and for a moment only: a daemon that starts now tries again (`locks.py`).
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return read_holder(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def daemon_on(socket: Path, database: Path | None = None) -> Holder | None:
+    """Return the daemon of a socket, or None where none is found.
+
+    Where the folder of the socket was removed, its lock is gone as well. Then the lock of ``database`` tells, which is
+    by default the user's.
+    """
+    if (found := holder_of(socket)) is not None:
+        return found
+    with suppress(EoqError):
+        found = holder_of(database_path() if database is None else database)
+    return found if found is not None and found.socket == str(socket.absolute()) else None
+
+
+def advice(socket: Path) -> str:
+    """Return what to do about a daemon that cannot be reached: whether it does not run, is stopped, or is busy."""
+    found = daemon_on(socket)
+    if found is None:
+        return "start one with `eoq start`, or name another socket with --socket or EOQ_SOCKET"
+    if found.is_stopped:
+        return (
+            f"the daemon with pid {found.pid} is stopped, by a signal or a debugger; "
+            f"`kill -CONT {found.pid}` lets it go on"
+        )
+    if not socket.exists():
+        return (
+            f"the daemon with pid {found.pid} runs, but its socket is not there: it makes it again within seconds, if "
+            "it can. Try again; if that does not help, see its log, or stop it with `eoq stop`"
+        )
+    return f"the daemon with pid {found.pid} runs, but does not answer: try again later, or see its log"
