@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .errors import QueueFull as QueueFull
     from .errors import StorageFailed as StorageFailed
     from .errors import StorageFull as StorageFull
+    from .errors import TooLate as TooLate
     from .errors import Unavailable as Unavailable
     from .inbox.aio import AsyncInbox as AsyncInbox
     from .inbox.blocking import Inbox as Inbox
@@ -61,6 +62,7 @@ _HOMES = {
         "QueueFull",
         "StorageFailed",
         "StorageFull",
+        "TooLate",
         "Unavailable",
     ),
     "worker.in_flight": ("Summary",),

@@ -81,6 +81,16 @@ class QueueFull(EoqError):
     exit_status = 75
 
 
+class TooLate(EoqError):
+    """The moment until which a message was to be stored (``not_after``) has passed. Nothing was stored by this request.
+
+    An earlier try may have stored the message, and the daemon may have forgotten its id since.
+    """
+
+    code = "too_late"
+    exit_status = 65
+
+
 class StorageFull(EoqError):
     """The disk is full. Nothing was stored, and all that was confirmed stays. Free space and try again."""
 

@@ -95,7 +95,13 @@ class Daemon:
         self._throughput = Throughput(clock)
         self._topics = Topics(writer)
         self._broker = Broker(
-            writer, clock, epoch=secrets.token_hex(4), events=events, topics=self._topics, settings=config.queue
+            writer,
+            clock,
+            epoch=secrets.token_hex(4),
+            source=store.identity,
+            events=events,
+            topics=self._topics,
+            settings=config.queue,
         )
         clock = self._broker.clock
         self._queries = Queries(reader, clock, self._throughput)
@@ -109,6 +115,7 @@ class Daemon:
         self._status = StatusService(
             settings.database,
             settings.socket,
+            store.identity,
             settings.max_attempts,
             self._server,
             self._broker,

@@ -107,6 +107,7 @@ class ClaimedMessage(Struct, frozen=True, gc=False):
     group: str | None
     enqueued_at: float
     expires_at: float | None
+    digest: bytes
 
 
 class Claimed(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from ..errors import InvalidRequest, MessageTooLarge
+from ..errors import InvalidRequest, MessageTooLarge, TooLate
 from ..ids import new_id
 from ..protocol.codec import get_bytes, put_bytes
 from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
@@ -35,10 +35,16 @@ def require_printable(what: str, text: str) -> None:
 
 
 def new_message(queue: str, content: Content, now: float, make_id: Callable[[], str]) -> NewMessage:
-    """Return the message of a request, as it is to be stored. Raises `InvalidRequest` or `MessageTooLarge`.
+    """Return the message of a request, as it is to be stored. Raises `InvalidRequest`, `MessageTooLarge`, `TooLate`.
 
     ``make_id`` makes the id of a message without one.
     """
+    if content.not_after is not None and now > content.not_after:
+        raise TooLate(
+            f"the message {content.id!r} for the queue {queue!r} was to be stored by {content.not_after:.3f}, and now "
+            f"it is {now:.3f}: an earlier try may have stored it, and its id may be forgotten since. Find out whether "
+            "it took effect before it is sent again"
+        )
     body = get_bytes(content.body, content.body_base64, "body")
     if body is None:
         raise InvalidRequest("a message needs `body` or `body_base64`")

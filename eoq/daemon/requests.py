@@ -39,6 +39,7 @@ LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
 Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
 Moment = Annotated[float, Meta(ge=0, le=1e11)]
+Handles = Annotated[int, Meta(ge=0, le=MAX_BATCH)]
 Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -58,6 +59,7 @@ class _Content(Struct, forbid_unknown_fields=True, kw_only=True):
     delay: Seconds | None = None
     at: Moment | None = None
     ttl: Annotated[float, Meta(gt=0, le=MAX_TTL)] | None = None
+    not_after: Moment | None = None
 
 
 class Message(_Content, kw_only=True):
@@ -88,6 +90,7 @@ class Receive(_Request, tag="receive"):
     wait: Wait = 0.0
     lease: LeaseSeconds = DEFAULT_LEASE
     bound: bool = False
+    handles: Handles | None = None
 
 
 class Ack(_Request, tag="ack"):

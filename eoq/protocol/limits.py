@@ -6,6 +6,10 @@ from typing import Final
 
 from ..message import MAX_DELAY as MAX_DELAY
 
+PROTOCOL: Final = 2
+"""The version of the protocol. `status` gives it; a daemon that gives none speaks version 1."""
+FEATURES: Final = ("digest", "handles", "not_after")
+"""What a daemon of this version knows that one of an earlier version does not. `status` gives it."""
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""
 MAX_OUTPUT: Final = 8 * 1024 * 1024

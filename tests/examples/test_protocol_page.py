@@ -42,6 +42,8 @@ DIFFERS: Final = {
     "consumer",
     "sent_rate",
     "done_rate",
+    "identity",
+    "source",
 }
 """Fields of replies that differ between machines or days."""
 

@@ -77,6 +77,37 @@ def test_send_many_with_the_same_id_twice_stores_it_once(wire: Wire, queue: str)
     _receive(wire, queue, limit=10)
 
 
+@pytest.mark.parametrize("op", ["send", "send_many", "settle"])
+def test_a_message_that_comes_after_its_time_is_refused_and_stores_nothing(wire: Wire, queue: str, op: str) -> None:
+    def send(id: str, not_after: float) -> Fields:
+        message = {"id": id, "body": "", "not_after": not_after}
+        if op == "send":
+            return wire.ask({"op": op, "queue": queue, **message})
+        if op == "send_many":
+            return wire.ask({"op": op, "queue": queue, "messages": [{"body": ""}, message]})
+        return wire.ask({"op": op, "acks": [], "send": [{**message, "queue": queue}]})
+
+    assert error_of(send("late", time.time() - 1)) == "too_late"
+    assert wire.ask({"op": "receive", "queue": queue})["messages"] == []
+    assert send("in-time", time.time() + 100)["ok"]
+
+
+def test_a_delivery_carries_its_digest_the_file_and_the_retention(wire: Wire, queue: str) -> None:
+    _send(wire, queue, "a")
+    _send(wire, queue, "b")
+    _send(wire, queue, "c", headers={"k": "v"})
+    _send(wire, queue, "d", group="g")
+    reply = wire.ask({"op": "receive", "queue": queue, "limit": 10, "handles": 1})
+    digests = {message["id"]: message["digest"] for message in reply["messages"]}
+    assert digests["a"] == digests["b"]
+    assert len(set(digests.values())) == 3
+    status = wire.ask({"op": "status"})
+    assert reply["source"] == status["identity"]
+    assert len(reply["source"]) == 32
+    assert reply["retention"] == 7 * 86400
+    assert (status["protocol"], {"digest", "handles", "not_after"} <= set(status["features"])) == (2, True)
+
+
 def test_receive_returns_all_fields_of_a_message(wire: Wire, queue: str) -> None:
     before = time.time()
     _send(wire, queue, "a", "hi", headers={"k": "v"}, priority=-3, group="g")
@@ -84,13 +115,14 @@ def test_receive_returns_all_fields_of_a_message(wire: Wire, queue: str) -> None
     message = reply["messages"][0]
     assert before <= message.pop("enqueued_at") <= time.time()
     assert message.pop("receipt")
+    assert len(message.pop("digest")) == 32
     assert message.pop("seq") == reply["watermark"]
     assert message == {"id": "a", "body": "hi", "attempt": 1, "headers": {"k": "v"}, "priority": -3, "group": "g"}
 
 
 def test_receive_leaves_out_options_that_were_not_given(wire: Wire, queue: str) -> None:
     _send(wire, queue, "a")
-    assert _receive(wire, queue).keys() == {"id", "body", "attempt", "receipt", "seq", "enqueued_at"}
+    assert _receive(wire, queue).keys() == {"id", "body", "attempt", "receipt", "seq", "enqueued_at", "digest"}
 
 
 def test_receive_returns_as_many_messages_as_the_limit_allows(wire: Wire, queue: str) -> None:

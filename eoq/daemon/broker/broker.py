@@ -27,7 +27,7 @@ from .settling import Settling
 
 
 class Broker:
-    """The parts of one broker. ``epoch`` is new at each start of the daemon."""
+    """The parts of one broker. ``epoch`` is new at each start of the daemon, ``source`` is the identity of its file."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Broker:
         clock: Clock,
         *,
         epoch: str,
+        source: str = "",
         events: Events,
         topics: Router | None = None,
         rng: random.Random | None = None,
@@ -46,7 +47,7 @@ class Broker:
         self._leases = leases = Leases()
         self.due_times = due_times = DueTimes(writer, clock, settings, events)
         self._redelivery = redelivery = Redelivery(writer, clock, settings, leases, due_times, events)
-        self.receivers = Receivers(writer, clock, settings, receipts, leases, redelivery, due_times, events)
+        self.receivers = Receivers(writer, clock, settings, receipts, leases, redelivery, due_times, events, source)
         events.on_ready.append(self.receivers.wake)
         self.publisher = Publisher(writer, clock, settings, topics, due_times, events)
         settling = Settling(writer, clock, settings, rng, receipts, leases, redelivery, self.publisher, events)

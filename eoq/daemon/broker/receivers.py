@@ -72,7 +72,9 @@ class Receivers:
         redelivery: Redelivery,
         due_times: DueTimes,
         events: Events,
+        source: str,
     ) -> None:
+        """``source`` is the identity of the daemon's file."""
         self._writer = writer
         self._clock = clock
         self._settings = settings
@@ -81,6 +83,7 @@ class Receivers:
         self._redelivery = redelivery
         self._due_times = due_times
         self._events = events
+        self._source = source
         self._limits = DeliveryLimits(settings, clock, leases)
         self._wait_list: WaitList[Receiver] = WaitList(clock, self._end_wait, self._drop_line)
         self._lines: dict[str, _Line] = {}
@@ -233,7 +236,14 @@ class Receivers:
     def _answer(self, receiver: Receiver, claim: Claimed) -> None:
         self._wait_list.leave(receiver)
         messages = self._deliver(receiver, claim) if claim.messages else []
-        receiver.reply({"messages": messages, "watermark": claim.watermark})
+        receiver.reply(
+            {
+                "messages": messages,
+                "watermark": claim.watermark,
+                "source": self._source,
+                "retention": self._settings(receiver.request.queue).retention,
+            }
+        )
 
     def _deliver(self, receiver: Receiver, claim: Claimed) -> list[Fields]:
         """Lease claimed messages, and return them as fields of the reply."""
@@ -251,6 +261,7 @@ class Receivers:
                 "seq": message.seq,
                 "attempt": message.attempt,
                 "enqueued_at": message.enqueued_at,
+                "digest": message.digest.hex(),
             }
             put_bytes(fields, "body", message.body)
             if message.headers is not None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from ... import __version__
+from ...protocol.limits import FEATURES, PROTOCOL
 from .. import requests as ask
 from ..broker.broker import Broker
 from ..config.reload import Reloader
@@ -23,15 +24,17 @@ class StatusService:
         self,
         database: Path,
         socket: Path,
+        identity: str,
         max_attempts: int | None,
         server: Server,
         broker: Broker,
         reloader: Reloader,
         spool: SpoolReader | None,
     ) -> None:
-        """``max_attempts`` is the setting of a flag or a variable, or None."""
+        """``identity`` is the file's, ``max_attempts`` the setting of a flag or a variable, or None."""
         self._database = database
         self._socket = socket
+        self._identity = identity
         self._max_attempts = max_attempts
         self._server = server
         self._broker = broker
@@ -43,6 +46,9 @@ class StatusService:
     def _status(self, _session: Session, _request: ask.Status, reply: Reply) -> None:
         fields: Fields = {
             "version": __version__,
+            "protocol": PROTOCOL,
+            "features": FEATURES,
+            "identity": self._identity,
             "pid": os.getpid(),
             "sqlite": sqlite3.sqlite_version,
             "started_at": self._started,

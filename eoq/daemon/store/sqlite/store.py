@@ -122,6 +122,12 @@ class SqliteStore:
         """Whether a commit is so fast that `transact` may run on the event loop."""
         return self.database.quick
 
+    @property
+    def identity(self) -> str:
+        """The identity of the file, a random text that was chosen when the file was made."""
+        (identity,) = self.database.execute("select identity from daemon").fetchone()
+        return str(identity)
+
     def recover(self, now: float, settings: SettingsOf) -> None:
         """End the leases of the last daemon, and find the next seq. Raises `EoqError`."""
         try:

@@ -128,7 +128,8 @@ class Deliveries:
         size = 0
         cursor = self._database.execute(
             """
-            select seq, id, body, headers, attempts + 1, fence + 1, priority, "group", enqueued_at, expires_at
+            select seq, id, body, headers, attempts + 1, fence + 1, priority, "group", enqueued_at, expires_at,
+              digest
             from message
             where queue = ? and state = 'ready'
             order by priority desc, seq
@@ -188,7 +189,17 @@ class Deliveries:
         if seq is None:
             return None
         claimed = ClaimedMessage(
-            seq, message.id, message.body, message.headers, 1, 1, message.priority, None, now, message.expires_at
+            seq,
+            message.id,
+            message.body,
+            message.headers,
+            1,
+            1,
+            message.priority,
+            None,
+            now,
+            message.expires_at,
+            message.digest,
         )
         return Claimed([claimed], seq if lowest is None else lowest)
 
