@@ -83,7 +83,8 @@ class Forker:
         with other:
             self._process = subprocess.Popen(
                 # -P: the folder of this file is not on the path of the programs.
-                [sys.executable, "-P", __file__, str(other.fileno())],
+                # The rest is for whoever reads the command line of a daemon, which is the forker's.
+                [sys.executable, "-P", __file__, str(other.fileno()), "eoq", "daemon"],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={name: value for name, value in os.environ.items() if not name.startswith("EOQ_")},

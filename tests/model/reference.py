@@ -227,6 +227,13 @@ class Model:
                 routed.append((index, replace(draft, queue=queue, expires=expires)))
         return routed
 
+    def copies(self, routed: Sequence[tuple[int, Draft]], drafts: Sequence[Draft]) -> list[int] | None:
+        """Return to how many queues each message goes. None where none of them is for a topic."""
+        topics = {topic for topic, _ in self.bindings}
+        if not any(draft.queue in topics for draft in drafts):
+            return None
+        return [sum(index == origin for origin, _ in routed) for index in range(len(drafts))]
+
     def put(self, now: float, routed: Sequence[tuple[int, Draft]]) -> list[int]:
         """Store all messages or none. Return the indexes of those whose copies were all there before."""
         known = {key: message.draft.content for key, message in self.messages.items()}

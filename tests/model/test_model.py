@@ -134,9 +134,11 @@ class Machine(RuleBasedStateMachine):
     def _send(self, peer: int, draft: Draft, then: str) -> None:
         now = self.pair.clock.wall()
         routed = self.pair.model.route(now, [draft])
+        copies = self.pair.model.copies(routed, [draft])
 
         def effect() -> Fields:
-            return {"id": draft.id, "duplicate": bool(self.pair.model.put(now, routed))}
+            counts = {} if copies is None else {"queues": copies[0]}
+            return {"id": draft.id, "duplicate": bool(self.pair.model.put(now, routed)), **counts}
 
         fields = {"op": "send", "queue": draft.queue, **self._wire(draft)}
         self.pair.ask(self.peers[peer], fields, effect, stores=[copy.key for _, copy in routed])
@@ -157,9 +159,11 @@ class Machine(RuleBasedStateMachine):
     def _send_many(self, peer: int, queue: str, batch: list[Draft], then: str) -> None:
         now = self.pair.clock.wall()
         routed = self.pair.model.route(now, batch)
+        copies = self.pair.model.copies(routed, batch)
 
         def effect() -> Fields:
-            return {"ids": [draft.id for draft in batch], "duplicates": self.pair.model.put(now, routed)}
+            counts = {} if copies is None else {"queues": copies}
+            return {"ids": [draft.id for draft in batch], "duplicates": self.pair.model.put(now, routed), **counts}
 
         fields = {"op": "send_many", "queue": queue, "messages": [self._wire(draft) for draft in batch]}
         self.pair.ask(self.peers[peer], fields, effect, stores=[copy.key for _, copy in routed])
@@ -282,9 +286,12 @@ class Machine(RuleBasedStateMachine):
         now = self.pair.clock.wall()
         dated = [self._dated(draft) for draft in sends]
         routed = self.pair.model.route(now, dated)
+        copies = self.pair.model.copies(routed, dated)
 
         def effect() -> Fields:
-            return {"ids": [draft.id for draft in dated], "duplicates": self.pair.model.settle(now, acks, routed)}
+            counts = {} if copies is None else {"queues": copies}
+            duplicates = self.pair.model.settle(now, acks, routed)
+            return {"ids": [draft.id for draft in dated], "duplicates": duplicates, **counts}
 
         fields = {
             "op": "settle",

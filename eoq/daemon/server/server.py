@@ -42,8 +42,8 @@ WRITE_HIGH: Final = 1024 * 1024
 """Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
 HUNG_UP_SECONDS: Final = 1.0
 """How often to check clients that only read, since no event says that one has disconnected."""
-SOCKET_SECONDS: Final = 1.0
-"""How often to check that the file of the socket is still there."""
+SOCKET_SECONDS: Final = 3.0
+"""How often to check that the file of the socket is still there. An idle daemon wakes for nothing else."""
 SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
