@@ -100,6 +100,7 @@ def work(
                 CannotStart(f"cannot start {command[0]!r}: {error}; correct that and start `eoq work` again")
             )
             stop.set()
+            message.release()  # no fault of the message
             raise Retry(reason=f"the command could not be started: {error}") from error
         if ended.too_long:
             raise Reject(f"the output has more than {MAX_BODY:,} bytes; let the command store it, and print its name")

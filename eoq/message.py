@@ -182,6 +182,7 @@ class Settler(Protocol):
     def ack_many(self, acks: Sequence[tuple[Message, object]], /) -> None: ...
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None: ...
     def reject(self, receipt: str, error: str | None = None, /) -> None: ...
+    def release(self, receipt: str, /) -> None: ...
     def extend(self, receipt: str, seconds: float, /) -> None: ...
 
 
@@ -192,6 +193,7 @@ class AsyncSettler(Protocol):
     def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]], /) -> Awaitable[None]: ...
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> Awaitable[None]: ...
     def reject(self, receipt: str, error: str | None = None, /) -> Awaitable[None]: ...
+    def release(self, receipt: str, /) -> Awaitable[None]: ...
     def extend(self, receipt: str, seconds: float, /) -> Awaitable[None]: ...
 
 
@@ -224,6 +226,13 @@ class Message(Delivery):
     def reject(self, error: str | None = None) -> None:
         """Make the message a dead letter: it is kept with ``error`` and not delivered again. Raises `LeaseLost`."""
         self.settler.reject(self.receipt, error)
+
+    def release(self) -> None:
+        """Give the message back as if it had not been delivered: at once, and without counting an attempt.
+
+        For what is no fault of the message, such as a locked file. A lease that has ended is no error.
+        """
+        self.settler.release(self.receipt)
 
     def extend(self, seconds: float) -> None:
         """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
@@ -259,6 +268,13 @@ class AsyncMessage(Delivery):
     async def reject(self, error: str | None = None) -> None:
         """Make the message a dead letter: it is kept with ``error`` and not delivered again. Raises `LeaseLost`."""
         await self.settler.reject(self.receipt, error)
+
+    async def release(self) -> None:
+        """Give the message back as if it had not been delivered: at once, and without counting an attempt.
+
+        For what is no fault of the message, such as a locked file. A lease that has ended is no error.
+        """
+        await self.settler.release(self.receipt)
 
     async def extend(self, seconds: float) -> None:
         """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""

@@ -5,7 +5,10 @@ These exceptions never travel on the wire: a handler raises them, and the inbox 
 
 from __future__ import annotations
 
-from .errors import InvalidRequest
+import errno
+from typing import Final
+
+from .errors import InvalidRequest, MessageTooLarge, Overloaded, StorageFailed, StorageFull, Unavailable
 from .message import MAX_DELAY, AsyncMessage, Message
 
 
@@ -33,6 +36,38 @@ class Retry(Exception):
         super().__init__(self.reason or "retried by its handler")
 
 
+class ResultRefused(InvalidRequest):
+    """Raised for a handler's result that is neither bytes, text nor JSON. Its message becomes a dead letter."""
+
+
+class ResultTooLarge(MessageTooLarge):
+    """Raised for a handler's result that has too many bytes. Its message becomes a dead letter."""
+
+
+_OUTAGES: Final = (Unavailable, StorageFull, StorageFailed, Overloaded)
+_SQLITE_OUTAGES: Final = frozenset({5, 7, 8, 10, 13, 15})
+"""Primary codes of SQLite: busy, out of memory, read-only, input or output failed, full, locking protocol. By number,
+since the import of sqlite3 takes long."""
+_SYSTEM_OUTAGES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether ``error`` is no fault of a message: a file is locked, a disk is full or fails, a daemon is absent.
+
+    The message is then given back without counting an attempt. An error by which a library replaces that of sqlite3 is
+    recognised, if it is called ``OperationalError``.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF in _SQLITE_OUTAGES
+    if isinstance(error, OSError):
+        return error.errno in _SYSTEM_OUTAGES
+    if type(error).__name__ == "OperationalError":
+        replaced = error.__cause__ or error.__context__
+        return replaced is not None and is_outage(replaced)
+    return isinstance(error, _OUTAGES)
+
+
 def error_text(error: BaseException) -> str:
     """Return an exception as it is kept with its message: ``Type: text``."""
     return f"{type(error).__name__}: {_text(error)}"
@@ -46,17 +81,25 @@ def _text(value: object) -> str:
 
 
 def give_back(message: Message, error: BaseException) -> None:
-    """Reject or nack ``message``, depending on what its handler raised. Raises what that raises."""
+    """Reject, release or nack ``message``, depending on what its handler raised. Raises what that raises."""
     if isinstance(error, Reject):
         message.reject(error.reason)
+    elif isinstance(error, ResultRefused | ResultTooLarge):
+        message.reject(str(error))  # another run would give such a result again
+    elif is_outage(error):
+        message.release()
     else:
         message.nack(*_retry(error))
 
 
 async def give_back_async(message: AsyncMessage, error: BaseException) -> None:
-    """Reject or nack ``message``, depending on what its handler raised. Raises what that raises."""
+    """Reject, release or nack ``message``, depending on what its handler raised. Raises what that raises."""
     if isinstance(error, Reject):
         await message.reject(error.reason)
+    elif isinstance(error, ResultRefused | ResultTooLarge):
+        await message.reject(str(error))  # another run would give such a result again
+    elif is_outage(error):
+        await message.release()
     else:
         await message.nack(*_retry(error))
 

@@ -175,7 +175,9 @@ class AsyncClient(AsyncAdmin):
         ``await handler(message)`` is called for each message; what it returns is the result that the ack stores. With
         an ``inbox`` it is ``await handler(tx, message)``, called through `AsyncInbox.process`, so that each message
         takes effect once. If the handler raises, the message is given back with the error's text; `Reject` makes it a
-        dead letter, and `Retry` says when to try again. Each is logged, and none ends the loop. A handler may also
+        dead letter, and `Retry` says when to try again. Each is logged, and none ends the loop. A locked file, a full
+        disk or an absent daemon counts no attempt: the loop tries again, with pauses of up to 30 seconds. It pauses as
+        well where all messages fail alike. A result that cannot be stored makes a dead letter. A handler may also
         settle its message itself (``await message.ack(result, send=[…])``); the loop then leaves the message alone.
         With an inbox it may not, since the transaction is not committed yet.
 
@@ -242,6 +244,13 @@ class AsyncClient(AsyncAdmin):
     async def reject(self, message: Delivery | str, error: str | None = None) -> None:
         """Make a message, or the one that a receipt names, a dead letter, kept with ``error``. Raises `LeaseLost`."""
         await self.channel.run(calls.reject(message, error))
+
+    async def release(self, message: Delivery | str) -> None:
+        """Give back a message, or the one that a receipt names, at once and without counting an attempt.
+
+        For what is no fault of the message, such as a locked file. A lease that has ended is no error.
+        """
+        await self.channel.run(calls.release([calls.receipt_of(message)]))
 
     async def extend(self, message: Delivery | str, seconds: float) -> None:
         """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`."""

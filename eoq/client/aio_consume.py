@@ -10,6 +10,7 @@ from ..errors import EoqError
 from ..message import AsyncMessage, AsyncSettler
 from ..protocol import calls
 from ..protocol.calls import Call
+from ..protocol.features import HANDLES
 from ..protocol.limits import POLL_SECONDS
 from ..transport.aio_channel import AsyncChannel, AsyncStarted
 from ..transport.aio_leases import extend_all, release_all
@@ -29,8 +30,11 @@ async def consume(
     ahead: AsyncStarted[list[AsyncMessage]] | None = None
     asked_at, asked_generation = 0.0, 0
 
-    def receive(limit: int, wait: float) -> Call[list[AsyncMessage]]:
-        return calls.receive(queue, AsyncMessage, settler, limit=limit, wait=wait, lease=lease, bound=True)
+    async def receive(limit: int, wait: float) -> Call[list[AsyncMessage]]:
+        handles = 1 if await channel.knows(HANDLES) else None
+        return calls.receive(
+            queue, AsyncMessage, settler, limit=limit, wait=wait, lease=lease, bound=True, handles=handles
+        )
 
     try:
         idle_since = time.monotonic()
@@ -49,7 +53,7 @@ async def consume(
             if ahead is None and fetched and (room := fetched.room()):
                 # Sent before the consumer handles the next message, and waited for only when it is needed.
                 asked_at = time.monotonic()
-                ahead = await channel.start(receive(room, 0.0))
+                ahead = await channel.start(await receive(room, 0.0))
                 asked_generation = channel.generation
                 continue  # the connection may be a new one
             if (message := fetched.next()) is not None:
@@ -61,13 +65,13 @@ async def consume(
             wait = POLL_SECONDS
             if idle is not None:
                 wait = min(wait, max(idle_since + idle - time.monotonic(), 0.0))
-            messages = await channel.run(receive(prefetch, wait))
+            messages = await channel.run(await receive(prefetch, wait))
             fetched.fill(messages, time.monotonic(), channel.generation)
             if not messages and idle is not None and time.monotonic() >= idle_since + idle:
                 return
     finally:
         left = fetched.drain(channel.generation)
-        if ahead is not None and not channel.closed:
+        if ahead is not None and not channel.closed and asked_generation == channel.generation:
             with suppress(EoqError):
                 left.extend(message.receipt for message in await channel.finish(ahead))
         await release_all(channel, left)

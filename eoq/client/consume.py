@@ -11,6 +11,7 @@ from ..errors import EoqError
 from ..message import Message, Settler
 from ..protocol import calls
 from ..protocol.calls import Call
+from ..protocol.features import HANDLES
 from ..protocol.limits import POLL_SECONDS
 from ..transport.channel import Channel, Started
 from ..transport.leases import extend_all, release_all
@@ -31,7 +32,8 @@ def consume(
     asked_at, asked_generation = 0.0, 0
 
     def receive(limit: int, wait: float) -> Call[list[Message]]:
-        return calls.receive(queue, Message, settler, limit=limit, wait=wait, lease=lease, bound=True)
+        handles = 1 if channel.knows(HANDLES) else None
+        return calls.receive(queue, Message, settler, limit=limit, wait=wait, lease=lease, bound=True, handles=handles)
 
     try:
         idle_since = time.monotonic()
@@ -68,7 +70,7 @@ def consume(
                 return
     finally:
         left = fetched.drain(channel.generation)
-        if ahead is not None and not channel.closed:
+        if ahead is not None and not channel.closed and asked_generation == channel.generation:
             with suppress(EoqError):
                 left.extend(message.receipt for message in channel.finish(ahead))
         release_all(channel, left)

@@ -24,7 +24,7 @@ from ..message import AsyncMessage
 from ..system import aio_sqlite
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE
-from .batch import Results, ack_groups, note_not_given_back, split, undone
+from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
 from .transaction import Processed
@@ -157,13 +157,29 @@ class AsyncInbox:
                     else:
                         results.append(await self._apply_alone(processed, message, handler))
         except Exception as error:
-            for message, reason in undone(batch, results, error):
-                await _give_back(message, reason)
+            if len(batch) > 1 and (results or not outcomes.is_outage(error)):
+                return await self._one_by_one(batch, handler)
+            for message in batch:
+                await _give_back(message, error)
             raise
         acks, failed = split(batch, results)
         for message, reason in failed:
             await _give_back(message, reason)
         await _ack_all(acks)
+        return results
+
+    async def _one_by_one(self, batch: Sequence[AsyncMessage], handler: AsyncHandler) -> list[bytes | Exception | None]:
+        """Process each message in a transaction of its own, since they could not be committed together."""
+        results: Results = []
+        for index, message in enumerate(batch):
+            try:
+                results.append(await self.process(message, handler))
+            except Exception as error:
+                if outcomes.is_outage(error):
+                    for other in batch[index + 1 :]:
+                        await _give_back(other, error)
+                    raise
+                results.append(error)
         return results
 
     async def _apply_alone(

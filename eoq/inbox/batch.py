@@ -8,7 +8,6 @@ from typing import TypeAlias, TypeVar
 
 from ..errors import EoqError
 from ..message import AsyncMessage, Delivery, Message
-from ..outcomes import Retry, error_text
 from ..protocol.calls import portions
 
 M = TypeVar("M", Message, AsyncMessage)
@@ -27,17 +26,6 @@ def split(batch: Sequence[M], results: Results) -> tuple[list[tuple[M, bytes | N
         else:
             acks.append((message, result))
     return acks, failed
-
-
-def undone(batch: Sequence[M], results: Results, error: Exception) -> Iterator[tuple[M, Exception]]:
-    """Yield each message of a batch whose transaction was rolled back, and the error with which to give it back.
-
-    ``results`` are those of the messages before the one that failed with ``error``. If all have results, the commit
-    has failed.
-    """
-    for index, message in enumerate(batch):
-        # What a handler raises (`Reject`, for example) concerns its own message alone. The others are tried again.
-        yield message, error if index == len(results) else Retry(reason=error_text(error))
 
 
 def ack_groups(acks: Sequence[tuple[M, bytes | None]]) -> Iterator[Sequence[tuple[M, bytes | None]]]:

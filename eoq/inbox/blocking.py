@@ -21,7 +21,7 @@ from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE
-from .batch import Results, ack_groups, note_not_given_back, split, undone
+from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
 from .transaction import Processed
@@ -193,7 +193,8 @@ class Inbox:
         raised. A message whose handler raises undoes only its own writes, and is given back.
 
         Raises `LeaseLost` if some leases ended before the acks; the other messages are acked all the same. If the whole
-        transaction is rolled back, raises the error, and gives all messages back.
+        transaction fails, each message is processed again in one of its own. If that fails because the file is locked,
+        say, or its disk is full, raises the error, and gives back all messages that are left.
         """
         batch = list(messages)
         results: Results = []
@@ -202,13 +203,29 @@ class Inbox:
                 processed = self._processed or self._open()
                 processed.transaction(batch, partial(self._apply_many, processed, batch, handler, results))
         except Exception as error:
-            for message, reason in undone(batch, results, error):
-                give_back(message, reason)
+            if len(batch) > 1 and (results or not outcomes.is_outage(error)):
+                return self._one_by_one(batch, handler)
+            for message in batch:
+                give_back(message, error)
             raise
         acks, failed = split(batch, results)
         for message, reason in failed:
             give_back(message, reason)
         _ack_all(acks)
+        return results
+
+    def _one_by_one(self, batch: Sequence[Message], handler: Handler) -> list[bytes | Exception | None]:
+        """Process each message in a transaction of its own, since they could not be committed together."""
+        results: Results = []
+        for index, message in enumerate(batch):
+            try:
+                results.append(self.process(message, handler))
+            except Exception as error:
+                if outcomes.is_outage(error):
+                    for other in batch[index + 1 :]:
+                        give_back(other, error)
+                    raise
+                results.append(error)
         return results
 
     def _apply_many(self, processed: Processed, batch: list[Message], handler: Handler, results: Results) -> None:

@@ -15,10 +15,10 @@ from itertools import chain
 from threading import get_ident
 from typing import Any, Final, TypeVar
 
-from ..errors import InvalidRequest, LeaseLost, MessageTooLarge
-from ..message import Delivery, encode_payload
-from ..protocol.limits import MAX_BODY
+from ..errors import InvalidRequest, LeaseLost
+from ..message import Delivery
 from ..protocol.unsettled import ANY_THREAD, PROCESSED
+from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from .guard import TransactionGuard
 from .pruning import Pruning
@@ -240,7 +240,7 @@ class Processed:
     def accept(self, message: Delivery, returned: object) -> bytes | None:
         """Make what a handler returned the message's result. Return the result as bytes.
 
-        Raises `InvalidRequest` or `MessageTooLarge` if it cannot be a result: after the commit the message could not be
+        Raises `ResultRefused` or `ResultTooLarge` if it cannot be a result: after the commit the message could not be
         acked with it. Raises `InvalidRequest` if the handler has ended the transaction.
         """
         if self._restore_level:
@@ -252,11 +252,7 @@ class Processed:
             raise InvalidRequest(
                 f"the handler of {message.id!r} ended the transaction; leave commit and rollback to the inbox"
             )
-        result = None if returned is None else encode_payload(returned)[0]
-        if result is not None and len(result) > MAX_BODY:
-            raise MessageTooLarge(
-                f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
-            )
+        result = encode_result(returned)
         try:
             self._database.execute("release eoq_message")
         except sqlite3.OperationalError as error:

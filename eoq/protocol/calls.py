@@ -146,8 +146,13 @@ def receive(
     wait: float,
     lease: float | None,
     bound: bool,
+    handles: int | None = None,
 ) -> Call[list[M]]:
-    """Lease up to ``limit`` messages. They are settled through ``settler``."""
+    """Lease up to ``limit`` messages. They are settled through ``settler``.
+
+    ``handles`` says how many of them are handled at once, in their order. When the delivery ends without an ack, as
+    many count an attempt. None is for all, and for a daemon that does not know the field.
+    """
     check_finite("wait", wait)
     check_finite("lease", lease)
     fields: Fields = {
@@ -158,6 +163,8 @@ def receive(
         "lease": DEFAULT_LEASE if lease is None else lease,
         "bound": bound,
     }
+    if handles is not None:
+        fields["handles"] = handles
 
     # Taken now, not when the reply is read: the process may be stopped while the reply is in the socket.
     asked_at = time.time()

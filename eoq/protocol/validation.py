@@ -11,7 +11,8 @@ from math import isfinite
 from typing import Final
 
 from ..errors import InvalidRequest, MessageTooLarge
-from ..message import Outgoing
+from ..message import Outgoing, encode_payload
+from ..outcomes import ResultRefused, ResultTooLarge
 from .limits import (
     MAX_BODY,
     MAX_DELAY,
@@ -88,6 +89,24 @@ def body_too_large(size: int) -> MessageTooLarge:
     return MessageTooLarge(
         f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
     )
+
+
+def encode_result(returned: object) -> bytes | None:
+    """Return what a handler returned as the result of its message.
+
+    Raises `ResultRefused` for what is neither bytes, text nor JSON, and `ResultTooLarge`.
+    """
+    if returned is None:
+        return None
+    try:
+        result, _ = encode_payload(returned)
+    except InvalidRequest as error:
+        raise ResultRefused(f"the handler's result cannot be stored: {error}") from error
+    if len(result) > MAX_BODY:
+        raise ResultTooLarge(
+            f"the handler's result has {len(result):,} bytes and {MAX_BODY:,} is the limit; store it elsewhere"
+        )
+    return result
 
 
 def headers_too_large(size: int) -> MessageTooLarge:

@@ -60,11 +60,15 @@ class AsyncChannel:
         self._connection: AsyncConnection | None = None
         self._connecting = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._features: frozenset[str] = frozenset()
+        self._features_of = 0
         watch_forks(self)
 
     def forked(self) -> None:
         """Start anew in a child process, with a connection of its own. Bound leases are the parent's."""
         self._connecting, self._connection, self._loop = asyncio.Lock(), None, None
+        if self.generation:
+            self.generation += 1  # the child must not give back, settle or yield what its parent holds
 
     async def __aenter__(self) -> AsyncChannel:
         return self
@@ -121,6 +125,13 @@ class AsyncChannel:
                     raise ambiguous(unavailable(self.path, str(lost)), requests) from lost
             except TimeoutError as error:
                 raise ambiguous(self._unanswered(connection, left + self.timeout), requests) from error
+
+    async def knows(self, feature: str) -> bool:
+        """Return whether the daemon has a feature of ``protocol/features.py``. Asks once for each connection."""
+        if self._features_of != self.generation or not self.generation:
+            fields = await self.run(calls.query("status"))
+            self._features, self._features_of = frozenset(fields.get("features", ())), self.generation
+        return feature in self._features
 
     def tell(self, call: Call[None]) -> None:
         """Send a request whose outcome does not matter any more, if there is a connection."""

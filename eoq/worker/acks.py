@@ -53,6 +53,9 @@ class LoopSettler:
     def reject(self, receipt: str, error: str | None = None, /) -> None:
         self._settle([receipt], "rejected", calls.reject(receipt, error))
 
+    def release(self, receipt: str, /) -> None:
+        self._settle([receipt], "retried", calls.release([receipt]))
+
     def extend(self, receipt: str, seconds: float, /) -> None:
         self._channel.run(calls.extend(receipt, seconds))
 
@@ -93,6 +96,7 @@ class PipelinedAcks:
         self.ack_many = settler.ack_many
         self.nack = settler.nack
         self.reject = settler.reject
+        self.release = settler.release
         self.extend = settler.extend
 
     def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:

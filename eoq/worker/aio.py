@@ -17,6 +17,7 @@ from ..errors import EoqError, Unavailable
 from ..message import AsyncMessage
 from ..outcomes import give_back_async
 from ..protocol import calls
+from ..protocol.features import HANDLES
 from ..protocol.limits import MAX_BATCH
 from ..transport.aio_channel import AsyncChannel
 from ..transport.aio_leases import extend_all, release_all
@@ -25,7 +26,7 @@ from .aio_handlers import AsyncApply, AsyncProcessor, AsyncWorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
 from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
-from .reports import described, log, report
+from .reports import Failures, Trouble, described, log
 from .signals import on_signals
 
 
@@ -57,8 +58,10 @@ class _Worker:
         self._options = options
         self._stop_event = stop
         self._in_flight: InFlight[AsyncMessage] = InFlight(
-            options.places + options.prefetch, max(1, options.prefetch // 2)
+            options.places + options.prefetch, max(1, options.prefetch // 2), options.suspects
         )
+        self._trouble = Trouble()
+        self._pause: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         """Set when a message leaves. A task that waits for that clears it first."""
         self._waiting: deque[Entry[AsyncMessage]] = deque()
@@ -90,6 +93,8 @@ class _Worker:
                 await asyncio.wait([fetching], timeout=LAST_SECONDS)
         finally:
             self._stopped.set()  # a cancelled handler must not make room for the next
+            if self._pause is not None:
+                self._pause.cancel()
             tasks = [*helpers, *self._running, *self._acks.tasks]
             for task in tasks:
                 task.cancel()
@@ -150,22 +155,28 @@ class _Worker:
         """Receive messages, which are settled through this loop. Return how many."""
         lease = self._options.lease_seconds
         limit = min(room, MAX_BATCH)
-        messages = await self._channel.run(
-            calls.receive(self._queue, AsyncMessage, self._settler, limit=limit, wait=wait, lease=lease, bound=True)
+        handles = min(self._options.places, MAX_BATCH) if await self._channel.knows(HANDLES) else None
+        request = calls.receive(
+            self._queue, AsyncMessage, self._settler, limit=limit, wait=wait, lease=lease, bound=True, handles=handles
         )
-        if self._stopped.is_set():
-            await release_all(self._channel, [message.receipt for message in messages])
-            return 0
-        self._waiting.extend(self._in_flight.add(messages, self._channel.generation))
-        self._start_more()
-        return len(messages)
+        messages = await self._channel.run(request)
+        back: Sequence[AsyncMessage] = messages
+        if not self._stopped.is_set():
+            kept, back = self._in_flight.sift(messages)
+            self._waiting.extend(self._in_flight.add(kept, self._channel.generation))
+            self._start_more()
+        await release_all(self._channel, [message.receipt for message in back])
+        return len(messages) - len(back)
 
     # ── handling ────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_more(self) -> None:
         if self._stop_event is not None and self._stop_event.is_set():
             self._stop()  # not when the watching task sees it: no handler begins after the stop
-        while len(self._running) < self._options.concurrency and not self._stopped.is_set():
+        pause = self._trouble.seconds_left()
+        if pause and self._pause is None and not self._stopped.is_set():
+            self._pause = asyncio.get_running_loop().call_later(pause, self._pause_over)
+        while len(self._running) < self._options.concurrency and not (self._pause or self._stopped.is_set()):
             entries = self._in_flight.next_batch(self._take_waiting(), self._options.batch, self._channel.generation)
             if not entries:
                 break
@@ -173,6 +184,10 @@ class _Worker:
             self._running.add(task)
             task.add_done_callback(self._handled)
         self._changed.set()
+
+    def _pause_over(self) -> None:
+        self._pause = None
+        self._start_more()
 
     def _take_waiting(self) -> Iterator[Entry[AsyncMessage]]:
         """Yield the messages that wait, as long as there are any."""
@@ -201,6 +216,7 @@ class _Worker:
     async def _run(self, entries: Sequence[Entry[AsyncMessage]]) -> None:
         seconds = self._options.timeout
         limit = asyncio.timeout(None)
+        failures: Failures
 
         def begun() -> None:
             if seconds is not None and limit.when() is None:
@@ -208,7 +224,7 @@ class _Worker:
 
         try:
             async with limit:
-                await self._apply(entries, self._acks, begun)
+                failures = await self._apply(entries, self._acks, begun)
         except (Exception, asyncio.CancelledError) as error:  # it is the outcome of its message, and it is logged
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError):
@@ -218,11 +234,12 @@ class _Worker:
                 error = RuntimeError("what the handler waited for was cancelled")
             if limit.expired() and isinstance(error, TimeoutError):
                 error = TimeoutError(f"the handler took longer than {seconds:g} s")
+            failures = [(entry, error) for entry in entries]
             for entry in entries:
-                report(entry, error)
                 if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         await give_back_async(entry.message, error)
+        self._trouble.ended(entries, failures)
 
     # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
 

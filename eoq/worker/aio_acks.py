@@ -47,6 +47,9 @@ class AsyncLoopSettler:
     async def reject(self, receipt: str, error: str | None = None, /) -> None:
         await self._settle([receipt], "rejected", calls.reject(receipt, error))
 
+    async def release(self, receipt: str, /) -> None:
+        await self._settle([receipt], "retried", calls.release([receipt]))
+
     async def extend(self, receipt: str, seconds: float, /) -> None:
         await self._channel.run(calls.extend(receipt, seconds))
 
@@ -91,6 +94,7 @@ class AsyncPipelinedAcks:
         self.ack_many = settler.ack_many
         self.nack = settler.nack
         self.reject = settler.reject
+        self.release = settler.release
         self.extend = settler.extend
 
     async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import AsyncMessage, AsyncSettler
+from ..protocol.validation import encode_result
 from .handler_shape import check_handler
 from .in_flight import Entry
-from .reports import described, log, report
+from .reports import Failures, described, log
 
 AsyncWorkHandler: TypeAlias = (
     Callable[[AsyncMessage], Awaitable[object]] | Callable[[Any, AsyncMessage], Awaitable[object]]
@@ -17,10 +18,10 @@ AsyncWorkHandler: TypeAlias = (
 """The handler of `AsyncClient.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
 AsyncApply: TypeAlias = Callable[
     [Sequence[Entry[AsyncMessage]], AsyncSettler, Callable[[], None]],
-    Awaitable[None],
+    Awaitable[Failures],
 ]
-"""Handles messages and acks them through the settler. It calls the function when the first handler begins, since the
-timeout counts from then."""
+"""Handles messages and acks them through the settler. Returns the messages of a batch that failed, with their errors.
+It calls the function when the first handler begins, since the timeout counts from then."""
 
 
 class AsyncProcessor(Protocol):
@@ -46,20 +47,21 @@ def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | 
 
 
 def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:
-    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> None:
+    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> Failures:
         (entry,) = entries
         begun()
         result = await handler(entry.message)
         if entry.overdue:
             log.warning("%s: its handler ended after its timeout; the result is discarded", described(entry.message))
         elif not entry.settled:
-            await acks.ack(entry.message.receipt, result)
+            await acks.ack(entry.message.receipt, encode_result(result))
+        return []
 
     return apply
 
 
 def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -> AsyncApply:
-    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> None:
+    async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> Failures:
         # Before this, the inbox may wait for its file, which is no fault of the handler.
         async def handle(tx: object, message: AsyncMessage) -> object:
             begun()
@@ -71,11 +73,10 @@ def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -
 
         if len(entries) == 1:
             await inbox.process(replace(entries[0].message, settler=acks), handle_one)
-            return
+            return []
         # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
         outcomes = await cast(AsyncBatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                report(entry, outcome)
+        pairs = zip(entries, outcomes, strict=True)
+        return [(entry, outcome) for entry, outcome in pairs if isinstance(outcome, Exception)]
 
     return apply

@@ -25,6 +25,7 @@ from ..errors import EoqError, LeaseLost, Unavailable
 from ..message import Message
 from ..outcomes import give_back
 from ..protocol import calls
+from ..protocol.features import HANDLES
 from ..protocol.limits import MAX_BATCH
 from ..transport.channel import Channel
 from ..transport.leases import extend_all, release_all
@@ -32,8 +33,8 @@ from .acks import LoopSettler, PipelinedAcks
 from .handlers import Apply, Processor, WorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
-from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
-from .reports import described, log, report
+from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, PAUSE_STEP, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
+from .reports import Failures, Trouble, described, log
 from .signals import on_signals
 
 
@@ -73,8 +74,11 @@ class _Worker:
         self._options = options
         self._stop_event = stop
         self._in_flight: InFlight[Message] = InFlight(
-            options.places + options.prefetch, min(options.places, max(1, options.prefetch // 2))
+            options.places + options.prefetch,
+            min(options.places, max(1, options.prefetch // 2)),
+            options.suspects,
         )
+        self._trouble = Trouble()
         self._changed = threading.Condition()
         """Guards the messages in flight. A signal handler must not use it; it may use the simple queues."""
         self._waiting: SimpleQueue[Entry[Message] | None] = SimpleQueue()
@@ -185,21 +189,26 @@ class _Worker:
         """Receive messages, which are settled through this loop. Return how many."""
         lease = self._options.lease_seconds
         limit = min(room, MAX_BATCH)
-        messages = self._channel.run(
-            calls.receive(self._queue, Message, self._settler, limit=limit, wait=wait, lease=lease, bound=True)
+        handles = min(self._options.places, MAX_BATCH) if self._channel.knows(HANDLES) else None
+        request = calls.receive(
+            self._queue, Message, self._settler, limit=limit, wait=wait, lease=lease, bound=True, handles=handles
         )
+        messages = self._channel.run(request)
+        back: Sequence[Message] = messages
         with self._changed:
             if not self._stopping:
-                for entry in self._in_flight.add(messages, self._channel.generation):
+                kept, back = self._in_flight.sift(messages)
+                for entry in self._in_flight.add(kept, self._channel.generation):
                     self._waiting.put(entry)
-                return len(messages)
-        release_all(self._channel, [message.receipt for message in messages])
-        return 0
+        release_all(self._channel, [message.receipt for message in back])
+        return len(messages) - len(back)
 
     # ── handling ────────────────────────────────────────────────────────────────────────────────────────
 
     def _handle(self) -> None:
         while not self._stopping:
+            if self._trouble.until:
+                self._pause()
             entries = self._next_batch(())
             if not entries:
                 # No message waits: the acks are confirmed before one is waited for.
@@ -220,6 +229,15 @@ class _Worker:
                     self._changed.notify_all()
             self._acks.confirm(MAX_PIPELINED)
         self._acks.confirm(0)
+
+    def _pause(self) -> None:
+        """Wait while nothing is to be handled, because of failures. A stop ends it."""
+        self._acks.confirm(0)
+        while (seconds := self._trouble.seconds_left()) and not self._is_told_to_stop():
+            time.sleep(min(seconds, PAUSE_STEP))  # a signal may set no condition, and the queues have other uses
+
+    def _is_told_to_stop(self) -> bool:
+        return self._stopping or (self._stop_event is not None and self._stop_event.is_set())
 
     def _next_batch(self, first: Iterable[Entry[Message]]) -> list[Entry[Message]]:
         """Return what this thread handles now: ``first``, and in a batch the messages that wait after it."""
@@ -242,14 +260,16 @@ class _Worker:
             self._waiting.put(None)  # it is for the end of a thread
 
     def _run(self, entries: Sequence[Entry[Message]]) -> None:
+        failures: Failures
         try:
-            self._apply(entries, self._acks, partial(self._begun, entries))
+            failures = self._apply(entries, self._acks, partial(self._begun, entries))
         except Exception as error:  # noqa: BLE001 # it is the outcome of its message, and it is logged
+            failures = [(entry, error) for entry in entries]
             for entry in entries:
-                report(entry, error)
                 if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         give_back(entry.message, error)
+        self._trouble.ended(entries, failures)
 
     def _begun(self, entries: Sequence[Entry[Message]]) -> None:
         """Start the timeout of a batch, when its first handler begins."""

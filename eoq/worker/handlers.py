@@ -8,18 +8,19 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import Message, Settler
+from ..protocol.validation import encode_result
 from .handler_shape import check_handler
 from .in_flight import Entry
-from .reports import described, log, report
+from .reports import Failures, described, log
 
 WorkHandler: TypeAlias = Callable[[Message], object] | Callable[[Any, Message], object]
 """The handler of `Client.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
 Apply: TypeAlias = Callable[
     [Sequence[Entry[Message]], Settler, Callable[[], None]],
-    None,
+    Failures,
 ]
-"""Handles messages and acks them through the settler. It calls the function when the first handler begins, since the
-timeout counts from then."""
+"""Handles messages and acks them through the settler. Returns the messages of a batch that failed, with their errors.
+It calls the function when the first handler begins, since the timeout counts from then."""
 
 
 class Processor(Protocol):
@@ -43,20 +44,21 @@ def applying(handler: Callable[..., object], inbox: Processor | None) -> Apply:
 
 
 def _directly(handler: Callable[..., object]) -> Apply:
-    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> None:
+    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> Failures:
         (entry,) = entries
         begun()
         result = handler(entry.message)
         if entry.overdue:
             log.warning("%s: its handler ended after its timeout; the result is discarded", described(entry.message))
         elif not entry.settled:
-            acks.ack(entry.message.receipt, result)
+            acks.ack(entry.message.receipt, encode_result(result))
+        return []
 
     return apply
 
 
 def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
-    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> None:
+    def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> Failures:
         # Before this, the inbox may wait for its file, which is no fault of the handler.
         def handle(tx: object, message: Message) -> object:
             begun()
@@ -68,11 +70,10 @@ def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
 
         if len(entries) == 1:
             inbox.process(replace(entries[0].message, settler=acks), handle_one)
-            return
+            return []
         # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
         outcomes = cast(BatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                report(entry, outcome)
+        pairs = zip(entries, outcomes, strict=True)
+        return [(entry, outcome) for entry, outcome in pairs if isinstance(outcome, Exception)]
 
     return apply

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +21,7 @@ class Summary:
     """How the deliveries of one `Client.work` ended.
 
     ``done`` were acked. ``retried`` were given back to be tried again, or became dead letters after their last attempt.
+    Those given back because a file was locked, say, are among them, although that counts no attempt.
     ``rejected`` were made dead letters. ``lost`` counts those whose lease ended first: they were delivered again.
     """
 
@@ -57,11 +58,19 @@ class InFlight(Generic[M]):
     """All messages of a worker, by receipt. All times are monotonic seconds.
 
     At most ``most`` may be in flight. The worker asks for new ones when there is room for ``fewest``.
+
+    ``suspects`` bounds the messages that have failed before, for a worker with batches; None for no bound. If a message
+    kills its worker, the daemon counts an attempt of as many messages as are handled at once, which is a whole batch.
+    Those are then suspect. They are handled alone, the last of what a request has brought, and while one of them is
+    here nothing else is fetched: so a second kill counts only what was running.
     """
 
-    def __init__(self, most: int, fewest: int) -> None:
+    def __init__(self, most: int, fewest: int, suspects: int | None = None) -> None:
         self._most = most
         self._fewest = fewest
+        self._most_suspects = suspects
+        self._limit = most
+        self._suspects = 0
         self._entries: dict[str, Entry[M]] = {}
         self._running: dict[str, Entry[M]] = {}
         """The messages whose handlers run, by message id."""
@@ -86,15 +95,35 @@ class InFlight(Generic[M]):
 
         A message whose ack is in flight has made room already: the daemon reads the ack first.
         """
+        if self._suspects:
+            return 0
         room = self._most - (len(self._entries) - self._confirming)
-        return room if room >= self._fewest else 0
+        return min(room, self._limit) if room >= self._fewest else 0
+
+    def sift(self, messages: Sequence[M]) -> tuple[Sequence[M], Sequence[M]]:
+        """Return the messages of one request to keep, in the order to handle them, and those to give back."""
+        if self._most_suspects is None:
+            return messages, ()
+        suspects = [message for message in messages if message.attempt > 1]
+        if len(suspects) <= self._most_suspects:
+            self._limit = min(self._limit * 2, self._most)
+        else:
+            self._limit = self._most_suspects  # so that few are fetched in vain
+        if not suspects:
+            return messages, ()
+        fresh = [message for message in messages if message.attempt <= 1]
+        return fresh + suspects[: self._most_suspects], suspects[self._most_suspects :]
 
     def add(self, messages: Iterable[M], generation: int) -> list[Entry[M]]:
         """Add messages that the connection of this ``generation`` brought. Return their entries, which now wait."""
         entries = [Entry(message, generation) for message in messages]
         for entry in entries:
             self._entries[entry.message.receipt] = entry
+            self._suspects += self._is_suspect(entry)
         return entries
+
+    def _is_suspect(self, entry: Entry[M]) -> bool:
+        return self._most_suspects is not None and entry.message.attempt > 1
 
     def drop_waiting(self) -> list[str]:
         """Remove the messages that wait. Return the receipts of those that can be given back."""
@@ -150,6 +179,7 @@ class InFlight(Generic[M]):
         """Remove a message: its handler has ended and its ack, if any, is confirmed, or its handler will not run."""
         if self._entries.pop(entry.message.receipt, None) is not None:
             self._confirming -= entry.confirming
+            self._suspects -= self._is_suspect(entry)
             self._stop_running(entry)
             self.ends += 1
             self.ended_at = time.monotonic()

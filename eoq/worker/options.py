@@ -16,6 +16,8 @@ STOP_SECONDS: Final = 2.0
 """How long the end of the loop waits until the waiting messages are given back to the daemon."""
 LAST_SECONDS: Final = 0.1
 """How long the end of the loop then waits until messages delivered meanwhile are given back. Mostly there are none."""
+PAUSE_STEP: Final = 0.1
+"""How soon a loop that pauses because of failures notices its stop."""
 MAX_PIPELINED: Final = 32
 """How many acks are in flight while the next message is handled. They can share one commit of the daemon."""
 
@@ -75,6 +77,11 @@ class WorkOptions:
     def places(self) -> int:
         """How many messages can be handled at once."""
         return self.concurrency * self.batch
+
+    @property
+    def suspects(self) -> int | None:
+        """How many messages with a failed attempt the loop keeps at once; None without batches. See `InFlight`."""
+        return self.concurrency if self.batch > 1 else None
 
     @property
     def lease_seconds(self) -> float:

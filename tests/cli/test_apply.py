@@ -214,7 +214,7 @@ def test_a_file_that_cannot_grow_ends_the_command_and_does_not_use_up_the_attemp
     assert ran.status == 75, ran.errors
     assert str(file) in ran.errors
     shown = client.ask("show", queue=queue, id="m")["message"]
-    assert (shown["state"], shown["attempts"]) == ("ready", 1)
+    assert (shown["state"], shown["attempts"]) == ("ready", 0)
 
 
 def test_a_signal_stops_the_command_and_gives_back_the_waiting_messages(

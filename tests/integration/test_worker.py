@@ -223,10 +223,10 @@ def test_an_exception_of_a_handler_settles_its_message_and_does_not_end_the_loop
             case "later":
                 raise eoq.Retry(60, "the bank is closed")
             case "unable":
-                return object() if message.attempt == 1 else None
+                return object()
         return None
 
-    assert work(handler) == eoq.Summary(done=3, retried=3, rejected=1)
+    assert work(handler) == eoq.Summary(done=2, retried=2, rejected=2)
     assert (show("never")["state"], show("never")["error"]) == ("dead", "no such account")
     later = show("later")
     assert (later["state"], later["error"]) == ("delayed", "the bank is closed")
@@ -262,11 +262,32 @@ def test_a_retry_out_of_bounds_is_an_error_of_the_handler(
     assert work(handler) == eoq.Summary(done=1, retried=1)
 
 
-def test_a_result_that_is_too_large_is_an_error_of_the_handler(
-    work: Work, put: Callable[..., None], show: Callable[[str], Any]
+@pytest.mark.parametrize("prefetch", [0, 5])
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (b"x" * (2**20 + 1), "1,048,577 bytes"),
+        (object(), "neither bytes, text nor JSON"),
+        (float("nan"), "neither bytes, text nor JSON"),
+        ("\ud800", "not valid Unicode"),
+        ((part for part in "ab"), "generator"),
+    ],
+    ids=["large", "object", "nan", "surrogate", "generator"],
+)
+def test_a_message_whose_result_can_never_be_stored_is_dead_at_once(
+    work: Work, put: Callable[..., None], show: Callable[[str], Any], returned: object, reason: str, prefetch: int
 ) -> None:
     put("m")
-    assert work(lambda message: b"x" * (2**20 + (message.attempt == 1))) == eoq.Summary(done=1, retried=1)
+    runs: list[int] = []
+
+    def handler(message: Any) -> object:
+        runs.append(message.attempt)
+        return returned
+
+    assert work(handler, prefetch=prefetch) == eoq.Summary(rejected=1)
+    assert runs == [1]
+    assert show("m")["state"] == "dead"
+    assert reason in show("m")["error"]
 
 
 @pytest.mark.parametrize(
@@ -791,7 +812,7 @@ def test_reject_and_retry_through_the_inbox_roll_back(
     assert show("later")["due_at"] > time.time() + 50
 
 
-def test_a_message_that_fails_its_whole_batch_costs_the_others_one_attempt(
+def test_a_message_that_fails_its_whole_batch_costs_the_others_no_attempt(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
@@ -812,7 +833,7 @@ def test_a_message_that_fails_its_whole_batch_costs_the_others_one_attempt(
         blocking.work(queue, handler, inbox=inbox, batch=100, until_empty=True, idle=2.0)
     assert _effects(file) == sorted(_many(10))
     assert show("poison")["state"] == "dead"
-    assert max(show(id)["attempts"] for id in _many(10)) == 2
+    assert max(show(id)["attempts"] for id in _many(10)) == 1
 
 
 def test_a_message_that_was_tried_before_shares_no_transaction(
@@ -837,7 +858,7 @@ def test_a_message_that_was_tried_before_shares_no_transaction(
 
     with eoq.Inbox(file) as inbox:
         blocking.work(queue, _apply, inbox=Watched(), batch=10, until_empty=True)
-    assert batches == [["new 1", "new 2"], ["tried"], ["new 3"]]
+    assert batches == [["new 1", "new 2", "new 3"], ["tried"]]
 
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
