@@ -82,8 +82,9 @@ def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
     help="The application's SQLite file. It must exist.",
 )
 @click.option("--sql", required=True, metavar="STATEMENT", help="What to run; @FILE reads it from a file.")
+@click.option("--foreign-keys", is_flag=True, help="Enforce the foreign keys of APP.db.")
 @loop_options
-def apply(queue: str, db: Path, sql: str, options: LoopOptions) -> None:
+def apply(queue: str, db: Path, sql: str, foreign_keys: bool, options: LoopOptions) -> None:
     """For each message of QUEUE run SQL in APP.db, exactly once, until stopped.
 
     STATEMENT (several are allowed) and the message's id, in the table eoq_processed, are committed in one
@@ -121,7 +122,7 @@ def apply(queue: str, db: Path, sql: str, options: LoopOptions) -> None:
                 pass  # a statement that returns rows has ended only when all were read
 
     try:
-        with Inbox(db) as inbox:
+        with Inbox(db, foreign_keys=foreign_keys) as inbox:
             stoppable = _StoppingInbox(inbox, db, stop)
 
             def loop(client: Client) -> Summary:
@@ -234,6 +235,7 @@ def _check(db: Path, statements: list[str]) -> None:
             raise click.UsageError(
                 f"`{_keyword(statement)}` is not allowed in --sql: its statements run inside one transaction of {db}, "
                 "together with the message's id"
+                + ("; --foreign-keys enforces foreign keys" if _keyword(statement) == "pragma" else "")
             )
     values = parameters(Delivery(id="", queue="", body=b"", receipt=""))
     try:

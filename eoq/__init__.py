@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import TooLate as TooLate
     from .errors import Unavailable as Unavailable
     from .inbox.aio import AsyncInbox as AsyncInbox
+    from .inbox.aio_guest import AsyncGuestInbox as AsyncGuestInbox
     from .inbox.blocking import Inbox as Inbox
     from .inbox.guest import GuestInbox as GuestInbox
     from .message import AsyncMessage as AsyncMessage
@@ -67,6 +68,7 @@ _HOMES = {
     ),
     "worker.in_flight": ("Summary",),
     "inbox.aio": ("AsyncInbox",),
+    "inbox.aio_guest": ("AsyncGuestInbox",),
     "inbox.guest": ("GuestInbox",),
     "inbox.blocking": ("Inbox",),
     "outbox.writer": ("AsyncOutbox", "Outbox"),

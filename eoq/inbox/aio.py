@@ -22,12 +22,13 @@ from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import AsyncMessage
 from ..system import aio_sqlite
+from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
-from ..system.sqlite import BUSY_SECONDS, DURABLE
+from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .transaction import Processed
+from .transaction import Processed, refuse_foreign_keys
 
 T = TypeVar("T")
 
@@ -51,8 +52,8 @@ class AsyncInbox:
 
     ``database`` is the path of the application's file, which the inbox opens at the first use and closes, or an open
     `aiosqlite.Connection`, which remains the application's. Such a connection must be the inbox's alone while a message
-    is processed: what another task does on it meanwhile becomes part of the message's transaction. ``keep`` and
-    ``clock`` are those of `Inbox`.
+    is processed: what another task does on it meanwhile becomes part of the message's transaction. ``keep``,
+    ``foreign_keys`` and ``clock`` are those of `Inbox`.
 
     Tasks may share an inbox; its transactions run one after the other. A task that is cancelled while it processes
     a message rolls back before it ends. The message is delivered again when its lease ends.
@@ -63,8 +64,11 @@ class AsyncInbox:
         database: str | os.PathLike[str] | aiosqlite.Connection,
         *,
         keep: float = KEEP_SECONDS,
+        foreign_keys: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        refuse_foreign_keys(foreign_keys and isinstance(database, aiosqlite.Connection))
+        self._foreign_keys = foreign_keys
         self._pruning = Pruning(keep)
         self._clock = clock
         self._owned = not isinstance(database, aiosqlite.Connection)
@@ -91,7 +95,7 @@ class AsyncInbox:
         """Wait for the open transaction, and close the file, if the inbox has opened it."""
         async with self._lock:
             if self._owned and self._database is not None and not self._closed and self._refusal is None:
-                await _complete(self._database.close())
+                await complete(self._database.close())
             self._closed = True
 
     # ── forks ───────────────────────────────────────────────────────────────────────────────────────────
@@ -138,7 +142,7 @@ class AsyncInbox:
                     returned = await handler(self._connection, message)
                     result = await self._run(partial(processed.accept, message, returned))
         except Exception as error:
-            await _give_back(message, error)
+            await give_back(message, error)
             raise
         await message.ack(result=result)
         return result
@@ -160,11 +164,11 @@ class AsyncInbox:
             if len(batch) > 1 and (results or not outcomes.is_outage(error)):
                 return await self._one_by_one(batch, handler)
             for message in batch:
-                await _give_back(message, error)
+                await give_back(message, error)
             raise
         acks, failed = split(batch, results)
         for message, reason in failed:
-            await _give_back(message, reason)
+            await give_back(message, reason)
         await _ack_all(acks)
         return results
 
@@ -177,7 +181,7 @@ class AsyncInbox:
             except Exception as error:
                 if outcomes.is_outage(error):
                     for other in batch[index + 1 :]:
-                        await _give_back(other, error)
+                        await give_back(other, error)
                     raise
                 results.append(error)
         return results
@@ -240,7 +244,7 @@ class AsyncInbox:
                 self._processed = await self._prepare(self._connection)
             else:
                 if self._database is not None:  # its file was closed for a fork, and its thread remains
-                    await _complete(self._database.close())
+                    await complete(self._database.close())
                     self._database = None
                 self._processed = await self._open()
         return self._processed
@@ -250,10 +254,10 @@ class AsyncInbox:
         # Any thread may close it, since the thread that forks does.
         connection = aiosqlite.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            await _complete(connection)
+            await complete(connection)
             processed = await self._prepare(connection)
         except BaseException:
-            await _complete(connection.close())
+            await complete(connection.close())
             raise
         self._database = connection
         return processed
@@ -262,6 +266,8 @@ class AsyncInbox:
         def prepare(database: sqlite3.Connection) -> Processed:
             if self._owned:
                 database.execute(DURABLE)
+                if self._foreign_keys:
+                    database.execute(FOREIGN_KEYS)
             processed = Processed(database, self._pruning, self._clock, owned=self._owned, in_tasks=True)
             processed.create()
             return processed
@@ -299,16 +305,16 @@ class AsyncInbox:
             try:
                 # Even if this task is cancelled now, the call runs on the thread. The rollback follows it, and does
                 # nothing if no transaction has begun: one of the application's may be open.
-                await _complete(self._run(partial(processed.begin, messages)))
+                await complete(self._run(partial(processed.begin, messages)))
             except BaseException:
-                await _complete(self._run(processed.rollback))
+                await complete(self._run(processed.rollback))
                 raise
             try:
                 yield processed
                 await self._run(processed.finish)
             except BaseException:
                 # If this task was cancelled, the thread may still run its last call. The rollback follows that call.
-                await _complete(self._run(processed.rollback))
+                await complete(self._run(processed.rollback))
                 raise
 
 
@@ -316,21 +322,7 @@ def _prune_alone(processed: Processed, queue: str, after: int | None) -> tuple[i
     return processed.transaction((), partial(processed.prune, queue, after))
 
 
-async def _complete(work: Awaitable[T]) -> T:
-    """Wait for the end of ``work``, even if this task is cancelled meanwhile. Then raise the cancellation."""
-    future = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
-
-
-async def _give_back(message: AsyncMessage, error: Exception) -> None:
+async def give_back(message: AsyncMessage, error: Exception) -> None:
     """Reject or nack a message, as the error of its handler says. If that fails, add a note to the error."""
     try:
         await outcomes.give_back_async(message, error)

@@ -20,11 +20,11 @@ from .. import outcomes
 from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
 from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
-from ..system.sqlite import BUSY_SECONDS, DURABLE
+from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import KEEP_SECONDS, Pruning
-from .transaction import Processed
+from .transaction import Processed, refuse_foreign_keys
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
 """Called with the connection, inside the open transaction, and the message. It returns the result (or None)."""
@@ -48,6 +48,9 @@ class Inbox:
     hundred messages, once the daemon's watermark has passed them. ``pruning.py`` proves that this is safe. ``clock``
     returns seconds since the epoch.
 
+    ``foreign_keys`` makes SQLite enforce the foreign keys of the file on the connection that the inbox opens. SQLite
+    does not do so by itself, and it cannot be switched on inside a transaction.
+
     A handler gets the connection inside a transaction. It may use savepoints, but it cannot commit or roll back. If it
     tries, `sqlite3.DatabaseError` ("not authorized") is raised, and the message is given back like after any other
     exception. On a connection of the application, the inbox sets the connection's authorizer for the transaction. It
@@ -60,8 +63,11 @@ class Inbox:
         database: str | os.PathLike[str] | sqlite3.Connection,
         *,
         keep: float = KEEP_SECONDS,
+        foreign_keys: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        refuse_foreign_keys(foreign_keys and isinstance(database, sqlite3.Connection))
+        self._foreign_keys = foreign_keys
         self._lock = threading.RLock()
         self._pruning = Pruning(keep)
         self._clock = clock
@@ -123,6 +129,8 @@ class Inbox:
         database = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             database.execute(DURABLE)
+            if self._foreign_keys:
+                database.execute(FOREIGN_KEYS)
             self._database = database
             return self._prepare()
         except BaseException:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections import deque
 from pathlib import Path
 from typing import Final
+
+from ..errors import InvalidRequest
+from ..system.forks import watch_forks
+
+RECENT: Final = 16
+"""How many connections of a library are remembered, to know them in a forked child."""
 
 FOREIGN_CONNECTION: Final = (
     "this inbox uses a connection that was opened before this process was forked, and SQLite cannot use it in two "
@@ -30,3 +38,38 @@ def absolute(database: str | os.PathLike[str]) -> str:
 def is_file(path: str) -> bool:
     """Return whether SQLite stores the database of this path in a file that several processes can open."""
     return path not in ("", ":memory:")
+
+
+class LibraryConnections:
+    """The connections of a library that an inbox has used lately: a forked child must not use them."""
+
+    def __init__(self) -> None:
+        self._recent: deque[sqlite3.Connection] = deque(maxlen=RECENT)
+        self._inherited: list[sqlite3.Connection] = []
+        """Those that this process has inherited in a fork, and that are still open."""
+        watch_forks(self)
+
+    def note(self, connection: sqlite3.Connection) -> None:
+        """Remember a connection of the library."""
+        if connection not in self._recent:
+            self._recent.append(connection)
+
+    def forked(self) -> None:
+        """Note in a child which connections must not be used in it."""
+        self._inherited = [*self._inherited, *self._recent]
+        self._recent.clear()
+
+    def refuse_inherited(self) -> None:
+        """Raise `InvalidRequest` in a forked child as long as a connection of the parent is open in it."""
+        if self._inherited:
+            self._inherited = [connection for connection in self._inherited if _is_open(connection)]
+        if self._inherited:
+            # The library must neither commit nor roll back here: the transaction is the parent's as well.
+            raise InvalidRequest(LIBRARY_CONNECTION)
+
+
+def _is_open(connection: sqlite3.Connection) -> bool:
+    try:
+        return connection.total_changes >= 0
+    except sqlite3.ProgrammingError:
+        return False

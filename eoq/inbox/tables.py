@@ -61,6 +61,11 @@ _SCHEMA: Final = (
     ) without rowid
     """,
 )
+# It deletes nothing. SQLite takes the write lock all the same.
+_LOCK: Final = """
+    delete from eoq_watermark
+    where false
+    """
 _FIND: Final = """
     select cast(result as blob)
     from eoq_processed
@@ -90,6 +95,19 @@ def create(database: sqlite3.Connection) -> None:
     """Create the tables if they are missing, inside the open transaction."""
     for statement in _SCHEMA:
         database.execute(statement)
+
+
+def lock(database: sqlite3.Connection) -> None:
+    """Take the file's write lock for a transaction that has read nothing yet, and wait for it if needed.
+
+    A transaction that reads first, as one of `begin` does by itself, could fail at its first write instead of waiting.
+    """
+    try:
+        database.execute(_LOCK)
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+        create(database)  # it writes, which takes the lock as well
 
 
 def find(database: sqlite3.Connection, messages: Sequence[Delivery]) -> dict[Key, bytes | None]:

@@ -22,7 +22,7 @@ from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from .guard import TransactionGuard
 from .pruning import Pruning
-from .tables import Key, create, find, insert, is_found, note_redeliveries, rows
+from .tables import Key, create, find, insert, is_found, lock, note_redeliveries, rows
 
 T = TypeVar("T")
 
@@ -142,6 +142,8 @@ class Processed:
         if not self._database.in_transaction:
             # Immediate, because a transaction that begins by reading cannot write after another one has written.
             self._database.execute(_BEGIN)
+        else:
+            lock(self._database)  # Django, for one, begins its transactions `deferred`
         create(self._database)
         self._results = find(self._database, messages)
 
@@ -311,6 +313,15 @@ class Processed:
     def prune(self, queue: str, after: int | None) -> tuple[int, int | None]:
         """Make one step of pruning inside the open transaction. See `Pruning.step`."""
         return self._pruning.step(self._database, queue, after, self._clock())
+
+
+def refuse_foreign_keys(refused: bool) -> None:
+    """Raise `InvalidRequest` if an inbox shall enforce foreign keys on a connection that it has not opened."""
+    if refused:
+        raise InvalidRequest(
+            "`foreign_keys` is for an inbox that opens the file itself; on a connection of your own, run "
+            "`pragma foreign_keys = on` right after you open it"
+        )
 
 
 def _autocommit(database: sqlite3.Connection) -> int:

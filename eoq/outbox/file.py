@@ -21,6 +21,7 @@ from ..message import Outgoing
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
 from ..protocol.validation import check_options, check_queue, time_left
 from ..system.sqlite import DURABLE
+from .wal import WriteAheadLog
 from .writer import INDEX
 
 # The rows that a relay has begun to send. The mark is on disk before the first try. So a relay that was not running for
@@ -133,6 +134,7 @@ class OutboxFile:
         self._prepared = False
         self._floor = 0
         self._floor_valid_for: object = None
+        self._log = WriteAheadLog(path)
 
     def close(self) -> None:
         """Close the file. The next use opens it again."""
@@ -206,6 +208,7 @@ class OutboxFile:
                 [(row.seq, row.key) for row in rows],
             )
             database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
+        self._log.shrink(database)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
@@ -261,6 +264,8 @@ class OutboxFile:
                 raise
         except sqlite3.Error as error:
             failure = _storage_error(error, self.path)
+            if isinstance(failure, StorageFailed) and not isinstance(failure, FileBusy):
+                self._log.distrust_disk()
             if not isinstance(failure, FileBusy):
                 self.close()
             raise failure from error
@@ -282,9 +287,7 @@ class OutboxFile:
             # Another program may have written text that is not UTF-8. Such a row is set aside.
             connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
             connection.execute(DURABLE)
-            # The application does the checkpoints. SQLite before 3.51.3 can corrupt a file if two connections write
-            # and checkpoint at the same moment.
-            connection.execute("pragma wal_autocheckpoint = 0")
+            connection.execute("pragma wal_autocheckpoint = 0")  # `WriteAheadLog` says why
             if identity != self._identity_now():
                 raise FileBusy(f"{self.path} is being replaced")
         except BaseException:

@@ -12,3 +12,5 @@ DURABLE: Final = "pragma synchronous = extra"
 With a rollback journal, ``full`` is not enough: it does not sync the folder after it deletes the journal. So the
 journal may reappear and undo a committed transaction. With a write-ahead log, ``extra`` and ``full`` are the same.
 """
+FOREIGN_KEYS: Final = "pragma foreign_keys = on"
+"""Makes SQLite enforce foreign keys, which it does not by itself. Inside a transaction the statement does nothing."""

@@ -252,3 +252,18 @@ def test_without_a_daemon_it_is_69_at_once(file: Path) -> None:
     ran = Shell(file.parent / "none", file.parent).run(f"eoq apply q --db {file} --sql 'select 1'")
     assert ran.status == 69
     assert "eoq start" in ran.errors
+
+
+def test_foreign_keys_are_enforced_where_it_is_asked_for(
+    client: eoq.Client, queue: str, apply: Apply, file: Path
+) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("create table account (id text primary key)")
+        database.execute("create table booking (account text not null references account (id))")
+    insert = "insert into booking values (:body)"
+    client.send(queue, "nobody", id="m")
+    assert "--foreign-keys enforces foreign keys" in apply(f"pragma foreign_keys = on; {insert}").errors
+    assert apply(insert, "--foreign-keys --json").rows[0]["done"] == 0
+    shown = client.ask("show", queue=queue, id="m")["message"]
+    assert "FOREIGN KEY constraint failed" in shown["error"]
+    assert _query(file, "select * from booking") == []

@@ -282,3 +282,34 @@ def test_a_statement_that_is_left_unfinished_is_named_as_the_reason(
     with eoq.Inbox(file) as inbox, pytest.raises(eoq.InvalidRequest, match="left a statement unfinished"):
         inbox.process(_delivered(blocking, queue), handler)
     assert _payments(file) == []
+
+
+def test_an_inbox_enforces_foreign_keys_where_it_is_asked_for(blocking: eoq.Client, queue: str, file: Path) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("create table booking (account text references account (name))")
+
+    def handler(tx: sqlite3.Connection, _message: eoq.Message) -> None:
+        tx.execute("insert into booking values ('nobody')")
+
+    with eoq.Inbox(file, foreign_keys=True) as inbox, pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        inbox.process(_delivered(blocking, queue), handler)
+    with closing(sqlite3.connect(file)) as database, pytest.raises(eoq.InvalidRequest, match="pragma foreign_keys"):
+        eoq.Inbox(database, foreign_keys=True)
+
+
+async def test_an_asyncio_inbox_enforces_foreign_keys_where_it_is_asked_for(
+    shared_daemon: Daemon, queue: str, file: Path
+) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("create table booking (account text references account (name))")
+
+    async def handler(tx: aiosqlite.Connection, _message: eoq.AsyncMessage) -> None:
+        await tx.execute("insert into booking values ('nobody')")
+
+    async with eoq.connect_async(shared_daemon.socket) as client, eoq.AsyncInbox(file, foreign_keys=True) as inbox:
+        await client.send(queue, "x")
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            await inbox.process((await client.receive(queue))[0], handler)
+    async with aiosqlite.connect(file) as connection:
+        with pytest.raises(eoq.InvalidRequest, match="pragma foreign_keys"):
+            eoq.AsyncInbox(connection, foreign_keys=True)

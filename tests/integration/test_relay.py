@@ -16,6 +16,7 @@ import pytest
 
 import eoq
 from eoq.outbox.file import OutboxFile
+from eoq.outbox.wal import LARGE_BYTES
 from tests.integration.idle import is_idle
 from tests.integration.relays import bodies, refusing, relaying, waiting
 from tests.support import HAS_PROC, Daemon, eventually
@@ -111,6 +112,53 @@ def test_a_commit_to_a_file_behind_a_link_wakes_the_relay(
             with database:
                 box.send(queue, str(number))
             assert bodies(client, queue, 1) == [str(number)]
+
+
+def test_the_log_stays_small_while_a_backlog_is_sent_beside_an_idle_application(
+    shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    log = file.with_name("app.db-wal")
+    with database:
+        for _ in range(3000):
+            eoq.Outbox(database).send(queue, b"x" * 6000)
+    database.execute("pragma wal_checkpoint(truncate)")
+    assert _flush(shared_daemon.socket, file) == 0
+    assert waiting(file) == 0
+    assert log.stat().st_size <= LARGE_BYTES + 2_000_000, "a batch more than the limit"
+    assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+
+
+def test_the_relay_leaves_checkpoints_to_an_application_that_writes(
+    shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    database.execute("pragma wal_autocheckpoint = 0")
+    with database:
+        for _ in range(2000):
+            eoq.Outbox(database).send(queue, b"x" * 4000)
+    outbox = OutboxFile(file)
+    while rows := outbox.read(250, 10**9, resend_within=10**9):
+        with database:
+            database.execute("create table if not exists t (a)")
+            database.execute("insert into t values (1)")
+        outbox.remove(rows)
+    outbox.close()
+    assert file.with_name("app.db-wal").stat().st_size > 2 * LARGE_BYTES
+
+
+def test_the_relay_does_no_checkpoint_behind_a_reader_and_tries_again_later(
+    queue: str, file: Path, database: sqlite3.Connection
+) -> None:
+    with database:
+        for _ in range(2000):
+            eoq.Outbox(database).send(queue, b"x" * 4000)
+    outbox = OutboxFile(file)
+    with closing(sqlite3.connect(file)) as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from eoq_outbox").fetchone()
+        while rows := outbox.read(250, 10**9, resend_within=10**9):
+            outbox.remove(rows)
+    outbox.close()
+    assert waiting(file) == 0
 
 
 def test_a_replaced_file_is_opened_again(
