@@ -171,18 +171,31 @@ async def test_a_transaction_that_began_deferred_has_the_write_lock_before_the_h
 
 @pytest.mark.parametrize("steps", range(1, 30, 2))
 async def test_a_task_may_be_cancelled_at_any_of_its_steps(
-    client: eoq.AsyncClient, queue: str, inbox: Inbox, file: Path, steps: int
+    client: eoq.AsyncClient, queue: str, file: Path, steps: int
 ) -> None:
-    message = await _delivered(client, queue, lease=0.3)
-    task = asyncio.ensure_future(inbox.process(message, _book))
-    for _ in range(steps):
-        await asyncio.sleep(0)  # one step of the event loop
-    task.cancel()
-    with suppress(asyncio.CancelledError, eoq.LeaseLost):
-        await task
-    if await client.result(queue, "m") is None:
-        with suppress(eoq.LeaseLost):
-            await inbox.process(await _again(client, queue), _book)
+    @asynccontextmanager
+    async def block() -> AsyncIterator[aiosqlite.Connection]:
+        try:
+            await database.execute("begin")
+            yield database
+            await database.execute("commit")
+        except BaseException:
+            await database.rollback()
+            raise
+
+    # It is opened here: aiosqlite leaks a connection if it is cancelled while it opens it.
+    async with aiosqlite.connect(file, isolation_level=None) as database:
+        inbox = eoq.AsyncGuestInbox(block, _itself)
+        message = await _delivered(client, queue, lease=0.3)
+        task = asyncio.ensure_future(inbox.process(message, _book))
+        for _ in range(steps):
+            await asyncio.sleep(0)  # one step of the event loop
+        task.cancel()
+        with suppress(asyncio.CancelledError, eoq.LeaseLost):
+            await task
+        if await client.result(queue, "m") is None:
+            with suppress(eoq.LeaseLost):
+                await inbox.process(await _again(client, queue), _book)
     assert _payments(file) == ["m"]
 
 
