@@ -127,6 +127,18 @@ def first_of(timing: Timing, added_at: float) -> Timing:
     return timing._replace(at=int(added_at) + timing.every)
 
 
+def begun_before(timing: Timing, planned: int, seen_at: float, since: float) -> Timing:
+    """Return the timing of a schedule whose clock was set back from ``seen_at`` to ``since``.
+
+    The seconds of ``every`` are counted from a moment of the clock that was wrong. Where the schedule had begun, or its
+    first occurrence was at most one interval away, it goes on: the count begins earlier, by whole intervals. A start
+    further away was chosen by the user, and stays. ``planned`` is the occurrence that would be next.
+    """
+    if timing.every is None or timing.at is None or planned - seen_at > timing.every:
+        return timing
+    return timing._replace(at=min(timing.at, planned - int(planned - since - 1) // timing.every * timing.every))
+
+
 def rule_of(timing: Timing) -> AnyRule:
     """Return the occurrences of a timing. Raises `InvalidRequest`."""
     if (timing.cron is None) == (timing.every is None):

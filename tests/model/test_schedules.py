@@ -337,6 +337,33 @@ def test_what_comes_right_after_the_clock_is_set_back(daemon: Daemon, clock: Man
     assert len(set(daemon.messages())) == len(daemon.messages())
 
 
+@pytest.mark.parametrize("ran", [0, 25], ids=["not begun", "begun"])
+def test_an_interval_goes_on_after_the_clock_is_set_back(daemon: Daemon, clock: ManualClock, ran: int) -> None:
+    """The first start of a machine may be a day ahead. When its clock is corrected, no day passes in silence."""
+    daemon.ask("schedule_add", name="s", queue="q", every=10)
+    daemon.pass_time(ran)
+    before = len(daemon.messages())
+    clock.jump(-24 * HOUR)
+    daemon.pass_time(LONGEST_TIMER + 30)
+    new = daemon.messages()[before:]
+    assert len(new) >= 5
+    assert len(set(new)) == len(new)
+    daemon.pass_time(100)
+    assert len(daemon.messages()) - before - len(new) in (10, 11)
+    clock.jump(24 * HOUR)  # the clock was wrong for a moment only: nothing is sent twice
+    daemon.pass_time(100)
+    assert len(set(daemon.messages())) == len(daemon.messages())
+
+
+def test_a_start_far_ahead_stays_when_the_clock_is_set_back(daemon: Daemon, clock: ManualClock) -> None:
+    start = int(clock.wall()) + 3 * int(HOUR)
+    daemon.ask("schedule_add", name="s", queue="q", every=10, at=start)
+    clock.jump(-24 * HOUR)
+    daemon.pass_time(LONGEST_TIMER + 30)
+    assert daemon.messages() == []
+    assert daemon.ask("schedule_show", name="s")["schedule"]["next_at"] == start
+
+
 def test_a_ttl_is_not_moved_by_a_jump_that_was_before(daemon: Daemon, clock: ManualClock) -> None:
     """The broker moves times to live with the clock: of what was stored before it was set, and of nothing else."""
     start = clock.wall()

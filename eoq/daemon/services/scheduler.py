@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -20,7 +21,7 @@ from ..config.model import Config
 from ..config.settings import SettingsOf
 from ..records import DueSchedules, Fired, NewMessage, OccurrencePlan, ScheduleAdded, ScheduleRecord
 from ..request_values import content_of, new_schedule, scheduled_message
-from ..schedule_rules import GRACE, Definition, due, occurrence_id, rule_of
+from ..schedule_rules import GRACE, Definition, begun_before, due, occurrence_id, rule_of
 from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import (
     Command,
@@ -203,11 +204,14 @@ class Scheduler:
         `GRACE`, the schedule just waits.
         """
         since = now - GRACE  # the clock may have been set back some time ago
-        try:
-            following = rule_of(schedule.definition.timing).after(since)
-        except InvalidRequest:  # its time zone is not on this machine any more, so only the planned occurrence is known
-            following = schedule.next_at
-        updated = schedule._replace(seen_at=since, next_at=following, error=None)
+        definition, following = schedule.definition, schedule.next_at
+        if following is not None:
+            timing = begun_before(definition.timing, following, schedule.seen_at, since)
+            definition = definition._replace(timing=timing)
+        # Where its time zone is not on this machine any more, only the planned occurrence is known.
+        with suppress(InvalidRequest):
+            following = rule_of(definition.timing).after(since)
+        updated = schedule._replace(definition=definition, seen_at=since, next_at=following, error=None)
         return OccurrencePlan(schedule, (), updated, following)
 
     def _plan_due(self, now: float, schedule: ScheduleRecord, limit: int, notes: list[str]) -> OccurrencePlan:

@@ -224,10 +224,18 @@ class Schedules:
         self._database.execute(
             """
             update schedule
-            set seen_at = ?, next_at = ?, last_at = ?, error = ?, try_at = ?
+            set at = ?, seen_at = ?, next_at = ?, last_at = ?, error = ?, try_at = ?
             where number = ?
             """,
-            (updated.seen_at, updated.next_at, updated.last_at, updated.error, try_at, updated.row_id),
+            (
+                updated.definition.timing.at,
+                updated.seen_at,
+                updated.next_at,
+                updated.last_at,
+                updated.error,
+                try_at,
+                updated.row_id,
+            ),
         )
         return fired._replace(refused=refused)
 
