@@ -25,7 +25,7 @@ _COMMANDS_OF_MODULE = {
     "work": ("work",),
     "apply": ("apply",),
     "queries": ("result", "queues", "peek", "tail", "show"),
-    "admin": ("pause", "resume", "purge"),
+    "admin": ("pause", "resume", "purge", "queue"),
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from ....records import Step
+from .....errors import IdConflict, InvalidRequest
+from ....records import End, NewMessage, Step
 from ....store.commands import Drop, Purge, Redrive
 from ..database import Database
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
+from .puts import Puts
 from .queues import Queues
 
 STEP_ROWS: Final = 500
 """How many messages one step changes."""
+STEP_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes of bodies one step stores in another queue, unless the first alone has more."""
 STEP_SCANS: Final = 5000
 """How many dead letters one step reads, to find those that failed before a moment."""
 
@@ -26,13 +30,14 @@ class DeadLetters:
     """The waiting messages and dead letters that operators purge, redrive or drop."""
 
     def __init__(
-        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents
+        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents, puts: Puts
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._groups = groups
         self._contents = contents
+        self._puts = puts
 
     def purge(self, command: Purge) -> Step:
         """See `Purge`."""
@@ -69,6 +74,9 @@ class DeadLetters:
         """See `Redrive`."""
         queue_id = self._queues.require(command.queue)
         messages, after = self._select(command, queue_id)
+        if command.to is not None:
+            with self._database.savepoint():
+                return self._move(command, command.to, messages, after)
         self._database.execute(
             """
             update message
@@ -81,6 +89,41 @@ class DeadLetters:
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)
         return Step([message.id for message in messages], after)
+
+    def _move(self, command: Redrive, to: str, messages: list[Ending], after: int | None) -> Step:
+        """Store dead letters in another queue, and drop them here. The bytes of one step are limited."""
+        moved: list[str] = []
+        refused: list[str] = []
+        ended: list[End] = []
+        size = 0
+        ttl = command.settings(to).ttl
+        for index, message in enumerate(messages):
+            size += message.size
+            if size > STEP_BYTES and index > 0:
+                if command.ids is not None:
+                    raise InvalidRequest(f"these have more than {STEP_BYTES:,} bytes together; name fewer ids at once")
+                return Step(moved, messages[index - 1].seq, ended, refused)
+            try:
+                copy = self._copy(message, to, None if ttl is None else command.now + ttl)
+                ended += self._puts.store(command.now, [copy], command.settings).ended
+            except IdConflict:
+                refused.append(message.id)
+                continue
+            self._messages.discard(command.now, message, "dropped", f"it was redriven to the queue {to!r}")
+            moved.append(message.id)
+        return Step(moved, after, ended, refused)
+
+    def _copy(self, message: Ending, queue: str, expires_at: float | None) -> NewMessage:
+        """Return a stored message as it is sent to another queue."""
+        id, body, digest, headers, priority, group = self._database.execute(
+            """
+            select id, body, digest, headers, priority, "group"
+            from message
+            where seq = ?
+            """,
+            (message.seq,),
+        ).fetchone()
+        return NewMessage(queue, id, body, digest, headers, priority, group, expires_at=expires_at)
 
     def drop(self, command: Drop) -> Step:
         """See `Drop`."""
