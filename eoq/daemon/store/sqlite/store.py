@@ -23,8 +23,7 @@ from .database import QUICK_COMMIT, Database, FileLost, storage_error
 from .space import Space
 from .tables.acks import Acks
 from .tables.contents import Contents
-from .tables.dead_letters import DeadLetters
-from .tables.deletion import Deletion
+from .tables.dead_letters import DeadLetters, Deletion
 from .tables.deliveries import Deliveries
 from .tables.groups import Groups
 from .tables.messages import Messages

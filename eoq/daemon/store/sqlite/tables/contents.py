@@ -55,7 +55,7 @@ class Contents:
         """Count a queue no longer."""
         content = self._by_queue.pop(queue_id, None)
         if content is not None:
-            self._database.on_rollback(partial(self._by_queue.__setitem__, queue_id, content))
+            self._database.on_rollback(partial(self._by_queue.update, {queue_id: content}))
 
     def add(self, queue_id: int, messages: int, size: int) -> None:
         """Add to the counts of a queue, if it is counted. Negative numbers subtract."""
