@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _COMMANDS_OF_MODULE = {
     "work": ("work",),
     "apply": ("apply",),
     "queries": ("result", "queues", "peek", "tail", "show"),
-    "admin": ("pause", "resume", "purge"),
+    "admin": ("pause", "resume", "purge", "queue"),
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
@@ -53,8 +54,12 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f".{module}", __name__), cmd_name)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *arguments: Any, **options: Any) -> Any:
         _open_closed_streams()
+        _allow_all_characters()
+        return super().main(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             outcome = super().invoke(ctx)
             sys.stdout.flush()
@@ -83,6 +88,13 @@ def _open_closed_streams() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
+
+
+def _allow_all_characters() -> None:
+    """Print a character that the encoding of the locale does not have, such as EUC-JP's, as an escape."""
+    stdout = sys.stdout  # standard error is so by default
+    if isinstance(stdout, TextIOWrapper) and stdout.encoding.lower() != "utf-8":
+        stdout.reconfigure(errors="backslashreplace")
 
 
 def _colours() -> bool | None:

@@ -1,8 +1,10 @@
-"""Commands that change a whole queue: ``pause resume purge``."""
+"""Commands that change a whole queue: ``pause resume purge``, ``queue delete``."""
 
 from __future__ import annotations
 
 import click
+
+from eoq.errors import NotFound
 
 from .common import confirm, connect, print_json
 from .options import json_option, queue_argument, socket_option
@@ -58,3 +60,34 @@ def purge(queue: str, yes: bool, as_json: bool, socket: str | None) -> None:
         print_json({"queue": queue, "count": count})
     else:
         click.echo(count)
+
+
+@click.group()
+def queue() -> None:
+    """Delete queues. See `eoq queues` for the list of them.
+
+    \b
+    eoq queue delete mail
+    """
+
+
+@queue.command()
+@queue_argument
+@click.option(
+    "--forget-ids", is_flag=True, help="Also if ids are remembered: a repeated send of one is then stored again."
+)
+@socket_option
+def delete(queue: str, forget_ids: bool, socket: str | None) -> None:
+    """Delete QUEUE, which must have no messages. Exit status 1 if there is no such queue.
+
+    The ids of settled messages are remembered for the retention of the queue, so that a repeated send stores nothing.
+    While there are any, the queue is deleted only with --forget-ids. A queue without messages and ids that is neither
+    bound nor paused goes by itself.
+
+    \b
+    eoq queue delete mail
+    eoq queue delete mail --forget-ids
+    """
+    with connect(socket) as client:
+        if not client.delete_queue(queue, forget_ids=forget_ids):
+            raise NotFound(f"there is no queue {queue!r}; `eoq queues` lists them")

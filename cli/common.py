@@ -37,8 +37,12 @@ def confirm(question: str, yes: bool, flag: str = "--yes") -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one object on one line. Text that is not valid Unicode, such as a strange path, is printed as escapes."""
-    click.echo(json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode())
+    """Print one object on one line. Text that is not valid Unicode, such as a strange path, is printed as escapes.
+
+    JSON is UTF-8 everywhere. Where the locale has another encoding, all that is not ASCII is printed as escapes.
+    """
+    escaped = (sys.stdout.encoding or "").lower() != "utf-8"
+    click.echo(json.dumps(value, ensure_ascii=escaped).encode(errors="backslashreplace").decode())
 
 
 def visible(text: str) -> str:

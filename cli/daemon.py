@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from eoq.protocol.holder import daemon_on
 from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
 
+from .background import run_in_background
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
 from .options import json_option, socket_option
@@ -95,7 +95,8 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     """Start the daemon in the background. Do nothing if one runs already.
 
     If the running daemon was started with other options than this command, the exit status is 75: stop it first. The
-    daemon writes its log to a file beside its database. If you have a service manager, let it run `eoq daemon` instead.
+    daemon writes its log to a file beside its database. If it is not ready after 60 s, the exit status is 75 as well,
+    and it goes on starting. If you have a service manager, let it run `eoq daemon` instead.
 
     \b
     eoq start
@@ -112,40 +113,15 @@ def start(ctx: click.Context, /, **_options: object) -> None:
         _refuse_other(resolved, running)
         click.echo(f"eoq: a daemon runs already, with pid {running['pid']} on {path}", err=True)
         return
-    database = resolved.db.value
-    log = database.with_name(database.name + ".log")
-    try:
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        errors = os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-    except OSError as error:
-        from eoq.daemon.locks import cannot_use
-
-        raise cannot_use(log, error) from error
-    command = [sys.executable, "-P", "-m", "eoq.cli", "daemon"]
+    arguments: list[str] = []
     for name, option in options.items():
         # A path was relative to this folder. The daemon runs in another one.
         value = option.value if name == "max_attempts" else Path(option.value).absolute()
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    with errors:
-        begin = errors.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            cwd="/",
-        )
-    assert process.stdout is not None  # noqa: S101 # it is a pipe
-    line = process.stdout.readline()
-    if not line.startswith(b"ready"):
-        status = process.wait()
-        with log.open("rb") as file:
-            file.seek(begin)
-            click.echo(file.read().decode(errors="replace").strip(), err=True)
-        click.echo(f"eoq: the daemon did not start; its log is {log}", err=True)
-        sys.exit(status or 70)
-    click.echo(f"eoq: the daemon runs, with pid {process.pid} on {path}; its log is {log}", err=True)
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    database = resolved.db.value
+    log = database.with_name(database.name + ".log")
+    pid = run_in_background(arguments, log)
+    click.echo(f"eoq: the daemon runs, with pid {pid} on {path}; its log is {log}", err=True)
 
 
 @click.command()
@@ -272,7 +248,7 @@ def _alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     if stat.exists():
         try:
-            return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+            return stat.read_bytes().rpartition(b")")[2].split()[0] != b"Z"
         except (OSError, IndexError):
             return False
     return True

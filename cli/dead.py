@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import click
 
@@ -93,9 +94,10 @@ def show(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
 @dead.command()
 @queue_argument
 @_selection_options
+@click.option("--to", metavar="OTHER", help="Redrive them to this queue instead.")
 @json_option
 @socket_option
-def redrive(queue: str, selection: Selection, as_json: bool, socket: str | None) -> None:
+def redrive(queue: str, selection: Selection, to: str | None, as_json: bool, socket: str | None) -> None:
     """Redrive dead letters: deliver them again, with a new set of attempts. Print their ids.
 
     Each keeps its id, so that an inbox does not apply again what it has already applied. Exit status 1 if one of the
@@ -104,10 +106,11 @@ def redrive(queue: str, selection: Selection, as_json: bool, socket: str | None)
     \b
     eoq dead redrive mail 0190f3c1-… 0190f3c2-…
     eoq dead redrive mail --all
+    eoq dead redrive mail --all --to mail.by-hand
     """
     selection.check()
     with connect(socket) as client:
-        _change(client.redrive, queue, selection, as_json)
+        _change(partial(client.redrive, to=to), queue, selection, as_json)
 
 
 @dead.command()

@@ -164,7 +164,7 @@ class _Processes:
 
     def failure(self, what: str) -> EoqError:
         """Return an error that shows what the processes have written to standard error."""
-        log = self._errors.read_text(errors="replace").strip()
+        log = self._errors.read_text("utf-8", errors="replace").strip()
         return EoqError(f"{what}; standard error of the processes:\n{log or '(nothing)'}")
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:

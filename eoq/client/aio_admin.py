@@ -68,6 +68,18 @@ class AsyncAdmin:
         """Continue the deliveries of a queue. Return False if it was not paused. Raises `NotFound`."""
         return await self.channel.run(admin_calls.changes("resume", queue))
 
+    async def delete_queue(self, queue: str, *, forget_ids: bool = False) -> bool:
+        """Delete a queue without messages. Return False if there is no such queue.
+
+        Raises `InvalidRequest` where the queue has messages, is bound or a topic, or a schedule sends to it; and where
+        ids of settled messages are remembered, unless ``forget_ids``: a repeated send is then stored again.
+        """
+        step = await self.channel.run(admin_calls.delete_queue(queue, forget_ids))
+        existed = step.existed
+        while not step.done:
+            step = await self.channel.run(admin_calls.delete_queue(queue, forget_ids))
+        return existed
+
     async def purge(self, queue: str) -> int:
         """Drop all waiting messages of a queue. Return how many. Leased messages and dead letters stay.
 
@@ -88,14 +100,16 @@ class AsyncAdmin:
         *,
         failed_before: float | None = None,
         everything: bool = False,
+        to: str | None = None,
     ) -> Changed:
-        """Give dead letters a new set of attempts.
+        """Give dead letters a new set of attempts, in their queue, or in the queue ``to``.
 
         These are the dead letters of ``ids``, those whose last failure was before ``failed_before`` (seconds since the
         epoch), or with ``everything`` all of the queue. Return the ids that were changed, and those of ``ids`` that are
-        no dead letters (``missing``). Raises `NotFound` where there is no such queue.
+        no dead letters (``missing``). Raises `NotFound` where there is no such queue, and with ``to`` what `send`
+        raises: after an `IdConflict`, the dead letters that it does not name are redriven.
         """
-        return await self._change_dead("redrive", queue, ids, failed_before, everything)
+        return await self._change_dead("redrive", queue, ids, failed_before, everything, to)
 
     async def drop(
         self,
@@ -114,18 +128,28 @@ class AsyncAdmin:
         return await self._change_dead("drop", queue, ids, failed_before, everything)
 
     async def _change_dead(
-        self, op: str, queue: str, ids: Sequence[str] | None, failed_before: float | None, everything: bool
+        self,
+        op: str,
+        queue: str,
+        ids: Sequence[str] | None,
+        failed_before: float | None,
+        everything: bool,
+        to: str | None = None,
     ) -> Changed:
         changed = Changed([], [])
-        for part in admin_calls.parts(ids):
+        refused: list[str] = []
+        for part in admin_calls.parts(ids, to):
             after: int | None = 0
             while after is not None:
                 step = await self.channel.run(
-                    admin_calls.change_dead(op, queue, part, failed_before, everything, after)
+                    admin_calls.change_dead(op, queue, part, failed_before, everything, after, to)
                 )
                 changed.ids.extend(step.changed.ids)
                 changed.missing.extend(step.changed.missing)
+                refused.extend(step.refused)
                 after = step.after
+        if refused:
+            raise admin_calls.refused_move(refused, to)
         return changed
 
     # ── topics ──────────────────────────────────────────────────────────────────────────────────────────

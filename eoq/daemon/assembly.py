@@ -106,8 +106,8 @@ class Daemon:
         clock = self._broker.clock
         self._queries = Queries(reader, clock, self._throughput)
         self._once = OnceService(writer, clock)
-        self._retention = Retention(writer, clock, config)
-        self._admin = AdminService(writer, clock, self._broker.due_times, events)
+        self._retention = Retention(writer, clock, config, self._topics.configured_names)
+        self._admin = AdminService(writer, clock, self._broker.due_times, events, self._topics, config.queue)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within)

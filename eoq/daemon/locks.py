@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any, Final, Self
 from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol.holder import lock_file, read_holder
 
+_IN_THE_WAY: Final = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO}
+"""What the system says where a folder, a link or a pipe is in the place of a file, or a file in that of a folder."""
 PROBE_SECONDS: Final = 0.02
 """How long to wait before the lock is tried once more: a client may have it for a moment, to see whether it is free."""
 
@@ -75,6 +78,8 @@ class Lock:
         except OSError as error:
             raise cannot_use(self._file, error) from error
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Forbidden(f"{self._file} is not a regular file, and the lock has to be one; remove it")
             self._lock(descriptor)
             if os.path.samestat(os.fstat(descriptor), self._file.stat()):
                 return descriptor
@@ -123,4 +128,9 @@ def cannot_use(path: Path, error: OSError) -> EoqError:
         return Forbidden(f"{path} cannot be written by this user ({error.strerror}); choose a folder of your own")
     if isinstance(error, FileNotFoundError):
         return Forbidden(f"the folder {path.parent} does not exist; make it with `mkdir -p {path.parent}`")
+    if error.errno in _IN_THE_WAY:
+        wrong = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        return Forbidden(
+            f"{path} cannot be used: {wrong} is something else ({error.strerror}); remove that, or choose another path"
+        )
     return Forbidden(f"{path} cannot be used ({error.strerror}); choose another path")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import uvloop
 
-from ..errors import EoqError
+from ..errors import EoqError, Forbidden
 from .assembly import Settings, open_daemon
 from .clock import LoopClock
 from .config.model import LiveConfig
@@ -49,13 +49,15 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
     config = LiveConfig(settings.config, overrides)
     reloader = Reloader(settings.config_path, config)
-    _listen_to_signals(stopped, reloader)
+    _reload_on_hangup(reloader)
+    _end_on_signals()
     with ExitStack() as stack:
         socket_lock, spool = _lock_paths(settings, stack)
         _allow_many_files()
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
             daemon.keep_socket(socket_lock)
+            _stop_on_signals(stopped)
             ready(settings.socket)
             await stopped.wait()
             log.info("stopping")
@@ -92,11 +94,25 @@ def _end_soon(lost: EoqError) -> None:
     asyncio.get_running_loop().call_later(LAST_REPLIES_SECONDS, os._exit, lost.exit_status)
 
 
-def _listen_to_signals(stopped: asyncio.Event, reloader: Reloader) -> None:
-    """Stop on SIGTERM and SIGINT. Read the configuration again on SIGHUP."""
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGINT end the process at once, while it starts.
+
+    It may then be busy for long, with a large log of the database for example. The file is safe, as after every kill.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _stop_on_signals(stopped: asyncio.Event) -> None:
+    """From now on, stop on SIGTERM and SIGINT: answer what was begun, and close the file."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+
+
+def _reload_on_hangup(reloader: Reloader) -> None:
+    """Read the configuration again on SIGHUP."""
+    loop = asyncio.get_running_loop()
 
     def reload(_number: int, _frame: object) -> None:
         if not loop.is_closed():
@@ -114,6 +130,9 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
+    with suppress(PermissionError):  # then the lock says so
+        if settings.database.is_dir():
+            raise Forbidden(f"{settings.database} is a folder; remove it, or name a file with --db")
     owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)

@@ -186,6 +186,18 @@ class Step(NamedTuple):
     """Where the next step continues; None when there is nothing more."""
     ended: Sequence[End] = ()
     """The messages that it ended."""
+    refused: Sequence[str] = ()
+    """The ids of the messages that it could not change."""
+
+
+class Deleted(NamedTuple):
+    """The outcome of one step of deleting a queue."""
+
+    existed: bool
+    forgotten: int
+    """How many ids this step made the daemon forget."""
+    done: bool
+    """Whether the queue is gone. If not, ids are left for the next step."""
 
 
 class Binding(NamedTuple):

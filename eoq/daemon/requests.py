@@ -201,6 +201,11 @@ class Resume(_Request, tag="resume"):
     queue: QueueName
 
 
+class DeleteQueue(_Request, tag="delete_queue"):
+    queue: QueueName
+    forget_ids: bool = False
+
+
 class Purge(_Request, tag="purge"):
     queue: QueueName
     upto: Seq | None = None
@@ -212,6 +217,7 @@ class Redrive(_Request, tag="redrive"):
     failed_before: Moment | None = None
     all: bool = False
     after: Seq = 0
+    to: QueueName | None = None
 
 
 class Drop(_Request, tag="drop"):
@@ -299,6 +305,7 @@ Request: TypeAlias = (
     | Tail
     | Pause
     | Resume
+    | DeleteQueue
     | Purge
     | Redrive
     | Drop

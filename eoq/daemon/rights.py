@@ -65,8 +65,13 @@ def _settle(request: ask.Settle) -> list[Need]:
     return acks + [Need(Right.SEND, message.queue) for message in request.send]
 
 
-def _administer(request: ask.Pause | ask.Resume | ask.Purge | ask.Redrive | ask.Drop) -> list[Need]:
+def _administer(request: ask.Pause | ask.Resume | ask.DeleteQueue | ask.Purge | ask.Drop) -> list[Need]:
     return [Need(Right.ADMINISTER, request.queue)]
+
+
+def _redrive(request: ask.Redrive) -> list[Need]:
+    needs = [Need(Right.ADMINISTER, request.queue)]
+    return needs if request.to is None else [*needs, Need(Right.SEND, request.to)]
 
 
 def _bind(request: ask.Bind | ask.Unbind) -> list[Need]:
@@ -103,8 +108,9 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Status: _nothing,
     ask.Pause: _administer,
     ask.Resume: _administer,
+    ask.DeleteQueue: _administer,
     ask.Purge: _administer,
-    ask.Redrive: _administer,
+    ask.Redrive: _redrive,
     ask.Drop: _administer,
     ask.Bind: _bind,
     ask.Unbind: _bind,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from ..errors import IdConflict
 from ..message import Outgoing, complete_headers, encode_payload
 from .calls import Call, portions
 from .codec import Fields, put_bytes
@@ -16,6 +17,8 @@ from .validation import check_finite, check_options, check_queue
 
 SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
 QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
+MOVED_TOGETHER: Final = 10
+"""How many dead letters one request may name, to redrive them to another queue."""
 TOPICS: Final[Call[list[Fields]]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))
 
 
@@ -58,6 +61,19 @@ def changes(op: str, queue: str) -> Call[bool]:
     return Call({"op": op, "queue": check_queue(queue)}, lambda reply: bool(reply["changed"]))
 
 
+class DeletedQueue(NamedTuple):
+    """One step of the deletion of a queue: whether there was such a queue, and whether it is gone now."""
+
+    existed: bool
+    done: bool
+
+
+def delete_queue(queue: str, forget_ids: bool) -> Call[DeletedQueue]:
+    """Delete a queue, one step at a time."""
+    fields: Fields = {"op": "delete_queue", "queue": check_queue(queue), "forget_ids": forget_ids}
+    return Call(fields, lambda reply: DeletedQueue(bool(reply["existed"]), bool(reply["done"])))
+
+
 def purge(queue: str, upto: int | None) -> Call[tuple[int, int | None]]:
     """Drop waiting messages, one step at a time. The value is how many, and the ``upto`` of the next step."""
     fields: Fields = {"op": "purge", "queue": check_queue(queue), "upto": upto}
@@ -65,14 +81,24 @@ def purge(queue: str, upto: int | None) -> Call[tuple[int, int | None]]:
 
 
 class DeadStep(NamedTuple):
-    """One step of a change of dead letters. ``after`` is where the next one starts, or None after the last."""
+    """One step of a change of dead letters. ``after`` is where the next one starts, or None after the last.
+
+    ``refused`` are the ids of those that stay, because the other queue has these ids with other content.
+    """
 
     changed: Changed
     after: int | None
+    refused: list[str]
 
 
 def change_dead(
-    op: str, queue: str, ids: Sequence[str] | None, failed_before: float | None, everything: bool, after: int
+    op: str,
+    queue: str,
+    ids: Sequence[str] | None,
+    failed_before: float | None,
+    everything: bool,
+    after: int,
+    to: str | None = None,
 ) -> Call[DeadStep]:
     """Redrive or drop dead letters, one step at a time."""
     fields: Fields = {"op": op, "queue": check_queue(queue), "after": after}
@@ -83,12 +109,33 @@ def change_dead(
         fields["failed_before"] = failed_before
     if everything:
         fields["all"] = True
-    return Call(fields, lambda reply: DeadStep(Changed(reply["ids"], reply["missing"]), reply.get("after")))
+    if to is not None:
+        fields["to"] = check_queue(to)
+    return Call(fields, _read_dead_step)
 
 
-def parts(ids: Sequence[str] | None) -> list[Sequence[str] | None]:
-    """Return ``ids`` in parts that fit into one request, or one part that is None if ``ids`` is None."""
-    return [None] if ids is None else list(portions(ids))
+def _read_dead_step(reply: Fields) -> DeadStep:
+    return DeadStep(Changed(reply["ids"], reply["missing"]), reply.get("after"), reply.get("refused", []))
+
+
+def refused_move(refused: Sequence[str], to: str | None) -> IdConflict:
+    """Return the error for dead letters that could not be redriven to another queue."""
+    return IdConflict(
+        f"the others were redriven, but these dead letters stay, as the queue {to!r} has their ids with other content: "
+        f"{', '.join(refused)}"
+    )
+
+
+def parts(ids: Sequence[str] | None, to: str | None = None) -> list[Sequence[str] | None]:
+    """Return ``ids`` in parts that fit into one request, or one part that is None if ``ids`` is None.
+
+    A request that stores messages in another queue (``to``) may have fewer, because their bodies count.
+    """
+    if ids is None:
+        return [None]
+    if to is None:
+        return list(portions(ids))
+    return [ids[start : start + MOVED_TOGETHER] for start in range(0, len(ids), MOVED_TOGETHER)]
 
 
 def bind(topic: str, queue: str, headers: Mapping[str, str] | None) -> Call[None]:

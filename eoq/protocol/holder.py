@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ class Holder(NamedTuple):
     def is_stopped(self) -> bool:
         """Whether the process was stopped by a signal or a debugger. False where the system does not tell."""
         try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"Tt"
         except (OSError, IndexError):
             return False
 
@@ -92,9 +93,23 @@ def advice(socket: Path) -> str:
             f"the daemon with pid {found.pid} is stopped, by a signal or a debugger; "
             f"`kill -CONT {found.pid}` lets it go on"
         )
-    if not socket.exists():
+    kind = _kind_of(socket)
+    if kind not in (0, stat.S_IFSOCK):
+        return (
+            f"the daemon with pid {found.pid} runs, but something else is in the place of its socket; remove that, and "
+            "it makes its socket again within seconds"
+        )
+    if kind == 0:
         return (
             f"the daemon with pid {found.pid} runs, but its socket is not there: it makes it again within seconds, if "
             "it can. Try again; if that does not help, see its log, or stop it with `eoq stop`"
         )
     return f"the daemon with pid {found.pid} runs, but does not answer: try again later, or see its log"
+
+
+def _kind_of(path: Path) -> int:
+    """Return the kind of the file at ``path``, as ``stat.S_IFMT`` does; 0 where there is none."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return 0

@@ -187,13 +187,22 @@ def _open_or_make(name: str, parent: int) -> int:
     except FileExistsError:
         return open_folder(name, parent)
     folder = open_folder(name, parent)
+    _give_to_owner(folder, parent)
     os.fchmod(folder, os.fstat(parent).st_mode & 0o7777)
     return folder
+
+
+def _give_to_owner(descriptor: int, folder: int) -> None:
+    """Give what root has made in the spool of a user to that user, whose daemon could not read it otherwise."""
+    if os.geteuid() == 0:
+        owner = os.fstat(folder)
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _write_file(name: str, data: bytes, mode: int, folder: int) -> None:
     descriptor = os.open(name, _NEW, 0o600, dir_fd=folder)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
+        _give_to_owner(descriptor, folder)
         os.fchmod(descriptor, mode)
         left = memoryview(data)
         while left:

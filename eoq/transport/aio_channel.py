@@ -191,6 +191,7 @@ class AsyncChannel:
                     return self._connection
                 try:
                     _, connection = await loop.create_unix_connection(AsyncConnection, str(self.path))
+                    connection.require_own(self.path)
                     if self.closed:  # meanwhile
                         connection.close()
                         continue

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias, cast
 
-from ..errors import EoqError
+from ..errors import EoqError, Forbidden
 from ..protocol import calls
 from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
 from .connection import ConnectionLost, NotADaemon
+from .peer import require_own
 
 Replies: TypeAlias = "dict[int, asyncio.Future[Fields | EoqError]]"
 
@@ -41,6 +43,14 @@ class AsyncConnection(asyncio.Protocol):
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, descriptor, inheritable=False)  # the transport closes the descriptor of this number
             os.close(nowhere)
+
+    def require_own(self, path: Path) -> None:
+        """Close the connection, and raise `Forbidden`, if the program at the other end is that of another user."""
+        try:
+            require_own(self._transport.get_extra_info("socket"), path)
+        except Forbidden:
+            self.close("it is the daemon of another user")
+            raise
 
     async def start(self, requests: Sequence[Fields], seconds: float) -> Replies:
         """Send ``requests`` in one go. Return the futures of their replies, for `finish` or `forget`.

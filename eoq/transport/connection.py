@@ -20,6 +20,7 @@ from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
 from ..system.forks import watch_forks
 from ..system.spin import Spin
+from .peer import require_own
 
 LISTEN_SECONDS: Final = 1.0
 """How long one wait for the daemon lasts. A Ctrl-C that comes just as it begins is noticed only at its end."""
@@ -52,6 +53,7 @@ class Connection:
         self._socket = sockets.socket(sockets.AF_UNIX)
         try:
             self._socket.connect(str(path))
+            require_own(self._socket, path)
         except BaseException:
             self._socket.close()
             raise

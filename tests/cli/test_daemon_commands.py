@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.support import (
-    NOBODY,
-    PATIENCE,
     Daemon,
     Ran,
     Shell,
@@ -26,9 +24,6 @@ from tests.support import (
     read_line_of,
     running_daemon,
 )
-
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
 
 # ── in the foreground ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -227,90 +222,6 @@ def test_a_refusal_leaves_the_lock_file_of_another_daemon(daemon: Daemon) -> Non
     locks = sorted(path.name for path in daemon.folder.glob("*.lock"))
     assert locks == ["eoq.db.lock", "s.lock"]
     assert _refused(daemon.folder, daemon.db, daemon.folder / "other").status == 75
-
-
-# ── other users ─────────────────────────────────────────────────────────────────────────────────────────────
-
-AS_NOBODY = f"""
-import importlib, os, pkgutil, sys
-import eoq, eoq.cli, eoq.daemon
-# All that may be imported later: the other user need not be able to read where Python is.
-for package in (eoq, eoq.cli, eoq.daemon):
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-os.setgid({NOBODY})
-os.setuid({NOBODY})
-eoq.cli.main(sys.argv[1:], prog_name="eoq")
-"""
-
-
-def _as_nobody(*arguments: str) -> Ran:
-    """Run a command as another user."""
-    process = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, *arguments],
-        capture_output=True,
-        env=clean_environment(),
-        cwd="/",
-        timeout=PATIENCE,
-        check=False,
-    )
-    ran = Ran(process.returncode, process.stdout, process.stderr)
-    assert "Traceback" not in ran.errors, ran.errors
-    return ran
-
-
-@root_only
-@pytest.mark.parametrize(
-    ("mode", "command"),
-    [
-        pytest.param(0o755, "send q x", id="socket closed-send"),
-        pytest.param(0o700, "status", id="folder closed-status"),
-        pytest.param(0o700, "send q x", id="folder closed-send", marks=pytest.mark.slow),
-        pytest.param(0o755, "status", id="socket closed-status", marks=pytest.mark.slow),
-    ],
-)
-def test_the_daemon_of_another_user_exits_77_with_an_error(daemon: Daemon, mode: int, command: str) -> None:
-    daemon.folder.chmod(mode)
-    ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
-    assert ran.status == 77
-    assert "another user" in ran.errors
-    assert daemon.ask(op="queues")["queues"] == []
-
-
-@root_only
-def test_another_users_daemon_cannot_be_stopped(daemon: Daemon) -> None:
-    daemon.folder.chmod(0o755)
-    ran = _as_nobody("stop", "--socket", str(daemon.socket))
-    assert ran.status == 77
-    assert daemon.running
-
-
-@root_only
-@pytest.mark.parametrize("place", ["folder", "file", "lock"])
-def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
-    folder.chmod(0o755)
-    mine = folder / "mine"
-    mine.mkdir()
-    os.chown(mine, NOBODY, NOBODY)
-    if place == "folder":
-        db = folder / "eoq.db"
-    else:
-        db = mine / "eoq.db"
-        foreign = db if place == "file" else mine / "eoq.db.lock"
-        foreign.touch(mode=0o600)
-    ran = _as_nobody("daemon", "--db", str(db), "--socket", str(mine / "s"))
-    assert ran.status == 77, ran.errors
-    assert "eoq.db" in ran.errors
-
-
-@root_only
-def test_a_folder_that_may_not_be_read_exits_77(folder: Path) -> None:
-    folder.chmod(0o755)
-    (folder / "closed").mkdir(0o700)
-    ran = _as_nobody("daemon", "--db", str(folder / "closed" / "eoq.db"), "--socket", "/tmp/nobody-s")  # noqa: S108 # is not made
-    assert ran.status == 77, ran.errors
-    assert str(folder / "closed") in ran.errors
 
 
 # ── in the background ───────────────────────────────────────────────────────────────────────────────────────

@@ -76,6 +76,7 @@ class AnyClient(Protocol):
     def tail(self, queue: str, *, last: int = 0) -> Iterator[Fields]: ...
     def pause(self, queue: str) -> bool: ...
     def resume(self, queue: str) -> bool: ...
+    def delete_queue(self, queue: str, *, forget_ids: bool = False) -> bool: ...
     def purge(self, queue: str) -> int: ...
     def redrive(
         self,
@@ -84,6 +85,7 @@ class AnyClient(Protocol):
         *,
         failed_before: float | None = None,
         everything: bool = False,
+        to: str | None = None,
     ) -> Changed: ...
     def drop(
         self,
@@ -210,6 +212,9 @@ class AsyncFace:
 
     def resume(self, queue: str) -> bool:
         return self.run(self.client.resume(queue))
+
+    def delete_queue(self, queue: str, *, forget_ids: bool = False) -> bool:
+        return self.run(self.client.delete_queue(queue, forget_ids=forget_ids))
 
     def purge(self, queue: str) -> int:
         return self.run(self.client.purge(queue))

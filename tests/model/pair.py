@@ -155,7 +155,7 @@ class Pair:
             settings=self.settings,
             topics=self._topics,
         )
-        admin = AdminService(self, self.clock, self._broker.due_times, events)
+        admin = AdminService(self, self.clock, self._broker.due_times, events, self._topics, self.settings)
         self._handlers = {**self._broker.handlers, **admin.handlers, **self._topics.handlers}
         self._broker.start()
 

@@ -30,6 +30,7 @@ from eoq.daemon.broker.broker import Broker
 from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.admin import AdminService
+from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Session
 from eoq.daemon.store.commands import Command
 from eoq.daemon.store.sqlite.store import SqliteStore
@@ -88,7 +89,7 @@ class Daemon(Admin):
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,
         )
-        admin = AdminService(self, self._clock, broker.due_times, events)
+        admin = AdminService(self, self._clock, broker.due_times, events, Topics(self), lambda _: SETTINGS)
         self._handlers = {**broker.handlers, **admin.handlers}
         broker.start()
         self.rest()

@@ -266,7 +266,7 @@ def test_timers_move_messages_on(parts: Parts) -> None:
 
 def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> None:
     parts.put("a", "b")
-    dead_letters = DeadLetters(parts.database, parts.queues, parts.messages, parts.groups, parts.contents)
+    dead_letters = DeadLetters(parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.puts)
     for delivery in parts.claim():
         parts.deliveries().reject(RejectDelivery(NOW, delivery, "no"))
     assert dead_letters.redrive(Redrive(NOW, "q", ["a", "missing"], None, 0)).ids == ["a"]

@@ -11,6 +11,8 @@ from ..records import End
 
 WINDOW: Final = 60.0
 """The seconds of one window."""
+PRUNE_FROM: Final = 1000
+"""With how many queues to begin to drop those without traffic."""
 
 
 class Rate(NamedTuple):
@@ -37,6 +39,7 @@ class Throughput:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
+        self._prune_at = PRUNE_FROM
 
     def stored(self, queue: str, count: int) -> None:
         """Count messages that were stored."""
@@ -63,10 +66,17 @@ class Throughput:
             round((window.done_before * rest + window.done) / WINDOW, 3),
         )
 
+    def _prune(self, now: float) -> None:
+        """Drop the windows of queues without traffic: names may be used once and never again."""
+        self._windows = {name: window for name, window in self._windows.items() if now - window.begun < 2 * WINDOW}
+        self._prune_at = max(PRUNE_FROM, 2 * len(self._windows))
+
     def _window(self, queue: str) -> _Window:
         now = self._clock.monotonic()
         window = self._windows.get(queue)
         if window is None:
+            if len(self._windows) >= self._prune_at:
+                self._prune(now)
             window = self._windows[queue] = _Window(now)
         elapsed = now - window.begun
         if elapsed >= WINDOW:

@@ -1,4 +1,4 @@
-"""Requests of operators: pause and resume a queue, purge it, redrive or drop its dead letters."""
+"""Requests of operators: pause, resume, purge or delete a queue, redrive or drop its dead letters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,35 @@ from .. import requests as ask
 from ..broker.due_times import DueTimes
 from ..broker.events import Events
 from ..clock import Clock
-from ..records import Step
+from ..config.settings import SettingsOf
+from ..records import Deleted, Step
 from ..session import Fields, Handlers, Reply, Session, Submitter
-from ..store.commands import Drop, Pause, Purge, Redrive
+from ..store.commands import DeleteQueue, Drop, Pause, Purge, Redrive
+from .topics import Topics
 
 
 class AdminService:
     """The handlers of these requests. Each request becomes one command, which does a bounded step."""
 
-    def __init__(self, writer: Submitter, clock: Clock, due_times: DueTimes, events: Events) -> None:
+    def __init__(
+        self,
+        writer: Submitter,
+        clock: Clock,
+        due_times: DueTimes,
+        events: Events,
+        topics: Topics,
+        settings: SettingsOf,
+    ) -> None:
         self._writer = writer
         self._clock = clock
         self._due_times = due_times
         self._events = events
+        self._topics = topics
+        self._settings = settings
         self.handlers: Handlers = {
             ask.Pause: self._pause,
             ask.Resume: self._resume,
+            ask.DeleteQueue: self._delete_queue,
             ask.Purge: self._purge,
             ask.Redrive: self._redrive,
             ask.Drop: self._drop,
@@ -37,6 +50,13 @@ class AdminService:
         self._writer.submit(Pause(request.queue, False), partial(_answer_change, reply))
         self._events.ready(request.queue, None)
 
+    def _delete_queue(self, _session: Session, request: ask.DeleteQueue, reply: Reply) -> None:
+        def done(outcome: Deleted | EoqError) -> None:
+            reply(outcome if isinstance(outcome, EoqError) else outcome._asdict())
+
+        command = DeleteQueue(request.queue, request.forget_ids, self._topics.configured_names())
+        self._writer.submit(command, done)
+
     def _purge(self, _session: Session, request: ask.Purge, reply: Reply) -> None:
         def done(outcome: Step | EoqError) -> None:
             if isinstance(outcome, EoqError):
@@ -48,9 +68,26 @@ class AdminService:
         self._writer.submit(Purge(self._clock.wall(), request.queue, request.upto), done)
 
     def _redrive(self, _session: Session, request: ask.Redrive, reply: Reply) -> None:
-        command = Redrive(self._clock.wall(), request.queue, *_selected(request))
-        self._writer.submit(command, partial(_answer_step, request, reply))
-        self._events.ready(request.queue, None)
+        to = None if request.to == request.queue else request.to
+        if to is not None and self._topics.is_topic(to):
+            raise InvalidRequest(f"{to!r} is a topic, where messages are not stored; name one of its queues")
+        now = self._clock.wall()
+        command = Redrive(now, request.queue, *_selected(request), to, self._settings)
+        if to is None:
+            self._writer.submit(command, partial(_answer_step, request, reply))
+            self._events.ready(request.queue, None)
+            return
+
+        def done(outcome: Step | EoqError) -> None:
+            _answer_step(request, reply, outcome)
+            if not isinstance(outcome, EoqError):
+                self._events.stored(to, len(outcome.ids))
+                self._due_times.ended(outcome.ended)
+
+        self._writer.submit(command, done)
+        if (ttl := self._settings(to).ttl) is not None:
+            self._due_times.watch(now + ttl)
+        self._events.ready(to, None)
 
     def _drop(self, _session: Session, request: ask.Drop, reply: Reply) -> None:
         command = Drop(self._clock.wall(), request.queue, *_selected(request))
@@ -65,8 +102,9 @@ def _answer_step(request: ask.Redrive | ask.Drop, reply: Reply, outcome: Step | 
     if isinstance(outcome, EoqError):
         reply(outcome)
         return
-    missing = sorted(set(request.ids or ()) - set(outcome.ids))
-    reply(_next_step(outcome, "after") | {"ids": outcome.ids, "missing": missing})
+    missing = sorted(set(request.ids or ()) - set(outcome.ids) - set(outcome.refused))
+    fields = _next_step(outcome, "after") | {"ids": outcome.ids, "missing": missing}
+    reply(fields | {"refused": outcome.refused} if outcome.refused else fields)
 
 
 def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float | None, int]:

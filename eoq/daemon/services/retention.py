@@ -1,10 +1,11 @@
-"""Retention: it deletes settled records whose retention has passed, and expired keys of the dedup service.
+"""Retention: it deletes settled records whose retention has passed, queues of which nothing is left, and expired keys.
 
 It works in small steps, each behind the requests that arrived meanwhile, so that no send waits for a million deletions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -13,7 +14,7 @@ from ..clock import Clock, Timer
 from ..config.model import LiveConfig
 from ..records import Forgotten
 from ..session import Submitter
-from ..store.commands import Forget, OnceForget
+from ..store.commands import DeleteIdleQueues, Forget, OnceForget
 
 STEP_ROWS: Final = 200
 """Rows deleted in one step."""
@@ -24,10 +25,14 @@ LONGEST_PAUSE: Final = 600.0
 class Retention:
     """Rounds of deletion over all queues, with pauses between them."""
 
-    def __init__(self, writer: Submitter, clock: Clock, config: LiveConfig) -> None:
+    def __init__(
+        self, writer: Submitter, clock: Clock, config: LiveConfig, kept_queues: Callable[[], frozenset[str]]
+    ) -> None:
+        """``kept_queues`` returns the queues that stay, although nothing is left of them."""
         self._writer = writer
         self._clock = clock
         self._config = config
+        self._kept_queues = kept_queues
         self._timer: Timer | None = None
         self._pausing = False
         self._stopped = False
@@ -55,12 +60,23 @@ class Retention:
             if isinstance(outcome, EoqError):
                 self._pause()
             elif outcome.after is None:
-                self._forget_keys()
+                self._delete_queues(0)
             elif not self._stopped:
                 # So that the next step runs behind the requests that have arrived meanwhile.
                 self._timer = self._clock.call_later(0, partial(self._forget_messages, outcome.after))
 
         self._writer.submit(Forget(self._clock.wall(), after, STEP_ROWS, self._config.queue), done, durable=False)
+
+    def _delete_queues(self, after: int) -> None:
+        """Delete the queues of which nothing is left, so that names that are used once do not pile up."""
+
+        def done(outcome: Forgotten | EoqError) -> None:
+            if not isinstance(outcome, EoqError) and outcome.after is not None and not self._stopped:
+                self._timer = self._clock.call_later(0, partial(self._delete_queues, outcome.after))
+            elif not self._stopped:
+                self._forget_keys()
+
+        self._writer.submit(DeleteIdleQueues(after, STEP_ROWS, self._kept_queues()), done, durable=False)
 
     def _forget_keys(self) -> None:
         def done(outcome: int | EoqError) -> None:

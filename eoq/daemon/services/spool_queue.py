@@ -216,7 +216,7 @@ class QueueFolder:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                     raise
-                found.append(SpoolFile(file, Forbidden(f"the file cannot be read: {error.strerror}")))
+                found.append(SpoolFile(file, _unreadable(error)))
             except (InvalidRequest, MessageTooLarge) as error:
                 found.append(SpoolFile(file, error))
             except MESSAGE_FAULTS as fault:
@@ -286,3 +286,7 @@ class QueueFolder:
             yield
         except OSError as error:
             raise storage_error(error, self.path) from error
+
+
+def _unreadable(error: OSError) -> Forbidden:
+    return Forbidden(f"the file cannot be read: {error.strerror}; let the daemon's user read it, and move it back")

@@ -54,6 +54,10 @@ class Topics:
             by_topic.setdefault(pair[0], []).append(by_pair[pair])
         self._by_topic = by_topic
 
+    def configured_names(self) -> frozenset[str]:
+        """Return the topics and the queues that the bindings of the configuration name."""
+        return frozenset(name for binding in self._configured for name in (binding.topic, binding.queue))
+
     def is_topic(self, name: str) -> bool:
         """Return whether any queue is bound to ``name``."""
         return name in self._by_topic

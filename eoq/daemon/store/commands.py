@@ -16,11 +16,12 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from ..config.settings import SettingsOf
+from ..config.settings import SettingsOf, defaults
 from ..records import (
     Advanced,
     Binding,
     Claimed,
+    Deleted,
     DeliveryRef,
     DueSchedules,
     End,
@@ -151,6 +152,29 @@ class Pause(Command[bool], frozen=True):
     paused: bool
 
 
+class DeleteQueue(Command[Deleted], frozen=True):
+    """Delete a queue without messages, in steps.
+
+    ``keep`` has the queues that the configuration names in a binding. Raises `InvalidRequest` where the queue has
+    messages, is bound, is a topic, or a schedule sends to it; and where its ids are remembered, unless ``forget_ids``.
+    """
+
+    queue: str
+    forget_ids: bool
+    keep: frozenset[str]
+
+
+class DeleteIdleQueues(Command[Forgotten], frozen=True):
+    """Delete the queues of which nothing is left: no message, id, binding or schedule, and not paused.
+
+    One step looks at ``limit`` queues with a queue_id above ``after``. ``keep`` is that of `DeleteQueue`.
+    """
+
+    after: int
+    limit: int
+    keep: frozenset[str]
+
+
 class Purge(Command[Step], frozen=True):
     """Drop the waiting messages with a seq up to ``upto``, in steps. None means all that are stored now.
 
@@ -166,6 +190,9 @@ class Redrive(Command[Step], frozen=True):
     """Give dead letters a new set of attempts: those of ``ids``, or all that failed before a moment.
 
     A message keeps its id, its seq and the history of its deliveries. Its time to live no longer counts.
+
+    With ``to``, the messages are stored in that queue instead, under their ids, and the dead letters are dropped. Those
+    whose id is stored there with other content stay: they are the ``refused`` of the outcome. Raises what `Put` raises.
     """
 
     now: float
@@ -173,6 +200,8 @@ class Redrive(Command[Step], frozen=True):
     ids: Sequence[str] | None
     failed_before: float | None
     after: int
+    to: str | None = None
+    settings: SettingsOf = defaults
 
 
 class Drop(Command[Step], frozen=True):

@@ -251,7 +251,7 @@ class Ownership:
         (version,) = self._execute("pragma data_version").fetchone()
         try:
             file, log = stat(self._path), stat(self._log)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise FileLost(
                 f"{error.filename} was removed while the daemon used it, so nothing more is stored; what was confirmed "
                 "since is lost with it. Restart the daemon, and keep other programs away from its files"
@@ -338,7 +338,7 @@ def migrations() -> list[str]:
     """Return the scripts of ``schema/``, in the order of their numbers."""
     folder = resources.files("eoq.daemon.store.sqlite.schema")
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
-    return [entry.read_text() for entry in sorted(files, key=lambda entry: entry.name)]
+    return [entry.read_text("utf-8") for entry in sorted(files, key=lambda entry: entry.name)]
 
 
 def storage_error(error: sqlite3.Error, path: Path) -> EoqError:

@@ -23,7 +23,7 @@ from .database import QUICK_COMMIT, Database, FileLost, storage_error
 from .space import Space
 from .tables.acks import Acks
 from .tables.contents import Contents
-from .tables.dead_letters import DeadLetters
+from .tables.dead_letters import DeadLetters, Deletion
 from .tables.deliveries import Deliveries
 from .tables.groups import Groups
 from .tables.messages import Messages
@@ -53,7 +53,8 @@ class SqliteStore:
         self._deliveries = Deliveries(database, queues, messages, groups, contents, self._puts)
         acks = Acks(database, queues, groups, contents, self._puts)
         timers = Timers(database, queues, messages)
-        dead_letters = DeadLetters(database, queues, messages, groups, contents)
+        dead_letters = DeadLetters(database, queues, messages, groups, contents, self._puts)
+        deletion = Deletion(database, queues, messages, contents)
         bindings = Bindings(database, queues)
         once = OnceKeys(database)
         schedules = Schedules(database, self._puts)
@@ -67,6 +68,8 @@ class SqliteStore:
             commands.ShiftTimes: timers.shift,
             commands.Forget: timers.forget,
             commands.Pause: queues.pause,
+            commands.DeleteQueue: deletion.delete,
+            commands.DeleteIdleQueues: deletion.delete_idle,
             commands.Purge: dead_letters.purge,
             commands.Redrive: dead_letters.redrive,
             commands.Drop: dead_letters.drop,

@@ -51,6 +51,12 @@ class Contents:
             content = self._by_queue[queue_id] = Content(*row)
         return content
 
+    def drop(self, queue_id: int) -> None:
+        """Count a queue no longer."""
+        content = self._by_queue.pop(queue_id, None)
+        if content is not None:
+            self._database.on_rollback(partial(self._by_queue.update, {queue_id: content}))
+
     def add(self, queue_id: int, messages: int, size: int) -> None:
         """Add to the counts of a queue, if it is counted. Negative numbers subtract."""
         content = self._by_queue.get(queue_id)

@@ -1,4 +1,4 @@
-"""The commands of operators about messages: purge the waiting ones, redrive or drop dead letters.
+"""The commands of operators: purge waiting messages, redrive or drop dead letters, delete queues.
 
 Each command is one step of bounded length. The next step continues where the last one ended.
 """
@@ -8,31 +8,49 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from ....records import Step
-from ....store.commands import Drop, Purge, Redrive
+from .....errors import IdConflict, InvalidRequest
+from ....records import Deleted, End, Forgotten, NewMessage, Step
+from ....store.commands import DeleteIdleQueues, DeleteQueue, Drop, Purge, Redrive
 from ..database import Database
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
+from .puts import Puts
 from .queues import Queues
 
 STEP_ROWS: Final = 500
 """How many messages one step changes."""
+STEP_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes of bodies one step stores in another queue, unless the first alone has more."""
 STEP_SCANS: Final = 5000
 """How many dead letters one step reads, to find those that failed before a moment."""
+_HAS_MESSAGES: Final = """
+    select 1
+    from (
+      select 1 from message where queue = ?1 and state = 'ready'
+      union all
+      select 1 from message where queue = ?1 and state in ('delayed', 'blocked')
+      union all
+      select 1 from message where queue = ?1 and state = 'leased'
+      union all
+      select 1 from message where queue = ?1 and state = 'dead'
+    )
+    limit 1
+    """
 
 
 class DeadLetters:
     """The waiting messages and dead letters that operators purge, redrive or drop."""
 
     def __init__(
-        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents
+        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents, puts: Puts
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._groups = groups
         self._contents = contents
+        self._puts = puts
 
     def purge(self, command: Purge) -> Step:
         """See `Purge`."""
@@ -69,6 +87,9 @@ class DeadLetters:
         """See `Redrive`."""
         queue_id = self._queues.require(command.queue)
         messages, after = self._select(command, queue_id)
+        if command.to is not None:
+            with self._database.savepoint():
+                return self._move(command, command.to, messages, after)
         self._database.execute(
             """
             update message
@@ -81,6 +102,41 @@ class DeadLetters:
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)
         return Step([message.id for message in messages], after)
+
+    def _move(self, command: Redrive, to: str, messages: list[Ending], after: int | None) -> Step:
+        """Store dead letters in another queue, and drop them here. The bytes of one step are limited."""
+        moved: list[str] = []
+        refused: list[str] = []
+        ended: list[End] = []
+        size = 0
+        ttl = command.settings(to).ttl
+        for index, message in enumerate(messages):
+            size += message.size
+            if size > STEP_BYTES and index > 0:
+                if command.ids is not None:
+                    raise InvalidRequest(f"these have more than {STEP_BYTES:,} bytes together; name fewer ids at once")
+                return Step(moved, messages[index - 1].seq, ended, refused)
+            try:
+                copy = self._copy(message, to, None if ttl is None else command.now + ttl)
+                ended += self._puts.store(command.now, [copy], command.settings).ended
+            except IdConflict:
+                refused.append(message.id)
+                continue
+            self._messages.discard(command.now, message, "dropped", f"it was redriven to the queue {to!r}")
+            moved.append(message.id)
+        return Step(moved, after, ended, refused)
+
+    def _copy(self, message: Ending, queue: str, expires_at: float | None) -> NewMessage:
+        """Return a stored message as it is sent to another queue."""
+        id, body, digest, headers, priority, group = self._database.execute(
+            """
+            select id, body, digest, headers, priority, "group"
+            from message
+            where seq = ?
+            """,
+            (message.seq,),
+        ).fetchone()
+        return NewMessage(queue, id, body, digest, headers, priority, group, expires_at=expires_at)
 
     def drop(self, command: Drop) -> Step:
         """See `Drop`."""
@@ -122,3 +178,85 @@ class DeadLetters:
             if command.failed_before is None or failed_at is None or failed_at < command.failed_before:
                 found.append(message)
         return found, after if len(rows) == STEP_SCANS else None
+
+
+class Deletion:
+    """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
+
+    def __init__(self, database: Database, queues: Queues, messages: Messages, contents: Contents) -> None:
+        self._database = database
+        self._queues = queues
+        self._messages = messages
+        self._contents = contents
+
+    def delete(self, command: DeleteQueue) -> Deleted:
+        """See `DeleteQueue`."""
+        name = command.queue
+        queue_id = self._queues.find(name)
+        if queue_id is None:
+            return Deleted(False, 0, True)
+        if self._has_messages(queue_id):
+            raise InvalidRequest(
+                f"the queue {name!r} has messages; let them be settled, or drop them with `eoq purge {name}` and "
+                f"`eoq dead drop {name} --all`"
+            )
+        if name in command.keep or name in self._bound():
+            raise InvalidRequest(f"{name!r} is bound, or is a topic; end that first, as `eoq topics` shows it")
+        if name in self._scheduled():
+            raise InvalidRequest(f"a schedule sends to the queue {name!r}; remove it first (`eoq schedule list`)")
+        if not command.forget_ids and self._remembers(queue_id):
+            raise InvalidRequest(
+                f"the queue {name!r} remembers the ids of settled messages, which keep a repeated send from being "
+                "stored twice; it goes by itself when their retention has passed, or now with `--forget-ids` "
+                "(`forget_ids`)"
+            )
+        forgotten = self._forget_ids(queue_id)
+        if forgotten == STEP_ROWS:
+            return Deleted(True, forgotten, False)
+        self._remove(name, queue_id)
+        return Deleted(True, forgotten, True)
+
+    def delete_idle(self, command: DeleteIdleQueues) -> Forgotten:
+        """See `DeleteIdleQueues`."""
+        rows = self._database.execute(
+            """
+            select number, name, paused
+            from queue
+            where number > ?
+            order by number
+            limit ?
+            """,
+            (command.after, command.limit),
+        ).fetchall()
+        kept = command.keep | self._bound() | self._scheduled()
+        gone = 0
+        for queue_id, name, paused in rows:
+            if not paused and name not in kept and not self._remembers(queue_id) and not self._has_messages(queue_id):
+                self._remove(name, queue_id)
+                gone += 1
+        return Forgotten(gone, rows[-1][0] if len(rows) == command.limit else None)
+
+    def _has_messages(self, queue_id: int) -> bool:
+        return self._database.execute(_HAS_MESSAGES, (queue_id,)).fetchone() is not None
+
+    def _remembers(self, queue_id: int) -> bool:
+        """Return whether the ids of settled messages are remembered."""
+        row = self._database.execute(
+            "select 1 from message where queue = ? and settled_at is not null limit 1", (queue_id,)
+        ).fetchone()
+        return row is not None
+
+    def _bound(self) -> set[str]:
+        """Return the topics and the queues of the stored bindings."""
+        return {name for pair in self._database.execute("select topic, queue from binding") for name in pair}
+
+    def _scheduled(self) -> set[str]:
+        """Return the queues to which schedules send."""
+        return {queue for (queue,) in self._database.execute("select queue from schedule")}
+
+    def _forget_ids(self, queue_id: int) -> int:
+        return self._messages.forget_settled(queue_id, float("inf"), STEP_ROWS)
+
+    def _remove(self, name: str, queue_id: int) -> None:
+        self._contents.drop(queue_id)
+        self._queues.delete(name, queue_id)

@@ -81,6 +81,25 @@ class Messages:
             (seq,),
         )
 
+    def forget_settled(self, queue_id: int, settled_before: float, limit: int) -> int:
+        """Delete up to ``limit`` settled records of a queue, those settled longest ago. Return how many."""
+        rows = self._database.execute(
+            """
+            select seq
+            from message
+            where queue = ? and settled_at < ?
+            order by settled_at
+            limit ?
+            """,
+            (queue_id, settled_before, limit),
+        ).fetchall()
+        if rows:
+            self.keep_next_seq(self.next_seq())
+            seqs, values = at_seqs([seq for (seq,) in rows])
+            self._database.execute(f"delete from failure where {seqs}", values)  # noqa: S608 # one of two constants
+            self._database.execute(f"delete from message where {seqs}", values)  # noqa: S608 # one of two constants
+        return len(rows)
+
     # ── failures ────────────────────────────────────────────────────────────────────────────────────────
 
     def record_failure(self, now: float, seq: int, delivery_number: int, error: str | None) -> None:

@@ -47,8 +47,24 @@ class Queues:
             return queue_id
         (count,) = self._database.execute("select count(*) from queue").fetchone()
         if count >= MAX_QUEUES:
-            raise QueueFull(f"there are {MAX_QUEUES:,} queues, and no more can be made; use fewer, with groups")
-        (made,) = self._database.execute("insert into queue (name) values (?) returning number", (name,)).fetchone()
+            raise QueueFull(
+                f"there are {MAX_QUEUES:,} queues, and no more can be made; delete some that are empty "
+                "(`eoq queue delete`), or use fewer, with groups"
+            )
+        # Above the numbers of deleted queues as well: nothing that was known of those is then true of this one.
+        (made,) = self._database.execute(
+            """
+            insert into queue (number, name)
+            select
+              max(
+                (select coalesce(max(number), 0) + 1 from queue),
+                (select coalesce(max(value), 1) from counter where name = 'next_queue')
+              ),
+              ?
+            returning number
+            """,
+            (name,),
+        ).fetchone()
         self._database.on_rollback(self._forget_names)
         return self._remember(name, made)
 
@@ -59,6 +75,24 @@ class Queues:
             (name,) = self._database.execute("select name from queue where number = ?", (queue_id,)).fetchone()
             self._remember(name, queue_id)
         return name
+
+    def delete(self, name: str, queue_id: int) -> None:
+        """Delete the row of a queue. Nothing else in the file may name it any more."""
+        self._database.execute("delete from queue where number = ?", (queue_id,))
+        self._database.execute(
+            """
+            insert into counter (name, value)
+            values ('next_queue', ?)
+            on conflict (name) do update set value = max(value, excluded.value)
+            """,
+            (queue_id + 1,),
+        )
+        # Whatever becomes of the transaction, they are looked up again.
+        self._ids.pop(name, None)
+        self._names.pop(queue_id, None)
+        self._paused = None
+        self._database.on_rollback(self._forget_names)
+        self._database.on_rollback(self._forget_paused)
 
     def _remember(self, name: str, queue_id: int) -> int:
         self._ids[name] = queue_id

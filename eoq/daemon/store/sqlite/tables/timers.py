@@ -8,7 +8,7 @@ from __future__ import annotations
 from ....records import Advanced, End, Forgotten, Shifted
 from ....store.commands import Advance, Forget, ShiftTimes
 from ..database import Database
-from .messages import ENDING_COLUMNS, Ending, Messages, at_seqs
+from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 
 
@@ -107,7 +107,6 @@ class Timers:
 
     def forget(self, command: Forget) -> Forgotten:
         """See `Forget`."""
-        next_seq = self._messages.next_seq()
         after = command.after
         gone = 0
         queues = self._database.execute(
@@ -122,28 +121,9 @@ class Timers:
         ).fetchall()
         for queue_id, name in queues:
             settled_before = command.now - command.settings(name).retention
-            gone += self._forget_in(queue_id, settled_before, command.limit - gone)
+            gone += self._messages.forget_settled(queue_id, settled_before, command.limit - gone)
             if gone == command.limit:
                 break
             after = queue_id
-        if gone:
-            self._messages.keep_next_seq(next_seq)
         done = gone < command.limit and len(queues) < command.limit
         return Forgotten(gone, None if done else after)
-
-    def _forget_in(self, queue_id: int, settled_before: float, limit: int) -> int:
-        rows = self._database.execute(
-            """
-            select seq
-            from message
-            where queue = ? and settled_at < ?
-            order by settled_at
-            limit ?
-            """,
-            (queue_id, settled_before, limit),
-        ).fetchall()
-        if rows:
-            seqs, values = at_seqs([seq for (seq,) in rows])
-            self._database.execute(f"delete from failure where {seqs}", values)  # noqa: S608 # one of two constants
-            self._database.execute(f"delete from message where {seqs}", values)  # noqa: S608 # one of two constants
-        return len(rows)
