@@ -346,7 +346,7 @@ def test_show_returns_the_whole_life_of_a_message(client: AnyClient, queue: str)
     client.ack(third, "printed")
     shown = client.show(queue, "m")
     moments = [shown["enqueued_at"]]
-    assert [delivery["delivery"] for delivery in shown["history"]] == [1, 2, 3]
+    assert [delivery["delivery"] for delivery in shown["history"]] == [1, 2]
     for delivery in shown["history"]:
         moments += [delivery["delivered_at"], delivery.get("failed_at", delivery["delivered_at"])]
         assert delivery["consumer"].startswith("pid ")

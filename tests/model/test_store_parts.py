@@ -50,6 +50,8 @@ from eoq.daemon.store.sqlite.tables.contents import Content, Contents
 from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
 from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
 from eoq.daemon.store.sqlite.tables.groups import Groups
+from eoq.daemon.store.sqlite.tables.leased import Leased
+from eoq.daemon.store.sqlite.tables.lives import Lives
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
 from eoq.daemon.store.sqlite.tables.puts import Puts
@@ -69,12 +71,14 @@ class Parts:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.queues = Queues(database)
-        self.groups = Groups(database)
+        self.leased = Leased(database)
+        self.lives = Lives(database)
+        self.groups = Groups(database, self.leased)
         self.contents = Contents(database)
         self.messages = Messages(database, self.queues, self.groups, self.contents)
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
-        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.space)
+        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.leased, self.space)
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
         """Store messages in the queue `q`."""
@@ -83,16 +87,31 @@ class Parts:
 
     def deliveries(self) -> Deliveries:
         """Return the part that leases messages."""
-        return Deliveries(self.database, self.queues, self.messages, self.groups, self.contents, self.puts)
+        return Deliveries(
+            *(self.database, self.queues, self.messages, self.groups, self.contents, self.leased, self.lives, self.puts)
+        )
+
+    def acks(self) -> Acks:
+        """Return the part that settles them."""
+        return Acks(self.database, self.queues, self.groups, self.contents, self.leased, self.lives, self.puts)
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
         claimed = self.deliveries().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
-        return [DeliveryRef(one.seq, one.delivery_number, "q", one.group, len(one.body)) for one in claimed.messages]
+        number = claimed.delivery_number
+        return [DeliveryRef(one.seq, number, "q", one.group, len(one.body)) for one in claimed.messages]
 
     def states(self) -> dict[str, str]:
         """Return the state of each message by its id."""
-        return dict(self.database.execute("select id, state from message order by seq").fetchall())
+        return dict(
+            self.database.execute(
+                """
+                select id, iif(state = 'ready' and leased(seq), 'leased', state)
+                from message
+                order by seq
+                """
+            ).fetchall()
+        )
 
 
 @pytest.fixture
@@ -229,13 +248,13 @@ def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
         deliveries.reject(RejectDelivery(NOW, first, "no"))
     deliveries.reject(RejectDelivery(NOW, second, "no"))
     assert parts.states() == {"a": "leased", "b": "dead"}
-    deliveries.recover(NOW, lambda _: QueueSettings(max_attempts=2))
+    deliveries.recover(NOW, lambda _: QueueSettings(max_attempts=2), clean=False)
     assert parts.states() == {"a": "dead", "b": "dead"}
 
 
 def test_acks_settle_all_or_none(parts: Parts) -> None:
     parts.put("a", "b")
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
+    acks = parts.acks()
     first, second = parts.claim()
     lost = DeliveryRef(second.seq, 7, "q")
     with pytest.raises(LeaseLost):
@@ -250,12 +269,12 @@ def test_acks_settle_all_or_none(parts: Parts) -> None:
 
 def test_timers_move_messages_on(parts: Parts) -> None:
     parts.put("late", due_at=NOW + 10)
-    timers = Timers(parts.database, parts.queues, parts.messages)
+    timers = Timers(parts.database, parts.queues, parts.messages, parts.leased)
     assert timers.advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
     timers.shift(ShiftTimes(5))
     assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
     assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
+    acks = parts.acks()
     (delivery,) = parts.claim()
     acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
     forgotten = timers.forget(Forget(NOW + 1, 0, 10, lambda _: QueueSettings(retention=0)))
@@ -266,7 +285,9 @@ def test_timers_move_messages_on(parts: Parts) -> None:
 
 def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> None:
     parts.put("a", "b")
-    dead_letters = DeadLetters(parts.database, parts.queues, parts.messages, parts.groups, parts.contents)
+    dead_letters = DeadLetters(
+        *(parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.leased)
+    )
     for delivery in parts.claim():
         parts.deliveries().reject(RejectDelivery(NOW, delivery, "no"))
     assert dead_letters.redrive(Redrive(NOW, "q", ["a", "missing"], None, 0)).ids == ["a"]

@@ -13,6 +13,7 @@ from ....store.commands import Drop, Purge, Redrive
 from ..database import Database
 from .contents import Contents
 from .groups import Groups
+from .leased import Leased
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 
@@ -26,13 +27,20 @@ class DeadLetters:
     """The waiting messages and dead letters that operators purge, redrive or drop."""
 
     def __init__(
-        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents
+        self,
+        database: Database,
+        queues: Queues,
+        messages: Messages,
+        groups: Groups,
+        contents: Contents,
+        leased: Leased,
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._groups = groups
         self._contents = contents
+        self._leased = leased
 
     def purge(self, command: Purge) -> Step:
         """See `Purge`."""
@@ -44,7 +52,7 @@ class DeadLetters:
             from (
               select {ENDING_COLUMNS}
               from message
-              where queue = :queue and state = 'ready' and seq <= :upto
+              where queue = :queue and state = 'ready' and seq <= :upto and not leased(seq)
               limit :limit
             )
             union all
@@ -69,14 +77,18 @@ class DeadLetters:
         """See `Redrive`."""
         queue_id = self._queues.require(command.queue)
         messages, after = self._select(command, queue_id)
-        self._database.execute(
+        rows = self._database.execute(
             """
             update message
             set state = iif("group" is null, 'ready', 'blocked'), attempts = 0, due_at = null, expires_at = null
             where seq in (select value from json_each(?))
+            returning priority, seq, state
             """,
             (json.dumps([message.seq for message in messages]),),
-        )
+        ).fetchall()
+        for priority, seq, state in rows:
+            if state == "ready":
+                self._leased.ready(queue_id, priority, seq)
         self._contents.add(queue_id, len(messages), sum(message.size for message in messages))
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)
