@@ -15,8 +15,8 @@ import pytest
 from eoq.daemon.config.settings import defaults
 from eoq.daemon.records import Claimed, DeliveryRef, NewMessage
 from eoq.daemon.store.commands import Claim, Purge, Put, RetryDeliveries, Settle
+from eoq.daemon.store.sqlite.deliveries import leased
 from eoq.daemon.store.sqlite.store import SqliteStore
-from eoq.daemon.store.sqlite.tables import leased
 from eoq.errors import EoqError
 
 NOW: Final = 1_700_000_000.0

@@ -43,15 +43,17 @@ from eoq.daemon.store.commands import (
 )
 from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
+from eoq.daemon.store.sqlite.deliveries.acks import Acks
+from eoq.daemon.store.sqlite.deliveries.claims import Claims
+from eoq.daemon.store.sqlite.deliveries.leased import Leased
+from eoq.daemon.store.sqlite.deliveries.lives import Lives
+from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
+from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
-from eoq.daemon.store.sqlite.tables.acks import Acks
 from eoq.daemon.store.sqlite.tables.contents import Content, Contents
 from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
-from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
 from eoq.daemon.store.sqlite.tables.groups import Groups
-from eoq.daemon.store.sqlite.tables.leased import Leased
-from eoq.daemon.store.sqlite.tables.lives import Lives
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
 from eoq.daemon.store.sqlite.tables.puts import Puts
@@ -85,11 +87,13 @@ class Parts:
         messages = [NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at) for id in ids]
         self.puts.put(Put(NOW, messages, defaults))
 
-    def deliveries(self) -> Deliveries:
+    def claims(self) -> Claims:
         """Return the part that leases messages."""
-        return Deliveries(
-            *(self.database, self.queues, self.messages, self.groups, self.contents, self.leased, self.lives, self.puts)
-        )
+        return Claims(self.database, self.queues, self.messages, self.leased, self.puts)
+
+    def returns(self) -> Returns:
+        """Return the part that gives them back."""
+        return Returns(self.database, self.messages, self.groups, self.leased, self.lives)
 
     def acks(self) -> Acks:
         """Return the part that settles them."""
@@ -97,7 +101,7 @@ class Parts:
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
-        claimed = self.deliveries().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
+        claimed = self.claims().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
         number = claimed.delivery_number
         return [DeliveryRef(one.seq, number, "q", one.group, len(one.body)) for one in claimed.messages]
 
@@ -238,17 +242,18 @@ def test_puts_store_all_or_none(parts: Parts) -> None:
 
 def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
     parts.put("a", "b")
-    deliveries = parts.deliveries()
+    returns = parts.returns()
     first, second = parts.claim()
-    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults, error="no")) == [True]
+    assert returns.retry(RetryDeliveries(NOW, [first], defaults, error="no")) == [True]
     (again,) = parts.claim()
     assert (again.seq, again.number) == (first.seq, 2)
-    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults)) == [False]
+    assert returns.retry(RetryDeliveries(NOW, [first], defaults)) == [False]
     with pytest.raises(LeaseLost):
-        deliveries.reject(RejectDelivery(NOW, first, "no"))
-    deliveries.reject(RejectDelivery(NOW, second, "no"))
+        returns.reject(RejectDelivery(NOW, first, "no"))
+    returns.reject(RejectDelivery(NOW, second, "no"))
     assert parts.states() == {"a": "leased", "b": "dead"}
-    deliveries.recover(NOW, lambda _: QueueSettings(max_attempts=2), clean=False)
+    recovery = Recovery(parts.database, parts.queues, parts.groups, parts.contents, parts.lives)
+    recovery.recover(NOW, lambda _: QueueSettings(max_attempts=2), clean=False)
     assert parts.states() == {"a": "dead", "b": "dead"}
 
 
@@ -289,7 +294,7 @@ def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> No
         *(parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.leased)
     )
     for delivery in parts.claim():
-        parts.deliveries().reject(RejectDelivery(NOW, delivery, "no"))
+        parts.returns().reject(RejectDelivery(NOW, delivery, "no"))
     assert dead_letters.redrive(Redrive(NOW, "q", ["a", "missing"], None, 0)).ids == ["a"]
     assert dead_letters.drop(Drop(NOW, "q", None, NOW + 1, 0)).ids == ["b"]
     step = dead_letters.purge(Purge(NOW, "q", None))
@@ -345,9 +350,9 @@ def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
 
 
 def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
-    deliveries = parts.deliveries()
-    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: deliveries.claim}
-    batching = Batching(parts.queues, parts.puts, deliveries, methods)
+    claims = parts.claims()
+    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: claims.claim}
+    batching = Batching(parts.queues, parts.puts, claims, methods)
 
     def put(id: str, digest: bytes = b"d") -> Command[object]:
         return Put(NOW, [NewMessage("q", id, b"", digest)], defaults)

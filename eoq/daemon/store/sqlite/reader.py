@@ -46,6 +46,66 @@ _LEASED: Final = """
     where delivery.queue = (select number from queue where name = ?1)
     """
 
+_QUEUES: Final = """
+    with
+      delayed as (
+        select queue, count(*) as number
+        from message indexed by message_delayed
+        where state = 'delayed'
+        group by queue
+      ),
+      blocked as (
+        select queue, count(*) as number
+        from message
+        where "group" is not null and state = 'blocked'
+        group by queue
+      ),
+      leased as (
+        select delivery.queue, count(*) as number
+        from delivery
+        cross join json_each(delivery.seqs) as delivered
+        cross join message on message.seq = delivered.value and message.state = 'ready'
+        group by delivery.queue
+      )
+    select
+      name,
+      paused,
+      (
+        select count(*)
+        from message indexed by message_ready
+        where queue = queue.number and state = 'ready'
+      ) - coalesce(leased.number, 0) as ready,
+      coalesce(leased.number, 0) as leased,
+      coalesce(delayed.number, 0) as delayed,
+      coalesce(blocked.number, 0) as blocked,
+      (
+        select count(*)
+        from message indexed by message_dead
+        where queue = queue.number and state = 'dead'
+      ) as dead,
+      (
+        select enqueued_at
+        from message
+        where seq = (
+          select min(seq)
+          from (
+            select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
+            union all
+            select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
+            union all
+            select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
+            union all
+            select min(seq) from message where queue = queue.number and state = 'dead'
+          )
+        )
+      ) as oldest
+    from queue
+    left join delayed on delayed.queue = queue.number
+    left join blocked on blocked.queue = queue.number
+    left join leased on leased.queue = queue.number
+    order by name
+    """
+
 
 class Filter(NamedTuple):
     """A selection of messages: of a group, with all of these headers, with a text in their body. None selects all."""
@@ -107,66 +167,7 @@ class Reader:
 
     async def queues(self) -> list[Fields]:
         """Return every queue with the number of its messages in each state, and when its oldest message was stored."""
-        rows = await self._rows(
-            """
-            with
-              delayed as (
-                select queue, count(*) as number
-                from message indexed by message_delayed
-                where state = 'delayed'
-                group by queue
-              ),
-              blocked as (
-                select queue, count(*) as number
-                from message
-                where "group" is not null and state = 'blocked'
-                group by queue
-              ),
-              leased as (
-                select delivery.queue, count(*) as number
-                from delivery, json_each(delivery.seqs) as delivered
-                join message on message.seq = delivered.value and message.state = 'ready'
-                group by delivery.queue
-              )
-            select
-              name,
-              paused,
-              (
-                select count(*)
-                from message indexed by message_ready
-                where queue = queue.number and state = 'ready'
-              ) - coalesce(leased.number, 0) as ready,
-              coalesce(leased.number, 0) as leased,
-              coalesce(delayed.number, 0) as delayed,
-              coalesce(blocked.number, 0) as blocked,
-              (
-                select count(*)
-                from message indexed by message_dead
-                where queue = queue.number and state = 'dead'
-              ) as dead,
-              (
-                select enqueued_at
-                from message
-                where seq = (
-                  select min(seq)
-                  from (
-                    select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
-                    union all
-                    select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
-                    union all
-                    select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
-                    union all
-                    select min(seq) from message where queue = queue.number and state = 'dead'
-                  )
-                )
-              ) as oldest
-            from queue
-            left join delayed on delayed.queue = queue.number
-            left join blocked on blocked.queue = queue.number
-            left join leased on leased.queue = queue.number
-            order by name
-            """,
-        )
+        rows = await self._rows(_QUEUES)
         return [dict(row) for row in rows]
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:

@@ -21,14 +21,16 @@ from .. import commands
 from ..commands import Command
 from .batching import Batching
 from .database import QUICK_COMMIT, Database, FileLost, storage_error
+from .deliveries.acks import Acks
+from .deliveries.claims import Claims
+from .deliveries.leased import Leased
+from .deliveries.lives import Lives
+from .deliveries.recovery import Recovery
+from .deliveries.returns import Returns
 from .space import Space
-from .tables.acks import Acks
 from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters
-from .tables.deliveries import Deliveries
 from .tables.groups import Groups
-from .tables.leased import Leased
-from .tables.lives import Lives
 from .tables.messages import Messages
 from .tables.once import OnceKeys
 from .tables.puts import Puts
@@ -62,7 +64,9 @@ class SqliteStore:
         messages = Messages(database, queues, groups, contents)
         self.space = Space(database, storage)
         self._puts = Puts(database, queues, messages, groups, contents, leased, self.space)
-        self._deliveries = Deliveries(database, queues, messages, groups, contents, leased, lives, self._puts)
+        claims = Claims(database, queues, messages, leased, self._puts)
+        returns = Returns(database, messages, groups, leased, lives)
+        self._recovery = Recovery(database, queues, groups, contents, lives)
         acks = Acks(database, queues, groups, contents, leased, lives, self._puts)
         timers = Timers(database, queues, messages, leased)
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased)
@@ -71,10 +75,10 @@ class SqliteStore:
         schedules = Schedules(database, self._puts)
         self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
             commands.Put: self._puts.put,
-            commands.Claim: self._deliveries.claim,
+            commands.Claim: claims.claim,
             commands.Settle: acks.settle,
-            commands.RetryDeliveries: self._deliveries.retry,
-            commands.RejectDelivery: self._deliveries.reject,
+            commands.RetryDeliveries: returns.retry,
+            commands.RejectDelivery: returns.reject,
             commands.EndLife: lives.end,
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
@@ -100,7 +104,7 @@ class SqliteStore:
             commands.StoreOccurrences: schedules.store_occurrences,
         }
         """The method that runs each type of command."""
-        self._batching = Batching(queues, self._puts, self._deliveries, self.methods)
+        self._batching = Batching(queues, self._puts, claims, self.methods)
 
     @classmethod
     async def open(
@@ -151,7 +155,7 @@ class SqliteStore:
 
         def begin() -> None:
             clean = self.lives.begin(now, self.token)
-            self._deliveries.recover(now, settings, clean)
+            self._recovery.recover(now, settings, clean)
 
         try:
             self.database.transaction(begin, durable=True)

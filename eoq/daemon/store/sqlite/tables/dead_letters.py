@@ -11,9 +11,9 @@ from typing import Final
 from ....records import Step
 from ....store.commands import Drop, Purge, Redrive
 from ..database import Database
+from ..deliveries.leased import Leased
 from .contents import Contents
 from .groups import Groups
-from .leased import Leased
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..database import Database
-from .leased import Leased
+from ..deliveries.leased import Leased
 
 
 class Groups:

@@ -10,10 +10,10 @@ from ....config.settings import QueueSettings, SettingsOf
 from ....records import End, NewMessage, Stored
 from ....store.commands import Put
 from ..database import MANY, Database
+from ..deliveries.leased import Leased
 from ..space import Space
 from .contents import Content, Contents
 from .groups import Groups
-from .leased import Leased
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 

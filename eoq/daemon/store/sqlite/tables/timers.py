@@ -8,7 +8,7 @@ from __future__ import annotations
 from ....records import Advanced, End, Forgotten, Shifted
 from ....store.commands import Advance, Forget, ShiftTimes
 from ..database import Database
-from .leased import Leased
+from ..deliveries.leased import Leased
 from .messages import ENDING_COLUMNS, Ending, Messages, at_seqs
 from .queues import Queues
 

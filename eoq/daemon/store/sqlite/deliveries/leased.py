@@ -27,7 +27,7 @@ START: Final[Key] = (-(2**62), 0)
 """A place before all messages."""
 
 
-class Delivery(Struct, eq=False):
+class Delivered(Struct, eq=False):
     """What one claim has delivered. Its number is new in this life, so it fences."""
 
     number: int
@@ -42,7 +42,7 @@ class Delivery(Struct, eq=False):
     """How many of them are leased still."""
 
 
-class Place:
+class ClaimPlace:
     """Where the next claim of a queue goes on.
 
     All ready messages before ``key`` are leased, or they are in ``back``, because they became ready after it had been
@@ -70,10 +70,10 @@ class Leased:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._by_seq: dict[int, Delivery] = {}
+        self._by_seq: dict[int, Delivered] = {}
         self.get = self._by_seq.get
         """Return the delivery that leases a message, by its seq, or None."""
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, ClaimPlace] = {}
         self._next_number = 1
         database.create_function("leased", self._is_leased)
 
@@ -83,7 +83,7 @@ class Leased:
         """Lease messages in one delivery, and return its number."""
         number = self._next_number
         self._next_number += 1
-        delivery = Delivery(number, queue_id, now, consumer, handles, seqs, len(seqs))
+        delivery = Delivered(number, queue_id, now, consumer, handles, seqs, len(seqs))
         self._database.execute(
             """
             insert into delivery (number, queue, delivered_at, consumer, handles, seqs)
@@ -109,7 +109,7 @@ class Leased:
                     (str(self._still_leased(delivery)), delivery.number),
                 )
 
-    def _end(self, seqs: Iterable[int]) -> set[Delivery]:
+    def _end(self, seqs: Iterable[int]) -> set[Delivered]:
         pop = self._by_seq.pop
         ended = [(seq, pop(seq)) for seq in seqs]
         self._database.on_rollback(partial(self._restore, ended))
@@ -132,14 +132,14 @@ class Leased:
             handled.update(self._still_leased(delivery)[: delivery.handles])
         return handled.intersection(seqs)
 
-    def _still_leased(self, delivery: Delivery) -> list[int]:
+    def _still_leased(self, delivery: Delivered) -> list[int]:
         return [seq for seq in delivery.seqs if self.get(seq) is delivery]
 
-    def _forget(self, delivery: Delivery) -> None:
+    def _forget(self, delivery: Delivered) -> None:
         for seq in delivery.seqs:
             del self._by_seq[seq]
 
-    def _restore(self, ended: Sequence[tuple[int, Delivery]]) -> None:
+    def _restore(self, ended: Sequence[tuple[int, Delivered]]) -> None:
         for seq, delivery in ended:
             self._by_seq[seq] = delivery
             delivery.open += 1
@@ -149,14 +149,14 @@ class Leased:
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def place(self, queue_id: int) -> Place:
+    def place(self, queue_id: int) -> ClaimPlace:
         """Return where the next claim of a queue goes on."""
         place = self._places.get(queue_id)
         if place is None:
-            place = self._places[queue_id] = Place()
+            place = self._places[queue_id] = ClaimPlace()
         return place
 
-    def pop_back(self, place: Place) -> Key | None:
+    def pop_back(self, place: ClaimPlace) -> Key | None:
         """Remove the first message that came back, and return its place; None where there is none."""
         back = place.back
         if not back:
@@ -167,7 +167,7 @@ class Leased:
             heapq.heappop(back)
         return key
 
-    def move(self, place: Place, key: Key) -> None:
+    def move(self, place: ClaimPlace, key: Key) -> None:
         """Let the next claim go on behind ``key``, if it is not behind it already."""
         if key > place.key:
             self._database.on_rollback(place.start_again)
@@ -189,7 +189,7 @@ class Leased:
             if -message.priority < passed:
                 self._come_back(place, (-message.priority, first + index))
 
-    def _come_back(self, place: Place, key: Key) -> None:
+    def _come_back(self, place: ClaimPlace, key: Key) -> None:
         if key > place.key:
             return
         # A rollback may also take the place back, to before this message.

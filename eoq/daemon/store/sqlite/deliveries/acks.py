@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from ....records import DeliveryLost, DeliveryRef, NewMessage, Stored
 from ....store.commands import Settle
 from ..database import MANY, Database
-from .contents import Contents
-from .groups import Groups
+from ..tables.contents import Contents
+from ..tables.groups import Groups
+from ..tables.messages import at_seqs
+from ..tables.puts import Puts
+from ..tables.queues import Queues
 from .leased import Leased
 from .lives import Lives
-from .messages import at_seqs
-from .puts import Puts
-from .queues import Queues
 
 Acked: TypeAlias = Sequence[tuple[DeliveryRef, "bytes | None"]]
 """Deliveries with their results."""
