@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,7 +41,7 @@ from .services.spool_folder import SpoolFolder
 from .services.spool_reader import SpoolReader
 from .services.status import StatusService
 from .services.topics import Topics
-from .store.commands import ListBindings
+from .store.commands import EndLife, ListBindings
 from .store.sqlite.database import QUICK_COMMIT
 from .store.sqlite.reader import Reader
 from .store.sqlite.store import SqliteStore
@@ -97,7 +96,7 @@ class Daemon:
         self._broker = Broker(
             writer,
             clock,
-            epoch=secrets.token_hex(4),
+            life=store.token,
             source=store.identity,
             events=events,
             topics=self._topics,
@@ -179,6 +178,14 @@ class Daemon:
         await self._server.close()
         if drain:
             await self._writer.drain()
+            await self._end_life()
+
+    async def _end_life(self) -> None:
+        """Store that the daemon was not killed. Without that, the deliveries that end now use an attempt."""
+        try:
+            await self._store.execute(EndLife())
+        except EoqError as error:
+            log.warning("the clean stop could not be stored: %s", error)
 
     @property
     def lost(self) -> EoqError | None:

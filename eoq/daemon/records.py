@@ -101,8 +101,6 @@ class ClaimedMessage(Struct, frozen=True, gc=False):
     body: bytes
     headers: str | None
     attempt: int
-    delivery_number: int
-    """The number of this delivery of the message. It fences: a settle that names another number is refused."""
     priority: int
     group: str | None
     enqueued_at: float
@@ -119,6 +117,9 @@ class Claimed(NamedTuple):
     """The messages that had expired."""
     unfinished: bool = False
     """Whether more may be ready: many had expired, or the rest was too large for one reply."""
+    queue_id: int = 0
+    delivery_number: int = 0
+    """The number of this delivery, new in this life of the daemon. It fences: a settle with another one is refused."""
 
 
 class DeliveryRef(Struct, frozen=True, gc=False):
@@ -126,13 +127,18 @@ class DeliveryRef(Struct, frozen=True, gc=False):
 
     seq: int
     number: int
-    """The delivery number."""
+    """The number of the delivery in its life."""
     queue: str = ""
     group: str | None = None
     size: int = 0
     expires: bool = False
     ended: bool = False
     """Whether its lease has ended. A command can then only repeat what the delivery did before."""
+    life: str = ""
+    """The token of its life; empty for a lease of this life."""
+    queue_id: int = 0
+    id: str = ""
+    """With the queue, where its record is, once the message is settled. They are set where the lease has ended."""
 
 
 LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was changed; go on with the next message"

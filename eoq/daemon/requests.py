@@ -21,6 +21,7 @@ from ..protocol.limits import (
     MAX_LEASE,
     MAX_PRIORITY,
     MAX_QUEUE,
+    MAX_RECEIPT,
     MAX_TTL,
     MAX_WAIT,
     QUEUE_NAMES,
@@ -31,7 +32,8 @@ from ..protocol.validation import check_queue
 Rid: TypeAlias = int | str | None
 QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
-Receipt = Annotated[str, Meta(min_length=1, max_length=100)]
+Receipt = Annotated[str, Meta(min_length=1, max_length=MAX_RECEIPT)]
+Token = Annotated[str, Meta(min_length=1, max_length=100)]
 Limit = Annotated[int, Meta(ge=1, le=MAX_BATCH)]
 Wait = Annotated[float, Meta(ge=0, le=MAX_WAIT)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
@@ -144,14 +146,14 @@ class GetResult(_Request, tag="result"):
 
 class Once(_Request, tag="once"):
     key: Id
-    token: Receipt
+    token: Token
     fingerprint: Id | None = None
     wait: Wait = 0.0
 
 
 class OnceDone(_Request, tag="once_done"):
     key: Id
-    token: Receipt
+    token: Token
     status: Annotated[int, Meta(ge=0, le=255)] = 0
     output: str | None = None
     output_base64: str | None = None
@@ -161,7 +163,7 @@ class OnceDone(_Request, tag="once_done"):
 
 class OnceRelease(_Request, tag="once_release"):
     key: Id
-    token: Receipt
+    token: Token
 
 
 class Queues(_Request, tag="queues"):

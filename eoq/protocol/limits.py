@@ -20,6 +20,8 @@ MAX_BATCH: Final = 1000
 """Messages or receipts in one request."""
 MAX_ID: Final = 200
 """Characters of a message id."""
+MAX_RECEIPT: Final = 400
+"""Characters of a receipt."""
 MAX_HEADERS: Final = 64 * 1024
 """Bytes of all headers of a message, as JSON."""
 MAX_ERROR: Final = 4096

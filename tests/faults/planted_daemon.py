@@ -3,7 +3,7 @@
     python planted_daemon.py DATABASE SOCKET PLANT        PLANT is a `Plant` as JSON
 
 A fault is put around the real function, never in its place. Names of eoq that are wrapped: the methods and `transact`
-of `SqliteStore`, `Deliveries.store_and_claim`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of
+of `SqliteStore`, `Claims.store_and_claim`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of
 Python, `sqlite3.connect`.
 """
 
@@ -28,8 +28,8 @@ from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
 from eoq.daemon.store import commands
 from eoq.daemon.store.sqlite import database as file
+from eoq.daemon.store.sqlite.deliveries.claims import Claims
 from eoq.daemon.store.sqlite.store import SqliteStore
-from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
 from eoq.daemon.store.writer import Writer
 
 COMMANDS: Final[dict[str, type[commands.Command[Any]]]] = {
@@ -105,7 +105,7 @@ class _Death:
     def plant(self) -> None:
         _wrap(SqliteStore, "__init__", self._around_init)
         _wrap(SqliteStore, "transact", self._around_transact)
-        _wrap(Deliveries, STORE_AND_CLAIM, functools.partial(self._around, STORE_AND_CLAIM))
+        _wrap(Claims, STORE_AND_CLAIM, functools.partial(self._around, STORE_AND_CLAIM))
         _wrap(Writer, "submit", self._around_submit)
 
     def _around_init(self, init: Callable[..., None]) -> Callable[..., None]:

@@ -207,12 +207,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _receive_until_damage(client: eoq.Client) -> tuple[list[str], eoq.EoqError | None]:
-    """Receive and ack messages one by one. Return their ids, and the error that ended it."""
+    """Receive and ack messages one by one. Return the ids of those that were acked, and the error that ended it."""
     received: list[str] = []
     try:
         while messages := client.receive("q"):
-            received += ids_of(messages)
             messages[0].ack()
+            received += ids_of(messages)
     except eoq.EoqError as error:
         return received, error
     return received, None

@@ -28,7 +28,7 @@ from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
-from eoq.daemon.store.commands import Command, ListBindings
+from eoq.daemon.store.commands import Claim, Command, EndLife, ListBindings
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError
 from eoq.protocol.codec import encode, get_bytes
@@ -43,8 +43,14 @@ Effect = Callable[[], Fields]
 
 _ROWS: Final = """
     select
-      message.seq, queue.name, id, state, attempts, priority, "group",
-      iif(state = 'delayed', due_at, null), expires_at, enqueued_at, failed_at,
+      message.seq, queue.name, id,
+      iif(
+        state = 'ready' and message.seq in (select value from delivery, json_each(delivery.seqs)),
+        'leased',
+        state
+      ) as state,
+      attempts, priority, "group",
+      iif(message.state = 'delayed', due_at, null), expires_at, enqueued_at, failed_at,
       (select count(*) from failure where failure.seq = message.seq), body, result
     from message
     join queue on queue.number = message.queue
@@ -149,7 +155,7 @@ class Pair:
         self._broker = Broker(
             self,
             self.clock,
-            epoch=f"start{self._starts}",
+            life=self._store.token,
             events=events,
             rng=self.dice,
             settings=self.settings,
@@ -203,7 +209,8 @@ class Pair:
             # They were claimed for a client that has gone, so no consumer has looked at them.
             return ([] if self._finishing.delivered else self._finishing.claimed), False
         if self._closing is not None:
-            return [delivery for delivery in self._closing.bound if not delivery.ended], True
+            # A daemon that stops closes its connections: no consumer has failed.
+            return [delivery for delivery in self._closing.bound if not delivery.ended], not self._stopping
         return [delivery for delivery in self._live() if delivery.deadline <= self.clock.monotonic()], True
 
     def _live(self) -> list[Delivery]:
@@ -287,7 +294,7 @@ class Pair:
         self._end_process()
         for delivery in self._live():
             delivery.ended = True
-        self.model.restart(self.clock.wall())
+        self.model.restart(self.clock.wall(), crash=crash)
         self._open()
 
     def _stop(self, peers: Sequence[Peer]) -> None:
@@ -298,6 +305,7 @@ class Pair:
         for peer in peers:
             self.close(peer)
         self._drain()
+        self._loop.run_until_complete(self._store.execute(EndLife()))
 
     def _drain(self) -> None:
         for _ in range(PATIENCE):
@@ -335,8 +343,7 @@ class Pair:
             self.model.shift(outcome.seconds)
         else:
             assert isinstance(outcome, list), f"a command of the broker itself failed: {outcome!r}"
-            for delivery in submitted.lost:
-                self.model.retry(submitted.wall, delivery, counts=submitted.counts)
+            self.model.lose(submitted.wall, submitted.lost, counts=submitted.counts)
 
     def _apply_claim(self, submitted: Submitted, claim: Claimed) -> None:
         for end in claim.ended:
@@ -354,7 +361,8 @@ class Pair:
             assert not late & set(claimed), "an expired message was delivered"
             allowance = self.model.allowance(queue)
             assert allowance is None or len(claimed) <= allowance, "more in flight than its queue allows"
-            submitted.claimed = self.model.claim(queue, len(claimed))
+            assert isinstance(submitted.command, Claim)
+            submitted.claimed = self.model.claim(queue, len(claimed), submitted.command.handles)
         submitted.lowest = {queue: self.model.first_not_settled(queue) for queue in self.model.queues()}
 
     def _apply_advance(self, now: float, outcome: Advanced) -> None:

@@ -85,6 +85,20 @@ class Delivery:
     """Whether its lease has surely ended: it was settled, its time is over, or its connection or daemon is gone."""
     in_flight: int = 0
     """How many requests about it are not answered yet."""
+    claim: Claim | None = None
+    """What was delivered together with it."""
+
+
+@dataclass(eq=False)
+class Claim:
+    """What one receive delivered, in its order, and how many of it the consumer handles at once. None is all."""
+
+    handles: int | None
+    deliveries: list[Delivery]
+
+    def handled(self) -> list[Delivery]:
+        """Return the deliveries that are being handled: the first ones that have not ended."""
+        return [one for one in self.deliveries if one.message.delivery is one][: self.handles]
 
 
 class Row(NamedTuple):
@@ -276,15 +290,24 @@ class Model:
             dropped.append(oldest.pop(0).key)
         return dropped
 
-    def claim(self, queue: str, count: int) -> list[Delivery]:
+    def claim(self, queue: str, count: int, handles: int | None) -> list[Delivery]:
         """Lease the first ``count`` messages."""
-        return [self._lease(message) for message in self.next(queue)[:count]]
+        deliveries = [self._lease(message) for message in self.next(queue)[:count]]
+        claim = Claim(handles, deliveries)
+        for delivery in deliveries:
+            delivery.claim = claim
+        return deliveries
 
     def _lease(self, message: Message) -> Delivery:
-        message.attempts += 1
         message.state = "leased"
-        message.delivery = message.last = Delivery(message, message.attempts)
+        message.delivery = message.last = Delivery(message, message.attempts + 1)
         return message.delivery
+
+    def lose(self, now: float, deliveries: Sequence[Delivery], *, counts: bool, starting: bool = False) -> None:
+        """Give messages back whose consumer, or whose daemon, has gone. Only what was being handled counts."""
+        handled = {id(one) for delivery in deliveries if delivery.claim for one in delivery.claim.handled()}
+        for delivery in deliveries:
+            self.retry(now, delivery, counts=counts and id(delivery) in handled, starting=starting)
 
     def settle(
         self,
@@ -318,6 +341,7 @@ class Model:
             duplicates = [i for i in duplicates if first not in stored[i]]
         for delivery, result in acks:
             if delivery.message.delivery is delivery:
+                delivery.message.attempts += 1
                 self._end(now, delivery.message, "done", result)
         return duplicates
 
@@ -332,12 +356,12 @@ class Model:
         if message.delivery is not delivery:
             return False
         if counts:
+            message.attempts += 1
             message.failed_at = now
             message.failures += 1
         if counts and message.attempts >= self.settings(message.draft.queue).max_attempts:
             self._end(now, message, "dead", None)
             return True
-        message.attempts -= not counts
         with self._groups_move_on(now):
             message.delivery = None
             message.due = due if due is not None and due > now else None
@@ -354,6 +378,7 @@ class Model:
     def reject(self, now: float, delivery: Delivery) -> None:
         message = delivery.message
         if message.delivery is delivery:
+            message.attempts += 1
             message.failed_at = now
             message.failures += 1
             self._end(now, message, "dead", None)
@@ -390,11 +415,10 @@ class Model:
             if message.expires is not None:
                 message.expires += seconds
 
-    def restart(self, now: float) -> None:
-        """End all leases with their daemon. A message whose last attempt that was is dead."""
-        for message in self.leased():
-            assert message.delivery is not None
-            self.retry(now, message.delivery, starting=True)
+    def restart(self, now: float, *, crash: bool) -> None:
+        """End all leases with their daemon. After a ``crash`` a message is dead whose last attempt that was."""
+        leases = [message.delivery for message in self.leased() if message.delivery is not None]
+        self.lose(now, leases, counts=crash, starting=True)
         self.ends.clear()
 
     # ── administration ────────────────────────────────────────────────────────────────────────────

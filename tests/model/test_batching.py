@@ -29,7 +29,7 @@ from eoq.daemon.store.commands import (
 from eoq.daemon.store.sqlite.store import SqliteStore
 
 NOW: Final = 1_700_000_000.0
-TABLES: Final = ("message", "queue", "failure", "counter")
+TABLES: Final = ("message", "queue", "failure", "counter", "delivery")
 FULL: Final = StorageSettings(min_free_bytes=2**53)
 
 AnyCommand = Command[Any]
@@ -63,11 +63,11 @@ def _claim(limit: int = 1) -> AnyCommand:
 
 
 def _reject(seq: int, group: str | None = None) -> AnyCommand:
-    return RejectDelivery(NOW - 8, DeliveryRef(seq, 1, "q", group), "no")
+    return RejectDelivery(NOW - 8, DeliveryRef(seq, 2, "q", group), "no")
 
 
 def _ack(seq: int) -> AnyCommand:
-    return Settle(NOW - 8, [(DeliveryRef(seq, 1, "q"), b"result")], (), defaults)
+    return Settle(NOW - 8, [(DeliveryRef(seq, 2, "q"), b"result")], (), defaults)
 
 
 KNOWN: Final = _put("known")
@@ -87,7 +87,7 @@ AS_ONE: Final = {
         [
             _put("late", expires_at=NOW - 8),
             _claim(),
-            RetryDeliveries(NOW - 7, [DeliveryRef(2, 1, "q", expires=True)], defaults),
+            RetryDeliveries(NOW - 7, [DeliveryRef(2, 2, "q", expires=True)], defaults),
         ],
     ),
     "one-blocked": Case(
@@ -156,7 +156,7 @@ async def _outcome(
         told += store.transact([_with(more, QueueSettings(max_depth=4, when_full="drop_oldest"))])
         told = [_comparable(one) for one in told]
         files = {table: store.database.execute(f"select * from {table}").fetchall() for table in TABLES}
-        return told, files, not any("update message" in statement for statement in statements)
+        return told, files, not any("order by" in statement for statement in statements)
     finally:
         await store.close()
 

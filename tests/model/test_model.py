@@ -66,6 +66,8 @@ settings_of_queues = st.builds(
 leases = st.sampled_from([5.0, 30.0, 70.0, 200.0])
 waits = st.sampled_from([1.0, 10.0, 300.0])
 limits = st.sampled_from([1, 1, 2, 1000])
+handled = st.sampled_from([None, None, 0, 1])
+"""How many of its messages a receive says that it handles at once."""
 afterwards = st.sampled_from(["rest", "commit", "leave"])
 """What happens right after a request: everything, the commit without the answers, or nothing yet."""
 
@@ -198,7 +200,7 @@ class Machine(RuleBasedStateMachine):
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(peer=peers, queue=queues, limit=limits, lease=leases, bound=st.booleans(), then=afterwards)
+    @rule(peer=peers, queue=queues, limit=limits, lease=leases, bound=st.booleans(), handles=handled, then=afterwards)
     def receive(self, peer: int, then: str, **options: Any) -> None:
         self.pair.ask(self.peers[peer], {"op": "receive", **options})
         self._then(then)
@@ -228,7 +230,7 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     @precondition(lambda self: any(self.pair.model.next(queue) for queue in "ab"))
-    @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans())
+    @rule(peer=peers, limit=limits, lease=leases, bound=st.booleans(), handles=handled)
     def receive_ready(self, peer: int, **options: Any) -> None:
         """Receive from a queue that has ready messages, so that there are deliveries to settle."""
         queue = next(queue for queue in "ab" if self.pair.model.next(queue))

@@ -52,7 +52,9 @@ HARMLESS: Final = (
     r"SCAN \d+ CONSTANT ROWS",  # the rows that a statement brings along
     r"SCAN \(subquery-\d+\)",
     "SCAN json_each .*",
-    "SCAN message USING (COVERING )?INDEX message_leased",  # holds nothing but what is looked for
+    "SCAN delivery",  # has one row for each claim whose messages are leased
+    "SCAN delivered VIRTUAL TABLE .*",
+    "SCAN ended",
 )
 
 
@@ -102,7 +104,7 @@ class Traced:
     def claim(self, queue: str, limit: int = FILL) -> list[DeliveryRef]:
         """Claim messages of a queue."""
         (claimed,) = self.run(Claim(NOW, queue, limit, MOST_BYTES, self.settings_of))
-        return [DeliveryRef(one.seq, one.delivery_number, queue, one.group) for one in claimed.messages]
+        return [DeliveryRef(one.seq, claimed.delivery_number, queue, one.group) for one in claimed.messages]
 
     def claim_group(self) -> DeliveryRef:
         """Claim the first message of the group, the only one that is not blocked."""
@@ -164,16 +166,22 @@ def _check(steps: list[str], *expected: str) -> None:
 
 def test_a_claim_takes_the_ready_in_order_and_finds_the_watermark(traced: Traced) -> None:
     _check(
-        traced.plan(Claim(NOW, "q", FILL, MOST_BYTES, traced.settings_of)),
-        "INDEX message_ready (queue=?)",
+        traced.plan(Claim(NOW, "q", 10 * FILL, MOST_BYTES, traced.settings_of)),
+        "INDEX message_ready (queue=? AND priority=? AND seq>?)",
+        "INDEX message_ready (queue=? AND priority<?)",
         "INDEX message_ready (queue=? AND priority=?)",
         "INDEX message_ready_by_seq (queue=?)",
-        "INDEX message_leased (queue=?)",
         "INDEX message_later (queue=?)",
         "INDEX message_dead (queue=?)",
         "INDEX message_given_up (queue=?)",
-        "message USING INTEGER PRIMARY KEY (rowid=?)",
     )
+
+
+def test_a_claim_finds_what_came_back_by_its_seq(traced: Traced) -> None:
+    (delivery,) = traced.claim("q", 1)
+    traced.run(RetryDeliveries(NOW, [delivery], traced.settings_of))
+    steps = traced.plan(Claim(NOW, "q", 1, MOST_BYTES, traced.settings_of))
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 def test_a_put_and_its_claim_look_at_the_first_of_the_others(traced: Traced) -> None:
@@ -183,8 +191,8 @@ def test_a_put_and_its_claim_look_at_the_first_of_the_others(traced: Traced) -> 
     assert not any("INTEGER PRIMARY KEY" in step for step in steps), "it was stored, and then claimed"
     _check(
         steps,
-        "INDEX message_ready (queue=?)",
-        "INDEX message_leased (queue=?)",
+        "INDEX message_ready (queue=? AND priority=? AND seq>?)",
+        "INDEX message_ready (queue=? AND priority<?)",
         "INDEX message_later (queue=?)",
         "INDEX message_dead (queue=?)",
         "INDEX message_given_up (queue=?)",
@@ -263,9 +271,9 @@ def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: T
 
 
 def test_a_claim_that_finds_an_expired_message_looks_at_few(traced: Traced) -> None:
-    traced.run(traced.put(replace(_message("q", "expired"), expires_at=NOW, priority=1)))
+    traced.run(traced.put(replace(_message("q", "expired"), expires_at=NOW)))
     steps = traced.plan(Claim(NOW + 1, "q", 1, MOST_BYTES, traced.settings_of))
-    _check(steps, "message USING INDEX message_ready (queue=?)")
+    _check(steps, "message USING INDEX message_ready (queue=? AND priority=? AND seq>?)")
 
 
 @pytest.mark.parametrize("when_full", ["refuse", "drop_oldest"])
@@ -335,7 +343,7 @@ def test_a_start_finds_the_leases_of_the_daemon_before(
     hot = [statement for statement in statements if re.search(r"\b(from|update) message\b", statement)]
     assert hot, statements
     steps = [step for statement in hot for step in traced.steps(statement)]
-    _check(steps, "message USING INDEX message_leased")
+    _check(steps, "message USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Daemon(Admin):
         broker = Broker(
             self,
             self._clock,
-            epoch=f"start{self._starts}",
+            life=self._store.token,
             events=events,
             rng=Dice(1.0),
             settings=lambda _: SETTINGS,

@@ -68,7 +68,7 @@ class Daemon:
         self.store = self._loop.run_until_complete(SqliteStore.open(self._path, storage=self._storage))
         events = Events()
         events.on_stored.append(lambda queue, _count: self.told.append(queue))
-        self.broker = Broker(self, self.clock, epoch="e", events=events)
+        self.broker = Broker(self, self.clock, life="e", events=events)
         self.scheduler = Scheduler(self, self.broker.clock, self.broker.publisher, defaults)
         self.running = True
         self.scheduler.apply(self.config)

@@ -11,9 +11,9 @@ import eoq
 from eoq.daemon.config.settings import QueueSettings, defaults
 from eoq.daemon.records import Claimed, NewMessage, Stored
 from eoq.daemon.store.commands import Claim, Put
+from eoq.daemon.store.sqlite.deliveries.claims import EXPIRY_ROWS
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables import queues as queue_table
-from eoq.daemon.store.sqlite.tables.deliveries import EXPIRY_ROWS
 
 
 def test_a_send_over_several_queues_is_undone_where_there_is_no_room_for_another(

@@ -43,12 +43,16 @@ from eoq.daemon.store.commands import (
 )
 from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
+from eoq.daemon.store.sqlite.deliveries.acks import Acks
+from eoq.daemon.store.sqlite.deliveries.claims import Claims
+from eoq.daemon.store.sqlite.deliveries.leased import Leased
+from eoq.daemon.store.sqlite.deliveries.lives import Lives
+from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
+from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
-from eoq.daemon.store.sqlite.tables.acks import Acks
 from eoq.daemon.store.sqlite.tables.contents import Content, Contents
 from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
-from eoq.daemon.store.sqlite.tables.deliveries import Deliveries
 from eoq.daemon.store.sqlite.tables.groups import Groups
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
@@ -69,30 +73,49 @@ class Parts:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.queues = Queues(database)
-        self.groups = Groups(database)
+        self.leased = Leased(database)
+        self.lives = Lives(database)
+        self.groups = Groups(database, self.leased)
         self.contents = Contents(database)
         self.messages = Messages(database, self.queues, self.groups, self.contents)
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
-        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.space)
+        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.leased, self.space)
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
         """Store messages in the queue `q`."""
         messages = [NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at) for id in ids]
         self.puts.put(Put(NOW, messages, defaults))
 
-    def deliveries(self) -> Deliveries:
+    def claims(self) -> Claims:
         """Return the part that leases messages."""
-        return Deliveries(self.database, self.queues, self.messages, self.groups, self.contents, self.puts)
+        return Claims(self.database, self.queues, self.messages, self.leased, self.puts)
+
+    def returns(self) -> Returns:
+        """Return the part that gives them back."""
+        return Returns(self.database, self.messages, self.groups, self.leased, self.lives)
+
+    def acks(self) -> Acks:
+        """Return the part that settles them."""
+        return Acks(self.database, self.queues, self.groups, self.contents, self.leased, self.lives, self.puts)
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
-        claimed = self.deliveries().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
-        return [DeliveryRef(one.seq, one.delivery_number, "q", one.group, len(one.body)) for one in claimed.messages]
+        claimed = self.claims().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
+        number = claimed.delivery_number
+        return [DeliveryRef(one.seq, number, "q", one.group, len(one.body)) for one in claimed.messages]
 
     def states(self) -> dict[str, str]:
         """Return the state of each message by its id."""
-        return dict(self.database.execute("select id, state from message order by seq").fetchall())
+        return dict(
+            self.database.execute(
+                """
+                select id, iif(state = 'ready' and leased(seq), 'leased', state)
+                from message
+                order by seq
+                """
+            ).fetchall()
+        )
 
 
 @pytest.fixture
@@ -219,23 +242,24 @@ def test_puts_store_all_or_none(parts: Parts) -> None:
 
 def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
     parts.put("a", "b")
-    deliveries = parts.deliveries()
+    returns = parts.returns()
     first, second = parts.claim()
-    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults, error="no")) == [True]
+    assert returns.retry(RetryDeliveries(NOW, [first], defaults, error="no")) == [True]
     (again,) = parts.claim()
     assert (again.seq, again.number) == (first.seq, 2)
-    assert deliveries.retry(RetryDeliveries(NOW, [first], defaults)) == [False]
+    assert returns.retry(RetryDeliveries(NOW, [first], defaults)) == [False]
     with pytest.raises(LeaseLost):
-        deliveries.reject(RejectDelivery(NOW, first, "no"))
-    deliveries.reject(RejectDelivery(NOW, second, "no"))
+        returns.reject(RejectDelivery(NOW, first, "no"))
+    returns.reject(RejectDelivery(NOW, second, "no"))
     assert parts.states() == {"a": "leased", "b": "dead"}
-    deliveries.recover(NOW, lambda _: QueueSettings(max_attempts=2))
+    recovery = Recovery(parts.database, parts.queues, parts.groups, parts.contents, parts.lives)
+    recovery.recover(NOW, lambda _: QueueSettings(max_attempts=2), clean=False)
     assert parts.states() == {"a": "dead", "b": "dead"}
 
 
 def test_acks_settle_all_or_none(parts: Parts) -> None:
     parts.put("a", "b")
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
+    acks = parts.acks()
     first, second = parts.claim()
     lost = DeliveryRef(second.seq, 7, "q")
     with pytest.raises(LeaseLost):
@@ -250,12 +274,12 @@ def test_acks_settle_all_or_none(parts: Parts) -> None:
 
 def test_timers_move_messages_on(parts: Parts) -> None:
     parts.put("late", due_at=NOW + 10)
-    timers = Timers(parts.database, parts.queues, parts.messages)
+    timers = Timers(parts.database, parts.queues, parts.messages, parts.leased)
     assert timers.advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
     timers.shift(ShiftTimes(5))
     assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
     assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
-    acks = Acks(parts.database, parts.queues, parts.groups, parts.contents, parts.puts)
+    acks = parts.acks()
     (delivery,) = parts.claim()
     acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
     forgotten = timers.forget(Forget(NOW + 1, 0, 10, lambda _: QueueSettings(retention=0)))
@@ -266,9 +290,11 @@ def test_timers_move_messages_on(parts: Parts) -> None:
 
 def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> None:
     parts.put("a", "b")
-    dead_letters = DeadLetters(parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.puts)
+    dead_letters = DeadLetters(
+        *(parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.leased, parts.puts)
+    )
     for delivery in parts.claim():
-        parts.deliveries().reject(RejectDelivery(NOW, delivery, "no"))
+        parts.returns().reject(RejectDelivery(NOW, delivery, "no"))
     assert dead_letters.redrive(Redrive(NOW, "q", ["a", "missing"], None, 0)).ids == ["a"]
     assert dead_letters.drop(Drop(NOW, "q", None, NOW + 1, 0)).ids == ["b"]
     step = dead_letters.purge(Purge(NOW, "q", None))
@@ -324,9 +350,9 @@ def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
 
 
 def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
-    deliveries = parts.deliveries()
-    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: deliveries.claim}
-    batching = Batching(parts.queues, parts.puts, deliveries, methods)
+    claims = parts.claims()
+    methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: claims.claim}
+    batching = Batching(parts.queues, parts.puts, claims, methods)
 
     def put(id: str, digest: bytes = b"d") -> Command[object]:
         return Put(NOW, [NewMessage("q", id, b"", digest)], defaults)

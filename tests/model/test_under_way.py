@@ -32,7 +32,7 @@ class SlowDaemon:
         self._submitted: list[tuple[Command[Any], Callable[[Any], None]]] = []
         self._loop = asyncio.new_event_loop()
         self.store = self._loop.run_until_complete(SqliteStore.open(path, settings=lambda _: self.settings))
-        self.broker = Broker(self, self.clock, epoch="e", events=Events(), settings=lambda _: self.settings)
+        self.broker = Broker(self, self.clock, life="e", events=Events(), settings=lambda _: self.settings)
         self.once = OnceService(self, self.clock)
 
     def close(self) -> None:

@@ -27,14 +27,14 @@ from .settling import Settling
 
 
 class Broker:
-    """The parts of one broker. ``epoch`` is new at each start of the daemon, ``source`` is the identity of its file."""
+    """The parts of one broker. ``life`` is the token of this life, ``source`` the identity of the file."""
 
     def __init__(
         self,
         writer: Submitter,
         clock: Clock,
         *,
-        epoch: str,
+        life: str,
         source: str = "",
         events: Events,
         topics: Router | None = None,
@@ -43,7 +43,7 @@ class Broker:
     ) -> None:
         self.clock = clock = NoticingClock(clock)
         rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
-        receipts = Receipts(epoch)
+        receipts = Receipts(life)
         self._leases = leases = Leases()
         self.due_times = due_times = DueTimes(writer, clock, settings, events)
         self._redelivery = redelivery = Redelivery(writer, clock, settings, leases, due_times, events)

@@ -1,6 +1,6 @@
 """Leases: which delivery belongs to which consumer, and until when. They live in memory and end with the daemon.
 
-The file fences them: a settle names its delivery number, and the store compares it. This table only decides when a
+The store fences them: a settle names its delivery number, and the store compares it. This table only decides when a
 lease ends.
 """
 
@@ -10,11 +10,18 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
 from ..records import DeliveryRef, counted
 
+SAFE: Final = "/:@+,"
+"""Characters of an id that stand in a receipt as they are, beside letters, digits and ``_.-~``."""
+LONGEST_QUOTED: Final = 300
+"""Characters of an id, with the others replaced, up to which that is done."""
+RAW: Final = "="
+"""Begins an id for which it is not done."""
 MOST_ENDED: Final = 10_000
 """How many ended leases the table may keep in addition to one for each live lease."""
 
@@ -34,30 +41,39 @@ class Lease(Struct, eq=False):
 
 
 class Receipts:
-    """The format of receipts: ``epoch.seq.delivery number``. It is opaque to clients.
+    """The format of receipts: ``token.seq.delivery.queue.id``. It is opaque to clients, with 400 characters at most.
 
-    ``epoch`` is new at each start, so that a receipt of an earlier start never names a lease of this one.
+    ``token`` is new in each life of the daemon, so a receipt of an earlier life never names a lease of this one. Queue
+    and id find the record of the message once it is settled. Most ids stand as they are. The others are written without
+    the characters that a shell would take apart.
     """
 
-    def __init__(self, epoch: str) -> None:
-        self._epoch = epoch
+    def __init__(self, token: str) -> None:
+        self._token = token
 
-    def write(self, seq: int, number: int) -> str:
+    def write(self, seq: int, number: int, queue_id: int, id: str) -> str:
         """Return the receipt of a delivery."""
-        return f"{self._epoch}.{seq:x}.{number:x}"
+        if not (id.isascii() and id.replace("-", "").isalnum()):
+            quoted = quote(id, safe=SAFE)
+            id = quoted if len(quoted) <= LONGEST_QUOTED else RAW + id
+        return f"{self._token}.{seq:x}.{number:x}.{queue_id:x}.{id}"
 
-    def read(self, receipt: str) -> tuple[int, int] | None:
-        """Return the seq and the delivery number of a receipt. Return None for a text that never was a receipt."""
-        parts = receipt.split(".")
-        if len(parts) != 3:
+    def read(self, receipt: str) -> DeliveryRef | None:
+        """Return the ended delivery that a receipt names. Return None for a text that never was a receipt."""
+        parts = receipt.split(".", 4)
+        if len(parts) not in (3, 5):
             return None
         try:
-            seq, number = int(parts[1], 16), int(parts[2], 16)
+            seq, number, queue_id = (int(part, 16) for part in (*parts[1:4], "0")[:3])
         except ValueError:
             return None
-        if not (0 <= seq < 2**63 and 0 <= number < 2**63):
+        if not (0 <= seq < 2**63 and 0 <= number < 2**63 and 0 <= queue_id < 2**63):
             return None
-        return seq, number
+        if len(parts) == 3:
+            number = -1  # of a daemon of an earlier version, whose deliveries are unknown to this one
+        id = parts[4] if len(parts) == 5 else ""
+        id = id[1:] if id.startswith(RAW) else unquote(id)
+        return DeliveryRef(seq, number, ended=True, life=parts[0], queue_id=queue_id, id=id)
 
 
 class Leases:

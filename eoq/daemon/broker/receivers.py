@@ -161,7 +161,13 @@ class Receivers:
                 return
         receiver.claiming = True
         command = Claim(
-            self._clock.wall(), queue, receiver.allowed, RECEIVE_BYTES, self._settings, receiver.session.consumer
+            self._clock.wall(),
+            queue,
+            receiver.allowed,
+            RECEIVE_BYTES,
+            self._settings,
+            receiver.session.consumer,
+            receiver.request.handles,
         )
         # Not durable: a lease that a loss of power undoes belongs to a daemon that has ended as well.
         self._writer.submit(command, partial(self._claimed, receiver, line), durable=False)
@@ -220,7 +226,7 @@ class Receivers:
             # It left while its claim was under way: its connection was closed, or its wait ended.
             if isinstance(outcome, Claimed) and outcome.messages:
                 leases = self._make_leases(receiver.request, outcome, None)
-                self._redelivery.give_back(leases, None, counts=False)
+                self._redelivery.give_back(leases, None, "none")
         elif isinstance(outcome, EoqError):
             self._wait_list.leave(receiver)
             receiver.reply(outcome)
@@ -275,11 +281,13 @@ class Receivers:
 
     def _make_leases(self, request: ask.Receive, claim: Claimed, bound: set[Lease] | None) -> list[Lease]:
         deadline = self._clock.monotonic() + request.lease
+        number, queue_id = claim.delivery_number, claim.queue_id
+        write = self._receipts.write
         return [
             Lease(
                 DeliveryRef(
                     message.seq,
-                    message.delivery_number,
+                    number,
                     request.queue,
                     message.group,
                     len(message.body),
@@ -287,7 +295,7 @@ class Receivers:
                 ),
                 message.id,
                 message.attempt,
-                self._receipts.write(message.seq, message.delivery_number),
+                write(message.seq, number, queue_id, message.id),
                 deadline,
                 bound,
             )

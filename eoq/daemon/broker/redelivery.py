@@ -15,7 +15,7 @@ from ..clock import Alarm, Clock
 from ..config.settings import SettingsOf
 from ..records import LEASE_ENDED, End, counted
 from ..session import Fields, Reply, Session, Submitter
-from ..store.commands import RetryDeliveries
+from ..store.commands import Counts, RetryDeliveries
 from .due_times import DueTimes
 from .events import Events
 from .leases import Lease, Leases
@@ -82,12 +82,11 @@ class Redelivery:
         self._due_times.check_again()
 
     def retry(
-        self, leases: Sequence[Lease], delay: float, error: str | None, reply: Reply, counts: bool = True
+        self, leases: Sequence[Lease], delay: float, error: str | None, reply: Reply, counts: Counts = "all"
     ) -> None:
         """Make messages deliverable again in ``delay`` seconds.
 
-        If ``counts`` is false, no handler has seen them: they use no attempt, and a lease that has ended before is no
-        error.
+        ``counts`` says which of them use an attempt. Unless all do, a lease that has ended before is no error.
         """
         now = self._clock.wall()
 
@@ -97,7 +96,7 @@ class Redelivery:
                 return
             self.free(leases)
             self._due_times.ended([end for end in outcome if isinstance(end, End)])
-            if counts and False in outcome:
+            if counts == "all" and False in outcome:
                 reply(LeaseLost(LEASE_ENDED))
             else:
                 reply({})
@@ -113,7 +112,7 @@ class Redelivery:
             self._events.ready(queue, count)
         self.move_groups_on(leases)
 
-    def give_back(self, leases: Sequence[Lease], error: str | None, counts: bool = True) -> None:
+    def give_back(self, leases: Sequence[Lease], error: str | None, counts: Counts) -> None:
         """Make messages whose leases have ended deliverable again. Keep trying if the disk fails."""
 
         def done(outcome: Fields | EoqError) -> None:
@@ -125,10 +124,11 @@ class Redelivery:
 
     def _expire(self) -> None:
         expired = self._leases.expire(self._clock.monotonic())
-        self.give_back(expired, "the lease ended before the message was settled")
+        self.give_back(expired, "the lease ended before the message was settled", "handled")
         self.watch()
 
     def _give_back_bound(self, session: Session) -> None:
         leases = list(self._bound.pop(session))
         self._leases.remove(leases)
-        self.give_back(leases, "the connection of the consumer ended")
+        # Where it is the daemon that stops, no consumer has failed.
+        self.give_back(leases, "the connection of the consumer ended", "none" if self._stopping else "handled")

@@ -11,7 +11,7 @@ from ...ids import new_id
 from .. import requests as ask
 from ..clock import Clock
 from ..config.settings import SettingsOf
-from ..records import LEASE_ENDED, DeliveryLost, DeliveryRef, End, NewMessage, Routed, Stored
+from ..records import LEASE_ENDED, DeliveryLost, End, NewMessage, Routed, Stored
 from ..request_values import new_message, result_of
 from ..session import Handlers, Reply, Session, Submitter
 from ..store.commands import RejectDelivery, Settle
@@ -68,7 +68,7 @@ class Settling:
         parsed = self._receipts.read(receipt)
         if parsed is None:
             raise InvalidRequest(f"{receipt!r} is no receipt; take it from the reply of `receive`")
-        return Lease(DeliveryRef(*parsed, ended=True), "", 0, receipt, 0.0, None)
+        return Lease(parsed, "", 0, receipt, 0.0, None)
 
     def _live_lease_of(self, receipt: str) -> Lease:
         lease = self._lease_of(receipt)
@@ -157,7 +157,7 @@ class Settling:
 
     def _release(self, _session: Session, request: ask.Release, reply: Reply) -> None:
         leases = [lease for receipt in request.receipts if (lease := self._leases.get(receipt)) is not None]
-        self._redelivery.retry(leases, 0.0, None, reply, counts=False)
+        self._redelivery.retry(leases, 0.0, None, reply, "none")
 
     def _extend(self, _session: Session, request: ask.Extend, reply: Reply) -> None:
         lease = self._live_lease_of(request.receipt)

@@ -12,7 +12,7 @@ Moments are seconds since the epoch. ``settings`` returns the settings of a queu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -37,6 +37,9 @@ from ..records import (
     Stored,
 )
 from ..schedule_rules import Definition
+
+Counts: TypeAlias = Literal["all", "handled", "none"]
+"""Which of the deliveries that end use an attempt."""
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -73,6 +76,8 @@ class Claim(Command[Claimed], frozen=True):
     most_bytes: int
     settings: SettingsOf
     consumer: str | None = None
+    handles: int | None = None
+    """How many of the messages are handled at once, in their order; None is all."""
 
 
 class Settle(Command[Stored], frozen=True):
@@ -91,7 +96,10 @@ class RetryDeliveries(Command[list[End | bool]], frozen=True):
     """Make leased messages deliverable again, at ``due_at``, or dead where no attempt is left.
 
     The outcome has, for each delivery: the `End` of its message, True where the message stays, and False where its
-    lease had ended before. If ``counts`` is false, no handler has seen these deliveries, and they use no attempt.
+    lease had ended before.
+
+    ``counts`` says which of them use an attempt: ``all``, ``none``, or those that were being ``handled``: the first
+    ones of each claim, as many as the claim says that are handled at once.
     """
 
     now: float
@@ -99,7 +107,7 @@ class RetryDeliveries(Command[list[End | bool]], frozen=True):
     settings: SettingsOf
     due_at: float | None = None
     error: str | None = None
-    counts: bool = True
+    counts: Counts = "all"
 
 
 class RejectDelivery(Command[None], frozen=True):
@@ -108,6 +116,10 @@ class RejectDelivery(Command[None], frozen=True):
     now: float
     delivery: DeliveryRef
     error: str | None
+
+
+class EndLife(Command[None], frozen=True):
+    """Store that this daemon stops, and was not killed: then the next one counts no delivery as an attempt."""
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────

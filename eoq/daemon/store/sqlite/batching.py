@@ -14,7 +14,7 @@ from ....errors import EoqError
 from ...records import NewMessage, Stored
 from ..commands import Claim, Command, Put
 from .database import MANY
-from .tables.deliveries import Deliveries
+from .deliveries.claims import Claims
 from .tables.puts import Puts
 from .tables.queues import Queues
 
@@ -26,13 +26,13 @@ class Batching:
         self,
         queues: Queues,
         puts: Puts,
-        deliveries: Deliveries,
+        claims: Claims,
         methods: dict[type[Command[Any]], Callable[[Any], object]],
     ) -> None:
         """``methods`` has, for each type of command, the method that runs it."""
         self._queues = queues
         self._puts = puts
-        self._deliveries = deliveries
+        self._claims = claims
         self._methods = methods
 
     def run(self, commands: Sequence[Command[Any]]) -> list[object]:
@@ -80,7 +80,7 @@ class Batching:
     ) -> list[object]:
         following = commands[start + 1] if start + 1 < len(commands) else None
         if isinstance(following, Claim):
-            claimed = self._deliveries.store_and_claim(*sends[0], following)
+            claimed = self._claims.store_and_claim(*sends[0], following)
             if claimed is not None:
                 return [Stored([], ()), claimed]
         try:

@@ -217,6 +217,10 @@ class Database:
             changed += self.execute(one, row).rowcount
         return changed
 
+    def create_function(self, name: str, function: Callable[[int], bool]) -> None:
+        """Let statements call ``function``, with one argument, by ``name``."""
+        self._database.create_function(name, 1, function)
+
     def trace(self, callback: Callable[[str], None] | None) -> None:
         """Call ``callback`` with each statement that runs, or stop doing so. For tests of query plans."""
         self._database.set_trace_callback(callback)

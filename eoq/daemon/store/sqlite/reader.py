@@ -24,8 +24,8 @@ from .database import storage_error
 Fields = dict[str, Any]
 T = TypeVar("T")
 
-INDEXED_STATES: Final = ("ready", "leased", "dead")
-"""The states that have an index by queue of their own. The other states share one."""
+LATER_STATES: Final = ("delayed", "blocked")
+"""The states that share an index by queue."""
 SETTLED_STATES: Final = ("done", "expired", "dropped")
 PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies, headers and errors in one reply."""
@@ -37,6 +37,73 @@ SCAN_BYTES: Final = 64 * 1024 * 1024
 _COLUMNS: Final = """
     id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
     settled_at, headers, error, body
+    """
+
+
+_LEASED: Final = """
+    select delivered.value
+    from delivery, json_each(delivery.seqs) as delivered
+    where delivery.queue = (select number from queue where name = ?1)
+    """
+
+_QUEUES: Final = """
+    with
+      delayed as (
+        select queue, count(*) as number
+        from message indexed by message_delayed
+        where state = 'delayed'
+        group by queue
+      ),
+      blocked as (
+        select queue, count(*) as number
+        from message
+        where "group" is not null and state = 'blocked'
+        group by queue
+      ),
+      leased as (
+        select delivery.queue, count(*) as number
+        from delivery
+        cross join json_each(delivery.seqs) as delivered
+        cross join message on message.seq = delivered.value and message.state = 'ready'
+        group by delivery.queue
+      )
+    select
+      name,
+      paused,
+      (
+        select count(*)
+        from message indexed by message_ready
+        where queue = queue.number and state = 'ready'
+      ) - coalesce(leased.number, 0) as ready,
+      coalesce(leased.number, 0) as leased,
+      coalesce(delayed.number, 0) as delayed,
+      coalesce(blocked.number, 0) as blocked,
+      (
+        select count(*)
+        from message indexed by message_dead
+        where queue = queue.number and state = 'dead'
+      ) as dead,
+      (
+        select enqueued_at
+        from message
+        where seq = (
+          select min(seq)
+          from (
+            select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
+            union all
+            select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
+            union all
+            select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
+            union all
+            select min(seq) from message where queue = queue.number and state = 'dead'
+          )
+        )
+      ) as oldest
+    from queue
+    left join delayed on delayed.queue = queue.number
+    left join blocked on blocked.queue = queue.number
+    left join leased on leased.queue = queue.number
+    order by name
     """
 
 
@@ -100,65 +167,7 @@ class Reader:
 
     async def queues(self) -> list[Fields]:
         """Return every queue with the number of its messages in each state, and when its oldest message was stored."""
-        rows = await self._rows(
-            """
-            with
-              delayed as (
-                select queue, count(*) as number
-                from message indexed by message_delayed
-                where state = 'delayed'
-                group by queue
-              ),
-              blocked as (
-                select queue, count(*) as number
-                from message
-                where "group" is not null and state = 'blocked'
-                group by queue
-              )
-            select
-              name,
-              paused,
-              (
-                select count(*)
-                from message indexed by message_ready
-                where queue = queue.number and state = 'ready'
-              ) as ready,
-              (
-                select count(*)
-                from message indexed by message_leased
-                where queue = queue.number and state = 'leased'
-              ) as leased,
-              coalesce(delayed.number, 0) as delayed,
-              coalesce(blocked.number, 0) as blocked,
-              (
-                select count(*)
-                from message indexed by message_dead
-                where queue = queue.number and state = 'dead'
-              ) as dead,
-              (
-                select enqueued_at
-                from message
-                where seq = (
-                  select min(seq)
-                  from (
-                    select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
-                    union all
-                    select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
-                    union all
-                    select min(seq) from message where queue = queue.number and state = 'leased'
-                    union all
-                    select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
-                    union all
-                    select min(seq) from message where queue = queue.number and state = 'dead'
-                  )
-                )
-              ) as oldest
-            from queue
-            left join delayed on delayed.queue = queue.number
-            left join blocked on blocked.queue = queue.number
-            order by name
-            """,
-        )
+        rows = await self._rows(_QUEUES)
         return [dict(row) for row in rows]
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
@@ -169,22 +178,27 @@ class Reader:
         order = "priority desc, seq" if state == "ready" else "seq"
         # The state is part of the text, not bound. Only so can SQLite use the partial index of this state.
         only = f"state = '{state}'"
-        if state in SETTLED_STATES:
+        if state == "ready":
+            only += f" and seq not in ({_LEASED})"
+        elif state == "leased":
+            only = f"state = 'ready' and seq in ({_LEASED})"
+        elif state in SETTLED_STATES:
             only += " and settled_at is not null"
             order = "settled_at desc"
-        elif state not in INDEXED_STATES:
+        elif state in LATER_STATES:
             only += " and state in ('delayed', 'blocked')"
         statement = f"""
             select {_COLUMNS}
             from message
-            where queue = (select number from queue where name = ?)
+            where queue = (select number from queue where name = ?1)
               and {only}
             order by {order}
             """  # noqa: S608 # the state is one of those that `requests.Peek` allows
-        return await self._run(partial(self._filter, statement, (queue,), limit, wanted))
+        return await self._run(partial(self._filter, queue, statement, (queue,), limit, wanted))
 
-    def _filter(self, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
+    def _filter(self, queue: str, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
         found: list[Fields] = []
+        deliveries = self._deliveries(queue)
         size = scanned = scanned_bytes = 0
         with closing(self._database.execute(statement, parameters)) as cursor:
             names = [column[0] for column in cursor.description]
@@ -196,7 +210,7 @@ class Reader:
                     if len(found) == limit or (found and size + length > PEEK_BYTES):
                         return Found(found, True)
                     size += length
-                    found.append(_shown(row.items()))
+                    found.append(_shown(_with_lease(row, deliveries).items()))
                 if scanned >= SCAN_ROWS or scanned_bytes >= SCAN_BYTES:
                     return Found(found, True)
         return Found(found, False)
@@ -220,10 +234,12 @@ class Reader:
             """  # noqa: S608 # constants
         if after is None:
             newest = statement.format(order="desc")
-            found = self._filter(newest, (end - SCAN_ROWS, end, queue), last, Filter()) if last else Found([], False)
+            found = (
+                self._filter(queue, newest, (end - SCAN_ROWS, end, queue), last, Filter()) if last else Found([], False)
+            )
             return found.messages[::-1], end
         upto = min(end, after + SCAN_ROWS)
-        found = self._filter(statement.format(order="asc"), (after, upto, queue), limit, Filter())
+        found = self._filter(queue, statement.format(order="asc"), (after, upto, queue), limit, Filter())
         # It never goes back, except where an older file has replaced this one: then it continues from the end of that
         # file.
         return found.messages, found.messages[-1]["seq"] if found.more else max(upto, min(after, end))
@@ -235,7 +251,7 @@ class Reader:
     def _show(self, queue: str, id: str) -> Fields | None:
         rows = self._fetch(
             f"""
-            select {_COLUMNS}, fence as deliveries, result
+            select {_COLUMNS}, deliveries, result
             from message
             where id = ?
               and queue = (select number from queue where name = ?)
@@ -244,30 +260,51 @@ class Reader:
         )
         if not rows:
             return None
-        row = rows[0]
+        row = _with_lease(rows[0], self._deliveries(queue))
         failed = self._fetch(
             """
-            select fence as delivery, delivered_at, consumer, failed_at, error
+            select delivery, delivered_at, consumer, failed_at, error
             from failure
             where seq = ?
-            order by fence
+            order by delivery
             """,
             (row["seq"],),
         )
         newest = {"delivery": row["deliveries"], "delivered_at": row["delivered_at"], "consumer": row["consumer"]}
-        if row["deliveries"] and all(failure["delivery"] != row["deliveries"] for failure in failed):
+        known = row["deliveries"] and row["state"] not in SETTLED_STATES
+        if known and all(failure["delivery"] != row["deliveries"] for failure in failed):
             failed.append(newest)
         shown = _shown((name, value) for name, value in row.items() if name not in ("delivered_at", "consumer"))
         return {**shown, "history": [_shown(delivery.items()) for delivery in failed]} if failed else shown
+
+    def _deliveries(self, queue: str) -> dict[int, tuple[float, str | None]]:
+        """Return the moment and the consumer of each delivery of a queue, by the seqs of its messages."""
+        rows = self._database.execute(
+            """
+            select delivered.value, delivered_at, consumer
+            from delivery, json_each(delivery.seqs) as delivered
+            where delivery.queue = (select number from queue where name = ?)
+            """,
+            (queue,),
+        )
+        return {seq: (delivered_at, consumer) for seq, delivered_at, consumer in rows}
 
     async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
         return await self._run(partial(self._fetch, sql, parameters))
 
     async def _run(self, query: Callable[[], T]) -> T:
         try:
-            return await aio_sqlite.run(self._connection, lambda _: query())
+            return await aio_sqlite.run(self._connection, lambda _: self._at_one_moment(query))
         except sqlite3.Error as error:
             raise storage_error(error, self._path) from error
+
+    def _at_one_moment(self, query: Callable[[], T]) -> T:
+        """Run a query of several statements, which all see the same commits."""
+        self._database.execute("begin")
+        try:
+            return query()
+        finally:
+            self._database.execute("rollback")
 
     def _fetch(self, sql: str, parameters: tuple[object, ...]) -> list[Fields]:
         # The whole query is one call on the thread. With several calls, a cancelled query could stop between them and
@@ -275,6 +312,17 @@ class Reader:
         with closing(self._database.execute(sql, parameters)) as cursor:
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, values, strict=True)) for values in cursor]
+
+
+def _with_lease(row: Fields, deliveries: Mapping[int, tuple[float, str | None]]) -> Fields:
+    """Return a row as it is with its lease, which is not stored in it."""
+    if row["state"] != "ready" or row["seq"] not in deliveries:
+        return row
+    delivered_at, consumer = deliveries[row["seq"]]
+    leased = {"state": "leased", "attempts": row["attempts"] + 1, "delivered_at": delivered_at, "consumer": consumer}
+    if "deliveries" in row:
+        leased["deliveries"] = row["deliveries"] + 1
+    return row | leased
 
 
 def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:

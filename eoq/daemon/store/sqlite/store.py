@@ -7,6 +7,7 @@ command, and runs all commands of the moment in one transaction.
 from __future__ import annotations
 
 import logging
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,15 @@ from .. import commands
 from ..commands import Command
 from .batching import Batching
 from .database import QUICK_COMMIT, Database, FileLost, storage_error
+from .deliveries.acks import Acks
+from .deliveries.claims import Claims
+from .deliveries.leased import Leased
+from .deliveries.lives import Lives
+from .deliveries.recovery import Recovery
+from .deliveries.returns import Returns
 from .space import Space
-from .tables.acks import Acks
 from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters, Deletion
-from .tables.deliveries import Deliveries
 from .tables.groups import Groups
 from .tables.messages import Messages
 from .tables.once import OnceKeys
@@ -39,31 +44,43 @@ R = TypeVar("R")
 log: Final = logging.getLogger("eoq.store")
 
 
+def _new_token() -> str:
+    """Return a text that begins the receipts of one life of a daemon."""
+    return secrets.token_hex(6)
+
+
 class SqliteStore:
     """The store in a SQLite file. Open it with `SqliteStore.open`."""
 
     def __init__(self, database: Database, storage: Callable[[], StorageSettings]) -> None:
         self.database = database
+        self.token = ""
+        """Begins each receipt of this life of the daemon."""
         queues = Queues(database)
-        groups = Groups(database)
+        leased = Leased(database)
+        self.lives = lives = Lives(database)
+        groups = Groups(database, leased)
         contents = Contents(database)
         messages = Messages(database, queues, groups, contents)
         self.space = Space(database, storage)
-        self._puts = Puts(database, queues, messages, groups, contents, self.space)
-        self._deliveries = Deliveries(database, queues, messages, groups, contents, self._puts)
-        acks = Acks(database, queues, groups, contents, self._puts)
-        timers = Timers(database, queues, messages)
-        dead_letters = DeadLetters(database, queues, messages, groups, contents, self._puts)
+        self._puts = Puts(database, queues, messages, groups, contents, leased, self.space)
+        claims = Claims(database, queues, messages, leased, self._puts)
+        returns = Returns(database, messages, groups, leased, lives)
+        self._recovery = Recovery(database, queues, groups, contents, lives)
+        acks = Acks(database, queues, groups, contents, leased, lives, self._puts)
+        timers = Timers(database, queues, messages, leased)
+        dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
         deletion = Deletion(database, queues, messages, contents)
         bindings = Bindings(database, queues)
         once = OnceKeys(database)
         schedules = Schedules(database, self._puts)
         self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
             commands.Put: self._puts.put,
-            commands.Claim: self._deliveries.claim,
+            commands.Claim: claims.claim,
             commands.Settle: acks.settle,
-            commands.RetryDeliveries: self._deliveries.retry,
-            commands.RejectDelivery: self._deliveries.reject,
+            commands.RetryDeliveries: returns.retry,
+            commands.RejectDelivery: returns.reject,
+            commands.EndLife: lives.end,
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
             commands.Forget: timers.forget,
@@ -90,7 +107,7 @@ class SqliteStore:
             commands.StoreOccurrences: schedules.store_occurrences,
         }
         """The method that runs each type of command."""
-        self._batching = Batching(queues, self._puts, self._deliveries, self.methods)
+        self._batching = Batching(queues, self._puts, claims, self.methods)
 
     @classmethod
     async def open(
@@ -101,9 +118,11 @@ class SqliteStore:
         settings: SettingsOf = defaults,
         storage: Callable[[], StorageSettings] = StorageSettings,
         clock: Callable[[], float] = time.time,
+        make_token: Callable[[], str] = _new_token,
     ) -> Self:
         """Open the file as `Database.open` does, and end the leases of the last daemon."""
         store = cls(await Database.open(path, quick_commit=quick_commit), storage)
+        store.token = make_token()
         try:
             await store.database.in_thread(partial(store.recover, clock(), settings))
         except EoqError:
@@ -132,9 +151,17 @@ class SqliteStore:
         return str(identity)
 
     def recover(self, now: float, settings: SettingsOf) -> None:
-        """End the leases of the last daemon, and find the next seq. Raises `EoqError`."""
+        """Begin a life, end the leases of the last one, and find the next seq. Raises `EoqError`.
+
+        It writes, so that a file that cannot be written is noticed now.
+        """
+
+        def begin() -> None:
+            clean = self.lives.begin(now, self.token)
+            self._recovery.recover(now, settings, clean)
+
         try:
-            self.database.transaction(partial(self._deliveries.recover, now, settings), durable=True)
+            self.database.transaction(begin, durable=True)
             self._puts.start()
         except Exception as error:
             raise self._failure(error) from error

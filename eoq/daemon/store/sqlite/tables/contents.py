@@ -18,8 +18,6 @@ _COUNT: Final = """
       select seq from message where queue = ?1 and state = 'ready'
       union all
       select seq from message where queue = ?1 and state in ('delayed', 'blocked')
-      union all
-      select seq from message where queue = ?1 and state = 'leased'
     )
     """
 

@@ -12,6 +12,7 @@ from .....errors import IdConflict, InvalidRequest
 from ....records import Deleted, End, Forgotten, NewMessage, Step
 from ....store.commands import DeleteIdleQueues, DeleteQueue, Drop, Purge, Redrive
 from ..database import Database
+from ..deliveries.leased import Leased
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -43,13 +44,21 @@ class DeadLetters:
     """The waiting messages and dead letters that operators purge, redrive or drop."""
 
     def __init__(
-        self, database: Database, queues: Queues, messages: Messages, groups: Groups, contents: Contents, puts: Puts
+        self,
+        database: Database,
+        queues: Queues,
+        messages: Messages,
+        groups: Groups,
+        contents: Contents,
+        leased: Leased,
+        puts: Puts,
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._groups = groups
         self._contents = contents
+        self._leased = leased
         self._puts = puts
 
     def purge(self, command: Purge) -> Step:
@@ -62,7 +71,7 @@ class DeadLetters:
             from (
               select {ENDING_COLUMNS}
               from message
-              where queue = :queue and state = 'ready' and seq <= :upto
+              where queue = :queue and state = 'ready' and seq <= :upto and not leased(seq)
               limit :limit
             )
             union all
@@ -90,14 +99,18 @@ class DeadLetters:
         if command.to is not None:
             with self._database.savepoint():
                 return self._move(command, command.to, messages, after)
-        self._database.execute(
+        rows = self._database.execute(
             """
             update message
             set state = iif("group" is null, 'ready', 'blocked'), attempts = 0, due_at = null, expires_at = null
             where seq in (select value from json_each(?))
+            returning priority, seq, state
             """,
             (json.dumps([message.seq for message in messages]),),
-        )
+        ).fetchall()
+        for priority, seq, state in rows:
+            if state == "ready":
+                self._leased.ready(queue_id, priority, seq)
         self._contents.add(queue_id, len(messages), sum(message.size for message in messages))
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ..database import Database
+from ..deliveries.leased import Leased
 
 
 class Groups:
     """The messages of groups: which of them are blocked."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, leased: Leased) -> None:
         self._database = database
+        self._leased = leased
 
     def block_new(self, first_seq: int) -> None:
         """Block the messages from ``first_seq`` on whose group has an earlier unsettled message."""
@@ -24,7 +26,7 @@ class Groups:
                 from message as earlier
                 where earlier.queue = message.queue
                   and earlier."group" = message."group"
-                  and earlier.state in ('ready', 'leased', 'delayed', 'blocked')
+                  and earlier.state in ('ready', 'delayed', 'blocked')
                   and earlier.seq < message.seq
               )
             """,
@@ -33,7 +35,7 @@ class Groups:
 
     def unblock(self, now: float, queue_id: int, group: str) -> None:
         """Unblock the first blocked message of a group, unless another one is ready, delayed or leased."""
-        self._database.execute(
+        rows = self._database.execute(
             """
             update message
             set
@@ -50,11 +52,15 @@ class Groups:
               select 1
               from message as ahead
               where ahead.queue = :queue and ahead."group" = :group
-                and ahead.state in ('ready', 'leased', 'delayed')
+                and ahead.state in ('ready', 'delayed')
             )
+            returning priority, seq, state
             """,
             {"now": now, "queue": queue_id, "group": group},
-        )
+        ).fetchall()
+        for priority, seq, state in rows:
+            if state == "ready":
+                self._leased.ready(queue_id, priority, seq)
 
     def line_up(self, now: float, queue_id: int, group: str) -> None:
         """Order a group again after one of its messages was given back: the one that was stored first is next."""
@@ -62,7 +68,7 @@ class Groups:
             """
             update message
             set state = 'blocked'
-            where queue = ? and "group" = ? and state in ('ready', 'delayed')
+            where queue = ? and "group" = ? and state in ('ready', 'delayed') and not leased(seq)
             """,
             (queue_id, group),
         )

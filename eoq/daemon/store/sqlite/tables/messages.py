@@ -102,21 +102,25 @@ class Messages:
 
     # ── failures ────────────────────────────────────────────────────────────────────────────────────────
 
-    def record_failure(self, now: float, seq: int, delivery_number: int, error: str | None) -> None:
-        """Store a failed delivery, for `eoq show`."""
+    def record_failure(self, now: float, seq: int, error: str | None) -> None:
+        """Store the newest delivery of a message as failed, for `eoq show`."""
         self._database.execute(
             """
-            insert or replace into failure (seq, fence, delivered_at, consumer, failed_at, error)
-            select seq, fence, delivered_at, consumer, ?, ?
+            insert or replace into failure (seq, delivery, delivered_at, consumer, failed_at, error)
+            select seq, deliveries, delivered_at, consumer, ?, ?
             from message
             where seq = ?
             """,
             (now, error, seq),
         )
-        if delivery_number > KEPT_FAILURES:
-            self._database.execute(
-                "delete from failure where seq = ? and fence <= ?", (seq, delivery_number - KEPT_FAILURES)
-            )
+        self._database.execute(
+            """
+            delete from failure
+            where seq = ?1
+              and delivery <= (select deliveries from message where seq = ?1) - ?2
+            """,
+            (seq, KEPT_FAILURES),
+        )
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,6 +10,7 @@ from ....config.settings import QueueSettings, SettingsOf
 from ....records import End, NewMessage, Stored
 from ....store.commands import Put
 from ..database import MANY, Database
+from ..deliveries.leased import Leased
 from ..space import Space
 from .contents import Content, Contents
 from .groups import Groups
@@ -25,14 +26,6 @@ _PUT: Final = """
     values {rows}
     """
 _PUT_DELAYED: Final = _PUT.format(rows="(?, ?, ?, 'delayed', ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-_PUT_LEASED: Final = """
-    insert or ignore into message
-      (
-        seq, queue, id, state, attempts, fence, priority, enqueued_at, due_at, fixed, expires_at, digest, headers, body,
-        delivered_at, consumer
-      )
-    values (?, ?, ?, 'leased', 1, 1, ?, ?, null, 0, ?, ?, ?, ?, ?, ?)
-    """
 
 
 def _put_ready(row: str, values: int) -> list[str]:
@@ -60,9 +53,9 @@ _OLDEST: Final = f"""
     where seq = (
       select min(seq)
       from (
-        select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0
+        select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0 and not leased(seq)
         union all
-        select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+        select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0 and not leased(seq)
         union all
         select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
       )
@@ -80,6 +73,7 @@ class Puts:
         messages: Messages,
         groups: Groups,
         contents: Contents,
+        leased: Leased,
         space: Space,
     ) -> None:
         self._database = database
@@ -87,6 +81,7 @@ class Puts:
         self._messages = messages
         self._groups = groups
         self._contents = contents
+        self._leased = leased
         self._space = space
         self._next_seq = 1
 
@@ -145,22 +140,19 @@ class Puts:
             self._count([message for _, message in sends], ())
         return True
 
-    def store_leased(self, now: float, message: NewMessage, delivered_at: float, consumer: str | None) -> int | None:
-        """Store a message of a known queue without limits as leased to ``consumer``; return its seq.
+    def store_one(self, now: float, message: NewMessage) -> int | None:
+        """Store a message of a known queue without limits that is ready now and has no group; return its seq.
 
         Return None, and change nothing, where it is stored already or there is no space.
         """
         seq = self._next_seq
-        row = (
-            *(seq, self._queues.make(message.queue), message.id, message.priority, now, message.expires_at),
-            *(message.digest, message.headers, message.body, delivered_at, consumer),
-        )
-        if not self._database.execute(_PUT_LEASED, row).rowcount:
+        if not self._insert_ready([(now, message)]):
+            self._next_seq = seq
             return None
         if self._space.lacking() is not None:
             self._delete_from(seq)
+            self._next_seq = seq
             return None
-        self._next_seq += 1
         if self._contents:
             self._count([message], ())
         return seq
@@ -180,7 +172,8 @@ class Puts:
     def _insert_ready(self, sends: Sequence[tuple[float, NewMessage]]) -> int:
         """Insert up to `MANY` messages of one queue that expire together and are not delayed; return how many."""
         _, first = sends[0]
-        values: list[object] = [self._next_seq, self._queues.make(first.queue), first.expires_at]
+        queue_id = self._queues.make(first.queue)
+        values: list[object] = [self._next_seq, queue_id, first.expires_at]
         if [m for _, m in sends if m.group is not None or m.headers is not None]:
             statements = _PUT_MORE
             for now, m in sends:
@@ -189,6 +182,7 @@ class Puts:
             statements = _PUT_PLAIN
             for now, m in sends:
                 values += (m.id, m.priority, now, m.digest, m.body)
+        self._leased.stored(queue_id, self._next_seq, sends)
         self._next_seq += len(sends)
         return self._database.execute(statements[len(sends)], values).rowcount
 

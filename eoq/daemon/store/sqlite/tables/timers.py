@@ -8,6 +8,7 @@ from __future__ import annotations
 from ....records import Advanced, End, Forgotten, Shifted
 from ....store.commands import Advance, Forget, ShiftTimes
 from ..database import Database
+from ..deliveries.leased import Leased
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 
@@ -15,10 +16,11 @@ from .queues import Queues
 class Timers:
     """The times of messages: when they are due, when they expire, and until when their records are kept."""
 
-    def __init__(self, database: Database, queues: Queues, messages: Messages) -> None:
+    def __init__(self, database: Database, queues: Queues, messages: Messages, leased: Leased) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
+        self._leased = leased
 
     def advance(self, command: Advance) -> Advanced:
         """See `Advance`."""
@@ -34,12 +36,13 @@ class Timers:
               order by due_at
               limit ?
             )
-            returning queue
+            returning queue, priority, seq
             """,
             (command.now, command.limit),
         ).fetchall()
         ready: dict[str, int] = {}
-        for (queue_id,) in rows:
+        for queue_id, priority, seq in rows:
+            self._leased.ready(queue_id, priority, seq)
             name = self._queues.name(queue_id)
             ready[name] = ready.get(name, 0) + 1
         return Advanced(ready, ended, self._next_moment())
@@ -49,7 +52,7 @@ class Timers:
             f"""
             select {ENDING_COLUMNS}
             from message
-            where expires_at <= ? and state in ('ready', 'delayed', 'blocked')
+            where expires_at <= ? and state in ('ready', 'delayed', 'blocked') and not leased(seq)
             order by expires_at
             limit ?
             """,  # noqa: S608 # a constant
@@ -64,7 +67,7 @@ class Timers:
             """
             select min(expires_at)
             from message
-            where expires_at is not null and state in ('ready', 'delayed', 'blocked')
+            where expires_at is not null and state in ('ready', 'delayed', 'blocked') and not leased(seq)
             """
         ).fetchone()
         return min((moment for moment in (due_at, expires_at) if moment is not None), default=None)
@@ -84,14 +87,6 @@ class Timers:
             update message
             set expires_at = expires_at + ?
             where expires_at is not null and state in ('ready', 'delayed', 'blocked')
-            """,
-            (command.seconds,),
-        )
-        self._database.execute(
-            """
-            update message
-            set expires_at = expires_at + ?
-            where expires_at is not null and state = 'leased'
             """,
             (command.seconds,),
         )

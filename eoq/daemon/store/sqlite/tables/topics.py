@@ -75,8 +75,6 @@ class Bindings:
               select 1 from message where queue = ?1 and state = 'ready'
               union all
               select 1 from message where queue = ?1 and state in ('delayed', 'blocked')
-              union all
-              select 1 from message where queue = ?1 and state = 'leased'
             )
             limit 1
             """,

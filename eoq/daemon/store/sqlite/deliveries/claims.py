@@ -1,0 +1,218 @@
+"""Claims: the next messages of a queue are leased.
+
+Each claim has a number, which fences (G7): a settle that names another number changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, Final, TypeAlias
+
+from ....records import Claimed, ClaimedMessage, NewMessage
+from ....store.commands import Claim
+from ..database import Database
+from ..tables.messages import Ending, Messages
+from ..tables.puts import Puts
+from ..tables.queues import Queues
+from .leased import START, ClaimPlace, Key, Leased
+
+EXPIRY_ROWS: Final = 500
+"""How many expired messages one claim ends."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+_COLUMNS: Final = 'seq, id, body, headers, attempts + 1, priority, "group", enqueued_at, expires_at, digest'
+_NEXT: Final = f"""
+    select {_COLUMNS}
+    from message
+    where queue = ?1 and state = 'ready' and priority = ?2 and seq > ?3
+    order by seq
+    limit ?4
+    """  # noqa: S608 # a constant
+_NEXT_BELOW: Final = f"""
+    select {_COLUMNS}
+    from message
+    where queue = ?1 and state = 'ready' and priority < ?2
+    order by priority desc, seq
+    limit ?3
+    """  # noqa: S608 # a constant
+_SCAN: Final = (_NEXT, _NEXT_BELOW)
+_SCAN_SKIPPING: Final = tuple(one.replace("'ready'", "'ready' and not leased(seq)") for one in _SCAN)
+_ONE: Final = f"""
+    select {_COLUMNS}
+    from message
+    where seq = ? and queue = ? and priority = ? and state = 'ready'
+    """  # noqa: S608 # a constant
+_LAST: Final = """
+    select -priority, seq
+    from message
+    where queue = ? and state = 'ready'
+    order by priority, seq desc
+    limit 1
+    """
+# Each part is answered by the first entry of an index. A leased message is stored as ready. A message that was
+# delivered and then expired or was dropped may have been processed, if its ack was lost. It holds the watermark back as
+# long as its record is kept, so that an inbox knows its id even if a backup from before its end is restored.
+_LOWEST_UNSETTLED: Final = """
+    select min(seq)
+    from (
+      select min(seq) as seq from message where queue = ?1 and state in ('delayed', 'blocked')
+      union all
+      select min(seq) from message where queue = ?1 and state = 'dead'
+      union all
+      select min(seq) from message where queue = ?1 and state in ('expired', 'dropped') and deliveries > 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority = 0
+      union all
+      select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0
+    )
+    """
+_READY_AND_LOWEST: Final = f"""
+    select
+      (select 1 from message where queue = ?1 and state = 'ready' and priority = ?2 and seq > ?3 limit 1),
+      (select 1 from message where queue = ?1 and state = 'ready' and priority < ?2 limit 1),
+      ({_LOWEST_UNSETTLED})
+    """  # noqa: S608 # a constant
+
+
+class Claims:
+    """The claims of receivers."""
+
+    def __init__(
+        self,
+        database: Database,
+        queues: Queues,
+        messages: Messages,
+        leased: Leased,
+        puts: Puts,
+    ) -> None:
+        self._database = database
+        self._queues = queues
+        self._messages = messages
+        self._leased = leased
+        self._puts = puts
+
+    def claim(self, command: Claim) -> Claimed:
+        """See `Claim`."""
+        queue_id = self._queues.known_id(command.queue) or self._queues.find(command.queue)
+        if queue_id is None:
+            return Claimed([], self._messages.next_seq())
+        if self._queues.is_paused(queue_id):
+            return Claimed([], self._watermark(queue_id))
+        place = self._leased.place(queue_id)
+        rows, expired, unfinished = self._take(command, queue_id, place)
+        ended = self._messages.expire(command.now, expired, command.settings) if expired else ()
+        if not rows:
+            return Claimed([], self._watermark(queue_id), ended, unfinished)
+        number = self._leased.add(
+            queue_id, command.now, command.consumer, command.handles, [message.seq for message in rows]
+        )
+        return Claimed(rows, self._watermark(queue_id), ended, unfinished, queue_id, number)
+
+    def _take(
+        self, command: Claim, queue_id: int, place: ClaimPlace
+    ) -> tuple[list[ClaimedMessage], list[Ending], bool]:
+        """Return the messages to lease, the expired ones among them, and whether more may be ready."""
+        claimed: list[ClaimedMessage] = []
+        expired: list[Ending] = []
+        size = 0
+        last = START
+        unfinished = False
+        now, limit, most_bytes = command.now, command.limit, command.most_bytes
+        with closing(self._candidates(queue_id, place, limit)) as candidates:
+            for row in candidates:
+                expires_at = row[8]
+                if expires_at is not None and expires_at <= now:
+                    unfinished = len(expired) == EXPIRY_ROWS
+                    if not unfinished:
+                        expired.append(Ending(row[0], queue_id, row[1], row[6], len(row[2]), "ready"))
+                else:
+                    size += len(row[2]) + len(row[3] or "")
+                    unfinished = size > most_bytes and bool(claimed)
+                    if not unfinished:
+                        claimed.append(ClaimedMessage(*row))
+                if unfinished:
+                    break
+                last = (-row[5], row[0])
+                if len(claimed) == limit:
+                    break
+        self._leased.move(place, last)
+        if unfinished:
+            self._leased.ready(queue_id, row[5], row[0])  # it was passed, and not taken
+        return claimed, expired, unfinished
+
+    def _candidates(self, queue_id: int, place: ClaimPlace, limit: int) -> Generator[Row, None, None]:
+        """Yield the ready messages that are not leased, in the order of delivery."""
+        leased = self._leased
+        while (key := leased.pop_back(place)) is not None:
+            rank, seq = key
+            row = self._database.execute(_ONE, (seq, queue_id, -rank)).fetchone()
+            if row is not None and leased.get(seq) is None:
+                yield row
+        yield from self._scan(queue_id, place.key, limit, _SCAN_SKIPPING if place.skipping else _SCAN)
+        if place.skipping:
+            last = self._database.execute(_LAST, (queue_id,)).fetchone()
+            if last is not None:
+                leased.move(place, last)
+            place.skipping = False
+
+    def _scan(self, queue_id: int, key: Key, limit: int, statements: Sequence[str]) -> Iterator[Row]:
+        """Yield the ready messages behind ``key``. The rows are read one by one, because their bodies may be large."""
+        execute = self._database.execute
+        following, below = statements
+        while True:
+            rank, seq = key
+            found = 0
+            if key != START:
+                for row in execute(following, (queue_id, -rank, seq, limit)):
+                    found += 1
+                    key = (rank, row[0])
+                    yield row
+            if found < limit:
+                found = 0
+                for row in execute(below, (queue_id, -rank, limit)):
+                    found += 1
+                    key = (-row[5], row[0])
+                    yield row
+                if found < limit:
+                    return
+
+    def _watermark(self, queue_id: int) -> int:
+        """Return the lowest seq that is not settled, or the next seq."""
+        (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (queue_id,)).fetchone()
+        return self._messages.next_seq() if lowest is None else int(lowest)
+
+    def store_and_claim(self, now: float, message: NewMessage, claim: Claim) -> Claimed | None:
+        """Store a message that a consumer waits for, and lease it, which saves two statements.
+
+        The file and both outcomes are as after a put and a claim. Return None, and change nothing, where a put and a
+        claim have to run instead.
+        """
+        queue_id = self._queues.make(message.queue)
+        expired = message.expires_at is not None and message.expires_at <= claim.now
+        place = self._leased.place(queue_id)
+        if claim.queue != message.queue or expired or place.back or place.skipping or self._queues.is_paused(queue_id):
+            return None
+        rank, last = place.key
+        ready, lower, lowest = self._database.execute(_READY_AND_LOWEST, (queue_id, -rank, last)).fetchone()
+        if ready is not None or lower is not None:
+            return None
+        seq = self._puts.store_one(now, message)
+        if seq is None:
+            return None
+        self._leased.move(place, (-message.priority, seq))
+        number = self._leased.add(queue_id, claim.now, claim.consumer, claim.handles, [seq])
+        claimed = ClaimedMessage(
+            seq,
+            message.id,
+            message.body,
+            message.headers,
+            1,
+            message.priority,
+            None,
+            now,
+            message.expires_at,
+            message.digest,
+        )
+        return Claimed([claimed], seq if lowest is None else lowest, (), False, queue_id, number)

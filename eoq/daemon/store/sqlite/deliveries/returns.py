@@ -1,0 +1,150 @@
+"""Returns: leased messages are given back, or made dead letters, when their delivery ends without an ack."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ....records import DeliveryLost, DeliveryRef, End
+from ....store.commands import RejectDelivery, RetryDeliveries
+from ..database import Database
+from ..tables.groups import Groups
+from ..tables.messages import Ending, Messages
+from .leased import Delivered, Leased
+from .lives import Lives
+
+_RETRY: Final = """
+    update message
+    set
+      state = case
+        when :counts and attempts + 1 >= :max_attempts then 'dead'
+        when :due_at > :now then 'delayed'
+        else 'ready'
+      end,
+      attempts = attempts + :counts,
+      due_at = iif(:due_at > :now, :due_at, null),
+      fixed = 0,
+      error = iif(:counts, coalesce(:error, error), error),
+      failed_at = iif(:counts, :now, failed_at),
+      deliveries = deliveries + 1,
+      delivered_at = :delivered_at,
+      consumer = :consumer,
+      life = :life,
+      delivery = :number
+    where seq = :seq
+    returning id, state, priority, error, expires_at <= :now
+    """
+_REJECT: Final = """
+    update message
+    set
+      state = 'dead',
+      attempts = attempts + 1,
+      error = coalesce(:error, error),
+      failed_at = :now,
+      deliveries = deliveries + 1,
+      delivered_at = :delivered_at,
+      consumer = :consumer,
+      life = :life,
+      delivery = :number
+    where seq = :seq
+    returning id
+    """
+
+
+class Returns:
+    """The deliveries that fail."""
+
+    def __init__(self, database: Database, messages: Messages, groups: Groups, leased: Leased, lives: Lives) -> None:
+        self._database = database
+        self._messages = messages
+        self._groups = groups
+        self._leased = leased
+        self._lives = lives
+
+    def retry(self, command: RetryDeliveries) -> list[End | bool]:
+        """See `RetryDeliveries`."""
+        leases = [self._lease_of(delivery) for delivery in command.deliveries]
+        seqs = {delivery.seq for delivery, lease in zip(command.deliveries, leases, strict=True) if lease is not None}
+        counted = set(seqs) if command.counts == "all" else set[int]()
+        if command.counts == "handled":
+            counted = self._leased.handled(seqs)
+        self._leased.give_back(seqs)
+        outcomes: list[End | bool] = []
+        for delivery, lease in zip(command.deliveries, leases, strict=True):
+            if lease is None or delivery.seq not in seqs:
+                outcomes.append(False)
+            else:
+                seqs.remove(delivery.seq)  # where it is named twice, the second one is too late
+                outcomes.append(self._retry(command, delivery, lease, delivery.seq in counted))
+        return outcomes
+
+    def _lease_of(self, delivery: DeliveryRef) -> Delivered | None:
+        """Return what leases the message of a delivery, if it is this very delivery."""
+        lease = None if delivery.ended else self._leased.get(delivery.seq)
+        return lease if lease is not None and lease.number == delivery.number else None
+
+    def _retry(self, command: RetryDeliveries, delivery: DeliveryRef, lease: Delivered, counts: bool) -> End | bool:
+        now, queue_id, seq = command.now, lease.queue_id, delivery.seq
+        id, state, priority, last_error, expired = self._database.execute(
+            _RETRY,
+            {
+                "now": now,
+                "due_at": command.due_at,
+                "counts": counts,
+                "max_attempts": command.settings(delivery.queue).max_attempts,
+                "error": command.error,
+                "delivered_at": lease.delivered_at,
+                "consumer": lease.consumer,
+                "life": self._lives.number,
+                "number": lease.number,
+                "seq": seq,
+            },
+        ).fetchone()
+        if counts:
+            self._messages.record_failure(now, seq, command.error)
+        message = Ending(seq, queue_id, id, delivery.group, delivery.size, state)
+        if state == "dead":
+            return self._messages.ended(now, message._replace(state="ready"), "dead", last_error)
+        if expired:
+            return self._messages.expire(now, [message], command.settings)[0]
+        if state == "ready":
+            self._leased.ready(queue_id, priority, seq)
+        if delivery.group is not None:
+            self._groups.line_up(now, queue_id, delivery.group)
+        return True
+
+    def reject(self, command: RejectDelivery) -> None:
+        """See `RejectDelivery`."""
+        now, delivery, error = command.now, command.delivery, command.error
+        lease = self._lease_of(delivery)
+        if lease is None:
+            self._require_dead(delivery)
+            return
+        self._leased.give_back([delivery.seq])
+        (id,) = self._database.execute(
+            _REJECT,
+            {
+                "error": error,
+                "now": now,
+                "delivered_at": lease.delivered_at,
+                "consumer": lease.consumer,
+                "life": self._lives.number,
+                "number": delivery.number,
+                "seq": delivery.seq,
+            },
+        ).fetchone()
+        self._messages.record_failure(now, delivery.seq, error)
+        message = Ending(delivery.seq, lease.queue_id, id, delivery.group, delivery.size, "ready")
+        self._messages.ended(now, message, "dead", error)
+
+    def _require_dead(self, delivery: DeliveryRef) -> None:
+        """Raise `DeliveryLost` unless this very delivery has made its message a dead letter."""
+        found = self._database.execute(
+            """
+            select state, life, delivery
+            from message
+            where seq = ?
+            """,
+            (delivery.seq,),
+        ).fetchone()
+        if found is None or found != ("dead", self._lives.find(delivery.life), delivery.number):
+            raise DeliveryLost(delivery)
