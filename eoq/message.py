@@ -149,7 +149,9 @@ class Delivery:
     ``attempt`` counts the deliveries of the message from 1. ``receipt`` names this delivery; settling needs it. ``seq``
     is the message's position in the daemon's database, and ``watermark`` the lowest ``seq`` of the queue that is not
     settled yet. ``enqueued_at`` and ``received_at`` are in seconds since the epoch. ``received_at`` is when the client
-    asked for messages: the delivery was made then or later.
+    asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
+    ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. A daemon of an
+    earlier version sends none of these three.
     """
 
     id: str
@@ -164,6 +166,9 @@ class Delivery:
     seq: int = 0
     watermark: int = 0
     received_at: float = field(default_factory=time.time, compare=False)
+    digest: str = ""
+    source: str = ""
+    retention: float | None = None
 
     @property
     def text(self) -> str:

@@ -27,7 +27,7 @@ from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import KEEP_SECONDS, Pruning
+from .pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class AsyncInbox:
         self,
         database: str | os.PathLike[str] | aiosqlite.Connection,
         *,
-        keep: float = KEEP_SECONDS,
+        keep: float | None = None,
         foreign_keys: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -157,7 +157,7 @@ class AsyncInbox:
             async with self._transaction(batch) as processed:
                 for message in batch:
                     if processed.was_processed(message):
-                        results.append(processed.result(message))
+                        results.append(processed.result_or_refusal(message))
                     else:
                         results.append(await self._apply_alone(processed, message, handler))
         except Exception as error:
@@ -219,16 +219,15 @@ class AsyncInbox:
         """Delete all ids that can be deleted. Between the steps other tasks process messages. See `Inbox.prune`."""
         async with self._exclusive() as processed:
             await self._run(processed.refuse_open_transaction)
-            queues = await self._run(processed.queues)
+            streams = await self._run(processed.streams)
         count = 0
-        for queue in queues:
-            after: int | None = None
-            while True:
+        for stream in streams:
+            from_start, ended = True, False
+            while not ended:
                 async with self._exclusive() as processed:
-                    deleted, after = await self._run(partial(_prune_alone, processed, queue, after))
+                    deleted, ended = await self._run(partial(_prune_alone, processed, stream, from_start))
                 count += deleted
-                if after is None:
-                    break
+                from_start = False
         return count
 
     # ── the connection and its thread ───────────────────────────────────────────────────────────────────
@@ -318,8 +317,8 @@ class AsyncInbox:
                 raise
 
 
-def _prune_alone(processed: Processed, queue: str, after: int | None) -> tuple[int, int | None]:
-    return processed.transaction((), partial(processed.prune, queue, after))
+def _prune_alone(processed: Processed, stream: Stream, from_start: bool) -> tuple[int, bool]:
+    return processed.transaction((), partial(processed.prune, stream, from_start))
 
 
 async def give_back(message: AsyncMessage, error: Exception) -> None:

@@ -28,7 +28,7 @@ from ..system.aio_thread import complete, in_thread
 from .aio import give_back
 from .committed import Place, not_committed
 from .forked import LibraryConnections
-from .pruning import KEEP_SECONDS, Pruning
+from .pruning import Pruning, Stream
 from .transaction import Processed
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class AsyncGuestInbox(Generic[T]):
         begin: Callable[[], AbstractAsyncContextManager[T]],
         connection: Callable[[T], Awaitable[aiosqlite.Connection]],
         *,
-        keep: float = KEEP_SECONDS,
+        keep: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._begin = begin
@@ -116,27 +116,26 @@ class AsyncGuestInbox(Generic[T]):
     async def prune(self) -> int:
         """Delete all ids that can be deleted, with a transaction for each step. See `Inbox.prune`."""
 
-        async def look(_transaction: T, joined: _Joined) -> list[str]:
-            return await joined.run(joined.processed.queues)
+        async def look(_transaction: T, joined: _Joined) -> list[Stream]:
+            return await joined.run(joined.processed.streams)
 
-        queues, _joined = await self._in_transaction([], look)
+        streams, _joined = await self._in_transaction([], look)
         count = 0
-        for queue in queues:
-            count += await self._prune(queue)
+        for stream in streams:
+            count += await self._prune(stream)
         return count
 
-    async def _prune(self, queue: str) -> int:
-        count = 0
-        after: int | None = None
-        while True:
+    async def _prune(self, stream: Stream) -> int:
+        count, from_start, ended = 0, True, False
+        while not ended:
 
-            async def step(_transaction: T, joined: _Joined, after: int | None = after) -> tuple[int, int | None]:
-                return await joined.run(partial(joined.processed.prune, queue, after))
+            async def step(_transaction: T, joined: _Joined, from_start: bool = from_start) -> tuple[int, bool]:
+                return await joined.run(partial(joined.processed.prune, stream, from_start))
 
-            (deleted, after), _joined = await self._in_transaction([], step)
+            (deleted, ended), _joined = await self._in_transaction([], step)
             count += deleted
-            if after is None:
-                return count
+            from_start = False
+        return count
 
     # ── the library's transaction ───────────────────────────────────────────────────────────────────────
 

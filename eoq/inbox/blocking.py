@@ -23,7 +23,7 @@ from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import KEEP_SECONDS, Pruning
+from .pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
@@ -43,10 +43,13 @@ class Inbox:
     not enough, nor an inbox of a connection. All other connections of the program to this file must be closed before a
     fork as well.
 
-    ``keep`` is how many seconds a processed id is kept at least; the default is one day. It should be longer than the
-    age of any backup that the daemon's file may be restored from. Older ids are pruned automatically, a few with every
-    hundred messages, once the daemon's watermark has passed them. ``pruning.py`` proves that this is safe. ``clock``
-    returns seconds since the epoch.
+    ``keep`` is how many seconds a processed id is kept at least; the default is the retention of its queue. It should
+    be longer than the age of any backup that the daemon's file may be restored from, and the same for all inboxes of a
+    file. Older ids are pruned automatically, a few with every hundred messages, once the daemon's watermark has passed
+    them. ``pruning.py`` proves that this is safe. ``clock`` returns seconds since the epoch.
+
+    A message whose id was processed with other content is rejected: it becomes a dead letter that says so. This happens
+    if an id is used again after the daemon has forgotten it.
 
     ``foreign_keys`` makes SQLite enforce the foreign keys of the file on the connection that the inbox opens. SQLite
     does not do so by itself, and it cannot be switched on inside a transaction.
@@ -62,7 +65,7 @@ class Inbox:
         self,
         database: str | os.PathLike[str] | sqlite3.Connection,
         *,
-        keep: float = KEEP_SECONDS,
+        keep: float | None = None,
         foreign_keys: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -239,7 +242,7 @@ class Inbox:
     def _apply_many(self, processed: Processed, batch: list[Message], handler: Handler, results: Results) -> None:
         for message in batch:
             if processed.was_processed(message):
-                results.append(processed.result(message))
+                results.append(processed.result_or_refusal(message))
             else:
                 results.append(self._apply_alone(processed, message, handler))
 
@@ -269,17 +272,15 @@ class Inbox:
         with self._lock:
             processed = self._processed or self._open()
             processed.refuse_open_transaction()
-            return sum(_prune(processed, queue) for queue in processed.queues())
+            return sum(_prune(processed, stream) for stream in processed.streams())
 
 
-def _prune(processed: Processed, queue: str) -> int:
-    count = 0
-    after: int | None = None
-    while True:
-        deleted, after = processed.transaction((), partial(processed.prune, queue, after))
+def _prune(processed: Processed, stream: Stream) -> int:
+    count, ended = processed.transaction((), partial(processed.prune, stream, True))
+    while not ended:
+        deleted, ended = processed.transaction((), partial(processed.prune, stream, False))
         count += deleted
-        if after is None:
-            return count
+    return count
 
 
 def give_back(message: Message, error: Exception) -> None:

@@ -20,7 +20,7 @@ from ..outcomes import error_text
 from .blocking import give_back
 from .committed import Place, not_committed
 from .forked import LibraryConnections
-from .pruning import KEEP_SECONDS, Pruning
+from .pruning import Pruning, Stream
 from .transaction import Processed
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class GuestInbox(Generic[T]):
         begin: Callable[[], AbstractContextManager[T]],
         connection: Callable[[T], sqlite3.Connection],
         *,
-        keep: float = KEEP_SECONDS,
+        keep: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._begin = begin
@@ -88,21 +88,20 @@ class GuestInbox(Generic[T]):
 
     def prune(self) -> int:
         """Delete all ids that can be deleted, with a transaction for each step. See `Inbox.prune`."""
-        queues, _place = self._in_transaction([], lambda _transaction, processed: processed.queues())
-        return sum(self._prune(queue) for queue in queues)
+        streams, _place = self._in_transaction([], lambda _transaction, processed: processed.streams())
+        return sum(self._prune(stream) for stream in streams)
 
-    def _prune(self, queue: str) -> int:
-        count = 0
-        after: int | None = None
-        while True:
+    def _prune(self, stream: Stream) -> int:
+        count, from_start, ended = 0, True, False
+        while not ended:
 
-            def step(_transaction: T, processed: Processed, after: int | None = after) -> tuple[int, int | None]:
-                return processed.prune(queue, after)
+            def step(_transaction: T, processed: Processed, from_start: bool = from_start) -> tuple[int, bool]:
+                return processed.prune(stream, from_start)
 
-            (deleted, after), _place = self._in_transaction([], step)
+            (deleted, ended), _place = self._in_transaction([], step)
             count += deleted
-            if after is None:
-                return count
+            from_start = False
+        return count
 
     # ── the library's transaction ───────────────────────────────────────────────────────────────────────
 

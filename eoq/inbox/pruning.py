@@ -8,7 +8,12 @@ queue, counts as unsettled for the retention of its queue.
 The inbox keeps W together with the time L at which the delivery was requested. This pair, a dated watermark, states:
 "at time L, all messages below W were settled". The rule of this file is:
 
-    An id is deleted if its seq is below W, and it was processed, or last delivered again, before L - keep.
+    An id is deleted if its seq is below W, and it was processed, or last delivered again, before L - keep and before
+    the moment H that the clock is believed to allow (``belief.py``).
+
+``keep`` is by default the retention of the queue, which each delivery brings. So the daemon has forgotten an id before
+the inbox does, and a send that is repeated late meets one of the two. W is compared only with the ids of the same file
+of the daemon (``source``), and with those whose file is not known.
 
 The rule is safe when the daemon's file is restored. Let a backup be made at time B and restored at time R, and be no
 older than ``keep``: R - B <= keep. A message that is unsettled in the backup is delivered again after R. Before the
@@ -24,11 +29,16 @@ Now look at the date L of the watermark that the rule uses:
   kind. Messages of the second kind are not below W yet.
 - If R <= L, the watermark comes from the restored file. What is unsettled in that file is not below W.
 
-The rule is safe when a worker is slow. Let a delivery be requested at time r, and let its worker pause until the lease
-has ended and the id was deleted. Another consumer settled the message, by a later delivery. So it processed the
-message, or found it processed, after r. Therefore the id was deleted by a watermark with r < L - keep. The inbox
-refuses each delivery that is older than that and whose id is not found, with `LeaseLost`. If the lease of a refused
-delivery is still alive, the message is just delivered again.
+The rule is safe when a sender repeats a message late. If the daemon still knows its id, it answers `duplicate`. If it
+does not, because its file was restored to before the first send, the inbox knows the id for the retention of the queue
+after the message was processed. That is as long as the daemon would have known it. If the content is another one, the
+digest shows that.
+
+The rule is safe when a worker is slow. H is stored (``forgotten_to``), and is never lowered. Let a delivery be
+requested at time r, and let its worker pause until the lease has ended and the id was deleted. Another consumer
+processed the message, or found it processed, after r. So the id was deleted by an H > r. The inbox refuses each
+delivery that is older than ``keep``, whose id is not found, and that was requested before H, with `LeaseLost`. If the
+lease of a refused delivery is still alive, the message is just delivered again.
 
 L and r are the times at which the deliveries were requested. The deliveries arrived then or later: a reply may wait in
 the socket of a process that is stopped. So the inbox deletes less, and refuses more, than by the times of arrival.
@@ -37,13 +47,11 @@ What follows for the code:
 
 - W is never used without its own L. The highest W is never combined with the latest L.
 - ``keep`` is counted back from L and not from now. An inbox without deliveries for a week deletes nothing that week.
-- A new file of the daemon begins with seq 1. Its low watermarks only delay deletion.
-- A wall clock that jumps ahead shortens ``keep`` by as much. Then only the watermark protects an id, which is enough
-  as long as no backup is restored.
+- A new file of the daemon has another ``source``. Ids of the earlier file stay.
 
 The rule does not cover: a backup that is older than ``keep``; a second restore of a backup from before the first
 restore; a restore of both files (a new file of the daemon counts as one); a queue whose retention is shorter than
-``keep``; and a worker that pauses for longer than ``keep`` while the clock is set back.
+``keep``; and a worker that pauses for longer than ``keep`` while the clock is wrong.
 """
 
 from __future__ import annotations
@@ -53,20 +61,58 @@ import math
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..errors import InvalidRequest
 from ..message import Delivery
+from .belief import Belief, believe, date_of
 
 KEEP_SECONDS: Final = 86400.0
-"""How many seconds a processed id is kept at least, even if its message can no longer be delivered."""
+"""How many seconds a processed id is kept at least, if neither the application nor the daemon says how long."""
 EVERY: Final = 100
 """How many messages of a queue are processed between two automatic steps."""
 ROWS: Final = 200
 """How many rows a step reads: twice as many as were added since the last step, so that pruning catches up."""
+SLACK: Final = 60.0
+"""How many seconds a delivery may seem to come from the future, because the clock was corrected."""
 
-_BELOW_ALL: Final = -1
-"""A seq below every seq of a daemon."""
+Stream: TypeAlias = tuple[str, str]
+"""The identity of a daemon's file, and a queue. A daemon that does not say its identity has an empty one."""
+
+_STORED: Final = """
+    select watermark, retention, forgotten_to, seen_at
+    from eoq_watermark
+    where queue = ? and source in (?, '')
+    order by source desc
+    limit 1
+    """
+_STORE: Final = """
+    insert into eoq_watermark (source, queue, watermark, retention, forgotten_to, seen_at)
+    values (?, ?, ?, ?, ?, ?)
+    on conflict (source, queue) do update
+    set watermark = excluded.watermark, retention = excluded.retention, seen_at = excluded.seen_at,
+      forgotten_to = max(forgotten_to, excluded.forgotten_to)
+    """
+# As JSON: the application may have set a text_factory, and its file may be in UTF-16.
+_RANGE: Final = """
+    select json_array(
+      swept_to,
+      (
+        select id
+        from eoq_processed
+        where queue = eoq_watermark.queue and id > swept_to
+        order by id
+        limit 1 offset ?
+      )
+    )
+    from eoq_watermark
+    where source = ? and queue = ?
+    """
+_DELETE: Final = """
+    delete from eoq_processed
+    where queue = ? and id > ? and (? is null or id <= ?) and seq < ? and processed_at < ?
+      and (source is null or source = ?)
+    """
 
 
 @dataclass(slots=True)
@@ -75,30 +121,62 @@ class _Watermark:
 
     watermark: int
     requested_at: float
+    retention: float | None = None
     since_step: int = EVERY
     """Messages processed since the last step. It starts with `EVERY`, so that a short-lived process makes one step."""
+
+
+class _Row(NamedTuple):
+    """What the file has about the watermark of a stream."""
+
+    watermark: int
+    retention: float | None
+    forgotten_to: float
+    seen_at: float
 
 
 class Pruning:
     """The watermarks that this process has received, and the deletion of ids below them.
 
-    ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. Raises `InvalidRequest` if it is not such a number.
-    All methods with a ``database`` run inside a transaction of the caller.
+    ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. None means the retention of the queue, as the
+    daemon says it. Raises `InvalidRequest` if it is not such a number. All methods with a ``database`` run inside a
+    transaction of the caller.
     """
 
-    def __init__(self, keep: float) -> None:
-        if not isinstance(keep, int | float) or isinstance(keep, bool) or math.isnan(keep) or keep < 0:
+    def __init__(self, keep: float | None) -> None:
+        if keep is not None and (
+            not isinstance(keep, int | float) or isinstance(keep, bool) or math.isnan(keep) or keep < 0
+        ):
             raise InvalidRequest(f"`keep` is a number of seconds, 0 or more, not {keep!r}")
-        self.keep = keep
-        self._received: dict[str, _Watermark] = {}
+        self._keep = keep
+        self._received: dict[Stream, _Watermark] = {}
+        self._known_past: float | None = None
+        """A moment that is surely past, as far as the file tells. None before the file was read."""
+
+    def keep(self, retention: float | None) -> float:
+        """Return how many seconds an id of a queue with this ``retention`` is kept at least."""
+        if self._keep is not None:
+            return self._keep
+        return KEEP_SECONDS if retention is None else retention
+
+    def date(self, database: sqlite3.Connection, now: float) -> float:
+        """Return the date for ids that are processed now. If the clock is surely behind, it is far in the future."""
+        if self._known_past is None:
+            (past,) = _row(
+                database,
+                "select max(min(seen_at, forgotten_to + coalesce(?, retention, ?))) from eoq_watermark",
+                (self._keep, KEEP_SECONDS),
+            )
+            self._known_past = -math.inf if past is None else past
+        return date_of(now, self._known_past)
 
     def note(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
         """Note the watermarks of deliveries that were just processed. Make a step for each queue where one is due."""
-        by_queue: dict[str, list[Delivery]] = {}
+        by_stream: dict[Stream, list[Delivery]] = {}
         for message in messages:
-            by_queue.setdefault(message.queue, []).append(message)
-        for queue, deliveries in by_queue.items():
-            received = self._received.setdefault(queue, _Watermark(0, -math.inf))
+            by_stream.setdefault((message.source, message.queue), []).append(message)
+        for stream, deliveries in by_stream.items():
+            received = self._received.setdefault(stream, _Watermark(0, -math.inf))
             received.since_step += len(deliveries)
             if now < received.requested_at:
                 # The clock was set back. Beside the old date, ids processed from now on would seem older than they are.
@@ -107,80 +185,77 @@ class Pruning:
             # Any of the deliveries may be the latest, so take the lowest watermark and the earliest time.
             received.watermark = min([message.watermark for message in deliveries])
             received.requested_at = min([message.received_at for message in deliveries])
+            received.retention = deliveries[-1].retention
             if received.since_step >= EVERY:
                 received.since_step = 0
-                # Each automatic step starts at the lowest seq. If the first rows are all too young (ids that were
-                # delivered again lately), it gets no further; `prune` does.
-                self.step(database, queue, None, now)
+                self.step(database, stream, now)
 
-    def queues(self, database: sqlite3.Connection) -> list[str]:
-        """Return the queues whose watermark is known, to this process or from the file."""
+    def streams(self, database: sqlite3.Connection) -> list[Stream]:
+        """Return the streams whose watermark is known, to this process or from the file."""
         # As JSON: the application may have set a text_factory, and its file may be in UTF-16.
-        (stored,) = _row(database, "select json_group_array(queue) from eoq_watermark", ())
-        return sorted({*json.loads(stored), *self._received})
+        (stored,) = _row(database, "select json_group_array(json_array(source, queue)) from eoq_watermark", ())
+        return sorted({*[(source, queue) for source, queue in json.loads(stored)], *self._received})
 
-    def step(self, database: sqlite3.Connection, queue: str, after: int | None, now: float) -> tuple[int, int | None]:
-        """Read the next `ROWS` ids of a queue below the watermark, and delete those that are old enough.
+    def step(
+        self, database: sqlite3.Connection, stream: Stream, now: float, *, from_start: bool = False
+    ) -> tuple[int, bool]:
+        """Read the next `ROWS` ids of a queue, and delete those that may be deleted.
 
-        The step reads ids whose seq is over ``after``, or from the lowest on if ``after`` is None. Return how many ids
-        were deleted, and the ``after`` of the next step, or None at the end.
+        A step goes on where the last one ended, and begins with the lowest id after the highest, or ``from_start``.
+        Return how many ids were deleted, and whether the end was reached.
         """
-        watermark, at = self._latest(database, queue, now)
-        after = _BELOW_ALL if after is None else after
-        (last,) = _row(
-            database,
-            """
-            select max(seq)
-            from (
-              select seq
-              from eoq_processed
-              where queue = ? and seq > ? and seq < ?
-              order by seq
-              limit ?
-            )
-            """,
-            (queue, after, watermark, ROWS),
+        watermark, before = self._limits(database, stream, now)
+        source, queue = stream
+        if from_start:
+            database.execute("update eoq_watermark set swept_to = '' where source = ? and queue = ?", stream)
+        found = _row(database, _RANGE, (ROWS - 1, source, queue))
+        if found is None:
+            return 0, True
+        after, last = json.loads(found[0])
+        cursor = database.execute(_DELETE, (queue, after, last, last, watermark, before, source))
+        database.execute(
+            "update eoq_watermark set swept_to = ? where source = ? and queue = ?", (last or "", source, queue)
         )
-        if last is None:
-            return 0, None
-        cursor = database.execute(
-            """
-            delete from eoq_processed
-            where queue = ? and seq > ? and seq <= ? and processed_at < ?
-            """,
-            (queue, after, last, at - self.keep),
+        return cursor.rowcount, last is None
+
+    def _limits(self, database: sqlite3.Connection, stream: Stream, now: float) -> tuple[int, float]:
+        """Return the watermark below which, and the moment before which, ids may be deleted. Store both for others."""
+        received, stored = self._received.get(stream), self._stored(database, stream)
+        if received is not None and received.requested_at > now:
+            received = None  # by a wrong clock
+        if received is None:
+            if stored is None or stored.seen_at > now:
+                return 0, -math.inf
+            received = _Watermark(stored.watermark, stored.seen_at, stored.retention)
+        elif stored is not None and received.requested_at < stored.seen_at <= now:
+            received = _Watermark(stored.watermark, stored.seen_at, stored.retention)
+        keep = self.keep(received.retention)
+        belief = believe(
+            None if stored is None else Belief(stored.forgotten_to, stored.seen_at), received.requested_at, now, keep
         )
-        return cursor.rowcount, last
+        watermark = received.watermark
+        if stored is not None and belief.seen_at == stored.seen_at:
+            watermark = stored.watermark  # it stays with its date
+        source, queue = stream
+        database.execute(_STORE, (source, queue, watermark, received.retention, belief.forgotten_to, belief.seen_at))
+        if self._known_past is not None:
+            self._known_past = max(self._known_past, min(belief.seen_at, belief.forgotten_to + keep))
+        return received.watermark, min(belief.forgotten_to, received.requested_at - keep)
 
     def is_old(self, message: Delivery, now: float) -> bool:
         """Return whether a delivery was requested so long ago that `is_late` has to be called for it."""
-        return now > message.received_at + self.keep
+        return not -SLACK <= now - message.received_at <= self.keep(message.retention)
 
     def is_late(self, database: sqlite3.Connection, message: Delivery, now: float) -> bool:
         """Return whether the id of an old delivery may have been deleted, if it is not found."""
-        received, (_, stored_at) = self._received.get(message.queue), self._stored(database, message.queue, now)
-        received_at = 0.0 if received is None or received.requested_at > now else received.requested_at
-        return message.received_at < max(received_at, stored_at) - self.keep
+        stored = self._stored(database, (message.source, message.queue))
+        return stored is not None and (message.received_at < stored.forgotten_to or message.received_at > now + SLACK)
 
-    def _stored(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
-        """Return the dated watermark in the file. One with a date in the future, by a wrong clock, does not count."""
-        row = _row(database, "select watermark, seen_at from eoq_watermark where queue = ?", (queue,))
-        return (0, 0.0) if row is None or row[1] > now else row
-
-    def _latest(self, database: sqlite3.Connection, queue: str, now: float) -> tuple[int, float]:
-        """Return the later one of this process's dated watermark and the stored one. Store the former for others."""
-        received, stored = self._received.get(queue), self._stored(database, queue, now)
-        if received is None or received.requested_at > now or received.requested_at < stored[1]:
-            return stored
-        database.execute(
-            """
-            insert into eoq_watermark (queue, watermark, seen_at)
-            values (?, ?, ?)
-            on conflict (queue) do update set watermark = excluded.watermark, seen_at = excluded.seen_at
-            """,
-            (queue, received.watermark, received.requested_at),
-        )
-        return received.watermark, received.requested_at
+    def _stored(self, database: sqlite3.Connection, stream: Stream) -> _Row | None:
+        """Return what the file has about a stream, or about the queue from the time before there were sources."""
+        source, queue = stream
+        row = _row(database, _STORED, (queue, source))
+        return None if row is None else _Row(*row)
 
 
 def _row(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> Any:

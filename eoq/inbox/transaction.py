@@ -17,12 +17,13 @@ from typing import Any, Final, TypeVar
 
 from ..errors import InvalidRequest, LeaseLost
 from ..message import Delivery
+from ..outcomes import Reject
 from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from .guard import TransactionGuard
-from .pruning import Pruning
-from .tables import Key, create, find, insert, is_found, lock, note_redeliveries, rows
+from .pruning import Pruning, Stream
+from .tables import Effect, Key, create, digest_of, find, insert, is_found, lock, note_redeliveries, rows
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Processed:
         self._isolation_level = database.isolation_level
         self._autocommit = _LEGACY
         self._synchronous = _EXTRA
-        self._results: dict[Key, bytes | None] = {}
+        self._results: dict[Key, Effect] = {}
         self._new: list[Delivery] = []
         self._again: list[Delivery] = []
         self._in_tasks = in_tasks
@@ -142,9 +143,7 @@ class Processed:
         if not self._database.in_transaction:
             # Immediate, because a transaction that begins by reading cannot write after another one has written.
             self._database.execute(_BEGIN)
-        else:
-            lock(self._database)  # Django, for one, begins its transactions `deferred`
-        create(self._database)
+        lock(self._database)  # Django, for one, begins its transactions `deferred`
         self._results = find(self._database, messages)
 
     def _refuse_settling(self, messages: Sequence[Delivery]) -> None:
@@ -158,8 +157,9 @@ class Processed:
     def finish(self) -> None:
         """Store what was accepted, prune if a step is due, and commit a transaction of `begin`."""
         now = self._clock()
-        insert(self._database, self._new, self._results, now)
-        note_redeliveries(self._database, self._again, now)
+        date = self._pruning.date(self._database, now)
+        insert(self._database, self._new, self._results, date)
+        note_redeliveries(self._database, self._again, date)
         self._pruning.note(self._database, chain(self._new, self._again), now)
         if not self._joined:
             self._database.execute(_COMMIT)
@@ -230,14 +230,32 @@ class Processed:
         now = self._clock()
         if self._pruning.is_old(message, now) and self._pruning.is_late(self._database, message, now):
             raise LeaseLost(
-                f"the message {message.id!r} was delivered more than {self._pruning.keep:g} s ago (`keep`). It may "
+                f"the message {message.id!r} was delivered more than {self._pruning.keep(message.retention):g} s ago "
+                "(`keep`), or the clock was set back since. It may "
                 "have been processed and pruned since, so its handler was not run. If it was not processed, it is "
                 "delivered again"
             )
 
     def result(self, message: Delivery) -> bytes | None:
-        """Return the result of a message that `was_processed`."""
-        return self._results[message.queue, message.id]
+        """Return the result of a message that `was_processed`.
+
+        Raises `Reject` if the message has other content than the one that was processed under this id: the daemon has
+        forgotten that one. To ack it with the old result would lose it.
+        """
+        result, digest = self._results[message.queue, message.id]
+        if digest is not None and message.digest and digest != digest_of(message):
+            raise Reject(
+                f"a message with the id {message.id!r} and other content was processed before, and the daemon has "
+                "forgotten that one since, so this one was not applied: send it under an id of its own, and drop this"
+            )
+        return result
+
+    def result_or_refusal(self, message: Delivery) -> bytes | Reject | None:
+        """Return the result of a message that `was_processed`, or the `Reject` that `result` raises."""
+        try:
+            return self.result(message)
+        except Reject as refusal:
+            return refusal
 
     def accept(self, message: Delivery, returned: object) -> bytes | None:
         """Make what a handler returned the message's result. Return the result as bytes.
@@ -267,7 +285,7 @@ class Processed:
                 f"a statement of the handler of {message.id!r} failed and rolled back the whole transaction (a full "
                 "disk, or `on conflict rollback`), and the handler ignored the error; let it raise"
             ) from error
-        self._results[message.queue, message.id] = result
+        self._results[message.queue, message.id] = Effect(result, digest_of(message))
         self._new.append(message)
         return result
 
@@ -306,13 +324,13 @@ class Processed:
 
     # ── pruning ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def queues(self) -> list[str]:
-        """Return the queues whose watermark is known, so that their ids can be pruned."""
-        return self._pruning.queues(self._database)
+    def streams(self) -> list[Stream]:
+        """Return the queues whose watermark is known, so that their ids can be pruned. See `Pruning.streams`."""
+        return self._pruning.streams(self._database)
 
-    def prune(self, queue: str, after: int | None) -> tuple[int, int | None]:
+    def prune(self, stream: Stream, from_start: bool) -> tuple[int, bool]:
         """Make one step of pruning inside the open transaction. See `Pruning.step`."""
-        return self._pruning.step(self._database, queue, after, self._clock())
+        return self._pruning.step(self._database, stream, self._clock(), from_start=from_start)
 
 
 def refuse_foreign_keys(refused: bool) -> None:

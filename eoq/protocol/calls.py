@@ -170,7 +170,7 @@ def receive(
     asked_at = time.time()
 
     def read(reply: Fields) -> list[M]:
-        watermark = reply["watermark"]
+        watermark, source, retention = reply["watermark"], reply.get("source", ""), reply.get("retention")
         deliveries = []
         for message in reply["messages"]:
             get = message.get
@@ -190,6 +190,9 @@ def receive(
                     message["seq"],
                     watermark,
                     asked_at,
+                    get("digest", ""),
+                    source,
+                    retention,
                     settler=settler,
                 )
             )

@@ -170,7 +170,7 @@ def test_inbox_and_outbox_make_the_same_tables(folder: Path) -> None:
         pass
     schema = _schema(by_page)
     assert schema.keys() == {
-        *("eoq_processed", "eoq_processed_by_seq", "eoq_watermark"),
+        *("eoq_processed", "eoq_watermark"),
         *("eoq_outbox", "eoq_outbox_set_aside"),
     }
     assert schema == _schema(by_library)
@@ -189,12 +189,14 @@ def test_the_delete_statement_removes_only_ids_that_are_settled_and_old() -> Non
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(create)
         now, day = 1_000_000.0, 86_400
-        rows = [("q", "old", 1, now - day - 1), ("q", "young", 2, now), ("q", "open", 3, now - day - 1)]
-        rows.append(("other", "old", 1, now - day - 1))
-        database.executemany("insert into eoq_processed values (?, ?, ?, null, ?)", rows)
-        database.execute(prune, {"queue": "q", "watermark": 3, "now": now})
-        left = database.execute("select queue, id from eoq_processed order by queue, seq").fetchall()
-    assert left == [("other", "old"), ("q", "young"), ("q", "open")]
+        rows = [("q", "old", 1, now - day - 1, "s"), ("q", "young", 2, now, "s"), ("q", "open", 3, now - day - 1, "s")]
+        rows += [("other", "old", 1, now - day - 1, "s"), ("q", "of another file", 1, now - day - 1, "t")]
+        database.executemany(
+            "insert into eoq_processed (queue, id, seq, processed_at, source) values (?, ?, ?, ?, ?)", rows
+        )
+        database.execute(prune, {"queue": "q", "watermark": 3, "now": now, "retention": day, "source": "s"})
+        left = database.execute("select queue, id from eoq_processed order by queue, seq, id").fetchall()
+    assert left == [("other", "old"), ("q", "of another file"), ("q", "young"), ("q", "open")]
 
 
 # ── the consumer of section 10 ──────────────────────────────────────────────────────────────────────────────

@@ -672,7 +672,10 @@ def test_a_result_that_another_program_stored_is_returned_as_bytes(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, stored: object, result: bytes
 ) -> None:
     with closing(sqlite3.connect(file)) as database:
-        database.execute("insert into eoq_processed values (?, 'm', 1, ?, ?)", (queue, stored, time.time()))
+        database.execute(
+            "insert into eoq_processed (queue, id, seq, result, processed_at) values (?, 'm', 1, ?, ?)",
+            (queue, stored, time.time()),
+        )
         database.commit()
     assert inbox.process(_delivered(blocking, queue), _apply) == result
     assert _payments(file) == []
