@@ -85,7 +85,9 @@ class AsyncAdmin:
 
         Raises `NotFound` where there is no such queue.
         """
-        count, upto = await self.channel.run(admin_calls.purge(queue, None))
+        # First the last message to purge. So a repeat after a lost reply drops nothing that was sent meanwhile.
+        upto: int | None = await self.channel.run(admin_calls.last_seq(queue))
+        count = 0
         while upto is not None:
             more, upto = await self.channel.run(admin_calls.purge(queue, upto))
             count += more

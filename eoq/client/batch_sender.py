@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ..backoff import DAEMON_WIDE, PERMANENT, Backoff
-from ..errors import EoqError, InvalidRequest, Unavailable
+from ..errors import EoqError, InvalidRequest, TooLate, Unavailable
 from ..message import Outgoing
+from ..protocol import calls
 from .aio import AsyncClient
 
 MESSAGE_FAULTS: Final = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
@@ -25,8 +26,13 @@ class Source(Protocol[K_contra]):
     def may_send(self, key: K_contra) -> bool:
         """Return whether a message may be sent now. If not, it is left out and stays in the source."""
 
-    async def begin(self, keys: Sequence[K_contra]) -> None:
-        """Note that these are about to be sent. From now on the daemon may have stored them."""
+    async def begin(self, keys: Sequence[K_contra]) -> tuple[Collection[object], float | None]:
+        """Note that these are about to be sent. From now on the daemon may have stored them.
+
+        Return those that are still to be sent, and until when, in seconds since the epoch. This process may sleep at
+        any moment, for longer than the daemon remembers what another try has stored. None is for messages that it has
+        certainly not stored, and for an older daemon.
+        """
 
     async def undo_begin(self, keys: Sequence[K_contra]) -> None:
         """Note that the daemon refused these, hence has not stored them."""
@@ -67,9 +73,19 @@ class BatchSender(Generic[K]):
         if not batch or self._backoff.is_waiting(None):
             return
         keys = [key for key, _ in batch]
-        await self._source.begin(keys)
+        left, not_after = await self._source.begin(keys)
+        if len(left) < len(batch):
+            batch = [(key, message) for key, message in batch if key in left]
+            keys = [key for key, _ in batch]
+            if not batch:
+                return
         try:
-            await self._store([message for _, message in batch])
+            await self._client.channel.run(calls.settle((), [message for _, message in batch], not_after))
+        except TooLate as error:  # an earlier try may have stored it, so what `begin` noted stays
+            if len(batch) > 1:
+                await self._send_halves(batch, refused_queues)
+            else:
+                await self._source.reject(keys[0], error)
         except Unavailable as error:
             self._backoff.failed(None, error)  # the daemon may have stored them, so what `begin` noted stays
         except EoqError as error:
@@ -98,7 +114,3 @@ class BatchSender(Generic[K]):
         middle = len(batch) // 2
         await self._send(batch[:middle], refused_queues)
         await self._send(batch[middle:], refused_queues)
-
-    async def _store(self, messages: Sequence[Outgoing]) -> None:
-        async with self._client.transaction() as transaction:
-            transaction.send_many(messages)

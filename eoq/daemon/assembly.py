@@ -116,6 +116,7 @@ class Daemon:
             settings.socket,
             store.identity,
             settings.max_attempts,
+            self._retention,
             self._server,
             self._broker,
             reloader,
@@ -205,9 +206,11 @@ class Daemon:
         self._tasks.append(task)
         task.add_done_callback(_report_failure)
 
-    def _resend_within(self, queue: str) -> float:
-        """Return for how many seconds a file for this queue may be sent again."""
-        return resend_within(self._config.queue(queue).retention)
+    def _resend_within(self, name: str) -> float:
+        """Return for how many seconds a file in the folder of this name may be sent again."""
+        if self._topics.was_topic(name):
+            return self._retention.surely_remembered  # its copies have the retentions of other queues
+        return resend_within(self._config.queue(name).retention)
 
     # ── a new configuration ─────────────────────────────────────────────────────────────────────────────
 

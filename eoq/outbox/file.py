@@ -82,6 +82,14 @@ _READ: Final = f"""
 """  # noqa: S608 # constants
 
 
+_STILL_THERE: Final = f"""
+    select seq, {_KEY}, iif(typeof(since) in ('text', 'blob'), 0.0, since)
+    from eoq_outbox
+    left join eoq_outbox_sending using (seq)
+    where seq in (select value from json_each(?)) and error is null
+"""  # noqa: S608 # constants
+
+
 class FileBusy(StorageFailed):
     """Another program has locked the application's file."""
 
@@ -180,20 +188,24 @@ class OutboxFile:
                 (self._floor,) = database.execute("select ifnull(max(seq), 0) from eoq_outbox").fetchone()
         return rows
 
-    def mark(self, rows: Sequence[Row]) -> None:
-        """Mark rows that are about to be sent.
-
+    def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """Mark rows that are about to be sent. Return those that are still there, and the first try of any of them.
         When it returns, the marks are on disk, and so are the transactions that wrote the rows, even if the application
         commits without a sync. So a loss of power cannot undo what is sent.
         """
         with self._transaction("begin immediate") as database:
+            now = time.time()
+            found = database.execute(_STILL_THERE, (json.dumps([row.seq for row in rows]),)).fetchall()
+            since = {(seq, key): now if tried is None else tried for seq, key, tried in found}
+            left = [row for row in rows if (row.seq, row.key) in since]
             database.executemany(
                 """
                 insert or ignore into eoq_outbox_sending (seq, since)
                 values (?, ?)
                 """,
-                [(row.seq, time.time()) for row in rows],
+                [(row.seq, now) for row in left],
             )
+        return left, min((since[row.seq, row.key] for row in left), default=now)
 
     def unmark(self, rows: Sequence[Row]) -> None:
         """Remove the marks of rows that the daemon refused, so that they may wait for any time."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..client.aio import AsyncClient
 from ..client.batch_sender import BatchSender
 from ..errors import EoqError
 from ..message import Outgoing
+from ..protocol.features import stored_until
 from ..system.aio_thread import in_thread
 from ..system.watch import watch_database
 from .file import FileBusy, NoOutbox, OutboxFile, Row
@@ -64,7 +65,7 @@ class Relay:
         """Seconds. It may be changed while the relay runs."""
         self._client = client
         self._file = OutboxFile(path)
-        self._source = _Source(self._file)
+        self._source = _Source(self._file, self._until)
         self._backoff = Backoff(str(path), log)
         self._sender = BatchSender(client, self._source, self._backoff)
         self._woken = asyncio.Event()
@@ -188,6 +189,11 @@ class Relay:
                 break
         return True
 
+    async def _until(self, sent_at: float) -> float | None:
+        """Return until when rows may be stored that were first sent at ``sent_at``, or None for an older daemon."""
+        remembers = await self._client.channel.remembers()
+        return None if remembers is None else stored_until(sent_at, min(remembers, self.resend_within))
+
     async def _send_batch(self, rows: Sequence[Row]) -> None:
         self._source.stuck.clear()
         sendable = []
@@ -202,18 +208,20 @@ class Relay:
 class _Source:
     """The rows of an outbox, for the batch sender."""
 
-    def __init__(self, file: OutboxFile) -> None:
+    def __init__(self, file: OutboxFile, until: Callable[[float], Awaitable[float | None]]) -> None:
         self.sent = 0
         self.set_aside = 0
         self.stuck: set[object] = set()
         """The queues and groups of this batch that wait for a row that was set aside."""
         self._file = file
+        self._until = until
 
     def may_send(self, key: Row) -> bool:
         return key.stream is None or key.stream not in self.stuck
 
-    async def begin(self, keys: Sequence[Row]) -> None:
-        await _run(partial(self._file.mark, keys))
+    async def begin(self, keys: Sequence[Row]) -> tuple[Collection[object], float | None]:
+        left, first_try = await _run(partial(self._file.mark, keys))  # a row is gone if another relay has sent it
+        return left, await self._until(first_try) if left else None
 
     async def undo_begin(self, keys: Sequence[Row]) -> None:
         await _run(partial(self._file.unmark, keys))

@@ -74,8 +74,13 @@ def delete_queue(queue: str, forget_ids: bool) -> Call[DeletedQueue]:
     return Call(fields, lambda reply: DeletedQueue(bool(reply["existed"]), bool(reply["done"])))
 
 
-def purge(queue: str, upto: int | None) -> Call[tuple[int, int | None]]:
-    """Drop waiting messages, one step at a time. The value is how many, and the ``upto`` of the next step."""
+def last_seq(queue: str) -> Call[int]:
+    """Ask for the highest ``seq`` so far."""
+    return Call({"op": "tail", "queue": check_queue(queue)}, lambda reply: int(reply["after"]))
+
+
+def purge(queue: str, upto: int) -> Call[tuple[int, int | None]]:
+    """Drop waiting messages up to a ``seq``, one step at a time. The value is how many, and the next ``upto``."""
     fields: Fields = {"op": "purge", "queue": check_queue(queue), "upto": upto}
     return Call(fields, lambda reply: (int(reply["count"]), reply.get("upto")))
 

@@ -243,14 +243,21 @@ def _ack_fields(message: Delivery | str, result: object) -> Fields:
     return fields
 
 
-def settle(acks: Sequence[tuple[Delivery | str, object]], sends: Sequence[Outgoing]) -> Call[list[Sent]]:
-    """Ack messages with their results and store others: all or nothing."""
+def settle(
+    acks: Sequence[tuple[Delivery | str, object]], sends: Sequence[Outgoing], not_after: float | None = None
+) -> Call[list[Sent]]:
+    """Ack messages with their results and store others: all or nothing.
+
+    ``not_after`` is until when the others may be stored, in seconds since the epoch.
+    """
     messages = []
     for message in sends:
         if message.queue is None:
             raise InvalidRequest("a message sent with an ack needs its queue: Outgoing(body, queue=…)")
         fields, _ = _message_fields(message)
         fields["queue"] = check_queue(message.queue)
+        if not_after is not None:
+            fields["not_after"] = not_after
         messages.append(fields)
     request: Fields = {"op": "settle", "acks": [_ack_fields(message, result) for message, result in acks]}
     if messages:

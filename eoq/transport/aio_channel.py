@@ -17,6 +17,7 @@ from ..errors import EoqError, InvalidRequest, Unavailable
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.features import HANDLES, NOT_AFTER, as_repeat, is_limited, stored_until
 from ..system.forks import watch_forks
 from .aio_connection import AsyncConnection, Replies
 from .channel import FIRST_RECONNECT_PAUSE, LONGEST_RECONNECT_PAUSE, ambiguous, forbidden, unavailable
@@ -31,6 +32,7 @@ class AsyncStarted(NamedTuple, Generic[T]):
     call: Call[T]
     connection: AsyncConnection
     replies: Replies | None
+    sent_at: float
 
     @property
     def was_sent(self) -> bool:
@@ -62,6 +64,7 @@ class AsyncChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._features: frozenset[str] = frozenset()
         self._features_of = 0
+        self._remembers = 0.0
         watch_forks(self)
 
     def forked(self) -> None:
@@ -90,33 +93,40 @@ class AsyncChannel:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def run(self, call: Call[T]) -> T:
-        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`."""
-        reply = (await self.exchange([call.fields], call.wait))[0]
+    async def run(self, call: Call[T], sent_at: float | None = None) -> T:
+        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`.
+
+        ``sent_at`` is when it was sent before, in seconds since the epoch.
+        """
+        reply = (await self.exchange([call.fields], call.wait, sent_at))[0]
         if isinstance(reply, EoqError):
             raise reply
         return call.read(reply)
 
-    async def exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+    async def exchange(
+        self, requests: Sequence[Fields], wait: float = 0.0, sent_at: float | None = None
+    ) -> list[Fields | EoqError]:
         """Send requests in one go and return the reply to each.
 
         If the connection breaks, all of them are repeated, until ``timeout`` seconds have passed besides the ``wait``
-        seconds for which they ask. Raises `Unavailable`.
+        seconds for which they ask. ``sent_at`` is when they were sent before, in seconds since the epoch. Raises
+        `Unavailable`.
         """
         started = time.monotonic()
-        tried = False
         while True:
             try:
+                if sent_at is not None:
+                    requests = await self._as_repeats(requests, sent_at)
                 connection = await self._connect(started + self.timeout)
             except Unavailable as error:
-                if tried:
+                if sent_at is not None:
                     raise ambiguous(error, requests) from error
                 raise
             left = 0.0
             if wait:
                 left = max(0.0, started + wait - time.monotonic())
                 requests = calls.shortened(requests, left)
-            tried = True
+            sent_at = time.time() if sent_at is None else sent_at
             try:
                 return await connection.finish(await connection.start(requests, self.timeout), left + self.timeout)
             except ConnectionLost as lost:
@@ -131,7 +141,20 @@ class AsyncChannel:
         if self._features_of != self.generation or not self.generation:
             fields = await self.run(calls.query("status"))
             self._features, self._features_of = frozenset(fields.get("features", ())), self.generation
+            self._remembers = float(fields.get("remembers", 0.0))
         return feature in self._features
+
+    async def remembers(self) -> float | None:
+        """Return for how many seconds after a first try the daemon surely knows any id; None for an older daemon."""
+        return self._remembers if await self.knows(NOT_AFTER) else None
+
+    async def _as_repeats(self, requests: Sequence[Fields], sent_at: float) -> Sequence[Fields]:
+        """Return requests as they are repeated. This process may have slept for longer than ids are remembered."""
+        if not any(map(is_limited, requests)):
+            return requests
+        remembers, handles = await self.remembers(), await self.knows(HANDLES)
+        not_after = None if remembers is None else stored_until(sent_at, remembers)
+        return [as_repeat(fields, not_after, handles) for fields in requests]
 
     def tell(self, call: Call[None]) -> None:
         """Send a request whose outcome does not matter any more, if there is a connection."""
@@ -144,10 +167,11 @@ class AsyncChannel:
         With a ``connection``, the request goes over that one or not at all.
         """
         connection = await self._connect(time.monotonic() + self.timeout) if connection is None else connection
+        sent_at = time.time()
         try:
-            return AsyncStarted(call, connection, await connection.start([call.fields], self.timeout))
+            return AsyncStarted(call, connection, await connection.start([call.fields], self.timeout), sent_at)
         except (ConnectionLost, TimeoutError):
-            return AsyncStarted(call, connection, None)
+            return AsyncStarted(call, connection, None, sent_at)
 
     async def finish(self, started: AsyncStarted[T]) -> T:
         """Return the outcome of a request that was started. Repeats the request if its connection broke."""
@@ -165,7 +189,7 @@ class AsyncChannel:
                 return started.call.read(reply)
         self._discard(started.connection, "a request could not be sent")
         try:
-            return await self.run(started.call)
+            return await self.run(started.call, started.sent_at)
         except Unavailable as error:
             raise ambiguous(error, [started.call.fields]) from error
 

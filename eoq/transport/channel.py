@@ -18,6 +18,7 @@ from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..protocol.codec import Fields
+from ..protocol.features import HANDLES, NOT_AFTER, as_repeat, is_limited, stored_until
 from ..protocol.holder import advice
 from ..system.forks import watch_forks
 from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
@@ -76,6 +77,7 @@ class Started(NamedTuple, Generic[T]):
     call: Call[T]
     connection: Connection
     rids: range | None
+    sent_at: float
 
     @property
     def was_sent(self) -> bool:
@@ -106,6 +108,7 @@ class Channel:
         self._connecting = threading.Lock()
         self._features: frozenset[str] = frozenset()
         self._features_of = 0
+        self._remembers = 0.0
         watch_forks(self)
 
     def forked(self) -> None:
@@ -134,33 +137,40 @@ class Channel:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, call: Call[T]) -> T:
-        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`."""
-        reply = self.exchange([call.fields], call.wait)[0]
+    def run(self, call: Call[T], sent_at: float | None = None) -> T:
+        """Send a request and return its outcome. Raises the error that the daemon answers with, or `Unavailable`.
+
+        ``sent_at`` is when it was sent before, in seconds since the epoch.
+        """
+        reply = (self.exchange([call.fields], call.wait, sent_at))[0]
         if isinstance(reply, EoqError):
             raise reply
         return call.read(reply)
 
-    def exchange(self, requests: Sequence[Fields], wait: float = 0.0) -> list[Fields | EoqError]:
+    def exchange(
+        self, requests: Sequence[Fields], wait: float = 0.0, sent_at: float | None = None
+    ) -> list[Fields | EoqError]:
         """Send requests in one go and return the reply to each.
 
         If the connection breaks, all of them are repeated, until ``timeout`` seconds have passed besides the ``wait``
-        seconds for which they ask. Raises `Unavailable`.
+        seconds for which they ask. ``sent_at`` is when they were sent before, in seconds since the epoch. Raises
+        `Unavailable`.
         """
         started = time.monotonic()
-        tried = False
         while True:
             try:
+                if sent_at is not None:
+                    requests = self._as_repeats(requests, sent_at)
                 connection = self._connect(started + self.timeout)
             except Unavailable as error:
-                if tried:
+                if sent_at is not None:
                     raise ambiguous(error, requests) from error
                 raise
             left = 0.0
             if wait:
                 left = max(0.0, started + wait - time.monotonic())
                 requests = calls.shortened(requests, left)
-            tried = True
+            sent_at = time.time() if sent_at is None else sent_at
             try:
                 deadline = time.monotonic() + left + self.timeout
                 return connection.finish(connection.start(requests, deadline), deadline)
@@ -176,7 +186,20 @@ class Channel:
         if self._features_of != self.generation or not self.generation:
             fields = self.run(calls.query("status"))
             self._features, self._features_of = frozenset(fields.get("features", ())), self.generation
+            self._remembers = float(fields.get("remembers", 0.0))
         return feature in self._features
+
+    def remembers(self) -> float | None:
+        """Return for how many seconds after a first try the daemon surely knows any id; None for an older daemon."""
+        return self._remembers if self.knows(NOT_AFTER) else None
+
+    def _as_repeats(self, requests: Sequence[Fields], sent_at: float) -> Sequence[Fields]:
+        """Return requests as they are repeated. This process may have slept for longer than ids are remembered."""
+        if not any(map(is_limited, requests)):
+            return requests
+        remembers, handles = self.remembers(), self.knows(HANDLES)
+        not_after = None if remembers is None else stored_until(sent_at, remembers)
+        return [as_repeat(fields, not_after, handles) for fields in requests]
 
     def tell(self, call: Call[None]) -> None:
         """Send a request whose outcome does not matter any more, if there is a connection."""
@@ -192,10 +215,11 @@ class Channel:
         """
         deadline = time.monotonic() + self.timeout
         connection = self._connect(deadline) if connection is None else connection
+        sent_at = time.time()
         try:
-            return Started(call, connection, connection.start([call.fields], deadline))
+            return Started(call, connection, connection.start([call.fields], deadline), sent_at)
         except (ConnectionLost, TimeoutError):
-            return Started(call, connection, None)
+            return Started(call, connection, None, sent_at)
 
     def finish(self, started: Started[T]) -> T:
         """Return the outcome of a request that was started. Repeats the request if its connection broke."""
@@ -213,7 +237,7 @@ class Channel:
                 return started.call.read(reply)
         self._discard(started.connection, "a request could not be sent")
         try:
-            return self.run(started.call)
+            return self.run(started.call, started.sent_at)
         except Unavailable as error:
             raise ambiguous(error, [started.call.fields]) from error
 

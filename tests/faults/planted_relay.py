@@ -1,4 +1,4 @@
-"""A relay that dies at one point of a step: ``planted_relay.py FILE SOCKET QUEUE POINT exit|kill``.
+"""A relay that dies or stops at one point of a step: ``planted_relay.py FILE SOCKET QUEUE POINT exit|kill|stop``.
 
 Each point lies between two effects of the relay on the daemon or on the application's file. The points are planted
 around the methods of the relay's file, the statements of its connection, and its one request.
@@ -46,8 +46,13 @@ step = ""
 
 
 def reached(name: str) -> None:
-    """End this process if this is the point."""
+    """End or stop this process if this is the point."""
+    global point
     if name == point:
+        if how == "stop":
+            point = "nowhere: it was reached"
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(9)
@@ -83,10 +88,10 @@ def plant_file() -> None:
             reached("after reading")
         return rows
 
-    def marking(file: OutboxFile, rows: Any) -> None:
+    def marking(file: OutboxFile, rows: Any) -> Any:
         global step
         step = "mark"
-        mark(file, rows)
+        return mark(file, rows)
 
     def removing(file: OutboxFile, rows: Any) -> None:
         global step

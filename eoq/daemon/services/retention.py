@@ -12,6 +12,7 @@ from typing import Final
 from ...errors import EoqError
 from ..clock import Clock, Timer
 from ..config.model import LiveConfig
+from ..config.settings import resend_within
 from ..records import Forgotten
 from ..session import Submitter
 from ..store.commands import DeleteIdleQueues, Forget, OnceForget
@@ -33,6 +34,11 @@ class Retention:
         self._clock = clock
         self._config = config
         self._kept_queues = kept_queues
+        self.surely_remembered = resend_within(config.config.shortest_retention)
+        """For how many seconds after a first try every id is surely remembered, also of a queue behind a topic.
+
+        A longer retention does not make it longer: it does not bring back the ids that were forgotten before.
+        """
         self._timer: Timer | None = None
         self._pausing = False
         self._stopped = False
@@ -49,6 +55,8 @@ class Retention:
 
     def hurry(self) -> None:
         """End the pause, if there is one: a retention may have become shorter."""
+        shortest = resend_within(self._config.config.shortest_retention)
+        self.surely_remembered = min(self.surely_remembered, shortest)
         if self._pausing and self._timer is not None and not self._stopped:
             self._timer.cancel()
             self._forget_messages(0)

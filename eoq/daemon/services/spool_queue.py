@@ -76,6 +76,8 @@ class QueueFolder:
         self._names: deque[str] = deque()
         self._unsent: set[str] = set()
         """The files in ``.taking`` that the daemon has certainly not stored."""
+        self._tried_at: dict[str, float] = {}
+        """When a sender has sent the message of a file in ``.taking`` itself, before it left the file."""
         self._stuck: set[str] = set()
         """The names, here and in ``.taking``, that could not be moved since the last sweep."""
         self._logged: set[str] = set()
@@ -168,6 +170,7 @@ class QueueFolder:
             os.rename(file, renewed, src_dir_fd=claimed, dst_dir_fd=claimed)
             self._unsent.discard(file)
             self._unsent.add(renewed)
+            self._tried_at.pop(file, None)  # it is read again under its new name
             batch[index] = renewed
 
     def _move(self, room: int, here: int, claimed: int) -> list[str]:
@@ -208,6 +211,8 @@ class QueueFolder:
                 data = files.read_file(file, claimed)
                 size += len(data)
                 message, tried_at = decode(data) if file.endswith(WITH_OPTIONS) else (Outgoing(data), None)
+                if tried_at is not None:
+                    self._tried_at[file] = tried_at
                 self._check_age(file, tried_at, resend_within)
                 id = files.token_of(file) if message.id is None else message.id
                 found.append(SpoolFile(file, replace(message, queue=self.queue, id=id)))
@@ -240,11 +245,16 @@ class QueueFolder:
 
     # ── the outcome of a send ───────────────────────────────────────────────────────────────────────────
 
-    def note_sent(self, batch: Sequence[str]) -> set[str]:
-        """Note that the daemon may store these from now on. Return those that it had certainly not stored before."""
+    def note_sent(self, batch: Sequence[str]) -> tuple[set[str], float | None]:
+        """Note that the daemon may store these from now on.
+
+        Return those that it had certainly not stored before, and the first try of any of the others (or None).
+        """
         unsent = self._unsent.intersection(batch)
         self._unsent.difference_update(batch)
-        return unsent
+        tries = [self._tried_at[file] for file in batch if file in self._tried_at]
+        tries += [files.claimed_at(file) for file in batch if file not in unsent]
+        return unsent, min(tries, default=None)
 
     def note_unsent(self, batch: set[str]) -> None:
         """Note that the daemon has certainly not stored these."""
@@ -255,6 +265,7 @@ class QueueFolder:
         with self._storage_errors(), ExitStack() as stack:
             claimed = files.enter_folder(stack, CLAIMED, self._enter(stack))
             for file in batch:
+                self._tried_at.pop(file, None)
                 with suppress(FileNotFoundError):
                     os.unlink(file, dir_fd=claimed)
 
@@ -274,6 +285,7 @@ class QueueFolder:
             self._leave_alone(file, f"{error}; {failure}")
             return False
         self._unsent.discard(file)
+        self._tried_at.pop(file, None)
         log.error("%s: %r is rejected: %s", self.path, files.name_of(file), error)
         return True
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,7 @@ from ...client.aio import AsyncClient, connect_async
 from ...client.batch_sender import BatchSender
 from ...errors import EoqError
 from ...message import Outgoing
+from ...protocol.features import NOT_AFTER, stored_until
 from ...spool.format import is_ready, is_visible
 from ...system.aio_thread import in_thread
 from ...system.watch import watch_subfolders
@@ -159,7 +160,7 @@ class SpoolReader:
         self._backoff.failed(queue, error)
 
     async def _read_queue(self, client: AsyncClient, folder: QueueFolder) -> None:
-        source = _Source(folder, self.counts)
+        source = _Source(folder, self.counts, client, self._resend_within)
         sender = BatchSender(client, source, self._backoff)
         while self._may_send(folder):
             batch = await in_thread(partial(folder.claim, self._resend_within(folder.queue)))
@@ -180,7 +181,11 @@ class SpoolReader:
 class _Source:
     """The files of one queue, for the batch sender."""
 
-    def __init__(self, folder: QueueFolder, counts: Counts) -> None:
+    def __init__(
+        self, folder: QueueFolder, counts: Counts, client: AsyncClient, resend_within: Callable[[str], float]
+    ) -> None:
+        self._client = client
+        self._resend_within = resend_within
         self._folder = folder
         self._counts = counts
         self._unsent: set[str] = set()
@@ -189,8 +194,11 @@ class _Source:
     def may_send(self, key: str) -> bool:
         return True
 
-    async def begin(self, keys: Sequence[str]) -> None:
-        self._unsent = self._folder.note_sent(keys)
+    async def begin(self, keys: Sequence[str]) -> tuple[Collection[object], float | None]:
+        self._unsent, tried_at = self._folder.note_sent(keys)
+        if tried_at is None or not await self._client.channel.knows(NOT_AFTER):
+            return keys, None
+        return keys, stored_until(tried_at, self._resend_within(self._folder.queue))
 
     async def undo_begin(self, keys: Sequence[str]) -> None:
         self._folder.note_unsent(self._unsent)

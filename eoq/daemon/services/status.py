@@ -14,6 +14,7 @@ from ..broker.broker import Broker
 from ..config.reload import Reloader
 from ..server.server import Server
 from ..session import Fields, Handlers, Reply, Session
+from .retention import Retention
 from .spool_reader import SpoolReader
 
 
@@ -26,6 +27,7 @@ class StatusService:
         socket: Path,
         identity: str,
         max_attempts: int | None,
+        retention: Retention,
         server: Server,
         broker: Broker,
         reloader: Reloader,
@@ -36,6 +38,7 @@ class StatusService:
         self._socket = socket
         self._identity = identity
         self._max_attempts = max_attempts
+        self._retention = retention
         self._server = server
         self._broker = broker
         self._reloader = reloader
@@ -58,6 +61,7 @@ class StatusService:
             "leased": self._broker.leased,
             "waiting": self._broker.waiting,
             "max_attempts": self._max_attempts,
+            "remembers": self._retention.surely_remembered,
             **self._reloader.describe(),
         }
         if self._spool is not None:

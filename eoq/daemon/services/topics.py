@@ -31,6 +31,8 @@ class Topics:
         self._stored: list[Binding] = []
         self._configured: list[Binding] = []
         self._by_topic: dict[str, list[Binding]] = {}
+        self._ever: set[str] = set()
+        """All names that have been topics since the start."""
         self.handlers: Handlers = {ask.Bind: self._bind, ask.Unbind: self._unbind, ask.Topics: self._list}
 
     def load(self, stored: Sequence[Binding]) -> None:
@@ -53,6 +55,11 @@ class Topics:
         for pair in sorted(by_pair):
             by_topic.setdefault(pair[0], []).append(by_pair[pair])
         self._by_topic = by_topic
+        self._ever.update(by_topic)
+
+    def was_topic(self, name: str) -> bool:
+        """Return whether any queue is or was bound to ``name`` since the start."""
+        return name in self._ever
 
     def configured_names(self) -> frozenset[str]:
         """Return the topics and the queues that the bindings of the configuration name."""
