@@ -113,7 +113,7 @@ BAD: Final = (
     Bad("head overwritten", _head_overwritten, BAD_DATA, ("no database", "restore")),
     Bad("of another program", _other_program, BAD_DATA, ("another program", "of its own")),
     Bad("newer", _newer, BAD_DATA, ("newer eoq", "install")),
-    Bad("a folder", lambda db: db.mkdir(), NOT_ALLOWED, ("cannot be opened",)),
+    Bad("a folder", lambda db: db.mkdir(), NOT_ALLOWED, ("is a folder", "--db")),
     Bad("a dangling link", lambda db: db.symlink_to("nowhere/eoq.db"), NOT_ALLOWED, ("does not exist", "mkdir")),
 )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -34,7 +35,7 @@ from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Session
 from eoq.daemon.store.commands import Command
 from eoq.daemon.store.sqlite.store import SqliteStore
-from eoq.protocol import calls
+from eoq.protocol import admin_calls, calls
 from eoq.protocol.codec import Fields, encode
 from tests.model.hands import Dice, ManualClock
 
@@ -138,6 +139,14 @@ class Daemon(Admin):
         if isinstance(reply, eoq.EoqError):
             raise reply
         return call.read(reply)
+
+    def purge(self, queue: str) -> int:
+        """Purge without asking for the last message first, as earlier clients do: this daemon answers no queries."""
+        count, upto = self.run(admin_calls.purge(queue, sys.maxsize))
+        while upto is not None:
+            more, upto = self.run(admin_calls.purge(queue, upto))
+            count += more
+        return count
 
     def hang_up(self) -> None:
         """End the connection."""

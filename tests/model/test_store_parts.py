@@ -20,6 +20,7 @@ from eoq.daemon.store.commands import (
     Drop,
     Forget,
     ListBindings,
+    NoteClock,
     OnceBegin,
     OnceFinish,
     OnceForget,
@@ -51,6 +52,7 @@ from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
+from eoq.daemon.store.sqlite.tables.clock import ClockNotes
 from eoq.daemon.store.sqlite.tables.contents import Content, Contents
 from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
 from eoq.daemon.store.sqlite.tables.groups import Groups
@@ -98,6 +100,10 @@ class Parts:
     def acks(self) -> Acks:
         """Return the part that settles them."""
         return Acks(self.database, self.queues, self.groups, self.contents, self.leased, self.lives, self.puts)
+
+    def timers(self) -> Timers:
+        """Return the part that makes messages ready, expires them and forgets them."""
+        return Timers(self.database, self.queues, self.messages, self.leased, ClockNotes(self.database))
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
@@ -274,9 +280,9 @@ def test_acks_settle_all_or_none(parts: Parts) -> None:
 
 def test_timers_move_messages_on(parts: Parts) -> None:
     parts.put("late", due_at=NOW + 10)
-    timers = Timers(parts.database, parts.queues, parts.messages, parts.leased)
+    timers = parts.timers()
     assert timers.advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
-    timers.shift(ShiftTimes(5))
+    timers.shift(ShiftTimes(NOW, 5))
     assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
     assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
     acks = parts.acks()
@@ -286,6 +292,40 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     assert (forgotten.rows, forgotten.after) == (1, None)
     assert parts.states() == {}
     assert parts.messages.next_seq() == 2
+
+
+@pytest.mark.parametrize(
+    ("boot", "now", "elapsed", "shift", "uncounted"),
+    [
+        pytest.param("one", NOW + 100, 600, 0, 0, id="stopped for 100 s"),
+        pytest.param("one", NOW + 100, 500.2, 99.8, 99.8, id="set forward while stopped"),
+        pytest.param("one", NOW - 100, 600, -200, 0, id="set back while stopped"),
+        pytest.param("two", NOW - 1800, 20, -1800, 0, id="the machine starts half an hour behind"),
+        pytest.param("two", 20, 20, 20 - NOW, 0, id="the machine starts in 1970"),
+        pytest.param("two", NOW + 100, 20, 0, 100, id="how long the machine was off is unknown"),
+        pytest.param("", NOW + 100, 600, 0, 100, id="a system that does not tell its start"),
+    ],
+)
+def test_a_clock_that_was_set_is_told_from_time_that_passed(
+    parts: Parts, boot: str, now: float, elapsed: float, shift: float, uncounted: float
+) -> None:
+    """A wait takes what was left of it, and no record is older than the time that surely passed."""
+    parts.put("late", due_at=NOW + 1000)
+    timers = parts.timers()
+    assert timers.note_clock(NoteClock(NOW, 500, "one" if boot else "", True)).seconds == 0
+    assert timers.note_clock(NoteClock(now, elapsed, boot, True)).seconds == pytest.approx(shift)
+    assert timers.advance(Advance(now, 10, defaults)).next_at == pytest.approx(NOW + 1000 + shift)
+    assert ClockNotes(parts.database).uncounted_since(now - 1) == pytest.approx(uncounted)
+    assert ClockNotes(parts.database).uncounted_since(now) == 0
+
+
+def test_jumps_of_the_clock_are_added_up_when_they_are_many(parts: Parts) -> None:
+    notes = ClockNotes(parts.database)
+    for number in range(1000):
+        notes.set_forward(NOW + number, 2)
+    assert parts.database.execute("select count(*) from clock_jump").fetchone()[0] <= 101
+    assert notes.uncounted_since(NOW - 1) == 2000
+    assert notes.uncounted_since(NOW + 989) == 20
 
 
 def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> None:

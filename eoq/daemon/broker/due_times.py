@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from ...errors import EoqError
+from ...system.boot import boot_id
 from ..clock import Alarm, NoticingClock
 from ..config.settings import SettingsOf
 from ..records import Advanced, End, Shifted
 from ..session import Submitter
-from ..store.commands import Advance, ShiftTimes
+from ..store.commands import Advance, NoteClock, ShiftTimes
 from .events import Events
 
 ADVANCE_BATCH: Final = 500
@@ -20,6 +22,8 @@ LONGEST_TIMER: Final = 60.0
 """Seconds after which the due times are checked in any case, since the wall clock may have jumped."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until a command that the disk refused is tried again."""
+
+log = logging.getLogger("eoq.clock")
 
 
 class DueTimes:
@@ -32,10 +36,12 @@ class DueTimes:
         self._events = events
         self._alarm = Alarm(clock, self._advance, LONGEST_TIMER)
         self._stopping = False
+        self._note_at = 0.0
         clock.on_jump.append(self._shift)
 
     def start(self) -> None:
         """Find out when the first delayed message is due, and when the first message expires."""
+        self._note_clock(starting=True)
         self._advance()
 
     def stop(self) -> None:
@@ -72,7 +78,24 @@ class DueTimes:
                 self._alarm.set(outcome.next_at)
             self.ended(outcome.ended)
 
+        if self._clock.monotonic() >= self._note_at:
+            self._note_clock(starting=False)
         self._writer.submit(Advance(self._clock.wall(), ADVANCE_BATCH, self._settings), done)
+
+    def _note_clock(self, *, starting: bool) -> None:
+        """Store what the clocks show, so that the next daemon can tell whether the wall clock was set meanwhile."""
+
+        def done(outcome: Shifted | EoqError) -> None:
+            if isinstance(outcome, Shifted) and outcome.seconds:
+                log.warning(
+                    "while the daemon was stopped the clock was set by %.0f s; delays and times to live take the time "
+                    "that they had left",
+                    outcome.seconds,
+                )
+
+        self._note_at = self._clock.monotonic() + LONGEST_TIMER
+        note = NoteClock(self._clock.wall(), self._clock.elapsed(), boot_id(), starting)
+        self._writer.submit(note, done, durable=False)
 
     def _shift(self, seconds: float) -> None:
         """Move waits and times to live with the wall clock, which was set by ``seconds``."""
@@ -81,5 +104,6 @@ class DueTimes:
             if isinstance(outcome, EoqError) and not self._stopping:
                 self._clock.call_later(RETRY_SECONDS, partial(self._shift, seconds))
 
-        self._writer.submit(ShiftTimes(seconds), done)
+        self._writer.submit(ShiftTimes(self._clock.wall(), seconds), done)
+        self._note_clock(starting=False)
         self.check_again()

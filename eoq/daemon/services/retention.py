@@ -10,12 +10,13 @@ from functools import partial
 from typing import Final
 
 from ...errors import EoqError
+from ...system.boot import boot_id
 from ..clock import Clock, Timer
 from ..config.model import LiveConfig
 from ..config.settings import resend_within
 from ..records import Forgotten
 from ..session import Submitter
-from ..store.commands import DeleteIdleQueues, Forget, OnceForget
+from ..store.commands import DeleteIdleQueues, Forget, NoteClock, OnceForget
 
 STEP_ROWS: Final = 200
 """Rows deleted in one step."""
@@ -97,6 +98,9 @@ class Retention:
 
     def _pause(self) -> None:
         if not self._stopped:
+            # What passed until here counts for retention, even if the machine is restarted. See `ClockNotes`.
+            note = NoteClock(self._clock.wall(), self._clock.elapsed(), boot_id(), starting=False)
+            self._writer.submit(note, lambda _: None, durable=False)
             self._pausing = True
             pause = min(max(self._config.config.shortest_retention / 10, 1.0), LONGEST_PAUSE)
             self._timer = self._clock.call_later(pause, partial(self._forget_messages, 0))

@@ -139,7 +139,23 @@ class ShiftTimes(Command[Shifted], frozen=True):
     Moments that a sender named stay. This is one step, so that nothing moves twice: a clock is rarely set.
     """
 
+    now: float
+    """The wall clock afterwards."""
     seconds: float
+
+
+class NoteClock(Command[Shifted], frozen=True):
+    """Store what the clocks show. A daemon that starts finds out whether the wall clock was set meanwhile.
+
+    Then it moves waits and times to live, as `ShiftTimes` does.
+    """
+
+    now: float
+    elapsed: float
+    """Seconds of the clock that is never set."""
+    boot: str
+    """The start of the machine from which ``elapsed`` counts. Empty where it is unknown."""
+    starting: bool
 
 
 class Forget(Command[Forgotten], frozen=True):

@@ -28,6 +28,7 @@ from .deliveries.lives import Lives
 from .deliveries.recovery import Recovery
 from .deliveries.returns import Returns
 from .space import Space
+from .tables.clock import ClockNotes
 from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters, Deletion
 from .tables.groups import Groups
@@ -68,7 +69,7 @@ class SqliteStore:
         returns = Returns(database, messages, groups, leased, lives)
         self._recovery = Recovery(database, queues, groups, contents, lives)
         acks = Acks(database, queues, groups, contents, leased, lives, self._puts)
-        timers = Timers(database, queues, messages, leased)
+        timers = Timers(database, queues, messages, leased, ClockNotes(database))
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
         deletion = Deletion(database, queues, messages, contents)
         bindings = Bindings(database, queues)
@@ -83,6 +84,7 @@ class SqliteStore:
             commands.EndLife: lives.end,
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
+            commands.NoteClock: timers.note_clock,
             commands.Forget: timers.forget,
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,

@@ -6,9 +6,10 @@ Work on many rows is done in steps, so that no send waits long for it.
 from __future__ import annotations
 
 from ....records import Advanced, End, Forgotten, Shifted
-from ....store.commands import Advance, Forget, ShiftTimes
+from ....store.commands import Advance, Forget, NoteClock, ShiftTimes
 from ..database import Database
 from ..deliveries.leased import Leased
+from .clock import ClockNotes
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
 
@@ -16,11 +17,14 @@ from .queues import Queues
 class Timers:
     """The times of messages: when they are due, when they expire, and until when their records are kept."""
 
-    def __init__(self, database: Database, queues: Queues, messages: Messages, leased: Leased) -> None:
+    def __init__(
+        self, database: Database, queues: Queues, messages: Messages, leased: Leased, clock_notes: ClockNotes
+    ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._leased = leased
+        self._clock_notes = clock_notes
 
     def advance(self, command: Advance) -> Advanced:
         """See `Advance`."""
@@ -74,13 +78,22 @@ class Timers:
 
     def shift(self, command: ShiftTimes) -> Shifted:
         """See `ShiftTimes`."""
+        self._clock_notes.set_forward(command.now, command.seconds)
+        return self._shift(command.seconds)
+
+    def note_clock(self, command: NoteClock) -> Shifted:
+        """See `NoteClock`."""
+        seconds = self._clock_notes.note(command)
+        return self._shift(seconds) if seconds else Shifted(0.0)
+
+    def _shift(self, seconds: float) -> Shifted:
         self._database.execute(
             """
             update message
             set due_at = due_at + ?
             where state in ('delayed', 'blocked') and due_at is not null and not fixed
             """,
-            (command.seconds,),
+            (seconds,),
         )
         self._database.execute(
             """
@@ -88,7 +101,7 @@ class Timers:
             set expires_at = expires_at + ?
             where expires_at is not null and state in ('ready', 'delayed', 'blocked')
             """,
-            (command.seconds,),
+            (seconds,),
         )
         self._database.execute(
             """
@@ -96,9 +109,9 @@ class Timers:
             set expires_at = expires_at + ?
             where expires_at is not null
             """,
-            (command.seconds,),
+            (seconds,),
         )
-        return Shifted(command.seconds)
+        return Shifted(seconds)
 
     def forget(self, command: Forget) -> Forgotten:
         """See `Forget`."""
@@ -116,6 +129,7 @@ class Timers:
         ).fetchall()
         for queue_id, name in queues:
             settled_before = command.now - command.settings(name).retention
+            settled_before -= self._clock_notes.uncounted_since(settled_before)
             gone += self._messages.forget_settled(queue_id, settled_before, command.limit - gone)
             if gone == command.limit:
                 break
