@@ -193,6 +193,22 @@ GUARDS: Final = (
         select="purge",
     ),
     Guard(
+        "a batch keeps few messages that failed before",
+        "eoq/worker/options.py",
+        old="return self.concurrency if self.batch > 1 else None",
+        new="return None",
+        tests="tests/integration/test_worker_attempts.py",
+        select="kills_its_worker",
+    ),
+    Guard(
+        "a worker says how many messages it handles at once",
+        "eoq/worker/blocking.py",
+        old="if self._channel.knows(HANDLES) else None",
+        new="if False else None",
+        tests="tests/integration/test_worker_attempts.py",
+        select="kills_its_worker",
+    ),
+    Guard(
         "a child leaves the leases of its parent alone",
         "eoq/transport/channel.py",
         old="self.generation += 1  # the child must not give back",
