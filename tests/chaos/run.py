@@ -216,7 +216,8 @@ def _check(folder: Path, report: Report) -> None:
     for name in CALLERS:
         for line in (folder / f"{name}.once").read_text().splitlines():
             key, _, token = line.partition(" ")
-            results[key].add(token)
+            if token != workers.UNKNOWN:
+                results[key].add(token)
     report.keys = len(results)
     report.ambiguous = sorted(key for key, tokens in results.items() if len(tokens) > 1)
 

@@ -24,6 +24,10 @@ import eoq
 SCHEMA: Final = "pragma journal_mode = wal; create table effect (id text not null, amount integer not null)"
 """The table has no key, so that an effect that happens twice is two rows. Their order is that of the effects."""
 INSERT: Final = "insert into effect (id, amount) values (?, ?)"
+UNKNOWN: Final = "unknown"
+"""In place of the result of a key that another caller still runs."""
+PATIENCE: Final = 1.0
+"""Seconds for which a caller waits for another one's result."""
 LEASE: Final = 2.0
 """Seconds: a worker that is stopped for longer loses its messages."""
 
@@ -62,7 +66,10 @@ def once(path: str, folder: str, name: str) -> None:
     number = record.read_text().count("\n") if record.exists() else 0
     with eoq.connect(path, timeout=60) as client, record.open("a") as file:
         while True:
-            token = client.once(f"charge-{number}", lambda: uuid.uuid4().hex).decode()
+            try:
+                token = client.once(f"charge-{number}", lambda: uuid.uuid4().hex, wait=PATIENCE).decode()
+            except eoq.Overloaded:
+                token = UNKNOWN  # its runner was killed together with the daemon, which keeps the key for it for 30 s
             file.write(f"charge-{number} {token}\n")
             file.flush()
             number += 1
