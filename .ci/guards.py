@@ -302,7 +302,7 @@ GUARDS: Final = (
         "eoq/daemon/store/sqlite/database.py",
         old='"pragma synchronous = full" if durable else',
         new='"pragma synchronous = normal" if durable else',
-        tests="tests/faults/test_power_loss.py",
+        tests="tests/power/test_power_loss.py",
         select="sync",
     ),
     Guard(
@@ -310,7 +310,7 @@ GUARDS: Final = (
         "eoq/daemon/broker/settling.py",
         old="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done)",
         new="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done, durable=False)",
-        tests="tests/faults/test_power_loss.py",
+        tests="tests/power/test_power_loss.py",
         select="sync",
         needs="strace",
     ),

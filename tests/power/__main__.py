@@ -16,6 +16,8 @@ from typing import Final
 from tests.power.cuts import LOSSES, check_cut, live
 from tests.support import short_folder
 
+STEPS: Final = 20
+"""Steps of a daemon's life: so few that its log never begins again."""
 CUTS_OF_A_LIFE: Final = 50
 """How often the files of one daemon are cut before the next one lives."""
 
@@ -32,7 +34,7 @@ def main() -> int:
     done: Counter[str] = Counter()
     while done.total() < options.cuts:
         with short_folder() as folder:
-            moments = live(folder, rng)
+            moments = live(folder, rng, STEPS)
             for _ in range(min(CUTS_OF_A_LIFE, options.cuts - done.total())):
                 loss = rng.choice(LOSSES)
                 with short_folder() as copy:

@@ -45,7 +45,7 @@ def body_of(id: str) -> bytes:
     return rng.randbytes(rng.choice((10, 500, 20_000)))
 
 
-def live(folder: Path, rng: random.Random) -> list[Moment]:
+def live(folder: Path, rng: random.Random, steps: int = STEPS) -> list[Moment]:
     """Send and ack one message after the other, and kill the daemon. Return the moment of each confirmation.
 
     After a checkpoint the log begins again, and its length says nothing. So this sends less than that needs.
@@ -58,7 +58,7 @@ def live(folder: Path, rng: random.Random) -> list[Moment]:
         def confirmed() -> None:
             moments.append(Moment(log_of(folder).stat().st_size, frozenset(sent), frozenset(acked)))
 
-        for step in range(STEPS):
+        for step in range(steps):
             ids = [f"{step}-{index}" for index in range(rng.choice((1, 1, 1, 2, 20)))]
             client.send_many(QUEUE, [eoq.Outgoing(body_of(id), id=id) for id in ids])
             sent.update(ids)
