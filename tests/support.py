@@ -223,12 +223,13 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Daemon]:
+def running_daemon(*options: str, environment: Mapping[str, str] | None = None, start: bool = True) -> Iterator[Daemon]:
     """Run a daemon in a separate folder. At the end it must stop on SIGTERM, without a traceback."""
     with short_folder() as folder:
         daemon = Daemon(folder, options, environment)
         try:
-            daemon.start()
+            if start:
+                daemon.start()
             yield daemon
             if daemon.running:
                 assert daemon.terminate() == 0, daemon.said

@@ -1,7 +1,7 @@
 """Loss of power: what was written after the last fsync is gone or torn, and what was confirmed is there (G1).
 
-``power.py`` makes the files as they may be afterwards. That the log was on disk before each confirmation is seen with
-strace, and without strace by the settings of the store's connection.
+``tests/power`` makes the files as they may be afterwards; ``python -m tests.power`` does so as often as one likes. That
+the log was on disk before each confirmation is seen with strace, and without strace by the store's settings.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import asyncio
 import random
 import re
 import shutil
-import sqlite3
 import subprocess
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -24,17 +22,19 @@ import eoq
 from eoq.daemon.store.sqlite.store import SqliteStore
 from tests.faults.daemons import PlantedDaemon, ids_of, planted_daemon, settle_all, show
 from tests.faults.planted_daemon import Plant
-from tests.faults.power import (
+from tests.power.cuts import (
     LOSSES,
     QUEUE,
     Loss,
     Moment,
-    body_of,
+    check_cut,
     copy_without_index,
     dropped,
     garbled,
+    is_whole,
     live,
     log_of,
+    lose,
     written_length,
 )
 from tests.support import PATIENCE, Wire, eventually, short_folder
@@ -58,53 +58,22 @@ def life() -> Iterator[Life]:
         yield folder, live(folder, random.Random(1))
 
 
-def _lose(life: Life, moment: Moment, loss: Loss, seed: int, copy: Path) -> None:
-    folder, _ = life
-    copy_without_index(folder, copy)
-    data = log_of(copy).read_bytes()
-    log_of(copy).write_bytes(loss(data, moment.length, random.Random(seed)))
-
-
-def _check_integrity(db: Path) -> None:
-    with closing(sqlite3.connect(db)) as database:
-        assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
-
-
 # ── the files afterwards ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("part", [0.9, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.3, *MORE_PARTS))])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part: float) -> None:
-    moments = life[1]
+    lived, moments = life
     moment = moments[int(part * len(moments))]
-    _lose(life, moment, loss, int(part * 100), folder)
-    with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
-        known = {id: message["state"] for id in moments[-1].sent if (message := show(client, QUEUE, id))}
-        delivered = settle_all(client, QUEUE)
-        assert daemon.terminate() == 0
-    assert moment.sent <= known.keys(), "a confirmed message is lost"
-    assert all(known[id] == "done" for id in moment.acked), "a confirmed ack is lost"
-    assert sorted(ids_of(delivered)) == sorted(id for id, state in known.items() if state != "done"), (
-        "what is unsettled is not delivered once"
-    )
-    assert all(message.body == body_of(message.id) for message in delivered)
-    _check_batches(known, moments[-1])
-    _check_integrity(daemon.db)
-
-
-def _check_batches(known: dict[str, Any], last: Moment) -> None:
-    """Check that messages which were sent together are all there, or none of them."""
-    batches: dict[str, set[bool]] = defaultdict(set)
-    for id in last.sent:
-        batches[id.partition("-")[0]].add(id in known)
-    assert all(len(there) == 1 for there in batches.values())
+    found = check_cut(lived, moments, moment, loss, int(part * 100), folder)
+    assert found == Counter(confirmed=len(moment.sent) + len(moment.acked), lost=0, doubled=0, damaged=0)
 
 
 def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life, folder: Path) -> None:
     """This shows that the tests above would notice a confirmation that is sent too early."""
     before, moment = life[1][-3:-1]
-    _lose(life, Moment(moment.length - 1, moment.sent, moment.acked), dropped, 0, folder)
+    lose(life[0], Moment(moment.length - 1, moment.sent, moment.acked), dropped, 0, folder)
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         lost = [id for id in moment.sent - before.sent if show(client, QUEUE, id) is None]
         undone = [id for id in moment.acked - before.acked if (show(client, QUEUE, id) or {})["state"] != "done"]
@@ -137,7 +106,7 @@ def _check_all_there(folder: Path, sent: list[str]) -> None:
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         assert ids_of(settle_all(client, QUEUE)) == sent
         assert daemon.terminate() == 0
-    _check_integrity(daemon.db)
+    assert is_whole(daemon.db)
 
 
 # ── the fsync comes before the confirmation ─────────────────────────────────────────────────────────────────

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import eoq
-from tests.faults.daemons import planted_daemon
+from tests.faults.daemons import ids_of, planted_daemon, settle_all, show
 
 QUEUE: Final = "q"
 STEPS: Final = 50
@@ -42,7 +45,7 @@ def body_of(id: str) -> bytes:
     return rng.randbytes(rng.choice((10, 500, 20_000)))
 
 
-def live(folder: Path, rng: random.Random) -> list[Moment]:
+def live(folder: Path, rng: random.Random, steps: int = STEPS) -> list[Moment]:
     """Send and ack one message after the other, and kill the daemon. Return the moment of each confirmation.
 
     After a checkpoint the log begins again, and its length says nothing. So this sends less than that needs.
@@ -55,7 +58,7 @@ def live(folder: Path, rng: random.Random) -> list[Moment]:
         def confirmed() -> None:
             moments.append(Moment(log_of(folder).stat().st_size, frozenset(sent), frozenset(acked)))
 
-        for step in range(STEPS):
+        for step in range(steps):
             ids = [f"{step}-{index}" for index in range(rng.choice((1, 1, 1, 2, 20)))]
             client.send_many(QUEUE, [eoq.Outgoing(body_of(id), id=id) for id in ids])
             sent.update(ids)
@@ -118,3 +121,52 @@ def written_length(log: bytes) -> int:
     while log[length + 8 : length + 16] == salts:
         length += FRAME_HEADER + page
     return length
+
+
+# ── a daemon on the files afterwards ────────────────────────────────────────────────────────────────────────
+
+
+def lose(folder: Path, moment: Moment, loss: Loss, seed: int, copy: Path) -> None:
+    """Make in ``copy`` the files of ``folder`` as they may be after a loss of power at a moment."""
+    copy_without_index(folder, copy)
+    data = log_of(copy).read_bytes()
+    log_of(copy).write_bytes(loss(data, moment.length, random.Random(seed)))
+
+
+def check_cut(
+    folder: Path, moments: Sequence[Moment], moment: Moment, loss: Loss, seed: int, copy: Path
+) -> Counter[str]:
+    """Cut the power at a moment, start a daemon, and compare. Return how many messages and acks were
+
+    - ``confirmed`` until then,
+    - ``lost``: of the confirmed ones, the messages that are not there and the acks that are undone,
+    - ``doubled``: delivered although they are settled, or more than once,
+    - ``damaged``: delivered with another body, of a batch of which a part is missing, or in a damaged file.
+    """
+    lose(folder, moment, loss, seed, copy)
+    last = moments[-1]
+    with planted_daemon(folder=copy) as daemon, eoq.connect(daemon.socket) as client:
+        known = {id: message["state"] for id in last.sent if (message := show(client, QUEUE, id))}
+        delivered = settle_all(client, QUEUE)
+        assert daemon.terminate() == 0
+    batches: dict[str, set[bool]] = defaultdict(set)
+    for id in last.sent:
+        batches[id.partition("-")[0]].add(id in known)
+    deliveries = Counter(ids_of(delivered))
+    unsettled = {id for id, state in known.items() if state != "done"}
+    return Counter(
+        confirmed=len(moment.sent) + len(moment.acked),
+        lost=len(moment.sent - known.keys())
+        + sum(known.get(id) != "done" for id in moment.acked)
+        + len(unsettled - deliveries.keys()),
+        doubled=sum(count - 1 for count in deliveries.values()) + len(deliveries.keys() - unsettled),
+        damaged=sum(message.body != body_of(message.id) for message in delivered)
+        + sum(len(there) > 1 for there in batches.values())
+        + (not is_whole(daemon.db)),
+    )
+
+
+def is_whole(db: Path) -> bool:
+    """Return whether SQLite finds nothing wrong in a file."""
+    with closing(sqlite3.connect(db)) as database:
+        return bool(database.execute("pragma integrity_check").fetchall() == [("ok",)])
