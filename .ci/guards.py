@@ -235,8 +235,8 @@ GUARDS: Final = (
     Guard(
         "repeated ack is fenced by the delivery number",
         "eoq/daemon/store/sqlite/deliveries/acks.py",
-        old="if found is None or found != (state, lives.find(delivery.life), delivery.number):",
-        new="if found is None or found[0] != state:",
+        old="if found is None or found != (self._lives.find(delivery.life), delivery.number):",
+        new="if found is None:",
         tests="tests/integration/test_receiving.py",
     ),
     Guard(
@@ -249,8 +249,8 @@ GUARDS: Final = (
     Guard(
         "expired or dropped message holds the watermark",
         "eoq/daemon/store/sqlite/deliveries/claims.py",
-        old="state in ('expired', 'dropped') and deliveries > 0",
-        new="state in ('expired', 'dropped') and deliveries < 0",
+        old="outcome <> 'done' and delivery is not null",
+        new="outcome <> 'done' and delivery is not null and false",
         tests="tests/model/test_retention.py",
     ),
     Guard(
@@ -296,6 +296,13 @@ GUARDS: Final = (
         new="if key > place.key:",
         tests="tests/model/test_leased.py",
     ),
+    Guard(
+        "id that is settled is not stored again",
+        "eoq/daemon/store/sqlite/tables/puts.py",
+        old="return len(known)",
+        new="return 0",
+        tests="tests/model/test_model.py",
+    ),
     # ── what the daemon has stored ──────────────────────────────────────────────────────────────────────────
     Guard(
         "commit waits for the disk",
@@ -316,7 +323,7 @@ GUARDS: Final = (
     ),
     Guard(
         "seq is not used twice",
-        "eoq/daemon/store/sqlite/tables/messages.py",
+        "eoq/daemon/store/sqlite/seqs.py",
         old="(select coalesce(max(value), 1) from counter where name = 'next_seq')",
         new="1",
         tests="tests/integration/test_config.py",

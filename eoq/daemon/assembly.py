@@ -105,7 +105,7 @@ class Daemon:
         clock = self._broker.clock
         self._queries = Queries(reader, clock, self._throughput)
         self._once = OnceService(writer, clock)
-        self._retention = Retention(writer, clock, config, self._topics.configured_names)
+        self._retention = Retention(writer, clock, config, self._topics.configured_names, self._broker.due_times)
         self._admin = AdminService(writer, clock, self._broker.due_times, events, self._topics, config.queue)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
@@ -128,7 +128,7 @@ class Daemon:
     def _join(self, events: Events) -> None:
         """Subscribe each part to what it must know of the others."""
         events.on_stored += [self._throughput.stored, self._queries.stored]
-        events.on_ended += [self._throughput.ended, self._queries.ended]
+        events.on_ended += [self._throughput.ended, self._queries.ended, self._retention.ended]
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,

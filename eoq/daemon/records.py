@@ -138,7 +138,7 @@ class DeliveryRef(Struct, frozen=True, gc=False):
     """The token of its life; empty for a lease of this life."""
     queue_id: int = 0
     id: str = ""
-    """With the queue, where its record is, once the message is settled. They are set where the lease has ended."""
+    """With the queue, where its record is, once the message is settled."""
 
 
 LEASE_ENDED: Final = "the lease of this receipt has ended, so nothing was changed; go on with the next message"
@@ -172,12 +172,25 @@ class Shifted(NamedTuple):
     seconds: float
 
 
+class DroppedLetters(NamedTuple):
+    """Dead letters of a queue that were dropped, and the setting that says so."""
+
+    queue: str
+    number: int
+    setting: str
+
+
 class Forgotten(NamedTuple):
     """The outcome of `Forget`, one step of deleting settled records."""
 
     rows: int
-    after: int | None
-    """Where the next step continues; None after the last queue."""
+    """How many records were deleted."""
+    after: tuple[int, str | None] | None
+    """Where the next step continues; None at the end of the round."""
+    letters: list[DroppedLetters]
+    """The dead letters that were dropped."""
+    ended: list[End]
+    """The same dead letters, one by one."""
 
 
 # ── administration ──────────────────────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ class Operation:
     """A client's request, and the ``command`` of the store whose transaction it becomes.
 
     ``before`` and ``after`` are what a restarted daemon shows of each message without and with that transaction on
-    disk: state, attempts, and the error or the result.
+    disk: state, attempts unless it is settled, and the error or the result.
     """
 
     name: str
@@ -149,7 +149,7 @@ OPERATIONS: Final = (
         "settle",
         _ack,
         before={"work/a": LOST, "work/b": "blocked 0"},
-        after={"work/a": "done 1 r", "work/b": "ready 0"},
+        after={"work/a": "done r", "work/b": "ready 0"},
         prepared=_A_BEFORE_B,
         leases=True,
     ),
@@ -158,7 +158,7 @@ OPERATIONS: Final = (
         "settle",
         _settle,
         before={"work/a": LOST, "work/b": LOST, "next/out": ABSENT},
-        after={"work/a": "done 1 r", "work/b": "done 1", "next/out": "ready 0"},
+        after={"work/a": "done r", "work/b": "done", "next/out": "ready 0"},
         prepared=_A_AND_B,
         leases=True,
     ),
@@ -195,7 +195,7 @@ OPERATIONS: Final = (
         "drop",
         _drop,
         before={"work/a": "dead 1 why", "work/b": "dead 1 why"},
-        after=dict.fromkeys(("work/a", "work/b"), "dropped 1 an operator dropped the dead letter"),
+        after=dict.fromkeys(("work/a", "work/b"), "dropped an operator dropped the dead letter"),
         prepared=_A_AND_B,
         dead=True,
     ),
@@ -204,7 +204,7 @@ OPERATIONS: Final = (
         "purge",
         _purge,
         before={"work/a": "ready 0", "work/b": "blocked 0"},
-        after=dict.fromkeys(("work/a", "work/b"), "dropped 0 the queue was purged"),
+        after=dict.fromkeys(("work/a", "work/b"), "dropped the queue was purged"),
         prepared=_A_BEFORE_B,
     ),
     Operation(
@@ -263,7 +263,8 @@ def _state(client: eoq.Client, queue: str, id: str) -> str:
     if message is None:
         return ABSENT
     more = [message[name] for name in ("error", "result") if name in message]
-    return " ".join([message["state"], str(message["attempts"]), *more])
+    attempts = [str(message["attempts"])] if "attempts" in message else []
+    return " ".join([message["state"], *attempts, *more])
 
 
 def _check_answer(operation: Operation, point: Point, answer: Future[object]) -> None:

@@ -29,6 +29,7 @@ from eoq.daemon.clock import LoopClock
 from eoq.daemon.store import commands
 from eoq.daemon.store.sqlite import database as file
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
+from eoq.daemon.store.sqlite.migration import migrations
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.writer import Writer
 
@@ -200,8 +201,8 @@ def _become(user: int) -> None:
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    _wrap(file, "migrations", functools.cache)
-    file.migrations()
+    scripts = migrations()
+    _wrap(file, "migrations", lambda _: lambda: scripts)
     os.setgid(user)
     os.setuid(user)
 

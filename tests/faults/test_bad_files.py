@@ -238,7 +238,7 @@ def test_garbage_in_the_middle_is_reported_and_the_rest_is_delivered(good: Path,
 
 def test_damage_is_75_on_the_command_line(good: Path, folder: Path) -> None:
     shutil.copy(good, folder)
-    _damage(folder / "eoq.db", 0.1, 0.9)
+    _damage(folder / "eoq.db", 0.2, 0.9)
     with planted_daemon(folder=folder) as daemon:
         ran = daemon.shell().run("while eoq receive q; do :; done > /dev/null 2> err; eoq receive q")
         assert ran.status == TRY_AGAIN

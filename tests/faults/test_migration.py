@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +23,9 @@ from tests.support import Daemon, Fields, Wire, error_of
 OLD: Final = Path(__file__).with_name("schema5.sql").read_text()
 RECEIPTS: Final = ("370a033a.2.1", "370a033a.5.1")
 """The receipts of the message that is done, and of the one that was leased."""
+PLANTED: Final = Path(__file__).with_name("planted_migration.py")
+MOST_COMMITS: Final = 40
+"""More commits than bringing a file over takes."""
 TIMES: Final = ("enqueued_at", "settled_at", "failed_at", "delivered_at")
 
 
@@ -119,6 +125,49 @@ def test_new_messages_are_above_the_old_ones_and_the_watermark_holds(upgraded: D
         assert wire.ask({"op": "settle", "acks": acks})["ok"]
         assert wire.ask({"op": "drop", "queue": "q", "all": True})["ids"] == ["dead", "rejected"]
         assert wire.ask({"op": "receive", "queue": "q"})["watermark"] == 3, "dropped, but perhaps processed"
+
+
+def _rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Return what a file holds, without what is new at each start."""
+    tables = ("message", "settled", "result", "failure", "queue", "once", "binding", "delivery", "schedule")
+    with closing(sqlite3.connect(path)) as database:
+        return {table: database.execute(f"select * from {table} order by 1, 2").fetchall() for table in tables}
+
+
+def _bring_over(path: Path, nth: int) -> int:
+    return subprocess.run([sys.executable, str(PLANTED), str(path), str(nth)], check=False).returncode
+
+
+def test_a_kill_at_each_step_changes_nothing_of_the_outcome(tmp_path: Path) -> None:
+    make_old(tmp_path / "whole.db")
+    assert _bring_over(tmp_path / "whole.db", 0) == 0
+    whole = _rows(tmp_path / "whole.db")
+    assert len(whole["settled"]) == 4
+    path = tmp_path / "killed.db"
+    shutil.copy(tmp_path / "whole.db.schema5", path)
+    kills = 0
+    for nth in range(1, MOST_COMMITS):  # each start gets one commit further, or dies before it once more
+        if _bring_over(path, (nth + 1) // 2) == 0:
+            break
+        kills += 1
+    assert kills > 5
+    assert _bring_over(path, 0) == 0
+    killed = _rows(path)
+    for table in ("settled", "result", "failure", "queue", "once", "binding", "schedule"):
+        # The delivery that was under way fails at the start, at another moment.
+        assert [row[:4] for row in killed[table]] == [row[:4] for row in whole[table]], table
+    assert [row[:4] for row in killed["message"]] == [row[:4] for row in whole["message"]]
+
+
+def test_a_copy_of_the_file_is_kept(upgraded: Daemon) -> None:
+    copy = upgraded.db.with_name("eoq.db.schema5")
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(copy)) as database:
+        assert database.execute("pragma user_version").fetchone() == (5,)
+        assert database.execute("select count(*) from message").fetchone() == (12,)
+    copy.unlink()
+    upgraded.restart()
+    assert not copy.exists(), "a file that is up to date is not copied"
 
 
 def test_a_file_is_brought_over_once(upgraded: Daemon) -> None:

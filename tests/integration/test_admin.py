@@ -343,9 +343,13 @@ def test_show_returns_the_whole_life_of_a_message(client: AnyClient, queue: str)
     (second,) = client.receive(queue)
     client.nack(second, delay=0)
     (third,) = client.receive(queue)
+    leased = client.show(queue, "m")
+    assert (leased["state"], leased["attempts"], leased["deliveries"]) == ("leased", 3, 3)
+    assert [delivery["delivery"] for delivery in leased["history"]] == [1, 2, 3]
+    assert leased["expires_at"] == pytest.approx(leased["enqueued_at"] + 3600, abs=1)
     client.ack(third, "printed")
     shown = client.show(queue, "m")
-    moments = [shown["enqueued_at"]]
+    moments = [leased["enqueued_at"]]
     assert [delivery["delivery"] for delivery in shown["history"]] == [1, 2]
     for delivery in shown["history"]:
         moments += [delivery["delivered_at"], delivery.get("failed_at", delivery["delivered_at"])]
@@ -354,8 +358,7 @@ def test_show_returns_the_whole_life_of_a_message(client: AnyClient, queue: str)
     moments.append(time.time())
     assert [before, *moments] == sorted([before, *moments])
     assert [delivery.get("error") for delivery in shown["history"]] == ["printer out of paper", None]
-    assert shown["expires_at"] == pytest.approx(shown["enqueued_at"] + 3600, abs=1)
-    assert (shown["state"], shown["result"], shown["attempts"]) == ("done", "printed", 3)
+    assert (shown["state"], shown["result"], shown["seq"]) == ("done", "printed", leased["seq"])
 
 
 @only_the_daemon

@@ -51,10 +51,17 @@ _ROWS: Final = """
       ) as state,
       attempts, priority, "group",
       iif(message.state = 'delayed', due_at, null), expires_at, enqueued_at, failed_at,
-      (select count(*) from failure where failure.seq = message.seq), body, result
+      (select count(*) from failure where failure.seq = message.seq), body, null
     from message
     join queue on queue.number = message.queue
-    order by message.seq
+    union all
+    select
+      settled.seq, queue.name, id, outcome, null, null, null, null, null, null, null,
+      (select count(*) from failure where failure.seq = settled.seq), null, result
+    from settled
+    join queue on queue.number = settled.queue
+    left join result on result.seq = settled.seq
+    order by 1
     """
 
 

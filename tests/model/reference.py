@@ -71,6 +71,8 @@ class Message:
     failed_at: float | None = None
     failures: int = 0
     fixed: bool = False
+    sent_with: Delivery | None = None
+    """The delivery with whose ack it was stored."""
 
 
 @dataclass(eq=False)
@@ -102,17 +104,17 @@ class Claim:
 
 
 class Row(NamedTuple):
-    """What the file must contain of a message."""
+    """What the file must contain of a message. Of a settled one it has less."""
 
     queue: str
     id: str
     state: str
-    attempts: int
-    priority: int
+    attempts: int | None
+    priority: int | None
     group: str | None
     due: float | None
     expires: float | None
-    stored_at: float
+    stored_at: float | None
     failed_at: float | None
     failures: int
     body: bytes | None
@@ -204,6 +206,9 @@ class Model:
 
     def _row(self, message: Message, blocked: bool) -> Row:
         draft = message.draft
+        if message.state in SETTLED:
+            unknown = (None,) * 7
+            return Row(draft.queue, draft.id, message.state, *unknown, message.failures, None, message.result)
         state = "blocked" if blocked else message.state
         return Row(
             queue=draft.queue,
@@ -217,7 +222,7 @@ class Model:
             stored_at=message.stored_at,
             failed_at=message.failed_at,
             failures=message.failures,
-            body=None if state in SETTLED else draft.body,
+            body=draft.body,
             result=message.result,
         )
 
@@ -322,23 +327,27 @@ class Model:
                 raise Refused("lease_lost")
         deliveries = [delivery for delivery, _ in acks]
         repeated = any(d.message.delivery is not d for d in deliveries) or len(set(map(id, deliveries))) < len(acks)
-        first = None
-        if repeated:
-            # The reply equals the first one: messages that the first settle stored itself, at the moment of its acks,
-            # are no duplicates.
-            first = now if deliveries[0].message.delivery is deliveries[0] else deliveries[0].message.ended_at
         # The acks come first: they make room in their queues.
         before = [(d.message, d.message.state, d.message.delivery) for d in deliveries]
         for delivery in deliveries:
             delivery.message.state = "done"
+        known = set(self.messages)
         try:
             duplicates = self.put(now, routed)
         finally:
             for message, state, _ in before:
                 message.state = state
+        live = [delivery for delivery in deliveries if delivery.message.delivery is delivery]
+        for _, draft in routed:
+            if live and draft.key not in known:
+                self.messages[draft.key].sent_with = live[0]
         if repeated:
-            stored = {i: [self.messages[draft.key].stored_at for j, draft in routed if j == i] for i in duplicates}
-            duplicates = [i for i in duplicates if first not in stored[i]]
+            # The reply equals the first one: messages that were stored with one of the acks are no duplicates, except
+            # the second one of an id.
+            keys = [draft.key for _, draft in routed]
+            first = {i for n, (i, draft) in enumerate(routed) if keys.index(draft.key) == n}
+            with_acks = {i for i, draft in routed if self.messages[draft.key].sent_with in deliveries}
+            duplicates = [i for i in duplicates if i not in first & with_acks]
         for delivery, result in acks:
             if delivery.message.delivery is delivery:
                 delivery.message.attempts += 1

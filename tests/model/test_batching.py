@@ -29,7 +29,7 @@ from eoq.daemon.store.commands import (
 from eoq.daemon.store.sqlite.store import SqliteStore
 
 NOW: Final = 1_700_000_000.0
-TABLES: Final = ("message", "queue", "failure", "counter", "delivery")
+TABLES: Final = ("message", "queue", "failure", "counter", "delivery", "settled", "result")
 FULL: Final = StorageSettings(min_free_bytes=2**53)
 
 AnyCommand = Command[Any]

@@ -32,7 +32,7 @@ from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.services.admin import AdminService
 from eoq.daemon.services.topics import Topics
-from eoq.daemon.session import Session
+from eoq.daemon.session import Reply, Session
 from eoq.daemon.store.commands import Command
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.protocol import admin_calls, calls
@@ -91,7 +91,7 @@ class Daemon(Admin):
             settings=lambda _: SETTINGS,
         )
         admin = AdminService(self, self._clock, broker.due_times, events, Topics(self), lambda _: SETTINGS)
-        self._handlers = {**broker.handlers, **admin.handlers}
+        self._handlers = {**broker.handlers, **admin.handlers, requests.Tail: self._tail}
         broker.start()
         self.rest()
 
@@ -99,6 +99,11 @@ class Daemon(Admin):
         self._clock.forget()
         self.session = Session()
         self._loop.run_until_complete(self._store.close())
+
+    def _tail(self, _session: Session, _request: Any, reply: Reply) -> None:
+        """Return the last seq, for a purge."""
+        (last,) = self._store.database.execute("select coalesce(max(seq), 0) from message").fetchone()
+        reply({"messages": [], "after": last})
 
     def submit(self, command: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
         """Take a command from the broker, as the writer does."""

@@ -42,14 +42,18 @@ from eoq.daemon.store.commands import (
     StoreOccurrences,
     Unbind,
 )
+from eoq.daemon.store.sqlite import seqs
 from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
 from eoq.daemon.store.sqlite.deliveries.acks import Acks
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
+from eoq.daemon.store.sqlite.deliveries.forgetting import Forgetting
 from eoq.daemon.store.sqlite.deliveries.leased import Leased
 from eoq.daemon.store.sqlite.deliveries.lives import Lives
 from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
+from eoq.daemon.store.sqlite.deliveries.settled import Settled
+from eoq.daemon.store.sqlite.seqs import Seqs
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables.clock import ClockNotes
@@ -75,14 +79,18 @@ class Parts:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.queues = Queues(database)
-        self.leased = Leased(database)
         self.lives = Lives(database)
+        self.leased = Leased(database, self.lives)
         self.groups = Groups(database, self.leased)
         self.contents = Contents(database)
-        self.messages = Messages(database, self.queues, self.groups, self.contents)
+        self.settled = Settled(database)
+        self.seqs = Seqs(database)
+        self.messages = Messages(database, self.queues, self.groups, self.contents, self.settled)
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
-        self.puts = Puts(database, self.queues, self.messages, self.groups, self.contents, self.leased, self.space)
+        self.puts = Puts(
+            database, self.queues, self.messages, self.groups, self.contents, self.leased, self.seqs, self.space
+        )
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
         """Store messages in the queue `q`."""
@@ -99,7 +107,10 @@ class Parts:
 
     def acks(self) -> Acks:
         """Return the part that settles them."""
-        return Acks(self.database, self.queues, self.groups, self.contents, self.leased, self.lives, self.puts)
+        return Acks(
+            *(self.database, self.queues, self.groups, self.contents),
+            *(self.leased, self.lives, self.settled, self.puts),
+        )
 
     def timers(self) -> Timers:
         """Return the part that makes messages ready, expires them and forgets them."""
@@ -109,16 +120,19 @@ class Parts:
         """Lease messages of the queue `q`."""
         claimed = self.claims().claim(Claim(NOW, "q", limit, 1 << 20, defaults))
         number = claimed.delivery_number
-        return [DeliveryRef(one.seq, number, "q", one.group, len(one.body)) for one in claimed.messages]
+        return [
+            DeliveryRef(one.seq, number, "q", one.group, len(one.body), queue_id=claimed.queue_id, id=one.id)
+            for one in claimed.messages
+        ]
 
     def states(self) -> dict[str, str]:
         """Return the state of each message by its id."""
         return dict(
             self.database.execute(
                 """
-                select id, iif(state = 'ready' and leased(seq), 'leased', state)
-                from message
-                order by seq
+                select id, iif(state = 'ready' and leased(seq), 'leased', state) from message
+                union all
+                select id, outcome from settled
                 """
             ).fetchall()
         )
@@ -208,7 +222,7 @@ def test_groups_let_only_the_first_be_delivered(parts: Parts) -> None:
     parts.put("other", group="h")
     assert parts.states() == {"a": "ready", "b": "blocked", "other": "ready"}
     queue_id = parts.queues.require("q")
-    parts.database.execute("update message set state = 'done' where id = 'a'")
+    parts.database.execute("update message set state = 'dead' where id = 'a'")
     parts.groups.unblock(NOW, queue_id, "g")
     assert parts.states()["b"] == "ready"
     parts.database.execute("update message set state = 'ready' where id = 'a'")
@@ -225,10 +239,25 @@ def test_messages_that_expire_end_as_their_queue_says(parts: Parts) -> None:
     (end,) = parts.messages.expire(NOW, [second], lambda _: QueueSettings(on_expiry="dead"))
     assert end.outcome == "dead"
     assert parts.states() == {"a": "expired", "b": "dead"}
-    assert parts.messages.next_seq() == 3
-    parts.messages.keep_next_seq(10)
-    parts.database.execute("delete from message")
-    assert parts.messages.next_seq() == 10
+
+
+def test_seqs_are_never_given_twice(parts: Parts) -> None:
+    parts.put("a", "b")
+    assert parts.seqs.next == 3
+    killed = Seqs(parts.database)
+    killed.start()
+    assert killed.next > 3, "after a kill the rest of a block is left out"
+    parts.seqs.stop()
+    stopped = Seqs(parts.database)
+    stopped.start()
+    assert stopped.next == 3
+    with pytest.raises(ValueError, match="undo"), parts.database.savepoint():
+        stopped.take(seqs.BLOCK + 1)
+        raise ValueError("undo")
+    assert stopped.take(1) == seqs.BLOCK + 4
+    again = Seqs(parts.database)
+    again.start()
+    assert again.next > seqs.BLOCK + 4
 
 
 def test_puts_store_all_or_none(parts: Parts) -> None:
@@ -288,10 +317,44 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     acks = parts.acks()
     (delivery,) = parts.claim()
     acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
-    forgotten = timers.forget(Forget(NOW + 1, 0, 10, lambda _: QueueSettings(retention=0)))
-    assert (forgotten.rows, forgotten.after) == (1, None)
+    assert parts.states() == {"late": "done"}
+
+
+def test_forgetting_passes_all_records_in_steps(parts: Parts) -> None:
+    ids = [f"{n}" for n in range(25)]
+    parts.put(*ids)
+    parts.acks().settle(Settle(NOW, [(delivery, b"result") for delivery in parts.claim(25)], [], defaults))
+    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    results = "select count(*) from result"
+
+    def forget(now: float, settings: QueueSettings, hurry: bool = False) -> list[int]:
+        gone: list[int] = []
+        after = None
+        while not gone or after is not None:
+            step = forgetting.forget(Forget(now, after, 10, lambda _: settings, hurry))
+            gone.append(step.rows)
+            after = step.after
+        return gone
+
+    assert forget(NOW + 5, QueueSettings(retention=10)) == [0, 0, 0]
+    assert forget(NOW + 5.5, QueueSettings(retention=0)) == [0], "the queue was passed a moment ago"
+    assert forget(NOW + 5.5, QueueSettings(retention=10, result_retention=3), hurry=True) == [0, 0, 0]
+    assert parts.database.execute(results).fetchone() == (0,)
+    assert forget(NOW + 20, QueueSettings(retention=10)) == [10, 10, 5]
     assert parts.states() == {}
-    assert parts.messages.next_seq() == 2
+
+
+def test_dead_letters_that_are_too_old_or_too_many_are_dropped(parts: Parts) -> None:
+    parts.put(*"abcde")
+    for delivery in parts.claim():
+        parts.returns().reject(RejectDelivery(NOW + delivery.seq, delivery, "no"))
+    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    step = forgetting.forget(Forget(NOW + 13, None, 10, lambda _: QueueSettings(dead_retention=10), True))
+    assert [(one.queue, one.number, one.setting) for one in step.letters] == [("q", 2, "dead_retention")]
+    assert [end.id for end in step.ended] == ["a", "b"]
+    step = forgetting.forget(Forget(NOW + 13, None, 10, lambda _: QueueSettings(max_dead=1), True))
+    assert [(one.queue, one.number, one.setting) for one in step.letters] == [("q", 2, "max_dead")]
+    assert parts.states() == {"a": "dropped", "b": "dropped", "c": "dropped", "d": "dropped", "e": "dead"}
 
 
 @pytest.mark.parametrize(

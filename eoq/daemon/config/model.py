@@ -105,7 +105,16 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     @property
     def shortest_retention(self) -> float:
         """The shortest retention of all queues, in seconds."""
-        return min([RETENTION, *(float(section.get("retention", RETENTION)) for section in self.queues.values())])
+        return self._shortest("retention")
+
+    @property
+    def shortest_kept(self) -> float:
+        """The shortest time for which ids, results or dead letters of a queue are kept, in seconds."""
+        return self._shortest("retention", "result_retention", "dead_retention")
+
+    def _shortest(self, *names: str) -> float:
+        given = [section[name] for section in self.queues.values() for name in names if name in section]
+        return min([RETENTION, *(float(seconds) for seconds in given if seconds is not None)])
 
     def origins(self, name: str) -> dict[str, str]:
         """Return where the file sets something for a queue: by setting, the pattern of the section that counts."""

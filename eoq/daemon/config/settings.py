@@ -33,6 +33,15 @@ class QueueSettings(Struct, forbid_unknown_fields=True, frozen=True):
         float,
         Meta(ge=0, le=MAX_TTL, description="seconds for which the id and the result of a settled message are kept"),
     ] = RETENTION
+    result_retention: Annotated[
+        Annotated[float, Meta(ge=0, le=MAX_TTL)] | None,
+        Meta(description="seconds for which the result of a settled message is kept; by default as long as its id"),
+    ] = None
+    dead_retention: Annotated[
+        Annotated[float, Meta(ge=0, le=MAX_TTL)] | None,
+        Meta(description="seconds after its last failure after which a dead letter is dropped"),
+    ] = None
+    max_dead: Annotated[Count | None, Meta(description="dead letters, above which the oldest are dropped")] = None
     max_attempts: Annotated[
         int, Meta(ge=1, le=1_000_000, description="deliveries of a message before it becomes a dead letter")
     ] = MAX_ATTEMPTS

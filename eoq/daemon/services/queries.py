@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,12 +18,27 @@ from ..broker.wait_list import Waiter, WaitList
 from ..clock import Clock
 from ..records import End
 from ..session import Fields, Handlers, Reply, Session
-from ..store.sqlite.reader import Filter, Reader
+from ..store.sqlite.reader import Reader
+from ..store.sqlite.shown import Filter
 
 OUTCOMES: Final = ("done", "dead", "expired", "dropped")
 """The states of a message that has ended."""
+FOLLOWED_SECONDS: Final = 60.0
+"""How long the ends of a queue's messages are remembered after the last request that follows it."""
 STOP_SECONDS: Final = 0.5
 """How long to wait, when the daemon stops, until the requests that follow a queue are answered."""
+
+
+class Followed:
+    """What is remembered of a queue that is followed."""
+
+    __slots__ = ("ended", "until")
+
+    def __init__(self) -> None:
+        self.ended: deque[str] = deque(maxlen=MAX_BATCH)
+        """The ids of the newest messages that have ended."""
+        self.until = 0.0
+        """Until when, on the clock of the loop, a next request may follow it."""
 
 
 class Queries:
@@ -34,6 +50,8 @@ class Queries:
         self._loop = asyncio.get_running_loop()
         self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
         """The requests that wait for a result. The key is the message's queue and id."""
+        self._followed: dict[str, Followed] = {}
+        """The queues that are followed, or were a moment ago."""
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
         """By queue, the futures to complete when messages are stored in it."""
         self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
@@ -64,6 +82,10 @@ class Queries:
 
     def ended(self, ends: Sequence[End]) -> None:
         """Answer the requests that wait for the results of messages that have ended."""
+        if self._followed:
+            for end in ends:
+                if end.queue in self._followed:
+                    self._followed[end.queue].ended.append(end.id)
         if not self._results.count:
             return
         for end in ends:
@@ -152,7 +174,8 @@ class Queries:
             # Before the file is read, so that messages stored meanwhile are not missed.
             self._tails.setdefault(request.queue, set()).add(arrival)
             try:
-                messages, seq = await self._reader.tail(request.queue, after, request.last, MAX_BATCH)
+                ended = list(self._follow_on(request.queue).ended)
+                messages, seq = await self._reader.tail(request.queue, after, request.last, MAX_BATCH, ended)
                 if messages or self._stopping or self._loop.time() >= deadline:
                     return {"messages": messages, "after": seq}
                 if after is not None and seq > after:
@@ -164,6 +187,15 @@ class Queries:
                         await arrival
             finally:
                 self._leave_tail(request.queue, arrival)
+
+    def _follow_on(self, queue: str) -> Followed:
+        """Remember which messages of a queue end. A request that follows it may find them settled already."""
+        now = self._loop.time()
+        for name in [name for name, one in self._followed.items() if one.until < now and name not in self._tails]:
+            del self._followed[name]
+        followed = self._followed.setdefault(queue, Followed())
+        followed.until = now + FOLLOWED_SECONDS
+        return followed
 
     def _leave_tail(self, queue: str, arrival: asyncio.Future[None]) -> None:
         arrivals = self._tails.get(queue)

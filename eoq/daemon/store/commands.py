@@ -159,12 +159,23 @@ class NoteClock(Command[Shifted], frozen=True):
 
 
 class Forget(Command[Forgotten], frozen=True):
-    """Delete up to ``limit`` settled records whose retention has passed, of queues with a queue_id above ``after``."""
+    """Examine up to ``limit`` settled records, and delete those whose retention has passed. Drop old dead letters.
+
+    ``after`` is where the last step of this round has ended; None begins a round. A round passes the queues whose last
+    pass was some time ago; with ``hurry``, all queues.
+    """
 
     now: float
-    after: int
+    after: tuple[int, str | None] | None
     limit: int
     settings: SettingsOf
+    hurry: bool = False
+
+
+class Shrink(Command[int], frozen=True):
+    """Give up to ``pages`` unused pages of the file back to the disk. The outcome is how many more could be given."""
+
+    pages: int
 
 
 # ── administration ──────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -22,6 +21,7 @@ import aiosqlite
 
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
+from .migration import migrate, migrations
 
 T = TypeVar("T")
 
@@ -297,6 +297,8 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer eoq (schema {version}, this one knows {len(scripts)}); "
             "install that version again"
         )
+    if not tables:
+        database.execute("pragma auto_vacuum = incremental")  # before the first page is written
     (mode,) = database.execute("pragma journal_mode = wal").fetchone()
     if mode != "wal":
         raise StorageFailed(f"{path} cannot use a write-ahead log; put it on a local file system")
@@ -312,16 +314,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         """
     )
     _checkpoint(database, path)
-    for number, script in enumerate(scripts[version:], start=version + 1):
-        database.executescript(
-            f"""
-            begin immediate;
-            {script}
-            pragma application_id = {APPLICATION_ID};
-            pragma user_version = {number};
-            commit;
-            """
-        )
+    migrate(database, path, version, scripts, APPLICATION_ID)
 
 
 def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
@@ -336,13 +329,6 @@ def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
             raise
         log.warning("the disk of %s is full, so its log could not be written to the file yet", path)
-
-
-def migrations() -> list[str]:
-    """Return the scripts of ``schema/``, in the order of their numbers."""
-    folder = resources.files("eoq.daemon.store.sqlite.schema")
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
-    return [entry.read_text("utf-8") for entry in sorted(files, key=lambda entry: entry.name)]
 
 
 def storage_error(error: sqlite3.Error, path: Path) -> EoqError:

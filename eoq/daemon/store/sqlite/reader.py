@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
 
-from ....protocol.codec import put_bytes
 from ....system import aio_sqlite
 from .database import storage_error
+from .shown import Fields, Filter, Found, shown, with_lease
 
-Fields = dict[str, Any]
 T = TypeVar("T")
 
 LATER_STATES: Final = ("delayed", "blocked")
@@ -36,7 +36,7 @@ SCAN_BYTES: Final = 64 * 1024 * 1024
 
 _COLUMNS: Final = """
     id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
-    settled_at, headers, error, body
+    headers, error, body
     """
 
 
@@ -107,29 +107,6 @@ _QUEUES: Final = """
     """
 
 
-class Filter(NamedTuple):
-    """A selection of messages: of a group, with all of these headers, with a text in their body. None selects all."""
-
-    group: str | None = None
-    headers: Mapping[str, str] | None = None
-    contains: str | None = None
-
-    def selects(self, row: Fields) -> bool:
-        """Return whether the filter selects a row."""
-        if self.group is not None and row["group"] != self.group:
-            return False
-        if self.headers and not self.headers.items() <= json.loads(row["headers"] or "{}").items():
-            return False
-        return self.contains is None or self.contains.encode() in (row["body"] or b"")
-
-
-class Found(NamedTuple):
-    """Messages, and whether there may be more."""
-
-    messages: list[Fields]
-    more: bool
-
-
 class Reader:
     """A read-only connection to the file of an open store."""
 
@@ -156,12 +133,16 @@ class Reader:
         """Return the state of a message, its result and its last error; None where the id is not known."""
         rows = await self._rows(
             """
-            select state, result, error
+            select state, null as result, error
             from message
-            where id = ?
-              and queue = (select number from queue where name = ?)
+            where queue = (select number from queue where name = ?1) and id = ?2
+            union all
+            select outcome, result, error
+            from settled
+            left join result using (seq)
+            where queue = (select number from queue where name = ?1) and id = ?2
             """,
-            (id, queue),
+            (queue, id),
         )
         return dict(rows[0]) if rows else None
 
@@ -175,6 +156,8 @@ class Reader:
 
         Where the filter selects few, the query ends after `SCAN_ROWS` messages.
         """
+        if state in SETTLED_STATES:
+            return await self._run(partial(self._peek_settled, queue, state, limit, wanted))
         order = "priority desc, seq" if state == "ready" else "seq"
         # The state is part of the text, not bound. Only so can SQLite use the partial index of this state.
         only = f"state = '{state}'"
@@ -182,9 +165,6 @@ class Reader:
             only += f" and seq not in ({_LEASED})"
         elif state == "leased":
             only = f"state = 'ready' and seq in ({_LEASED})"
-        elif state in SETTLED_STATES:
-            only += " and settled_at is not null"
-            order = "settled_at desc"
         elif state in LATER_STATES:
             only += " and state in ('delayed', 'blocked')"
         statement = f"""
@@ -195,6 +175,30 @@ class Reader:
             order by {order}
             """  # noqa: S608 # the state is one of those that `requests.Peek` allows
         return await self._run(partial(self._filter, queue, statement, (queue,), limit, wanted))
+
+    def _peek_settled(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
+        """Return the newest settled messages of a queue with one outcome, among the last ones by their ids."""
+        if wanted != Filter():
+            return Found([], False)  # nothing is remembered that a filter could select
+        rows = self._fetch(
+            f"""
+            select id, seq, outcome as state, settled_at, error, count(*) over () as scanned
+            from (
+              select *
+              from settled
+              where queue = (select number from queue where name = ?)
+              order by id desc
+              limit {SCAN_ROWS}
+            )
+            left join result using (seq)
+            order by outcome = ? desc, settled_at desc, seq desc
+            limit ?
+            """,  # noqa: S608 # a constant
+            (queue, state, limit + 1),
+        )
+        found = [row for row in rows if row["state"] == state]
+        more = len(found) > limit or any(row["scanned"] == SCAN_ROWS for row in rows)
+        return Found([shown(item for item in row.items() if item[0] != "scanned") for row in found[:limit]], more)
 
     def _filter(self, queue: str, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
         found: list[Fields] = []
@@ -210,20 +214,27 @@ class Reader:
                     if len(found) == limit or (found and size + length > PEEK_BYTES):
                         return Found(found, True)
                     size += length
-                    found.append(_shown(_with_lease(row, deliveries).items()))
+                    found.append(shown(with_lease(row, deliveries).items()))
                 if scanned >= SCAN_ROWS or scanned_bytes >= SCAN_BYTES:
                     return Found(found, True)
         return Found(found, False)
 
-    async def tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
+    async def tail(
+        self, queue: str, after: int | None, last: int, limit: int, ended: Sequence[str] = ()
+    ) -> tuple[list[Fields], int]:
         """Return the messages of a queue behind the seq ``after``, and the seq from which the next call continues.
 
-        Without ``after``, return the ``last`` messages that are stored.
+        Without ``after``, return the ``last`` messages that are stored. Of the settled ones it returns those whose ids
+        are in ``ended``.
         """
-        return await self._run(partial(self._tail, queue, after, last, limit))
+        return await self._run(partial(self._tail, queue, after, last, limit, ended))
 
-    def _tail(self, queue: str, after: int | None, last: int, limit: int) -> tuple[list[Fields], int]:
+    def _tail(
+        self, queue: str, after: int | None, last: int, limit: int, ended: Sequence[str]
+    ) -> tuple[list[Fields], int]:
+        settled = self._ended(queue, -1 if after is None else after, ended)
         (end,) = self._database.execute("select coalesce(max(seq), 0) from message").fetchone()
+        end = max([end, *(message["seq"] for message in settled)])
         # By seq, over all queues: new messages are together at the end of the table.
         statement = f"""
             select {_COLUMNS}
@@ -240,9 +251,28 @@ class Reader:
             return found.messages[::-1], end
         upto = min(end, after + SCAN_ROWS)
         found = self._filter(queue, statement.format(order="asc"), (after, upto, queue), limit, Filter())
+        messages = sorted([*found.messages, *settled], key=itemgetter("seq"))
+        found = Found(messages[:limit], found.more or len(messages) > limit)
+        if found.more:
+            return found.messages, found.messages[-1]["seq"]
         # It never goes back, except where an older file has replaced this one: then it continues from the end of that
         # file.
-        return found.messages, found.messages[-1]["seq"] if found.more else max(upto, min(after, end))
+        (given,) = self._database.execute("select coalesce(max(value), 1) from counter").fetchone()
+        return found.messages, max(upto, after) if after < given else end
+
+    def _ended(self, queue: str, after: int, ids: Sequence[str]) -> list[Fields]:
+        """Return the settled messages of a queue among ``ids`` with a seq above ``after``."""
+        rows = self._fetch(
+            """
+            select id, seq, outcome as state, settled_at
+            from settled
+            where queue = (select number from queue where name = ?)
+              and id in (select value from json_each(?))
+              and seq > ?
+            """,
+            (queue, json.dumps(ids), after),
+        )
+        return [shown(row.items()) for row in rows]
 
     async def show(self, queue: str, id: str) -> Fields | None:
         """Return everything that is stored of one message, with its deliveries; None where the id is not known."""
@@ -251,7 +281,7 @@ class Reader:
     def _show(self, queue: str, id: str) -> Fields | None:
         rows = self._fetch(
             f"""
-            select {_COLUMNS}, deliveries, result
+            select {_COLUMNS}, deliveries
             from message
             where id = ?
               and queue = (select number from queue where name = ?)
@@ -259,23 +289,43 @@ class Reader:
             (id, queue),
         )
         if not rows:
+            return self._show_settled(queue, id)
+        row = with_lease(rows[0], self._deliveries(queue))
+        failed = self._failed(row["seq"])
+        newest = {"delivery": row["deliveries"], "delivered_at": row["delivered_at"], "consumer": row["consumer"]}
+        if row["deliveries"] and all(failure["delivery"] != row["deliveries"] for failure in failed):
+            failed.append(newest)
+        fields = shown((name, value) for name, value in row.items() if name not in ("delivered_at", "consumer"))
+        return {**fields, "history": [shown(delivery.items()) for delivery in failed]} if failed else fields
+
+    def _show_settled(self, queue: str, id: str) -> Fields | None:
+        rows = self._fetch(
+            """
+            select id, seq, outcome as state, settled_at, result, error
+            from settled
+            left join result using (seq)
+            where id = ?
+              and queue = (select number from queue where name = ?)
+            """,
+            (id, queue),
+        )
+        if not rows:
             return None
-        row = _with_lease(rows[0], self._deliveries(queue))
-        failed = self._fetch(
+        failed = [shown(delivery.items()) for delivery in self._failed(rows[0]["seq"])]
+        fields = shown(rows[0].items())
+        return {**fields, "history": failed} if failed else fields
+
+    def _failed(self, seq: int) -> list[Fields]:
+        """Return the deliveries of a message that failed."""
+        return self._fetch(
             """
             select delivery, delivered_at, consumer, failed_at, error
             from failure
             where seq = ?
             order by delivery
             """,
-            (row["seq"],),
+            (seq,),
         )
-        newest = {"delivery": row["deliveries"], "delivered_at": row["delivered_at"], "consumer": row["consumer"]}
-        known = row["deliveries"] and row["state"] not in SETTLED_STATES
-        if known and all(failure["delivery"] != row["deliveries"] for failure in failed):
-            failed.append(newest)
-        shown = _shown((name, value) for name, value in row.items() if name not in ("delivered_at", "consumer"))
-        return {**shown, "history": [_shown(delivery.items()) for delivery in failed]} if failed else shown
 
     def _deliveries(self, queue: str) -> dict[int, tuple[float, str | None]]:
         """Return the moment and the consumer of each delivery of a queue, by the seqs of its messages."""
@@ -312,29 +362,3 @@ class Reader:
         with closing(self._database.execute(sql, parameters)) as cursor:
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, values, strict=True)) for values in cursor]
-
-
-def _with_lease(row: Fields, deliveries: Mapping[int, tuple[float, str | None]]) -> Fields:
-    """Return a row as it is with its lease, which is not stored in it."""
-    if row["state"] != "ready" or row["seq"] not in deliveries:
-        return row
-    delivered_at, consumer = deliveries[row["seq"]]
-    leased = {"state": "leased", "attempts": row["attempts"] + 1, "delivered_at": delivered_at, "consumer": consumer}
-    if "deliveries" in row:
-        leased["deliveries"] = row["deliveries"] + 1
-    return row | leased
-
-
-def _shown(columns: Iterable[tuple[str, Any]]) -> Fields:
-    """Return a row as the fields of a reply: without nulls, headers as an object, bytes as the wire writes them."""
-    fields: Fields = {}
-    for name, value in columns:
-        if value is None:
-            continue
-        if name == "headers":
-            fields[name] = json.loads(value)
-        elif isinstance(value, bytes):
-            put_bytes(fields, name, value)
-        else:
-            fields[name] = value
-    return fields

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ...config.settings import StorageSettings
+from ..commands import Shrink
 from .database import Database
 
+KEPT_PAGES: Final = 2048
+"""How many unused pages the file keeps, because the next messages need them again: 8 MiB."""
+INCREMENTAL: Final = 2
+"""``pragma auto_vacuum`` of a file that can give unused pages back step by step."""
 SPACE_SECONDS: Final = 0.1
 """For how many seconds a check of the disk is valid. A check takes a part of the time of a send."""
 
@@ -30,6 +35,17 @@ class Space:
             self._lacking = self._check()
             self._checked_at = now
         return self._lacking
+
+    def shrink(self, command: Shrink) -> int:
+        """See `Shrink`."""
+        (mode,) = self._database.execute("pragma auto_vacuum").fetchone()
+        (unused,) = self._database.execute("pragma freelist_count").fetchone()
+        excess = int(unused) - KEPT_PAGES
+        if mode != INCREMENTAL or excess <= 0:
+            return 0
+        pages = min(excess, command.pages)
+        self._database.execute(f"pragma incremental_vacuum({pages})").fetchall()
+        return excess - pages
 
     def check_again(self) -> None:
         """Check the disk at the next call of `lacking`."""

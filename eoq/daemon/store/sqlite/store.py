@@ -23,10 +23,13 @@ from .batching import Batching
 from .database import QUICK_COMMIT, Database, FileLost, storage_error
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
+from .deliveries.forgetting import Forgetting
 from .deliveries.leased import Leased
 from .deliveries.lives import Lives
 from .deliveries.recovery import Recovery
 from .deliveries.returns import Returns
+from .deliveries.settled import Settled
+from .seqs import Seqs
 from .space import Space
 from .tables.clock import ClockNotes
 from .tables.contents import Contents
@@ -58,20 +61,23 @@ class SqliteStore:
         self.token = ""
         """Begins each receipt of this life of the daemon."""
         queues = Queues(database)
-        leased = Leased(database)
         self.lives = lives = Lives(database)
+        leased = Leased(database, lives)
         groups = Groups(database, leased)
         contents = Contents(database)
-        messages = Messages(database, queues, groups, contents)
+        settled = Settled(database)
+        self._seqs = seqs = Seqs(database)
+        messages = Messages(database, queues, groups, contents, settled)
         self.space = Space(database, storage)
-        self._puts = Puts(database, queues, messages, groups, contents, leased, self.space)
+        self._puts = Puts(database, queues, messages, groups, contents, leased, seqs, self.space)
         claims = Claims(database, queues, messages, leased, self._puts)
         returns = Returns(database, messages, groups, leased, lives)
         self._recovery = Recovery(database, queues, groups, contents, lives)
-        acks = Acks(database, queues, groups, contents, leased, lives, self._puts)
-        timers = Timers(database, queues, messages, leased, ClockNotes(database))
+        acks = Acks(database, queues, groups, contents, leased, lives, settled, self._puts)
+        clock_notes = ClockNotes(database)
+        timers = Timers(database, queues, messages, leased, clock_notes)
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
-        deletion = Deletion(database, queues, messages, contents)
+        deletion = Deletion(database, queues, settled, contents)
         bindings = Bindings(database, queues)
         once = OnceKeys(database)
         schedules = Schedules(database, self._puts)
@@ -81,11 +87,12 @@ class SqliteStore:
             commands.Settle: acks.settle,
             commands.RetryDeliveries: returns.retry,
             commands.RejectDelivery: returns.reject,
-            commands.EndLife: lives.end,
+            commands.EndLife: self._end_life,
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
             commands.NoteClock: timers.note_clock,
-            commands.Forget: timers.forget,
+            commands.Forget: Forgetting(database, messages, settled, clock_notes).forget,
+            commands.Shrink: self.space.shrink,
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,
             commands.DeleteIdleQueues: deletion.delete_idle,
@@ -153,10 +160,7 @@ class SqliteStore:
         return str(identity)
 
     def recover(self, now: float, settings: SettingsOf) -> None:
-        """Begin a life, end the leases of the last one, and find the next seq. Raises `EoqError`.
-
-        It writes, so that a file that cannot be written is noticed now.
-        """
+        """Begin a life, end the leases of the last one, and find the next seq. Raises `EoqError`."""
 
         def begin() -> None:
             clean = self.lives.begin(now, self.token)
@@ -164,9 +168,14 @@ class SqliteStore:
 
         try:
             self.database.transaction(begin, durable=True)
-            self._puts.start()
+            self._seqs.start()
         except Exception as error:
             raise self._failure(error) from error
+
+    def _end_life(self, _command: commands.EndLife) -> None:
+        """See `EndLife`."""
+        self.lives.end()
+        self._seqs.stop()
 
     def transact(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.

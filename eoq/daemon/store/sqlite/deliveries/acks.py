@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
 from ....records import DeliveryLost, DeliveryRef, NewMessage, Stored
 from ....store.commands import Settle
-from ..database import MANY, Database
+from ..database import Database
 from ..tables.contents import Contents
 from ..tables.groups import Groups
-from ..tables.messages import at_seqs
 from ..tables.puts import Puts
 from ..tables.queues import Queues
 from .leased import Leased
 from .lives import Lives
+from .settled import Settled
 
 Acked: TypeAlias = Sequence[tuple[DeliveryRef, "bytes | None"]]
 """Deliveries with their results."""
-
-_ACK: Final = """
-    update message
-    set
-      state = 'done', settled_at = acked.now, result = acked.result, body = null, headers = null, error = null,
-      attempts = attempts + 1, deliveries = deliveries + 1, life = acked.life, delivery = acked.delivery
-    from (
-      select column1 as seq, column2 as delivery, column3 as result, column4 as now, column5 as life
-      from (values {rows})
-    ) as acked
-    where message.seq = acked.seq
-    """
-_ACK_ONE: Final = _ACK.format(rows="(?, ?, ?, ?, ?)")
-_ACK_MANY: Final = _ACK.format(rows=", ".join(["(?, ?, ?, ?, ?)"] * MANY))
-_ACK_ALIKE: Final = """
-    update message
-    set
-      state = 'done', settled_at = ?, result = ?, body = null, headers = null, error = null,
-      attempts = attempts + 1, deliveries = deliveries + 1, life = ?, delivery = ?
-    where {seqs}
-    """
 
 
 class Acks:
@@ -54,6 +33,7 @@ class Acks:
         contents: Contents,
         leased: Leased,
         lives: Lives,
+        settled: Settled,
         puts: Puts,
     ) -> None:
         self._database = database
@@ -62,6 +42,7 @@ class Acks:
         self._contents = contents
         self._leased = leased
         self._lives = lives
+        self._settled = settled
         self._puts = puts
 
     def settle(self, command: Settle) -> Stored:
@@ -74,12 +55,15 @@ class Acks:
         with self._database.savepoint():
             self._ack(now, live)
             for delivery in repeated:
-                require_end(self._database, self._lives, delivery, "done")
+                self._require_done(delivery)
             if not messages:
                 return Stored([], [])
+            sent = self._puts.next_seq
             stored = self._puts.store(now, messages, command.settings)
+            if live and len(stored.duplicates) < len(messages):
+                self._settled.remember_sent(live[0][0].seq, sent)
             if stored.duplicates and repeated:
-                duplicates = self._duplicates_at_first(acks[0][0], messages, stored.duplicates)
+                duplicates = self._duplicates_at_first(acks, messages, stored.duplicates)
                 stored = replace(stored, duplicates=duplicates)
             return stored
 
@@ -98,65 +82,51 @@ class Acks:
                 repeated.append(delivery)
         return list(live.values()), repeated
 
-    def _duplicates_at_first(
-        self, delivery: DeliveryRef, messages: Sequence[NewMessage], duplicates: Sequence[int]
-    ) -> list[int]:
+    def _require_done(self, delivery: DeliveryRef) -> None:
+        """Raise `DeliveryLost` unless this very delivery has settled its message."""
+        found = self._settled.delivery_of(delivery.queue_id, delivery.id)
+        if found is None or found != (self._lives.find(delivery.life), delivery.number):
+            raise DeliveryLost(delivery)
+
+    def _duplicates_at_first(self, acks: Acked, messages: Sequence[NewMessage], duplicates: Sequence[int]) -> list[int]:
         """Return the duplicates that the first try of a repeated settle reported.
 
-        A message that was stored at the moment of the acks is no duplicate: the first try stored it. If an id occurs
-        twice in ``messages``, the second one was a duplicate at the first try, too.
+        A message that was stored with one of the acks is no duplicate: the first try stored it. If an id occurs twice
+        in ``messages``, the second one was a duplicate at the first try, too.
         """
         firsts: dict[tuple[str, str], int] = {}
         for index, message in enumerate(messages):
             firsts.setdefault((message.queue, message.id), index)
-        (settled_at,) = self._database.execute(
-            "select settled_at from message where seq = ?", (delivery.seq,)
-        ).fetchone()
+        sent = self._settled.sent_with([delivery.seq for delivery, _ in acks])
+
+        def is_repeated(index: int) -> bool:
+            seq = self._puts.seq_of(messages[index])
+            return any(first <= seq < first + len(messages) for first in sent)
+
         return [
             index
             for index in duplicates
-            if firsts[messages[index].queue, messages[index].id] != index
-            or self._database.execute(
-                """
-                select 1
-                from message
-                where queue = ? and id = ? and enqueued_at <> ?
-                """,
-                (self._queues.make(messages[index].queue), messages[index].id, settled_at),
-            ).fetchone()
+            if firsts[messages[index].queue, messages[index].id] != index or not is_repeated(index)
         ]
 
     def _ack(self, now: float, acks: Acked) -> None:
         """Settle leased messages."""
         if not acks:
             return
-        self._leased.end([delivery.seq for delivery, _ in acks])
-        life = self._lives.number
-        first, result = acks[0]
-        if any(one.number != first.number or more != result for one, more in acks):
-            rows = [(one.seq, one.number, result, now, life) for one, result in acks]
-            self._database.execute_rows(_ACK_ONE, _ACK_MANY, rows)
+        seqs = [delivery.seq for delivery, _ in acks]
+        self._leased.end(seqs)
+        life, number = self._lives.number, acks[0][0].number
+        if all(delivery.number == number for delivery, _ in acks):
+            self._settled.done(now, life, number, seqs)
         else:
-            # Usually they were delivered together, and have no result. This statement takes two thirds of the time.
-            seqs, values = at_seqs([one.seq for one, _ in acks])
-            self._database.execute(_ACK_ALIKE.format(seqs=seqs), (now, result, life, first.number, *values))
+            for one in sorted({delivery.number for delivery, _ in acks}):
+                self._settled.done(now, life, one, [delivery.seq for delivery, _ in acks if delivery.number == one])
+        results = [(delivery.seq, result) for delivery, result in acks if result is not None]
+        if results:
+            self._settled.store_results(results)
         if self._contents:
             for delivery, _ in acks:
                 self._contents.add(self._queues.make(delivery.queue), -1, -delivery.size)
         for delivery, _ in acks:
             if delivery.group is not None:
                 self._groups.unblock(now, self._queues.make(delivery.queue), delivery.group)
-
-
-def require_end(database: Database, lives: Lives, delivery: DeliveryRef, state: str) -> None:
-    """Raise `DeliveryLost` unless this very delivery has brought its message to ``state``."""
-    found = database.execute(
-        """
-        select state, life, delivery
-        from message
-        where seq = ?
-        """,
-        (delivery.seq,),
-    ).fetchone()
-    if found is None or found != (state, lives.find(delivery.life), delivery.number):
-        raise DeliveryLost(delivery)

@@ -61,7 +61,7 @@ _LOWEST_UNSETTLED: Final = """
       union all
       select min(seq) from message where queue = ?1 and state = 'dead'
       union all
-      select min(seq) from message where queue = ?1 and state in ('expired', 'dropped') and deliveries > 0
+      select min(seq) from settled where queue = ?1 and outcome <> 'done' and delivery is not null
       union all
       select min(seq) from message where queue = ?1 and state = 'ready' and priority = 0
       union all
@@ -97,7 +97,7 @@ class Claims:
         """See `Claim`."""
         queue_id = self._queues.known_id(command.queue) or self._queues.find(command.queue)
         if queue_id is None:
-            return Claimed([], self._messages.next_seq())
+            return Claimed([], self._puts.next_seq)
         if self._queues.is_paused(queue_id):
             return Claimed([], self._watermark(queue_id))
         place = self._leased.place(queue_id)
@@ -181,7 +181,7 @@ class Claims:
     def _watermark(self, queue_id: int) -> int:
         """Return the lowest seq that is not settled, or the next seq."""
         (lowest,) = self._database.execute(_LOWEST_UNSETTLED, (queue_id,)).fetchone()
-        return self._messages.next_seq() if lowest is None else int(lowest)
+        return self._puts.next_seq if lowest is None else int(lowest)
 
     def store_and_claim(self, now: float, message: NewMessage, claim: Claim) -> Claimed | None:
         """Store a message that a consumer waits for, and lease it, which saves two statements.

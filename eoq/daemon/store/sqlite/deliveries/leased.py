@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from ....records import NewMessage
 from ..database import Database
+from .lives import Lives
 
 MOST_BACK: Final = 10_000
 """How many messages that came back are known for one queue. With more, the next claim begins at the first message."""
@@ -68,8 +69,9 @@ class ClaimPlace:
 class Leased:
     """All leased messages, and the places of all queues."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lives: Lives) -> None:
         self._database = database
+        self._lives = lives
         self._by_seq: dict[int, Delivered] = {}
         self.get = self._by_seq.get
         """Return the delivery that leases a message, by its seq, or None."""
@@ -81,6 +83,7 @@ class Leased:
 
     def add(self, queue_id: int, now: float, consumer: str | None, handles: int | None, seqs: Sequence[int]) -> int:
         """Lease messages in one delivery, and return its number."""
+        self._lives.store()
         number = self._next_number
         self._next_number += 1
         delivery = Delivered(number, queue_id, now, consumer, handles, seqs, len(seqs))

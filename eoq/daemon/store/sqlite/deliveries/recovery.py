@@ -29,6 +29,10 @@ class Recovery:
         Leases do not outlive their daemon. Where it did not stop in a ``clean`` way, the deliveries count that were
         being handled, and a message that has no attempt left is dead.
         """
+        # This write fails now if the file cannot be written, even if there is nothing to end.
+        self._database.execute("update queue set paused = paused where false")
+        if self._database.execute("select 1 from delivery limit 1").fetchone() is None:
+            return
         rows = self._database.execute(
             """
             select delivery.number, delivery.handles, message.queue, message.seq

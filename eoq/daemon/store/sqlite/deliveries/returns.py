@@ -142,9 +142,9 @@ class Returns:
             """
             select state, life, delivery
             from message
-            where seq = ?
+            where seq = ? and queue = ? and id = ?
             """,
-            (delivery.seq,),
+            (delivery.seq, delivery.queue_id, delivery.id),
         ).fetchone()
         if found is None or found != ("dead", self._lives.find(delivery.life), delivery.number):
             raise DeliveryLost(delivery)

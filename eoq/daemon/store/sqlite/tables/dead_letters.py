@@ -13,6 +13,7 @@ from ....records import Deleted, End, Forgotten, NewMessage, Step
 from ....store.commands import DeleteIdleQueues, DeleteQueue, Drop, Purge, Redrive
 from ..database import Database
 from ..deliveries.leased import Leased
+from ..deliveries.settled import Settled
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -31,8 +32,6 @@ _HAS_MESSAGES: Final = """
       select 1 from message where queue = ?1 and state = 'ready'
       union all
       select 1 from message where queue = ?1 and state in ('delayed', 'blocked')
-      union all
-      select 1 from message where queue = ?1 and state = 'leased'
       union all
       select 1 from message where queue = ?1 and state = 'dead'
     )
@@ -64,7 +63,7 @@ class DeadLetters:
     def purge(self, command: Purge) -> Step:
         """See `Purge`."""
         queue_id = self._queues.require(command.queue)
-        upto = self._messages.next_seq() - 1 if command.upto is None else command.upto
+        upto = self._puts.next_seq - 1 if command.upto is None else command.upto
         rows = self._database.execute(
             f"""
             select *
@@ -196,10 +195,10 @@ class DeadLetters:
 class Deletion:
     """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
 
-    def __init__(self, database: Database, queues: Queues, messages: Messages, contents: Contents) -> None:
+    def __init__(self, database: Database, queues: Queues, settled: Settled, contents: Contents) -> None:
         self._database = database
         self._queues = queues
-        self._messages = messages
+        self._settled = settled
         self._contents = contents
 
     def delete(self, command: DeleteQueue) -> Deleted:
@@ -247,17 +246,14 @@ class Deletion:
             if not paused and name not in kept and not self._remembers(queue_id) and not self._has_messages(queue_id):
                 self._remove(name, queue_id)
                 gone += 1
-        return Forgotten(gone, rows[-1][0] if len(rows) == command.limit else None)
+        return Forgotten(gone, (rows[-1][0], None) if len(rows) == command.limit else None, [], [])
 
     def _has_messages(self, queue_id: int) -> bool:
         return self._database.execute(_HAS_MESSAGES, (queue_id,)).fetchone() is not None
 
     def _remembers(self, queue_id: int) -> bool:
         """Return whether the ids of settled messages are remembered."""
-        row = self._database.execute(
-            "select 1 from message where queue = ? and settled_at is not null limit 1", (queue_id,)
-        ).fetchone()
-        return row is not None
+        return bool(self._settled.first(queue_id, 1))
 
     def _bound(self) -> set[str]:
         """Return the topics and the queues of the stored bindings."""
@@ -268,7 +264,9 @@ class Deletion:
         return {queue for (queue,) in self._database.execute("select queue from schedule")}
 
     def _forget_ids(self, queue_id: int) -> int:
-        return self._messages.forget_settled(queue_id, float("inf"), STEP_ROWS)
+        records = self._settled.first(queue_id, STEP_ROWS)
+        self._settled.forget(queue_id, records)
+        return len(records)
 
     def _remove(self, name: str, queue_id: int) -> None:
         self._contents.drop(queue_id)

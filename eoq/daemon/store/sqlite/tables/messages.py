@@ -1,30 +1,23 @@
 """The table ``message``: what several parts need of it.
 
-These are the seqs, the failed deliveries, and the end of a message that no consumer has settled.
+These are the failed deliveries, and the end of a message that no consumer has settled.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ....config.settings import SettingsOf
 from ....records import End
 from ..database import Database
+from ..deliveries.settled import Settled
 from .contents import Contents
 from .groups import Groups
 from .queues import Queues
 
 KEPT_FAILURES: Final = 100
 """How many failed deliveries of one message are kept, the newest."""
-
-_NEXT_SEQ: Final = """
-    select max(
-      (select coalesce(max(seq), 0) + 1 from message),
-      (select coalesce(max(value), 1) from counter where name = 'next_seq')
-    )
-    """
 
 
 class Ending(NamedTuple):
@@ -41,64 +34,17 @@ class Ending(NamedTuple):
 ENDING_COLUMNS: Final = 'seq, queue, id, "group", length(body), state'
 
 
-def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
-    """Return a condition for exactly the messages with these seqs, and the values it binds.
-
-    Usually the seqs follow one another. SQLite changes the rows of a range in one pass, but it first looks up the rows
-    of a list.
-    """
-    if seqs and seqs == list(range(seqs[0], seqs[0] + len(seqs))):
-        return "seq between ? and ?", (seqs[0], seqs[-1])
-    return "seq in (select value from json_each(?))", (json.dumps(seqs),)
-
-
 class Messages:
     """All messages."""
 
-    def __init__(self, database: Database, queues: Queues, groups: Groups, contents: Contents) -> None:
+    def __init__(
+        self, database: Database, queues: Queues, groups: Groups, contents: Contents, settled: Settled
+    ) -> None:
         self._database = database
         self._queues = queues
         self._groups = groups
         self._contents = contents
-
-    def next_seq(self) -> int:
-        """Return a seq that is above that of every stored message, and not above that of any later message.
-
-        This also holds after a restart. It may be lower than the seq of the next message: duplicates use up some seqs,
-        which are used again after a restart.
-        """
-        (seq,) = self._database.execute(_NEXT_SEQ).fetchone()
-        return int(seq)
-
-    def keep_next_seq(self, seq: int) -> None:
-        """Store that no later message gets a seq below ``seq``, even if the rows with the highest seqs are deleted."""
-        self._database.execute(
-            """
-            insert into counter (name, value)
-            values ('next_seq', ?)
-            on conflict (name) do update set value = max(value, excluded.value)
-            """,
-            (seq,),
-        )
-
-    def forget_settled(self, queue_id: int, settled_before: float, limit: int) -> int:
-        """Delete up to ``limit`` settled records of a queue, those settled longest ago. Return how many."""
-        rows = self._database.execute(
-            """
-            select seq
-            from message
-            where queue = ? and settled_at < ?
-            order by settled_at
-            limit ?
-            """,
-            (queue_id, settled_before, limit),
-        ).fetchall()
-        if rows:
-            self.keep_next_seq(self.next_seq())
-            seqs, values = at_seqs([seq for (seq,) in rows])
-            self._database.execute(f"delete from failure where {seqs}", values)  # noqa: S608 # one of two constants
-            self._database.execute(f"delete from message where {seqs}", values)  # noqa: S608 # one of two constants
-        return len(rows)
+        self._settled = settled
 
     # ── failures ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -148,18 +94,11 @@ class Messages:
 
     def discard(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
         """Settle a message that is not leased and that no consumer has processed."""
-        self._database.execute(
-            """
-            update message
-            set state = ?, settled_at = ?, error = ?, body = null, headers = null
-            where seq = ?
-            """,
-            (outcome, now, error, message.seq),
-        )
+        self._settled.give_up(now, message.seq, outcome, error)
         return self.ended(now, message, outcome, error)
 
     def ended(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
-        """Take a message whose row says that it ended out of the counts, unblock its group, and return its `End`."""
+        """Take a message that has ended out of the counts, unblock its group, and return its `End`."""
         if message.state != "dead":
             self._contents.add(message.queue_id, -1, -message.size)
             if message.group is not None:

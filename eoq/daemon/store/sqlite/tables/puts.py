@@ -11,6 +11,7 @@ from ....records import End, NewMessage, Stored
 from ....store.commands import Put
 from ..database import MANY, Database
 from ..deliveries.leased import Leased
+from ..seqs import Seqs
 from ..space import Space
 from .contents import Content, Contents
 from .groups import Groups
@@ -46,6 +47,18 @@ def _put_ready(row: str, values: int) -> list[str]:
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
 """The statements for messages of which at least one has a group or headers."""
+# By seq: a new message is in memory, and its id is looked up where the newest records are.
+_SETTLED_BEFORE: Final = """
+    select message.seq
+    from message
+    cross join settled on settled.queue = message.queue and settled.id = message.id
+    where message.seq >= ?
+    """
+_FIND: Final = """
+    select seq, digest from message where queue = ?1 and id = ?2
+    union all
+    select seq, digest from settled where queue = ?1 and id = ?2
+    """
 # The oldest message that can make room. Each part is answered by the first entry of an index.
 _OLDEST: Final = f"""
     select {ENDING_COLUMNS}
@@ -74,6 +87,7 @@ class Puts:
         groups: Groups,
         contents: Contents,
         leased: Leased,
+        seqs: Seqs,
         space: Space,
     ) -> None:
         self._database = database
@@ -82,12 +96,13 @@ class Puts:
         self._groups = groups
         self._contents = contents
         self._leased = leased
+        self._seqs = seqs
         self._space = space
-        self._next_seq = 1
 
-    def start(self) -> None:
-        """Continue with the seqs above the stored ones."""
-        self._next_seq = self._messages.next_seq()
+    @property
+    def next_seq(self) -> int:
+        """The seq of the next message."""
+        return self._seqs.next
 
     def put(self, command: Put) -> Stored:
         """See `Put`."""
@@ -107,7 +122,7 @@ class Puts:
     def _store(
         self, now: float, messages: Sequence[NewMessage], settings: SettingsOf, limited: Sequence[str]
     ) -> Stored:
-        first = self._next_seq
+        first = self._seqs.next
         for queue in limited:
             self._contents.of(self._queues.make(queue))  # counted from now on
         inserted = self._insert_all(now, messages)
@@ -130,10 +145,10 @@ class Puts:
 
         Return False, and change nothing, where one of them is stored already. Raises `StorageFull`.
         """
-        first = self._next_seq
+        first = self._seqs.next
         if self._insert_ready(sends) < len(sends):
             self._delete_from(first)
-            self._next_seq = first
+            self._seqs.next = first
             return False
         self._require_space(first)
         if self._contents:
@@ -145,13 +160,13 @@ class Puts:
 
         Return None, and change nothing, where it is stored already or there is no space.
         """
-        seq = self._next_seq
+        seq = self._seqs.next
         if not self._insert_ready([(now, message)]):
-            self._next_seq = seq
+            self._seqs.next = seq
             return None
         if self._space.lacking() is not None:
             self._delete_from(seq)
-            self._next_seq = seq
+            self._seqs.next = seq
             return None
         if self._contents:
             self._count([message], ())
@@ -173,7 +188,8 @@ class Puts:
         """Insert up to `MANY` messages of one queue that expire together and are not delayed; return how many."""
         _, first = sends[0]
         queue_id = self._queues.make(first.queue)
-        values: list[object] = [self._next_seq, queue_id, first.expires_at]
+        first_seq = self._seqs.take(len(sends))
+        values: list[object] = [first_seq, queue_id, first.expires_at]
         if [m for _, m in sends if m.group is not None or m.headers is not None]:
             statements = _PUT_MORE
             for now, m in sends:
@@ -182,15 +198,15 @@ class Puts:
             statements = _PUT_PLAIN
             for now, m in sends:
                 values += (m.id, m.priority, now, m.digest, m.body)
-        self._leased.stored(queue_id, self._next_seq, sends)
-        self._next_seq += len(sends)
-        return self._database.execute(statements[len(sends)], values).rowcount
+        self._leased.stored(queue_id, first_seq, sends)
+        return self._database.execute(statements[len(sends)], values).rowcount - self._remove_settled(first_seq)
 
     def _insert_one(self, now: float, message: NewMessage) -> int:
         if message.due_at is None or message.due_at <= now:
             return self._insert_ready([(now, message)])
+        seq = self._seqs.take(1)
         row = (
-            self._next_seq,
+            seq,
             self._queues.make(message.queue),
             message.id,
             message.priority,
@@ -203,21 +219,20 @@ class Puts:
             message.headers,
             message.body,
         )
-        self._next_seq += 1
-        return self._database.execute(_PUT_DELAYED, row).rowcount
+        return self._database.execute(_PUT_DELAYED, row).rowcount - self._remove_settled(seq)
+
+    def _remove_settled(self, first: int) -> int:
+        """Delete the messages from the seq ``first`` on whose ids are settled; return how many there were."""
+        known = self._database.execute(_SETTLED_BEFORE, (first,)).fetchall()
+        for (seq,) in known:
+            self._database.execute("delete from message where seq = ?", (seq,))
+        return len(known)
 
     def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
         """Return the indexes of the messages that were not inserted. Raises `IdConflict`."""
         duplicates = []
         for index, message in enumerate(messages):
-            seq, digest = self._database.execute(
-                """
-                select seq, digest
-                from message
-                where queue = ? and id = ?
-                """,
-                (self._queues.make(message.queue), message.id),
-            ).fetchone()
+            seq, digest = self._find(message)
             if seq == first + index:
                 continue
             if digest != message.digest:
@@ -228,6 +243,15 @@ class Puts:
                 )
             duplicates.append(index)
         return duplicates
+
+    def seq_of(self, message: NewMessage) -> int:
+        """Return the seq under which a message is stored, or was, if it is settled."""
+        seq, _ = self._find(message)
+        return seq
+
+    def _find(self, message: NewMessage) -> tuple[int, bytes]:
+        seq, digest = self._database.execute(_FIND, (self._queues.make(message.queue), message.id)).fetchone()
+        return seq, digest
 
     def _delete_from(self, first: int) -> None:
         self._database.execute("delete from message where seq >= ?", (first,))

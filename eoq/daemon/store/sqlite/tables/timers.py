@@ -1,12 +1,12 @@
-"""The passing of time: due messages become ready, others expire, and settled records are deleted.
+"""The passing of time: due messages become ready, and others expire.
 
 Work on many rows is done in steps, so that no send waits long for it.
 """
 
 from __future__ import annotations
 
-from ....records import Advanced, End, Forgotten, Shifted
-from ....store.commands import Advance, Forget, NoteClock, ShiftTimes
+from ....records import Advanced, End, Shifted
+from ....store.commands import Advance, NoteClock, ShiftTimes
 from ..database import Database
 from ..deliveries.leased import Leased
 from .clock import ClockNotes
@@ -15,7 +15,7 @@ from .queues import Queues
 
 
 class Timers:
-    """The times of messages: when they are due, when they expire, and until when their records are kept."""
+    """The times of messages: when they are due, and when they expire."""
 
     def __init__(
         self, database: Database, queues: Queues, messages: Messages, leased: Leased, clock_notes: ClockNotes
@@ -112,27 +112,3 @@ class Timers:
             (seconds,),
         )
         return Shifted(seconds)
-
-    def forget(self, command: Forget) -> Forgotten:
-        """See `Forget`."""
-        after = command.after
-        gone = 0
-        queues = self._database.execute(
-            """
-            select number, name
-            from queue
-            where number > ?
-            order by number
-            limit ?
-            """,
-            (after, command.limit),
-        ).fetchall()
-        for queue_id, name in queues:
-            settled_before = command.now - command.settings(name).retention
-            settled_before -= self._clock_notes.uncounted_since(settled_before)
-            gone += self._messages.forget_settled(queue_id, settled_before, command.limit - gone)
-            if gone == command.limit:
-                break
-            after = queue_id
-        done = gone < command.limit and len(queues) < command.limit
-        return Forgotten(gone, None if done else after)

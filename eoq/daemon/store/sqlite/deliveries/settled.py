@@ -1,0 +1,111 @@
+"""The tables ``settled`` and ``result``: what is remembered of messages that have left the table ``message``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from ..database import MANY, Database
+
+_DONE: Final = """
+    insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
+    select queue, id, 'done', digest, ?, ?, ?, seq
+    from message
+    where {seqs}
+    """
+_GIVEN_UP: Final = """
+    insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
+    select queue, id, ?, digest, ?, life, iif(deliveries > 0, coalesce(delivery, 0), null), seq
+    from message
+    where seq = ?
+    """
+_RESULT: Final = "insert into result (seq, result) values {rows}"
+_RESULT_ONE: Final = _RESULT.format(rows="(?, ?)")
+_RESULT_MANY: Final = _RESULT.format(rows=", ".join(["(?, ?)"] * MANY))
+
+
+def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
+    """Return a condition for exactly the rows with these seqs, and the values it binds.
+
+    Usually the seqs follow one another. SQLite passes the rows of a range at once, but it first looks up the rows of a
+    list.
+    """
+    if seqs and seqs == list(range(seqs[0], seqs[0] + len(seqs))):
+        return "seq between ? and ?", (seqs[0], seqs[-1])
+    return "seq in (select value from json_each(?))", (json.dumps(seqs),)
+
+
+class Settled:
+    """The records of settled messages."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def done(self, now: float, life: int, delivery: int, seqs: list[int]) -> None:
+        """Settle messages that one delivery has leased."""
+        condition, values = at_seqs(seqs)
+        self._database.execute(_DONE.format(seqs=condition), (now, life, delivery, *values))
+        self._database.execute(f"delete from message where {condition}", values)  # noqa: S608 # one of two constants
+
+    def store_results(self, results: Sequence[tuple[int, bytes]]) -> None:
+        """Store the results of done messages, by their seqs."""
+        self._database.execute_rows(_RESULT_ONE, _RESULT_MANY, results)
+
+    def give_up(self, now: float, seq: int, outcome: str, error: str | None) -> None:
+        """Settle a message that no consumer has settled."""
+        self._database.execute(_GIVEN_UP, (outcome, now, seq))
+        self._database.execute("delete from message where seq = ?", (seq,))
+        if error is not None:
+            self._database.execute("insert into result (seq, error) values (?, ?)", (seq, error))
+
+    def delivery_of(self, queue_id: int, id: str) -> tuple[int | None, int | None] | None:
+        """Return the life and the delivery that have settled a message as done; None where it is not done."""
+        row = self._database.execute(
+            """
+            select life, delivery
+            from settled
+            where queue = ? and id = ? and outcome = 'done'
+            """,
+            (queue_id, id),
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def first(self, queue_id: int, limit: int) -> list[tuple[str, int]]:
+        """Return id and seq of the first records of a queue."""
+        rows = self._database.execute("select id, seq from settled where queue = ? limit ?", (queue_id, limit))
+        return [(id, seq) for id, seq in rows]
+
+    def forget(self, queue_id: int, records: Sequence[tuple[str, int]]) -> None:
+        """Delete records of a queue, by their ids and seqs, with all that belongs to them."""
+        ids, seqs = (json.dumps([record[part] for record in records]) for part in (0, 1))
+        self._database.execute(
+            "delete from settled where queue = ? and id in (select value from json_each(?))", (queue_id, ids)
+        )
+        self._database.execute("delete from failure where seq in (select value from json_each(?))", (seqs,))
+        self._database.execute("delete from result where seq in (select value from json_each(?))", (seqs,))
+
+    # ── messages that were sent with an ack ─────────────────────────────────────────────────────────────
+
+    def remember_sent(self, seq: int, sent: int) -> None:
+        """Store that the messages from the seq ``sent`` on were sent with the ack of the message ``seq``."""
+        self._database.execute(
+            """
+            insert into result (seq, sent)
+            values (?, ?)
+            on conflict (seq) do update set sent = excluded.sent
+            """,
+            (seq, sent),
+        )
+
+    def sent_with(self, seqs: Sequence[int]) -> list[int]:
+        """Return the first seqs of the messages that were sent with the acks of these messages."""
+        rows = self._database.execute(
+            """
+            select sent
+            from result
+            where seq in (select value from json_each(?)) and sent is not null
+            """,
+            (json.dumps(seqs),),
+        ).fetchall()
+        return [sent for (sent,) in rows]
