@@ -643,6 +643,7 @@ def test_a_slow_worker_is_found_out_although_the_clock_was_ahead_for_a_moment(ma
     machine.the_clock_is_set(-2 * 86400.0)
     with suppress(eoq.LeaseLost):
         machine.inbox.process(slow, _effect)
+    machine.holds()
 
 
 def test_a_clock_that_is_behind_for_a_moment_makes_no_id_old(machine: Machine) -> None:
@@ -659,6 +660,7 @@ def test_a_clock_that_is_behind_for_a_moment_makes_no_id_old(machine: Machine) -
         machine.prune(elsewhere=False)
     machine.restore(0, "a", "go on")
     machine.process_all("a", "arrives", 0.0)
+    machine.holds()
 
 
 def test_a_long_pause_only_delays_pruning(machine: Machine) -> None:
