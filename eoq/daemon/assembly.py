@@ -121,6 +121,7 @@ class Daemon:
             self._broker,
             reloader,
             self._spool,
+            store.storage_errors,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._join(events)

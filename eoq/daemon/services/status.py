@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ... import __version__
@@ -32,8 +33,12 @@ class StatusService:
         broker: Broker,
         reloader: Reloader,
         spool: SpoolReader | None,
+        storage_errors: Callable[[], list[str]],
     ) -> None:
-        """``identity`` is the file's, ``max_attempts`` the setting of a flag or a variable, or None."""
+        """``identity`` is the file's, ``max_attempts`` the setting of a flag or a variable, or None.
+
+        ``storage_errors`` returns what is wrong with the storage now.
+        """
         self._database = database
         self._socket = socket
         self._identity = identity
@@ -43,6 +48,7 @@ class StatusService:
         self._broker = broker
         self._reloader = reloader
         self._spool = spool
+        self._storage_errors = storage_errors
         self._started = time.time()
         self.handlers: Handlers = {ask.Status: self._status}
 
@@ -62,6 +68,7 @@ class StatusService:
             "waiting": self._broker.waiting,
             "max_attempts": self._max_attempts,
             "remembers": self._retention.surely_remembered,
+            "storage_errors": self._storage_errors(),
             **self._reloader.describe(),
         }
         if self._spool is not None:

@@ -26,7 +26,7 @@ class Store(Protocol):
     def quick(self) -> bool: ...
     @property
     def lost(self) -> EoqError | None: ...
-    def transact(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
+    def transact_at_once(self, batch: Sequence[Command[Any]], durable: bool) -> list[object] | None: ...
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
 
 
@@ -72,8 +72,9 @@ class Writer:
         batch, self._pending = self._pending[:MOST_COMMANDS], self._pending[MOST_COMMANDS:]
         commands = [submitted.command for submitted in batch]
         durable = any(submitted.durable for submitted in batch)
-        if self._store.quick:
-            self._finish(batch, self._store.transact(commands, durable))
+        outcomes = self._store.transact_at_once(commands, durable) if self._store.quick else None
+        if outcomes is not None:
+            self._finish(batch, outcomes)
         else:
             task = self._loop.create_task(self._commit_in_thread(batch, commands, durable))
             self._tasks.add(task)

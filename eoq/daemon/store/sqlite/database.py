@@ -22,6 +22,7 @@ import aiosqlite
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
 from .migration import migrate, migrations
+from .trouble import Trouble
 
 T = TypeVar("T")
 
@@ -34,6 +35,10 @@ QUICK_COMMIT: Final = 0.002
 """Seconds. A commit faster than this is cheaper on the event loop than on a thread, which costs two hops (0.1 ms)."""
 LOG_LIMIT: Final = 64 * 1024 * 1024
 """Bytes to which SQLite truncates the log when it begins again at its start."""
+LOCK_SECONDS: Final = 10.0
+"""How long a transaction waits for a lock that another program holds on the file."""
+LOCK_PAUSE: Final = 0.01
+"""Seconds between two tries for that lock."""
 CHECK_SECONDS: Final = 0.001
 """How often to check that the file is still this daemon's alone."""
 FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
@@ -45,6 +50,10 @@ class WrongFile(StorageFailed):
     """The path is not an eoq database. Retrying will not help."""
 
     exit_status = 65
+
+
+class FileLocked(StorageFailed):
+    """Another program holds the lock of the file. Nothing was changed."""
 
 
 class FileLost(StorageFailed):
@@ -79,6 +88,7 @@ class Database:
         self._last_commit = 0.0
         self._durable = True
         self._ours = Ownership(database, path)
+        self.trouble = Trouble(database, path)
         self.lost: FileLost | None = None
         """Why no transaction is possible any more."""
         self._undo: list[Callable[[], object]] = []
@@ -113,6 +123,7 @@ class Database:
         file = cls(connection, database, path, quick_commit)
         try:
             await aio_sqlite.run(connection, lambda database: prepare(database, path))
+            file.execute("pragma busy_timeout = 0")  # `transaction` waits by itself
         except sqlite3.Error as error:
             await connection.close()
             raise storage_error(error, path) from error
@@ -136,11 +147,13 @@ class Database:
         """Run ``function`` on aiosqlite's thread, so that a slow disk does not block the event loop."""
         return await aio_sqlite.run(self._connection, lambda _: function())
 
-    def transaction(self, function: Callable[[], T], durable: bool) -> T:
+    def transaction(self, function: Callable[[], T], durable: bool, wait: float = LOCK_SECONDS) -> T:
         """Run ``function`` in one transaction, with one sync of the disk where it is to be ``durable``.
 
         If ``function`` or the commit raises, everything is rolled back, and the error is raised again. A transaction
         that is not durable becomes durable with the next one that is, since the log is one file.
+
+        Raises `FileLocked` where another program holds the file for more than ``wait`` seconds.
         """
         if self.lost is not None:
             raise self.lost
@@ -150,7 +163,7 @@ class Database:
             if durable != self._durable:
                 self.execute("pragma synchronous = full" if durable else "pragma synchronous = normal")
                 self._durable = durable
-            self.execute("begin immediate")
+            self._begin(wait)
             self._ours.check()
             outcome = function()
             self._commit()
@@ -166,7 +179,29 @@ class Database:
         if durable and self._database.total_changes != changes:
             # Only such a transaction waited for the disk; the others are quick on any disk.
             self._last_commit = time.perf_counter() - start
+        self.trouble.check_log(self._ours.log_size)
         return outcome
+
+    def _begin(self, wait: float) -> None:
+        """Begin a transaction. SQLite's own waiting would keep the event loop, where this may run."""
+        try:
+            self.execute("begin immediate")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            time.sleep(LOCK_PAUSE)  # SQLite tells no one when a lock is released
+            with suppress(sqlite3.OperationalError):
+                self.execute("begin immediate")
+                self.trouble.report("lock", None)
+                return
+        holders = self.trouble.holders()
+        text = f"{self.path} is locked by {holders}, so nothing was changed; end its transaction, and try again"
+        if wait:
+            self.trouble.report("lock", text)
+        raise FileLocked(text)
 
     def _commit(self) -> None:
         try:
@@ -242,7 +277,7 @@ class Ownership:
         self._version: int | None = None
         self._identity: tuple[int, int] | None = None
         self._log_identity: tuple[int, int] | None = None
-        self._log_size = 0
+        self.log_size = 0
         self._checked_at = float("-inf")
 
     def check(self) -> None:
@@ -273,12 +308,12 @@ class Ownership:
                 f"{self._path} or its log was replaced while the daemon used it, so nothing was changed and the daemon "
                 "stops; restart it to serve the new file"
             )
-        elif log.st_size < self._log_size <= LOG_LIMIT:
+        elif log.st_size < self.log_size <= LOG_LIMIT:
             raise FileLost(
                 f"{self._log} was truncated by another program, so nothing was changed and the daemon stops; restart "
                 "it, and keep other programs away from its files"
             )
-        self._log_size = log.st_size
+        self.log_size = log.st_size
 
 
 # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────

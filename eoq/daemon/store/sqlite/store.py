@@ -20,7 +20,7 @@ from ...config.settings import SettingsOf, StorageSettings, defaults
 from .. import commands
 from ..commands import Command
 from .batching import Batching
-from .database import QUICK_COMMIT, Database, FileLost, storage_error
+from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost, storage_error
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
 from .deliveries.forgetting import Forgetting
@@ -153,6 +153,10 @@ class SqliteStore:
         """Whether a commit is so fast that `transact` may run on the event loop."""
         return self.database.quick
 
+    def storage_errors(self) -> list[str]:
+        """Return what is wrong with the storage now, one sentence for each trouble."""
+        return self.database.trouble.found
+
     @property
     def identity(self) -> str:
         """The identity of the file, a random text that was chosen when the file was made."""
@@ -177,20 +181,33 @@ class SqliteStore:
         self.lives.end()
         self._seqs.stop()
 
-    def transact(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
+    def transact(self, batch: Sequence[Command[Any]], durable: bool = True, wait: float = LOCK_SECONDS) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.
 
         Return the outcome of each, or the `EoqError` it raised. If the transaction fails as a whole, each command runs
         again in a transaction of its own, so that an error reaches only the command that caused it.
+
+        Raises `FileLocked`, where another program holds the file and ``wait`` is 0.
         """
         try:
-            return self.database.transaction(partial(self._batching.run, batch), durable)
+            return self.database.transaction(partial(self._batching.run, batch), durable, wait)
+        except FileLocked as error:
+            if not wait:
+                raise
+            return [error] * len(batch)
         except FileLost as error:
             return [error] * len(batch)
         except Exception as error:  # noqa: BLE001 # the transaction was rolled back, and the error is the outcome
             if len(batch) == 1:
                 return [self._failure(error)]
             return [self.transact([command], durable)[0] for command in batch]
+
+    def transact_at_once(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object] | None:
+        """Do as `transact`, or return None where another program holds the file: the event loop must not wait."""
+        try:
+            return self.transact(batch, durable, 0)
+        except FileLocked:
+            return None
 
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
         """Do as `transact` on another thread, so that a slow disk does not block the event loop."""
