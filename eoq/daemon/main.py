@@ -20,7 +20,7 @@ from .clock import LoopClock
 from .config.model import LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
-from .server.server import MAX_CONNECTIONS
+from .server.connection import MAX_CONNECTIONS
 from .services.spool_folder import SpoolFolder
 
 __all__ = ["Settings", "run"]
