@@ -20,7 +20,7 @@ from .clock import LoopClock
 from .config.model import LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
-from .server.server import MAX_CONNECTIONS
+from .server.connection import MAX_CONNECTIONS
 from .services.spool_folder import SpoolFolder
 
 __all__ = ["Settings", "run"]
@@ -132,7 +132,9 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     """
     with suppress(PermissionError):  # then the lock says so
         if settings.database.is_dir():
-            raise Forbidden(f"{settings.database} is a folder; remove it, or name a file with --db")
+            raise Forbidden(
+                f"{settings.database} cannot be opened: it is a folder; remove it, or name a file with --db"
+            )
     owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)

@@ -27,6 +27,8 @@ class Session:
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False
         """Return whether the client reads no more. No event says so once the client has closed its sending side."""
+        self.parked: Callable[[object], None] = lambda _request: None
+        """A handler tells that a request has nothing to answer yet, and waits. See `ClientConnection`."""
         self._on_close: list[Callable[[], None]] = []
 
     def on_close(self, callback: Callable[[], None]) -> None:
@@ -36,6 +38,11 @@ class Session:
         given. So a connection first stops waiting for messages, and then its own messages go back to their queues.
         """
         self._on_close.append(callback)
+
+    def mark_closed(self) -> None:
+        """Mark the connection as closed. `close` follows."""
+        self.closed = True
+        self.hung_up = lambda: True
 
     def close(self) -> None:
         """Mark the connection as closed, and run the callbacks."""

@@ -19,7 +19,7 @@ import eoq
 from eoq.daemon import requests, topic_rules
 from eoq.daemon import schedule_rules as schedule_rule
 from eoq.daemon.broker import receivers
-from eoq.daemon.server import server
+from eoq.daemon.server import connection, traffic
 from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
@@ -132,8 +132,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         *(limits.MAX_ERROR, limits.MAX_LEASE, limits.MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
         *(reader.SCAN_ROWS, reader.SCAN_BYTES, topic_rules.MAX_BINDINGS, topic_rules.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
-        *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, server.MAX_CONNECTIONS, server.MAX_IN_FLIGHT),
-        *(server.MAX_WAITING, server.MAX_HEAVY, server.WRITE_HIGH, server.MAX_PARTIAL, server.PARTIAL_ALLOWANCE),
+        *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, connection.MAX_CONNECTIONS, connection.MAX_IN_FLIGHT),
+        *(connection.MAX_WAITING, connection.MAX_HEAVY, connection.WRITE_HIGH),
+        *(connection.MAX_PARTIAL, connection.PARTIAL_ALLOWANCE, traffic.MAX_UNREAD, traffic.MAX_FETCHING),
     ]
     assert set(map(int, of_the_code)) <= stated
     assert limits.QUEUE_PATTERN.removeprefix("^").removesuffix(r"\Z") in section

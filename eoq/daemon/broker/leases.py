@@ -147,10 +147,10 @@ class Leases:
     def _is_scheduled(self, lease: Lease, moment: float) -> bool:
         return lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease
 
-    def expire(self, now: float) -> list[Lease]:
-        """End the leases whose deadline has passed, and return them."""
-        expired = []
-        while (moment := self.next_deadline()) is not None and moment <= now:
+    def expire(self, now: float, most: float = float("inf")) -> list[Lease]:
+        """End leases whose deadline has passed, and return them: all, or about as many as ``most``."""
+        expired: list[Lease] = []
+        while len(expired) < most and (moment := self.next_deadline()) is not None and moment <= now:
             _, _, leases = heapq.heappop(self._by_deadline)
             self._listed -= len(leases)
             for lease in leases:

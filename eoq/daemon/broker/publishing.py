@@ -22,9 +22,8 @@ from .events import Events
 
 MAX_COPIES: Final = 25_000
 """How many messages one request may store: a client's batch of 250, to a topic with the most queues."""
-MAX_COPIED: Final = 128 * 1024 * 1024
-"""Bytes of the bodies of these messages: enough for the largest message to such a topic. It is limited because the
-daemon does nothing else meanwhile."""
+MAX_COPIED: Final = 16 * 1024 * 1024
+"""Bytes of the bodies of these messages, as many as a line may have. The daemon does nothing else meanwhile."""
 
 
 Answer: TypeAlias = Callable[[list[int], list[int] | None], Fields]

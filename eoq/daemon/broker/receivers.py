@@ -185,6 +185,7 @@ class Receivers:
                 line.alarm = Alarm(self._clock, partial(self.wake, queue, None))
             line.alarm.set_in(seconds)
         if receiver.patient and not self._stopping:
+            receiver.session.parked(receiver.request)
             return
         if has_reserved and not self._stopping:
             line.deferred[receiver] = None
@@ -236,6 +237,8 @@ class Receivers:
             self._claim(receiver, line)
         elif not receiver.patient:
             self._answer(receiver, outcome)
+        else:
+            receiver.session.parked(receiver.request)
 
     # ── answering ───────────────────────────────────────────────────────────────────────────────────────
 

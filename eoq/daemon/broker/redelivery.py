@@ -6,7 +6,8 @@ or when the client that it was claimed for has disconnected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,8 @@ from .due_times import DueTimes
 from .events import Events
 from .leases import Lease, Leases
 
+STEP_LEASES: Final = 200
+"""How many leases end in one step."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until giving back is tried again after a failure of the disk."""
 
@@ -44,6 +47,7 @@ class Redelivery:
         self._events = events
         self._alarm = Alarm(clock, self._expire)
         self._bound: dict[Session, set[Lease]] = {}
+        self._expiring = False
         self._stopping = False
 
     def stop(self) -> None:
@@ -112,23 +116,58 @@ class Redelivery:
             self._events.ready(queue, count)
         self.move_groups_on(leases)
 
-    def give_back(self, leases: Sequence[Lease], error: str | None, counts: Counts) -> None:
-        """Make messages whose leases have ended deliverable again. Keep trying if the disk fails."""
+    def give_back(
+        self,
+        leases: Sequence[Lease],
+        error: str | None,
+        counts: Counts,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make messages whose leases have ended deliverable again. Keep trying if the disk fails.
+
+        ``then`` is called after the first try.
+        """
 
         def done(outcome: Fields | EoqError) -> None:
             if isinstance(outcome, EoqError) and not isinstance(outcome, LeaseLost) and not self._stopping:
                 self._clock.call_later(RETRY_SECONDS, partial(self.give_back, leases, error, counts))
+            then()
 
         if leases:
             self.retry(leases, 0.0, error, done, counts)
+        else:
+            then()
 
     def _expire(self) -> None:
-        expired = self._leases.expire(self._clock.monotonic())
-        self.give_back(expired, "the lease ended before the message was settled", "handled")
-        self.watch()
+        """End the leases whose time is over, in steps: other requests come in between."""
+        if not self._expiring:
+            self._expiring = True
+            expired = self._leases.expire(self._clock.monotonic(), STEP_LEASES)
+            self.give_back(expired, "the lease ended before the message was settled", "handled", self._expired)
+
+    def _expired(self) -> None:
+        self._expiring = False
+        if not self._stopping:
+            self.watch()
 
     def _give_back_bound(self, session: Session) -> None:
-        leases = list(self._bound.pop(session))
-        self._leases.remove(leases)
-        # Where it is the daemon that stops, no consumer has failed.
-        self.give_back(leases, "the connection of the consumer ended", "none" if self._stopping else "handled")
+        """Give back the messages of a connection that has ended, in steps."""
+        by_delivery: dict[int, list[Lease]] = {}
+        for lease in self._bound.pop(session):
+            by_delivery.setdefault(lease.delivery.number, []).append(lease)
+        self._give_back_some(deque(by_delivery.values()))
+
+    def _give_back_some(self, deliveries: deque[list[Lease]]) -> None:
+        """Give back whole deliveries: which messages of one were being handled is found from all of them."""
+        while deliveries:
+            leases: list[Lease] = []
+            while deliveries and len(leases) < STEP_LEASES:
+                # Those that were settled meanwhile, with their receipts, are not given back.
+                leases += [lease for lease in deliveries.popleft() if self._leases.get(lease.receipt) is lease]
+            if leases:
+                self._leases.remove(leases)
+                # Where it is the daemon that stops, no consumer has failed.
+                counts: Counts = "none" if self._stopping else "handled"
+                then = partial(self._give_back_some, deliveries)
+                self.give_back(leases, "the connection of the consumer ended", counts, then)
+                return

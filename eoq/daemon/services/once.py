@@ -132,6 +132,7 @@ class OnceService:
             self._answer(caller, {"state": "run"})
         elif caller.patient and not self._stopping and not caller.session.closed:
             self._waiting.join(caller, first=caller.was_first)
+            caller.session.parked(caller.request)
         else:
             self._answer(caller, {"state": "running"})
 

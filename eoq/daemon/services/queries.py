@@ -127,6 +127,7 @@ class Queries:
             self._answer_without_result(waiter)
         else:
             self._results.start_timer(waiter, request.wait)
+            waiter.session.parked(request)
 
     def _answer_without_result(self, waiter: Waiter) -> None:
         if self._results.leave(waiter):
@@ -144,7 +145,7 @@ class Queries:
         self._run(session, partial(self._read_message, request), reply)
 
     def _tail(self, session: Session, request: ask.Tail, reply: Reply) -> None:
-        self._run(session, partial(self._follow, request), reply)
+        self._run(session, partial(self._follow, session, request), reply)
 
     async def _read_queues(self) -> Fields:
         queues = await self._reader.queues()
@@ -166,7 +167,7 @@ class Queries:
             )
         return {"message": {"queue": request.queue, **message}}
 
-    async def _follow(self, request: ask.Tail) -> Fields:
+    async def _follow(self, session: Session, request: ask.Tail) -> Fields:
         after = request.after
         deadline = self._loop.time() + request.wait
         while True:
@@ -182,6 +183,7 @@ class Queries:
                     after = seq
                     continue  # there may be more rows to read
                 after = seq
+                session.parked(request)
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await arrival

@@ -1,0 +1,186 @@
+"""Traffic: what all connections take together, so that no client takes what the others need.
+
+The event loop does one thing at a time. So whoever sends many lines, reads many large replies or leaves many waits
+behind gets a short turn, and then the others have theirs. And the bytes of replies are limited over all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+log = logging.getLogger("eoq.daemon")
+
+TURN_SECONDS: Final = 0.008
+"""How long the lines of one connection, or the waiting work of all, may take before the event loop goes on."""
+QUANTUM: Final = 16
+"""Lines that a connection may have handled at once in any case."""
+MOST_UNDER_WAY: Final = 1000
+"""Requests under way above which the further lines of connections with many lines wait."""
+TURN_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of large replies to encode before the event loop goes on."""
+LARGE_REPLY: Final = 16 * 1024
+"""Bytes from which on a reply counts towards `TURN_BYTES`."""
+MAX_FETCHING: Final = 64 * 1024 * 1024
+"""Bytes that the replies of all requests under way may have together, by what each of them may have at most."""
+MAX_UNREAD: Final = 128 * 1024 * 1024
+"""Bytes of replies that all clients together may leave unread. Above it, the connections with the most are closed."""
+LOG_SECONDS: Final = 1.0
+"""Seconds between two log lines about connections that were closed for that."""
+
+
+class Peer(Protocol):
+    """A connection, as the traffic sees it."""
+
+    def handle_some(self) -> bool: ...
+    def write_some(self) -> bool: ...
+    def handle_lines(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Traffic:
+    """The turns and the bytes of all connections."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        """Requests that are neither answered nor waiting."""
+        self.held = False
+        """Whether lines wait until fewer requests are under way. Then `resume` has to be called at each answer."""
+        self.crowded = False
+        """Whether so many bytes were encoded in this turn that further replies have to queue up."""
+        self._loop = asyncio.get_running_loop()
+        self._fetching = 0
+        # Ordered dictionaries serve as queues in which each connection stands once.
+        self._barred: OrderedDict[Peer, None] = OrderedDict()
+        """Connections whose next request waits until others have their replies."""
+        self._with_lines: OrderedDict[Peer, None] = OrderedDict()
+        """Connections with lines to handle, in the order of their turns."""
+        self._with_replies: OrderedDict[Peer, None] = OrderedDict()
+        """Connections with replies to encode, in the order of their turns."""
+        self._closing: deque[Callable[[], None]] = deque()
+        self._planned = False
+        self._encoded = 0
+        self._unread: dict[Peer, int] = {}
+        self._unread_bytes = 0
+        self._logged_at = float("-inf")
+
+    # ── turns ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def busy(self) -> bool:
+        """Whether lines of some connection wait for their turn."""
+        return bool(self._with_lines)
+
+    def turn_end(self) -> float:
+        """Return when a turn that begins now ends, in the time of the event loop."""
+        return self._loop.time() + TURN_SECONDS
+
+    def is_over(self, end: float) -> bool:
+        """Return whether a turn is over."""
+        return self._loop.time() >= end
+
+    def has_lines(self, peer: Peer) -> None:
+        """Give a connection another turn for its lines."""
+        self._with_lines[peer] = None
+        self._plan()
+
+    def has_replies(self, peer: Peer) -> None:
+        """Give a connection another turn for its replies."""
+        self._with_replies[peer] = None
+        self._plan()
+
+    def close_later(self, close: Callable[[], None]) -> None:
+        """Run what has to be done for a connection that has ended. Many may end at once, each with many waits."""
+        self._closing.append(close)
+        self._plan()
+
+    def resume(self) -> None:
+        """Handle the lines that were held, if few requests are under way now."""
+        if self.under_way < MOST_UNDER_WAY // 2:
+            self.held = False
+            self._plan()
+
+    def _plan(self) -> None:
+        if not self._planned:
+            self._planned = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._planned = self.crowded = False
+        self._encoded = 0
+        end = self.turn_end()
+        while self._closing and not self.is_over(end):
+            self._closing.popleft()()
+        self._take_turns(self._with_replies, lambda peer: self.crowded or peer.write_some(), end)
+        self._take_turns(self._with_lines, self._handle_some, end)
+        if self._closing or self._with_replies or (self._with_lines and not self.held):
+            self._plan()
+
+    def _handle_some(self, peer: Peer) -> bool:
+        if self.under_way >= MOST_UNDER_WAY:
+            self.held = True
+            return True
+        return peer.handle_some()
+
+    def _take_turns(self, peers: OrderedDict[Peer, None], act: Callable[[Peer], bool], end: float) -> None:
+        """Let each of ``peers`` ``act`` once, as long as there is time. Who has more to do stands in line again."""
+        for _ in range(len(peers)):
+            if self.is_over(end):
+                return
+            peer, _ = peers.popitem(last=False)
+            if act(peer):
+                peers[peer] = None
+
+    # ── bytes under way ─────────────────────────────────────────────────────────────────────────────────
+
+    def fetch(self, peer: Peer, size: int) -> bool:
+        """Reserve the bytes of a reply. Return False if there is no room: ``peer`` handles its lines again later."""
+        if self._fetching and self._fetching + size > MAX_FETCHING:
+            self._barred[peer] = None
+            return False
+        self._fetching += size
+        return True
+
+    def fetched(self, size: int) -> None:
+        """Give reserved bytes back: the reply was made, or its request waits."""
+        self._fetching -= size
+        if self._barred:
+            self.has_lines(self._barred.popitem(last=False)[0])
+
+    # ── replies ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def encoded(self, size: int) -> None:
+        """Count the bytes of a large reply that was encoded in this turn."""
+        self._encoded += size
+        if self._encoded >= TURN_BYTES and not self.crowded:
+            self.crowded = True
+            self._plan()
+
+    def unread(self, peer: Peer, size: int) -> None:
+        """Note how many bytes of replies a client has not read. Close the connections with the most, if need be."""
+        self._unread_bytes += size - self._unread.pop(peer, 0)
+        if size:
+            self._unread[peer] = size
+        while self._unread_bytes > MAX_UNREAD:
+            most = max(self._unread, key=self._unread.__getitem__)
+            taken = self._unread.pop(most)
+            self._unread_bytes -= taken
+            self._log_closed(taken)
+            most.abort()
+
+    def forget(self, peer: Peer) -> None:
+        """Forget a connection that has ended."""
+        self.unread(peer, 0)
+        for peers in (self._barred, self._with_lines, self._with_replies):
+            peers.pop(peer, None)
+
+    def _log_closed(self, size: int) -> None:
+        now = self._loop.time()
+        if now >= self._logged_at + LOG_SECONDS:
+            self._logged_at = now
+            log.warning(
+                "clients leave more than %s bytes of replies unread; closed a connection with %s", MAX_UNREAD, size
+            )

@@ -1,0 +1,133 @@
+"""Good neighbours: whatever one client does, others are served in between, and the memory of the daemon is bounded."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from tests.support import HAS_PROC, Daemon, Wire, eventually, peak_kilobytes
+
+needs_proc = pytest.mark.skipif(not HAS_PROC, reason="reads the daemon's memory from /proc")
+
+CLIENTS: Final = 60
+WAITS: Final = 250
+"""Requests of one client that wait, nearly as many as it may have."""
+OUTPUT: Final = 8 * 1024 * 1024
+MEMORY: Final = 512 * 1024
+"""Kilobytes that the daemon may have at most."""
+
+
+def _waiting(daemon: Daemon) -> int:
+    return int(daemon.ask(op="status")["waiting"])
+
+
+def _ask_among_others(daemon: Daemon, wire: Wire) -> int:
+    """Let a stopped daemon go on, and return how many requests wait when it answers a request of ``wire``."""
+    wire.send({"op": "status"})
+    daemon.signal(signal.SIGCONT)
+    return int(wire.read()["waiting"])
+
+
+def test_a_client_is_answered_while_many_others_begin_to_wait_and_while_they_leave(daemon: Daemon) -> None:
+    with daemon.wire() as other, ExitStack() as stack:
+        assert other.ask({"op": "status"})["ok"]
+        hogs = [stack.enter_context(daemon.wire()) for _ in range(CLIENTS)]
+        eventually(lambda: daemon.ask(op="status")["connections"] == CLIENTS + 2)
+        daemon.signal(signal.SIGSTOP)
+        for hog in hogs:
+            hog.send(*[{"op": "receive", "queue": "q", "wait": 900}] * WAITS)
+        assert _ask_among_others(daemon, other) < CLIENTS * WAITS / 2
+        eventually(lambda: _waiting(daemon) == CLIENTS * WAITS)
+        daemon.signal(signal.SIGSTOP)
+        for hog in hogs:
+            hog.close()
+        assert _ask_among_others(daemon, other) > CLIENTS * WAITS / 2
+        eventually(lambda: _waiting(daemon) == 0)
+
+
+def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps(daemon: Daemon) -> None:
+    count = 4000
+    with daemon.wire() as other, daemon.wire() as hog:
+        for start in range(0, count, 1000):
+            messages = [{"body": "", "id": f"{start + number}"} for number in range(1000)]
+            assert other.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
+            reply = hog.ask({"op": "receive", "queue": "q", "limit": 1000, "bound": True})
+            assert len(reply["messages"]) == 1000
+        hog.close()
+        seen = set()
+        while (leased := other.ask({"op": "status"})["leased"]) > 0:
+            seen.add(leased)
+        assert any(0 < leased < count for leased in seen), "another client was answered between the steps"
+        eventually(lambda: other.ask({"op": "queues"})["queues"][0]["ready"] == count)
+
+
+def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
+    count = 3000
+    with daemon.wire() as other:
+        for start in range(0, count, 1000):
+            messages = [{"body": "", "id": f"{start + number}"} for number in range(1000)]
+            assert other.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
+        end = time.monotonic() + 3
+        for _ in range(0, count, 1000):
+            assert other.ask({"op": "receive", "queue": "q", "limit": 1000, "lease": end - time.monotonic()})[
+                "messages"
+            ]
+        seen = set()
+        while (leased := other.ask({"op": "status"})["leased"]) > 0:
+            seen.add(leased)
+        assert any(0 < leased < count for leased in seen)
+
+
+# ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _store_output(daemon: Daemon) -> None:
+    with daemon.wire() as wire:
+        wire.ask({"op": "once", "key": "big", "token": "t"})
+        assert wire.ask({"op": "once_done", "key": "big", "token": "t", "output": "z" * OUTPUT})["ok"]
+
+
+@needs_proc
+@pytest.mark.parametrize("wait", [0, 1])
+def test_large_replies_to_one_client_are_made_one_after_the_other(daemon: Daemon, wait: int) -> None:
+    _store_output(daemon)
+    with daemon.wire() as hog, daemon.wire() as other:
+        hog.send(*[{"op": "once", "key": "big", "token": "u", "wait": wait}] * 80)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
+        assert peak_kilobytes(daemon.pid) < MEMORY
+        assert all(len(hog.read()["output"]) == OUTPUT for _ in range(3)), "who reads gets them"
+
+
+@needs_proc
+def test_replies_that_many_clients_leave_unread_are_bounded_together(daemon: Daemon) -> None:
+    _store_output(daemon)
+    with ExitStack() as stack, daemon.wire() as other:
+        for _ in range(60):
+            stack.enter_context(daemon.wire()).send({"op": "once", "key": "big", "token": "u", "wait": 1})
+        eventually(lambda: "bytes of replies unread" in daemon.said)
+        assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
+        assert len(other.ask({"op": "once", "key": "big", "token": "u"})["output"]) == OUTPUT
+        assert peak_kilobytes(daemon.pid) < MEMORY
+        assert daemon.said.count("bytes of replies unread") <= 10, "it is logged once a second at most"
+
+
+@needs_proc
+def test_a_large_result_for_many_that_wait_is_sent_to_one_after_the_other(daemon: Daemon) -> None:
+    daemon.ask(op="send", queue="q", id="m", body="")
+    with daemon.wire() as worker, ExitStack() as stack:
+        receipt = worker.ask({"op": "receive", "queue": "q"})["messages"][0]["receipt"]
+        waiting = [stack.enter_context(daemon.wire()) for _ in range(20)]
+        for wire in waiting:
+            wire.send(*[{"op": "result", "queue": "q", "id": "m", "wait": 60}] * 50)
+            assert wire.ask({"op": "status"})["ok"]
+        assert worker.ask({"op": "ack", "receipt": receipt, "result": "x" * 1024 * 1024})["ok"]
+        assert worker.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
+        for wire in waiting:
+            assert {wire.read()["outcome"] for _ in range(50)} == {"done"}
+        assert peak_kilobytes(daemon.pid) < MEMORY
