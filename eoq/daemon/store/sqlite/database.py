@@ -22,7 +22,7 @@ import aiosqlite
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
 from .migration import migrate, migrations
-from .trouble import Trouble
+from .trouble import StorageTrouble
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Database:
         self._last_commit = 0.0
         self._durable = True
         self._ours = Ownership(database, path)
-        self.trouble = Trouble(database, path)
+        self.trouble = StorageTrouble(database, path)
         self.lost: FileLost | None = None
         """Why no transaction is possible any more."""
         self._undo: list[Callable[[], object]] = []

@@ -22,7 +22,7 @@ CHECK_SECONDS: Final = 60.0
 log = logging.getLogger("eoq.store")
 
 
-class Trouble:
+class StorageTrouble:
     """What is wrong with the storage now."""
 
     def __init__(self, database: sqlite3.Connection, path: Path) -> None:
