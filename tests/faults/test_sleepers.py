@@ -25,7 +25,7 @@ from eoq.outbox.relay import Relay
 from tests.faults import planted_client, planted_relay
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, running_daemon
 
-RETENTION: Final = 3.0
+RETENTION: Final = 6.0
 POINTS: Final = (
     "before reading",
     "after reading",
@@ -100,10 +100,6 @@ def test_a_relay_that_slept_at_any_point_sends_nothing_twice(
     daemon: Daemon, client: eoq.Client, tmp_path: Path
 ) -> None:
     files = {f"q{number}": tmp_path / f"{number}.db" for number in range(len(POINTS))}
-    for queue, file in files.items():
-        with closing(sqlite3.connect(file)) as database, database:
-            eoq.Outbox(database).send(queue, b"", id="m")
-
     async def flush(file: Path) -> None:
         async with connect_async(daemon.socket) as other:
             await Relay(file, other).flush()
@@ -111,6 +107,8 @@ def test_a_relay_that_slept_at_any_point_sends_nothing_twice(
     with ExitStack() as stack:
         sleepers = []
         for (queue, file), point in zip(files.items(), POINTS, strict=True):
+            with closing(sqlite3.connect(file)) as database, database:
+                eoq.Outbox(database).send(queue, b"", id="m")
             script = planted_relay.__file__
             sleepers.append(Sleeper(stack, script, file, daemon.socket, queue, point, "stop"))
             sleepers[-1].await_sleep()
