@@ -185,8 +185,9 @@ class Channel:
         """Return whether the daemon has a feature of ``protocol/features.py``. Asks once for each connection."""
         if self._features_of != self.generation or not self.generation:
             fields = self.run(calls.query("status"))
-            self._features, self._features_of = frozenset(fields.get("features", ())), self.generation
-            self._remembers = float(fields.get("remembers", 0.0))
+            # The connection last: another thread may read the values as soon as it is the present one.
+            self._features, self._remembers = frozenset(fields.get("features", ())), float(fields.get("remembers", 0.0))
+            self._features_of = self.generation
         return feature in self._features
 
     def remembers(self) -> float | None:

@@ -26,7 +26,7 @@ from .aio_handlers import AsyncApply, AsyncProcessor, AsyncWorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
 from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
-from .reports import Failures, Trouble, described, log
+from .reports import FailureLog, Failures, described, log
 from .signals import on_signals
 
 
@@ -60,7 +60,7 @@ class _Worker:
         self._in_flight: InFlight[AsyncMessage] = InFlight(
             options.places + options.prefetch, max(1, options.prefetch // 2), options.suspects
         )
-        self._trouble = Trouble()
+        self._failure_log = FailureLog()
         self._pause: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         """Set when a message leaves. A task that waits for that clears it first."""
@@ -173,7 +173,7 @@ class _Worker:
     def _start_more(self) -> None:
         if self._stop_event is not None and self._stop_event.is_set():
             self._stop()  # not when the watching task sees it: no handler begins after the stop
-        pause = self._trouble.seconds_left()
+        pause = self._failure_log.seconds_left()
         if pause and self._pause is None and not self._stopped.is_set():
             self._pause = asyncio.get_running_loop().call_later(pause, self._pause_over)
         while len(self._running) < self._options.concurrency and not (self._pause or self._stopped.is_set()):
@@ -239,7 +239,7 @@ class _Worker:
                 if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         await give_back_async(entry.message, error)
-        self._trouble.ended(entries, failures)
+        self._failure_log.ended(entries, failures)
 
     # ── keeping leases ──────────────────────────────────────────────────────────────────────────────────
 

@@ -34,7 +34,7 @@ from .handlers import Apply, Processor, WorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
 from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, PAUSE_STEP, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
-from .reports import Failures, Trouble, described, log
+from .reports import FailureLog, Failures, described, log
 from .signals import on_signals
 
 
@@ -78,7 +78,7 @@ class _Worker:
             min(options.places, max(1, options.prefetch // 2)),
             options.suspects,
         )
-        self._trouble = Trouble()
+        self._failure_log = FailureLog()
         self._changed = threading.Condition()
         """Guards the messages in flight. A signal handler must not use it; it may use the simple queues."""
         self._waiting: SimpleQueue[Entry[Message] | None] = SimpleQueue()
@@ -207,7 +207,7 @@ class _Worker:
 
     def _handle(self) -> None:
         while not self._stopping:
-            if self._trouble.until:
+            if self._failure_log.until:
                 self._pause()
             entries = self._next_batch(())
             if not entries:
@@ -233,7 +233,7 @@ class _Worker:
     def _pause(self) -> None:
         """Wait while nothing is to be handled, because of failures. A stop ends it."""
         self._acks.confirm(0)
-        while (seconds := self._trouble.seconds_left()) and not self._is_told_to_stop():
+        while (seconds := self._failure_log.seconds_left()) and not self._is_told_to_stop():
             time.sleep(min(seconds, PAUSE_STEP))  # a signal may set no condition, and the queues have other uses
 
     def _is_told_to_stop(self) -> bool:
@@ -269,7 +269,7 @@ class _Worker:
                 if entry.open and not entry.confirming and self._failure is None:
                     with suppress(EoqError):  # it is logged, or ends the loop
                         give_back(entry.message, error)
-        self._trouble.ended(entries, failures)
+        self._failure_log.ended(entries, failures)
 
     def _begun(self, entries: Sequence[Entry[Message]]) -> None:
         """Start the timeout of a batch, when its first handler begins."""

@@ -53,7 +53,7 @@ def report(entry: Entry[Any], error: Exception) -> None:
         log.error("%s: %s", name, error_text(error), exc_info=error if error.__traceback__ else None)
 
 
-class Trouble:
+class FailureLog:
     """The failures of one loop since it last handled a message.
 
     ``until`` is the monotonic time before which no handler begins; 0 while nothing is wrong. The loop with threads may
