@@ -100,6 +100,7 @@ def test_a_relay_that_slept_at_any_point_sends_nothing_twice(
     daemon: Daemon, client: eoq.Client, tmp_path: Path
 ) -> None:
     files = {f"q{number}": tmp_path / f"{number}.db" for number in range(len(POINTS))}
+
     async def flush(file: Path) -> None:
         async with connect_async(daemon.socket) as other:
             await Relay(file, other).flush()
