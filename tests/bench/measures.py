@@ -23,6 +23,7 @@ from typing import Any
 import eoq
 
 BODY = b"x" * 100
+BODY_1K = b"x" * 1024
 SPARE = 400
 """Messages that are in the queue beyond those that a row receives, since consumers prefetch."""
 
@@ -64,11 +65,12 @@ def relay(socket: str, database: Path) -> Iterator[None]:
         process.stderr.close()
 
 
-def fill(socket: str, count: int) -> None:
+def fill(socket: str, count: int, queue: str = "bench") -> None:
     """Send as many messages as are missing for ``count`` of them to be received."""
+    body = BODY if queue == "bench" else BODY_1K
     with eoq.connect(socket) as client:
-        ready = sum(row["ready"] for row in client.ask("queues")["queues"] if row["name"] == "bench")
-        for _ in client.send_stream("bench", (BODY for _ in range(count + SPARE - ready))):
+        ready = sum(row["ready"] for row in client.ask("queues")["queues"] if row["name"] == queue)
+        for _ in client.send_stream(queue, (body for _ in range(count + SPARE - ready))):
             pass
 
 
@@ -94,12 +96,12 @@ def raw_send(path: Path, count: int, batch: int) -> float:
     return count / seconds
 
 
-def raw_take(path: Path, count: int, batch: int) -> float:
+def raw_take(path: Path, count: int, batch: int, body: bytes = BODY) -> float:
     database = open_raw(path)
     (stored,) = database.execute("select count(*) from message").fetchone()
     if stored < count:
         database.execute("begin")
-        database.executemany("insert into message (body) values (?)", [(BODY,)] * (count - stored))
+        database.executemany("insert into message (body) values (?)", [(body,)] * (count - stored))
         database.execute("commit")
     start = time.perf_counter()
     for _ in range(count // batch):
@@ -202,9 +204,9 @@ def eoq_work_inbox(socket: str, path: Path, count: int) -> float:
         return eoq_work(socket, count, apply, inbox)
 
 
-def eoq_take_batches(socket: str, count: int) -> float:
+def eoq_take_batches(socket: str, count: int, queue: str = "bench") -> float:
     with eoq.connect(socket) as client:
-        messages = client.consume("bench", prefetch=200)
+        messages = client.consume(queue, prefetch=200)
         start = time.perf_counter()
         for _ in range(count // 100):
             client.ack_many([(message, None) for message in islice(messages, 100)])

@@ -52,6 +52,8 @@ class Row:
     measure: Callable[[Place, int], float]
     aim: float | None = None
     receives: bool = False
+    queue: str = "bench"
+    """Where it receives. The messages of ``bench-1k`` have 1 KiB."""
 
     @property
     def in_seconds(self) -> bool:
@@ -86,6 +88,21 @@ ROWS = (
         lambda at, n: measures.eoq_take_batches(at.socket, n),
         16.0,
         True,
+    ),
+    Row(
+        "raw-take-100-1k",
+        "raw take, batches of 100 of 1 KiB",
+        12000,
+        lambda at, n: measures.raw_take(at.folder / "raw-1k.db", n, 100, measures.BODY_1K),
+    ),
+    Row(
+        "ack-100-1k",
+        "receive+ack, 100 at a time of 1 KiB",
+        12000,
+        lambda at, n: measures.eoq_take_batches(at.socket, n, "bench-1k"),
+        11.0,
+        True,
+        "bench-1k",
     ),
     Row(
         "inbox",
@@ -134,7 +151,7 @@ def one_round(folder: Path, scale: float, rows: Sequence[Row]) -> dict[str, floa
             # Rates need a multiple of 800 messages: 8 producers, batches of 100.
             count = row.count if row.in_seconds else max(800, int(row.count * scale) // 800 * 800)
             if row.receives:
-                measures.fill(socket, count)
+                measures.fill(socket, count, row.queue)
             figures.setdefault(row.label, []).append(row.measure(Place(folder, socket), count))
     return {label: statistics.mean(values) for label, values in figures.items()}
 

@@ -31,7 +31,7 @@ LONGEST_PAUSE: Final = 600.0
 """Seconds between two rounds, at most."""
 SHRINK_AFTER: Final = 5.0
 """Seconds after a message has ended until the file is looked at: it may have room to give back."""
-SHRINK_PAGES: Final = 64
+SHRINK_PAGES: Final = 100
 """Pages given back in one step."""
 SHRINK_PAUSE: Final = 0.02
 """Seconds between two of these steps, so that they take a part of the time only."""

@@ -44,7 +44,8 @@ class Space:
         if mode != INCREMENTAL or excess <= 0:
             return 0
         pages = min(excess, command.pages)
-        self._database.execute(f"pragma incremental_vacuum({pages})").fetchall()
+        for _ in range(pages):  # sqlite3 runs the statement up to the first page that it gives back, and no further
+            self._database.execute("pragma incremental_vacuum(1)")
         return excess - pages
 
     def check_again(self) -> None:
