@@ -8,9 +8,9 @@ from typing import Final
 from tests.examples.pages import ROOT, Page
 
 PROOFS: Final = {
-    "confirmed means on disk": ("faults/test_power_loss.py", "faults/test_crash_points.py"),
+    "confirmed means on disk": ("power/test_power_loss.py", "faults/test_crash_points.py"),
     "a repeated send is stored once": ("integration/test_sending.py", "integration/test_reconnecting.py"),
-    "processed id and effect in one transaction": ("integration/test_inbox_once.py", "faults/test_chaos.py"),
+    "processed id and effect in one transaction": ("integration/test_inbox_once.py", "chaos/test_chaos.py"),
     "send if and only if the application commits": ("integration/test_outbox.py", "faults/test_relay_crash_points.py"),
     "ack, result and further sends in one transaction": ("protocol/test_operations.py", "faults/test_crash_points.py"),
     "stored results, and waiting for them": ("integration/test_receiving.py", "cli/test_receiving_commands.py"),

@@ -315,7 +315,7 @@ def test_leases_of_running_and_waiting_messages_are_extended(
 
     assert work(handler, lease=1.0, prefetch=5) == eoq.Summary(done=3)
     assert attempts == [1, 1, 1]
-    assert [show(id)["deliveries"] for id in ("a", "b", "c")] == [1, 1, 1]
+    assert not any("history" in show(id) for id in ("a", "b", "c")), "no delivery has failed"
 
 
 def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
@@ -517,14 +517,14 @@ def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
         if message.id == "slow" and message.attempt == 1:
             if kind == "asyncio":
                 return asyncio.sleep(60)
-            eventually(lambda: show("slow")["state"] != "leased" or show("slow")["attempts"] > 1)
+            eventually(lambda: any("failed_at" in one for one in show("slow").get("history", ())))
             given_back.append(show("slow"))
             return "too late"
         return "in time"
 
     assert work(handler, timeout=0.3, concurrency=2) == eoq.Summary(done=2, retried=1)
     assert blocking.result(queue, "slow") == eoq.Result("done", b"in time")
-    assert show("slow")["attempts"] == 2
+    assert len(show("slow")["history"]) == 1
 
 
 def test_a_time_out_is_kept_as_the_error_of_the_message(
@@ -833,7 +833,7 @@ def test_a_message_that_fails_its_whole_batch_costs_the_others_no_attempt(
         blocking.work(queue, handler, inbox=inbox, batch=100, until_empty=True, idle=2.0)
     assert _effects(file) == sorted(_many(10))
     assert show("poison")["state"] == "dead"
-    assert max(show(id)["attempts"] for id in _many(10)) == 1
+    assert not any("history" in show(id) for id in _many(10)), "no other delivery has failed"
 
 
 def test_a_message_that_was_tried_before_shares_no_transaction(
