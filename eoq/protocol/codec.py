@@ -84,6 +84,8 @@ class Codec:
         self._json_requests_left = STEADY
         self._fast_encode: Callable[[Any], bytes] | None = None
         self._decode: Callable[[bytes], Any] = _decode_line
+        self._mismatches: tuple[type[Exception], ...] = (AttributeError, KeyError, TypeError, RecursionError)
+        """What goes wrong with a line that is not a reply. A `ValueError` says so itself."""
 
     def encode(self, fields: Fields) -> bytes:
         """Return a request as one line. Raises `InvalidRequest` for values that JSON does not have."""
@@ -119,13 +121,14 @@ class Codec:
                 return rid, reply
             error = reply["error"]
             return rid, from_wire(error["code"], error["message"])
-        except (AttributeError, KeyError, TypeError, RecursionError) as mismatch:
+        except self._mismatches as mismatch:
             raise ValueError(f"not a reply of an eoq daemon: {line[:100]!r}") from mismatch
 
     def _switch(self) -> Callable[[Any], bytes]:
         """Go on with ``msgspec``. Return its encoder."""
         import msgspec.json
 
+        self._mismatches += (msgspec.DecodeError,)  # in its earlier versions it is no `ValueError`
         self._decode = msgspec.json.Decoder().decode
         return msgspec.json.Encoder().encode
 

@@ -16,7 +16,8 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 
 
 AS_NOBODY = f"""
-import importlib, os, pkgutil, sys
+import configparser, importlib, os, pkgutil, sys
+import platformdirs.unix
 import eoq, eoq.cli, eoq.daemon
 # All that may be imported later: the other user need not be able to read where Python is.
 for package in (eoq, eoq.cli, eoq.daemon):

@@ -9,6 +9,7 @@ Python, `sqlite3.connect`.
 
 from __future__ import annotations
 
+import configparser  # noqa: F401 # see `_become`
 import functools
 import importlib
 import os
@@ -23,6 +24,7 @@ from types import ModuleType
 from typing import Any, Final, Literal
 
 import msgspec
+import platformdirs.unix  # noqa: F401 # see `_become`
 
 from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
