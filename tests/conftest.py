@@ -24,6 +24,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = cache.name
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the parameters of ``first_by_default`` as slow, but for the first that is not slow anyway."""
+    seen: set[str] = set()
+    for item in items:
+        if item.get_closest_marker("first_by_default") is not None and item.get_closest_marker("slow") is None:
+            function = item.nodeid.partition("[")[0]
+            if function in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(function)
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Return two workers per processor, because tests mostly wait for the disk or for a process."""
     return 2 * (os.cpu_count() or 1)

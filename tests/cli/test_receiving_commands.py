@@ -85,6 +85,7 @@ def test_receive_with_ack_settles_the_printed_messages(shell: Shell, client: eoq
     assert [_state(client, queue, id) for id in ("a", "b", "c")] == ["done", "done", "ready"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_receipts_can_be_piped_to_xargs_eoq_ack(shell: Shell, client: eoq.Client, queue: str, count: int) -> None:
     """Test the example of the help of `receive`, with sed because not every machine has jq."""

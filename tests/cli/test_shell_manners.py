@@ -151,6 +151,7 @@ def test_an_interrupted_receive_takes_no_message(shell: Shell, shared_daemon: Da
 # ── pipes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     "command",
     ["seq 20000 | eoq send {q} --lines", "eoq peek {q} --limit 1000 --json", "eoq receive {q} --limit 1000"],

@@ -315,6 +315,7 @@ def test_kill_9_also_kills_the_command(shell: Shell, client: eoq.Client, queue: 
     eventually(lambda: show("m")["state"] == "ready")
 
 
+@pytest.mark.slow
 def test_the_worker_waits_for_a_killed_daemon(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing("x", id=f"m{n}") for n in range(20)])

@@ -190,6 +190,7 @@ def test_the_reason_of_a_failure_is_kept_with_the_message(
     assert message["state"] == "delayed"
 
 
+@pytest.mark.slow
 def test_a_lost_lease_does_not_stop_the_script(example_shell: ExampleShell, shared_daemon: Daemon, queue: str) -> None:
     for id in ("slow", "next"):
         shared_daemon.ask(op="send", queue=queue, id=id, body=id)
@@ -202,6 +203,7 @@ def test_a_lost_lease_does_not_stop_the_script(example_shell: ExampleShell, shar
     assert _outcome(shared_daemon, queue, "next") == ("done", "next\n")
 
 
+@pytest.mark.slow
 def test_the_message_of_a_killed_script_is_delivered_to_the_next(example_shell: ExampleShell, daemon: Daemon) -> None:
     daemon.ask(op="send", queue="jobs", id="a", body="survives")
     environment = {**example_shell.environment, "EOQ_SOCKET": str(daemon.socket), "LEASE": "0.5"}

@@ -153,6 +153,7 @@ def test_the_same_delivery_id_with_another_body_is_a_conflict(daemon: Daemon, re
     assert [message["body"] for message in _stored(daemon)] == [first.body]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("body", [b"", b"\x00\xff\xfe", b"x" * LIMIT], ids=["empty", "no text", "largest"])
 def test_any_body_up_to_the_limit_is_stored(daemon: Daemon, receiver: Receiver, body: bytes) -> None:
     assert receiver.post(body, {"X-GitHub-Delivery": "d-1"}).status == 202
@@ -192,6 +193,7 @@ def test_a_delivery_without_a_valid_id_is_refused(daemon: Daemon, receiver: Rece
     assert _stored(daemon) == []
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("length", [LIMIT + 1, 8 * LIMIT])
 def test_a_body_that_is_too_large_is_refused_with_an_answer(daemon: Daemon, receiver: Receiver, length: int) -> None:
     answer = receiver.post(b"x" * length, {"X-GitHub-Delivery": "d-1"})

@@ -156,6 +156,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(folder: Path) -> None:
 # ── not allowed ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_a_file_or_folder_without_write_permission_is_77(folder: Path, place: str) -> None:
     mine = folder / "mine"
@@ -311,6 +312,7 @@ def test_a_second_daemon_on_the_same_file_is_refused_and_names_the_first(daemon:
     assert not (daemon.folder / "other").exists()
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link", "link to the folder"])
 def test_a_second_daemon_by_another_name_of_the_file_is_refused(daemon: Daemon, kind: str) -> None:
     """Otherwise each daemon would take the other's leases for those of a dead daemon."""
@@ -366,6 +368,7 @@ def test_files_of_a_killed_daemon_do_not_stop_the_next_one(daemon: Daemon) -> No
         assert ids_of(settle_all(client, "q")) == ["a"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("text", ["garbage", '{"pid": 1, "socket": "/nowhere"}', "\0" * 5000])
 def test_a_lock_file_that_is_not_locked_has_no_effect(folder: Path, text: str) -> None:
     """Only a lock counts: the named process may have ended, and another may have its id."""
@@ -373,6 +376,7 @@ def test_a_lock_file_that_is_not_locked_has_no_effect(folder: Path, text: str) -
     assert _sent(folder) == ["0", "1", "2"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("text", ["", "[1]", '{"pid": 1}'])
 def test_a_locked_lock_file_counts_whatever_its_text(daemon: Daemon, text: str) -> None:
     daemon.db.with_name("eoq.db.lock").write_text(text)

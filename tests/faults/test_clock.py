@@ -57,6 +57,7 @@ def client(wrong: PlantedDaemon) -> Iterator[eoq.Client]:
         yield client
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("jump", JUMPS)
 @pytest.mark.parametrize("asked", [True, False], ids=["request after the jump", "idle"])
 def test_a_wait_takes_the_time_it_had_left(client: eoq.Client, clock: WrongClock, jump: float, asked: bool) -> None:
@@ -124,6 +125,7 @@ def test_many_small_corrections_do_not_shift_a_delay(client: eoq.Client, clock: 
     assert time.monotonic() - start < 0.7 + SLACK
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_wait_takes_the_time_it_had_left_after_a_jump_while_the_daemon_is_down(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock, jump: float
@@ -141,6 +143,7 @@ def test_a_wait_takes_the_time_it_had_left_after_a_jump_while_the_daemon_is_down
     assert "the clock was set by" in wrong.said
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_an_id_is_not_forgotten_when_a_clock_that_was_behind_is_set(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock, stopped: bool
@@ -192,6 +195,7 @@ def test_a_receive_waits_as_long_as_asked(client: eoq.Client, clock: WrongClock,
     assert 0.4 < time.monotonic() - start < 0.5 + SLACK
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_settled_message_stays_known_after_a_jump(
     wrong: PlantedDaemon, client: eoq.Client, clock: WrongClock, jump: float

@@ -163,6 +163,7 @@ def test_a_full_disk_is_reported_at_once_and_confirmed_messages_are_delivered(di
         assert ids_of(settle_all(client, QUEUE)) == [*sent, "refused"]
 
 
+@pytest.mark.first_by_default
 def test_confirmed_messages_survive_a_kill_on_a_full_disk(disk: Disk) -> None:
     with eoq.connect(disk.daemon.socket) as client:
         sent = _fill(disk, client)
@@ -172,6 +173,7 @@ def test_confirmed_messages_survive_a_kill_on_a_full_disk(disk: Disk) -> None:
         assert ids_of(settle_all(client, QUEUE)) == sent
 
 
+@pytest.mark.first_by_default
 def test_a_full_disk_is_75_on_the_command_line(disk: Disk) -> None:
     with eoq.connect(disk.daemon.socket) as client:
         _fill(disk, client)
@@ -200,6 +202,7 @@ def test_a_transaction_on_a_full_disk_changes_nothing(disk: Disk) -> None:
         assert ids_of(settle_all(client, "next")) == ["b"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("ends", ["by time", "with its connection"])
 def test_a_lease_that_ends_on_a_full_disk_is_delivered_again_later(mounted: MountedDisk, ends: str) -> None:
     with eoq.connect(mounted.daemon.socket) as client, eoq.connect(mounted.daemon.socket) as consumer:
@@ -233,6 +236,7 @@ def test_a_delayed_message_that_is_due_on_a_full_disk_is_delivered_later(mounted
         assert ids_of(eventually(lambda: client.receive("later"), what="the delivery")) == ["a"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str) -> None:
     daemon = mounted.daemon

@@ -30,6 +30,7 @@ def _log_of(daemon: Daemon) -> Path:
     return daemon.db.with_name("eoq.db-wal")
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("quick_commit", [None, 0.0], ids=["on-the-loop", "on-the-thread"])
 def test_a_failed_sync_ends_the_daemon_and_the_outcome_is_called_unknown(quick_commit: float | None) -> None:
     with (

@@ -19,6 +19,7 @@ from tests.faults.planted_daemon import Die, Plant, Point
 from tests.support import PATIENCE, Daemon, clean_environment, eventually
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("how", [pytest.param("exit", marks=pytest.mark.slow), "kill"])
 @pytest.mark.parametrize("point", planted_once.POINTS)
 def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: str, how: str) -> None:
@@ -40,6 +41,7 @@ def test_a_caller_is_killed_at_a_point(daemon: Daemon, tmp_path: Path, point: st
         assert client.once("k", lambda: "third") == expected
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     ("command", "point"),
     [

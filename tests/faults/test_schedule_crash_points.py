@@ -21,6 +21,7 @@ around_the_commit = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     "quick_commit",
     [pytest.param(None, id="quick"), pytest.param(0.0, id="in the thread", marks=pytest.mark.slow)],
@@ -45,6 +46,7 @@ def test_a_kill_while_an_occurrence_is_stored_loses_and_doubles_none(point: Poin
     assert times == [first + n for n in range(len(ids))]
 
 
+@pytest.mark.first_by_default
 @around_the_commit
 def test_a_kill_while_a_schedule_is_added_stores_it_once_or_not_at_all(point: Point) -> None:
     """A confirmed schedule is stored, and a repeated request adds no second one."""

@@ -66,6 +66,7 @@ def test_a_lock_that_stays_is_an_error_that_names_its_holder(daemon: Daemon) -> 
         assert _storage_errors(daemon) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_keeps_the_log_from_shrinking_is_named(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         with _other_program(daemon.db, "begin") as pid:

@@ -193,6 +193,7 @@ def test_a_pipeline_of_three_stages_killed_everywhere_has_one_effect_each(second
 # ── two workers with the same message ───────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("point", ["before", "handler"])
 def test_two_workers_with_the_same_message_have_one_effect(point: str) -> None:
     with planted_daemon() as daemon, eoq.connect(daemon.socket) as client, ExitStack() as stack:

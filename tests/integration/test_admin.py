@@ -41,6 +41,7 @@ def test_a_redriven_dead_letter_is_delivered_again_with_its_id_and_all_its_attem
     assert [dead["id"] for dead in client.peek(queue, "dead")] == ["b"]
 
 
+@pytest.mark.first_by_default
 def test_all_dead_letters_or_those_of_an_age_are_redriven_in_steps(client: AnyClient, queue: str) -> None:
     ids = [f"m{number}" for number in range(1200)]
     client.send_many(queue, [eoq.Outgoing(b"", id=id) for id in ids])
@@ -413,6 +414,7 @@ def test_tail_follows_stored_messages(client: AnyClient, blocking: eoq.Client, q
     following.close()  # type: ignore[attr-defined] # it is a generator
 
 
+@pytest.mark.slow
 @only_the_daemon
 def test_throughput_is_of_the_last_minute(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [b""] * 120)

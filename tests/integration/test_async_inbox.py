@@ -238,6 +238,7 @@ async def test_a_handler_cannot_process_another_message_with_the_same_inbox(
 # ── cancellation ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
 @pytest.mark.parametrize("how", ["one", "many"])
 async def test_a_task_may_be_cancelled_at_any_of_its_steps(

@@ -168,6 +168,7 @@ def test_a_cancelled_task_does_not_disturb_others(shared_daemon: Daemon, queue: 
     asyncio.run(main())
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_cancelled_receive_loses_no_message(shared_daemon: Daemon, queue: str, bound: bool) -> None:
     """Whether the message comes long after the receive was cancelled, or at the same moment."""

@@ -210,6 +210,7 @@ def test_the_users_own_configuration_is_read_if_no_other_is_named(folder: Path) 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     ("text", "word"),
     one_in(
@@ -304,6 +305,7 @@ def test_all_errors_are_listed_at_once_up_to_a_limit(folder: Path) -> None:
     assert len(str(raised.value).splitlines()) < 30
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     "text",
     [

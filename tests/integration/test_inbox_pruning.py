@@ -146,6 +146,7 @@ def test_the_ids_of_a_queue_that_has_no_watermark_stay(file: Path, inbox: eoq.In
 # ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead"])
 def test_the_id_of_a_message_that_can_be_delivered_again_is_kept(
     blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, state: str

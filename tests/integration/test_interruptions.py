@@ -124,6 +124,7 @@ def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon, rounds: 
         )
 
 
+@pytest.mark.slow
 @left_to_python
 @few_or_many_rounds
 def test_other_threads_do_not_notice_an_interruption(daemon: Daemon, rounds: int) -> None:

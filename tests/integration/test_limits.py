@@ -210,6 +210,7 @@ def test_deliveries_keep_to_the_rate_of_their_queue(folder: Path) -> None:
         assert client.receive("unlimited")
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("setting", ["max_in_flight = 1", "rate = 50"])
 def test_several_workers_share_the_limits_of_a_queue(folder: Path, setting: str) -> None:
     with _configured(folder, f"[queues.q]\n{setting}\n") as (daemon, client):
@@ -345,6 +346,7 @@ def test_the_backoff_between_retries_follows_the_settings(folder: Path) -> None:
         assert waits == pytest.approx([0.2, 0.4, 0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_the_copies_of_one_request_are_limited(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         for number in range(15):

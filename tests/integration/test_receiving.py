@@ -181,6 +181,7 @@ def test_a_worker_killed_while_it_waits_loses_no_message(client: AnyClient, queu
         client.ack(message)
 
 
+@pytest.mark.first_by_default
 def test_leased_messages_are_delivered_again_after_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send("q", "x", id="m")
@@ -195,6 +196,7 @@ def test_leased_messages_are_delivered_again_after_a_restart(daemon: Daemon, con
     client.ack(again)
 
 
+@pytest.mark.first_by_default
 def test_a_wait_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     received = _later(lambda: client.receive("q", wait=60))
@@ -506,6 +508,7 @@ def test_consume_extends_the_leases_of_fetched_messages(client: AnyClient, queue
     assert texts == [("a", 1), ("b", 1), ("c", 1)]
 
 
+@pytest.mark.first_by_default
 def test_consume_extends_the_leases_of_messages_asked_for_ahead(
     client: AnyClient, queue: str, blocking: eoq.Client
 ) -> None:
@@ -519,6 +522,7 @@ def test_consume_extends_the_leases_of_messages_asked_for_ahead(
     assert seen == [(f"{number}", 1) for number in range(6)]
 
 
+@pytest.mark.first_by_default
 def test_messages_asked_for_ahead_over_a_lost_connection_are_not_yielded(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
@@ -561,6 +565,7 @@ def test_consume_yields_no_message_whose_lease_was_lost(client: AnyClient, queue
     consumer.close()  # type: ignore[attr-defined] # it is a generator, which the annotation does not say
 
 
+@pytest.mark.first_by_default
 def test_consume_goes_on_over_a_restart(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send_many("q", [f"{number}" for number in range(20)])

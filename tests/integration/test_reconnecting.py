@@ -44,6 +44,7 @@ def test_a_path_too_long_for_a_socket_is_an_error_that_says_so(connect: Callable
         connect(folder / ("x" * 120)).send("q", "x")
 
 
+@pytest.mark.first_by_default
 def test_a_client_that_failed_once_works_when_the_daemon_is_there(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
@@ -143,6 +144,7 @@ def test_the_socket_comes_from_the_environment(
     assert connect(None).ask("status")["pid"] == daemon.pid
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("restart", ["kill", pytest.param("terminate", marks=pytest.mark.slow)])
 def test_a_restart_of_the_daemon_is_not_noticed(
     daemon: Daemon, connect: Callable[..., AnyClient], restart: str
@@ -155,6 +157,7 @@ def test_a_restart_of_the_daemon_is_not_noticed(
     assert client.send("q", "x", id="b").duplicate is False
 
 
+@pytest.mark.first_by_default
 def test_a_send_waits_for_a_daemon_that_comes_back(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send("q", "x")
@@ -207,6 +210,7 @@ def _all_of(client: AnyClient) -> list[Delivery]:
     return received
 
 
+@pytest.mark.first_by_default
 def test_kills_during_a_stream_lose_and_duplicate_nothing_and_keep_its_order(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
@@ -221,6 +225,7 @@ def test_kills_during_a_stream_lose_and_duplicate_nothing_and_keep_its_order(
     assert sorted(message.id for message in received) == sorted(sent.id for sent in confirmed)
 
 
+@pytest.mark.first_by_default
 def test_single_sends_during_kills_lose_and_duplicate_nothing(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:

@@ -59,6 +59,7 @@ def _flush(socket: Path, file: Path, **options: Any) -> int:
 # ── waking ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("mode", MODES)
 def test_a_commit_wakes_the_relay_and_a_rollback_sends_nothing(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, mode: str
@@ -387,6 +388,7 @@ def test_a_group_keeps_its_order_even_if_the_rest_of_its_batch_takes_long(
         assert bodies(client, f"{queue}.full", 2) == ["first", "second"]
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     "code", ["storage_full", "storage_failed", "overloaded", "internal_error", "of a later version"]
 )
@@ -589,6 +591,7 @@ def _leave_a_mark(file: Path, rows: int) -> None:
     outbox.close()
 
 
+@pytest.mark.slow
 def test_a_cancelled_relay_ends_and_closes_its_descriptors(
     shared_daemon: Daemon, file: Path, database: sqlite3.Connection
 ) -> None:

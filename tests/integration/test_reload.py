@@ -99,6 +99,7 @@ def _removed_first(configured: Configured) -> None:
     configured.path.write_text(FEW)
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("change", [_in_place, _renamed, _removed_first])
 def test_a_changed_file_takes_effect_at_once(configured: Configured, change: Callable[[Configured], None]) -> None:
     assert configured.attempts() == 9
@@ -181,6 +182,7 @@ def test_an_idle_daemon_with_a_configuration_sleeps(configured: Configured) -> N
 # ── what is wrong changes nothing ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     ("text", "word"),
     one_in(
@@ -237,6 +239,7 @@ def _make_random(path: Path) -> None:
     path.write_bytes(os.urandom(5000) + b"\xff")
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("spoil", one_in(2, [_remove, _make_folder, _make_pipe, _make_huge, _make_random]))
 def test_a_file_that_cannot_be_read_changes_nothing(configured: Configured, spoil: Callable[[Path], None]) -> None:
     spoil(configured.path)

@@ -84,6 +84,7 @@ def _set_back(daemon: Daemon, seconds: int) -> None:
         database.execute(f"update schedule set {times}")
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize(("catch_up", "expected"), [("last", 1), ("all", 25), ("none", 0)])
 def test_missed_occurrences_are_sent_as_catch_up_says(daemon: Daemon, catch_up: str, expected: int) -> None:
     with eoq.connect(daemon.socket) as client:

@@ -276,6 +276,7 @@ def test_messages_of_several_requests_all_arrive(client: AnyClient, queue: str) 
     assert [message.text for message in received] == [f"{number}" for number in range(3000)]
 
 
+@pytest.mark.first_by_default
 def test_many_large_messages_are_divided_into_requests_that_fit(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [b"\x01" * MEBIBYTE] * 12)
     received = [message for _ in range(12) for message in client.receive(queue, 1)]
@@ -423,6 +424,7 @@ def test_an_ack_whose_send_has_no_queue_is_refused(client: AnyClient, queue: str
 # ── durability ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 def test_confirmed_messages_survive_a_kill(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     sent = client.send_many("q", (f"{number}" for number in range(1000)))

@@ -121,6 +121,7 @@ def test_a_client_in_a_program_with_other_threads_sleeps(shared_daemon: Daemon, 
     assert used < WAITS * WAIT / 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def test_a_daemon_sleeps_after_a_row_of_requests(daemon: Daemon, queue: str) -> None:
     with eoq.connect(daemon.socket) as client:

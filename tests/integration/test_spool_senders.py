@@ -168,6 +168,7 @@ BEFORE = (
 )
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("point", one_in(2, ["after rename", *BEFORE[::-1]]))
 def test_a_killed_sender_leaves_the_whole_message_or_none(folder: Path, point: str) -> None:
     spool = folder / "spool"

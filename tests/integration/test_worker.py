@@ -302,6 +302,7 @@ def test_wrong_arguments_are_refused_at_once(work: Work, options: dict[str, Any]
 # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 def test_leases_of_running_and_waiting_messages_are_extended(
     work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
@@ -338,6 +339,7 @@ def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
     assert blocking.result(queue, "m") == eoq.Result("done", b"again")
 
 
+@pytest.mark.first_by_default
 def test_a_kill_of_the_daemon_during_work_loses_nothing(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     with eoq.connect(daemon.socket) as sender:
         sender.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(30)])
@@ -357,6 +359,7 @@ def test_a_kill_of_the_daemon_during_work_loses_nothing(daemon: Daemon, connect:
         assert sender.result("q", "m29") == eoq.Result("done", b"M29")
 
 
+@pytest.mark.first_by_default
 @many_acks
 def test_acks_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
@@ -947,6 +950,7 @@ def test_the_asyncio_inbox_applies_each_message_once(
         assert len(transactions) < 60, "many messages shared a transaction"
 
 
+@pytest.mark.first_by_default
 @many_acks
 def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handled(
     daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
@@ -1159,6 +1163,7 @@ async def _send(client: eoq.AsyncClient, queue: str) -> None:
     await client.send(queue, "x")
 
 
+@pytest.mark.first_by_default
 def test_a_message_is_never_handled_twice_at_once_in_one_loop(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:

@@ -538,6 +538,7 @@ def test_there_is_a_limit(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> No
     assert daemon.ask("schedule_add", name="a", queue="q", every=10)["changed"] is False
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("set_back", [False, True])
 def test_a_time_zone_that_goes_away_holds_up_its_schedule_alone(
     daemon: Daemon, clock: ManualClock, set_back: bool

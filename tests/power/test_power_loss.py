@@ -61,6 +61,7 @@ def life() -> Iterator[Life]:
 # ── the files afterwards ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 @pytest.mark.parametrize("part", [0.9, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.3, *MORE_PARTS))])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part: float) -> None:
@@ -137,6 +138,7 @@ def _can_trace() -> bool:
     return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.first_by_default
 @pytest.mark.skipif(not _can_trace(), reason="strace is missing, or is not allowed to trace")
 @pytest.mark.parametrize("quick_commit", [None, 0.0], ids=["on the loop", "on the thread"])
 def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Path, quick_commit: float | None) -> None:

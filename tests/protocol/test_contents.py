@@ -196,6 +196,7 @@ def test_errors_count_in_the_size_of_a_reply(wire: Wire, queue: str) -> None:
     assert 400 < len(dead["messages"]) < 600 and dead["more"]
 
 
+@pytest.mark.slow
 def test_stored_messages_survive_a_restart_to_the_byte(daemon: Daemon) -> None:
     bodies = [text.encode() for text in TEXTS.values()] + list(BYTES.values())
     with daemon.wire() as wire:

@@ -145,6 +145,7 @@ def test_an_endless_line_does_not_grow_the_daemon(daemon: Daemon) -> None:
         assert most() < 200 * 1024
 
 
+@pytest.mark.slow
 @needs_proc
 def test_many_unfinished_long_lines_are_bounded_together(daemon: Daemon) -> None:
     with _memory_watched(daemon, 900 * 1024) as most, ExitStack() as stack:
@@ -184,6 +185,7 @@ def _store_large_messages(daemon: Daemon) -> None:
         wire.ask({"op": "ack", "receipt": receipt, "result": "x" * MEBIBYTE})
 
 
+@pytest.mark.first_by_default
 @needs_proc
 @pytest.mark.parametrize(
     "request_",
@@ -206,6 +208,7 @@ def test_a_peer_that_never_reads_replies_costs_bounded_memory(request_: dict[str
         assert daemon.terminate() == 0
 
 
+@pytest.mark.slow
 @needs_proc
 def test_many_peers_that_never_read_are_bounded_together(daemon: Daemon) -> None:
     _store_large_messages(daemon)
