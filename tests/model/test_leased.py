@@ -106,7 +106,8 @@ def _roll_back(queue: Queue, rng: random.Random) -> None:
         claimed = queue.store.methods[Claim](Claim(NOW, "q", rng.choice([1, 3, 50]), 1 << 20, defaults))
         assert isinstance(claimed, Claimed)
         given = [DeliveryRef(one.seq, claimed.delivery_number, "q") for one in claimed.messages[::2]]
-        queue.store.methods[RetryDeliveries](RetryDeliveries(NOW, given, defaults, counts="none"))
+        if rng.random() < 0.5:
+            queue.store.methods[RetryDeliveries](RetryDeliveries(NOW, given, defaults, counts="none"))
         if queue.held:
             held = queue.held[rng.choice(sorted(queue.held))]
             queue.store.methods[Settle](Settle(NOW, [(held, None)], (), defaults))
