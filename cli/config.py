@@ -18,7 +18,7 @@ from .daemon_options import config_option, daemon_options, from_cli
 from .options import json_option
 from .table import print_table
 
-FREE = "5 % of the disk, 16 MiB at most"
+FREE = "5 % of the disk, 64 MiB at most"
 
 
 @click.group()

@@ -83,10 +83,10 @@ class LimitedFile:
 
 
 @contextmanager
-def _mounted(folder: Path) -> Iterator[Path]:
+def _mounted(folder: Path, size: int = DISK_BYTES) -> Iterator[Path]:
     disk = folder / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "eoq-test", str(disk)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "eoq-test", str(disk)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("needs root to mount a small disk")
     try:
@@ -265,3 +265,30 @@ def test_a_daemon_that_needs_space_to_start_reports_a_full_disk(mounted: Mounted
         mounted.free()
         daemon.start()
         assert ids_of(settle_all(client, "leased")) == ["a"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bytes_each", "batch"), [(100_000, 100), (1_000_000, 16), (100, 1000)])
+def test_sends_leave_room_to_receive_settle_purge_and_stop(bytes_each: int, batch: int) -> None:
+    """Whatever the batch, sends do not use up what is kept, neither by the file nor by the log."""
+    with short_folder() as folder, _mounted(folder, 96 * 1024 * 1024) as disk:
+        daemon = PlantedDaemon(folder)
+        daemon.db = disk / "eoq.db"
+        try:
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+                with pytest.raises(eoq.StorageFull):
+                    while True:
+                        client.send_many(QUEUE, [os.urandom(bytes_each)] * batch)
+                for _ in range(3):
+                    messages = client.receive(QUEUE, 10)
+                    assert messages
+                    client.ack_many([(message, bytes_each * b"r") for message in messages])
+                assert client.purge(QUEUE) > 0
+                client.send(QUEUE, b"there is room again")
+            assert daemon.terminate() == 0
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+                assert [message.body for message in client.receive(QUEUE, 10)] == [b"there is room again"]
+        finally:
+            daemon.kill()

@@ -184,12 +184,12 @@ def test_a_database_undoes_what_parts_keep_in_memory_in_the_reverse_order(databa
 
 
 def test_space_names_what_is_lacking(parts: Parts) -> None:
-    assert parts.space.lacking() is None
+    assert parts.space.lacking(0) is None
     parts.storage = StorageSettings(min_free_bytes=2**53)
     parts.space.check_again()
-    assert "min_free_bytes" in (parts.space.lacking() or "")
+    assert "min_free_bytes" in (parts.space.lacking(0) or "")
     parts.storage = StorageSettings()
-    assert parts.space.lacking() is None, "while it lacks space it looks each time"
+    assert parts.space.lacking(0) is None, "while it lacks space it looks each time"
 
 
 def test_queues_forget_a_name_that_was_rolled_back(parts: Parts) -> None:

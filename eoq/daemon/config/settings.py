@@ -16,8 +16,8 @@ MAX_ATTEMPTS: Final = 10
 MAX_COUNT: Final = 2**53
 LEAST_FILE: Final = 1024 * 1024
 """Bytes: the lowest limit of the daemon's file. In a smaller file no queue would have room."""
-MOST_KEPT_FREE: Final = 16 * 1024 * 1024
-"""Bytes that sends leave free by default on a large disk."""
+MOST_KEPT_FREE: Final = 64 * 1024 * 1024
+"""Bytes that sends leave free by default on a large disk. The largest request takes half of it."""
 
 Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
 Count = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
@@ -94,7 +94,7 @@ class StorageSettings(Struct, forbid_unknown_fields=True, frozen=True):
     ] = None
     min_free_bytes: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None,
-        Meta(description="bytes of the disk that sends leave free; by default 5 % of the disk, 16 MiB at most"),
+        Meta(description="bytes of the disk that sends leave free; by default 5 % of the disk, 64 MiB at most"),
     ] = None
 
     def least_free(self, disk_bytes: int) -> int:

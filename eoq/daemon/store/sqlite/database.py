@@ -339,11 +339,13 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         raise StorageFailed(f"{path} cannot use a write-ahead log; put it on a local file system")
     # SQLite checkpoints every 1000 pages: a log that grows takes longer to sync than one that is written over. The
     # cache is small, since the hot pages are few: both ends of the queues. When pages of a tree have moved, a commit
-    # searches the whole cache.
+    # searches the whole cache. Debian's SQLite overwrites what is deleted with zeros by default (secure_delete): each
+    # ack of a large message, and each purge on a full disk, would write it to the log once more.
     database.executescript(
         f"""
         pragma synchronous = full;
         pragma mmap_size = 0;
+        pragma secure_delete = off;
         pragma cache_size = -4096;
         pragma journal_size_limit = {LOG_LIMIT};
         """

@@ -27,12 +27,15 @@ class Space:
         self._storage = storage
         self._checked_at = float("-inf")
         self._lacking: str | None = None
+        self._allowance = 0
+        """How many bytes of messages may be stored until the disk is checked again."""
 
-    def lacking(self) -> str | None:
-        """Return why there is no room for sends, with what to do about it; None where there is room."""
+    def lacking(self, size: int) -> str | None:
+        """Return why there is no room for ``size`` bytes of messages, with what to do about it; None where there is."""
         now = time.monotonic()
-        if self._lacking is not None or now >= self._checked_at + SPACE_SECONDS:
-            self._lacking = self._check()
+        self._allowance -= size
+        if self._lacking is not None or self._allowance < 0 or now >= self._checked_at + SPACE_SECONDS:
+            self._lacking = self._check(size)
             self._checked_at = now
         return self._lacking
 
@@ -44,32 +47,44 @@ class Space:
         if mode != INCREMENTAL or excess <= 0:
             return 0
         pages = min(excess, command.pages)
+        (size,) = self._database.execute("pragma page_size").fetchone()
+        if self.lacking(pages * int(size)) is not None:
+            return 0  # to give pages back takes room in the log first
         for _ in range(pages):  # sqlite3 runs the statement up to the first page that it gives back, and no further
             self._database.execute("pragma incremental_vacuum(1)")
         return excess - pages
+
+    def _log_bytes(self) -> int:
+        try:
+            return os.stat(f"{self._database.path}-wal").st_size  # noqa: PTH116 # in the path of a send
+        except FileNotFoundError:
+            return 0
 
     def check_again(self) -> None:
         """Check the disk at the next call of `lacking`."""
         self._checked_at = float("-inf")
 
-    def _check(self) -> str | None:
+    def _check(self, size: int) -> str | None:
         storage = self._storage()
         path = self._database.path
         disk = os.statvfs(path)
         free = disk.f_bavail * disk.f_frsize
         least = storage.least_free(disk.f_blocks * disk.f_frsize)
-        if free < least:
+        # A message is written to the log, and from there, as all that the log has, to unused pages or the file's end.
+        (unused,) = self._database.execute("pragma freelist_count").fetchone()
+        (page,) = self._database.execute("pragma page_size").fetchone()
+        room = free - least - size - max(0, self._log_bytes() + size - unused * page)
+        if room < 0:
             return (
-                f"the disk of {path} is full: {free:,} bytes are free, and the last {least:,} are kept for "
-                "settling what is there (min_free_bytes); free some space and try again"
+                f"the disk of {path} is full: {free:,} bytes are free, and {free - room:,} are needed for "
+                "this and for settling what is there (min_free_bytes); free some space and try again"
             )
+        self._allowance = room // 2
         if storage.max_file_bytes is not None:
             (pages,) = self._database.execute("pragma page_count").fetchone()
-            (unused,) = self._database.execute("pragma freelist_count").fetchone()
-            (size,) = self._database.execute("pragma page_size").fetchone()
-            if (pages - unused) * size > storage.max_file_bytes:
+            if (pages - unused) * page > storage.max_file_bytes:
                 return (
-                    f"{path} has {(pages - unused) * size:,} bytes and {storage.max_file_bytes:,} is its limit "
+                    f"{path} has {(pages - unused) * page:,} bytes and {storage.max_file_bytes:,} is its limit "
                     "(max_file_bytes); settle messages, drop dead letters, or raise it"
                 )
         return None

@@ -44,6 +44,8 @@ def _put_ready(row: str, values: int) -> list[str]:
     ]
 
 
+ROW_BYTES: Final = 400
+"""What a message takes in the file beside its body and headers, with its entries in the indexes, at most about."""
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
 """The statements for messages of which at least one has a group or headers."""
@@ -74,6 +76,11 @@ _OLDEST: Final = f"""
       )
     )
     """  # noqa: S608 # a constant
+
+
+def bytes_of(message: NewMessage) -> int:
+    """Return how many bytes a message takes in the file, at most about."""
+    return len(message.body) + ROW_BYTES + (0 if message.headers is None else 4 * len(message.headers))
 
 
 class Puts:
@@ -128,7 +135,7 @@ class Puts:
         inserted = self._insert_all(now, messages)
         duplicates = [] if inserted == len(messages) else self._duplicates(first, messages)
         if inserted:
-            self._require_space(first)
+            self._require_space(first, messages)
         for message in messages:
             if message.group is not None:
                 self._groups.block_new(first)
@@ -150,7 +157,7 @@ class Puts:
             self._delete_from(first)
             self._seqs.next = first
             return False
-        self._require_space(first)
+        self._require_space(first, [message for _, message in sends])
         if self._contents:
             self._count([message for _, message in sends], ())
         return True
@@ -164,7 +171,7 @@ class Puts:
         if not self._insert_ready([(now, message)]):
             self._seqs.next = seq
             return None
-        if self._space.lacking() is not None:
+        if self._space.lacking(bytes_of(message)) is not None:
             self._delete_from(seq)
             self._seqs.next = seq
             return None
@@ -256,9 +263,9 @@ class Puts:
     def _delete_from(self, first: int) -> None:
         self._database.execute("delete from message where seq >= ?", (first,))
 
-    def _require_space(self, first: int) -> None:
+    def _require_space(self, first: int, messages: Sequence[NewMessage]) -> None:
         """Raise `StorageFull` where the rest of the disk or the file is kept for settling what is stored."""
-        lacking = self._space.lacking()
+        lacking = self._space.lacking(sum(map(bytes_of, messages)))
         if lacking is not None:
             self._delete_from(first)
             raise StorageFull(lacking)
