@@ -110,7 +110,7 @@ _RANGE: Final = """
     """
 _DELETE: Final = """
     delete from eoq_processed
-    where queue = ? and id > ? and (? is null or id <= ?) and seq < ? and processed_at < ?
+    where queue = ? and id > ? and id <= ? and seq < ? and processed_at < ?
       and (source is null or source = ?)
     """
 
@@ -212,7 +212,8 @@ class Pruning:
         if found is None:
             return 0, True
         after, last = json.loads(found[0])
-        cursor = database.execute(_DELETE, (queue, after, last, last, watermark, before, source))
+        end = b"" if last is None else last  # to SQLite each blob is greater than each text
+        cursor = database.execute(_DELETE, (queue, after, end, watermark, before, source))
         database.execute(
             "update eoq_watermark set swept_to = ? where source = ? and queue = ?", (last or "", source, queue)
         )
