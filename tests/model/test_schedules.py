@@ -182,6 +182,11 @@ class Kind:
         at = max(first, first + (int(after) - first) // self.every * self.every)
         return [found for found in range(at, int(until) + 1, self.every) if found > after]
 
+    def has(self, at: float, start: float) -> bool:
+        """Return whether this is a time of the series. It also goes back before its start, if the clock does."""
+        first = int(start) if "every" in self.fields else 0
+        return (int(at) - first) % self.every == 0
+
 
 KINDS: Final = [
     Kind({"every": 7}, 7),
@@ -214,7 +219,7 @@ class Run:
         assert not missing
         for id in ids:
             name = id.partition("@")[0]
-            assert self.kinds[name].between(_at(id) - 1, _at(id), self.started) == [_at(id)], "no occurrence"
+            assert self.kinds[name].has(_at(id), self.started), "no occurrence"
 
     def do(self, step: str, seconds: float) -> None:
         clock = self.daemon.clock

@@ -139,13 +139,19 @@ class Redelivery:
             then()
 
     def _expire(self) -> None:
-        """End the leases whose time is over, in steps: other requests come in between."""
-        if not self._expiring:
-            self._expiring = True
-            expired = self._leases.expire(self._clock.monotonic(), STEP_LEASES)
-            self.give_back(expired, "the lease ended before the message was settled", "handled", self._expired)
+        """End the leases whose time is over. Where they are many, other requests come between the steps."""
+        if self._expiring:
+            return
+        expired = self._leases.expire(self._clock.monotonic(), STEP_LEASES)
+        self._expiring = len(expired) >= STEP_LEASES
+        error = "the lease ended before the message was settled"
+        if self._expiring:
+            self.give_back(expired, error, "handled", self._expire_more)
+        else:
+            self.give_back(expired, error, "handled")
+            self.watch()
 
-    def _expired(self) -> None:
+    def _expire_more(self) -> None:
         self._expiring = False
         if not self._stopping:
             self.watch()
