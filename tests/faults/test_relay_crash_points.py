@@ -26,7 +26,6 @@ QUICK: Final = (("exit", "wal"), ("kill", "delete"))
 """The ends and journal modes of the default tests, which take turns. The slow tests have all of them at each point."""
 
 
-@pytest.mark.first_by_default
 @pytest.mark.parametrize(
     ("point", "how", "mode"),
     [
