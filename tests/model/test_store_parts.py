@@ -311,7 +311,7 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     parts.put("late", due_at=NOW + 10)
     timers = parts.timers()
     assert timers.advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
-    timers.shift(ShiftTimes(NOW, 5))
+    timers.shift(ShiftTimes(5, NOW, 0.0, ""))
     assert timers.advance(Advance(NOW + 10, 10, defaults)).next_at == NOW + 15
     assert timers.advance(Advance(NOW + 15, 10, defaults)).ready == {"q": 1}
     acks = parts.acks()

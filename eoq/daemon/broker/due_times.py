@@ -104,6 +104,5 @@ class DueTimes:
             if isinstance(outcome, EoqError) and not self._stopping:
                 self._clock.call_later(RETRY_SECONDS, partial(self._shift, seconds))
 
-        self._writer.submit(ShiftTimes(self._clock.wall(), seconds), done)
-        self._note_clock(starting=False)
+        self._writer.submit(ShiftTimes(seconds, self._clock.wall(), self._clock.elapsed(), boot_id()), done)
         self.check_again()

@@ -139,9 +139,11 @@ class ShiftTimes(Command[Shifted], frozen=True):
     Moments that a sender named stay. This is one step, so that nothing moves twice: a clock is rarely set.
     """
 
-    now: float
-    """The wall clock afterwards."""
     seconds: float
+    now: float
+    """The wall clock afterwards. It is noted in the same step, with the next two, as `NoteClock` does."""
+    elapsed: float
+    boot: str
 
 
 class NoteClock(Command[Shifted], frozen=True):

@@ -36,13 +36,15 @@ class ClockNotes:
                 jump = passed
             else:
                 self.set_forward(command.now, passed)
-        self._database.execute(
-            "insert or replace into clock values (1, ?, ?, ?)", (command.now, command.elapsed, command.boot)
-        )
+        self.store(command.now, command.elapsed, command.boot)
         if abs(jump) < JUMP:
             return 0.0
         self.set_forward(command.now, jump)
         return jump
+
+    def store(self, now: float, elapsed: float, boot: str) -> None:
+        """Store what the clocks show."""
+        self._database.execute("insert or replace into clock values (1, ?, ?, ?)", (now, elapsed, boot))
 
     def set_forward(self, now: float, seconds: float) -> None:
         """Store that the clock was set forward to ``now``. A clock that was set back only makes records younger."""

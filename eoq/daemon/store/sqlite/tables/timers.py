@@ -79,6 +79,7 @@ class Timers:
     def shift(self, command: ShiftTimes) -> Shifted:
         """See `ShiftTimes`."""
         self._clock_notes.set_forward(command.now, command.seconds)
+        self._clock_notes.store(command.now, command.elapsed, command.boot)
         return self._shift(command.seconds)
 
     def note_clock(self, command: NoteClock) -> Shifted:
