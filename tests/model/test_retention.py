@@ -231,6 +231,8 @@ class Machine(RuleBasedStateMachine):
         self.backups: list[Backup] = []
         self.app_backup: Path | None = None
         self.serial = 0
+        self.groups: dict[str, str | None] = {}
+        """The group of each id, which is part of its content."""
         self.age = 0
 
     def _open_inbox(self) -> eoq.Inbox:
@@ -256,6 +258,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(count):
             self.serial += 1
             message = eoq.Outgoing(b"x", id=f"n{self.serial}", group=group, delay=delay, ttl=ttl)
+            self.groups[f"n{self.serial}"] = group
             self.daemon.run(calls.send(queue, message))
 
     @rule(queue=queues, limit=st.integers(1, 3), bound=st.booleans())
@@ -432,7 +435,8 @@ class Machine(RuleBasedStateMachine):
         if again and known:
             for _ in range(2):
                 self.process_all(queue, "arrives", 0.0)
-            self.daemon.run(calls.send(queue, eoq.Outgoing(b"x", id=known[0][0])))
+            id = known[0][0]
+            self.daemon.run(calls.send(queue, eoq.Outgoing(b"x", id=id, group=self.groups.get(id))))
             self.process_without_ack(queue, "nack", 300.0)
             self.process_all(queue, "arrives", 110.0)
             self.prune(elsewhere=False)
