@@ -21,7 +21,7 @@ log = logging.getLogger("eoq.daemon")
 HUNG_UP_SECONDS: Final = 1.0
 """How often to check clients that only read, since no event says that one has disconnected."""
 SOCKET_SECONDS: Final = 3.0
-"""How often to check that the file of the socket is still there. An idle daemon wakes for nothing else."""
+"""How often to check that the file of the socket is still there. More often would wake an idle daemon for little."""
 SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
