@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 import pytest
@@ -85,10 +87,14 @@ def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _store_output(daemon: Daemon) -> None:
+def _store_output(daemon: Daemon, key: str = "big", size: int = OUTPUT) -> None:
     with daemon.wire() as wire:
-        wire.ask({"op": "once", "key": "big", "token": "t"})
-        assert wire.ask({"op": "once_done", "key": "big", "token": "t", "output": "z" * OUTPUT})["ok"]
+        wire.ask({"op": "once", "key": key, "token": "t"})
+        assert wire.ask({"op": "once_done", "key": key, "token": "t", "output": "z" * size})["ok"]
+
+
+def _answered(wire: Wire) -> bool:
+    return bool(select.select([wire.socket], [], [], 0)[0])
 
 
 @needs_proc
@@ -108,13 +114,29 @@ def test_large_replies_to_one_client_are_made_one_after_the_other(daemon: Daemon
 def test_replies_that_many_clients_leave_unread_are_bounded_together(daemon: Daemon) -> None:
     _store_output(daemon)
     with ExitStack() as stack, daemon.wire() as other:
-        for _ in range(60):
-            stack.enter_context(daemon.wire()).send({"op": "once", "key": "big", "token": "u", "wait": 1})
-        eventually(lambda: "bytes of replies unread" in daemon.said)
+        hogs = [stack.enter_context(daemon.wire()) for _ in range(60)]
+        for hog in hogs:
+            hog.send({"op": "once", "key": "big", "token": "u", "wait": 1})
+        eventually(lambda: all(map(_answered, hogs)))
+        assert "bytes of replies unread" in daemon.said
         assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
-        assert len(other.ask({"op": "once", "key": "big", "token": "u"})["output"]) == OUTPUT
         assert peak_kilobytes(daemon.pid) < MEMORY
         assert daemon.said.count("bytes of replies unread") <= 10, "it is logged once a second at most"
+
+
+def test_a_slow_reader_is_not_disconnected_for_those_who_do_not_read(daemon: Daemon) -> None:
+    _store_output(daemon)
+    _store_output(daemon, "less", OUTPUT - 1024 * 1024)
+    with ExitStack() as stack, daemon.wire() as reader:
+        reader.send({"op": "once", "key": "big", "token": "u"})
+        for _ in range(40):
+            assert reader.socket.recv(64 * 1024)
+            hog = stack.enter_context(daemon.wire())
+            hog.send({"op": "once", "key": "less", "token": "u"})
+            eventually(partial(_answered, hog))
+        assert "bytes of replies unread" in daemon.said
+        while not (data := reader.socket.recv(1024 * 1024)).endswith(b"\n"):
+            assert data
 
 
 @needs_proc

@@ -146,7 +146,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._unread_replies = True
-        self._traffic.unread(self, self._transport.get_write_buffer_size() + self._unwritten_bytes)
+        self._traffic.unread(self, self.unread_bytes())
         self._read_or_not()
 
     def resume_writing(self) -> None:
@@ -175,6 +175,10 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close the connection now."""
         self._transport.abort()
+
+    def unread_bytes(self) -> int:
+        """Return about how many bytes of replies the client has not read."""
+        return self._transport.get_write_buffer_size() + self._unwritten_bytes
 
     def abort_if_hung_up(self) -> None:
         """Close the connection now if its client reads no more."""
@@ -296,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
             self._unwritten.append((rid, outcome))
             self._unwritten_bytes += _bytes_of(outcome)
             if self._unread_replies:
-                self._traffic.unread(self, self._transport.get_write_buffer_size() + self._unwritten_bytes)
+                self._traffic.unread(self, self.unread_bytes())
             else:
                 self._traffic.has_replies(self)
 

@@ -27,7 +27,7 @@ LARGE_REPLY: Final = 16 * 1024
 MAX_FETCHING: Final = 64 * 1024 * 1024
 """Bytes that the replies of all requests under way may have together, by what each of them may have at most."""
 MAX_UNREAD: Final = 128 * 1024 * 1024
-"""Bytes of replies that all clients together may leave unread. Above it, the connections with the most are closed."""
+"""Bytes of replies that all clients together may leave unread. Above it, clients that do not read are disconnected."""
 LOG_SECONDS: Final = 1.0
 """Seconds between two log lines about connections that were closed for that."""
 
@@ -39,6 +39,7 @@ class Peer(Protocol):
     def write_some(self) -> bool: ...
     def handle_lines(self) -> None: ...
     def abort(self) -> None: ...
+    def unread_bytes(self) -> int: ...
 
 
 class Traffic:
@@ -63,7 +64,8 @@ class Traffic:
         self._closing: deque[Callable[[], None]] = deque()
         self._planned = False
         self._encoded = 0
-        self._unread: dict[Peer, int] = {}
+        self._unread: OrderedDict[Peer, int] = OrderedDict()
+        """Bytes that each client has not read. Who has read, or got a reply, most recently stands last."""
         self._unread_bytes = 0
         self._logged_at = float("-inf")
 
@@ -160,16 +162,31 @@ class Traffic:
             self._plan()
 
     def unread(self, peer: Peer, size: int) -> None:
-        """Note how many bytes of replies a client has not read. Close the connections with the most, if need be."""
+        """Note how many bytes of replies a client has not read. If all have too many, close some connections."""
+        self._note_unread(peer, size)
+        if self._unread_bytes > MAX_UNREAD:
+            self._note_who_read()
+        while self._unread_bytes > MAX_UNREAD:
+            idle = self._idle_longest()
+            self._log_closed(self._unread[idle])
+            self._note_unread(idle, 0)
+            idle.abort()
+
+    def _note_unread(self, peer: Peer, size: int) -> None:
         self._unread_bytes += size - self._unread.pop(peer, 0)
         if size:
             self._unread[peer] = size
-        while self._unread_bytes > MAX_UNREAD:
-            most = max(self._unread, key=self._unread.__getitem__)
-            taken = self._unread.pop(most)
-            self._unread_bytes -= taken
-            self._log_closed(taken)
-            most.abort()
+
+    def _note_who_read(self) -> None:
+        for peer, noted in list(self._unread.items()):
+            size = peer.unread_bytes()
+            if size < noted:
+                self._note_unread(peer, size)
+
+    def _idle_longest(self) -> Peer:
+        """Return who has not read for the longest time, of the clients with at least half of what one has at most."""
+        least = max(self._unread.values()) / 2
+        return next(peer for peer, size in self._unread.items() if size >= least)
 
     def forget(self, peer: Peer) -> None:
         """Forget a connection that has ended."""
