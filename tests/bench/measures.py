@@ -34,6 +34,13 @@ SPARE = 400
 @contextmanager
 def daemon(folder: Path) -> Iterator[str]:
     """Run a daemon in ``folder``, and yield its socket."""
+    with daemon_process(folder) as (_, socket):
+        yield socket
+
+
+@contextmanager
+def daemon_process(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run a daemon in ``folder``, and yield its process and its socket."""
     socket = str(folder / "s")
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "eoq.cli", "daemon", "--db", str(folder / "eoq.db"), "--socket", socket],
@@ -43,10 +50,11 @@ def daemon(folder: Path) -> Iterator[str]:
     assert process.stdout is not None
     process.stdout.readline()
     try:
-        yield socket
+        yield process, socket
     finally:
         process.terminate()
         process.wait()
+        process.stdout.close()
 
 
 @contextmanager
