@@ -37,7 +37,7 @@ RESTORES: Final = 0.1
 CLOCK: Final = "clock"
 """The file that says by how many seconds the clock is wrong."""
 LONGEST_PAUSE: Final = 0.5
-"""Seconds between two moments at which something is done to the processes."""
+"""Seconds between two moments at which something is done to the processes, at most."""
 LONGEST_SLEEP: Final = 4.0
 """Seconds for which a process is stopped: longer than the leases of the workers."""
 TICK: Final = "tick"
@@ -86,8 +86,8 @@ def _shown(ids: Sequence[str]) -> str:
     return f"{len(ids):,}" + (f" ({', '.join(ids[:5])})" if ids else "")
 
 
-def run(seconds: float, seed: int) -> Report:
-    """Run the processes for some seconds, let them finish, and check the books."""
+def run(seconds: float, seed: int, pause: float = LONGEST_PAUSE) -> Report:
+    """Run the processes for some seconds, let them finish, and check the books. ``pause`` is between two kills."""
     report = Report(seed, seconds)
     rng = random.Random(seed)
     with short_folder() as folder, closing(_forker(folder)) as forker, _world(folder, forker) as daemon:
@@ -96,7 +96,7 @@ def run(seconds: float, seed: int) -> Report:
         operators.configure()
         daemon.start()
         with _programs(daemon, forker, seed) as programs:
-            _Disturbances(daemon, operators, programs, rng, report.actions).run(seconds)
+            _Disturbances(daemon, operators, programs, rng, report.actions).run(seconds, pause)
             (folder / "stop").touch()
             for name in PRODUCERS:
                 programs[name].wait()
@@ -169,12 +169,12 @@ class _Disturbances:
         self._asleep: dict[str, float] = {}
         self._turns: list[str] = []
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float, pause: float) -> None:
         """Disturb for some seconds. A backup is restored in the middle, and now and then."""
         begin = time.monotonic()
         middle = False
         while time.monotonic() < begin + seconds:
-            time.sleep(self._rng.uniform(0.0, LONGEST_PAUSE))  # how long the processes live is part of the test
+            time.sleep(self._rng.uniform(0.0, pause))  # how long the processes live is part of the test
             for name in [name for name, until in self._asleep.items() if until < time.monotonic()]:
                 self._wake(name)
             for _ in range(self._rng.choice((1, 1, 2))):
