@@ -1,4 +1,4 @@
-"""``python -m tests.chaos [--minutes N] [--seed S] [--pause P]``: kill everything at random, and print what was lost or doubled.
+"""``python -m tests.chaos [--minutes N] [--seed S] [--pause P]``: kill everything at random, and print what was lost.
 
 The exit status is 1 if anything was. A seed repeats the plan and the order of the kills, but not their timing.
 """
