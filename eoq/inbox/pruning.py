@@ -49,9 +49,9 @@ The clock of the worker dates the ids, L and H:
 
 - If it is ahead by E when an id is processed, the id is kept longer by E.
 - If it is ahead by E when L is observed, each id seems older by E. But H is not moved by E. It is at most one hour
-  (``REACH_SECONDS``) beyond what was believed before, unless the clock shows the same again an hour later. So an excursion
-  deletes nothing that is younger than ``keep`` less an hour. Only a clock that stays ahead while messages are processed
-  is believed, and can delete up to E too early.
+  (``REACH_SECONDS``) beyond what was believed before, unless the clock shows the same again an hour later. So an
+  excursion deletes nothing that is younger than ``keep`` less an hour. Only a clock that stays ahead while messages are
+  processed is believed, and can delete up to E too early.
 - If it is behind when an id is processed, the date of the id would be too old. The clock is then behind a moment that
   the file shows to be past, and the id gets a date of a year later.
 - If it is set back after H was stored, H stays. A delivery whose request seems to be old, or still to come, is refused
