@@ -48,6 +48,12 @@ _OUTAGES: Final = (Unavailable, StorageFull, StorageFailed, Overloaded)
 _SQLITE_OUTAGES: Final = frozenset({5, 7, 8, 10, 13, 15})
 """Primary codes of SQLite: busy, out of memory, read-only, input or output failed, full, locking protocol. By number,
 since the import of sqlite3 takes long."""
+_SQLITE_BUSY: Final = 5
+_HANDLERS_LOCK: Final = (
+    "eoq: while a handler runs, the inbox's transaction holds the lock of the application's file; write to that file "
+    "over the connection that the handler gets, and not over another one"
+)
+"""Is noted in an error by `note_lock`."""
 _SYSTEM_OUTAGES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 
@@ -57,20 +63,44 @@ def is_outage(error: BaseException) -> bool:
     The message is then given back without counting an attempt. An error by which a library replaces that of sqlite3 is
     recognised, if it is called ``OperationalError``.
     """
+    if _is_handlers_lock(error):
+        return False
     code = getattr(error, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in _SQLITE_OUTAGES
     if isinstance(error, OSError):
         return error.errno in _SYSTEM_OUTAGES
-    if type(error).__name__ == "OperationalError":
-        replaced = error.__cause__ or error.__context__
-        return replaced is not None and is_outage(replaced)
+    if (replaced := _replaced(error)) is not None:
+        return is_outage(replaced)
     return isinstance(error, _OUTAGES)
+
+
+def note_lock(error: BaseException) -> None:
+    """Note that a handler raised ``error`` inside an inbox's transaction, if it says that a file is locked.
+
+    That is most likely the lock of this very transaction, and would be so each time. So it counts an attempt.
+    """
+    replaced = _replaced(error)
+    code = getattr(error if replaced is None else replaced, "sqlite_errorcode", None)
+    if isinstance(code, int) and code & 0xFF == _SQLITE_BUSY and not _is_handlers_lock(error):
+        error.add_note(_HANDLERS_LOCK)
+
+
+def _is_handlers_lock(error: BaseException) -> bool:
+    return _HANDLERS_LOCK in getattr(error, "__notes__", ())
+
+
+def _replaced(error: BaseException) -> BaseException | None:
+    """Return the error that a library has replaced by its own ``OperationalError``, or None."""
+    if type(error).__name__ != "OperationalError" or hasattr(error, "sqlite_errorcode"):
+        return None
+    return error.__cause__ or error.__context__
 
 
 def error_text(error: BaseException) -> str:
     """Return an exception as it is kept with its message: ``Type: text``."""
-    return f"{type(error).__name__}: {_text(error)}"
+    text = f"{type(error).__name__}: {_text(error)}"
+    return f"{text} ({_HANDLERS_LOCK})" if _is_handlers_lock(error) else text
 
 
 def _text(value: object) -> str:

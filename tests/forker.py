@@ -78,13 +78,14 @@ class Forked:
 class Forker:
     """The process that forks. It ends with the process that made this object."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Path | None = None) -> None:
+        """``clock`` is a file with the seconds by which the wall clock of its programs is wrong. It may change."""
         self._socket, other = sockets.socketpair()
         with other:
             self._process = subprocess.Popen(
                 # -P: the folder of this file is not on the path of the programs.
                 # The rest is for whoever reads the command line of a daemon, which is the forker's.
-                [sys.executable, "-P", __file__, str(other.fileno()), "eoq", "daemon"],
+                [sys.executable, "-P", __file__, str(other.fileno()), str(clock or ""), "eoq", "daemon"],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={name: value for name, value in os.environ.items() if not name.startswith("EOQ_")},
@@ -180,7 +181,16 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
     sys.exit(status)
 
 
+def _set_clock(file: Path) -> None:
+    """Make the wall clock wrong by what a file says, as if the clock of the machine was set."""
+    seconds, nanoseconds = time.time, time.time_ns
+    vars(time)["time"] = lambda: seconds() + float(file.read_text())
+    vars(time)["time_ns"] = lambda: nanoseconds() + round(float(file.read_text()) * 1e9)
+
+
 if __name__ == "__main__":
+    if sys.argv[2]:
+        _set_clock(Path(sys.argv[2]))  # before the imports, which keep `time.time`
     for module in ("eoq.cli.daemon", "eoq.daemon.main"):  # so that the programs need not import them
         importlib.import_module(module)
     signal.signal(signal.SIGINT, signal.default_int_handler)

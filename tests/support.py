@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar
 
-from tests.forker import Forked, forker
+from tests.forker import Forked, Forker, forker
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -107,16 +107,24 @@ def _memory(pid: int, name: str) -> int:
 class Daemon:
     """A real daemon process on the files of one folder. Make it with `running_daemon`.
 
-    ``options`` are those of ``eoq daemon``. Standard error of all its runs goes to one file.
+    ``options`` are those of ``eoq daemon``. Standard error of all its runs goes to one file. ``own_forker`` is for a
+    daemon with a wrong clock.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        own_forker: Forker | None = None,
+    ) -> None:
         self.folder = folder
         self.db = folder / "eoq.db"
         self.socket = folder / "s"
         self._options = tuple(options)
         self._environment = clean_environment(**(environment or {}))
         self._errors = folder / "daemon.err"
+        self._forker = own_forker
         self._process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
@@ -161,7 +169,7 @@ class Daemon:
         command = self.command()
         # Not in the checkout: the tests test what is installed.
         if command[0] == sys.executable:
-            return forker().start(command, self._environment, self.folder, streams)
+            return (self._forker or forker()).start(command, self._environment, self.folder, streams)
         stdin, stdout, stderr = streams
         return subprocess.Popen(
             command, stdin=stdin, stdout=stdout, stderr=stderr, env=self._environment, cwd=self.folder

@@ -140,10 +140,14 @@ class Admin:
     ) -> Changed:
         changed = Changed([], [])
         refused: list[str] = []
+        # First the moment. So a repeat after a lost reply leaves alone what has failed meanwhile.
+        seen_at = self.channel.run(admin_calls.NOW) if everything else None
         for part in admin_calls.parts(ids, to):
             after: int | None = 0
             while after is not None:
-                step = self.channel.run(admin_calls.change_dead(op, queue, part, failed_before, everything, after, to))
+                step = self.channel.run(
+                    admin_calls.change_dead(op, queue, part, failed_before, everything, after, seen_at, to)
+                )
                 changed.ids.extend(step.changed.ids)
                 changed.missing.extend(step.changed.missing)
                 refused.extend(step.refused)

@@ -218,6 +218,7 @@ class Redrive(_Request, tag="redrive"):
     ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
     failed_before: Moment | None = None
     all: bool = False
+    seen_at: Moment | None = None
     after: Seq = 0
     to: QueueName | None = None
 
@@ -227,6 +228,7 @@ class Drop(_Request, tag="drop"):
     ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
     failed_before: Moment | None = None
     all: bool = False
+    seen_at: Moment | None = None
     after: Seq = 0
 
 

@@ -305,16 +305,22 @@ class AsyncInbox:
                 # Even if this task is cancelled now, the call runs on the thread. The rollback follows it, and does
                 # nothing if no transaction has begun: one of the application's may be open.
                 await complete(self._run(partial(processed.begin, messages)))
-            except BaseException:
-                await complete(self._run(processed.rollback))
+            except BaseException as error:
+                await self._roll_back(processed, error)
                 raise
             try:
                 yield processed
                 await self._run(processed.finish)
-            except BaseException:
+            except BaseException as error:
                 # If this task was cancelled, the thread may still run its last call. The rollback follows that call.
-                await complete(self._run(processed.rollback))
+                await self._roll_back(processed, error)
                 raise
+
+    async def _roll_back(self, processed: Processed, error: BaseException) -> None:
+        try:
+            await complete(self._run(partial(processed.rollback, error)))
+        except ValueError:  # the application has closed its connection
+            processed.abandon()
 
 
 def _prune_alone(processed: Processed, stream: Stream, from_start: bool) -> tuple[int, bool]:

@@ -47,6 +47,13 @@ class _Joined:
         """Run ``work`` on the thread of the connection."""
         return await run(self.connection, lambda _database: work())
 
+    async def roll_back(self, error: BaseException) -> None:
+        """Roll back for ``error``, even if this task is cancelled again."""
+        try:
+            await complete(self.run(partial(self.processed.rollback, error)))
+        except ValueError:  # the library has closed the connection, as SQLAlchemy does after a cancellation
+            self.processed.abandon()
+
 
 class AsyncGuestInbox(Generic[T]):
     """An inbox inside the transactions of another library over aiosqlite, such as SQLAlchemy's `AsyncSession`.
@@ -155,7 +162,7 @@ class AsyncGuestInbox(Generic[T]):
                     await joined.run(joined.processed.finish)
                 except BaseException as error:
                     own = error
-                    await complete(joined.run(joined.processed.rollback))
+                    await joined.roll_back(error)
                     raise
         except Exception as error:
             if own is None or error is own:

@@ -121,7 +121,7 @@ class GuestInbox(Generic[T]):
                         processed.finish()
                     except BaseException as error:
                         own = error
-                        processed.rollback()
+                        processed.rollback(error)
                         raise
                 except BaseException:
                     # Ctrl-C may have interrupted the rollback at any of its lines. It is safe to repeat.

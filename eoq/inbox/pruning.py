@@ -43,6 +43,25 @@ lease of a refused delivery is still alive, the message is just delivered again.
 L and r are the times at which the deliveries were requested. The deliveries arrived then or later: a reply may wait in
 the socket of a process that is stopped. So the inbox deletes less, and refuses more, than by the times of arrival.
 
+The rule is safe when a clock is wrong. The clock of the daemon plays no part: W counts messages and no time, and the
+daemon forgets an id only after its retention of time that surely passed (its file notes each time the clock was set).
+The clock of the worker dates the ids, L and H:
+
+- If it is ahead by E when an id is processed, the id is kept longer by E.
+- If it is ahead by E when L is observed, each id seems older by E. But H is not moved by E. It is at most one hour
+  (``REACH_SECONDS``) beyond what was believed before, unless the clock shows the same again an hour later. So an
+  excursion deletes nothing that is younger than ``keep`` less an hour. Only a clock that stays ahead while messages are
+  processed is believed, and can delete up to E too early.
+- If it is behind when an id is processed, the date of the id would be too old. The clock is then behind a moment that
+  the file shows to be past, and the id gets a date of a year later.
+- If it is set back after H was stored, H stays. A delivery whose request seems to be old, or still to come, is refused
+  where its id may have been deleted. The message is then delivered again, and nothing is lost.
+
+A late repeat and a wrong clock together: the repeat of a send reaches either a daemon that still knows the id, or one
+that has surely forgotten it (see above) and then an inbox that has kept the id for ``keep`` of its own time. Where both
+have forgotten it, ``retention`` has passed since it was processed, and G2 promises nothing any more. A sender of eoq
+that repeats by itself says until when its message may be stored (``not_after``), so that it never comes so late.
+
 What follows for the code:
 
 - W is never used without its own L. The highest W is never combined with the latest L.

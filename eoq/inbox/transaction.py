@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from ..errors import InvalidRequest, LeaseLost
 from ..message import Delivery
-from ..outcomes import Reject
+from ..outcomes import Reject, note_lock
 from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
@@ -95,8 +95,8 @@ class Processed:
                 self.begin(messages)
                 result = work()
                 self.finish()
-            except BaseException:
-                self.rollback()
+            except BaseException as error:
+                self.rollback(error)
                 raise
         except BaseException:
             # Ctrl-C may have interrupted the rollback at any of its lines. It is safe to repeat.
@@ -165,8 +165,10 @@ class Processed:
             self._database.execute(_COMMIT)
         self._reset()
 
-    def rollback(self) -> None:
-        """Roll back the transaction of `begin` or `join`, if it began and has not ended."""
+    def rollback(self, error: BaseException | None = None) -> None:
+        """Roll back the transaction of `begin` or `join`, if it began and has not ended. ``error`` is the reason."""
+        if error is not None and self._guard.active:
+            note_lock(error)
         if self._restore_level:
             self._restore_isolation_level()
         self._guard.active = False
@@ -180,19 +182,27 @@ class Processed:
             if not self._is_in_transaction():
                 self._reset()
 
+    def abandon(self) -> None:
+        """Forget a transaction whose connection was closed meanwhile, which has rolled it back."""
+        self._release_receipts()
+        self._restore_level = self._guard.active = self._began = False
+
     def _is_in_transaction(self) -> bool:
         try:
             return self._database.in_transaction
         except sqlite3.ProgrammingError:
             return False  # the handler has closed the connection
 
-    def _reset(self) -> None:
+    def _release_receipts(self) -> None:
         for receipt in self._receipts:
             PROCESSED.pop(receipt, None)
         self._receipts.clear()
         self._results.clear()
         self._new.clear()
         self._again.clear()
+
+    def _reset(self) -> None:
+        self._release_receipts()
         if not self._owned:
             self._guard.uninstall()
             # Setting the isolation level would commit an open transaction.
@@ -316,6 +326,8 @@ class Processed:
 
     def rollback_to_savepoint(self, error: Exception) -> None:
         """Undo the writes of a handler that raised ``error``. Raises it if the whole transaction was rolled back."""
+        if self._guard.active:
+            note_lock(error)
         self._guard.active = False
         if not self._database.in_transaction:
             raise error

@@ -7,20 +7,18 @@ network. Any program may have written the rows, so they may contain anything.
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from ..client.batch_sender import MESSAGE_FAULTS
-from ..errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge, NotFound, StorageFailed, StorageFull
-from ..message import Outgoing
+from ..errors import EoqError, Forbidden, InvalidRequest, NotFound, StorageFailed, StorageFull
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
-from ..protocol.validation import check_options, check_queue, time_left
 from ..system.sqlite import DURABLE
+from .rows import Row, check_age, read_message
 from .wal import WriteAheadLog
 from .writer import INDEX
 
@@ -30,9 +28,12 @@ from .writer import INDEX
 _SENDING: Final = """
     create table if not exists eoq_outbox_sending (
       seq integer primary key,
-      since real not null  -- the first try, in seconds since the epoch
+      since real not null, -- the first try, in seconds since the epoch
+      try text             -- that one; null after another try, which may have stored the message
     )
 """
+_ADD_TRY: Final = "alter table eoq_outbox_sending add column try text"
+"""For a table that an earlier version made."""
 _BUSY_SECONDS: Final = 1.0
 """How long one try waits for another writer. It is short, so that a relay can be stopped; the relay tries again."""
 _KEY: Final = "substr(cast(id as blob), 1, 1000)"
@@ -42,7 +43,7 @@ _KEY: Final = "substr(cast(id as blob), 1, 1000)"
 def _bounded(column: str, most: int) -> str:
     """Return SQL for the value of a column, or for its first bytes if it is over the limit.
 
-    `_read_message` then refuses those. A text is made a blob first: ``substr`` and ``length`` end a text at its first
+    `read_message` then refuses those. A text is made a blob first: ``substr`` and ``length`` end a text at its first
     NUL.
     """
     as_blob = f"cast({column} as blob)"
@@ -50,7 +51,7 @@ def _bounded(column: str, most: int) -> str:
 
 
 _COUNT_SET_ASIDE: Final = "select count(*), total(seq) from eoq_outbox where error is not null"
-# Values that are cut here are far over their limit, and `_read_message` refuses them.
+# Values that are cut here are far over their limit, and `read_message` refuses them.
 _READ: Final = f"""
     select
       next.seq,
@@ -102,20 +103,6 @@ class NoOutbox(NotFound):
     """The file has no outbox table yet."""
 
 
-class Row(NamedTuple):
-    """A row of an outbox.
-
-    ``key`` is the id in the file: together with ``seq`` it names this row even if the file was restored meanwhile.
-    ``stream`` is the queue and the group, or None without a group: rows of one stream are sent in their order.
-    ``message`` is the message to send, or the error that says why it cannot be sent.
-    """
-
-    seq: int
-    key: bytes
-    stream: tuple[str | bytes, str | bytes] | None
-    message: Outgoing | EoqError
-
-
 class SetAside(NamedTuple):
     """A row that cannot be sent, as it is shown to the operator."""
 
@@ -143,6 +130,7 @@ class OutboxFile:
         self._floor = 0
         self._floor_valid_for: object = None
         self._log = WriteAheadLog(path)
+        self._try = ""
 
     def close(self) -> None:
         """Close the file. The next use opens it again."""
@@ -181,8 +169,8 @@ class OutboxFile:
                 if rows and size > most_bytes:
                     break
                 stream = None if group is None else (queue, group)
-                too_old = _check_age(since, resend_within)
-                rows.append(Row(seq, key, stream, too_old or _read_message(queue, group, body, headers, *options)))
+                too_old = check_age(since, resend_within)
+                rows.append(Row(seq, key, stream, too_old or read_message(queue, group, body, headers, *options)))
             found.close()
             if not rows:
                 (self._floor,) = database.execute("select ifnull(max(seq), 0) from eoq_outbox").fetchone()
@@ -198,34 +186,49 @@ class OutboxFile:
             found = database.execute(_STILL_THERE, (json.dumps([row.seq for row in rows]),)).fetchall()
             since = {(seq, key): now if tried is None else tried for seq, key, tried in found}
             left = [row for row in rows if (row.seq, row.key) in since]
+            self._try = secrets.token_hex(8)
             database.executemany(
                 """
-                insert or ignore into eoq_outbox_sending (seq, since)
-                values (?, ?)
+                insert into eoq_outbox_sending (seq, since, try)
+                values (?, ?, ?)
+                on conflict (seq) do update
+                set try = null
                 """,
-                [(row.seq, now) for row in left],
+                [(row.seq, now, self._try) for row in left],
             )
         return left, min((since[row.seq, row.key] for row in left), default=now)
 
     def unmark(self, rows: Sequence[Row]) -> None:
-        """Remove the marks of rows that the daemon refused, so that they may wait for any time."""
+        """Remove the marks of rows that the daemon refused, so that they may wait for any time.
+
+        These are the marks that the last `mark` made. If there was another try, of this relay or of another one, it
+        may have stored its message, and the mark stays.
+        """
         with self._transaction("begin immediate") as database:
-            database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
+            database.executemany(
+                "delete from eoq_outbox_sending where seq = ? and try = ?", [(row.seq, self._try) for row in rows]
+            )
 
     def remove(self, rows: Sequence[Row]) -> None:
-        """Remove rows whose messages the daemon confirmed. Ignore rows that are gone."""
+        """Remove rows whose messages the daemon confirmed. Ignore rows that are gone, and others in their place."""
         with self._transaction("begin immediate") as database:
             database.executemany(
                 f"delete from eoq_outbox where seq = ? and {_KEY} is ?",  # noqa: S608 # a constant
                 [(row.seq, row.key) for row in rows],
             )
-            database.executemany("delete from eoq_outbox_sending where seq = ?", [(row.seq,) for row in rows])
+            database.executemany(
+                """
+                delete from eoq_outbox_sending
+                where seq = ?1 and not exists (select 1 from eoq_outbox where seq = ?1)
+                """,
+                [(row.seq,) for row in rows],
+            )
         self._log.shrink(database)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
         with self._transaction("begin immediate") as database:
-            database.execute(
+            found = database.execute(
                 f"""
                 update eoq_outbox
                 set error = ?, failed_at = ?
@@ -233,7 +236,8 @@ class OutboxFile:
                 """,  # noqa: S608 # a constant
                 (error[:MAX_ERROR].encode(errors="replace").decode(), time.time(), row.seq, row.key),
             )
-            database.execute("delete from eoq_outbox_sending where seq = ?", (row.seq,))
+            if found.rowcount:
+                database.execute("delete from eoq_outbox_sending where seq = ?", (row.seq,))
 
     def count_set_aside(self) -> int:
         """Return how many rows are set aside."""
@@ -327,6 +331,20 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         )
     database.execute(INDEX)
     database.execute(_SENDING)
+    if not _has_try(database):
+        database.execute("begin immediate")
+        try:
+            if not _has_try(database):  # another relay may have been quicker
+                database.execute(_ADD_TRY)
+            database.execute("commit")
+        finally:
+            if database.in_transaction:
+                database.execute("rollback")
+
+
+def _has_try(database: sqlite3.Connection) -> bool:
+    columns = "select 1 from pragma_table_info('eoq_outbox_sending') where name = 'try'"
+    return database.execute(columns).fetchone() is not None
 
 
 def _storage_error(error: sqlite3.Error, path: Path) -> EoqError:
@@ -343,57 +361,3 @@ def _storage_error(error: sqlite3.Error, path: Path) -> EoqError:
     if kind == sqlite3.SQLITE_ERROR:
         return InvalidRequest(f"the outbox table of {path} is not as PROTOCOL.md describes it: {error}")
     return StorageFailed(f"{path} cannot be read or written: {error}")
-
-
-def _check_age(since: Any, resend_within: float) -> InvalidRequest | None:
-    """Return why a row may not be sent again without the operator's decision, or None if it may."""
-    if since is None:
-        return None
-    if not isinstance(since, int | float):
-        return InvalidRequest("its `since` in eoq_outbox_sending is not a number of seconds; it may have been sent")
-    if time.time() - since <= resend_within:
-        return None
-    tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(since, 0.0)))
-    return InvalidRequest(
-        f"it was first sent on {tried}, and no answer was received. The daemon may have forgotten its id by now, so it "
-        "could be stored twice. Find out whether it arrived. If so, delete the row; if not, set its error to null"
-    )
-
-
-def _read_message(
-    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any, created_at: Any
-) -> Outgoing | InvalidRequest | MessageTooLarge:
-    """Return a row as a message, or an error that says what is wrong with the row."""
-    try:
-        check_queue(queue)
-        if id is None:
-            raise InvalidRequest("it has no id, so it could be stored twice")
-        if not isinstance(body, str | bytes):
-            raise InvalidRequest("it has no body; write text or a blob")
-        content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
-        if len(content) > MAX_BODY:
-            raise MessageTooLarge(f"the body has more than {MAX_BODY:,} bytes; store it elsewhere and send its name")
-        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at, ttl)
-        check_options(message)
-        if ttl is not None:
-            if not isinstance(created_at, int | float):
-                raise InvalidRequest("its `created_at`, from which its `ttl` counts, is not a number of seconds")
-            message = replace(message, ttl=time_left(ttl, created_at))
-    except (InvalidRequest, MessageTooLarge) as error:
-        return error
-    except MESSAGE_FAULTS as fault:
-        # The last catch: whatever one row contains, the relay and the other rows go on.
-        return InvalidRequest(f"eoq failed at this row: {fault!r}")
-    return message
-
-
-def _read_headers(text: object) -> dict[str, str] | None:
-    if text is None:
-        return None
-    headers = None
-    if isinstance(text, str | bytes):
-        with suppress(ValueError, RecursionError):
-            headers = json.loads(text)
-    if not isinstance(headers, dict):
-        raise InvalidRequest('the headers are not a JSON object of texts such as {"name": "value"}')
-    return headers

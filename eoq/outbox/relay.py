@@ -32,7 +32,8 @@ from ..message import Outgoing
 from ..protocol.features import stored_until
 from ..system.aio_thread import in_thread
 from ..system.watch import watch_database
-from .file import FileBusy, NoOutbox, OutboxFile, Row
+from .file import FileBusy, NoOutbox, OutboxFile
+from .rows import Row
 
 T = TypeVar("T")
 

@@ -19,6 +19,8 @@ SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: l
 QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
 MOVED_TOGETHER: Final = 10
 """How many dead letters one request may name, to redrive them to another queue."""
+NOW: Final[Call[float | None]] = Call({"op": "status"}, lambda reply: reply.get("now"))
+"""Asks for the time of the daemon's clock. A daemon of an earlier version gives none."""
 TOPICS: Final[Call[list[Fields]]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))
 
 
@@ -103,9 +105,10 @@ def change_dead(
     failed_before: float | None,
     everything: bool,
     after: int,
+    seen_at: float | None,
     to: str | None = None,
 ) -> Call[DeadStep]:
-    """Redrive or drop dead letters, one step at a time."""
+    """Redrive or drop dead letters, one step at a time. Those that failed after ``seen_at`` stay, if it is not None."""
     fields: Fields = {"op": op, "queue": check_queue(queue), "after": after}
     if ids is not None:
         fields["ids"] = list(ids)
@@ -114,6 +117,8 @@ def change_dead(
         fields["failed_before"] = failed_before
     if everything:
         fields["all"] = True
+    if seen_at is not None:
+        fields["seen_at"] = seen_at
     if to is not None:
         fields["to"] = check_queue(to)
     return Call(fields, _read_dead_step)

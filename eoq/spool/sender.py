@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,6 +29,10 @@ from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_f
 
 SPOOLED_TOGETHER: Final = 100
 """How many messages of a stream the daemon sees at once."""
+SET_BACK: Final = 0.5
+"""By how many seconds a clock that is read twice seems to be set back at most, if it was not."""
+_NUMBER: Final = re.compile(r"([01]\d{19})-")
+"""The begin of the name of a file that a sender has left."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -46,6 +51,7 @@ class Spool:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
+        self._order: dict[str, _Order] = {}
 
     def send(self, queue: str, body: object, **options: Unpack[SendOptions]) -> str:
         """Write a message to the spool. When this returns, it is on disk, and it will be stored once.
@@ -67,22 +73,21 @@ class Spool:
         """
         check_queue(queue)
         prepared = [_prepare(queue, message) for message in messages]
-        # The daemon stores files in the order of their names.
-        begin = f"{time.time_ns():020d}-{os.urandom(4).hex()}"
-        files = {
-            f"{begin}-{index:06d}{WITH_OPTIONS}": encode(message, tried_at) for index, message in enumerate(prepared)
-        }
+        contents = [encode(message, tried_at) for message in prepared]
         try:
-            self._write(queue, files)
+            self._write(queue, contents)
         except OSError as error:
             raise storage_error(error, self.folder / queue) from error
         return [str(message.id) for message in prepared]
 
-    def _write(self, queue: str, files: Mapping[str, bytes]) -> None:
+    def _write(self, queue: str, contents: Sequence[bytes]) -> None:
         with ExitStack() as stack:
             spool = self._open(stack)
             folder = _open_or_make(queue, spool)
             stack.callback(os.close, folder)
+            order = self._order.setdefault(queue, _Order())
+            begin = f"{order.next(folder):020d}-{os.urandom(4).hex()}"
+            files = {f"{begin}-{index:06d}{WITH_OPTIONS}": content for index, content in enumerate(contents)}
             mode = os.fstat(folder).st_mode & 0o444 | 0o600
             unfinished = {name: f".{name}{UNFINISHED}" for name in files}
             try:
@@ -110,6 +115,31 @@ class Spool:
         spool = os.open(self.folder, FOLDER)
         stack.callback(os.close, spool)
         return spool
+
+
+class _Order:
+    """The numbers with which the names of one queue's files begin: the daemon stores files in the order of names.
+
+    A number is the time in nanoseconds. Where the clock may have been set back, it is above those of all files that
+    wait, whichever process has written them.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._ahead = float("inf")
+        """How far the wall clock was ahead of the clock that is never set."""
+
+    def next(self, folder: int) -> int:
+        """Return the number of the next file. ``folder`` is the descriptor of the queue's folder."""
+        now, ahead = time.time_ns(), time.time() - time.monotonic()
+        number = now
+        if now <= self._last or ahead < self._ahead - SET_BACK:
+            found = (match for match in map(_NUMBER.match, os.listdir(folder)) if match is not None)
+            number = max(now, *(int(match[1]) + 1 for match in found), 0)
+        if number == now:
+            self._ahead = ahead
+        self._last = number
+        return number
 
 
 def send_or_spool(client: Client, spool: Spool, queue: str, messages: Iterable[object]) -> Iterator[Sent | Spooled]:

@@ -24,6 +24,8 @@ REPEATED: Final = 0.25
 """The share of the messages that are sent again some time later."""
 GROUPED: Final = 0.5
 """The share of the messages that belong to a group, whose order is checked."""
+SCHEMA: Final = "create table orders (id text)"
+"""What the application has in its file beside the outbox."""
 PAUSE: Final = 0.005
 """Seconds between two messages. The workers can handle that many."""
 
@@ -40,6 +42,11 @@ def group(seed: int, id: str) -> str | None:
     """Return the group of the message ``id``, or None. All messages of a group come from one producer."""
     rng = random.Random(f"group {seed} {id}")
     return f"{id.partition('-')[0]}.{rng.randrange(3)}" if rng.random() < GROUPED else None
+
+
+def message(seed: int, id: str) -> eoq.Outgoing:
+    """Return the message ``id``."""
+    return eoq.Outgoing({"amount": amount(seed, id)}, id=id, group=group(seed, id))
 
 
 @contextmanager
@@ -59,8 +66,6 @@ def over_outbox(_path: str, queue: str, seed: int, folder: Path, name: str) -> I
     database = sqlite3.connect(folder / "shop.db", timeout=60)
     box = eoq.Outbox(database)
     rng = random.Random(f"{seed} {name} {time.time()}")
-    with database:
-        database.execute("create table if not exists orders (id text)")
 
     def send(id: str, of: str | None) -> bool:
         if rng.random() < 0.1:

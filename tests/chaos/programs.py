@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.forker import Forked, forker
+from tests.forker import Forked, Forker
 from tests.support import clean_environment
 
 END: Final = 120.0
@@ -18,8 +18,9 @@ END: Final = 120.0
 class Program:
     """A Python process that is killed and started again. Its standard error goes to a file."""
 
-    def __init__(self, folder: Path, name: str, *command: object) -> None:
+    def __init__(self, forker: Forker, folder: Path, name: str, *command: object) -> None:
         self.name = name
+        self._forker = forker
         self._folder = folder
         self._errors = folder / f"{name}.err"
         self._command = [sys.executable, *map(str, command)]
@@ -34,7 +35,7 @@ class Program:
         """Start the process."""
         with self._errors.open("ab") as errors, Path("/dev/null").open("r+b") as nothing:
             streams = (nothing.fileno(), nothing.fileno(), errors.fileno())
-            self._process = forker().start(self._command, clean_environment(), self._folder, streams)
+            self._process = self._forker.start(self._command, clean_environment(), self._folder, streams)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process."""

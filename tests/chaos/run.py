@@ -1,6 +1,7 @@
 """One run of the chaos test: real processes, killed, stopped and restarted at random; then the books are checked.
 
-Producers (clients, an outbox, a spool), workers of all kinds, callers of ``once``, a relay and schedules in the daemon.
+Producers (clients, an outbox, a spool), workers of all kinds, callers of ``once``; in the daemon a relay and a
+schedule. Meanwhile the clock of all of them is set, the configuration changed, and backups are taken and restored.
 """
 
 from __future__ import annotations
@@ -19,35 +20,28 @@ from typing import Final
 
 import eoq
 from tests.chaos import producers, workers
+from tests.chaos.operators import ClockedDaemon, Operators
 from tests.chaos.programs import END, Program
 from tests.faults.daemons import left
-from tests.support import Daemon, eventually, running_daemon
+from tests.forker import Forker
+from tests.support import Daemon, eventually, short_folder
 
 QUEUE: Final = "payments"
 PRODUCERS: Final = {"p0": "send", "p1": "send", "p2": "outbox", "p3": "spool"}
 WORKERS: Final = {"w0": "consume", "w1": "work", "w2": "batch", "w3": "asyncio"}
 CALLERS: Final = ("o0", "o1")
+OPERATORS: Final = ("clock", "files")
+"""They take their turns as the processes do."""
+RESTORES: Final = 0.1
+"""In which part of their turns they restore a backup instead of making one."""
+CLOCK: Final = "clock"
+"""The file that says by how many seconds the clock is wrong."""
 LONGEST_PAUSE: Final = 0.5
-"""Seconds between two moments at which something is done to the processes."""
+"""Seconds between two moments at which something is done to the processes, at most."""
 LONGEST_SLEEP: Final = 4.0
 """Seconds for which a process is stopped: longer than the leases of the workers."""
 TICK: Final = "tick"
 """The name of the schedule, with which the ids of its messages begin."""
-CONFIG: Final = """
-[queues."*"]
-retry_first = 0.05
-max_attempts = 1000
-# {moment}
-
-[[relay]]
-path = "shop.db"
-
-[[schedule]]
-name = "{tick}"
-every = 1
-queue = "{queue}"
-body = '{{"amount": 0}}'
-"""
 
 
 @dataclass
@@ -80,7 +74,7 @@ class Report:
             (
                 f"seed {self.seed}, {self.seconds:,.0f} s",
                 f"{self.sent.total():,} messages confirmed ({ways}), {self.ticks:,} of a schedule, {self.keys:,} keys",
-                f"{kills:,} kills, {stops:,} stops, {self.actions.total() - kills - stops:,} restarts and reloads",
+                f"{kills:,} kills, {stops:,} stops, {self.actions.total() - kills - stops:,} other disturbances",
                 "  " + ", ".join(f"{action} {count:,}" for action, count in sorted(self.actions.items())),
                 f"lost {_shown(self.lost)}, doubled {_shown(self.doubled)}, uncalled for {_shown(self.unexpected)},",
                 f"out of order {_shown(self.unordered)}, keys with two results {_shown(self.ambiguous)}",
@@ -92,50 +86,62 @@ def _shown(ids: Sequence[str]) -> str:
     return f"{len(ids):,}" + (f" ({', '.join(ids[:5])})" if ids else "")
 
 
-def run(seconds: float, seed: int) -> Report:
-    """Run the processes for some seconds, let them finish, and check the books."""
+def run(seconds: float, seed: int, pause: float = LONGEST_PAUSE) -> Report:
+    """Run the processes for some seconds, let them finish, and check the books. ``pause`` is between two kills."""
     report = Report(seed, seconds)
-    with _world() as daemon:
-        with _programs(daemon, seed) as programs:
-            _disturb(daemon, programs, random.Random(seed), seconds, report.actions)
-            (daemon.folder / "stop").touch()
+    rng = random.Random(seed)
+    with short_folder() as folder, closing(_forker(folder)) as forker, _world(folder, forker) as daemon:
+        message = partial(producers.message, seed)
+        operators = Operators(daemon, folder / CLOCK, rng, QUEUE, TICK, message)
+        operators.configure()
+        daemon.start()
+        with _programs(daemon, forker, seed) as programs:
+            _Disturbances(daemon, operators, programs, rng, report.actions).run(seconds, pause)
+            (folder / "stop").touch()
             for name in PRODUCERS:
                 programs[name].wait()
             with eoq.connect(daemon.socket) as client:
-                eventually(lambda: _is_drained(daemon.folder, client), END, what="everything is drained")
-        _check(daemon.folder, report)
+                eventually(lambda: _is_drained(folder, client), END, what="everything is drained")
+        _check(folder, report)
+        assert daemon.terminate() == 0, daemon.said
     return report
 
 
+def _forker(folder: Path) -> Forker:
+    """Return the forker of the processes, whose clock is right."""
+    (folder / CLOCK).write_text("0")
+    return Forker(folder / CLOCK)
+
+
 @contextmanager
-def _world() -> Iterator[Daemon]:
-    """Run a daemon with a configuration, a spool and a ledger in its folder."""
-    with running_daemon("--config", "eoq.toml", "--spool", "spool", start=False) as daemon:
-        _configure(daemon)
-        with closing(sqlite3.connect(daemon.folder / "ledger.db")) as database:
-            database.executescript(workers.SCHEMA)
-        daemon.start()
+def _world(folder: Path, forker: Forker) -> Iterator[ClockedDaemon]:
+    """Make a ledger and a daemon, which is not started. Kill the daemon at the end."""
+    with closing(sqlite3.connect(folder / "ledger.db")) as database:
+        database.executescript(workers.SCHEMA)
+    with closing(sqlite3.connect(folder / "shop.db")) as database:
+        database.executescript(producers.SCHEMA)
+    daemon = ClockedDaemon(folder, forker)
+    try:
         yield daemon
-
-
-def _configure(daemon: Daemon) -> None:
-    text = CONFIG.format(moment=time.time(), tick=TICK, queue=QUEUE)
-    (daemon.folder / "eoq.toml").write_text(text)
+        daemon.check()
+    except BaseException as error:
+        error.add_note(f"the daemon said:\n{daemon.said}")
+        raise
+    finally:
+        daemon.kill()
 
 
 @contextmanager
-def _programs(daemon: Daemon, seed: int) -> Iterator[dict[str, Program]]:
+def _programs(daemon: Daemon, forker: Forker, seed: int) -> Iterator[dict[str, Program]]:
     """Start all programs, and yield them by name. Kill them at the end."""
     folder, socket = daemon.folder, daemon.socket
     producing, working = producers.__file__, workers.__file__
-    programs = {
-        name: Program(folder, name, producing, way, socket, QUEUE, seed, name, folder)
-        for name, way in PRODUCERS.items()
+    commands: dict[str, tuple[object, ...]] = {
+        name: (producing, way, socket, QUEUE, seed, name, folder) for name, way in PRODUCERS.items()
     }
-    programs |= {
-        name: Program(folder, name, working, how, socket, QUEUE, folder / "ledger.db") for name, how in WORKERS.items()
-    }
-    programs |= {name: Program(folder, name, working, "once", socket, folder, name) for name in CALLERS}
+    commands |= {name: (working, how, socket, QUEUE, folder / "ledger.db") for name, how in WORKERS.items()}
+    commands |= {name: (working, "once", socket, folder, name) for name in CALLERS}
+    programs = {name: Program(forker, folder, name, *command) for name, command in commands.items()}
     with ExitStack() as stack:
         for program in programs.values():
             stack.callback(program.kill)
@@ -143,44 +149,89 @@ def _programs(daemon: Daemon, seed: int) -> Iterator[dict[str, Program]]:
         yield programs
 
 
-def _disturb(
-    daemon: Daemon, programs: dict[str, Program], rng: random.Random, seconds: float, actions: Counter[str]
-) -> None:
-    """Do something to one or two processes at a time, in random order but to each as often as to the others."""
-    asleep: dict[str, float] = {}
-    turns: list[str] = []
-    victims: dict[str, Program | Daemon] = {"daemon": daemon, **programs}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(rng.uniform(0.0, LONGEST_PAUSE))  # how long the processes live is part of the test
-        for name in [name for name, until in asleep.items() if until < time.monotonic()]:
-            del asleep[name]
-            victims[name].signal(signal.SIGCONT)
-        for _ in range(rng.choice((1, 1, 2))):
-            turns = turns or rng.sample(list(victims), len(victims))
-            name = turns.pop()
-            do = rng.choices(("kill", "stop", "restart"), (6, 1, 1))[0]
-            if do == "stop":
-                victims[name].signal(signal.SIGSTOP)
-                asleep[name] = time.monotonic() + rng.uniform(0.05, LONGEST_SLEEP)
-            elif do == "restart" and name == "daemon" and name not in asleep:
-                _restart_or_reload(daemon, rng)
+class _Disturbances:
+    """What is done to one or two processes at a time, in random order but to each as often as to the others."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        operators: Operators,
+        programs: dict[str, Program],
+        rng: random.Random,
+        actions: Counter[str],
+    ) -> None:
+        self._daemon = daemon
+        self._operators = operators
+        self._programs = programs
+        self._rng = rng
+        self._actions = actions
+        self._victims: dict[str, Program | Daemon] = {"daemon": daemon, **programs}
+        self._asleep: dict[str, float] = {}
+        self._turns: list[str] = []
+
+    def run(self, seconds: float, pause: float) -> None:
+        """Disturb for some seconds. A backup is restored in the middle, and now and then."""
+        begin = time.monotonic()
+        middle = False
+        while time.monotonic() < begin + seconds:
+            time.sleep(self._rng.uniform(0.0, pause))  # how long the processes live is part of the test
+            for name in [name for name, until in self._asleep.items() if until < time.monotonic()]:
+                self._wake(name)
+            for _ in range(self._rng.choice((1, 1, 2))):
+                self._turns = self._turns or self._rng.sample((*self._victims, *OPERATORS), len(self._victims) + 2)
+                self._disturb(self._turns.pop())
+            if not middle and self._operators.has_backup and time.monotonic() > begin + seconds / 2:
+                middle = True
+                self._restore()
+        for name in list(self._asleep):
+            self._wake(name)
+
+    def _disturb(self, name: str) -> None:
+        if name == "clock":
+            self._operators.set_clock()
+            self._actions["set clock"] += 1
+            return
+        if name == "files":
+            for sleeper in list(self._asleep):  # it may have a lock
+                self._wake(sleeper)
+            if self._operators.has_backup and self._rng.random() < RESTORES:
+                self._restore()
             else:
-                do = "kill"
-                asleep.pop(name, None)
-                victims[name].restart()
-            actions[f"{do} {name}"] += 1
-    for name in asleep:
-        victims[name].signal(signal.SIGCONT)
+                self._operators.back_up()
+                self._actions["back up files"] += 1
+            return
+        do = self._rng.choices(("kill", "stop", "restart"), (6, 1, 1))[0]
+        if do == "stop":
+            self._victims[name].signal(signal.SIGSTOP)
+            self._asleep[name] = time.monotonic() + self._rng.uniform(0.05, LONGEST_SLEEP)
+        elif do == "restart" and name == "daemon" and name not in self._asleep:
+            do = self._restart_or_reload()
+        else:
+            do = "kill"
+            self._asleep.pop(name, None)
+            self._victims[name].restart()
+        self._actions[f"{do} {name}"] += 1
 
+    def _restart_or_reload(self) -> str:
+        if self._rng.random() < 0.5:
+            self._operators.reload()
+            return "reload"
+        assert self._daemon.terminate() == 0, self._daemon.said
+        self._daemon.start()
+        return "restart"
 
-def _restart_or_reload(daemon: Daemon, rng: random.Random) -> None:
-    if rng.random() < 0.5:
-        _configure(daemon)
-        daemon.signal(signal.SIGHUP)
-        return
-    assert daemon.terminate() == 0, daemon.said
-    daemon.start()
+    def _restore(self) -> None:
+        for name in list(self._asleep):
+            if name not in WORKERS:
+                self._wake(name)
+        what = self._operators.restore(self._programs, [*PRODUCERS, *CALLERS])
+        for name in list(self._asleep):
+            self._wake(name)
+        self._actions[f"restore {what}"] += 1
+
+    def _wake(self, name: str) -> None:
+        del self._asleep[name]
+        self._victims[name].signal(signal.SIGCONT)
 
 
 def _is_drained(folder: Path, client: eoq.Client) -> bool:

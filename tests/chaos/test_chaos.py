@@ -25,4 +25,5 @@ def test_everything_killed_at_random_takes_effect_once(seconds: float) -> None:
     assert report.effects > 5 * report.actions.total()
     assert all(report.sent[way] for way in ("send", "outbox", "spool"))
     assert report.keys and report.ticks
-    assert report.actions["kill daemon"]
+    assert report.actions["kill daemon"] and report.actions["set clock"]
+    assert any(action.startswith("restore") for action in report.actions)

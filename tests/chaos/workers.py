@@ -3,7 +3,8 @@
     python workers.py consume|work|batch|asyncio SOCKET QUEUE LEDGER
     python workers.py once SOCKET FOLDER NAME
 
-``once`` is a caller of the dedup service. It writes the result of each key to FOLDER/NAME.once.
+``once`` is a caller of the dedup service. It writes the result of each key to FOLDER/NAME.once. The keys have the
+number in FOLDER/generation: a daemon's file that is restored knows nothing of those that were run since its backup.
 """
 
 from __future__ import annotations
@@ -64,13 +65,15 @@ def once(path: str, folder: str, name: str) -> None:
     """Call one key after the other, and write down what came back."""
     record = Path(folder) / f"{name}.once"
     number = record.read_text().count("\n") if record.exists() else 0
+    generation = (Path(folder) / "generation").read_text()
     with eoq.connect(path, timeout=60) as client, record.open("a") as file:
         while True:
+            key = f"charge-{generation}-{number}"
             try:
-                token = client.once(f"charge-{number}", lambda: uuid.uuid4().hex, wait=PATIENCE).decode()
+                token = client.once(key, lambda: uuid.uuid4().hex, wait=PATIENCE).decode()
             except eoq.Overloaded:
                 token = UNKNOWN  # its runner was killed together with the daemon, which keeps the key for it for 30 s
-            file.write(f"charge-{number} {token}\n")
+            file.write(f"{key} {token}\n")
             file.flush()
             number += 1
             time.sleep(0.01)

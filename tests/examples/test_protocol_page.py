@@ -32,6 +32,7 @@ PAYMENTS: Final = 1000
 """More than a consumer books between two checks of the test, so that it is killed before the end."""
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DIFFERS: Final = {
+    "now",
     "pid",
     "sqlite",
     "version",

@@ -36,7 +36,7 @@ POINTS: Final = (
 )
 """In their order. Up to ``marks are committed`` the daemon has no message."""
 STATEMENTS: Final = {
-    "insert or ignore into eoq_outbox_sending": "marks are written",
+    "insert into eoq_outbox_sending": "marks are written",
     "delete from eoq_outbox where": "rows are removed",
     "delete from eoq_outbox_sending": "marks are removed too",
 }

@@ -185,3 +185,40 @@ assert lost
 """
     subprocess.run([sys.executable, "-c", code, str(daemon.socket)], check=True, timeout=PATIENCE)
     assert _settle(client, "q") == ["new"]
+
+
+@pytest.mark.parametrize("op", ["drop", "redrive"])
+def test_a_repeated_change_of_all_dead_letters_changes_only_what_the_first_one_saw(
+    daemon: Daemon, client: eoq.Client, op: str
+) -> None:
+    """One of them is older than those that the first request has seen, and died after it."""
+    client.send_many("q", [eoq.Outgoing(b"", id="slow"), eoq.Outgoing(b"", id="dead")])
+    slow, dead = client.receive("q", 2)
+    dead.reject("no such account")
+    code = """
+import sys
+import eoq
+from eoq.transport.connection import Connection
+
+path, op, receipt = sys.argv[1:]
+finish, lost = Connection.finish, []
+
+def finishing(connection, rids, deadline):
+    replies = finish(connection, rids, deadline)
+    if not lost and "missing" in replies[0]:
+        lost.append(replies)
+        with eoq.connect(path) as other:
+            other.ask("reject", receipt=receipt)
+        connection.close("planted")
+        return finish(connection, connection.start([{"op": "status"}], deadline), deadline)
+    return replies
+
+Connection.finish = finishing
+with eoq.connect(path) as client:
+    getattr(client, op)("q", everything=True)
+assert lost
+"""
+    command = [sys.executable, "-c", code, str(daemon.socket), op, slow.receipt]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+    assert client.show("q", "slow")["state"] == "dead"
+    assert client.show("q", "dead")["state"] == ("dropped" if op == "drop" else "ready")

@@ -50,7 +50,8 @@ _ROWS: Final = """
         state
       ) as state,
       attempts, priority, "group",
-      iif(message.state = 'delayed', due_at, null), expires_at, enqueued_at, failed_at,
+      iif(message.state = 'delayed', due_at + iif(fixed, 0.0, coalesce((select set_by from clock), 0.0)), null),
+      expires_at + coalesce((select set_by from clock), 0.0), enqueued_at, failed_at,
       (select count(*) from failure where failure.seq = message.seq), body, null
     from message
     join queue on queue.number = message.queue

@@ -417,7 +417,7 @@ class Model:
     def shift(self, seconds: float) -> None:
         """Move waits and times to live with the wall clock, so that they last as long as they had left."""
         for message in self.messages.values():
-            if message.state in FINISHED:
+            if message.state in FINISHED and message.state != "dead":
                 continue
             if message.due is not None and not message.fixed:
                 message.due += seconds

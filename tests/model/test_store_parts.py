@@ -81,7 +81,8 @@ class Parts:
         self.queues = Queues(database)
         self.lives = Lives(database)
         self.leased = Leased(database, self.lives)
-        self.groups = Groups(database, self.leased)
+        self.clock_notes = ClockNotes(database)
+        self.groups = Groups(database, self.leased, self.clock_notes)
         self.contents = Contents(database)
         self.settled = Settled(database)
         self.seqs = Seqs(database)
@@ -89,7 +90,8 @@ class Parts:
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
         self.puts = Puts(
-            database, self.queues, self.messages, self.groups, self.contents, self.leased, self.seqs, self.space
+            *(database, self.queues, self.messages, self.groups, self.contents),
+            *(self.leased, self.seqs, self.space, self.clock_notes),
         )
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
@@ -99,11 +101,11 @@ class Parts:
 
     def claims(self) -> Claims:
         """Return the part that leases messages."""
-        return Claims(self.database, self.queues, self.messages, self.leased, self.puts)
+        return Claims(self.database, self.queues, self.messages, self.leased, self.puts, self.clock_notes)
 
     def returns(self) -> Returns:
         """Return the part that gives them back."""
-        return Returns(self.database, self.messages, self.groups, self.leased, self.lives)
+        return Returns(self.database, self.messages, self.groups, self.leased, self.lives, self.clock_notes)
 
     def acks(self) -> Acks:
         """Return the part that settles them."""
@@ -114,7 +116,7 @@ class Parts:
 
     def timers(self) -> Timers:
         """Return the part that makes messages ready, expires them and forgets them."""
-        return Timers(self.database, self.queues, self.messages, self.leased, ClockNotes(self.database))
+        return Timers(self.database, self.queues, self.messages, self.leased, self.clock_notes)
 
     def claim(self, limit: int = 10) -> list[DeliveryRef]:
         """Lease messages of the queue `q`."""
@@ -320,6 +322,28 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     assert parts.states() == {"late": "done"}
 
 
+def test_a_clock_that_is_set_changes_no_message(parts: Parts) -> None:
+    """However many wait, no other request waits for that."""
+    parts.put("late", due_at=NOW + 10)
+    statements: list[str] = []
+    parts.database.trace(statements.append)
+    parts.timers().shift(ShiftTimes(-5, NOW, 0.0, ""))
+    parts.database.trace(None)
+    assert statements and not any("message" in statement or "once" in statement for statement in statements)
+
+
+def test_a_shift_that_is_rolled_back_moves_nothing(parts: Parts) -> None:
+    parts.put("late", due_at=NOW + 10)
+
+    def shift() -> None:
+        parts.timers().shift(ShiftTimes(5, NOW, 0.0, ""))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        parts.database.transaction(shift, durable=False)
+    assert parts.timers().advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
+
+
 def test_forgetting_passes_all_records_in_steps(parts: Parts) -> None:
     ids = [f"{n}" for n in range(25)]
     parts.put(*ids)
@@ -418,7 +442,7 @@ def test_bindings_refuse_what_contradicts_them(parts: Parts) -> None:
 
 
 def test_once_keys_have_one_caller(database: Database) -> None:
-    once = OnceKeys(database)
+    once = OnceKeys(database, ClockNotes(database))
     assert once.begin(OnceBegin(NOW, "k", "one", "f")).mine
     assert not once.begin(OnceBegin(NOW, "k", "two", "f")).mine
     with pytest.raises(IdConflict):

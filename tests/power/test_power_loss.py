@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +75,7 @@ def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part:
 def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life, folder: Path) -> None:
     """This shows that the tests above would notice a confirmation that is sent too early."""
     before, moment = life[1][-3:-1]
-    lose(life[0], Moment(moment.length - 1, moment.sent, moment.acked), dropped, 0, folder)
+    lose(life[0], replace(moment, length=moment.length - 1), dropped, 0, folder)
     with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
         lost = [id for id in moment.sent - before.sent if show(client, QUEUE, id) is None]
         undone = [id for id in moment.acked - before.acked if (show(client, QUEUE, id) or {})["state"] != "done"]

@@ -107,7 +107,7 @@ def _answer_step(request: ask.Redrive | ask.Drop, reply: Reply, outcome: Step | 
     reply(fields | {"refused": outcome.refused} if outcome.refused else fields)
 
 
-def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float | None, int]:
+def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float | None, int, float | None]:
     """Return which dead letters a request selects. Raises `InvalidRequest`."""
     if request.ids is not None and (request.all or request.failed_before is not None):
         raise InvalidRequest("give `ids`, or `all` or `failed_before`, not both")
@@ -117,7 +117,7 @@ def _selected(request: ask.Redrive | ask.Drop) -> tuple[list[str] | None, float 
         if not id.isprintable():
             # No message has such an id. And SQLite's JSON ends a text at a NUL, so that it would mean another id.
             raise InvalidRequest(f"{id!r} is no id: it has characters that cannot be printed")
-    return request.ids, request.failed_before, request.after
+    return request.ids, request.failed_before, request.after, request.seen_at
 
 
 def _next_step(step: Step, name: str) -> Fields:

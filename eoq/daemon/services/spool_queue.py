@@ -146,7 +146,7 @@ class QueueFolder:
                 return []
             batch = self._claimed_before(claimed)
             self._renew_tokens(batch, claimed, resend_within)
-            batch += self._move(BATCH_FILES - len(batch), here, claimed)
+            batch += self._move(BATCH_FILES - len(batch), here, claimed, after=batch[-1] if batch else "")
             if batch and not self._synced:
                 os.fsync(claimed)
                 os.fsync(here)
@@ -160,10 +160,15 @@ class QueueFolder:
             return nsmallest(BATCH_FILES, names)
 
     def _renew_tokens(self, batch: list[str], claimed: int, resend_within: float) -> None:
-        """Give old files a new token, if nothing was stored under the old one."""
+        """Give old files a new token, if nothing was stored under the old one, and those behind them as well."""
         most = min(RENEW_SECONDS, resend_within / 2)
-        old = [index for index, file in enumerate(batch) if file in self._unsent and files.age(file) > most]
-        for index, token in zip(old, files.new_tokens(len(old)), strict=True):
+        old = (index for index, file in enumerate(batch) if file in self._unsent and files.age(file) > most)
+        first = next(old, len(batch))
+        if not self._unsent.issuperset(batch[first:]):
+            return
+        tokens = files.new_tokens(len(batch) - first)
+        # The last one first: if the daemon is killed on the way, they are still in their order.
+        for index, token in zip(reversed(range(first, len(batch))), reversed(tokens), strict=True):
             file = batch[index]
             renewed = files.with_token(token, files.name_of(file))
             self._synced = False
@@ -173,11 +178,18 @@ class QueueFolder:
             self._tried_at.pop(file, None)  # it is read again under its new name
             batch[index] = renewed
 
-    def _move(self, room: int, here: int, claimed: int) -> list[str]:
-        """Move the next files to ``.taking``, each under a new token. Return their new names."""
-        names = [self._names.popleft() for _ in range(min(room, len(self._names)))]
+    def _move(self, room: int, here: int, claimed: int, *, after: str) -> list[str]:
+        """Move the next files to ``.taking``, each under a new token. Return their new names.
+
+        Where the clock was set back, the last file there (``after``) may have a later token. Then nothing is moved
+        until it is gone: files are stored in the order of their tokens.
+        """
+        tokens = files.new_tokens(min(room, len(self._names)))
+        if tokens and tokens[0] <= after:
+            return []
         moved = []
-        for token, name in zip(files.new_tokens(len(names)), names, strict=True):
+        for token in tokens:
+            name = self._names.popleft()
             file = files.with_token(token, name)
             self._synced = False
             try:

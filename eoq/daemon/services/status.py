@@ -61,6 +61,7 @@ class StatusService:
             "pid": os.getpid(),
             "sqlite": sqlite3.sqlite_version,
             "started_at": self._started,
+            "now": self._broker.clock.wall(),
             "database": str(self._database),
             "socket": str(self._socket),
             "connections": len(self._server.connections),

@@ -134,9 +134,9 @@ class Advance(Command[Advanced], frozen=True):
 
 
 class ShiftTimes(Command[Shifted], frozen=True):
-    """Move waits and times to live by ``seconds``, because the wall clock was set.
+    """Move waits and times to live by ``seconds``, because the wall clock was set. Moments that a sender named stay.
 
-    Moments that a sender named stay. This is one step, so that nothing moves twice: a clock is rarely set.
+    However many wait, it is one number that changes: see `ClockNotes`.
     """
 
     seconds: float
@@ -230,6 +230,8 @@ class Purge(Command[Step], frozen=True):
 class Redrive(Command[Step], frozen=True):
     """Give dead letters a new set of attempts: those of ``ids``, or all that failed before a moment.
 
+    ``seen_at`` is when the operator looked: messages that failed since then stay.
+
     A message keeps its id, its seq and the history of its deliveries. Its time to live no longer counts.
 
     With ``to``, the messages are stored in that queue instead, under their ids, and the dead letters are dropped. Those
@@ -241,18 +243,20 @@ class Redrive(Command[Step], frozen=True):
     ids: Sequence[str] | None
     failed_before: float | None
     after: int
+    seen_at: float | None = None
     to: str | None = None
     settings: SettingsOf = defaults
 
 
 class Drop(Command[Step], frozen=True):
-    """Settle dead letters as dropped: those of ``ids``, or all that failed before a moment."""
+    """Settle dead letters as dropped: those of ``ids``, or all that failed before a moment. See `Redrive`."""
 
     now: float
     queue: str
     ids: Sequence[str] | None
     failed_before: float | None
     after: int
+    seen_at: float | None = None
 
 
 # ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────

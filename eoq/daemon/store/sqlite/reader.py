@@ -34,9 +34,12 @@ SCAN_ROWS: Final = 50_000
 SCAN_BYTES: Final = 64 * 1024 * 1024
 """How many bytes of bodies, headers and errors such a query reads at most."""
 
-_COLUMNS: Final = """
-    id, seq, state, attempts, priority, "group", enqueued_at, due_at, expires_at, delivered_at, consumer, failed_at,
-    headers, error, body
+# Waits are stored without what the wall clock was set by; see `ClockNotes`.
+_SET_BY: Final = "coalesce((select set_by from clock where only_row = 1), 0.0)"
+_COLUMNS: Final = f"""
+    id, seq, state, attempts, priority, "group", enqueued_at,
+    due_at + iif(fixed, 0.0, {_SET_BY}) as due_at, expires_at + {_SET_BY} as expires_at,
+    delivered_at, consumer, failed_at, headers, error, body
     """
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 from ....records import Claimed, ClaimedMessage, NewMessage
 from ....store.commands import Claim
 from ..database import Database
+from ..tables.clock import ClockNotes
 from ..tables.messages import Ending, Messages
 from ..tables.puts import Puts
 from ..tables.queues import Queues
@@ -86,12 +87,14 @@ class Claims:
         messages: Messages,
         leased: Leased,
         puts: Puts,
+        clock_notes: ClockNotes,
     ) -> None:
         self._database = database
         self._queues = queues
         self._messages = messages
         self._leased = leased
         self._puts = puts
+        self._clock_notes = clock_notes
 
     def claim(self, command: Claim) -> Claimed:
         """See `Claim`."""
@@ -119,11 +122,11 @@ class Claims:
         size = 0
         last = START
         unfinished = False
-        now, limit, most_bytes = command.now, command.limit, command.most_bytes
+        unset, limit, most_bytes = command.now - self._clock_notes.set_by, command.limit, command.most_bytes
         with closing(self._candidates(queue_id, place, limit)) as candidates:
             for row in candidates:
                 expires_at = row[8]
-                if expires_at is not None and expires_at <= now:
+                if expires_at is not None and expires_at <= unset:
                     unfinished = len(expired) == EXPIRY_ROWS
                     if not unfinished:
                         expired.append(Ending(row[0], queue_id, row[1], row[6], len(row[2]), "ready"))

@@ -7,6 +7,7 @@ from typing import Final
 from ....records import DeliveryLost, DeliveryRef, End
 from ....store.commands import RejectDelivery, RetryDeliveries
 from ..database import Database
+from ..tables.clock import ClockNotes
 from ..tables.groups import Groups
 from ..tables.messages import Ending, Messages
 from .leased import Delivered, Leased
@@ -17,11 +18,11 @@ _RETRY: Final = """
     set
       state = case
         when :counts and attempts + 1 >= :max_attempts then 'dead'
-        when :due_at > :now then 'delayed'
+        when :due_at > :unset then 'delayed'
         else 'ready'
       end,
       attempts = attempts + :counts,
-      due_at = iif(:due_at > :now, :due_at, null),
+      due_at = iif(:due_at > :unset, :due_at, null),
       fixed = 0,
       error = iif(:counts, coalesce(:error, error), error),
       failed_at = iif(:counts, :now, failed_at),
@@ -31,7 +32,7 @@ _RETRY: Final = """
       life = :life,
       delivery = :number
     where seq = :seq
-    returning id, state, priority, error, expires_at <= :now
+    returning id, state, priority, error, expires_at <= :unset
     """
 _REJECT: Final = """
     update message
@@ -53,12 +54,21 @@ _REJECT: Final = """
 class Returns:
     """The deliveries that fail."""
 
-    def __init__(self, database: Database, messages: Messages, groups: Groups, leased: Leased, lives: Lives) -> None:
+    def __init__(
+        self,
+        database: Database,
+        messages: Messages,
+        groups: Groups,
+        leased: Leased,
+        lives: Lives,
+        clock_notes: ClockNotes,
+    ) -> None:
         self._database = database
         self._messages = messages
         self._groups = groups
         self._leased = leased
         self._lives = lives
+        self._unset = clock_notes.unset
 
     def retry(self, command: RetryDeliveries) -> list[End | bool]:
         """See `RetryDeliveries`."""
@@ -88,7 +98,8 @@ class Returns:
             _RETRY,
             {
                 "now": now,
-                "due_at": command.due_at,
+                "unset": self._unset(now),
+                "due_at": self._unset(command.due_at),
                 "counts": counts,
                 "max_attempts": command.settings(delivery.queue).max_attempts,
                 "error": command.error,

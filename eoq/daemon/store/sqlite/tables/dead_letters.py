@@ -187,9 +187,17 @@ class DeadLetters:
                 return found, after
             message = Ending._make(row)
             after = message.seq
-            if command.failed_before is None or failed_at is None or failed_at < command.failed_before:
+            if failed_at is None or _is_meant(command, failed_at):
                 found.append(message)
         return found, after if len(rows) == STEP_SCANS else None
+
+
+def _is_meant(command: Redrive | Drop, failed_at: float) -> bool:
+    """Return whether a command is for a dead letter that failed at a moment."""
+    if command.failed_before is not None and failed_at >= command.failed_before:
+        return False
+    # One that seems to fail later than now was there before the clock was set back.
+    return command.seen_at is None or not command.seen_at < failed_at <= command.now
 
 
 class Deletion:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from ..database import Database
 from ..deliveries.leased import Leased
+from .clock import ClockNotes
 
 
 class Groups:
     """The messages of groups: which of them are blocked."""
 
-    def __init__(self, database: Database, leased: Leased) -> None:
+    def __init__(self, database: Database, leased: Leased, clock_notes: ClockNotes) -> None:
         self._database = database
         self._leased = leased
+        self._clock_notes = clock_notes
 
     def block_new(self, first_seq: int) -> None:
         """Block the messages from ``first_seq`` on whose group has an earlier unsettled message."""
@@ -39,8 +41,8 @@ class Groups:
             """
             update message
             set
-              state = iif(due_at > :now, 'delayed', 'ready'),
-              due_at = iif(due_at > :now, due_at, null)
+              state = iif(due_at > iif(fixed, :now, :unset), 'delayed', 'ready'),
+              due_at = iif(due_at > iif(fixed, :now, :unset), due_at, null)
             where seq = (
               select seq
               from message
@@ -56,7 +58,7 @@ class Groups:
             )
             returning priority, seq, state
             """,
-            {"now": now, "queue": queue_id, "group": group},
+            {"now": now, "unset": self._clock_notes.unset(now), "queue": queue_id, "group": group},
         ).fetchall()
         for priority, seq, state in rows:
             if state == "ready":

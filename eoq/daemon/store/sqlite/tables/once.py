@@ -6,13 +6,15 @@ from .....errors import IdConflict, LeaseLost
 from ....records import OnceRecord
 from ....store.commands import OnceBegin, OnceFinish, OnceForget, OnceRelease, OnceRunning
 from ..database import Database
+from .clock import ClockNotes
 
 
 class OnceKeys:
     """All keys."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock_notes: ClockNotes) -> None:
         self._database = database
+        self._unset = clock_notes.unset
 
     def begin(self, command: OnceBegin) -> OnceRecord:
         """See `OnceBegin`."""
@@ -22,7 +24,7 @@ class OnceKeys:
             delete from once
             where key = ? and expires_at <= ?
             """,
-            (key, command.now),
+            (key, self._unset(command.now)),
         )
         self._database.execute(
             """
@@ -49,7 +51,7 @@ class OnceKeys:
 
     def finish(self, command: OnceFinish) -> None:
         """See `OnceFinish`."""
-        key, token = command.key, command.token
+        key, token, expires_at = command.key, command.token, self._unset(command.expires_at)
         written = self._database.execute(
             """
             insert into once (key, token, state, status, output, output_bytes, expires_at)
@@ -63,7 +65,7 @@ class OnceKeys:
               expires_at = excluded.expires_at
             where token = excluded.token and state = 'running'
             """,
-            (key, token, command.status, command.output, command.output_bytes, command.expires_at),
+            (key, token, command.status, command.output, command.output_bytes, expires_at),
         ).rowcount
         if written == 0 and not self._runs(key, token):
             raise LeaseLost(
@@ -103,5 +105,5 @@ class OnceKeys:
               limit ?
             )
             """,
-            (command.now, command.limit),
+            (self._unset(command.now), command.limit),
         ).rowcount

@@ -13,6 +13,7 @@ from ..database import MANY, Database
 from ..deliveries.leased import Leased
 from ..seqs import Seqs
 from ..space import Space
+from .clock import ClockNotes
 from .contents import Content, Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -96,6 +97,7 @@ class Puts:
         leased: Leased,
         seqs: Seqs,
         space: Space,
+        clock_notes: ClockNotes,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -105,6 +107,7 @@ class Puts:
         self._leased = leased
         self._seqs = seqs
         self._space = space
+        self._clock_notes = clock_notes
 
     @property
     def next_seq(self) -> int:
@@ -196,7 +199,10 @@ class Puts:
         _, first = sends[0]
         queue_id = self._queues.make(first.queue)
         first_seq = self._seqs.take(len(sends))
-        values: list[object] = [first_seq, queue_id, first.expires_at]
+        expires_at = first.expires_at
+        if expires_at is not None:
+            expires_at -= self._clock_notes.set_by
+        values: list[object] = [first_seq, queue_id, expires_at]
         if [m for _, m in sends if m.group is not None or m.headers is not None]:
             statements = _PUT_MORE
             for now, m in sends:
@@ -212,15 +218,16 @@ class Puts:
         if message.due_at is None or message.due_at <= now:
             return self._insert_ready([(now, message)])
         seq = self._seqs.take(1)
+        unset = self._clock_notes.unset
         row = (
             seq,
             self._queues.make(message.queue),
             message.id,
             message.priority,
             now,
-            message.due_at,
+            message.due_at if message.fixed else unset(message.due_at),
             message.fixed,
-            message.expires_at,
+            unset(message.expires_at),
             message.digest,
             message.group,
             message.headers,

@@ -34,15 +34,27 @@ class Timers:
             update message
             set state = 'ready', due_at = null
             where seq in (
-              select seq
-              from message
-              where state = 'delayed' and due_at <= ?
-              order by due_at
-              limit ?
+              select *
+              from (
+                select seq
+                from message
+                where state = 'delayed' and fixed = 0 and due_at <= :unset
+                order by due_at
+                limit :limit
+              )
+              union all
+              select *
+              from (
+                select seq
+                from message
+                where state = 'delayed' and fixed = 1 and due_at <= :now
+                order by due_at
+                limit :limit
+              )
             )
             returning queue, priority, seq
             """,
-            (command.now, command.limit),
+            {"now": command.now, "unset": self._clock_notes.unset(command.now), "limit": command.limit},
         ).fetchall()
         ready: dict[str, int] = {}
         for queue_id, priority, seq in rows:
@@ -60,56 +72,32 @@ class Timers:
             order by expires_at
             limit ?
             """,  # noqa: S608 # a constant
-            (command.now, command.limit),
+            (self._clock_notes.unset(command.now), command.limit),
         ).fetchall()
         return self._messages.expire(command.now, [Ending._make(row) for row in rows], command.settings)
 
     def _next_moment(self) -> float | None:
         """Return when the next message is due or expires; None where there is none."""
-        (due_at,) = self._database.execute("select min(due_at) from message where state = 'delayed'").fetchone()
-        (expires_at,) = self._database.execute(
+        moments = self._database.execute(
             """
-            select min(expires_at)
+            select min(due_at) + :set_by from message where state = 'delayed' and fixed = 0
+            union all
+            select min(due_at) from message where state = 'delayed' and fixed = 1
+            union all
+            select min(expires_at) + :set_by
             from message
             where expires_at is not null and state in ('ready', 'delayed', 'blocked') and not leased(seq)
-            """
-        ).fetchone()
-        return min((moment for moment in (due_at, expires_at) if moment is not None), default=None)
+            """,
+            {"set_by": self._clock_notes.set_by},
+        ).fetchall()
+        return min((moment for (moment,) in moments if moment is not None), default=None)
 
     def shift(self, command: ShiftTimes) -> Shifted:
         """See `ShiftTimes`."""
         self._clock_notes.set_forward(command.now, command.seconds)
-        self._clock_notes.store(command.now, command.elapsed, command.boot)
-        return self._shift(command.seconds)
+        self._clock_notes.store(command.now, command.elapsed, command.boot, command.seconds)
+        return Shifted(command.seconds)
 
     def note_clock(self, command: NoteClock) -> Shifted:
         """See `NoteClock`."""
-        seconds = self._clock_notes.note(command)
-        return self._shift(seconds) if seconds else Shifted(0.0)
-
-    def _shift(self, seconds: float) -> Shifted:
-        self._database.execute(
-            """
-            update message
-            set due_at = due_at + ?
-            where state in ('delayed', 'blocked') and due_at is not null and not fixed
-            """,
-            (seconds,),
-        )
-        self._database.execute(
-            """
-            update message
-            set expires_at = expires_at + ?
-            where expires_at is not null and state in ('ready', 'delayed', 'blocked')
-            """,
-            (seconds,),
-        )
-        self._database.execute(
-            """
-            update once
-            set expires_at = expires_at + ?
-            where expires_at is not null
-            """,
-            (seconds,),
-        )
-        return Shifted(seconds)
+        return Shifted(self._clock_notes.note(command))

@@ -1,0 +1,86 @@
+"""A row of an outbox as the message to send, or the reason why it cannot be sent.
+
+Any program may have written the row, so it may contain anything.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..client.batch_sender import MESSAGE_FAULTS
+from ..errors import EoqError, InvalidRequest, MessageTooLarge
+from ..message import Outgoing
+from ..protocol.limits import MAX_BODY
+from ..protocol.validation import check_options, check_queue, time_left
+
+
+class Row(NamedTuple):
+    """A row of an outbox.
+
+    ``key`` is the id in the file: together with ``seq`` it names this row even if the file was restored meanwhile.
+    ``stream`` is the queue and the group, or None without a group: rows of one stream are sent in their order.
+    ``message`` is the message to send, or the error that says why it cannot be sent.
+    """
+
+    seq: int
+    key: bytes
+    stream: tuple[str | bytes, str | bytes] | None
+    message: Outgoing | EoqError
+
+
+def check_age(since: Any, resend_within: float) -> InvalidRequest | None:
+    """Return why a row may not be sent again without the operator's decision, or None if it may."""
+    if since is None:
+        return None
+    if not isinstance(since, int | float):
+        return InvalidRequest("its `since` in eoq_outbox_sending is not a number of seconds; it may have been sent")
+    if time.time() - since <= resend_within:
+        return None
+    tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(since, 0.0)))
+    return InvalidRequest(
+        f"it was first sent on {tried}, and no answer was received. The daemon may have forgotten its id by now, so it "
+        "could be stored twice. Find out whether it arrived. If so, delete the row; if not, set its error to null"
+    )
+
+
+def read_message(
+    queue: Any, group: Any, body: Any, headers: Any, id: Any, priority: Any, at: Any, ttl: Any, created_at: Any
+) -> Outgoing | InvalidRequest | MessageTooLarge:
+    """Return a row as a message, or an error that says what is wrong with the row."""
+    try:
+        check_queue(queue)
+        if id is None:
+            raise InvalidRequest("it has no id, so it could be stored twice")
+        if not isinstance(body, str | bytes):
+            raise InvalidRequest("it has no body; write text or a blob")
+        content = body.encode(errors="surrogateescape") if isinstance(body, str) else body
+        if len(content) > MAX_BODY:
+            raise MessageTooLarge(f"the body has more than {MAX_BODY:,} bytes; store it elsewhere and send its name")
+        message = Outgoing(content, id, queue, _read_headers(headers), priority, group, None, at, ttl)
+        check_options(message)
+        if ttl is not None:
+            if not isinstance(created_at, int | float):
+                raise InvalidRequest("its `created_at`, from which its `ttl` counts, is not a number of seconds")
+            message = replace(message, ttl=time_left(ttl, created_at))
+    except (InvalidRequest, MessageTooLarge) as error:
+        return error
+    except MESSAGE_FAULTS as fault:
+        # The last catch: whatever one row contains, the relay and the other rows go on.
+        return InvalidRequest(f"eoq failed at this row: {fault!r}")
+    return message
+
+
+def _read_headers(text: object) -> dict[str, str] | None:
+    if text is None:
+        return None
+    headers = None
+    if isinstance(text, str | bytes):
+        with suppress(ValueError, RecursionError):
+            headers = json.loads(text)
+    if not isinstance(headers, dict):
+        raise InvalidRequest('the headers are not a JSON object of texts such as {"name": "value"}')
+    return headers
