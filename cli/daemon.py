@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from eoq.transport.channel import unavailable
 from .background import run_in_background
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
+from .logs import log_to_standard_error
 from .options import json_option, socket_option
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     from eoq.daemon.main import Settings, run
 
     resolved = resolve(from_cli(ctx))
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="eoq daemon: %(message)s")
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every change
+    log_to_standard_error("eoq daemon")
 
     def ready(path: Path) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shlex
 import signal
 import sys
@@ -16,6 +15,7 @@ from eoq.outbox.file import OutboxFile
 from eoq.outbox.relay import RESEND_WITHIN, Relay
 
 from .common import print_json, visible
+from .logs import log_to_standard_error
 from .options import json_option, socket_option
 
 SET_ASIDE = 65
@@ -60,8 +60,7 @@ def relay(
     eoq relay shop.db --until-empty     # exit status 65 while rows are set aside
     eoq relay shop.db --list
     """
-    logging.basicConfig(level=logging.INFO, format="eoq relay: %(message)s", stream=sys.stderr)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    log_to_standard_error("eoq relay")
     if only_list:
         for path in files:
             _list(path, as_json)

@@ -2,7 +2,8 @@
 
 The default tests start more than a thousand daemons. To import asyncio and eoq takes most of the time of such a start,
 and it is the same each time. The forker has imported them. What it starts is a process like any other: with a process
-id, an environment, a folder and standard streams of its own, and it can be killed.
+id, an environment, a folder and standard streams of its own, and it can be killed. When the tests end, also because
+they are killed, the forker ends, and what it has started is killed.
 
     process = forker().start([sys.executable, "-m", "eoq.cli", "daemon"], environment, folder, (stdin, stdout, stderr))
     process.send_signal(signal.SIGKILL)
@@ -25,6 +26,7 @@ import signal
 import socket as sockets
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,8 @@ from typing import Any, Final, NoReturn
 
 LARGEST: Final = 1024 * 1024
 """Bytes of a request at most: the arguments, the environment and the folder of a program."""
+WATCH_SECONDS: Final = 1.0
+"""How often to look whether the parent still runs. Its end of a socket does not tell: a fork of it may have it too."""
 
 
 # ── in the tests ────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,7 +89,16 @@ class Forker:
             self._process = subprocess.Popen(
                 # -P: the folder of this file is not on the path of the programs.
                 # The rest is for whoever reads the command line of a daemon, which is the forker's.
-                [sys.executable, "-P", __file__, str(other.fileno()), str(clock or ""), "eoq", "daemon"],
+                [
+                    sys.executable,
+                    "-P",
+                    __file__,
+                    str(other.fileno()),
+                    str(os.getpid()),
+                    str(clock or ""),
+                    "eoq",
+                    "daemon",
+                ],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={name: value for name, value in os.environ.items() if not name.startswith("EOQ_")},
@@ -103,7 +116,7 @@ class Forker:
         return Forked(ours, arguments)
 
     def close(self) -> None:
-        """End the forker. The processes that it has started go on."""
+        """End the forker. The processes that it has started are killed."""
         self._socket.close()
         self._process.wait()
 
@@ -119,9 +132,9 @@ def forker() -> Forker:
 # ── the forker ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def serve(requests: sockets.socket) -> None:
-    """Fork for each request until the tests close their side. Each child has a keeper, which reports its end."""
-    while True:
+def serve(requests: sockets.socket, parent: int) -> None:
+    """Fork for each request until the process ``parent`` closes its side or ends. Each child has a keeper."""
+    while _runs_still(parent, requests):
         data, streams, _, _ = sockets.recv_fds(requests, LARGEST, 4)
         if not data:
             return
@@ -135,16 +148,36 @@ def serve(requests: sockets.socket) -> None:
                 pass
 
 
+def _runs_still(parent: int, channel: sockets.socket | int) -> bool:
+    """Wait until something can be read from ``channel``. Return False where the process ``parent`` ends before."""
+    while not select.select([channel], [], [], WATCH_SECONDS)[0]:
+        if os.getppid() != parent:
+            return False
+    return True
+
+
 def _keep(request: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
-    """Start the program. Write its process id and, when it has ended, its exit status to the last of ``streams``."""
+    """Start the program. Write its process id and, when it has ended, its exit status to the last of ``streams``.
+
+    Kill the program where the forker has ended, or the other side of the last stream is closed.
+    """
+    forker = os.getppid()
     pid = os.fork()
     if pid == 0:
         _run(request, streams)
     for stream in streams[:3]:
         os.close(stream)
+
+    def kill_without_parent() -> None:
+        _runs_still(forker, streams[3])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     with contextlib.suppress(BrokenPipeError):
         os.write(streams[3], f"{pid}\n".encode())
-        _, status = os.waitpid(pid, 0)
+    threading.Thread(target=kill_without_parent, daemon=True).start()
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(BrokenPipeError):
         os.write(streams[3], f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
@@ -189,9 +222,9 @@ def _set_clock(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2]:
-        _set_clock(Path(sys.argv[2]))  # before the imports, which keep `time.time`
+    if sys.argv[3]:
+        _set_clock(Path(sys.argv[3]))  # before the imports, which keep `time.time`
     for module in ("eoq.cli.daemon", "eoq.daemon.main"):  # so that the programs need not import them
         importlib.import_module(module)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    serve(sockets.socket(fileno=int(sys.argv[1])))
+    serve(sockets.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -164,3 +164,21 @@ def test_any_id_can_be_in_a_receipt(daemon: Daemon, id: str) -> None:
         daemon.start()
     with daemon.wire() as wire:
         assert wire.ask({"op": "ack", "receipt": receipt})["ok"], "repeated after a restart"
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["hung-up", "expired"])
+def test_a_delivery_that_is_given_back_in_steps_counts_its_first_messages_only(daemon: Daemon, bound: bool) -> None:
+    count, handles = 1000, 250
+    with daemon.wire() as consumer, daemon.wire() as other:
+        messages = [{"id": f"{number:04}", "body": "x"} for number in range(count)]
+        assert other.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
+        options = {"bound": True, "lease": 3600} if bound else {"lease": 0.5}
+        leased = consumer.ask({"op": "receive", "queue": "q", "limit": count, "handles": handles, **options})
+        assert len(leased["messages"]) == count
+        for message in leased["messages"][:10]:
+            assert consumer.ask({"op": "ack", "receipt": message["receipt"]})["ok"]
+        consumer.close()
+        eventually(lambda: other.ask({"op": "status"})["leased"] == 0)
+        again = other.ask({"op": "receive", "queue": "q", "limit": count})["messages"]
+        counted = {message["id"] for message in again if message["attempt"] == 2}
+        assert counted == {f"{number:04}" for number in range(10, 10 + handles)}

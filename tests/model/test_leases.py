@@ -6,11 +6,11 @@ import tracemalloc
 
 import pytest
 
-from eoq.daemon.broker.leases import Lease, Leases
+from eoq.daemon.broker.leases import Bound, Lease, Leases
 from eoq.daemon.records import DeliveryRef
 
 
-def _lease(number: int, deadline: float, bound: set[Lease] | None = None) -> Lease:
+def _lease(number: int, deadline: float, bound: Bound | None = None) -> Lease:
     return Lease(DeliveryRef(number, 1, "q"), f"m{number}", 1, f"epoch.{number}.1", deadline, bound)
 
 
@@ -42,7 +42,7 @@ def test_leases_of_one_claim_end_together_unless_one_is_settled_or_extended(leas
 @pytest.mark.slow
 def test_one_live_lease_does_not_keep_all_that_ended_behind_it(leases: Leases) -> None:
     """It ends before they would have, and lives while many others are given and settled."""
-    bound: set[Lease] = set()
+    bound: Bound = {}
     live = _lease(0, 1000.0)
     leases.add([live])
     tracemalloc.start()

@@ -271,7 +271,7 @@ def test_the_timer_finds_what_is_due_what_has_expired_and_what_is_next(traced: T
         traced.plan(Advance(LATER + 1, 500, traced.settings_of)),
         "message USING INDEX message_delayed (fixed=? AND due_at<?)",
         "message USING INDEX message_delayed (fixed=?)",
-        "message USING INDEX message_expiring (expires_at<?)",
+        "message USING INDEX message_expiring (expires_at>? AND expires_at<?)",
         "message USING INDEX message_expiring (expires_at>?)",
     )
 

@@ -4,44 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.lines import CODES, VALID
+from tests.fuzz.mutations import STRANGE, mutated
 from tests.support import HAS_PROC, Daemon, Fields, Wire, running_daemon
-
-CODES = {"invalid_request", "message_too_large", "id_conflict", "lease_lost", "not_found", "queue_full", "overloaded"}
-"""Errors that a client can cause. Any other would be a fault of the daemon."""
-
-VALID: list[Fields] = [
-    {"op": "send", "queue": "q", "body": "x", "id": "a", "headers": {"k": "v"}, "priority": 1, "group": "g"},
-    {"op": "send", "queue": "q", "body_base64": "AP8=", "delay": 0.01},
-    {"op": "send", "queue": "q", "body": "x", "at": 1700000000},
-    {"op": "send_many", "queue": "q", "messages": [{"body": "x", "id": "b"}, {"body": "y"}]},
-    {"op": "receive", "queue": "q", "limit": 2, "wait": 0, "lease": 0.01, "bound": True},
-    {"op": "ack", "receipt": "0.1.1", "result": "r"},
-    {"op": "settle", "acks": [{"receipt": "0.1.1", "result_base64": ""}], "send": [{"queue": "r", "body": "x"}]},
-    {"op": "nack", "receipt": "0.1.1", "delay": 1, "error": "e"},
-    {"op": "reject", "receipt": "0.1.1", "error": "e"},
-    {"op": "extend", "receipt": "0.1.1", "seconds": 1},
-    {"op": "release", "receipts": ["0.1.1"]},
-    {"op": "result", "queue": "q", "id": "a", "wait": 0},
-    {"op": "queues"},
-    {"op": "peek", "queue": "q", "limit": 1, "state": "dead"},
-    {"op": "show", "queue": "q", "id": "a"},
-    {"op": "status"},
-]
-
-STRANGE: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**400, 0.5, -0.0, 1e-320,
-    1e308, "", " ", "x", "\x00", "\ud800", "🦆", "q" * 300, "0.1.1", "'", "\\", [], [[]], [None], [0],
-    ["x"], ["x"] * 2000,
-    {}, {"": ""}, {"op": "send"}, {"receipt": "0.1.1"}, [{"body": "x"}], [{"receipt": "0.1.1"}] * 3,
-    [{"queue": "q", "body": "x", "id": "same"}] * 3, "ffffffff.7fffffffffffffff.7fffffffffffffff", "0.0.0", "0._1.1",
-    "0. 1.1", "0.+1.1", "0.0x1.1", "0.٣.1",
-]  # fmt: skip
 
 MARK = "the end"
 
@@ -121,32 +91,15 @@ def test_requests_with_random_fields_at_length(shared_daemon: Daemon, requests: 
     _check_random_fields(shared_daemon, requests)
 
 
-def _mutated(rng: random.Random, line: bytes) -> bytes:
-    data = bytearray(line)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        match rng.randrange(5):
-            case 0:
-                data[at : at + 1] = bytes([rng.randrange(256)])
-            case 1:
-                data[at:at] = rng.choice(
-                    [b"{", b"}", b"[", b'"', b"\\", b"\xff", b"\x00", b"9" * 30, b"e9", b"-", b"\n"]
-                )
-            case 2:
-                del data[at : at + rng.randint(1, 8)]
-            case 3:
-                data[at:at] = data[at : at + rng.randint(1, 20)]
-            case _:
-                other = json.dumps(rng.choice(VALID)).encode()
-                data[at:] = other[rng.randrange(len(other)) :]
-    return bytes(data)
+def _line(rng: random.Random) -> bytes:
+    return json.dumps(rng.choice(VALID)).encode()
 
 
 def _mutate_for_a_while(rounds: int, seed: int) -> None:
     rng = random.Random(seed)
     with running_daemon() as daemon, daemon.wire() as other:
         for number in range(rounds):
-            lines = [_mutated(rng, json.dumps(rng.choice(VALID)).encode()) for _ in range(100)]
+            lines = [mutated(rng, _line(rng), _line(rng)) for _ in range(100)]
             with daemon.wire() as wire:
                 for reply in _replies(wire, *lines):
                     _check(reply)

@@ -7,9 +7,10 @@ lease ends.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote, unquote
 
 from msgspec import Struct
@@ -34,10 +35,14 @@ class Lease(Struct, eq=False):
     attempt: int
     receipt: str
     deadline: float
-    bound: set[Lease] | None
+    bound: Bound | None
     """The leases of the connection that it ends with. None where it is not bound to a connection."""
     scheduled: float = 0.0
     """The moment at which the table checks its deadline, which may have been moved meanwhile."""
+
+
+Bound: TypeAlias = dict[Lease, None]
+"""The leases of one connection, in the order of delivery."""
 
 
 class Receipts:
@@ -105,7 +110,7 @@ class Leases:
         self._by_receipt.update([(lease.receipt, lease) for lease in leases])
         self._by_queue[first.delivery.queue] += len(leases)
         if first.bound is not None:
-            first.bound.update(leases)
+            first.bound.update(dict.fromkeys(leases))
         self._schedule(leases)
 
     def extend(self, lease: Lease, deadline: float) -> None:
@@ -121,7 +126,7 @@ class Leases:
             if self._by_receipt.pop(lease.receipt, None) is not None:
                 removed.append(lease.delivery.queue)
             if lease.bound is not None:
-                lease.bound.discard(lease)
+                lease.bound.pop(lease, None)
         for queue, count in counted(removed).items():
             self._by_queue[queue] -= count
             if not self._by_queue[queue]:
@@ -147,13 +152,21 @@ class Leases:
     def _is_scheduled(self, lease: Lease, moment: float) -> bool:
         return lease.scheduled == moment and self._by_receipt.get(lease.receipt) is lease
 
-    def expire(self, now: float, most: float = float("inf")) -> list[Lease]:
-        """End leases whose deadline has passed, and return them: all, or about as many as ``most``."""
+    def expire(self, now: float, most: int = sys.maxsize) -> list[Lease]:
+        """End leases whose deadline has passed, and return them: all, or ``most``.
+
+        Of the leases of one delivery the last ones end first. So what is left of it begins as it did, and the messages
+        that were being handled, which are the first ones, are found in each step.
+        """
         expired: list[Lease] = []
         while len(expired) < most and (moment := self.next_deadline()) is not None and moment <= now:
-            _, _, leases = heapq.heappop(self._by_deadline)
-            self._listed -= len(leases)
-            for lease in leases:
+            _, _, leases = self._by_deadline[0]
+            some = leases[max(0, len(leases) - (most - len(expired))) :]
+            del leases[-len(some) :]
+            self._listed -= len(some)
+            if not leases:
+                heapq.heappop(self._by_deadline)
+            for lease in some:
                 if not self._is_scheduled(lease, moment):
                     continue
                 if lease.deadline > now:

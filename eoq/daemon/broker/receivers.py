@@ -21,7 +21,7 @@ from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Claim
 from .due_times import DueTimes
 from .events import Events
-from .leases import Lease, Leases, Receipts
+from .leases import Bound, Lease, Leases, Receipts
 from .limits import DeliveryLimits
 from .redelivery import Redelivery
 from .wait_list import Waiter, WaitList
@@ -282,7 +282,7 @@ class Receivers:
             messages.append(fields)
         return messages
 
-    def _make_leases(self, request: ask.Receive, claim: Claimed, bound: set[Lease] | None) -> list[Lease]:
+    def _make_leases(self, request: ask.Receive, claim: Claimed, bound: Bound | None) -> list[Lease]:
         deadline = self._clock.monotonic() + request.lease
         number, queue_id = claim.delivery_number, claim.queue_id
         write = self._receipts.write

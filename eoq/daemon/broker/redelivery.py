@@ -6,7 +6,6 @@ or when the client that it was claimed for has disconnected.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -19,7 +18,7 @@ from ..session import Fields, Reply, Session, Submitter
 from ..store.commands import Counts, RetryDeliveries
 from .due_times import DueTimes
 from .events import Events
-from .leases import Lease, Leases
+from .leases import Bound, Lease, Leases
 
 STEP_LEASES: Final = 200
 """How many leases end in one step."""
@@ -46,7 +45,7 @@ class Redelivery:
         self._due_times = due_times
         self._events = events
         self._alarm = Alarm(clock, self._expire)
-        self._bound: dict[Session, set[Lease]] = {}
+        self._bound: dict[Session, Bound] = {}
         self._expiring = False
         self._stopping = False
 
@@ -55,11 +54,11 @@ class Redelivery:
         self._stopping = True
         self._alarm.stop()
 
-    def bound_to(self, session: Session) -> set[Lease]:
-        """Return the set of leases that end with a connection. Their messages are then given back at once."""
+    def bound_to(self, session: Session) -> Bound:
+        """Return the leases that end with a connection. Their messages are then given back at once."""
         bound = self._bound.get(session)
         if bound is None:
-            bound = self._bound[session] = set()
+            bound = self._bound[session] = {}
             session.on_close(partial(self._give_back_bound, session))
         return bound
 
@@ -157,23 +156,21 @@ class Redelivery:
             self.watch()
 
     def _give_back_bound(self, session: Session) -> None:
-        """Give back the messages of a connection that has ended, in steps."""
-        by_delivery: dict[int, list[Lease]] = {}
-        for lease in self._bound.pop(session):
-            by_delivery.setdefault(lease.delivery.number, []).append(lease)
-        self._give_back_some(deque(by_delivery.values()))
+        """Give back the messages of a connection that has ended, in steps.
 
-    def _give_back_some(self, deliveries: deque[list[Lease]]) -> None:
-        """Give back whole deliveries: which messages of one were being handled is found from all of them."""
-        while deliveries:
-            leases: list[Lease] = []
-            while deliveries and len(leases) < STEP_LEASES:
-                # Those that were settled meanwhile, with their receipts, are not given back.
-                leases += [lease for lease in deliveries.popleft() if self._leases.get(lease.receipt) is lease]
+        The last ones are first: as in `Leases.expire`, what is left of a delivery then begins as it did.
+        """
+        self._give_back_some(list(self._bound.pop(session)))
+
+    def _give_back_some(self, left: list[Lease]) -> None:
+        while left:
+            # Those that were settled meanwhile, with their receipts, are not given back.
+            leases = [lease for lease in left[-STEP_LEASES:] if self._leases.get(lease.receipt) is lease]
+            del left[-STEP_LEASES:]
             if leases:
                 self._leases.remove(leases)
                 # Where it is the daemon that stops, no consumer has failed.
                 counts: Counts = "none" if self._stopping else "handled"
-                then = partial(self._give_back_some, deliveries)
+                then = partial(self._give_back_some, left)
                 self.give_back(leases, "the connection of the consumer ended", counts, then)
                 return

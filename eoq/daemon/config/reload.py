@@ -114,11 +114,8 @@ class Reloader:
             return
         lines = list(changes(old, new)) or ["the order of sections or entries"]
         self._live.replace(new)
-        log.info("%s: read again; changes: %d", path, len(lines))
-        for line in lines[:MAX_LOGGED]:
-            log.info("  %s", line)
-        if len(lines) > MAX_LOGGED:
-            log.info("  and %d more", len(lines) - MAX_LOGGED)
+        shown = lines if len(lines) <= MAX_LOGGED else [*lines[:MAX_LOGGED], f"and {len(lines) - MAX_LOGGED} more"]
+        log.info("%s: read again; changes: %d%s", path, len(lines), "".join(f"\n  {line}" for line in shown))
         if old.daemon != new.daemon:
             log.warning("what has changed in [daemon] takes effect after a restart")
         for listener in self.listeners:

@@ -87,7 +87,7 @@ class Scheduler:
                     self._clock.call_later(REFUSED_SECONDS, partial(self._apply_again, config))
             else:
                 for note in outcome:
-                    log.info(note)
+                    log.info("%s", note)
             self._read_due()
 
         now = self._clock.wall()
@@ -247,7 +247,7 @@ class Scheduler:
         self._failing = False
         self._refused |= outcome.refused
         for note in (*notes, *outcome.notes):
-            log.warning(note)
+            log.warning("%s", note)
         for messages, stored in outcome.stored:
             self._publisher.submitted(messages)
             self._publisher.stored(messages, stored)

@@ -77,7 +77,7 @@ class SqliteStore:
         acks = Acks(database, queues, groups, contents, leased, lives, settled, self._puts)
         timers = Timers(database, queues, messages, leased, clock_notes)
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
-        deletion = Deletion(database, queues, settled, contents)
+        deletion = Deletion(database, queues, settled, contents, leased)
         bindings = Bindings(database, queues)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts)

@@ -26,6 +26,8 @@ Key: TypeAlias = tuple[int, int]
 """The place of a message in the order of delivery: the negated priority, and the seq."""
 START: Final[Key] = (-(2**62), 0)
 """A place before all messages."""
+BEFORE_ALL: Final = -1e12
+"""A time before all times, in seconds since the epoch."""
 
 
 class Delivered(Struct, eq=False):
@@ -66,6 +68,43 @@ class ClaimPlace:
         self.skipping = True
 
 
+class OldestPlace:
+    """Where the search for the oldest message of a queue that can be dropped goes on.
+
+    All ready messages up to ``seq`` are leased, or they are in ``back``, because they became ready after it had been
+    passed.
+    """
+
+    __slots__ = ("back", "seq")
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.back: list[int] = []
+        """A heap of seqs. Some of these messages may be leased by now, or not ready any more."""
+
+    def start_again(self) -> None:
+        """Go on at the first message of the queue."""
+        self.seq = 0
+        self.back.clear()
+
+
+class ExpiryPlace:
+    """Where the search for expired messages goes on: all that expire before it are leased.
+
+    What stores a message, or gives one back, that expires before it, has to say so with `Leased.may_expire`.
+    """
+
+    __slots__ = ("expires_at", "seq")
+
+    def __init__(self) -> None:
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Go on at the first message that expires."""
+        self.expires_at = BEFORE_ALL
+        self.seq = 0
+
+
 class Leased:
     """All leased messages, and the places of all queues."""
 
@@ -76,6 +115,8 @@ class Leased:
         self.get = self._by_seq.get
         """Return the delivery that leases a message, by its seq, or None."""
         self._places: dict[int, ClaimPlace] = {}
+        self._oldest: dict[int, OldestPlace] = {}
+        self.expiry = ExpiryPlace()
         self._next_number = 1
         database.create_function("leased", self._is_leased)
 
@@ -181,6 +222,13 @@ class Leased:
         place = self._places.get(queue_id)
         if place is not None:
             self._come_back(place, (-priority, seq))
+        oldest = self._oldest.get(queue_id)
+        if oldest is not None and seq <= oldest.seq:
+            self._database.on_rollback(oldest.start_again)
+            if len(oldest.back) < MOST_BACK:
+                heapq.heappush(oldest.back, seq)
+            else:
+                oldest.start_again()
 
     def stored(self, queue_id: int, first: int, messages: Sequence[tuple[float, NewMessage]]) -> None:
         """Note that new messages are ready, with seqs from ``first`` on."""
@@ -201,3 +249,43 @@ class Leased:
             heapq.heappush(place.back, key)
         else:
             place.start_again()
+
+    # ── expiry ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def move_expiry(self, expires_at: float, seq: int) -> None:
+        """Note that all messages that expire earlier, up to this one, have ended or are leased."""
+        self._database.on_rollback(self.expiry.start_again)
+        self.expiry.expires_at, self.expiry.seq = expires_at, seq
+
+    def may_expire(self, expires_at: float) -> None:
+        """Note that a message that is not leased expires then. It is found, also if the clock was set back."""
+        if expires_at <= self.expiry.expires_at:
+            self.expiry.start_again()
+
+    # ── the oldest that can be dropped ──────────────────────────────────────────────────────────────────
+
+    def oldest_place(self, queue_id: int) -> OldestPlace:
+        """Return where the search for the oldest message of a queue goes on. See ``unleased.py``."""
+        place = self._oldest.get(queue_id)
+        if place is None:
+            place = self._oldest[queue_id] = OldestPlace()
+        return place
+
+    def pass_over(self, place: OldestPlace, seq: int) -> None:
+        """Note that all ready messages up to ``seq`` are leased, or in ``place.back``."""
+        if seq > place.seq:
+            self._database.on_rollback(place.start_again)
+            place.seq = seq
+
+    def pop_oldest(self, place: OldestPlace) -> int:
+        """Remove the oldest message that came back, and return its seq."""
+        self._database.on_rollback(place.start_again)
+        seq = heapq.heappop(place.back)
+        while place.back and place.back[0] == seq:  # it became ready more than once
+            heapq.heappop(place.back)
+        return seq
+
+    def forget_queue(self, queue_id: int) -> None:
+        """Forget the places of a queue that is deleted. Its number is not used again."""
+        self._places.pop(queue_id, None)
+        self._oldest.pop(queue_id, None)

@@ -32,7 +32,7 @@ _RETRY: Final = """
       life = :life,
       delivery = :number
     where seq = :seq
-    returning id, state, priority, error, expires_at <= :unset
+    returning id, state, priority, error, expires_at, expires_at <= :unset
     """
 _REJECT: Final = """
     update message
@@ -94,7 +94,7 @@ class Returns:
 
     def _retry(self, command: RetryDeliveries, delivery: DeliveryRef, lease: Delivered, counts: bool) -> End | bool:
         now, queue_id, seq = command.now, lease.queue_id, delivery.seq
-        id, state, priority, last_error, expired = self._database.execute(
+        id, state, priority, last_error, expires_at, expired = self._database.execute(
             _RETRY,
             {
                 "now": now,
@@ -115,8 +115,10 @@ class Returns:
         message = Ending(seq, queue_id, id, delivery.group, delivery.size, state)
         if state == "dead":
             return self._messages.ended(now, message._replace(state="ready"), "dead", last_error)
-        if expired:
-            return self._messages.expire(now, [message], command.settings)[0]
+        if expires_at is not None:
+            if expired:
+                return self._messages.expire(now, [message], command.settings)[0]
+            self._leased.may_expire(expires_at)
         if state == "ready":
             self._leased.ready(queue_id, priority, seq)
         if delivery.group is not None:

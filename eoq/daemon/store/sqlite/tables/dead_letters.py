@@ -14,6 +14,7 @@ from ....store.commands import DeleteIdleQueues, DeleteQueue, Drop, Purge, Redri
 from ..database import Database
 from ..deliveries.leased import Leased
 from ..deliveries.settled import Settled
+from ..deliveries.unleased import Unleased
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -58,38 +59,30 @@ class DeadLetters:
         self._groups = groups
         self._contents = contents
         self._leased = leased
+        self._unleased = Unleased(database, leased)
         self._puts = puts
 
     def purge(self, command: Purge) -> Step:
         """See `Purge`."""
         queue_id = self._queues.require(command.queue)
-        upto = self._puts.next_seq - 1 if command.upto is None else command.upto
-        rows = self._database.execute(
+        newest = self._puts.next_seq - 1
+        upto = newest if command.upto is None else min(command.upto, newest)
+        ready = self._unleased.oldest(queue_id, upto, STEP_ROWS)
+        later = self._database.execute(
             f"""
-            select *
-            from (
-              select {ENDING_COLUMNS}
-              from message
-              where queue = :queue and state = 'ready' and seq <= :upto and not leased(seq)
-              limit :limit
-            )
-            union all
-            select *
-            from (
-              select {ENDING_COLUMNS}
-              from message
-              where queue = :queue and state in ('delayed', 'blocked') and seq <= :upto
-              limit :limit
-            )
-            limit :limit
+            select {ENDING_COLUMNS}
+            from message
+            where queue = ? and state in ('delayed', 'blocked') and seq <= ?
+            limit ?
             """,  # noqa: S608 # a constant
-            {"queue": queue_id, "upto": upto, "limit": STEP_ROWS},
+            (queue_id, upto, STEP_ROWS - len(ready)),
         ).fetchall()
+        found = [*ready, *map(Ending._make, later)]
         # The newest first, so that no message of a group becomes ready on the way.
-        messages = [Ending._make(row) for row in sorted(rows, reverse=True)]
+        messages = sorted(found, reverse=True)
         discard = self._messages.discard
         ended = [discard(command.now, message, "dropped", "the queue was purged") for message in messages]
-        return Step([end.id for end in ended], upto if len(rows) == STEP_ROWS else None, ended)
+        return Step([end.id for end in ended], upto if len(found) == STEP_ROWS else None, ended)
 
     def redrive(self, command: Redrive) -> Step:
         """See `Redrive`."""
@@ -203,11 +196,14 @@ def _is_meant(command: Redrive | Drop, failed_at: float) -> bool:
 class Deletion:
     """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
 
-    def __init__(self, database: Database, queues: Queues, settled: Settled, contents: Contents) -> None:
+    def __init__(
+        self, database: Database, queues: Queues, settled: Settled, contents: Contents, leased: Leased
+    ) -> None:
         self._database = database
         self._queues = queues
         self._settled = settled
         self._contents = contents
+        self._leased = leased
 
     def delete(self, command: DeleteQueue) -> Deleted:
         """See `DeleteQueue`."""
@@ -278,4 +274,5 @@ class Deletion:
 
     def _remove(self, name: str, queue_id: int) -> None:
         self._contents.drop(queue_id)
+        self._leased.forget_queue(queue_id)
         self._queues.delete(name, queue_id)

@@ -11,6 +11,7 @@ from ....records import End, NewMessage, Stored
 from ....store.commands import Put
 from ..database import MANY, Database
 from ..deliveries.leased import Leased
+from ..deliveries.unleased import Unleased
 from ..seqs import Seqs
 from ..space import Space
 from .clock import ClockNotes
@@ -62,20 +63,12 @@ _FIND: Final = """
     union all
     select seq, digest from settled where queue = ?1 and id = ?2
     """
-# The oldest message that can make room. Each part is answered by the first entry of an index.
-_OLDEST: Final = f"""
+_OLDEST_LATER: Final = f"""
     select {ENDING_COLUMNS}
     from message
-    where seq = (
-      select min(seq)
-      from (
-        select min(seq) as seq from message where queue = ?1 and state = 'ready' and priority = 0 and not leased(seq)
-        union all
-        select min(seq) from message where queue = ?1 and state = 'ready' and priority <> 0 and not leased(seq)
-        union all
-        select min(seq) from message where queue = ?1 and state in ('delayed', 'blocked')
-      )
-    )
+    where queue = ? and state in ('delayed', 'blocked')
+    order by seq
+    limit 1
     """  # noqa: S608 # a constant
 
 
@@ -105,6 +98,7 @@ class Puts:
         self._groups = groups
         self._contents = contents
         self._leased = leased
+        self._unleased = Unleased(database, leased)
         self._seqs = seqs
         self._space = space
         self._clock_notes = clock_notes
@@ -212,6 +206,8 @@ class Puts:
             for now, m in sends:
                 values += (m.id, m.priority, now, m.digest, m.body)
         self._leased.stored(queue_id, first_seq, sends)
+        if expires_at is not None:
+            self._leased.may_expire(expires_at)
         return self._database.execute(statements[len(sends)], values).rowcount - self._remove_settled(first_seq)
 
     def _insert_one(self, now: float, message: NewMessage) -> int:
@@ -219,6 +215,9 @@ class Puts:
             return self._insert_ready([(now, message)])
         seq = self._seqs.take(1)
         unset = self._clock_notes.unset
+        expires_at = unset(message.expires_at)
+        if expires_at is not None:
+            self._leased.may_expire(expires_at)
         row = (
             seq,
             self._queues.make(message.queue),
@@ -227,7 +226,7 @@ class Puts:
             now,
             message.due_at if message.fixed else unset(message.due_at),
             message.fixed,
-            unset(message.expires_at),
+            expires_at,
             message.digest,
             message.group,
             message.headers,
@@ -311,12 +310,17 @@ class Puts:
         while len(ended) < MOST_DROPPED and (excess := _excess(self._contents.of(queue_id), settings)) is not None:
             if settings.when_full == "refuse":
                 raise QueueFull(f"the queue {queue!r} {excess}; try again when some are settled")
-            row = self._database.execute(_OLDEST, (queue_id,)).fetchone()
-            if row is None or row[0] == newest:
+            oldest = self._oldest(queue_id)
+            if oldest is None or oldest.seq == newest:
                 raise QueueFull(f"the queue {queue!r} {excess}, and nothing older can be dropped; try again later")
-            oldest = Ending._make(row)
             ended.append(self._messages.discard(now, oldest, "dropped", "the queue was full, and it was the oldest"))
         return ended
+
+    def _oldest(self, queue_id: int) -> Ending | None:
+        """Return the oldest message that can make room: it is not leased, and no dead letter."""
+        ready = self._unleased.oldest(queue_id, self._seqs.next - 1, 1)
+        later = self._database.execute(_OLDEST_LATER, (queue_id,)).fetchall()
+        return min([*ready, *map(Ending._make, later)], default=None)
 
 
 def _excess(content: Content, settings: QueueSettings) -> str | None:

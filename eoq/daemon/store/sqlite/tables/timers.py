@@ -1,9 +1,12 @@
 """The passing of time: due messages become ready, and others expire.
 
-Work on many rows is done in steps, so that no send waits long for it.
+Work on many rows is done in steps, so that no send waits long for it. A leased message does not expire. There may be
+100,000 of them whose time has passed, so the search for others goes on behind those that it has seen.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from ....records import Advanced, End, Shifted
 from ....store.commands import Advance, NoteClock, ShiftTimes
@@ -12,6 +15,21 @@ from ..deliveries.leased import Leased
 from .clock import ClockNotes
 from .messages import ENDING_COLUMNS, Ending, Messages
 from .queues import Queues
+
+_BEHIND: Final = """
+    from message
+    where expires_at >= :at and (expires_at > :at or seq > :seq) and state in ('ready', 'delayed', 'blocked')
+    """
+"""The messages that expire after a place."""
+_NEXT: Final = f"""
+    select expires_at
+    from (select expires_at, seq {_BEHIND} order by expires_at, seq limit :most)
+    where not leased(seq)
+    limit 1
+    """  # noqa: S608 # a constant
+_FAR_BEHIND: Final = f"select expires_at {_BEHIND} order by expires_at, seq limit 1 offset :most - 1"
+SCANNED: Final = 500
+"""How many messages are looked at, at most, to find the next one that expires and is not leased."""
 
 
 class Timers:
@@ -64,32 +82,44 @@ class Timers:
         return Advanced(ready, ended, self._next_moment())
 
     def _expire(self, command: Advance) -> list[End]:
+        place = self._leased.expiry
         rows = self._database.execute(
             f"""
-            select {ENDING_COLUMNS}
-            from message
-            where expires_at <= ? and state in ('ready', 'delayed', 'blocked') and not leased(seq)
-            order by expires_at
-            limit ?
-            """,  # noqa: S608 # a constant
-            (self._clock_notes.unset(command.now), command.limit),
+            select {ENDING_COLUMNS}, expires_at, leased(seq)
+            {_BEHIND} and expires_at <= :now
+            order by expires_at, seq
+            limit :limit
+            """,
+            {
+                "at": place.expires_at,
+                "seq": place.seq,
+                "now": self._clock_notes.unset(command.now),
+                "limit": command.limit,
+            },
         ).fetchall()
-        return self._messages.expire(command.now, [Ending._make(row) for row in rows], command.settings)
+        if rows:
+            self._leased.move_expiry(rows[-1][-2], rows[-1][0])
+        expired = [Ending._make(columns) for *columns, _, is_leased in rows if not is_leased]
+        return self._messages.expire(command.now, expired, command.settings)
 
     def _next_moment(self) -> float | None:
-        """Return when the next message is due or expires; None where there is none."""
+        """Return when the next message is due, or expires and is not leased; None where there is none.
+
+        Where very many of the next are leased, return when one of these expires: then the search goes on.
+        """
+        set_by = self._clock_notes.set_by
         moments = self._database.execute(
             """
-            select min(due_at) + :set_by from message where state = 'delayed' and fixed = 0
+            select min(due_at) + ? from message where state = 'delayed' and fixed = 0
             union all
             select min(due_at) from message where state = 'delayed' and fixed = 1
-            union all
-            select min(expires_at) + :set_by
-            from message
-            where expires_at is not null and state in ('ready', 'delayed', 'blocked') and not leased(seq)
             """,
-            {"set_by": self._clock_notes.set_by},
+            (set_by,),
         ).fetchall()
+        place = {"at": self._leased.expiry.expires_at, "seq": self._leased.expiry.seq, "most": SCANNED}
+        found = self._database.execute(_NEXT, place).fetchone() or self._database.execute(_FAR_BEHIND, place).fetchone()
+        if found is not None:
+            moments.append((found[0] + set_by,))
         return min((moment for (moment,) in moments if moment is not None), default=None)
 
     def shift(self, command: ShiftTimes) -> Shifted:
