@@ -73,19 +73,17 @@ class Single:
         if self._channel is None:
             self._last_rid += 1
             line = self._codec.encode({"rid": self._last_rid, **request})
-            was_sent = False
             try:
                 connection = self._connect()
                 sent_at = time.time()
                 self._send(connection, line, deadline)
-                was_sent = True
                 reply = self._reply(connection, deadline)
             except TimeoutError:
                 raise self._unanswered(request, wait) from None
             except (OSError, ValueError):  # not there, gone, or no daemon
                 pass
             except BaseException:
-                if was_sent and request["op"] == "receive":
+                if sent_at is not None and request["op"] == "receive":
                     self._give_up(connection)
                 raise
             else:
@@ -148,7 +146,10 @@ class Single:
         return ambiguous(unavailable(Path(self.path), why), [request])
 
     def _give_up(self, connection: sockets.socket) -> None:
-        """Cancel a receive that was interrupted (by Ctrl-C, say), and give back messages that come nevertheless."""
+        """Cancel a receive that was interrupted (by Ctrl-C, say), and give back messages that come nevertheless.
+
+        If the request was cut off, what follows makes it a line that the daemon refuses.
+        """
         from ..protocol import calls
 
         deadline = time.monotonic() + GIVE_UP_SECONDS

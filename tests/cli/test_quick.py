@@ -197,13 +197,14 @@ def recorder(path: Path) -> Iterator[Recorder]:
 def test_both_ways_send_the_same_requests_and_print_the_same(
     folder: Path, capfdbinary: pytest.CaptureFixture[bytes], line: str
 ) -> None:
-    name, *words = [*shlex.split(line)[:1], "--socket", str(folder / "s"), *shlex.split(line)[1:]]
+    words = shlex.split(line)
+    words[1:1] = ["--socket", str(folder / "s")]
     seen = []
     ways: list[Any] = [quick.run, COMMANDS]
     with recorder(folder / "s") as there:
         for way in ways:
             try:
-                status = way([name, *words])
+                status = way(list(words))
             except SystemExit as end:
                 status = end.code
             requests = [{**request, "token": "", "rid": 0} for request in there.requests]
