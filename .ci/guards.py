@@ -209,6 +209,20 @@ GUARDS: Final = (
         select="kills_its_worker",
     ),
     Guard(
+        "a short command repeats with a limit",
+        "eoq/transport/single.py",
+        old="exchange([request], left, sent_at)",
+        new="exchange([request], left)",
+        tests="tests/integration/test_single.py",
+    ),
+    Guard(
+        "a short command keeps the id of a message",
+        "cli/quick.py",
+        old='new_id() if values["id"] is None else values["id"]',
+        new="new_id()",
+        tests="tests/cli/test_quick.py",
+    ),
+    Guard(
         "a child leaves the leases of its parent alone",
         "eoq/transport/channel.py",
         old="self.generation += 1  # the child must not give back",

@@ -1,120 +1,25 @@
 """The command line, installed as ``eoq.cli``: one module for each family of commands, thin over the library.
 
-The module of a command is imported only when the command runs, so that `eoq send` starts fast.
+`main` is what the program `eoq` runs. The commands that scripts call most have a quick way; all else goes to click.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from importlib import import_module
-from io import TextIOWrapper
-from pathlib import Path
-from typing import Any
 
-import click
+from . import quick
 
-from eoq import __version__
-from eoq.errors import EoqError
-
-_COMMANDS_OF_MODULE = {
-    "daemon": ("daemon", "start", "stop", "status"),
-    "send": ("send",),
-    "receive": ("receive", "ack", "nack", "reject", "extend"),
-    "once": ("once",),
-    "relay": ("relay",),
-    "work": ("work",),
-    "apply": ("apply",),
-    "queries": ("result", "queues", "peek", "tail", "show"),
-    "admin": ("pause", "resume", "purge", "queue"),
-    "dead": ("dead",),
-    "schedule": ("schedule",),
-    "topics": ("bind", "unbind", "topics"),
-    "demo": ("demo",),
-    "config": ("config",),
-}
-_MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells report it."""
-INPUT_OUTPUT_ERROR = 74
-"""Exit status when standard input or output failed (EX_IOERR)."""
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-class _Commands(click.Group):
-    """The commands, each imported when it is used. An error ends the program with its exit status, not a traceback."""
+def main(words: Sequence[str] | None = None, prog_name: str | None = None) -> None:
+    """Run the command of these words (else those of this process), and end the process with its exit status."""
+    words = sys.argv[1:] if words is None else words
+    status = quick.run(words)
+    if status is None:
+        from .commands import commands
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_MODULE_OF)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _MODULE_OF.get(cmd_name)
-        if module is None:
-            return None
-        command: click.Command = getattr(import_module(f".{module}", __name__), cmd_name)
-        return command
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        _open_closed_streams()
-        _allow_all_characters()
-        return super().main(*arguments, **options)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            outcome = super().invoke(ctx)
-            sys.stdout.flush()
-        except EoqError as error:
-            click.echo(f"eoq: {error}", err=True)
-            sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        except OSError as error:
-            # Python flushes the rest of the buffer when it ends, which must not fail a second time.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            if not isinstance(error, BrokenPipeError):  # a reader such as `head` may close the pipe early
-                click.echo(f"eoq: cannot read or write: {error}; check the disk or the redirection", err=True)
-            sys.exit(INPUT_OUTPUT_ERROR)
-        return outcome
-
-
-def _open_closed_streams() -> None:
-    """Replace standard streams that the caller has closed by empty ones.
-
-    This is done before anything else is opened, so that no other file gets the descriptors 0 to 2.
-    """
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 # stays open as long as the process
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
-
-
-def _allow_all_characters() -> None:
-    """Print a character that the encoding of the locale does not have, such as EUC-JP's, as an escape."""
-    stdout = sys.stdout  # standard error is so by default
-    if isinstance(stdout, TextIOWrapper) and stdout.encoding.lower() != "utf-8":
-        stdout.reconfigure(errors="backslashreplace")
-
-
-def _colours() -> bool | None:
-    """Return False if the user or the terminal wants no colours, else None: click then decides by the terminal."""
-    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
-
-
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "color": _colours()})
-@click.version_option(__version__, prog_name="eoq")
-def main() -> None:
-    """Exactly-once message queue for one machine.
-
-    \b
-    eoq start                        start the daemon in the background
-    eoq send mail 'hello'            send a message; it is on disk when the command returns
-    eoq receive mail --json          lease it
-    eoq ack RECEIPT                  settle it
-    eoq demo                         watch it survive kill -9
-
-    \b
-    Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable · 70 failed inside ·
-    74 input or output failed · 75 try again later · 77 not allowed · 130 Ctrl-C
-    """
+        commands(words, prog_name=prog_name)
+    sys.exit(status)

@@ -1,26 +1,37 @@
-"""What the commands share: the connection, questions to the user, reading a body, and printing."""
+"""What the commands share: the connection, questions to the user, reading a body, printing, and how an error ends them.
+
+It imports neither click nor a client before it needs them, so that a short command starts fast.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
-from typing import Any, BinaryIO
 
-import click
-
-from eoq.client.blocking import Client
-from eoq.errors import InvalidRequest, MessageTooLarge
-from eoq.message import Result
+from eoq.errors import EoqError, InvalidRequest, MessageTooLarge
 from eoq.protocol.codec import put_bytes
-from eoq.protocol.limits import MAX_BODY
+from eoq.protocol.limits import MAX_BODY, MAX_OUTPUT
+
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, BinaryIO
+
+    from eoq.client.blocking import Client
 
 NOTHING_THERE = 1
 """Exit status when there was no message or no result."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it."""
+INPUT_OUTPUT_ERROR = 74
+"""Exit status when standard input or output failed (EX_IOERR)."""
 
 
 def connect(socket: str | None) -> Client:
     """Return a client for one command."""
+    from eoq.client.blocking import Client
+
     return Client(socket)
 
 
@@ -31,6 +42,8 @@ def confirm(question: str, yes: bool, flag: str = "--yes") -> None:
     """
     if yes:
         return
+    import click
+
     if not (sys.stdin is not None and sys.stdin.isatty()):
         raise click.UsageError(f"{question} Standard input is not a terminal: give {flag} to confirm.")
     click.confirm(question, abort=True, err=True)
@@ -42,7 +55,34 @@ def print_json(value: Mapping[str, Any]) -> None:
     JSON is UTF-8 everywhere. Where the locale has another encoding, all that is not ASCII is printed as escapes.
     """
     escaped = (sys.stdout.encoding or "").lower() != "utf-8"
-    click.echo(json.dumps(value, ensure_ascii=escaped).encode(errors="backslashreplace").decode())
+    print_line(json.dumps(value, ensure_ascii=escaped).encode(errors="backslashreplace").decode())
+
+
+def print_line(text: str) -> None:
+    """Print a line that has no characters which a terminal would act on."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def report(text: str) -> None:
+    """Tell the user something, on standard error."""
+    import click
+
+    click.echo(f"eoq: {text}", err=True)
+
+
+def end(error: EoqError | KeyboardInterrupt | OSError) -> int:
+    """Tell the user of an error that ends the command. Return the exit status."""
+    if isinstance(error, EoqError):
+        report(str(error))
+        return error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    # Python flushes the rest of the buffer when it ends, which must not fail a second time.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not isinstance(error, BrokenPipeError):  # a reader such as `head` may close the pipe early
+        report(f"cannot read or write: {error}; check the disk or the redirection")
+    return INPUT_OUTPUT_ERROR
 
 
 def visible(text: str) -> str:
@@ -55,11 +95,16 @@ def print_bytes(value: bytes) -> None:
     sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
 
 
-def refuse_failed(id: str, result: Result) -> None:
-    """Raise `InvalidRequest` if the message ended in any other way than ``done``."""
-    if result.outcome != "done":
-        how = {"dead": "is a dead letter", "expired": "has expired", "dropped": "was dropped"}.get(result.outcome)
-        raise InvalidRequest(f"{id} {how or result.outcome}: {result.error or 'no reason was given'}")
+def print_output(key: str, output: bytes | None, size: int) -> None:
+    """Print the stored output of a key, which had ``size`` bytes, or tell the user that it is too large to be kept."""
+    if output is None:
+        report(
+            f"the output of {key!r} has {size:,} bytes, and at most {MAX_OUTPUT:,} are stored: "
+            "only the first run prints it"
+        )
+    else:
+        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.flush()
 
 
 def bytes_fields(name: str, value: bytes) -> dict[str, Any]:
@@ -86,7 +131,7 @@ def read_body(argument: str | None, what: str) -> bytes:
         return argument.encode(errors="surrogateescape")
     stdin = standard_input()
     if stdin.isatty():
-        click.echo(f"eoq: reading the {what} from the terminal; end it with Ctrl-D", err=True)
+        report(f"reading the {what} from the terminal; end it with Ctrl-D")
     body = stdin.read(MAX_BODY + 1)
     if len(body) > MAX_BODY:
         raise MessageTooLarge(

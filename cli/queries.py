@@ -11,8 +11,11 @@ from typing import Any
 import click
 
 from eoq.protocol.limits import MAX_BATCH
+from eoq.protocol.validation import check_finite
+from eoq.transport.single import Single
 
-from .common import NOTHING_THERE, bytes_fields, connect, print_bytes, print_json, refuse_failed, visible
+from . import plain
+from .common import NOTHING_THERE, connect, print_json, visible
 from .options import Decorator, gather, header_option, json_option, queue_argument, socket_option
 from .table import age, body_text, moment, print_table, short
 
@@ -28,23 +31,15 @@ STATES = (*COUNTED, "done", "expired", "dropped")
 )
 @json_option
 @socket_option
-def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None) -> None:
+def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None) -> int:
     """Print the stored result of a message. Exit status 1 if there is none yet.
 
     \b
     eoq result payments order-17 --wait 10
     """
-    with connect(socket) as client:
-        found = client.result(queue, id_, wait)
-    if found is None:
-        sys.exit(NOTHING_THERE)
-    if as_json:
-        fields = {} if found.body is None else bytes_fields("result", found.body)
-        error = {} if found.error is None else {"error": found.error}
-        print_json({"queue": queue, "id": id_, "outcome": found.outcome, **fields, **error})
-    elif found.body is not None:
-        print_bytes(found.body)
-    refuse_failed(id_, found)
+    check_finite("wait", wait)
+    with Single(socket) as single:
+        return plain.result(single, queue, id_, wait, as_json)
 
 
 @click.command()

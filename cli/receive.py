@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 
-from eoq.client.blocking import Client
-from eoq.errors import EoqError, Unavailable
-from eoq.message import Message
-from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE, POLL_SECONDS
+from eoq.protocol import calls
+from eoq.protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_LEASE
+from eoq.protocol.validation import check_finite
+from eoq.transport.single import Single
 
-from .common import NOTHING_THERE, bytes_fields, connect, print_bytes, print_json, read_body
+from . import plain
+from .common import read_body
 from .options import json_option, queue_argument, socket_option
 
 
@@ -43,7 +42,7 @@ from .options import json_option, queue_argument, socket_option
 @click.option("--ack", "acks", is_flag=True, help="Ack each message after it is printed.")
 @json_option
 @socket_option
-def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_json: bool, socket: str | None) -> None:
+def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_json: bool, socket: str | None) -> int:
     """Lease the next messages of QUEUE and print their bodies. Exit status 1 if there are none.
 
     With --json, one object a line: id, receipt, body (or body_base64), headers, attempt and the rest. Pass the
@@ -54,73 +53,26 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
     eoq receive mail --json | jq -r .receipt | xargs -r eoq ack
     eoq receive mail --limit 100 --ack
     """
-    with connect(socket) as client:
-        while True:
-            messages = client.receive(queue, limit, min(wait, POLL_SECONDS), lease=lease)
-            wait -= POLL_SECONDS
-            if messages or wait <= 0:
-                break
-        for message in messages:
-            if as_json:
-                print_json(_fields(message))
-            else:
-                print_bytes(message.body)
-        if acks:
-            sys.stdout.flush()
-            client.ack_many([(message, None) for message in messages])
-    if not messages:
-        sys.exit(NOTHING_THERE)
+    check_finite("wait", wait)
+    with Single(socket) as single:
+        return plain.receive(single, queue, limit, wait, lease, acks, as_json)
 
 
-def _fields(message: Message) -> dict[str, Any]:
-    """Return the JSON fields of a message."""
-    return {
-        "id": message.id,
-        "receipt": message.receipt,
-        **bytes_fields("body", message.body),
-        "headers": dict(message.headers),
-        "attempt": message.attempt,
-        "priority": message.priority,
-        "group": message.group,
-        "enqueued_at": message.enqueued_at,
-        "seq": message.seq,
-        "queue": message.queue,
-    }
-
-
-def receipts_argument(command: Callable[..., None]) -> Callable[..., None]:
+def receipts_argument(command: Callable[..., int]) -> Callable[..., int]:
     """Add ``RECEIPT…``, which the command receives as ``receipts``."""
     return click.argument("receipts", metavar="RECEIPT…", nargs=-1, required=True)(command)
 
 
-def _for_each(receipts: Sequence[str], socket: str | None, settle: Callable[[Client, str], None]) -> None:
-    """Settle the message of each receipt. End with the highest exit status if some could not be settled.
-
-    Each error names its receipt. Where the daemon cannot be reached, the remaining ones are not tried.
-    """
-    status = 0
-    with connect(socket) as client:
-        for index, receipt in enumerate(receipts):
-            try:
-                settle(client, receipt)
-            except EoqError as error:
-                if len(receipts) == 1:
-                    raise
-                click.echo(f"eoq: receipt {receipt}: {error}", err=True)
-                status = max(status, error.exit_status)
-                if isinstance(error, Unavailable):
-                    if rest := receipts[index + 1 :]:
-                        click.echo(f"eoq: not tried: {' '.join(rest)}", err=True)
-                    break
-    if status:
-        sys.exit(status)
+def _settle_each(receipts: Sequence[str], socket: str | None, call: Callable[[str], calls.Call[None]]) -> int:
+    with Single(socket) as single:
+        return plain.settle_each(single, receipts, lambda receipt: call(receipt).fields)
 
 
 @click.command()
 @receipts_argument
 @click.option("--result", metavar="TEXT|-", help="Store this result of the message; - reads standard input.")
 @socket_option
-def ack(receipts: tuple[str, ...], result: str | None, socket: str | None) -> None:
+def ack(receipts: tuple[str, ...], result: str | None, socket: str | None) -> int:
     """Ack the message of each RECEIPT: settle it as done.
 
     \b
@@ -129,7 +81,7 @@ def ack(receipts: tuple[str, ...], result: str | None, socket: str | None) -> No
     wc -l < report.csv | eoq ack "$receipt" --result -
     """
     body = None if result is None else read_body(result, "result")
-    _for_each(receipts, socket, lambda client, receipt: client.ack(receipt, body))
+    return _settle_each(receipts, socket, lambda receipt: calls.ack(receipt, body, []))
 
 
 @click.command()
@@ -137,7 +89,7 @@ def ack(receipts: tuple[str, ...], result: str | None, socket: str | None) -> No
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver it again this much later.")
 @click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
-def nack(receipts: tuple[str, ...], delay: float | None, error: str | None, socket: str | None) -> None:
+def nack(receipts: tuple[str, ...], delay: float | None, error: str | None, socket: str | None) -> int:
     """Nack the message of each RECEIPT, to be delivered again.
 
     Without --delay the first retry comes at once, and later ones after growing waits.
@@ -145,14 +97,14 @@ def nack(receipts: tuple[str, ...], delay: float | None, error: str | None, sock
     \b
     eoq nack "$receipt" --delay 60 --error 'the bank is closed'
     """
-    _for_each(receipts, socket, lambda client, receipt: client.nack(receipt, delay, error))
+    return _settle_each(receipts, socket, lambda receipt: calls.nack(receipt, delay, error))
 
 
 @click.command()
 @receipts_argument
 @click.option("--error", metavar="TEXT", help="The reason, stored with the message.")
 @socket_option
-def reject(receipts: tuple[str, ...], error: str | None, socket: str | None) -> None:
+def reject(receipts: tuple[str, ...], error: str | None, socket: str | None) -> int:
     """Reject the message of each RECEIPT: make it a dead letter.
 
     A dead letter is kept with its error, and not delivered.
@@ -160,7 +112,7 @@ def reject(receipts: tuple[str, ...], error: str | None, socket: str | None) -> 
     \b
     eoq reject "$receipt" --error 'no such account'
     """
-    _for_each(receipts, socket, lambda client, receipt: client.reject(receipt, error))
+    return _settle_each(receipts, socket, lambda receipt: calls.reject(receipt, error))
 
 
 @click.command()
@@ -173,5 +125,5 @@ def extend(receipt: str, seconds: float, socket: str | None) -> None:
     \b
     eoq extend "$receipt" 300
     """
-    with connect(socket) as client:
-        client.extend(receipt, seconds)
+    with Single(socket) as single:
+        single.ask(calls.extend(receipt, seconds).fields)

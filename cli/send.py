@@ -15,20 +15,14 @@ import click
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, InvalidRequest, MessageTooLarge
 from eoq.message import Outgoing, Sent, encode_payload
+from eoq.protocol import calls
 from eoq.protocol.codec import get_bytes
 from eoq.protocol.limits import MAX_BODY, MAX_LINE
 from eoq.protocol.validation import check_options
+from eoq.transport.single import Single
 
-from .common import (
-    NOTHING_THERE,
-    bytes_fields,
-    connect,
-    print_bytes,
-    print_json,
-    read_body,
-    refuse_failed,
-    standard_input,
-)
+from . import plain
+from .common import connect, print_line, read_body, report, standard_input
 from .options import json_option, message_options, parse_time, queue_argument, socket_option, time_option
 
 if TYPE_CHECKING:
@@ -73,7 +67,7 @@ def send(
     spool: Path | None,
     as_json: bool,
     socket: str | None,
-) -> None:
+) -> int:
     """Send a message to QUEUE and print its id.
 
     The body is BODY, or standard input if BODY is absent or `-`. The message is on disk when the command returns.
@@ -98,34 +92,21 @@ def send(
             "--lines and --jsonl read all messages from standard input: give one of the two, "
             "without BODY, --id and --wait"
         )
+    if not many:
+        message = replace(message, body=read_body(body, "body"))
+    if not many and spool is None:
+        with Single(socket) as single:
+            return plain.send(single, calls.send(queue, message).fields, wait, as_json)
     with connect(socket) if spool is None else Client(socket, timeout=SPOOL_SECONDS) as client:
         if many:
             stdin = standard_input()
             messages = _text_lines(stdin, message) if lines else _json_lines(stdin, message)
-            _warn_of_unbound(queue, _send_stream(_sending(client, spool, queue, messages), as_json))
-            return
-        content = read_body(body, "body")
-        if spool is not None:
-            (either,) = _sending(client, spool, queue, [replace(message, body=content)])
-            _warn_of_unbound(queue, int(isinstance(either, Sent) and either.queues == 0))
-            click.echo(_line(either, as_json))
-            return
-        sent = client.send(
-            queue,
-            content,
-            id=message.id,
-            headers=message.headers,
-            priority=message.priority,
-            group=message.group,
-            delay=message.delay,
-            at=message.at,
-            ttl=message.ttl,
-        )
-        _warn_of_unbound(queue, int(sent.queues == 0))
-        if wait is None:
-            click.echo(_line(sent, as_json))
+            plain.warn_of_unbound(queue, _send_stream(_sending(client, spool, queue, messages), as_json))
         else:
-            _print_result(client, queue, sent, wait, as_json)
+            (either,) = _sending(client, spool, queue, [message])
+            plain.warn_of_unbound(queue, int(isinstance(either, Sent) and either.queues == 0))
+            print_line(_line(either, as_json))
+    return 0
 
 
 def _sending(client: Client, spool: Path | None, queue: str, messages: Iterable[Outgoing]) -> Iterator[Sent | Spooled]:
@@ -142,50 +123,18 @@ def _sending(client: Client, spool: Path | None, queue: str, messages: Iterable[
             yield sent
     finally:
         if spooled:
-            click.echo(
-                f"eoq: cannot reach the daemon on {client.path}; "
+            report(
+                f"cannot reach the daemon on {client.path}; "
                 f"{'the message is' if spooled == 1 else f'{spooled:,} messages are'} "
-                f"in the spool, on disk, until a daemon runs with --spool {spool}",
-                err=True,
+                f"in the spool, on disk, until a daemon runs with --spool {spool}"
             )
 
 
 def _line(sent: Sent | Spooled, as_json: bool) -> str:
     """Return the output line of a message that was sent or spooled."""
-    if not as_json:
-        return sent.id
-    if not isinstance(sent, Sent):
-        return json.dumps({"id": sent.id, "spooled": True}, ensure_ascii=False)
-    more = {} if sent.queues is None else {"queues": sent.queues}
-    return json.dumps({"id": sent.id, "duplicate": sent.duplicate, **more}, ensure_ascii=False)
-
-
-def _warn_of_unbound(topic: str, count: int) -> None:
-    """Tell the user of messages for a topic that no binding matches."""
-    if count:
-        click.echo(
-            f"eoq: {'the message is' if count == 1 else f'{count:,} messages are'} stored nowhere: no queue that is "
-            f"bound to the topic {topic} matches the headers; `eoq topics` shows the bindings",
-            err=True,
-        )
-
-
-def _print_result(client: Client, queue: str, sent: Sent, wait: float, as_json: bool) -> None:
-    """Wait for the result of a message and print it. End the command if there is none or it failed."""
-    result = client.result(queue, sent.id, wait)
-    if result is None:
-        click.echo(
-            f"eoq: {sent.id} is stored, but had no result within {wait:g} s; "
-            f"`eoq result {queue} {sent.id}` prints it later",
-            err=True,
-        )
-        sys.exit(NOTHING_THERE)
-    if as_json:
-        fields = {} if result.body is None else bytes_fields("result", result.body)
-        print_json({"id": sent.id, "duplicate": sent.duplicate, "outcome": result.outcome, **fields})
-    elif result.body is not None:
-        print_bytes(result.body)
-    refuse_failed(sent.id, result)
+    if isinstance(sent, Sent):
+        return plain.sent_line(sent.id, sent.duplicate, sent.queues, as_json)
+    return json.dumps({"id": sent.id, "spooled": True}, ensure_ascii=False) if as_json else sent.id
 
 
 def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> int:
@@ -201,9 +150,7 @@ def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> int:
     except (EoqError, KeyboardInterrupt):
         progress.end()
         output.flush()
-        click.echo(
-            f"eoq: stopped; the first {progress.count:,} messages are stored, later ones may be stored, too", err=True
-        )
+        report(f"stopped; the first {progress.count:,} messages are stored, later ones may be stored, too")
         raise
     progress.end()
     return unbound

@@ -6,10 +6,10 @@ starts without asyncio and without SQLite.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
 if TYPE_CHECKING:
+    from typing import Any
+
     from .client.aio import AsyncClient as AsyncClient
     from .client.aio import connect_async as connect_async
     from .client.aio_transaction import AsyncTransaction as AsyncTransaction
@@ -88,6 +88,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'eoq' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value

@@ -5,7 +5,9 @@ The text of an error says what happened, to what, and what to do next. No other 
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class EoqError(Exception):

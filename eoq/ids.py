@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from typing import Final
+
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
 
 RANDOM_BYTES: Final = 10
 DRAWN_TOGETHER: Final = 50

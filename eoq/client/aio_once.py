@@ -70,13 +70,14 @@ async def once_status(
     ttl: float | None,
     fingerprint: str | None,
     wait: float | None,
+    token: str | None = None,
 ) -> OnceOutcome:
     """Return the outcome of ``run``, now or from its first caller.
 
     ``run`` also returns whether to keep the outcome. Where it is not kept, or where ``run`` raises, the key is opened
-    again.
+    again. ``token`` is that of an earlier request for the key by this caller.
     """
-    token = new_id()
+    token = new_id() if token is None else token
     check_ttl(ttl)
     if (found := await _wait_for_key(channel, key, token, fingerprint, wait)) is not None:
         return found

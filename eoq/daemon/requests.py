@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from ..errors import InvalidRequest
+from ..message import MAX_DELAY
 from ..protocol.limits import (
     DEFAULT_LEASE,
     MAX_BATCH,
-    MAX_DELAY,
     MAX_ERROR,
     MAX_ID,
     MAX_LEASE,

@@ -6,20 +6,23 @@ Client and daemon import this file, and PROTOCOL.md specifies it. The daemon's t
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from math import inf
 
 from ..errors import EoqError, InvalidRequest, from_wire
+
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Final, TypeAlias
 
 STEADY: Final = 100
 """Requests over one connection after which ``msgspec`` is worth its import (about 10 ms)."""
 LARGE: Final = 8 * 1024
 """Bytes of one line after which ``msgspec`` is worth its import at once."""
 
-Fields = dict[str, Any]
+Fields: TypeAlias = "dict[str, Any]"
 
 _decode_json = json.JSONDecoder().decode
 _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
@@ -77,11 +80,13 @@ class Codec:
     A connection begins with the standard library's ``json``, so that a shell command that sends one message does not
     wait for an import. It goes on with ``msgspec``, which is several times as fast, after `STEADY` requests or a line
     of `LARGE` bytes. It writes only the requests of `CHECKED` with it: ``msgspec`` would write NaN as null, and a date
-    as text, where ``json`` refuses both.
+    as text, where ``json`` refuses both. A program that sends few requests never gains from it, and says so with
+    ``few``.
     """
 
-    def __init__(self) -> None:
-        self._json_requests_left = STEADY
+    def __init__(self, few: bool = False) -> None:
+        self._json_requests_left: float = inf if few else STEADY
+        self._large: float = inf if few else LARGE
         self._fast_encode: Callable[[Any], bytes] | None = None
         self._decode: Callable[[bytes], Any] = _decode_line
         self._mismatches: tuple[type[Exception], ...] = (AttributeError, KeyError, TypeError, RecursionError)
@@ -93,7 +98,7 @@ class Codec:
             if self._json_requests_left > 0:
                 self._json_requests_left -= 1
                 line = encode(fields)
-                if len(line) >= LARGE:
+                if len(line) >= self._large:
                     self._json_requests_left = 0
                 return line
             self._fast_encode = self._switch()
@@ -110,7 +115,7 @@ class Codec:
 
         Raises `ValueError` where the line is not a reply of an eoq daemon.
         """
-        if self._fast_encode is None and len(line) >= LARGE:
+        if self._fast_encode is None and len(line) >= self._large:
             self._fast_encode = self._switch()
         try:
             reply = self._decode(line)
@@ -142,7 +147,7 @@ def put_bytes(fields: Fields, name: str, value: bytes) -> None:
     try:
         fields[name] = value.decode()
     except UnicodeDecodeError:
-        fields[name + "_base64"] = base64.b64encode(value).decode()
+        fields[name + "_base64"] = binascii.b2a_base64(value, newline=False).decode()
 
 
 def get_bytes(text: str | None, in_base64: str | None, name: str) -> bytes | None:
@@ -157,6 +162,6 @@ def get_bytes(text: str | None, in_base64: str | None, name: str) -> bytes | Non
 def from_base64(text: str, name: str) -> bytes:
     """Return the bytes of the field ``<name>_base64``. Raises `InvalidRequest` where it is not base64."""
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
         raise InvalidRequest(f"`{name}_base64` is not base64: {error}") from error

@@ -1,10 +1,13 @@
-"""The limits of the protocol, as PROTOCOL.md states them. Client and daemon import this file."""
+"""The limits of the protocol, as PROTOCOL.md states them. Client and daemon import this file.
+
+The longest delay is in ``message.py``, because handlers may ask for one.
+"""
 
 from __future__ import annotations
 
-from typing import Final
-
-from ..message import MAX_DELAY as MAX_DELAY
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from typing import Final
 
 PROTOCOL: Final = 2
 """The version of the protocol. `status` gives it; a daemon that gives none speaks version 1."""

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from ..errors import Forbidden
-
-MAX_SOCKET: Final = 103
-"""Bytes of a socket's path that every system allows."""
+from .socket_name import socket_name
 
 
 def socket_path(path: str | os.PathLike[str] | None = None) -> Path:
@@ -23,11 +17,7 @@ def socket_path(path: str | os.PathLike[str] | None = None) -> Path:
     """
     if path is None:
         path = os.environ.get("EOQ_SOCKET")
-    if not path:
-        return _runtime_folder() / "eoq" / "eoq.sock"
-    relative, absolute = Path(path), Path(path).absolute()
-    # A relative path may be short enough for a socket where the absolute one is not.
-    return relative if len(os.fsencode(absolute)) > MAX_SOCKET >= len(os.fsencode(relative)) else absolute
+    return Path(socket_name(Path(path) if path else ""))
 
 
 def database_path(path: str | os.PathLike[str] | None = None) -> Path:
@@ -71,33 +61,3 @@ def _user_folder(find: Callable[[str], Path], variable: str) -> Path | None:
         except RuntimeError:
             return None
     return find("eoq").absolute()
-
-
-def _runtime_folder() -> Path:
-    if sys.platform != "linux":
-        from platformdirs import user_runtime_path
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without a runtime directory, it would warn at each command
-            return user_runtime_path()
-    # Not by platformdirs: its versions choose different folders, and a daemon and its clients must agree.
-    named = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(named):  # noqa: PTH117 # an empty text is no `Path`
-        return Path(named)
-    user = os.getuid()
-    usual = Path(f"/run/user/{user}")
-    return usual if os.access(usual, os.W_OK) else _private(Path(f"/tmp/runtime-{user}"), user)  # noqa: S108 # checked
-
-
-def _private(folder: Path, user: int) -> Path:
-    """Return ``folder``. Raise `Forbidden` where another user could put a socket of his own into it."""
-    try:
-        found = folder.lstat()
-    except FileNotFoundError:
-        return folder
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o022:
-        raise Forbidden(
-            f"{folder} is not a folder that only this user can write, so no socket in it can be trusted; "
-            "name a socket with --socket or EOQ_SOCKET"
-        )
-    return folder

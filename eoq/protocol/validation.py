@@ -11,11 +11,10 @@ from math import isfinite
 from typing import Final
 
 from ..errors import InvalidRequest, MessageTooLarge
-from ..message import Outgoing, encode_payload
+from ..message import MAX_DELAY, Outgoing, encode_payload
 from ..outcomes import ResultRefused, ResultTooLarge
 from .limits import (
     MAX_BODY,
-    MAX_DELAY,
     MAX_HEADERS,
     MAX_ID,
     MAX_PRIORITY,

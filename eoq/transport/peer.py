@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import socket as sockets
-import struct
-from pathlib import Path
-from typing import Final
+import sys
 
 from ..errors import Forbidden
+
+TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
+if TYPE_CHECKING:
+    from typing import Final
 
 SOL_LOCAL: Final = 0
 LOCAL_PEERCRED: Final = 1
 """The socket option of macOS for the user at the other end. Python has no name for it."""
+CREDENTIALS: Final = 80
+"""Bytes that are enough for what either system tells of the user. The second four bytes of it are the user's number."""
 
 
-def require_own(connection: sockets.socket, path: Path) -> None:
+def require_own(connection: sockets.socket, path: object) -> None:
     """Raise `Forbidden` if a program of another user listens at the other end: it would get the messages.
 
     Root may use the daemons of all users, and everybody a daemon of root.
@@ -35,9 +39,9 @@ def _owner(connection: sockets.socket) -> int | None:
     """Return the user of the program that listens, or None where the kernel does not say."""
     try:
         if hasattr(sockets, "SO_PEERCRED"):
-            _, user, _ = struct.unpack("3i", connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, 12))
+            told = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, CREDENTIALS)
         else:
-            _, user = struct.unpack_from("2I", connection.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, 80))
+            told = connection.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, CREDENTIALS)
     except OSError:
         return None
-    return int(user)
+    return int.from_bytes(told[4:8], sys.byteorder)

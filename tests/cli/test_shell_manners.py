@@ -16,7 +16,7 @@ from tests.cases import one_in
 from tests.support import PATIENCE, Daemon, Shell, Wire, eventually, kill_group, run_at_terminal
 
 # Imported by name: the module lies below eoq/ only when it is installed, which type checkers cannot see.
-main: click.Group = import_module("eoq.cli").main
+main: click.Group = import_module("eoq.cli.commands").commands
 COMMANDS = main.list_commands(click.Context(main))
 
 CLIENT_COMMANDS = [

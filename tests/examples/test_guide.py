@@ -183,7 +183,7 @@ def test_the_service_runs_the_daemon_and_does_not_restart_what_cannot_succeed() 
 
 
 def _commands() -> list[str]:
-    main = import_module("eoq.cli").main
+    main = import_module("eoq.cli.commands").commands
     return list(main.list_commands(click.Context(main)))
 
 
@@ -212,5 +212,5 @@ def test_each_error_has_its_exit_status() -> None:
     errors = [kind for kind in kinds if issubclass(kind, eoq.EoqError)]
     assert listed == {kind.__name__: str(kind.exit_status) for kind in errors}
     assert {int(status) for status in listed.values()} <= statuses
-    help_text = import_module("eoq.cli").main.help
+    help_text = import_module("eoq.cli.commands").commands.help
     assert statuses == {int(status) for status in re.findall(r"(\d+) [a-zA-Z]", help_text.split("Exit status:")[1])}

@@ -23,6 +23,7 @@ from eoq.daemon.server import connection, traffic
 from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
+from eoq.message import MAX_DELAY
 from eoq.protocol import limits
 from tests.examples.pages import Page, follow, with_netcat
 from tests.support import Daemon, Shell, Wire, clean_environment, eventually
@@ -130,7 +131,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     stated = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", section)}
     of_the_code = [
         *(limits.MAX_LINE, limits.MAX_BODY, limits.MAX_HEADERS, limits.MAX_BATCH, limits.MAX_ID),
-        *(limits.MAX_ERROR, limits.MAX_LEASE, limits.MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
+        *(limits.MAX_ERROR, limits.MAX_LEASE, MAX_DELAY, limits.MAX_WAIT, limits.MAX_PRIORITY),
         *(reader.SCAN_ROWS, reader.SCAN_BYTES, topic_rules.MAX_BINDINGS, topic_rules.MAX_QUEUES_OF_TOPIC),
         *(schedule_table.MAX_SCHEDULES, schedule_rule.MOST_MISSED),
         *(receivers.RECEIVE_BYTES, queue_table.MAX_QUEUES, connection.MAX_CONNECTIONS, connection.MAX_IN_FLIGHT),

@@ -7,7 +7,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ...protocol.limits import MAX_DELAY, MAX_TTL
+from ...message import MAX_DELAY
+from ...protocol.limits import MAX_TTL
 
 RETENTION: Final = 7 * 86400.0
 _RESEND_PART: Final = 6 / 7

@@ -1,0 +1,109 @@
+"""The commands, by click: one module for each family of them, which is imported only when the command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eoq import __version__
+from eoq.errors import EoqError
+
+from .common import end
+
+_COMMANDS_OF_MODULE = {
+    "daemon": ("daemon", "start", "stop", "status"),
+    "send": ("send",),
+    "receive": ("receive", "ack", "nack", "reject", "extend"),
+    "once": ("once",),
+    "relay": ("relay",),
+    "work": ("work",),
+    "apply": ("apply",),
+    "queries": ("result", "queues", "peek", "tail", "show"),
+    "admin": ("pause", "resume", "purge", "queue"),
+    "dead": ("dead",),
+    "schedule": ("schedule",),
+    "topics": ("bind", "unbind", "topics"),
+    "demo": ("demo",),
+    "config": ("config",),
+}
+_MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is used.
+
+    A command may return its exit status. An error ends the program with its exit status, not a traceback.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULE_OF)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _MODULE_OF.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(f".{module}", __package__), cmd_name)
+        return command
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        _open_closed_streams()
+        _allow_all_characters()
+        return super().main(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+        except (EoqError, KeyboardInterrupt, OSError) as error:
+            status = end(error)
+        if status:
+            sys.exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Replace standard streams that the caller has closed by empty ones.
+
+    This is done before anything else is opened, so that no other file gets the descriptors 0 to 2.
+    """
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 # stays open as long as the process
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
+
+
+def _allow_all_characters() -> None:
+    """Print a character that the encoding of the locale does not have, such as EUC-JP's, as an escape."""
+    stdout = sys.stdout  # standard error is so by default
+    if isinstance(stdout, TextIOWrapper) and stdout.encoding.lower() != "utf-8":
+        stdout.reconfigure(errors="backslashreplace")
+
+
+def _colours() -> bool | None:
+    """Return False if the user or the terminal wants no colours, else None: click then decides by the terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "color": _colours()})
+@click.version_option(__version__, prog_name="eoq")
+def commands() -> None:
+    """Exactly-once message queue for one machine.
+
+    \b
+    eoq start                        start the daemon in the background
+    eoq send mail 'hello'            send a message; it is on disk when the command returns
+    eoq receive mail --json          lease it
+    eoq ack RECEIPT                  settle it
+    eoq demo                         watch it survive kill -9
+
+    \b
+    Exit status: 0 done · 1 nothing there · 2 usage · 65 bad data · 69 daemon not reachable · 70 failed inside ·
+    74 input or output failed · 75 try again later · 77 not allowed · 130 Ctrl-C
+    """
