@@ -59,8 +59,8 @@ GUARDS: Final = (
     Guard(
         "keep is counted from the watermark's date",
         "eoq/inbox/pruning.py",
-        old="return received.watermark, min(belief.forgotten_to, received.requested_at - keep)",
-        new="return received.watermark, belief.forgotten_to",
+        old="limits = Limits(received.watermark, min(belief.forgotten_to, received.requested_at - keep))",
+        new="limits = Limits(received.watermark, belief.forgotten_to)",
         tests="tests/model/test_retention.py",
     ),
     Guard(
@@ -79,7 +79,7 @@ GUARDS: Final = (
     ),
     Guard(
         "watermark is compared with ids of its own file",
-        "eoq/inbox/pruning.py",
+        "eoq/inbox/sweeping.py",
         old="and (source is null or source = ?)",
         new="and (true or source = ?)",
         tests="tests/integration/test_inbox_tables.py",
@@ -87,7 +87,7 @@ GUARDS: Final = (
     ),
     Guard(
         "other content is never acked with the old result",
-        "eoq/inbox/transaction.py",
+        "eoq/inbox/effects.py",
         old="digest != digest_of(message)",
         new="False",
         tests="tests/integration/test_inbox_tables.py",

@@ -25,9 +25,9 @@ from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.aio_sqlite import run
 from ..system.aio_thread import complete, in_thread
-from .aio import give_back
+from .aio_settling import give_back
 from .committed import Place, not_committed
-from .forked import LibraryConnections
+from .forked import LibraryConnections, is_open
 from .pruning import Pruning, Stream
 from .transaction import Processed
 
@@ -76,7 +76,7 @@ class AsyncGuestInbox(Generic[T]):
         self._connection_of = connection
         self._pruning = Pruning(keep)
         self._clock = clock
-        self._connections = LibraryConnections()
+        self._connections = LibraryConnections(is_open)
 
     async def process(
         self, message: AsyncMessage, handler: Callable[[T, AsyncMessage], Awaitable[object]]

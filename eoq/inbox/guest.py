@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 from ..errors import InvalidRequest
 from ..message import Message
 from ..outcomes import error_text
-from .blocking import give_back
 from .committed import Place, not_committed
-from .forked import LibraryConnections
+from .forked import LibraryConnections, is_open
 from .pruning import Pruning, Stream
+from .settling import give_back
 from .transaction import Processed
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class GuestInbox(Generic[T]):
         self._connection_of = connection
         self._pruning = Pruning(keep)
         self._clock = clock
-        self._connections = LibraryConnections()
+        self._connections = LibraryConnections(is_open)
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
         """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`.
