@@ -51,28 +51,28 @@ GUARDS: Final = (
     # ── inbox ───────────────────────────────────────────────────────────────────────────────────────────────
     Guard(
         "late delivery is refused",
-        "eoq/inbox/pruning.py",
+        "eoq/inbox/rules/pruning.py",
         old="return stored is not None and (",
         new="return False and (",
         tests="tests/model/test_retention.py",
     ),
     Guard(
         "keep is counted from the watermark's date",
-        "eoq/inbox/pruning.py",
+        "eoq/inbox/rules/pruning.py",
         old="limits = Limits(received.watermark, min(belief.forgotten_to, received.requested_at - keep))",
         new="limits = Limits(received.watermark, belief.forgotten_to)",
         tests="tests/model/test_retention.py",
     ),
     Guard(
         "clock that is ahead for a moment is not believed",
-        "eoq/inbox/belief.py",
+        "eoq/inbox/rules/belief.py",
         old="if keep == 0 or now - (before.forgotten_to + keep) <= reach:",
         new="if True:",
         tests="tests/model/test_retention.py",
     ),
     Guard(
         "date by a clock that is behind does not count",
-        "eoq/inbox/belief.py",
+        "eoq/inbox/rules/belief.py",
         old="return now if now >= known_past else",
         new="return now if True else",
         tests="tests/model/test_retention.py",
@@ -87,7 +87,7 @@ GUARDS: Final = (
     ),
     Guard(
         "other content is never acked with the old result",
-        "eoq/inbox/effects.py",
+        "eoq/inbox/rules/effects.py",
         old="digest != digest_of(message)",
         new="False",
         tests="tests/integration/test_inbox_tables.py",

@@ -17,7 +17,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).resolve().parent.parent / "eoq"
 FILES: Final = {
-    "inbox/aio_settling.py": "inbox/settling.py",
+    "inbox/rules/aio_settling.py": "inbox/rules/settling.py",
     "postgres/aio_transaction.py": "postgres/transaction.py",
     "postgres/aio_inbox.py": "postgres/inbox.py",
     "postgres/aio_guest.py": "postgres/guest.py",

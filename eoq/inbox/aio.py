@@ -25,10 +25,10 @@ from ..system import aio_sqlite
 from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
-from .aio_settling import ack_all, give_back
-from .batch import Results, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import Pruning, Stream
+from .rules.aio_settling import ack_all, give_back
+from .rules.batch import Results, split
+from .rules.pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
 
 T = TypeVar("T")

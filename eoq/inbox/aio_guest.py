@@ -25,10 +25,10 @@ from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.aio_sqlite import run
 from ..system.aio_thread import complete, in_thread
-from .aio_settling import give_back
 from .committed import Place, not_committed
 from .forked import LibraryConnections, is_open
-from .pruning import Pruning, Stream
+from .rules.aio_settling import give_back
+from .rules.pruning import Pruning, Stream
 from .transaction import Processed
 
 T = TypeVar("T")

@@ -21,10 +21,10 @@ from ..errors import InvalidRequest
 from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
-from .batch import Results, split
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import Pruning, Stream
-from .settling import ack_all, give_back
+from .rules.batch import Results, split
+from .rules.pruning import Pruning, Stream
+from .rules.settling import ack_all, give_back
 from .transaction import Processed, refuse_foreign_keys
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]

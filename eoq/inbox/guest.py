@@ -19,8 +19,8 @@ from ..message import Message
 from ..outcomes import error_text
 from .committed import Place, not_committed
 from .forked import LibraryConnections, is_open
-from .pruning import Pruning, Stream
-from .settling import give_back
+from .rules.pruning import Pruning, Stream
+from .rules.settling import give_back
 from .transaction import Processed
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from ..message import Delivery
-from .pruning import KEEP_SECONDS, ROWS, Pruning, Stored, Stream
+from .rules.pruning import KEEP_SECONDS, ROWS, KnownWatermark, Pruning, Stream
 
 _STORED: Final = """
     select watermark, retention, forgotten_to, seen_at
@@ -100,11 +100,11 @@ def step(
     return cursor.rowcount, last is None
 
 
-def stored(database: sqlite3.Connection, stream: Stream) -> Stored | None:
+def stored(database: sqlite3.Connection, stream: Stream) -> KnownWatermark | None:
     """Return what the file has about a stream, or about the queue from the time before there were sources."""
     source, queue = stream
     row = _row(database, _STORED, (queue, source))
-    return None if row is None else Stored(*row)
+    return None if row is None else KnownWatermark(*row)
 
 
 def _row(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> Any:

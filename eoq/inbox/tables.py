@@ -27,7 +27,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ..message import Delivery
-from .effects import Effect, Key, digest_of
+from .rules.effects import Effect, Key, digest_of
 
 MANY: Final = 50
 """How many rows one statement inserts at once. Running a statement costs Python as much as it costs SQLite."""

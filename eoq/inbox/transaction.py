@@ -22,9 +22,9 @@ from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from . import sweeping
-from .effects import Effect, Key, digest_of, result_of, too_late
 from .guard import TransactionGuard
-from .pruning import Pruning, Stream
+from .rules.effects import Effect, Key, digest_of, result_of, too_late
+from .rules.pruning import Pruning, Stream
 from .tables import create, find, insert, is_found, lock, note_redeliveries, rows
 
 T = TypeVar("T")

@@ -16,14 +16,14 @@ from typing import Any, Generic, TypeVar
 import psycopg
 
 from ..errors import InvalidRequest
-from ..inbox.aio_settling import give_back
 from ..inbox.committed import not_committed
 from ..inbox.forked import LibraryConnections
-from ..inbox.pruning import Pruning, Stream
+from ..inbox.rules.aio_settling import give_back
+from ..inbox.rules.pruning import Pruning, Stream
 from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.forks import watch_forks
-from .aio_transaction import AsyncProcessed, find_tables
+from .aio_transaction import AsyncPgProcessed, find_tables
 from .driver import conflict_pauses, cut, is_conflict
 from .tables import Schema
 
@@ -80,7 +80,7 @@ class AsyncPgGuestInbox(Generic[T]):
         block in which an error of the database was caught.
         """
 
-        async def work(transaction: T, processed: AsyncProcessed) -> bytes | None:
+        async def work(transaction: T, processed: AsyncPgProcessed) -> bytes | None:
             if processed.was_processed(message):
                 return processed.result(message)
             return await processed.apply(message, lambda: handler(transaction, message))
@@ -102,7 +102,7 @@ class AsyncPgGuestInbox(Generic[T]):
     async def seen(self, queue: str, id: str) -> bool:
         """Return whether this message was processed, and its id was not pruned since."""
 
-        async def look(_transaction: T, processed: AsyncProcessed) -> bool:
+        async def look(_transaction: T, processed: AsyncPgProcessed) -> bool:
             return await processed.seen(queue, id)
 
         found, _number = await self._in_transaction([], look)
@@ -111,7 +111,7 @@ class AsyncPgGuestInbox(Generic[T]):
     async def prune(self) -> int:
         """Delete all ids that can be deleted, with a transaction for each step. Return how many were deleted."""
 
-        async def look(_transaction: T, processed: AsyncProcessed) -> list[Stream]:
+        async def look(_transaction: T, processed: AsyncPgProcessed) -> list[Stream]:
             return await processed.streams()
 
         streams, _number = await self._in_transaction([], look)
@@ -125,7 +125,7 @@ class AsyncPgGuestInbox(Generic[T]):
         while not ended:
 
             async def step(
-                _transaction: T, processed: AsyncProcessed, from_start: bool = from_start
+                _transaction: T, processed: AsyncPgProcessed, from_start: bool = from_start
             ) -> tuple[int, bool]:
                 return await processed.prune(stream, from_start)
 
@@ -137,7 +137,7 @@ class AsyncPgGuestInbox(Generic[T]):
     # ── the library's transaction ───────────────────────────────────────────────────────────────────────
 
     async def _in_transaction(
-        self, messages: list[AsyncMessage], work: Callable[[T, AsyncProcessed], Awaitable[R]]
+        self, messages: list[AsyncMessage], work: Callable[[T, AsyncPgProcessed], Awaitable[R]]
     ) -> tuple[R, int]:
         """Return what ``work`` returns in a transaction of the library, and the number of that transaction.
 
@@ -154,11 +154,11 @@ class AsyncPgGuestInbox(Generic[T]):
             await asyncio.sleep(pause)  # until the other transaction has ended
 
     async def _try_transaction(
-        self, messages: list[AsyncMessage], work: Callable[[T, AsyncProcessed], Awaitable[R]]
+        self, messages: list[AsyncMessage], work: Callable[[T, AsyncPgProcessed], Awaitable[R]]
     ) -> tuple[R, int]:
         self._connections.refuse_inherited()
         own: BaseException | None = None
-        joined: AsyncProcessed | None = None
+        joined: AsyncPgProcessed | None = None
         try:
             async with self._begin() as transaction:
                 try:
@@ -182,11 +182,11 @@ class AsyncPgGuestInbox(Generic[T]):
             raise own  # the library's block has suppressed it
         return result, joined.number
 
-    async def _join(self, transaction: T) -> AsyncProcessed:
+    async def _join(self, transaction: T) -> AsyncPgProcessed:
         connection = await self._connection(transaction)
         self._in_use.add(connection)
         tables = self._tables or await find_tables(connection, self._schema)
-        return AsyncProcessed(connection, tables, self._pruning, self._clock)
+        return AsyncPgProcessed(connection, tables, self._pruning, self._clock)
 
     async def _connection(self, transaction: T) -> psycopg.AsyncConnection[Any]:
         connection = await self._connection_of(transaction)
@@ -203,7 +203,7 @@ class AsyncPgGuestInbox(Generic[T]):
         async with self._begin() as transaction:
             connection = await self._connection(transaction)
             tables = await find_tables(connection, self._schema)
-            shown = await AsyncProcessed(connection, tables, self._pruning, self._clock).is_committed(message, number)
+            shown = await AsyncPgProcessed(connection, tables, self._pruning, self._clock).is_committed(message, number)
         if shown:
             self._tables = tables  # they were not made in a transaction that was rolled back
         return shown

@@ -18,13 +18,13 @@ from psycopg.pq import TransactionStatus
 
 from .. import outcomes
 from ..errors import InvalidRequest
-from ..inbox.aio_settling import ack_all, give_back
-from ..inbox.batch import Results, split
-from ..inbox.pruning import Pruning, Stream
+from ..inbox.rules.aio_settling import ack_all, give_back
+from ..inbox.rules.batch import Results, split
+from ..inbox.rules.pruning import Pruning, Stream
 from ..message import AsyncMessage
 from ..system.aio_thread import complete
 from ..system.forks import watch_forks
-from .aio_transaction import AsyncProcessed, find_tables, refuse_open_transaction
+from .aio_transaction import AsyncPgProcessed, find_tables, refuse_open_transaction
 from .driver import conflict_pauses, cut, is_conflict, with_defaults
 from .tables import Schema
 
@@ -118,7 +118,7 @@ class AsyncPgInbox:
         back, and its next delivery finds the id or not.
         """
 
-        async def work(processed: AsyncProcessed) -> bytes | None:
+        async def work(processed: AsyncPgProcessed) -> bytes | None:
             if processed.was_processed(message):
                 return processed.result(message)
             return await processed.apply(message, lambda: handler(processed.connection, message))
@@ -148,7 +148,7 @@ class AsyncPgInbox:
         batch = list(messages)
         results: Results = []
 
-        async def work(processed: AsyncProcessed) -> None:
+        async def work(processed: AsyncPgProcessed) -> None:
             results.clear()
             for message in batch:
                 if processed.was_processed(message):
@@ -192,7 +192,7 @@ class AsyncPgInbox:
     async def seen(self, queue: str, id: str) -> bool:
         """Return whether the database has the id of this message: it was processed, and its id was not pruned since."""
         if self._given is not None and self in _inside.get():
-            return await AsyncProcessed(
+            return await AsyncPgProcessed(
                 self._given, await self._find_tables(self._given), self._pruning, self._clock
             ).seen(queue, id)
         return await self._in_transaction([], lambda processed: processed.seen(queue, id))
@@ -213,7 +213,7 @@ class AsyncPgInbox:
         count, from_start, ended = 0, True, False
         while not ended:
 
-            async def step(processed: AsyncProcessed, from_start: bool = from_start) -> tuple[int, bool]:
+            async def step(processed: AsyncPgProcessed, from_start: bool = from_start) -> tuple[int, bool]:
                 return await processed.prune(stream, from_start)
 
             deleted, ended = await self._in_transaction([], step)
@@ -224,7 +224,7 @@ class AsyncPgInbox:
     # ── connections and transactions ────────────────────────────────────────────────────────────────────
 
     async def _in_transaction(
-        self, messages: Sequence[AsyncMessage], work: Callable[[AsyncProcessed], Awaitable[T]]
+        self, messages: Sequence[AsyncMessage], work: Callable[[AsyncPgProcessed], Awaitable[T]]
     ) -> T:
         """Return what ``work`` returns, from a transaction. It is repeated where another one was in its way."""
         pauses = conflict_pauses()
@@ -232,7 +232,7 @@ class AsyncPgInbox:
             try:
                 async with self._connection() as connection:
                     tables = await self._find_tables(connection)
-                    processed = AsyncProcessed(connection, tables, self._pruning, self._clock)
+                    processed = AsyncPgProcessed(connection, tables, self._pruning, self._clock)
                     return await processed.transaction(messages, work)
             except Exception as error:
                 pause = next(pauses)
@@ -300,7 +300,7 @@ class AsyncPgInbox:
 
 
 async def _apply_alone(
-    processed: AsyncProcessed, message: AsyncMessage, handler: AsyncPgHandler
+    processed: AsyncPgProcessed, message: AsyncMessage, handler: AsyncPgHandler
 ) -> bytes | Exception | None:
     try:
         return await processed.apply(message, lambda: handler(processed.connection, message))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -23,15 +22,15 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..errors import InvalidRequest
-from ..inbox.effects import Effect, Key, digest_of, result_of, too_late
-from ..inbox.pruning import KEEP_SECONDS, ROWS, Pruning, Stored, Stream
+from ..inbox.rules.effects import Effect, Key, digest_of, result_of, too_late
+from ..inbox.rules.pruning import KEEP_SECONDS, ROWS, KnownWatermark, Pruning, Stream
 from ..message import Delivery
 from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, async_owner
 from ..protocol.validation import encode_result
 from ..system.aio_thread import complete
 from .driver import Conflict
-from .tables import LOCK_TABLES, Schema, schema
+from .tables import FIND_SCHEMA, LOCK_TABLES, Schema, schema
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ _GUARD_ROWS: Final = 2
 """How many rows `Schema.open` inserts, and `Schema.close` deletes in the same transaction."""
 
 
-class AsyncProcessed:
+class AsyncPgProcessed:
     """The processed messages in a database, and one transaction that adds to them, over an open connection.
 
     `transaction` makes a transaction of its own. Inside one of a library, call `join`, `apply` for the message, and
@@ -72,7 +71,7 @@ class AsyncProcessed:
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
 
-    async def transaction(self, messages: Sequence[Delivery], work: Callable[[AsyncProcessed], Awaitable[T]]) -> T:
+    async def transaction(self, messages: Sequence[Delivery], work: Callable[[AsyncPgProcessed], Awaitable[T]]) -> T:
         """Begin a transaction, do ``work`` in it, and commit. After an exception, roll back."""
         refuse_open_transaction(self.connection)  # outside: it may be that of a handler which calls this
         autocommit = self.connection.autocommit
@@ -310,10 +309,10 @@ class AsyncProcessed:
         await self._execute(self._tables.set_swept_to, (last or "", source, queue))
         return deleted.rowcount, last is None
 
-    async def _stored(self, stream: Stream) -> Stored | None:
+    async def _stored(self, stream: Stream) -> KnownWatermark | None:
         source, queue = stream
         rows = await self._rows(self._tables.stored, (queue, source))
-        return Stored(*rows[0]) if rows else None
+        return KnownWatermark(*rows[0]) if rows else None
 
     async def _insert(self, date: float) -> None:
         if self._new:
@@ -374,11 +373,10 @@ async def find_tables(connection: psycopg.AsyncConnection[Any], name: str | None
 
     Make the tables if there are none, in the open transaction.
     """
-    find = partial(_find_schema, connection, name)
-    found = await find()
+    found = await _find_schema(connection, name)
     if found is None:
         await execute(connection, LOCK_TABLES)
-        found = await find()
+        found = await _find_schema(connection, name)
     if found is None:
         ((found,),) = await (
             await execute(connection, "select coalesce(%s, current_schema()::text)", (name,))
@@ -391,11 +389,6 @@ async def find_tables(connection: psycopg.AsyncConnection[Any], name: str | None
 
 
 async def _find_schema(connection: psycopg.AsyncConnection[Any], name: str | None) -> str | None:
-    rows = await (
-        await execute(
-            connection,
-            Schema.FIND,
-            ("eoq_processed" if name is None else '"' + name.replace('"', '""') + '".eoq_processed',),
-        )
-    ).fetchall()
+    table = "eoq_processed" if name is None else '"' + name.replace('"', '""') + '".eoq_processed'
+    rows = await (await execute(connection, FIND_SCHEMA, (table,))).fetchall()
     return str(rows[0][0]) if rows else None

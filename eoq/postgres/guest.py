@@ -19,14 +19,14 @@ import psycopg
 from ..errors import InvalidRequest
 from ..inbox.committed import not_committed
 from ..inbox.forked import LibraryConnections
-from ..inbox.pruning import Pruning, Stream
-from ..inbox.settling import give_back
+from ..inbox.rules.pruning import Pruning, Stream
+from ..inbox.rules.settling import give_back
 from ..message import Message
 from ..outcomes import error_text
 from ..system.forks import watch_forks
 from .driver import conflict_pauses, cut, is_conflict
 from .tables import Schema
-from .transaction import Processed, find_tables
+from .transaction import PgProcessed, find_tables
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -79,7 +79,7 @@ class PgGuestInbox(Generic[T]):
         block in which an error of the database was caught.
         """
 
-        def work(transaction: T, processed: Processed) -> bytes | None:
+        def work(transaction: T, processed: PgProcessed) -> bytes | None:
             if processed.was_processed(message):
                 return processed.result(message)
             return processed.apply(message, lambda: handler(transaction, message))
@@ -101,7 +101,7 @@ class PgGuestInbox(Generic[T]):
     def seen(self, queue: str, id: str) -> bool:
         """Return whether this message was processed, and its id was not pruned since."""
 
-        def look(_transaction: T, processed: Processed) -> bool:
+        def look(_transaction: T, processed: PgProcessed) -> bool:
             return processed.seen(queue, id)
 
         found, _number = self._in_transaction([], look)
@@ -110,7 +110,7 @@ class PgGuestInbox(Generic[T]):
     def prune(self) -> int:
         """Delete all ids that can be deleted, with a transaction for each step. Return how many were deleted."""
 
-        def look(_transaction: T, processed: Processed) -> list[Stream]:
+        def look(_transaction: T, processed: PgProcessed) -> list[Stream]:
             return processed.streams()
 
         streams, _number = self._in_transaction([], look)
@@ -123,7 +123,7 @@ class PgGuestInbox(Generic[T]):
         count, from_start, ended = 0, True, False
         while not ended:
 
-            def step(_transaction: T, processed: Processed, from_start: bool = from_start) -> tuple[int, bool]:
+            def step(_transaction: T, processed: PgProcessed, from_start: bool = from_start) -> tuple[int, bool]:
                 return processed.prune(stream, from_start)
 
             (deleted, ended), _number = self._in_transaction([], step)
@@ -133,7 +133,7 @@ class PgGuestInbox(Generic[T]):
 
     # ── the library's transaction ───────────────────────────────────────────────────────────────────────
 
-    def _in_transaction(self, messages: list[Message], work: Callable[[T, Processed], R]) -> tuple[R, int]:
+    def _in_transaction(self, messages: list[Message], work: Callable[[T, PgProcessed], R]) -> tuple[R, int]:
         """Return what ``work`` returns in a transaction of the library, and the number of that transaction.
 
         It is repeated where another transaction was in its way.
@@ -148,10 +148,10 @@ class PgGuestInbox(Generic[T]):
                     raise
             time.sleep(pause)  # until the other transaction has ended
 
-    def _try_transaction(self, messages: list[Message], work: Callable[[T, Processed], R]) -> tuple[R, int]:
+    def _try_transaction(self, messages: list[Message], work: Callable[[T, PgProcessed], R]) -> tuple[R, int]:
         self._connections.refuse_inherited()
         own: BaseException | None = None
-        joined: Processed | None = None
+        joined: PgProcessed | None = None
         try:
             with self._begin() as transaction:
                 try:
@@ -175,11 +175,11 @@ class PgGuestInbox(Generic[T]):
             raise own  # the library's block has suppressed it
         return result, joined.number
 
-    def _join(self, transaction: T) -> Processed:
+    def _join(self, transaction: T) -> PgProcessed:
         connection = self._connection(transaction)
         self._in_use.add(connection)
         tables = self._tables or find_tables(connection, self._schema)
-        return Processed(connection, tables, self._pruning, self._clock)
+        return PgProcessed(connection, tables, self._pruning, self._clock)
 
     def _connection(self, transaction: T) -> psycopg.Connection[Any]:
         connection = self._connection_of(transaction)
@@ -196,7 +196,7 @@ class PgGuestInbox(Generic[T]):
         with self._begin() as transaction:
             connection = self._connection(transaction)
             tables = find_tables(connection, self._schema)
-            shown = Processed(connection, tables, self._pruning, self._clock).is_committed(message, number)
+            shown = PgProcessed(connection, tables, self._pruning, self._clock).is_committed(message, number)
         if shown:
             self._tables = tables  # they were not made in a transaction that was rolled back
         return shown

@@ -20,14 +20,14 @@ from psycopg.pq import TransactionStatus
 
 from .. import outcomes
 from ..errors import InvalidRequest
-from ..inbox.batch import Results, split
-from ..inbox.pruning import Pruning, Stream
-from ..inbox.settling import ack_all, give_back
+from ..inbox.rules.batch import Results, split
+from ..inbox.rules.pruning import Pruning, Stream
+from ..inbox.rules.settling import ack_all, give_back
 from ..message import Message
 from ..system.forks import watch_forks
 from .driver import conflict_pauses, cut, is_conflict, with_defaults
 from .tables import Schema
-from .transaction import Processed, find_tables, refuse_open_transaction
+from .transaction import PgProcessed, find_tables, refuse_open_transaction
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class PgInbox:
         back, and its next delivery finds the id or not.
         """
 
-        def work(processed: Processed) -> bytes | None:
+        def work(processed: PgProcessed) -> bytes | None:
             if processed.was_processed(message):
                 return processed.result(message)
             return processed.apply(message, lambda: handler(processed.connection, message))
@@ -147,7 +147,7 @@ class PgInbox:
         batch = list(messages)
         results: Results = []
 
-        def work(processed: Processed) -> None:
+        def work(processed: PgProcessed) -> None:
             results.clear()
             for message in batch:
                 if processed.was_processed(message):
@@ -191,7 +191,7 @@ class PgInbox:
     def seen(self, queue: str, id: str) -> bool:
         """Return whether the database has the id of this message: it was processed, and its id was not pruned since."""
         if self._given is not None and self in _inside.get():
-            return Processed(self._given, self._find_tables(self._given), self._pruning, self._clock).seen(queue, id)
+            return PgProcessed(self._given, self._find_tables(self._given), self._pruning, self._clock).seen(queue, id)
         return self._in_transaction([], lambda processed: processed.seen(queue, id))
 
     def prune(self) -> int:
@@ -210,7 +210,7 @@ class PgInbox:
         count, from_start, ended = 0, True, False
         while not ended:
 
-            def step(processed: Processed, from_start: bool = from_start) -> tuple[int, bool]:
+            def step(processed: PgProcessed, from_start: bool = from_start) -> tuple[int, bool]:
                 return processed.prune(stream, from_start)
 
             deleted, ended = self._in_transaction([], step)
@@ -220,14 +220,14 @@ class PgInbox:
 
     # ── connections and transactions ────────────────────────────────────────────────────────────────────
 
-    def _in_transaction(self, messages: Sequence[Message], work: Callable[[Processed], T]) -> T:
+    def _in_transaction(self, messages: Sequence[Message], work: Callable[[PgProcessed], T]) -> T:
         """Return what ``work`` returns, from a transaction. It is repeated where another one was in its way."""
         pauses = conflict_pauses()
         while True:
             try:
                 with self._connection() as connection:
                     tables = self._find_tables(connection)
-                    processed = Processed(connection, tables, self._pruning, self._clock)
+                    processed = PgProcessed(connection, tables, self._pruning, self._clock)
                     return processed.transaction(messages, work)
             except Exception as error:
                 pause = next(pauses)
@@ -294,7 +294,7 @@ class PgInbox:
         return psycopg.Connection.connect(self._conninfo or "")
 
 
-def _apply_alone(processed: Processed, message: Message, handler: PgHandler) -> bytes | Exception | None:
+def _apply_alone(processed: PgProcessed, message: Message, handler: PgHandler) -> bytes | Exception | None:
     try:
         return processed.apply(message, lambda: handler(processed.connection, message))
     except Exception as error:

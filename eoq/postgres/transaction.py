@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -24,14 +23,14 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..errors import InvalidRequest
-from ..inbox.effects import Effect, Key, digest_of, result_of, too_late
-from ..inbox.pruning import KEEP_SECONDS, ROWS, Pruning, Stored, Stream
+from ..inbox.rules.effects import Effect, Key, digest_of, result_of, too_late
+from ..inbox.rules.pruning import KEEP_SECONDS, ROWS, KnownWatermark, Pruning, Stream
 from ..message import Delivery
 from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, owner
 from ..protocol.validation import encode_result
 from .driver import Conflict
-from .tables import LOCK_TABLES, Schema, schema
+from .tables import FIND_SCHEMA, LOCK_TABLES, Schema, schema
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ _GUARD_ROWS: Final = 2
 """How many rows `Schema.open` inserts, and `Schema.close` deletes in the same transaction."""
 
 
-class Processed:
+class PgProcessed:
     """The processed messages in a database, and one transaction that adds to them, over an open connection.
 
     `transaction` makes a transaction of its own. Inside one of a library, call `join`, `apply` for the message, and
@@ -72,7 +71,7 @@ class Processed:
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
 
-    def transaction(self, messages: Sequence[Delivery], work: Callable[[Processed], T]) -> T:
+    def transaction(self, messages: Sequence[Delivery], work: Callable[[PgProcessed], T]) -> T:
         """Begin a transaction, do ``work`` in it, and commit. After an exception, roll back."""
         refuse_open_transaction(self.connection)  # outside: it may be that of a handler which calls this
         autocommit = self.connection.autocommit
@@ -310,10 +309,10 @@ class Processed:
         self._execute(self._tables.set_swept_to, (last or "", source, queue))
         return deleted.rowcount, last is None
 
-    def _stored(self, stream: Stream) -> Stored | None:
+    def _stored(self, stream: Stream) -> KnownWatermark | None:
         source, queue = stream
         rows = self._rows(self._tables.stored, (queue, source))
-        return Stored(*rows[0]) if rows else None
+        return KnownWatermark(*rows[0]) if rows else None
 
     def _insert(self, date: float) -> None:
         if self._new:
@@ -374,11 +373,10 @@ def find_tables(connection: psycopg.Connection[Any], name: str | None) -> Schema
 
     Make the tables if there are none, in the open transaction.
     """
-    find = partial(_find_schema, connection, name)
-    found = find()
+    found = _find_schema(connection, name)
     if found is None:
         execute(connection, LOCK_TABLES)
-        found = find()
+        found = _find_schema(connection, name)
     if found is None:
         ((found,),) = (execute(connection, "select coalesce(%s, current_schema()::text)", (name,))).fetchall()
         if found is None:
@@ -389,11 +387,6 @@ def find_tables(connection: psycopg.Connection[Any], name: str | None) -> Schema
 
 
 def _find_schema(connection: psycopg.Connection[Any], name: str | None) -> str | None:
-    rows = (
-        execute(
-            connection,
-            Schema.FIND,
-            ("eoq_processed" if name is None else '"' + name.replace('"', '""') + '".eoq_processed',),
-        )
-    ).fetchall()
+    table = "eoq_processed" if name is None else '"' + name.replace('"', '""') + '".eoq_processed'
+    rows = (execute(connection, FIND_SCHEMA, (table,))).fetchall()
     return str(rows[0][0]) if rows else None

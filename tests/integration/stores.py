@@ -59,7 +59,7 @@ class Store:
         import psycopg
 
         with psycopg.connect(str(self.place)) as connection:
-            cursor = connection.execute(self.sql(statement), values)
+            cursor = connection.execute(self.sql(statement), values or None)
             return cursor.fetchall() if cursor.description else []
 
     def payments(self) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from ..errors import LeaseLost
-from ..message import Delivery
-from ..outcomes import Reject
+from ...errors import LeaseLost
+from ...message import Delivery
+from ...outcomes import Reject
 
 Key: TypeAlias = tuple[str, str]
 """A queue and an id."""

@@ -82,8 +82,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from ..errors import InvalidRequest
-from ..message import Delivery
+from ...errors import InvalidRequest
+from ...message import Delivery
 from .belief import Belief, believe, date_of
 
 KEEP_SECONDS: Final = 86400.0
@@ -110,7 +110,7 @@ class _Watermark:
     """Messages processed since the last step. It starts with `EVERY`, so that a short-lived process makes one step."""
 
 
-class Stored(NamedTuple):
+class KnownWatermark(NamedTuple):
     """What the database has about the watermark of a stream. ``seen_at`` is its date."""
 
     watermark: int
@@ -185,7 +185,7 @@ class Pruning:
                 due.append(stream)
         return due
 
-    def limits(self, stream: Stream, stored: Stored | None, now: float) -> tuple[Limits, Stored | None]:
+    def limits(self, stream: Stream, stored: KnownWatermark | None, now: float) -> tuple[Limits, KnownWatermark | None]:
         """Return which ids of a stream may be deleted, and what is to be stored about its watermark (or None).
 
         ``stored`` is what the database has about it.
@@ -209,13 +209,13 @@ class Pruning:
         if self.known_past is not None:
             self.known_past = max(self.known_past, min(belief.seen_at, belief.forgotten_to + keep))
         limits = Limits(received.watermark, min(belief.forgotten_to, received.requested_at - keep))
-        return limits, Stored(watermark, received.retention, belief.forgotten_to, belief.seen_at)
+        return limits, KnownWatermark(watermark, received.retention, belief.forgotten_to, belief.seen_at)
 
     def is_old(self, message: Delivery, now: float, ahead: float = 0.0) -> bool:
         """Return whether a delivery was requested so long ago that `is_late` has to be asked about it."""
         return not -SLACK <= now - message.received_at - ahead <= self.keep(message.retention)
 
-    def is_late(self, message: Delivery, stored: Stored | None, now: float, ahead: float = 0.0) -> bool:
+    def is_late(self, message: Delivery, stored: KnownWatermark | None, now: float, ahead: float = 0.0) -> bool:
         """Return whether the id of an old delivery may have been deleted, if it is not found."""
         requested_at = message.received_at + ahead
         return stored is not None and (requested_at < stored.forgotten_to or requested_at > now + SLACK)
