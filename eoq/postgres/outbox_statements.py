@@ -64,7 +64,8 @@ CREATE: Final = (
     """
     create table if not exists eoq_outbox_sending (
       seq bigint primary key,
-      since double precision not null
+      since double precision not null,  -- the first try, in seconds since the epoch
+      try text                          -- that one; null after another try, which may have stored the message
     )
     """,
     f"""
@@ -137,16 +138,22 @@ MARK: Final = f"""
       order by seq
       for update of eoq_outbox
     ), marked as (
-      insert into eoq_outbox_sending (seq, since)
-      select seq, {NOW}
+      insert into eoq_outbox_sending (seq, since, try)
+      select seq, {NOW}, %s
       from there
-      on conflict (seq) do nothing
+      on conflict (seq) do update
+      set try = null
     )
     select there.seq, coalesce({NOW} - since, 0)
     from there
     left join eoq_outbox_sending using (seq)
     """  # noqa: S608 # constants
-UNMARK: Final = "delete from eoq_outbox_sending where seq = any (%s)"
+UNMARK: Final = "delete from eoq_outbox_sending where seq = any (%s) and try = %s"
+REMOVE_MARKS: Final = """
+    delete from eoq_outbox_sending as mark
+    where seq = any (%s) and not exists (select from eoq_outbox where eoq_outbox.seq = mark.seq)
+    """
+REMOVE_MARK: Final = "delete from eoq_outbox_sending where seq = %s"
 REMOVE: Final = f"""
     delete from eoq_outbox
     using unnest(%s::bigint[], %s::bytea[]) as sent (seq, key)

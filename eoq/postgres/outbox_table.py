@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ class OutboxTable:
         self.name = shown(conninfo)
         self._conninfo = with_defaults(conninfo)
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._try = ""
         self._waiting = False
         """Whether the connection holds the lock by which writers know that the relay waits."""
 
@@ -84,28 +86,32 @@ class OutboxTable:
     def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Mark rows that are about to be sent. See `OutboxFile.mark`."""
         with self._transaction() as connection:
-            found = connection.execute(statements.MARK, _columns(rows)).fetchall()
+            self._try = secrets.token_hex(8)
+            found = connection.execute(statements.MARK, (*_columns(rows), self._try)).fetchall()
             now = time.time()
         ages = dict(found)
         return [row for row in rows if row.seq in ages], now - max(ages.values(), default=0.0)
 
     def unmark(self, rows: Sequence[Row]) -> None:
-        """Remove the marks of rows that the daemon refused, so that they may wait for any time."""
+        """Remove the marks of rows that the daemon refused, so that they may wait for any time.
+
+        Those are the marks of the last `mark`. See `OutboxFile.unmark`.
+        """
         with self._transaction() as connection:
-            connection.execute(statements.UNMARK, ([row.seq for row in rows],))
+            connection.execute(statements.UNMARK, ([row.seq for row in rows], self._try))
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Remove rows whose messages the daemon confirmed. Ignore rows that are gone."""
         with self._transaction() as connection:
             connection.execute(statements.REMOVE, _columns(rows))
-            connection.execute(statements.UNMARK, ([row.seq for row in rows],))
+            connection.execute(statements.REMOVE_MARKS, ([row.seq for row in rows],))
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
         text = error[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")  # PostgreSQL has no NUL in a text
         with self._transaction() as connection:
-            connection.execute(statements.SET_ASIDE, (text, row.seq, row.key))
-            connection.execute(statements.UNMARK, ([row.seq],))
+            if connection.execute(statements.SET_ASIDE, (text, row.seq, row.key)).rowcount:
+                connection.execute(statements.REMOVE_MARK, (row.seq,))
 
     def count_set_aside(self) -> int:
         """Return how many rows are set aside."""
