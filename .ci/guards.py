@@ -367,8 +367,8 @@ GUARDS: Final = (
     Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
-        old="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done)",
-        new="self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done, durable=False)",
+        old="routed.messages, self._settings, forwarded), done)",
+        new="routed.messages, self._settings, forwarded), done, durable=False)",
         tests="tests/power/test_power_loss.py",
         select="sync",
         needs="strace",

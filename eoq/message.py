@@ -124,8 +124,9 @@ class Result:
     """How a message ended.
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
-    live ended; or ``dropped`` when an operator or a full queue dropped it. ``error`` is the reason, if one was given;
-    it is None for ``done``. ``body`` is the result that the ack stored, or None where it stored none.
+    live ended; ``dropped`` when an operator or a full queue dropped it; or ``forwarded`` when it went elsewhere.
+    ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the result that
+    the ack stored, or None where it stored none.
     """
 
     outcome: str

@@ -21,7 +21,7 @@ from ..session import Fields, Handlers, Reply, Session
 from ..store.sqlite.reader import Reader
 from ..store.sqlite.shown import Filter
 
-OUTCOMES: Final = ("done", "dead", "expired", "dropped")
+OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped")
 """The states of a message that has ended."""
 FOLLOWED_SECONDS: Final = 60.0
 """How long the ends of a queue's messages are remembered after the last request that follows it."""

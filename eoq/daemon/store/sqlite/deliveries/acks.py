@@ -50,10 +50,10 @@ class Acks:
         now, acks, messages = command.now, command.acks, command.messages
         live, repeated = self._sorted(acks)
         if not repeated and not messages:
-            self._ack(now, live)
+            self._ack(now, live, command.forwarded)
             return Stored([], [])
         with self._database.savepoint():
-            self._ack(now, live)
+            self._ack(now, live, command.forwarded)
             for delivery in repeated:
                 self._require_done(delivery)
             if not messages:
@@ -109,18 +109,22 @@ class Acks:
             if firsts[messages[index].queue, messages[index].id] != index or not is_repeated(index)
         ]
 
-    def _ack(self, now: float, acks: Acked) -> None:
-        """Settle leased messages."""
+    def _ack(self, now: float, acks: Acked, forwarded: str | None) -> None:
+        """Settle leased messages, as done or as ``forwarded`` to a place."""
         if not acks:
             return
         seqs = [delivery.seq for delivery, _ in acks]
         self._leased.end(seqs)
+        outcome = "done" if forwarded is None else "forwarded"
         life, number = self._lives.number, acks[0][0].number
         if all(delivery.number == number for delivery, _ in acks):
-            self._settled.done(now, life, number, seqs)
+            self._settled.done(now, life, number, seqs, outcome)
         else:
             for one in sorted({delivery.number for delivery, _ in acks}):
-                self._settled.done(now, life, one, [delivery.seq for delivery, _ in acks if delivery.number == one])
+                of_one = [delivery.seq for delivery, _ in acks if delivery.number == one]
+                self._settled.done(now, life, one, of_one, outcome)
+        if forwarded is not None:
+            self._settled.store_places(seqs, forwarded)
         results = [(delivery.seq, result) for delivery, result in acks if result is not None]
         if results:
             self._settled.store_results(results)
