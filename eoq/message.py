@@ -151,8 +151,9 @@ class Delivery:
     is the message's position in the daemon's database, and ``watermark`` the lowest ``seq`` of the queue that is not
     settled yet. ``enqueued_at`` and ``received_at`` are in seconds since the epoch. ``received_at`` is when the client
     asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
-    ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. A daemon of an
-    earlier version sends none of these three.
+    ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. ``expires_at`` is
+    when its time to live ends, in seconds since the epoch, or None. A daemon of an earlier version sends none of these
+    four.
     """
 
     id: str
@@ -170,6 +171,7 @@ class Delivery:
     digest: str = ""
     source: str = ""
     retention: float | None = None
+    expires_at: float | None = None
 
     @property
     def text(self) -> str:

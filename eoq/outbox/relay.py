@@ -91,6 +91,10 @@ class Relay:
         with suppress(NoOutbox, FileBusy):
             await _run(self._file.count_set_aside)
 
+    def wake(self) -> None:
+        """Read the outbox now."""
+        self._woken.set()
+
     async def run(self) -> None:
         """Send what is in the outbox and what is added to it, until this task is cancelled.
 

@@ -29,6 +29,8 @@ if _failure is not None:
 
 CONNECT_SECONDS: Final = 10
 """How long opening a connection may take, unless the connection string says otherwise."""
+FROZEN_SECONDS: Final = 30
+"""After how long a network that confirms nothing counts as lost."""
 _SECRETS: Final = ("password", "sslpassword")
 _CONFLICTS: Final = ("40001", "40P01")
 """Serialization failure, deadlock."""
@@ -88,7 +90,11 @@ def refuse_password(conninfo: str) -> None:
 
 def with_defaults(conninfo: str) -> str:
     """Return the connection string for a connection that eoq opens."""
-    defaults = {"connect_timeout": str(CONNECT_SECONDS), "fallback_application_name": "eoq"}
+    defaults = {
+        "connect_timeout": str(CONNECT_SECONDS),
+        "fallback_application_name": "eoq",
+        "tcp_user_timeout": str(FROZEN_SECONDS * 1000),
+    }
     return make_conninfo("", **{**defaults, **read_conninfo(conninfo)})
 
 

@@ -22,10 +22,7 @@ The rows of transactions that run at the same time become visible in the order o
 relay skips none of them: it removes what it has sent, and reads what is there. Rows of one group are sent in the order
 of ``seq`` if the application writes them one after the other, as under the lock of an account.
 
-A trigger wakes the relay, but only while it waits. A waiting relay holds an advisory lock exclusively. Each transaction
-that inserts asks for the same lock, shared. If that is refused, it notifies. If not, the relay will wait for the end of
-this transaction before it waits for others. So an insert of any program wakes the relay, and nobody notifies for
-nothing: a notification takes a lock of the whole database at the commit.
+A trigger wakes the relay while it waits (``waking.py``).
 """
 
 from __future__ import annotations
@@ -34,8 +31,6 @@ from typing import Final
 
 from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
 from .tables import LOCK_CLASS
-
-CHANNEL: Final = "eoq_outbox"
 
 # What is there already is no error: a look for it may have been answered from what this connection had read earlier.
 CREATE: Final = (
@@ -72,7 +67,7 @@ CREATE: Final = (
     create or replace function eoq_outbox_wake() returns trigger language plpgsql as $$
     begin
       if not pg_try_advisory_xact_lock_shared({LOCK_CLASS}, tg_relid::integer) then
-        perform pg_notify('{CHANNEL}', '');
+        perform pg_notify('eoq_outbox', '');
       end if;
       return null;
     end
@@ -126,8 +121,6 @@ READ: Final = f"""
     order by next.seq
     limit %s
     """  # noqa: S608 # constants
-LOCK_WAITERS: Final = f"select pg_advisory_lock({LOCK_CLASS}, 'eoq_outbox'::regclass::oid::integer)"
-UNLOCK_WAITERS: Final = f"select pg_advisory_unlock({LOCK_CLASS}, 'eoq_outbox'::regclass::oid::integer)"
 # Locked, so that a row that another relay is removing just now is not marked.
 MARK: Final = f"""
     with there as (

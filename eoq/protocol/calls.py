@@ -193,6 +193,7 @@ def receive(
                     get("digest", ""),
                     source,
                     retention,
+                    get("expires_at"),
                     settler=settler,
                 )
             )
