@@ -29,6 +29,7 @@ _COMMANDS_OF_MODULE = {
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
+    "upkeep": ("backup", "restore", "compact"),
     "demo": ("demo",),
     "config": ("config",),
 }
