@@ -312,6 +312,14 @@ GUARDS: Final = (
         tests="tests/integration/test_inbox_locks.py",
     ),
     Guard(
+        "an inbox whose disk failed to sync applies no more messages",
+        "eoq/inbox/committed.py",
+        old="        self.failed = True",
+        new="        pass",
+        tests="tests/integration/test_inbox_disk.py",
+        select="failed_sync",
+    ),
+    Guard(
         "a message whose asyncio transaction lost its connection can be settled again",
         "eoq/inbox/aio_guest.py",
         old="            self.processed.abandon()",
