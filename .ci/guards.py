@@ -305,6 +305,22 @@ GUARDS: Final = (
         select="claimed",
     ),
     Guard(
+        "a file whose token is renewed stays before those behind it",
+        "eoq/daemon/services/spool_queue.py",
+        old="range(first, len(batch))), reversed(tokens), strict=True",
+        new="range(first, len(batch))), reversed(tokens[:1])",
+        tests="tests/integration/test_spool_order.py",
+        select="renewed",
+    ),
+    Guard(
+        "what was delivered before it expired may have taken effect",
+        "eoq/daemon/store/sqlite/deliveries/settled.py",
+        old="error if delivery is None else error + DELIVERED_BEFORE",
+        new="error",
+        tests="tests/integration/test_limits.py",
+        select="undelivered",
+    ),
+    Guard(
         "a handler that meets the lock of its own inbox uses an attempt",
         "eoq/outcomes.py",
         old="        error.add_note(_HANDLERS_LOCK)",
