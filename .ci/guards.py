@@ -308,7 +308,7 @@ GUARDS: Final = (
         "a file whose token is renewed stays before those behind it",
         "eoq/daemon/services/spool_queue.py",
         old="range(first, len(batch))), reversed(tokens), strict=True",
-        new="range(first, len(batch))), reversed(tokens[:1])",
+        new="range(first, first + 1)), reversed(tokens[:1])",
         tests="tests/integration/test_spool_order.py",
         select="renewed",
     ),
