@@ -26,6 +26,7 @@ from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
+from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
@@ -71,6 +72,7 @@ class AsyncInbox:
         self._foreign_keys = foreign_keys
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._owned = not isinstance(database, aiosqlite.Connection)
         self._path = None if isinstance(database, aiosqlite.Connection) else absolute(database)
         self._database = database if isinstance(database, aiosqlite.Connection) else None
@@ -267,7 +269,9 @@ class AsyncInbox:
                 database.execute(DURABLE)
                 if self._foreign_keys:
                     database.execute(FOREIGN_KEYS)
-            processed = Processed(database, self._pruning, self._clock, owned=self._owned, in_tasks=True)
+            processed = Processed(
+                database, self._pruning, self._clock, owned=self._owned, disk=self._disk, in_tasks=True
+            )
             processed.create()
             return processed
 

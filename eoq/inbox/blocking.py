@@ -22,6 +22,7 @@ from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
+from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
@@ -74,6 +75,7 @@ class Inbox:
         self._lock = threading.RLock()
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._path = None if isinstance(database, sqlite3.Connection) else absolute(database)
         self._processed: Processed | None = None
         """None while the file is closed: before the first use after a fork, and after `close`."""
@@ -141,7 +143,7 @@ class Inbox:
             raise
 
     def _prepare(self) -> Processed:
-        processed = Processed(self._database, self._pruning, self._clock, owned=self._path is not None)
+        processed = Processed(self._database, self._pruning, self._clock, owned=self._path is not None, disk=self._disk)
         processed.create()
         self._processed = processed
         return processed

@@ -18,7 +18,7 @@ from ..errors import InvalidRequest
 from ..message import Message
 from ..outcomes import error_text
 from .blocking import give_back
-from .committed import Place, not_committed
+from .committed import Disk, Place, not_committed
 from .forked import LibraryConnections
 from .pruning import Pruning, Stream
 from .transaction import Processed
@@ -53,6 +53,7 @@ class GuestInbox(Generic[T]):
         self._connection_of = connection
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._connections = LibraryConnections()
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
@@ -112,7 +113,7 @@ class GuestInbox(Generic[T]):
         try:
             with self._begin() as transaction:
                 database = self._sqlite_connection(transaction)
-                processed = Processed(database, self._pruning, self._clock, owned=False)
+                processed = Processed(database, self._pruning, self._clock, owned=False, disk=self._disk)
                 try:
                     try:
                         processed.join(messages)
@@ -128,6 +129,7 @@ class GuestInbox(Generic[T]):
                     processed.rollback()
                     raise
         except Exception as error:
+            self._disk.note(error)
             if own is None or error is own:
                 raise
             # The rollback above leaves the library nothing to roll back, and some libraries raise then.
