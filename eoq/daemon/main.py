@@ -15,6 +15,7 @@ from typing import Any, Final
 import uvloop
 
 from ..errors import EoqError, Forbidden
+from ..protocol.paths import spool_path
 from .assembly import Settings, open_daemon
 from .clock import LoopClock
 from .config.model import LiveConfig
@@ -126,7 +127,7 @@ def _reload_on_hangup(reloader: Reloader) -> None:
 def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | None]:
     """Lock the file, the socket and the spool for this daemon, until ``stack`` ends.
 
-    Return the lock of the socket, and the spool, if there is one.
+    Return the lock of the socket, and the spool, if it can be used.
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
@@ -140,11 +141,15 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
         lock = stack.enter_context(Lock(path.resolve(), owner))
-    if settings.spool is None:
+    try:
+        is_default = settings.spool is None
+        spool = SpoolFolder(settings.spool or spool_path(settings.database), owner, is_default=is_default)
+    except EoqError as error:
+        if not is_default:
+            raise
+        log.warning("going on without the default spool: %s", error)  # nobody has asked for it
         return lock, None
-    spool = SpoolFolder(settings.spool, owner)
-    stack.callback(spool.close)
-    return lock, spool
+    return lock, stack.enter_context(spool)
 
 
 def _allow_many_files() -> None:
