@@ -53,10 +53,13 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     _reload_on_hangup(reloader)
     _end_on_signals()
     with ExitStack() as stack:
-        socket_lock, spool = _lock_paths(settings, stack)
+        socket_lock, found = _lock_paths(settings, stack)
+        spool = None if isinstance(found, EoqError) else found
         _allow_many_files()
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
+            if isinstance(found, EoqError):
+                log.warning("going on without the default spool: %s", found)
             daemon.keep_socket(socket_lock)
             _stop_on_signals(stopped)
             ready(settings.socket)
@@ -124,10 +127,10 @@ def _reload_on_hangup(reloader: Reloader) -> None:
     signal.signal(signal.SIGHUP, reload)
 
 
-def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | None]:
+def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | EoqError]:
     """Lock the file, the socket and the spool for this daemon, until ``stack`` ends.
 
-    Return the lock of the socket, and the spool, if it can be used.
+    Return the lock of the socket, and the spool, or why the default one cannot be used: nobody has asked for it.
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
@@ -147,8 +150,7 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     except EoqError as error:
         if not is_default:
             raise
-        log.warning("going on without the default spool: %s", error)  # nobody has asked for it
-        return lock, None
+        return lock, error
     return lock, stack.enter_context(spool)
 
 
