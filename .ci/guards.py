@@ -209,6 +209,23 @@ GUARDS: Final = (
         select="kills_its_worker",
     ),
     Guard(
+        "the shell function syncs the file before the rename",
+        "cli/eoq_send.sh",
+        old='command sync "$unfinished" ||',
+        new="true ||",
+        tests="tests/cli/test_shell_init.py",
+        select="few_processes and bash",
+    ),
+    Guard(
+        "the shell function notices a body that was not written whole",
+        "cli/eoq_send.sh",
+        old="""put() { [ -z "$1" ] || syswrite -- "$1"; }""",
+        new="""put() { printf %s "$1"; }""",
+        tests="tests/cli/test_shell_init.py",
+        select="full_disk and zsh",
+        needs="zsh",
+    ),
+    Guard(
         "a short command repeats with a limit",
         "eoq/transport/single.py",
         old="exchange([request], left, sent_at)",

@@ -53,7 +53,7 @@ def daemon_options(command: F) -> F:
             type=click.Path(file_okay=False, path_type=Path),
             envvar="EOQ_SPOOL",
             metavar="DIR",
-            help="Store files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+            help="Store files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else the folder beside its file.",
         ),
     ]
     for option in reversed(options):

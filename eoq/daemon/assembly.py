@@ -64,6 +64,7 @@ class Settings:
     config_path: Path | None = None
     """The file that ``config`` was read from, and is read from again. None means no file."""
     spool: Path | None = None
+    """The spool that somebody has asked for. None stands for the default one, beside the database."""
 
     @property
     def folder(self) -> Path:
