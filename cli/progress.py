@@ -10,7 +10,7 @@ SECONDS: Final = 0.1
 """How often the line is written, at most."""
 
 
-class Progress:
+class ProgressLine:
     """Shows what is being done and how far it is. Call it as often as you like."""
 
     def __init__(self) -> None:

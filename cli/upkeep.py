@@ -15,7 +15,7 @@ from eoq.errors import EoqError
 from .common import confirm, print_json, report
 from .daemon_options import config_option, database_option, from_cli
 from .options import json_option, socket_option
-from .progress import Progress
+from .progress import ProgressLine
 
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig
@@ -48,7 +48,7 @@ def backup(ctx: click.Context, /, dest: Path, socket: str | None, as_json: bool,
     resolved = _resolve(ctx)
     target = dest / time.strftime("eoq-%Y%m%dT%H%M%SZ.db", time.gmtime()) if dest.is_dir() else dest
     database = _database(resolved, socket)
-    progress = Progress()
+    progress = ProgressLine()
     try:
         snapshot = copy(database, target.absolute(), resolved.config.storage, progress)
     finally:
@@ -83,7 +83,7 @@ def restore(ctx: click.Context, /, backup: Path, yes: bool, as_json: bool, **_op
 
     database = _resolve(ctx).db.value
     confirm(f"Put {backup} in the place of {database}?", yes)
-    progress = Progress()
+    progress = ProgressLine()
     try:
         restored = put_back(backup.absolute(), database, progress)
     finally:
@@ -116,7 +116,7 @@ def compact(ctx: click.Context, /, as_json: bool, **_options: object) -> None:
     from eoq.daemon.upkeep.compact import compact as make_small
 
     database = _resolve(ctx).db.value
-    progress = Progress()
+    progress = ProgressLine()
     try:
         compacted = make_small(database, progress)
     finally:

@@ -35,5 +35,5 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
 
 def test_the_table_has_every_error_with_its_exit_status() -> None:
     listed = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.section("Errors"), re.MULTILINE))
-    kinds = [errors.EoqError, *errors.EoqError.__subclasses__()]
+    kinds: list[type[errors.EoqError]] = [errors.EoqError, *errors.EoqError.__subclasses__()]
     assert listed == {kind.code: str(kind.exit_status) for kind in kinds if kind.__module__ == errors.__name__}
