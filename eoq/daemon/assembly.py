@@ -111,7 +111,8 @@ class Daemon:
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
-        self._server = Server()
+        self._server = Server(lambda: writer.backlog)
+        writer.finished = self._server.has_room
         self._status = StatusService(
             settings.database,
             settings.socket,
