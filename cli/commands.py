@@ -30,8 +30,10 @@ _COMMANDS_OF_MODULE = {
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
+    "upkeep": ("backup", "restore", "compact"),
     "demo": ("demo",),
     "config": ("config",),
+    "shell_init": ("shell-init",),
 }
 _MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
 
@@ -49,7 +51,7 @@ class _Commands(click.Group):
         module = _MODULE_OF.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(import_module(f".{module}", __package__), cmd_name)
+        command: click.Command = getattr(import_module(f".{module}", __package__), cmd_name.replace("-", "_"))
         return command
 
     def main(self, *arguments: Any, **options: Any) -> Any:

@@ -64,7 +64,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     # Until the daemon handles SIGHUP: the default would end the process. It reads the file at its start in any case.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    from eoq.daemon.config.resolve import resolve
+    from eoq.daemon.config.resolve import DEFAULT, resolve
     from eoq.daemon.main import Settings, run
 
     resolved = resolve(from_cli(ctx))
@@ -82,7 +82,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
         resolved.queue_overrides.get("max_attempts"),
         config=resolved.config,
         config_path=resolved.config_path.value,
-        spool=resolved.spool.value,
+        spool=None if resolved.spool.source == DEFAULT else resolved.spool.value,
     )
     run(settings, ready)
 

@@ -26,10 +26,17 @@ def config_option(command: F) -> F:
     )(command)
 
 
+def database_option(command: F) -> F:
+    """Add ``--db FILE`` to a command."""
+    return click.option(
+        "--db", envvar="EOQ_DB", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's."
+    )(command)
+
+
 def daemon_options(command: F) -> F:
     """Add ``--db --socket --max-attempts --config --spool`` to a command."""
     options = [
-        click.option("--db", envvar="EOQ_DB", metavar="FILE", help="The daemon's file; else EOQ_DB, else the user's."),
+        database_option,
         click.option(
             "--socket", envvar="EOQ_SOCKET", metavar="PATH", help="Its socket; else EOQ_SOCKET, else the user's."
         ),
@@ -46,7 +53,7 @@ def daemon_options(command: F) -> F:
             type=click.Path(file_okay=False, path_type=Path),
             envvar="EOQ_SPOOL",
             metavar="DIR",
-            help="Store files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else no spool.",
+            help="Store files renamed into DIR/QUEUE as messages; else EOQ_SPOOL, else the folder beside its file.",
         ),
     ]
     for option in reversed(options):

@@ -64,6 +64,7 @@ class Settings:
     config_path: Path | None = None
     """The file that ``config`` was read from, and is read from again. None means no file."""
     spool: Path | None = None
+    """The spool that somebody has asked for. None stands for the default one, beside the database."""
 
     @property
     def folder(self) -> Path:
@@ -110,7 +111,8 @@ class Daemon:
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
-        self._server = Server()
+        self._server = Server(lambda: writer.backlog)
+        writer.finished = self._server.has_room
         self._status = StatusService(
             settings.database,
             settings.socket,

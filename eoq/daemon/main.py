@@ -15,6 +15,7 @@ from typing import Any, Final
 import uvloop
 
 from ..errors import EoqError, Forbidden
+from ..protocol.paths import spool_path
 from .assembly import Settings, open_daemon
 from .clock import LoopClock
 from .config.model import LiveConfig
@@ -52,10 +53,13 @@ async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
     _reload_on_hangup(reloader)
     _end_on_signals()
     with ExitStack() as stack:
-        socket_lock, spool = _lock_paths(settings, stack)
+        socket_lock, found = _lock_paths(settings, stack)
+        spool = None if isinstance(found, EoqError) else found
         _allow_many_files()
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
             await daemon.start()
+            if isinstance(found, EoqError):
+                log.warning("going on without the default spool: %s", found)
             daemon.keep_socket(socket_lock)
             _stop_on_signals(stopped)
             ready(settings.socket)
@@ -123,10 +127,10 @@ def _reload_on_hangup(reloader: Reloader) -> None:
     signal.signal(signal.SIGHUP, reload)
 
 
-def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | None]:
+def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder | EoqError]:
     """Lock the file, the socket and the spool for this daemon, until ``stack`` ends.
 
-    Return the lock of the socket, and the spool, if there is one.
+    Return the lock of the socket, and the spool, or why the default one cannot be used: nobody has asked for it.
 
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
@@ -140,11 +144,14 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
         lock = stack.enter_context(Lock(path.resolve(), owner))
-    if settings.spool is None:
-        return lock, None
-    spool = SpoolFolder(settings.spool, owner)
-    stack.callback(spool.close)
-    return lock, spool
+    try:
+        is_default = settings.spool is None
+        spool = SpoolFolder(settings.spool or spool_path(settings.database), owner, is_default=is_default)
+    except EoqError as error:
+        if not is_default:
+            raise
+        return lock, error
+    return lock, stack.enter_context(spool)
 
 
 def _allow_many_files() -> None:

@@ -25,6 +25,7 @@ from ..system import aio_sqlite
 from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
+from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .rules.aio_settling import ack_all, give_back
 from .rules.batch import Results, split
@@ -72,6 +73,7 @@ class AsyncInbox:
         self._foreign_keys = foreign_keys
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._owned = not isinstance(database, aiosqlite.Connection)
         self._path = None if isinstance(database, aiosqlite.Connection) else absolute(database)
         self._database = database if isinstance(database, aiosqlite.Connection) else None
@@ -268,7 +270,9 @@ class AsyncInbox:
                 database.execute(DURABLE)
                 if self._foreign_keys:
                     database.execute(FOREIGN_KEYS)
-            processed = Processed(database, self._pruning, self._clock, owned=self._owned, in_tasks=True)
+            processed = Processed(
+                database, self._pruning, self._clock, owned=self._owned, disk=self._disk, in_tasks=True
+            )
             processed.create()
             return processed
 

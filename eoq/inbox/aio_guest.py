@@ -25,7 +25,7 @@ from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.aio_sqlite import run
 from ..system.aio_thread import complete, in_thread
-from .committed import Place, not_committed
+from .committed import Disk, Place, not_committed
 from .forked import LibraryConnections, is_open
 from .rules.aio_settling import give_back
 from .rules.pruning import Pruning, Stream
@@ -76,6 +76,7 @@ class AsyncGuestInbox(Generic[T]):
         self._connection_of = connection
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._connections = LibraryConnections(is_open)
 
     async def process(
@@ -165,6 +166,7 @@ class AsyncGuestInbox(Generic[T]):
                     await joined.roll_back(error)
                     raise
         except Exception as error:
+            self._disk.note(error)
             if own is None or error is own:
                 raise
             # The rollback above leaves the library nothing to roll back, and some libraries raise then.
@@ -184,7 +186,7 @@ class AsyncGuestInbox(Generic[T]):
 
         def make(database: sqlite3.Connection) -> _Joined:
             self._connections.note(database)
-            processed = Processed(database, self._pruning, self._clock, owned=False, in_tasks=True)
+            processed = Processed(database, self._pruning, self._clock, owned=False, disk=self._disk, in_tasks=True)
             return _Joined(connection, processed, Place.of(database))
 
         return await run(connection, make)

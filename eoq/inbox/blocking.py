@@ -21,6 +21,7 @@ from ..errors import InvalidRequest
 from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
+from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
 from .rules.batch import Results, split
 from .rules.pruning import Pruning, Stream
@@ -75,6 +76,7 @@ class Inbox:
         self._lock = threading.RLock()
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._path = None if isinstance(database, sqlite3.Connection) else absolute(database)
         self._processed: Processed | None = None
         """None while the file is closed: before the first use after a fork, and after `close`."""
@@ -142,7 +144,7 @@ class Inbox:
             raise
 
     def _prepare(self) -> Processed:
-        processed = Processed(self._database, self._pruning, self._clock, owned=self._path is not None)
+        processed = Processed(self._database, self._pruning, self._clock, owned=self._path is not None, disk=self._disk)
         processed.create()
         self._processed = processed
         return processed

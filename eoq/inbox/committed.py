@@ -1,17 +1,27 @@
-"""Proves that a library's block has committed: what is acked is in the file, and not only believed to be."""
+"""What an ack rests on: the library's block has committed, and the disk has synced. Both are seen and not believed.
+
+After a failed sync the system calls pages written that never reached the disk, and no later sync tells. So the log may
+have a hole before what is committed from now on, and a loss of power would take all of that. An inbox whose connection
+has seen it applies no more messages in this process, since it would ack them. It also keeps the file open: SQLite moves
+the log into the file when the last connection is closed, and the pages that it would read may not be those that were
+written. When all programs that use the file have ended, the next one recovers by the checksums of the log.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, StorageFailed
 from ..message import Delivery
+from ..system.forks import leak
 from ..system.sqlite import BUSY_SECONDS
 from .tables import is_stored
+
+_FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
 class Place(NamedTuple):
@@ -55,3 +65,42 @@ def not_committed(message: Delivery) -> InvalidRequest:
         "because the handler caught an error of the database (in Django, run the statement that may fail in an "
         "`atomic` block of its own)"
     )
+
+
+# ── the disk ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Disk:
+    """Whether the inbox may still rely on the disk of its file."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def check(self) -> None:
+        """Raise `StorageFailed` if a sync has failed."""
+        if self.failed:
+            raise StorageFailed(
+                "a sync of the application's file has failed, so what is committed now could be lost with the power; "
+                "this process applies no more messages: see to the disk, end all programs that use the file, and start "
+                "them again"
+            )
+
+    def note(self, error: BaseException, database: sqlite3.Connection | None = None) -> None:
+        """Note the error of a transaction on a connection. An error of a library may wrap that of sqlite3."""
+        while getattr(error, "sqlite_errorcode", None) not in _FAILED_SYNCS:
+            cause = error.__cause__
+            if cause is None:
+                return
+            error = cause
+        if not self.failed and database is not None:
+            _keep_open(database)
+        self.failed = True
+
+
+def _keep_open(database: sqlite3.Connection) -> None:
+    """Open the file of a connection once more, for as long as this process runs."""
+    with suppress(sqlite3.Error):
+        if path := Place.of(database).path:
+            kept = sqlite3.connect(path, check_same_thread=False)
+            kept.execute("select 1 from sqlite_schema").fetchone()
+            leak(kept)

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from ..errors import InvalidRequest
 from ..message import Message
 from ..outcomes import error_text
-from .committed import Place, not_committed
+from .committed import Disk, Place, not_committed
 from .forked import LibraryConnections, is_open
 from .rules.pruning import Pruning, Stream
 from .rules.settling import give_back
@@ -53,6 +53,7 @@ class GuestInbox(Generic[T]):
         self._connection_of = connection
         self._pruning = Pruning(keep)
         self._clock = clock
+        self._disk = Disk()
         self._connections = LibraryConnections(is_open)
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
@@ -112,7 +113,7 @@ class GuestInbox(Generic[T]):
         try:
             with self._begin() as transaction:
                 database = self._sqlite_connection(transaction)
-                processed = Processed(database, self._pruning, self._clock, owned=False)
+                processed = Processed(database, self._pruning, self._clock, owned=False, disk=self._disk)
                 try:
                     try:
                         processed.join(messages)
@@ -128,6 +129,7 @@ class GuestInbox(Generic[T]):
                     processed.rollback()
                     raise
         except Exception as error:
+            self._disk.note(error)
             if own is None or error is own:
                 raise
             # The rollback above leaves the library nothing to roll back, and some libraries raise then.

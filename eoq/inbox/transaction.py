@@ -22,6 +22,7 @@ from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from . import sweeping
+from .committed import Disk
 from .guard import TransactionGuard
 from .rules.effects import Effect, Key, digest_of, result_of, too_late
 from .rules.pruning import Pruning, Stream
@@ -59,12 +60,14 @@ class Processed:
         clock: Callable[[], float],
         *,
         owned: bool,
+        disk: Disk,
         in_tasks: bool = False,
     ) -> None:
         self._database = database
         self._pruning = pruning
         self._clock = clock
         self._owned = owned
+        self._disk = disk
         self._began = False
         """Whether there is something to roll back or to restore."""
         self._joined = False
@@ -112,6 +115,7 @@ class Processed:
         The caller calls `rollback` if this raises.
         """
         self.refuse_open_transaction()
+        self._disk.check()
         if not self._owned:
             self._isolation_level = self._database.isolation_level
             self._autocommit = _autocommit(self._database)
@@ -139,6 +143,7 @@ class Processed:
                 "the library's connection was made with `autocommit=True` or `False`, so that a write after a failed "
                 "statement could be committed without the message's id: leave `autocommit` at its default"
             )
+        self._disk.check()
         self._began = self._joined = self._guard.may_roll_back = True
         self._refuse_settling(messages)
         self._guard.install()
@@ -169,8 +174,10 @@ class Processed:
 
     def rollback(self, error: BaseException | None = None) -> None:
         """Roll back the transaction of `begin` or `join`, if it began and has not ended. ``error`` is the reason."""
-        if error is not None and self._guard.active:
-            note_lock(error)
+        if error is not None:
+            if self._guard.active:
+                note_lock(error)
+            self._disk.note(error, self._database)
         if self._restore_level:
             self._restore_isolation_level()
         self._guard.active = False

@@ -40,6 +40,11 @@ def database_path(path: str | os.PathLike[str] | None = None) -> Path:
     return folder / "eoq.db"
 
 
+def spool_path(database: Path) -> Path:
+    """Return the spool that the daemon of this database reads where no other is named: the folder beside it."""
+    return database.with_name(database.name + ".spool")
+
+
 def config_path() -> Path | None:
     """Return the default configuration of the daemon: ``eoq/eoq.toml`` in the user's configuration directory.
 

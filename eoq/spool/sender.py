@@ -25,6 +25,7 @@ from ..ids import new_id
 from ..message import Outgoing, SendOptions, Sent, complete_headers, encode_payload
 from ..protocol.limits import MAX_HEADERS
 from ..protocol.validation import check_options, check_queue, headers_too_large
+from ..system.bell import ring
 from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_folder, storage_error
 
 SPOOLED_TOGETHER: Final = 100
@@ -102,6 +103,7 @@ class Spool:
                 raise
             os.fsync(folder)
             os.fsync(spool)  # another sender may have created the folder just now
+            ring(spool)
 
     def _open(self, stack: ExitStack) -> int:
         try:

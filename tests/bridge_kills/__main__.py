@@ -1,6 +1,6 @@
 """Run the system, kill its parts, and print what was done and what was lost, doubled or out of order.
 
-    python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7
+python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7
 """
 
 from __future__ import annotations

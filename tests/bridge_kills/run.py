@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from tests.bridge_kills.sender import GROUPS
 from tests.postgres import Server, running_server
 from tests.support import Daemon, clean_environment, running_daemon
@@ -159,5 +158,3 @@ def _judge(report: Report, ledgers: list[Path], messages: int) -> None:
         places = [[int(id) for id, grp in rows if grp == group] for rows in booked]
         if sum(map(bool, places)) > 1 or any(ids != sorted(ids) for ids in places):
             report.disordered.append(group)
-
-

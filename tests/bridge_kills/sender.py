@@ -21,7 +21,9 @@ def main() -> None:
     with eoq.connect(socket, timeout=600) as client:
         for first in range(start, count, BATCH):
             numbers = range(first, min(first + BATCH, count))
-            client.send_many("q", [eoq.Outgoing("x", id=f"{n}", group=f"g{n % GROUPS}" if n % 2 else None) for n in numbers])
+            client.send_many(
+                "q", [eoq.Outgoing("x", id=f"{n}", group=f"g{n % GROUPS}" if n % 2 else None) for n in numbers]
+            )
             done = progress.with_suffix(".new")
             done.write_text(str(numbers.stop))
             done.replace(progress)

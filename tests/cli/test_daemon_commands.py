@@ -199,6 +199,7 @@ def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
 def test_files_of_a_daemon_are_for_its_owner_alone(alone: Shell, folder: Path) -> None:
     assert alone.run("umask 022; eoq start && eoq send q x").status == 0
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.glob("eoq.db*")}
+    assert modes.pop("eoq.db.spool") == "0o700"
     assert modes == dict.fromkeys(("eoq.db", "eoq.db-wal", "eoq.db-shm", "eoq.db.log", "eoq.db.lock"), "0o600")
 
 
@@ -256,7 +257,7 @@ def test_start_twice_starts_one(alone: Shell) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--spool spool", "flag --spool says {folder}/spool, and it has none"),
+        ("--spool spool", "flag --spool says {folder}/spool, and it has {folder}/eoq.db.spool"),
         ("--db other.db", "flag --db says {folder}/other.db, and it has {folder}/eoq.db"),
         pytest.param("--max-attempts 3", "flag --max-attempts says 3, and it has none", marks=pytest.mark.slow),
         pytest.param(

@@ -32,7 +32,9 @@ def test_the_contents_list_every_document() -> None:
         assert path.name == "README.md" or f"]({path.name})" in contents, path.name
 
 
-@pytest.mark.parametrize("name", ["eoq/docs/guide.md", "eoq/docs/guarantees.md", "eoq/docs/configuration.md"])
+@pytest.mark.parametrize(
+    "name", [f"eoq/docs/{page}.md" for page in ("guide", "guarantees", "configuration", "operations")]
+)
 def test_the_first_lines_list_every_section(name: str) -> None:
     page = Page(name)
     for line in page.text.splitlines():

@@ -33,6 +33,7 @@ BLOCKS: Final = {
     ("What else a queue does", "sh"): 1,
     ("Schedules", "sh"): 1,
     ("The spool", "sh"): 1,
+    ("Sending without Python", "sh"): 1,
     ("Once", "sh"): 1,
     ("Once", "python"): 1,
     ("As a service", "ini"): 1,
@@ -148,6 +149,13 @@ def test_the_spool_can_be_pasted_though_a_daemon_runs_without(alone: Shell) -> N
     follow(alone, f"eoq start; {_block('The spool')}")
     for _ in range(3):
         assert follow(alone, "eoq receive mail --wait 20 --ack") in (["hello"], ["hi"])
+
+
+def test_the_shell_function_can_be_pasted(alone: Shell) -> None:
+    printed = follow(alone, f"eoq start; export HOME=$PWD; {_block('Sending without Python')}")
+    assert printed[1] == "order-17" and len(printed) == 3
+    assert follow(alone, "eoq receive payments --wait 20") == ['{"amount": 5}']
+    assert (alone.folder / ".eoq.sh").exists()
 
 
 def test_a_command_runs_once_for_a_key(alone: Shell, folder: Path) -> None:

@@ -121,7 +121,8 @@ def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledg
     _finish(daemon, ledger)
     daemon.kill()
     for file in daemon.folder.glob("eoq.db*"):
-        file.unlink()
+        if file.is_file():
+            file.unlink()
     daemon.start()
     _send_payments(daemon, 1, seed=3)
     _finish(daemon, ledger)

@@ -39,6 +39,7 @@ DIFFERS: Final = {
     "version",
     "database",
     "socket",
+    "spool",
     "message",
     "oldest",
     "consumer",

@@ -388,5 +388,6 @@ def test_a_locked_lock_file_counts_whatever_its_text(daemon: Daemon, text: str) 
 def test_a_stopped_daemon_leaves_no_socket_and_no_log(daemon: Daemon) -> None:
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    eventually(lambda: sorted(path.name for path in daemon.folder.glob("eoq.db*")) == ["eoq.db", "eoq.db.lock"])
+    left = ["eoq.db", "eoq.db.lock", "eoq.db.spool"]
+    eventually(lambda: sorted(path.name for path in daemon.folder.glob("eoq.db*")) == left)
     assert not daemon.socket.exists()

@@ -93,12 +93,17 @@ def _pass_on(client: eoq.Client, stop: threading.Event) -> list[str]:
     return sent
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of the database, without its spool."""
+    return [path for path in folder.glob("eoq.db*") if path.is_file()]
+
+
 @pytest.mark.parametrize("nth", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> None:
     """At whatever moment that was, the next daemon has a good file."""
     with planted_daemon(folder=folder) as daemon:
         daemon.kill()
-        for file in folder.glob("eoq.db*"):
+        for file in _files(folder):
             file.unlink()
         starting = subprocess.Popen(
             [sys.executable, "-m", "eoq.cli", "daemon", "--db", str(daemon.db), "--socket", str(daemon.socket)],
@@ -108,7 +113,7 @@ def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> No
             cwd=folder,
         )
         with starting:
-            eventually(lambda: len(list(folder.glob("eoq.db*"))) >= nth)  # lock, database, journal
+            eventually(lambda: len(_files(folder)) >= nth)  # lock, database, journal
             starting.kill()
         daemon.start()
         with eoq.connect(daemon.socket) as client:

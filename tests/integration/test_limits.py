@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,6 +51,27 @@ def test_a_leased_message_outlives_its_time_to_live_until_it_is_given_back(daemo
         failed.nack(delay=0)
         assert client.show("q", "done")["state"] == "done"
         assert client.show("q", "failed")["state"] == "expired"
+
+
+@pytest.mark.parametrize("how", ["expired", "dropped"])
+def test_what_may_have_taken_effect_is_not_called_undelivered(daemon: Daemon, folder: Path, how: str) -> None:
+    """The worker is killed between its commit and its ack."""
+    with eoq.connect(daemon.socket) as client, closing(sqlite3.connect(folder / "app.db")) as database:
+        inbox = eoq.Inbox(database)
+        for id in ("a", "never delivered"):
+            client.send("q", b"", id=id, ttl=0.5 if how == "expired" else None)
+        with eoq.connect(daemon.socket) as killed:
+            (message,) = killed.receive("q", bound=True)
+            killed.close()
+            with pytest.raises(eoq.EoqError):
+                inbox.process(message, lambda _tx, _message: None)
+        assert inbox.seen("q", "a")
+        if how == "dropped":
+            eventually(lambda: client.show("q", "a")["state"] == "ready")
+            client.purge("q")
+        results = [client.result("q", id, wait=20) for id in ("a", "never delivered")]
+        assert [result and result.outcome for result in results] == [how, how]
+        assert [bool(result and "may have taken effect" in str(result.error)) for result in results] == [True, False]
 
 
 def test_a_message_that_expired_while_the_daemon_was_down_is_not_delivered(daemon: Daemon) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Final
 import pytest
 
 import eoq
+from eoq.daemon.services.spool_folder import SpoolFolder
+from eoq.daemon.services.spool_queue import QueueFolder
 from tests.forker import Forker
 from tests.integration.spools import arrivals, put, texts, waiting
 from tests.support import PATIENCE, Daemon, clean_environment, eventually
@@ -19,6 +22,7 @@ from tests.support import PATIENCE, Daemon, clean_environment, eventually
 HOUR: Final = 3600.0
 SENDER: Final = """
 import sys
+import time
 from pathlib import Path
 import eoq
 
@@ -115,3 +119,22 @@ def test_what_was_claimed_before_the_clock_was_set_back_comes_first(machine: Mac
             assert bodies == ["first", "1", "2", "3", "4"]
     finally:
         daemon.kill()
+
+
+def test_files_whose_tokens_are_renewed_stay_in_their_order(folder: Path) -> None:
+    """The queue is full for long. The second file is younger, and need not be renewed by itself."""
+    with closing(SpoolFolder(folder, {})) as spool:
+        claimed = QueueFolder(spool, "q")
+        put(folder, "q", "1", "first")
+        claimed.scan(True)
+        assert _bodies(claimed, 100) == [b"first"]
+        begun = time.monotonic()
+        eventually(lambda: time.monotonic() > begun + 1)
+        put(folder, "q", "2", "second")
+        claimed.scan(True)
+        for resend_within in (100, 1, 100):  # those older than half of that are renewed
+            assert _bodies(claimed, resend_within) == [b"first", b"second"]
+
+
+def _bodies(claimed: QueueFolder, resend_within: float) -> list[object]:
+    return [getattr(file.message, "body", None) for file in claimed.claim(resend_within)]

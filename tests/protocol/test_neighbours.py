@@ -84,6 +84,21 @@ def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
         assert any(0 < leased < count for leased in seen)
 
 
+def test_a_send_does_not_wait_for_all_large_batches_of_another_client(daemon: Daemon) -> None:
+    batches = 14  # what the buffer of a socket takes
+    with daemon.wire() as hog, daemon.wire() as other:
+        assert hog.ask({"op": "status"})["ok"]
+        assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
+        daemon.signal(signal.SIGSTOP)
+        hog.send(*[{"op": "send_many", "queue": "h", "messages": [{"body": ""}] * 1000}] * batches)
+        other.send({"op": "send", "queue": "q", "body": "x"})
+        daemon.signal(signal.SIGCONT)
+        assert other.read()["ok"]
+        queues = {queue["name"]: queue for queue in other.ask({"op": "queues"})["queues"]}
+        assert queues.get("h", {"ready": 0})["ready"] <= 8000
+        assert all(hog.read()["ok"] for _ in range(batches))
+
+
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

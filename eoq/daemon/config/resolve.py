@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...protocol.paths import config_path, database_path, socket_path
+from ...protocol.paths import config_path, database_path, socket_path, spool_path
 from .loader import load
 from .model import Config
 from .settings import QueueSettings
@@ -42,7 +42,7 @@ class NamedSetting(NamedTuple):
 class ResolvedConfig:
     """The values that a daemon uses.
 
-    ``config_path`` and ``spool`` are a `Path` or None; ``db`` and ``socket`` are paths. ``overrides`` are settings of
+    ``config_path`` is a `Path` or None; ``db``, ``socket`` and ``spool`` are paths. ``overrides`` are settings of
     all queues that a flag or a variable sets; they take precedence over ``config``, the contents of the file.
     """
 
@@ -127,7 +127,7 @@ def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
     path = config_file.value
     config = Config() if path is None else load(path)
 
-    def path_of(name: str, default: Callable[[], Path | None]) -> Resolved:
+    def path_of(name: str, default: Callable[[], Path]) -> Resolved:
         if name in from_cli:
             value, source = from_cli[name]
             return Resolved(Path(value).absolute(), source)
@@ -135,11 +135,12 @@ def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
             return Resolved(path.parent / in_file, f"{path.name} [daemon]")
         return Resolved(default(), DEFAULT)
 
+    database = path_of("db", database_path)
     return ResolvedConfig(
         config_file,
-        path_of("db", database_path),
+        database,
         path_of("socket", socket_path),
-        path_of("spool", lambda: None),
+        path_of("spool", lambda: spool_path(database.value)),
         {name: from_cli[name] for name in FOR_ALL_QUEUES if name in from_cli},
         config,
     )

@@ -14,7 +14,7 @@ from ...protocol.limits import MAX_LINE, MAX_OUTPUT
 from .. import requests as ask
 from ..session import Fields, Handler, Session
 from .sockets import has_hung_up, peer_of
-from .traffic import LARGE_REPLY, QUANTUM, Traffic
+from .traffic import LARGE_REPLY, LIGHT_LINE, QUANTUM, Traffic
 
 log = logging.getLogger("eoq.daemon")
 
@@ -201,7 +201,11 @@ class ClientConnection(asyncio.Protocol):
     def handle_some(self) -> bool:
         """Handle a few lines. Return whether more of them can be handled now."""
         self._handling = True
-        for _ in range(min(QUANTUM, len(self._unhandled))):
+        for number in range(min(QUANTUM, len(self._unhandled))):
+            if (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
+                self._handling = False
+                self._read_or_not()
+                return not self._full() and not self._session.closed
             if self._full() or self._session.closed or not self._handle(self._unhandled.popleft()):
                 break
         else:
@@ -215,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
     def _handle_until(self, end: float) -> bool:
         """Handle the lines as long as there is time. Return whether that was enough."""
         while self.handle_some():
-            if self._traffic.is_over(end):
+            if self._traffic.overloaded or self._traffic.is_over(end):
                 return False
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -29,12 +30,13 @@ SPIN_SECONDS: Final = 0.0003
 class Server:
     """The server of a Unix socket. It passes the requests of its connections to the handlers."""
 
-    def __init__(self) -> None:
+    def __init__(self, backlog: Callable[[], int]) -> None:
+        """``backlog`` returns the weight of the commands of the store that are not finished."""
         self.routes: dict[type, Route] = {}
         self.connections: set[ClientConnection] = set()
         self.partial = 0
         """Bytes of unfinished lines of all connections."""
-        self.traffic = Traffic()
+        self.traffic = Traffic(backlog)
         self._only_reading: set[ClientConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
@@ -96,6 +98,11 @@ class Server:
         if self._path is not None and identity_of(self._path) == self._identity:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+
+    def has_room(self) -> None:
+        """Handle the lines that were held, if they can be: the backlog is smaller."""
+        if self.traffic.held:
+            self.traffic.resume()
 
     def asked(self) -> None:
         """Note that a request has arrived."""

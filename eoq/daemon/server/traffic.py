@@ -19,7 +19,11 @@ TURN_SECONDS: Final = 0.008
 QUANTUM: Final = 16
 """Lines that a connection may have handled at once in any case."""
 MOST_UNDER_WAY: Final = 1000
-"""Requests under way above which the further lines of connections with many lines wait."""
+"""Requests under way above which the further lines of connections with many lines wait, and long lines."""
+MOST_BACKLOG: Final = 4000
+"""The weight of the commands of the store that are not finished, above which these lines wait."""
+LIGHT_LINE: Final = 4096
+"""Bytes of a line, at most, that does not wait for that if it is the first one of its connection."""
 TURN_BYTES: Final = 2 * 1024 * 1024
 """Bytes of large replies to encode before the event loop goes on."""
 LARGE_REPLY: Final = 16 * 1024
@@ -45,11 +49,14 @@ class Peer(Protocol):
 class Traffic:
     """The turns and the bytes of all connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, backlog: Callable[[], int]) -> None:
+        """``backlog`` returns the weight of the commands of the store that are not finished."""
+        self._backlog = backlog
         self.under_way = 0
         """Requests that are neither answered nor waiting."""
         self.held = False
-        """Whether lines wait until fewer requests are under way. Then `resume` has to be called at each answer."""
+        """Whether lines wait until fewer requests are under way. Then `resume` has to be called at each answer, and
+        whenever the backlog may be smaller."""
         self.crowded = False
         """Whether so many bytes were encoded in this turn that further replies have to queue up."""
         self._loop = asyncio.get_running_loop()
@@ -76,6 +83,11 @@ class Traffic:
         """Whether lines of some connection wait for their turn."""
         return bool(self._with_lines)
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether so much is under way that further lines have to wait, except the first light one of a connection."""
+        return self.under_way >= MOST_UNDER_WAY or self._backlog() >= MOST_BACKLOG
+
     def turn_end(self) -> float:
         """Return when a turn that begins now ends, in the time of the event loop."""
         return self._loop.time() + TURN_SECONDS
@@ -100,8 +112,8 @@ class Traffic:
         self._plan()
 
     def resume(self) -> None:
-        """Handle the lines that were held, if few requests are under way now."""
-        if self.under_way < MOST_UNDER_WAY // 2:
+        """Handle the lines that were held, if little is under way now."""
+        if self.under_way < MOST_UNDER_WAY // 2 and self._backlog() < MOST_BACKLOG // 2:
             self.held = False
             self._plan()
 
@@ -122,7 +134,7 @@ class Traffic:
             self._plan()
 
     def _handle_some(self, peer: Peer) -> bool:
-        if self.under_way >= MOST_UNDER_WAY:
+        if self.overloaded:
             self.held = True
             return True
         return peer.handle_some()

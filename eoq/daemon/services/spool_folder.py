@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ...spool.format import is_visible, storage_error
 from ..locks import Lock, cannot_use
@@ -22,12 +22,17 @@ MAX_LOGGED: Final = 5000
 class SpoolFolder:
     """The folder of a spool, under a lock, so that only one daemon reads it. It is created if it does not exist."""
 
-    def __init__(self, path: Path, owner: dict[str, Any]) -> None:
-        """Acquire the lock. ``owner`` is written into it. Raises `Locked` or `Forbidden`."""
+    def __init__(self, path: Path, owner: dict[str, Any], *, is_default: bool = False) -> None:
+        """Acquire the lock. ``owner`` is written into it. Raises `Locked` or `Forbidden`.
+
+        ``is_default``: nobody has asked for this spool.
+        """
         self.path = path
+        self.is_default = is_default
         self._owner = owner
         self._stack = ExitStack()
         self._logged: set[str] = set()
+        self._is_new = not path.exists()
         try:
             path.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -47,6 +52,17 @@ class SpoolFolder:
     def close(self) -> None:
         """Release the lock."""
         self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Release the lock. After a start that failed, remove the folder if it was made for that start."""
+        if kind is not None and self._is_new and os.listdir(self.descriptor) == [LOCK]:  # noqa: PTH208 # a descriptor
+            with suppress(OSError):
+                os.unlink(LOCK, dir_fd=self.descriptor)
+                self.path.rmdir()
+        self.close()
 
     def queues(self) -> list[str]:
         """Return the names of the queue folders. If the spool was replaced by another folder, open that one.

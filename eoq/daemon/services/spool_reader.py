@@ -7,6 +7,7 @@
     SPOOL/QUEUE/.taking/           files that are claimed, as TOKEN.NAME
     SPOOL/QUEUE/.rejected/NAME     a file that cannot be stored; the reason is in NAME.reason
     SPOOL/.daemon.lock             the lock: one daemon reads a spool
+    SPOOL/.bell                    a named pipe: a sender that opens and closes it wakes the reader at once
 
 A sender writes a file under a name that is not ready, in the same folder. If the message must survive a loss of power,
 the sender syncs the file. Then it renames the file. A sender may create the folder of a queue at any time, and the
@@ -14,8 +15,9 @@ reader finds it at once. Files of a folder are stored in the order of their name
 new one, whatever the name of its file. ``delay`` and ``ttl`` count from when it is stored. The reader rejects a file
 with an unknown option, a link (also a hard one), and everything else that is not a regular file.
 
-`eoq.Spool` and `eoq send --spool` write such files. They add ``left_at`` (in seconds since the epoch), from which
-``ttl`` counts. They add ``tried_at`` if the message was sent before and may have arrived.
+`eoq.Spool`, `eoq send --spool` and the shell function of `eoq shell-init` write such files. The first two add
+``left_at`` (in seconds since the epoch), from which ``ttl`` counts, and ``tried_at`` if the message was sent before and
+may have arrived.
 
     rename to .taking, sync the folders → store under the token's id → remove
 
@@ -30,6 +32,8 @@ file is rejected, not stored twice, and the operator decides.
 
 While the daemon refuses files for now (a full disk, a full queue), they stay where they are, and other queues go on.
 Renames wake the reader (``system/watch.py``). A wake-up may be lost, so it also scans the folders every 30 seconds.
+The default spool, which nobody has asked for, costs nothing until it is used: while no queue has a folder in it, only
+the bell wakes the reader. Later it is watched as well, but slowly, since most of its senders ring.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ from ...message import Outgoing
 from ...protocol.features import NOT_AFTER, stored_until
 from ...spool.format import is_ready, is_visible
 from ...system.aio_thread import in_thread
+from ...system.bell import Bell
 from ...system.watch import watch_subfolders
 from .spool_folder import SpoolFolder
 from .spool_queue import LINK_SECONDS, QueueFolder
@@ -84,6 +89,9 @@ class SpoolReader:
         self._queues: dict[str, QueueFolder] = {}
         self._backoff = Backoff(str(folder.path), log)
         self._woken = asyncio.Event()
+        self._is_used = asyncio.Event()
+        """Set once the spool has the folder of a queue."""
+        self._bell = Bell(lambda: folder.descriptor, self._woken.set)
 
     def describe(self) -> dict[str, Any]:
         """Return what ``status`` says of the spool."""
@@ -103,22 +111,35 @@ class SpoolReader:
 
         An error of the spool or of the daemon does not end it. It logs the error, waits, and goes on.
         """
-        watching = asyncio.create_task(
-            watch_subfolders(self._folder.path, self._woken.set, SWEEP_SECONDS, is_folder=is_visible, is_file=is_ready)
-        )
+        watching = asyncio.create_task(self._watch())
         try:
             swept_at = -SWEEP_SECONDS
             while True:
                 self._woken.clear()
                 sweep = time.monotonic() >= swept_at + SWEEP_SECONDS
-                swept_at = time.monotonic() if sweep else swept_at
+                if sweep:
+                    swept_at = time.monotonic()
+                    self._bell.listen()
                 wait = await self._read_all(client, sweep)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._backoff.seconds_left(wait)):
                         await self._woken.wait()
         finally:
+            self._bell.close()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        if self._folder.is_default:
+            await self._is_used.wait()
+        await watch_subfolders(
+            self._folder.path,
+            self._woken.set,
+            SWEEP_SECONDS,
+            is_folder=is_visible,
+            is_file=is_ready,
+            is_urgent=not self._folder.is_default,
+        )
 
     async def _read_all(self, client: AsyncClient, sweep: bool) -> float:
         """Store what can be stored now. Return after how many seconds to read again without a wake-up."""
@@ -129,6 +150,8 @@ class SpoolReader:
         except Exception as error:  # noqa: BLE001 # `_failed` logs it
             self._failed(None, error)
             return SWEEP_SECONDS
+        if names:
+            self._is_used.set()
         self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
         wait = SWEEP_SECONDS
         for folder in await in_thread(partial(self._scan, sweep)):

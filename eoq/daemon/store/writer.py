@@ -14,9 +14,10 @@ from msgspec import Struct
 
 from ...errors import EoqError
 from .commands import Command, R
+from .weights import weight_of
 
-MOST_COMMANDS: Final = 2000
-"""Commands in one transaction, so that none of them waits long for the others."""
+MOST_WEIGHT: Final = 2000
+"""The weight of one transaction, so that none of its commands waits long for the others. One command may have more."""
 
 
 class Store(Protocol):
@@ -36,6 +37,7 @@ class Submitted(Struct, frozen=True):
     command: Command[Any]
     done: Callable[[Any], None]
     durable: bool
+    weight: int
 
 
 class Writer:
@@ -45,6 +47,10 @@ class Writer:
         """``lost`` is told, after the replies, that the store can run no command any more."""
         self._store = store
         self._lost = lost
+        self.backlog = 0
+        """The weight of all commands that are not finished."""
+        self.finished: Callable[[], None] = _nothing
+        """Called after the replies of each transaction: there is room for more commands."""
         self._loop = asyncio.get_running_loop()
         self._pending: list[Submitted] = []
         self._busy = False
@@ -57,7 +63,9 @@ class Writer:
 
         If a command is not ``durable``, a loss of power may undo it, and it does not wait for the disk by itself.
         """
-        self._pending.append(Submitted(command, done, durable))
+        weight = weight_of(command)
+        self.backlog += weight
+        self._pending.append(Submitted(command, done, durable, weight))
         if not self._busy:
             self._busy = True
             self._idle.clear()
@@ -69,7 +77,7 @@ class Writer:
         await self._idle.wait()
 
     def _commit(self) -> None:
-        batch, self._pending = self._pending[:MOST_COMMANDS], self._pending[MOST_COMMANDS:]
+        batch = self._take()
         commands = [submitted.command for submitted in batch]
         durable = any(submitted.durable for submitted in batch)
         outcomes = self._store.transact_at_once(commands, durable) if self._store.quick else None
@@ -80,10 +88,25 @@ class Writer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _take(self) -> list[Submitted]:
+        """Return the commands of the next transaction."""
+        pending, weight, count = self._pending, 0, 0
+        if self.backlog > MOST_WEIGHT:
+            for submitted in pending:
+                weight += submitted.weight
+                if weight > MOST_WEIGHT and count:
+                    break
+                count += 1
+            self._pending = pending[count:]
+            return pending[:count]
+        self._pending = []
+        return pending
+
     async def _commit_in_thread(self, batch: list[Submitted], commands: list[Command[Any]], durable: bool) -> None:
         self._finish(batch, await self._store.transact_in_thread(commands, durable))
 
     def _finish(self, batch: list[Submitted], outcomes: list[object]) -> None:
+        self.backlog -= sum([submitted.weight for submitted in batch])
         try:
             for submitted, outcome in zip(batch, outcomes, strict=True):
                 submitted.done(outcome)
@@ -95,3 +118,8 @@ class Writer:
             else:
                 self._busy = False
                 self._idle.set()
+            self.finished()
+
+
+def _nothing() -> None:
+    """Do nothing."""

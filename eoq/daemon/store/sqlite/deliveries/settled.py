@@ -19,7 +19,10 @@ _GIVEN_UP: Final = """
     select queue, id, ?, digest, ?, life, iif(deliveries > 0, coalesce(delivery, 0), null), seq
     from message
     where seq = ?
+    returning delivery
     """
+DELIVERED_BEFORE: Final = "; it was delivered before, so it may have taken effect"
+"""Ends the reason why a message was given up. Its ack may have been lost with its consumer."""
 _RESULT: Final = "insert into result (seq, result) values {rows}"
 _RESULT_ONE: Final = _RESULT.format(rows="(?, ?)")
 _RESULT_MANY: Final = _RESULT.format(rows=", ".join(["(?, ?)"] * MANY))
@@ -60,12 +63,13 @@ class Settled:
         """Store where forwarded messages went."""
         self._database.execute_rows(_PLACE_ONE, _PLACE_MANY, [(seq, place) for seq in seqs])
 
-    def give_up(self, now: float, seq: int, outcome: str, error: str | None) -> None:
-        """Settle a message that no consumer has settled."""
-        self._database.execute(_GIVEN_UP, (outcome, now, seq))
+    def give_up(self, now: float, seq: int, outcome: str, error: str) -> str:
+        """Settle a message that no consumer has settled. Return ``error``, which says if it was delivered before."""
+        (delivery,) = self._database.execute(_GIVEN_UP, (outcome, now, seq)).fetchone()
         self._database.execute("delete from message where seq = ?", (seq,))
-        if error is not None:
-            self._database.execute("insert into result (seq, error) values (?, ?)", (seq, error))
+        reason = error if delivery is None else error + DELIVERED_BEFORE
+        self._database.execute("insert into result (seq, error) values (?, ?)", (seq, reason))
+        return reason
 
     def delivery_of(self, queue_id: int, id: str) -> tuple[int | None, int | None] | None:
         """Return the life and the delivery that have acked or forwarded a message; None where none has."""

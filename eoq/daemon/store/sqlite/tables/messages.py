@@ -92,10 +92,10 @@ class Messages:
         )
         return self.ended(now, message, "dead", error)
 
-    def discard(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
-        """Settle a message that is not leased and that no consumer has processed."""
-        self._settled.give_up(now, message.seq, outcome, error)
-        return self.ended(now, message, outcome, error)
+    def discard(self, now: float, message: Ending, outcome: str, error: str) -> End:
+        """Settle a message that is not leased and that no consumer has settled."""
+        reason = self._settled.give_up(now, message.seq, outcome, error)
+        return self.ended(now, message, outcome, reason)
 
     def ended(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
         """Take a message that has ended out of the counts, unblock its group, and return its `End`."""

@@ -1,0 +1,145 @@
+"""Commands that keep the daemon's file: ``backup restore compact``."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eoq.client.blocking import Client
+from eoq.errors import EoqError
+
+from .common import confirm, print_json, report
+from .daemon_options import config_option, database_option, from_cli
+from .options import json_option, socket_option
+from .progress import ProgressLine
+
+if TYPE_CHECKING:
+    from eoq.daemon.config.resolve import ResolvedConfig
+
+ANSWER_SECONDS = 5.0
+"""How long to wait for a daemon that says which file it uses."""
+
+
+@click.command()
+@click.argument("dest", type=click.Path(path_type=Path))
+@database_option
+@socket_option
+@config_option
+@json_option
+@click.pass_context
+def backup(ctx: click.Context, /, dest: Path, socket: str | None, as_json: bool, **_options: object) -> None:
+    """Copy the daemon's file to DEST, while the daemon runs or not.
+
+    The copy is one state of the file: what was confirmed before the command began is in it, and nothing in part. It is
+    read back and checked, only its owner can read it, and it gets its name when it is whole; it takes the place of an
+    earlier backup of that name. If DEST is a folder, the backup gets the time as its name. Never copy the file with
+    `cp` while a daemon runs: the newest messages are in its log.
+
+    \b
+    eoq backup /mnt/backups/eoq.db
+    eoq backup /mnt/backups                # /mnt/backups/eoq-20300131T090000Z.db
+    """
+    from eoq.daemon.upkeep.backup import backup as copy
+
+    resolved = _resolve(ctx)
+    target = dest / time.strftime("eoq-%Y%m%dT%H%M%SZ.db", time.gmtime()) if dest.is_dir() else dest
+    database = _database(resolved, socket)
+    progress = ProgressLine()
+    try:
+        snapshot = copy(database, target.absolute(), resolved.config.storage, progress)
+    finally:
+        progress.end()
+    if as_json:
+        print_json({"backup": str(target), "database": str(database), **snapshot._asdict()})
+    else:
+        click.echo(target)
+        report(f"{snapshot.messages:,} messages and {snapshot.settled:,} settled ids, {snapshot.size:,} bytes")
+
+
+@click.command()
+@click.argument("backup", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@database_option
+@config_option
+@json_option
+@click.pass_context
+def restore(ctx: click.Context, /, backup: Path, yes: bool, as_json: bool, **_options: object) -> None:
+    """Put a copy of BACKUP in the place of the daemon's file. Stop the daemon first.
+
+    The backup is checked before anything is changed. The old file stays, under a name that is printed.
+
+    What was sent after the backup is not in it: those messages are gone, and a repeat of such a send is stored again. A
+    message that was settled after the backup is delivered again; a worker with an inbox runs nothing for it, and gives
+    the stored result. Receipts from before settle nothing.
+
+    \b
+    eoq stop && eoq restore /mnt/backups/eoq.db && eoq start
+    """
+    from eoq.daemon.upkeep.restore import restore as put_back
+
+    database = _resolve(ctx).db.value
+    confirm(f"Put {backup} in the place of {database}?", yes)
+    progress = ProgressLine()
+    try:
+        restored = put_back(backup.absolute(), database, progress)
+    finally:
+        progress.end()
+    if as_json:
+        kept = None if restored.kept is None else str(restored.kept)
+        print_json({"database": str(database), "kept": kept, **restored.snapshot._asdict()})
+        return
+    if restored.kept is not None:
+        click.echo(restored.kept)
+        report(f"{database} was restored; the old file is kept as {restored.kept}")
+    else:
+        report(f"{database} was restored")
+
+
+@click.command()
+@database_option
+@config_option
+@json_option
+@click.pass_context
+def compact(ctx: click.Context, /, as_json: bool, **_options: object) -> None:
+    """Make the daemon's file as small as what it contains. Stop the daemon first.
+
+    A file that this version has made gives unused pages back by itself. A file of an earlier version does so once it
+    was compacted.
+
+    \b
+    eoq stop && eoq compact && eoq start
+    """
+    from eoq.daemon.upkeep.compact import compact as make_small
+
+    database = _resolve(ctx).db.value
+    progress = ProgressLine()
+    try:
+        compacted = make_small(database, progress)
+    finally:
+        progress.end()
+    if as_json:
+        print_json({"database": str(database), **compacted._asdict()})
+    else:
+        click.echo(f"{compacted.before} {compacted.after}")
+        report(f"{database} has {compacted.after:,} bytes now, and had {compacted.before:,}")
+
+
+def _resolve(ctx: click.Context) -> ResolvedConfig:
+    from eoq.daemon.config.resolve import resolve
+
+    return resolve(from_cli(ctx))
+
+
+def _database(resolved: ResolvedConfig, socket: str | None) -> Path:
+    """Return the file to copy: the one that is named, else that of the daemon that runs, else the user's."""
+    from eoq.daemon.config.resolve import DEFAULT
+
+    if resolved.db.source == DEFAULT:
+        with suppress(EoqError), Client(socket, timeout=ANSWER_SECONDS) as client:
+            return Path(client.ask("status")["database"])
+    path: Path = resolved.db.value
+    return path

@@ -1,0 +1,39 @@
+"""The page on operations can be followed, and its table has every error."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from eoq import errors
+from tests.examples.pages import Page, follow
+from tests.support import Shell
+
+PAGE: Final = Page("eoq/docs/operations.md")
+
+
+def test_no_block_is_left_out() -> None:
+    assert PAGE.inventory() == {("Backup", "sh"): 1, ("Restore", "sh"): 1, ("Size", "sh"): 1}
+
+
+def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path) -> None:
+    (backup,), (restore,), (size,) = (PAGE.blocks(title, "sh") for title in ("Backup", "Restore", "Size"))
+    follow(alone, "eoq start && eoq send q hello --id a")
+    assert len(follow(alone, backup)) == 2
+    assert len(list((folder / "backups").iterdir())) == 2
+    follow(alone, "eoq send q hello --id b")
+    (kept,) = follow(alone, restore)
+    with closing(sqlite3.connect(kept)) as old:
+        assert old.execute("select count(*) from message").fetchone() == (2,)
+    assert follow(alone, "eoq show q a --json | jq -r .state") == ["ready"]
+    (sizes,) = follow(alone, size)
+    assert all(int(number) > 0 for number in sizes.split())
+
+
+def test_the_table_has_every_error_with_its_exit_status() -> None:
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.section("Errors"), re.MULTILINE))
+    kinds: list[type[errors.EoqError]] = [errors.EoqError, *errors.EoqError.__subclasses__()]
+    assert listed == {kind.code: str(kind.exit_status) for kind in kinds if kind.__module__ == errors.__name__}
