@@ -29,7 +29,7 @@ _COMMANDS_OF_MODULE = {
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
-    "upkeep": ("backup", "restore", "compact"),
+    "upkeep": ("backup", "restore", "compact", "audit"),
     "demo": ("demo",),
     "config": ("config",),
     "shell_init": ("shell-init",),
