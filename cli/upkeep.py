@@ -139,8 +139,8 @@ def compact(ctx: click.Context, /, as_json: bool, **_options: object) -> None:
 def audit(ctx: click.Context, /, files: tuple[Path, ...], socket: str | None, as_json: bool, **_options: object) -> int:
     """Compare the daemon's file with the inboxes and outboxes of applications. It changes nothing.
 
-    It prints each message about which they do not agree. Name all files of the workers of a queue, since each has a part
-    of the ids. Exit status 65 if a message was acked and no inbox has processed it; else 0.
+    It prints each message about which they do not agree. Name all files of the workers of a queue, since each has a
+    part of the ids. Exit status 65 if a message was acked and no inbox has processed it; else 0.
 
     \b
     acked_not_processed   settled as done, and in no inbox: somebody acked it without processing it
