@@ -29,6 +29,7 @@ from .bench_rows import ROWS, Eoq, Raw, sync_times
 from .common import print_json
 from .guard import Guard
 from .options import json_option
+from .progress import ProgressLine
 from .scratch import daemon_command, environment
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -66,13 +67,14 @@ def bench(folder: Path | None, rounds: int, seconds: float, as_json: bool) -> No
     eoq bench --json | jq '.rows[] | {name, ratio}'
     """
     where = _nearest(database_path().parent) if folder is None else folder.absolute()
+    progress = ProgressLine()
     with _clean_end(), _scratch(where) as scratch:
         try:
-            found = _measure(scratch, rounds, seconds)
+            found = _measure(scratch, rounds, seconds, progress)
         except (sqlite3.Error, OSError) as error:
             raise StorageFailed(f"{where} cannot be measured: {error}; free space, or choose another --dir") from error
         finally:
-            _progress("")
+            progress.end()
     found = {"folder": str(where), "version": __version__, "sqlite": sqlite3.sqlite_version, **found}
     if as_json:
         print_json(found)
@@ -150,19 +152,18 @@ def _daemon(folder: Path) -> Iterator[Client]:
 # ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
+def _measure(folder: Path, rounds: int, seconds: float, progress: ProgressLine) -> dict[str, Any]:
     """Measure all rows. Both sides alternate, because the speed of a disk drifts. Return what is printed."""
-    _progress("measuring the disk …")
+    progress("measuring the disk", 0, 1)
     syncs = sync_times(folder, seconds)
     rates: dict[str, tuple[list[float], list[float]]] = {row.name: ([], []) for row in ROWS}
     with ExitStack() as stack:
         client = stack.enter_context(_daemon(folder))
         raw, eoq = stack.enter_context(closing(Raw(folder))), stack.enter_context(closing(Eoq(client, folder)))
-        for number in range(1, rounds + 1):
-            for row in ROWS:
-                _progress(f"round {number} of {rounds}: {row.name} …")
-                rates[row.name][0].append(row.raw(raw, seconds))
-                rates[row.name][1].append(row.eoq(eoq, seconds))
+        for number, row in enumerate(ROWS * rounds):
+            progress(row.name, number, rounds * len(ROWS))
+            rates[row.name][0].append(row.raw(raw, seconds))
+            rates[row.name][1].append(row.eoq(eoq, seconds))
     rows = []
     for name, (of_raw, of_eoq) in rates.items():
         floor, ours = statistics.median(of_raw), statistics.median(of_eoq)
@@ -173,13 +174,6 @@ def _measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
         "rounds": rounds,
         "rows": rows,
     }
-
-
-def _progress(text: str) -> None:
-    """Show what is measured now, at a terminal."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
 
 
 def _print_table(found: dict[str, Any]) -> None:
