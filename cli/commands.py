@@ -31,6 +31,7 @@ _COMMANDS_OF_MODULE = {
     "topics": ("bind", "unbind", "topics"),
     "upkeep": ("backup", "restore", "compact", "audit"),
     "demo": ("demo",),
+    "bench": ("bench",),
     "config": ("config",),
     "shell_init": ("shell-init",),
 }
