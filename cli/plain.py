@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from eoq.protocol.codec import Fields
 
-_ENDED = {"dead": "is a dead letter", "expired": "has expired", "dropped": "was dropped"}
+_ENDED = {"dead": "is a dead letter", "expired": "has expired", "dropped": "was dropped", "cancelled": "was cancelled"}
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────
 

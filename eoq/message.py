@@ -124,8 +124,8 @@ class Result:
     """How a message ended.
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
-    live ended; or ``dropped`` when an operator or a full queue dropped it. ``error`` is the reason, if one was given;
-    it is None for ``done``. ``body`` is the result that the ack stored, or None where it stored none.
+    live ended; ``dropped`` when an operator or a full queue dropped it; or ``cancelled``. ``error`` is the reason, if
+    one was given; it is None for ``done``. ``body`` is the result that the ack stored, or None where it stored none.
     """
 
     outcome: str
@@ -151,7 +151,8 @@ class Delivery:
     settled yet. ``enqueued_at`` and ``received_at`` are in seconds since the epoch. ``received_at`` is when the client
     asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
     ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. A daemon of an
-    earlier version sends none of these three.
+    earlier version sends none of these three. ``cancelled`` says whether somebody has cancelled the message, as the
+    daemon told at the last extension of its lease. A handler may then stop. If it acks all the same, the ack counts.
     """
 
     id: str
@@ -169,6 +170,7 @@ class Delivery:
     digest: str = ""
     source: str = ""
     retention: float | None = None
+    cancelled: bool = field(default=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -188,7 +190,7 @@ class Settler(Protocol):
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None: ...
     def reject(self, receipt: str, error: str | None = None, /) -> None: ...
     def release(self, receipt: str, /) -> None: ...
-    def extend(self, receipt: str, seconds: float, /) -> None: ...
+    def extend(self, receipt: str, seconds: float, /) -> bool: ...
 
 
 class AsyncSettler(Protocol):
@@ -199,7 +201,7 @@ class AsyncSettler(Protocol):
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> Awaitable[None]: ...
     def reject(self, receipt: str, error: str | None = None, /) -> Awaitable[None]: ...
     def release(self, receipt: str, /) -> Awaitable[None]: ...
-    def extend(self, receipt: str, seconds: float, /) -> Awaitable[None]: ...
+    def extend(self, receipt: str, seconds: float, /) -> Awaitable[bool]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -240,8 +242,8 @@ class Message(Delivery):
         self.settler.release(self.receipt)
 
     def extend(self, seconds: float) -> None:
-        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
-        self.settler.extend(self.receipt, seconds)
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`. Afterwards ``cancelled`` is up to date."""
+        self.cancelled = self.settler.extend(self.receipt, seconds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -282,5 +284,5 @@ class AsyncMessage(Delivery):
         await self.settler.release(self.receipt)
 
     async def extend(self, seconds: float) -> None:
-        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
-        await self.settler.extend(self.receipt, seconds)
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`. Afterwards ``cancelled`` is up to date."""
+        self.cancelled = await self.settler.extend(self.receipt, seconds)
