@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from eoq.errors import EoqError
 from .common import print_json
 from .demo_roles import QUEUE, plan
 from .options import json_option
+from .scratch import daemon_command, environment
 
 PRODUCERS: Final = 2
 WORKERS: Final = 2
@@ -115,7 +116,7 @@ class _Processes:
         self.socket = folder / "eoq.sock"
         self.ledger = folder / "ledger.db"
         self.events = folder / "events"
-        self._database = folder / "eoq.db"
+        self._folder = folder
         self._errors = folder / "errors.log"
         self.workers: list[subprocess.Popen[bytes]] = []
         self.producers: list[subprocess.Popen[bytes]] = []
@@ -146,8 +147,8 @@ class _Processes:
 
     def start_daemon(self) -> None:
         """Start the daemon, and return when it accepts connections."""
-        paths = ["--db", str(self._database), "--socket", str(self.socket)]
-        self.daemon = self._start("eoq.cli", "daemon", *paths, "--max-attempts", "1000000")
+        command = [*daemon_command(self._folder, self.socket), "--max-attempts", "1000000"]
+        self.daemon = self._start(command)
         assert self.daemon.stdout is not None  # noqa: S101 # it is a pipe
         if not self.daemon.stdout.readline().startswith(b"ready"):
             raise self.failure("the daemon did not start")
@@ -184,19 +185,23 @@ class _Processes:
         database.close()
 
     def _start_worker(self) -> subprocess.Popen[bytes]:
-        return self._start("eoq.cli.demo_roles", "work", str(self.socket), str(self.ledger), str(self.events))
+        return self._start_role("work", str(self.socket), str(self.ledger), str(self.events))
 
     def _start_producer(self, part: int) -> subprocess.Popen[bytes]:
         numbers = [str(number) for number in (self.seed, self.payments, part, PRODUCERS)]
-        return self._start("eoq.cli.demo_roles", "produce", str(self.socket), *numbers)
+        return self._start_role("produce", str(self.socket), *numbers)
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start_role(self, *arguments: str) -> subprocess.Popen[bytes]:
         # -P: use the installed eoq, also if the current folder contains another one.
+        return self._start([sys.executable, "-P", "-m", "eoq.cli.demo_roles", *arguments])
+
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env=environment(),
             start_new_session=True,  # Ctrl-C must reach only this process, which ends the others
         )
 

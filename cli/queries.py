@@ -20,7 +20,12 @@ from .options import Decorator, gather, header_option, json_option, queue_argume
 from .table import age, body_text, moment, print_table, short
 
 COUNTED = ("ready", "delayed", "leased", "blocked", "dead")
-STATES = (*COUNTED, "done", "forwarded", "expired", "dropped")
+STATES = (*COUNTED, "done", "forwarded", "expired", "dropped", "cancelled")
+COLUMNS = (
+    *("queue", *COUNTED, "oldest_seconds", "sent_rate", "done_rate", "paused"),
+    *("oldest_ready_seconds", "consumers", "waiting", "totals", "since_start"),
+)
+"""The fields of each queue in JSON."""
 
 
 @click.command()
@@ -43,16 +48,19 @@ def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None)
 
 
 @click.command()
+@click.option("--totals", is_flag=True, help="Print what was counted of each queue since the file was made.")
 @json_option
 @socket_option
-def queues(as_json: bool, socket: str | None) -> None:
-    """List the queues with their messages and throughput.
+def queues(totals: bool, as_json: bool, socket: str | None) -> None:
+    """List the queues with their messages, throughput and consumers.
 
     The columns are: queue; ready, delayed, leased, blocked and dead messages; age of the oldest unsettled message;
-    messages sent and done per second; `paused` if the queue is paused. A pipe gets no header line.
+    messages sent and done per second; connections that consume; `paused` if the queue is paused. With --totals: queue;
+    then the counters by the names that a terminal shows above them. A pipe gets no header line.
 
     \b
     eoq queues
+    eoq queues --totals
     eoq queues --json | jq 'select(.dead > 0) | .queue'
     """
     now = time.time()
@@ -62,13 +70,17 @@ def queues(as_json: bool, socket: str | None) -> None:
         row["queue"] = row.pop("name")
         oldest = row.pop("oldest")
         row["oldest_seconds"] = None if oldest is None else round(max(now - oldest, 0.0), 3)
-    columns = ("queue", *COUNTED, "oldest_seconds", "sent_rate", "done_rate", "paused")
+        ready = row.pop("oldest_ready")
+        row["oldest_ready_seconds"] = None if ready is None else round(max(now - ready, 0.0), 3)
     if as_json:
         for row in rows:
-            print_json({column: row[column] for column in columns})
+            print_json({column: row[column] for column in COLUMNS if column in row})
+    elif rows and totals:
+        names = list(rows[0]["totals"])
+        print_table(("queue", *names), [[row["queue"], *(row["totals"][name] for name in names)] for row in rows])
     elif rows:
         print_table(
-            ("queue", *COUNTED, "oldest", "sent/s", "done/s", ""),
+            ("queue", *COUNTED, "oldest", "sent/s", "done/s", "consumers", ""),
             [
                 [
                     row["queue"],
@@ -76,6 +88,7 @@ def queues(as_json: bool, socket: str | None) -> None:
                     age(row["oldest_seconds"]),
                     f"{row['sent_rate']:.1f}",
                     f"{row['done_rate']:.1f}",
+                    row["consumers"],
                     "paused" if row["paused"] else "",
                 ]
                 for row in rows

@@ -84,6 +84,9 @@ def schedule() -> None:
     eoq schedule add report reports --cron '30 6 * * MON-FRI' --timezone Europe/Berlin
     eoq schedule add tick ticks --every 60
     eoq schedule list
+    eoq schedule pause tick
+    eoq schedule resume tick
+    eoq schedule run tick
     eoq schedule remove tick
 
     The id of each message consists of the schedule's name and the occurrence's time, such as
@@ -214,9 +217,61 @@ def remove(name: str, socket: str | None) -> None:
         client.unschedule(name)
 
 
+@schedule.command()
+@_name_argument
+@socket_option
+def pause(name: str, socket: str | None) -> None:
+    """Pause a schedule: it sends nothing until it is resumed. Exit status 1 if it does not exist.
+
+    \b
+    eoq schedule pause report
+    """
+    with connect(socket) as client:
+        if not client.pause_schedule(name):
+            click.echo(f"eoq: the schedule {name} is already paused", err=True)
+
+
+@schedule.command()
+@_name_argument
+@socket_option
+def resume(name: str, socket: str | None) -> None:
+    """Let a schedule go on with its next occurrence. Those while it was paused are not sent.
+
+    Exit status 1 if it does not exist.
+
+    \b
+    eoq schedule resume report
+    """
+    with connect(socket) as client:
+        if not client.resume_schedule(name):
+            click.echo(f"eoq: the schedule {name} is not paused", err=True)
+
+
+@schedule.command()
+@_name_argument
+@click.option("--id", "id_", metavar="ID", help="The id of the message; by default a new one.")
+@json_option
+@socket_option
+def run(name: str, id_: str | None, as_json: bool, socket: str | None) -> None:
+    """Send the message of a schedule now, besides its occurrences, and print its id.
+
+    Exit status 1 if the schedule does not exist.
+
+    \b
+    eoq schedule run report
+    """
+    with connect(socket) as client:
+        sent = client.run_schedule(name, id=id_)
+    if as_json:
+        print_json({"name": name, "id": sent.id, "duplicate": sent.duplicate})
+    else:
+        click.echo(sent.id)
+
+
 def _rule(row: dict[str, Any]) -> str:
     """Return the rule of a schedule in a few words."""
-    return f"{row['cron']} {row['timezone']}" if "cron" in row else f"every {row['every']} s"
+    rule = f"{row['cron']} {row['timezone']}" if "cron" in row else f"every {row['every']} s"
+    return f"{rule}, paused" if row.get("paused") else rule
 
 
 def _time(seconds: float | None) -> str:

@@ -25,7 +25,7 @@ def print_table(
     terminal = sys.stdout.isatty()
     texts = [[str(cell) for cell in row] for row in rows]
     lines = [list(head), *texts] if terminal else texts
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(len(head))]
     numeric = [all(isinstance(row[column], int) for row in rows) for column in range(len(head))]
 
     def padded(line: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands that keep the daemon's file: ``backup restore compact``."""
+"""Commands that keep the daemon's file: ``backup restore compact audit``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from eoq.client.blocking import Client
-from eoq.errors import EoqError
+from eoq.errors import EoqError, InvalidRequest
 
-from .common import confirm, print_json, report
+from .common import confirm, print_json, report, visible
 from .daemon_options import config_option, database_option, from_cli
 from .options import json_option, socket_option
 from .progress import ProgressLine
+from .table import print_table
 
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig
@@ -126,6 +127,48 @@ def compact(ctx: click.Context, /, as_json: bool, **_options: object) -> None:
     else:
         click.echo(f"{compacted.before} {compacted.after}")
         report(f"{database} has {compacted.after:,} bytes now, and had {compacted.before:,}")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="APP.db…", type=click.Path(path_type=Path))
+@database_option
+@socket_option
+@config_option
+@json_option
+@click.pass_context
+def audit(ctx: click.Context, /, files: tuple[Path, ...], socket: str | None, as_json: bool, **_options: object) -> int:
+    """Compare the daemon's file with the inboxes and outboxes of applications. It changes nothing.
+
+    It prints each message about which they do not agree. Name all files of the workers of a queue, since each has a
+    part of the ids. Exit status 65 if a message was acked and no inbox has processed it; else 0.
+
+    \b
+    acked_not_processed   settled as done, and in no inbox: somebody acked it without processing it
+    processed_not_acked   it has taken effect, and is delivered once more; the inbox then runs nothing
+    sent_not_removed      a row of the outbox whose message is stored; the relay removes it
+    set_aside             a row of the outbox that cannot be sent: see `eoq relay --list`
+
+    \b
+    eoq audit ledger.db
+    eoq audit ledger.db shop.db --json | jq -r .kind | sort | uniq -c
+    """
+    from eoq.daemon.upkeep.audit import audit as compare
+
+    progress = ProgressLine()
+    try:
+        found = compare(_database(_resolve(ctx), socket), files, progress)
+    finally:
+        progress.end()
+    if as_json:
+        for finding in found.findings:
+            print_json(finding._asdict())
+    else:
+        rows = [[finding.kind, *(visible(text) for text in finding[1:])] for finding in found.findings]
+        print_table(("kind", "queue", "id", "file"), rows)
+    maybe = f"; of {found.forgotten:,} an inbox keeps the id no longer" if found.forgotten else ""
+    report(f"{found.compared:,} acked messages were compared, {len(found.findings):,} findings{maybe}")
+    lost = any(finding.kind == "acked_not_processed" for finding in found.findings)
+    return InvalidRequest.exit_status if lost else 0
 
 
 def _resolve(ctx: click.Context) -> ResolvedConfig:

@@ -124,9 +124,9 @@ class Result:
     """How a message ended.
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
-    live ended; ``dropped`` when an operator or a full queue dropped it; or ``forwarded`` when it went elsewhere.
-    ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the result that
-    the ack stored, or None where it stored none.
+    live ended; ``dropped`` when an operator or a full queue dropped it; ``cancelled``; or ``forwarded`` when it went
+    elsewhere. ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the
+    result that the ack stored, or None where it stored none.
     """
 
     outcome: str
@@ -153,7 +153,8 @@ class Delivery:
     asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
     ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. ``expires_at`` is
     when its time to live ends, in seconds since the epoch, or None. A daemon of an earlier version sends none of these
-    four.
+    four. ``cancelled`` says whether somebody has cancelled the message, as the daemon told at the last extension of its
+    lease. A handler may then stop. If it acks all the same, the ack counts.
     """
 
     id: str
@@ -172,6 +173,7 @@ class Delivery:
     source: str = ""
     retention: float | None = None
     expires_at: float | None = None
+    cancelled: bool = field(default=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -191,7 +193,7 @@ class Settler(Protocol):
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None: ...
     def reject(self, receipt: str, error: str | None = None, /) -> None: ...
     def release(self, receipt: str, /) -> None: ...
-    def extend(self, receipt: str, seconds: float, /) -> None: ...
+    def extend(self, receipt: str, seconds: float, /) -> bool: ...
 
 
 class AsyncSettler(Protocol):
@@ -202,7 +204,7 @@ class AsyncSettler(Protocol):
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> Awaitable[None]: ...
     def reject(self, receipt: str, error: str | None = None, /) -> Awaitable[None]: ...
     def release(self, receipt: str, /) -> Awaitable[None]: ...
-    def extend(self, receipt: str, seconds: float, /) -> Awaitable[None]: ...
+    def extend(self, receipt: str, seconds: float, /) -> Awaitable[bool]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,8 +245,8 @@ class Message(Delivery):
         self.settler.release(self.receipt)
 
     def extend(self, seconds: float) -> None:
-        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
-        self.settler.extend(self.receipt, seconds)
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`. Afterwards ``cancelled`` is up to date."""
+        self.cancelled = self.settler.extend(self.receipt, seconds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -285,5 +287,5 @@ class AsyncMessage(Delivery):
         await self.settler.release(self.receipt)
 
     async def extend(self, seconds: float) -> None:
-        """Let the lease end ``seconds`` from now. Raises `LeaseLost`."""
-        await self.settler.extend(self.receipt, seconds)
+        """Let the lease end ``seconds`` from now. Raises `LeaseLost`. Afterwards ``cancelled`` is up to date."""
+        self.cancelled = await self.settler.extend(self.receipt, seconds)

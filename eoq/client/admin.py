@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Unpack
 
-from ..message import MessageOptions, Outgoing
+from ..message import MessageOptions, Outgoing, Sent
 from ..protocol import admin_calls
-from ..protocol.admin_calls import Changed
+from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage
 from ..protocol.codec import Fields
 from ..transport.channel import Channel
 
@@ -27,8 +27,19 @@ class Admin:
     # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
     def queues(self) -> list[Fields]:
-        """Return all queues: how many messages are in each state, whether they are paused, and their throughput."""
+        """Return all queues: the messages in each state, throughput, consumers, and what was counted of each.
+
+        ``totals`` counts since the daemon's file was made, and ``since_start`` since the daemon started.
+        """
         return self.channel.run(admin_calls.QUEUES)
+
+    def status(self) -> Fields:
+        """Return what the daemon says of itself: its version, file and settings, what it has counted and measured."""
+        return self.channel.run(admin_calls.STATUS)
+
+    def metrics(self) -> str:
+        """Return the metrics of the daemon and its queues, in Prometheus' text format."""
+        return self.channel.run(admin_calls.METRICS)
 
     def peek(
         self,
@@ -50,6 +61,13 @@ class Admin:
     def show(self, queue: str, id: str) -> Fields:
         """Return all that is known of one message, with its deliveries. Raises `NotFound`."""
         return self.channel.run(admin_calls.show(queue, id))
+
+    def why(self, queue: str, id: str) -> Fields:
+        """Return why a message is not delivered now: its ``state``, and ``reasons``, each with ``reason`` and ``text``.
+
+        Raises `NotFound`.
+        """
+        return self.channel.run(admin_calls.why(queue, id))
 
     def tail(self, queue: str, *, last: int = 0) -> Iterator[Fields]:
         """Yield the messages of a queue as they are stored, without end, beginning with the ``last`` stored ones."""
@@ -92,6 +110,35 @@ class Admin:
             more, upto = self.channel.run(admin_calls.purge(queue, upto))
             count += more
         return count
+
+    # ── one message ─────────────────────────────────────────────────────────────────────────────────────
+
+    def cancel(self, queue: str, id: str) -> CancelledMessage:
+        """Settle a message as cancelled, so that it is not delivered any more.
+
+        Where a consumer has it (``leased``), its worker learns it with the next extension of the lease, as
+        ``message.cancelled``. If it acks, the message is done; otherwise it ends as cancelled. Raises `NotFound`.
+        """
+        return self.channel.run(admin_calls.cancel(queue, id))
+
+    def edit(
+        self,
+        queue: str,
+        id: str,
+        *,
+        body: object = None,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> EditedMessage:
+        """Change the body, the priority or the due time of a message that is not leased.
+
+        ``delay`` is in seconds from now, 0 for at once; ``at`` is in seconds since the epoch. What is None stays as it
+        is. The message stays the one that was sent: a repeated send of the first content is a duplicate, and an inbox
+        that has processed it does not apply it again. Raises `NotFound`, and `InvalidRequest` where the message is
+        leased or settled.
+        """
+        return self.channel.run(admin_calls.edit(queue, id, body, priority, delay, at))
 
     # ── dead letters ────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,3 +266,21 @@ class Admin:
     def schedules(self) -> list[Fields]:
         """Return all schedules: name, queue, when they occur, and their next and last time."""
         return self.channel.run(admin_calls.SCHEDULES)
+
+    def pause_schedule(self, name: str) -> bool:
+        """Let a schedule send nothing until it is resumed. Return False if it was paused already. Raises `NotFound`."""
+        return self.channel.run(admin_calls.pause_schedule(name, True))
+
+    def resume_schedule(self, name: str) -> bool:
+        """Let a schedule go on with its next occurrence from now; those while it was paused are not sent.
+
+        Return False if it was not paused. Raises `NotFound`.
+        """
+        return self.channel.run(admin_calls.pause_schedule(name, False))
+
+    def run_schedule(self, name: str, *, id: str | None = None) -> Sent:
+        """Send the message of a schedule now, besides its occurrences, also while it is paused.
+
+        ``id`` is that of the message; by default a new one is made. Raises `NotFound`, and what `send` raises.
+        """
+        return self.channel.run(admin_calls.run_schedule(name, id))

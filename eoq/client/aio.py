@@ -252,9 +252,12 @@ class AsyncClient(AsyncAdmin):
         """
         await self.channel.run(calls.release([calls.receipt_of(message)]))
 
-    async def extend(self, message: Delivery | str, seconds: float) -> None:
-        """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`."""
-        await self.channel.run(calls.extend(message, seconds))
+    async def extend(self, message: Delivery | str, seconds: float) -> bool:
+        """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`.
+
+        Return whether the message was cancelled meanwhile: unless it is acked, it then ends as ``cancelled``.
+        """
+        return await self.channel.run(calls.extend(message, seconds))
 
     def transaction(self) -> AsyncTransaction:
         """Return a transaction: acks and sends over any queues, committed when its ``async with`` block ends."""

@@ -48,8 +48,7 @@ async def consume(
                 messages = await channel.finish(started)
                 fetched.fill(messages, asked_at, channel.generation)
             if receipts := fetched.to_extend(time.monotonic(), channel.generation):
-                lost = await extend_all(channel, receipts, fetched.lease)
-                fetched.extended(time.monotonic(), lost)
+                fetched.extended(time.monotonic(), await extend_all(channel, receipts, fetched.lease))
             if ahead is None and fetched and (room := fetched.room()):
                 # Sent before the consumer handles the next message, and waited for only when it is needed.
                 asked_at = time.monotonic()

@@ -251,9 +251,12 @@ class Client(Admin):
         """
         self.channel.run(calls.release([calls.receipt_of(message)]))
 
-    def extend(self, message: Delivery | str, seconds: float) -> None:
-        """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`."""
-        self.channel.run(calls.extend(message, seconds))
+    def extend(self, message: Delivery | str, seconds: float) -> bool:
+        """Let the lease of a message, or of a receipt, end ``seconds`` from now. Raises `LeaseLost`.
+
+        Return whether the message was cancelled meanwhile: unless it is acked, it then ends as ``cancelled``.
+        """
+        return self.channel.run(calls.extend(message, seconds))
 
     def transaction(self) -> Transaction:
         """Return a transaction: acks and sends over any queues, committed when its ``with`` block ends."""

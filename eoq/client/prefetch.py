@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from ..message import Delivery
+from ..protocol.calls import Extended
 from ..protocol.limits import DEFAULT_LEASE
 
 M = TypeVar("M", bound=Delivery)
@@ -53,9 +54,11 @@ class Prefetched(Generic[M]):
         self._drop_other_generations(generation)
         return [message.receipt for message in self._messages] if self.is_old(self._renewed, now) else []
 
-    def extended(self, now: float, lost: set[str]) -> None:
-        """Note that the leases were extended, except those of the receipts ``lost``."""
-        self._messages = deque(message for message in self._messages if message.receipt not in lost)
+    def extended(self, now: float, extended: Extended) -> None:
+        """Note that the leases were extended, except those that were lost."""
+        self._messages = deque(message for message in self._messages if message.receipt not in extended.lost)
+        for message in self._messages:
+            message.cancelled = message.receipt in extended.cancelled
         self._renewed = now
 
     def drain(self, generation: int) -> list[str]:

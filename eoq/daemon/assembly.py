@@ -32,6 +32,12 @@ from .locks import Lock
 from .records import Binding
 from .server.server import Server
 from .services.admin import AdminService
+from .services.monitoring.explain import Explain
+from .services.monitoring.metrics import Metrics
+from .services.monitoring.overview import QueueOverview
+from .services.monitoring.server import MetricsServer
+from .services.monitoring.status import StatusService
+from .services.monitoring.totals import TotalsService
 from .services.once import OnceService
 from .services.queries import Queries
 from .services.relays import Relays
@@ -39,7 +45,7 @@ from .services.retention import Retention
 from .services.scheduler import Scheduler
 from .services.spool_folder import SpoolFolder
 from .services.spool_reader import SpoolReader
-from .services.status import StatusService
+from .services.steering import SteeringService
 from .services.topics import Topics
 from .store.commands import EndLife, ListBindings
 from .store.sqlite.database import QUICK_COMMIT
@@ -104,10 +110,13 @@ class Daemon:
             settings=config.queue,
         )
         clock = self._broker.clock
-        self._queries = Queries(reader, clock, self._throughput)
+        overview = QueueOverview(reader, self._throughput, self._broker.receivers, store.totals)
+        self._queries = Queries(reader, clock, overview)
+        self._explain = Explain(reader, self._broker, config.queue)
         self._once = OnceService(writer, clock)
         self._retention = Retention(writer, clock, config, self._topics.configured_names, self._broker.due_times)
         self._admin = AdminService(writer, clock, self._broker.due_times, events, self._topics, config.queue)
+        self._steering = SteeringService(writer, self._broker, events)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
@@ -116,33 +125,36 @@ class Daemon:
         self._status = StatusService(
             settings.database,
             settings.socket,
-            store.identity,
+            store,
             settings.max_attempts,
             self._retention,
             self._server,
             self._broker,
             reloader,
             self._spool,
-            store.storage_errors,
         )
+        self._totals = TotalsService(writer, clock)
+        self._metrics = Metrics(self._status, overview, store.database.latencies)
+        self._metrics_server = MetricsServer(self._metrics, settings.folder)
         self._tasks: list[asyncio.Task[None]] = []
         self._join(events)
 
     def _join(self, events: Events) -> None:
         """Subscribe each part to what it must know of the others."""
-        events.on_stored += [self._throughput.stored, self._queries.stored]
-        events.on_ended += [self._throughput.ended, self._queries.ended, self._retention.ended]
+        events.on_stored += [self._throughput.stored, self._queries.stored, self._totals.stored]
+        events.on_ended += [self._throughput.ended, self._queries.ended, self._retention.ended, self._totals.ended]
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,
+            self._metrics_server.follow,
             self._configure_topics,
             self._hurry_retention,
             self._apply_schedules,
             self._wake_receivers,
         ]
         for part in (
-            *(self._broker, self._topics, self._queries, self._once),
-            *(self._admin, self._scheduler, self._status),
+            *(self._broker, self._topics, self._queries, self._explain, self._once),
+            *(self._admin, self._steering, self._scheduler, self._status, self._metrics),
         ):
             self._server.add(part.handlers)
 
@@ -158,6 +170,7 @@ class Daemon:
         self._scheduler.apply(config)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, self._settings.database)
         self._relays.follow(Config(), config)
+        self._metrics_server.follow(Config(), config)
         self._run(self._reloader.run())
         if self._spool is not None:
             self._run(self._spool.run_over(self._settings.socket))
@@ -171,11 +184,13 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._relays.stop()
+        await self._metrics_server.stop()
         self._server.refuse_new()
         self._scheduler.stop()
         self._broker.stop()
         self._once.stop()
         self._retention.stop()
+        self._totals.stop()
         if drain:
             await self._writer.drain()
         await self._queries.stop()

@@ -67,7 +67,7 @@ class End(Struct, frozen=True, gc=False):
     queue: str
     id: str
     outcome: str
-    """``done``, ``dead``, ``expired``, ``dropped`` or ``forwarded``."""
+    """``done``, ``dead``, ``expired``, ``dropped``, ``cancelled`` or ``forwarded``."""
     error: str | None
     result: bytes | None = None
     """The result of its ack. The store sets none, because its outcomes list only messages that were not acked."""
@@ -209,6 +209,26 @@ class Step(NamedTuple):
     """The ids of the messages that it could not change."""
 
 
+class Cancelled(NamedTuple):
+    """The outcome of cancelling a message."""
+
+    state: str
+    """``cancelled``; ``leased``: it ends so with its delivery, unless that is acked; or how it had ended before."""
+    changed: bool
+    delivered: bool
+    """Whether it was delivered before, so that it may have taken effect."""
+    delivery: tuple[int, int, int] | None
+    """Where it is leased: its seq, the number of its delivery, and the id of its queue."""
+    ended: Sequence[End]
+
+
+class Edited(NamedTuple):
+    """The outcome of editing a message: its state now, and whether it was delivered before."""
+
+    state: str
+    delivered: bool
+
+
 class Deleted(NamedTuple):
     """The outcome of one step of deleting a queue."""
 
@@ -254,6 +274,7 @@ class ScheduleRecord(NamedTuple):
     next_at: int | None
     last_at: int | None
     error: str | None
+    paused: int
     row_id: int
 
 

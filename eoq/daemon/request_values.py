@@ -21,6 +21,8 @@ from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurren
 Content: TypeAlias = Send | Message | AddressedMessage
 """The requests, and parts of them, that have the fields of a message."""
 
+TRACE_HEADERS: Final = frozenset(["traceparent", "tracestate", "baggage"])
+"""Headers that follow a request through several programs. Each try has others, so they are no part of the content."""
 _new_digest: Final = blake2b(digest_size=16).copy
 _new_digest_of_more: Final = blake2b(digest_size=16, person=b"more than a body").copy
 """For a message with headers or a group, so that its digest is never that of another message's body."""
@@ -60,8 +62,7 @@ def new_message(queue: str, content: Content, now: float, make_id: Callable[[], 
         headers = _headers(content.headers)
         if content.group is not None:
             require_printable("group", content.group)
-        digest = _new_digest_of_more()
-        digest.update(json.dumps([len(body), headers, content.group]).encode())
+        digest = _digest_of_headers(headers, content, len(body))
     else:
         digest = _new_digest()
     digest.update(body)
@@ -110,6 +111,25 @@ def scheduled_message(definition: Definition, at: int) -> NewMessage:
     """Return the message of one occurrence of a schedule. ``at`` is in seconds since the epoch."""
     content = msgspec.json.decode(definition.content, type=Message)
     return new_message(definition.queue, content, at, lambda: occurrence_id(definition.name, at))
+
+
+def message_now(definition: Definition, now: float, id: str | None) -> NewMessage:
+    """Return the message of a schedule as it is sent besides its occurrences, under ``id`` or a new one."""
+    content = msgspec.json.decode(definition.content, type=Message)
+    if id is not None:
+        content = msgspec.structs.replace(content, id=id)
+    return new_message(definition.queue, content, now, lambda: f"{definition.name}+{new_id()}")
+
+
+def _digest_of_headers(headers: str | None, content: Content, size: int) -> blake2b:
+    """Return the digest of a message up to its body. The headers of a trace are left out."""
+    if content.headers and not TRACE_HEADERS.isdisjoint(content.headers):
+        headers = _headers({name: value for name, value in content.headers.items() if name not in TRACE_HEADERS})
+    if headers is None and content.group is None:
+        return _new_digest()
+    digest = _new_digest_of_more()
+    digest.update(json.dumps([size, headers, content.group]).encode())
+    return digest
 
 
 def _headers(headers: dict[str, str] | None) -> str | None:

@@ -174,7 +174,9 @@ class Queues(_Request, tag="queues"):
 class Peek(_Request, tag="peek"):
     queue: QueueName
     limit: Limit = 10
-    state: Literal["ready", "delayed", "leased", "blocked", "dead", "done", "forwarded", "expired", "dropped"] = "ready"
+    state: Literal[
+        "ready", "delayed", "leased", "blocked", "dead", "done", "forwarded", "expired", "dropped", "cancelled"
+    ] = "ready"
     group: Id | None = None
     headers: dict[str, str] | None = None
     contains: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
@@ -192,7 +194,16 @@ class Show(_Request, tag="show"):
     id: Id
 
 
+class Why(_Request, tag="why"):
+    queue: QueueName
+    id: Id
+
+
 class Status(_Request, tag="status"):
+    pass
+
+
+class Metrics(_Request, tag="metrics"):
     pass
 
 
@@ -212,6 +223,21 @@ class DeleteQueue(_Request, tag="delete_queue"):
 class Purge(_Request, tag="purge"):
     queue: QueueName
     upto: Seq | None = None
+
+
+class CancelMessage(_Request, tag="cancel_message"):
+    queue: QueueName
+    id: Id
+
+
+class Edit(_Request, tag="edit"):
+    queue: QueueName
+    id: Id
+    body: str | None = None
+    body_base64: str | None = None
+    priority: Priority | None = None
+    delay: Seconds | None = None
+    at: Moment | None = None
 
 
 class Redrive(_Request, tag="redrive"):
@@ -280,6 +306,19 @@ class ScheduleRemove(_Request, tag="schedule_remove"):
     name: QueueName
 
 
+class SchedulePause(_Request, tag="schedule_pause"):
+    name: QueueName
+
+
+class ScheduleResume(_Request, tag="schedule_resume"):
+    name: QueueName
+
+
+class ScheduleRun(_Request, tag="schedule_run"):
+    name: QueueName
+    id: Id | None = None
+
+
 class ScheduleShow(_Request, tag="schedule_show"):
     name: QueueName
 
@@ -288,40 +327,15 @@ class Schedules(_Request, tag="schedules"):
     pass
 
 
-Request: TypeAlias = (
-    Send
-    | SendMany
-    | Receive
-    | Ack
-    | Settle
-    | Nack
-    | Reject
-    | Extend
-    | Release
-    | Cancel
-    | Once
-    | OnceDone
-    | OnceRelease
-    | GetResult
-    | Queues
-    | Peek
-    | Show
-    | Status
-    | Tail
-    | Pause
-    | Resume
-    | DeleteQueue
-    | Purge
-    | Redrive
-    | Drop
-    | Bind
-    | Unbind
-    | Topics
-    | ScheduleAdd
-    | ScheduleRemove
-    | ScheduleShow
-    | Schedules
+_OfMessages: TypeAlias = Send | SendMany | Receive | Ack | Settle | Nack | Reject | Extend | Release | Cancel
+_OfKeys: TypeAlias = Once | OnceDone | OnceRelease
+_Queries: TypeAlias = GetResult | Queues | Peek | Show | Why | Status | Metrics | Tail
+_OfQueues: TypeAlias = Pause | Resume | DeleteQueue | Purge | CancelMessage | Edit | Redrive | Drop
+_OfTopics: TypeAlias = Bind | Unbind | Topics
+_OfSchedules: TypeAlias = (
+    ScheduleAdd | ScheduleRemove | SchedulePause | ScheduleResume | ScheduleRun | ScheduleShow | Schedules
 )
+Request: TypeAlias = _OfMessages | _OfKeys | _Queries | _OfQueues | _OfTopics | _OfSchedules
 REQUESTS: Final[tuple[type[Struct], ...]] = get_args(Request)
 """All types of requests."""
 

@@ -48,7 +48,7 @@ def _send(request: ask.Send | ask.SendMany | ask.GetResult) -> list[Need]:
     return [Need(Right.SEND, request.queue)]
 
 
-def _receive(request: ask.Receive | ask.Peek | ask.Tail | ask.Show) -> list[Need]:
+def _receive(request: ask.Receive | ask.Peek | ask.Tail | ask.Show | ask.Why) -> list[Need]:
     return [Need(Right.RECEIVE, request.queue)]
 
 
@@ -65,7 +65,9 @@ def _settle(request: ask.Settle) -> list[Need]:
     return acks + [Need(Right.SEND, message.queue) for message in request.send]
 
 
-def _administer(request: ask.Pause | ask.Resume | ask.DeleteQueue | ask.Purge | ask.Drop) -> list[Need]:
+def _administer(
+    request: ask.Pause | ask.Resume | ask.DeleteQueue | ask.Purge | ask.Drop | ask.CancelMessage | ask.Edit,
+) -> list[Need]:
     return [Need(Right.ADMINISTER, request.queue)]
 
 
@@ -95,6 +97,7 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Peek: _receive,
     ask.Tail: _receive,
     ask.Show: _receive,
+    ask.Why: _receive,
     ask.Ack: _finish,
     ask.Nack: _finish,
     ask.Reject: _finish,
@@ -110,14 +113,20 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Resume: _administer,
     ask.DeleteQueue: _administer,
     ask.Purge: _administer,
+    ask.CancelMessage: _administer,
+    ask.Edit: _administer,
     ask.Redrive: _redrive,
     ask.Drop: _administer,
     ask.Bind: _bind,
     ask.Unbind: _bind,
     ask.ScheduleAdd: _add_schedule,
     ask.ScheduleRemove: _all,
+    ask.SchedulePause: _all,
+    ask.ScheduleResume: _all,
+    ask.ScheduleRun: _all,
     ask.ScheduleShow: _all,
     ask.Schedules: _all,
     ask.Queues: _all,
+    ask.Metrics: _all,
     ask.Topics: _all,
 }

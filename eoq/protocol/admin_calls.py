@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ..errors import IdConflict
-from ..message import Outgoing, complete_headers, encode_payload
+from ..ids import new_id
+from ..message import Outgoing, Sent, complete_headers, encode_payload
 from .calls import Call, portions
 from .codec import Fields, put_bytes
 from .limits import POLL_SECONDS
@@ -17,11 +18,17 @@ from .validation import check_finite, check_options, check_queue
 
 SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
 QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
+METRICS: Final[Call[str]] = Call({"op": "metrics"}, lambda reply: str(reply["text"]))
+STATUS: Final[Call[Fields]] = Call({"op": "status"}, lambda reply: _without(reply, "rid", "ok"))
 MOVED_TOGETHER: Final = 10
 """How many dead letters one request may name, to redrive them to another queue."""
 NOW: Final[Call[float | None]] = Call({"op": "status"}, lambda reply: reply.get("now"))
 """Asks for the time of the daemon's clock. A daemon of an earlier version gives none."""
 TOPICS: Final[Call[list[Fields]]] = Call({"op": "topics"}, lambda reply: list(reply["bindings"]))
+
+
+def _without(reply: Fields, *names: str) -> Fields:
+    return {name: value for name, value in reply.items() if name not in names}
 
 
 class Changed(NamedTuple):
@@ -44,6 +51,12 @@ def peek(
 def show(queue: str, id: str) -> Call[Fields]:
     """Ask for one message and its deliveries."""
     return Call({"op": "show", "queue": check_queue(queue), "id": id}, lambda reply: dict(reply["message"]))
+
+
+def why(queue: str, id: str) -> Call[Fields]:
+    """Ask why a message is not delivered now."""
+    fields: Fields = {"op": "why", "queue": check_queue(queue), "id": id}
+    return Call(fields, lambda reply: _without(reply, "rid", "ok"))
 
 
 def tail(queue: str, after: int | None, last: int) -> Call[tuple[list[Fields], int]]:
@@ -74,6 +87,46 @@ def delete_queue(queue: str, forget_ids: bool) -> Call[DeletedQueue]:
     """Delete a queue, one step at a time."""
     fields: Fields = {"op": "delete_queue", "queue": check_queue(queue), "forget_ids": forget_ids}
     return Call(fields, lambda reply: DeletedQueue(bool(reply["existed"]), bool(reply["done"])))
+
+
+class CancelledMessage(NamedTuple):
+    """What became of a message that was cancelled.
+
+    ``state`` is ``cancelled``; or ``leased``: a consumer has it, and learns it when it extends its lease; the message
+    then ends as cancelled, unless it is acked. Otherwise it is how the message had ended before, and nothing changed.
+    ``changed`` says whether this request changed anything, ``delivered`` whether the message may have taken effect.
+    """
+
+    state: str
+    changed: bool
+    delivered: bool
+
+
+def cancel(queue: str, id: str) -> Call[CancelledMessage]:
+    """Cancel a message."""
+    fields: Fields = {"op": "cancel_message", "queue": check_queue(queue), "id": id}
+    return Call(fields, lambda reply: CancelledMessage(reply["state"], reply["changed"], reply["delivered"]))
+
+
+class EditedMessage(NamedTuple):
+    """What became of a message that was edited: its ``state``, and whether it may have taken effect (``delivered``)."""
+
+    state: str
+    delivered: bool
+
+
+def edit(
+    queue: str, id: str, body: object, priority: int | None, delay: float | None, at: float | None
+) -> Call[EditedMessage]:
+    """Change a message. None leaves what it is for as it is."""
+    check_finite("delay", delay)
+    check_finite("at", at)
+    changes: Fields = {"priority": priority, "delay": delay, "at": at}
+    fields: Fields = {"op": "edit", "queue": check_queue(queue), "id": id}
+    fields |= {name: value for name, value in changes.items() if value is not None}
+    if body is not None:
+        put_bytes(fields, "body", encode_payload(body)[0])
+    return Call(fields, lambda reply: EditedMessage(reply["state"], reply["delivered"]))
 
 
 def last_seq(queue: str) -> Call[int]:
@@ -189,3 +242,15 @@ def schedule(
 def unschedule(name: str) -> Call[None]:
     """End a schedule."""
     return Call({"op": "schedule_remove", "name": name}, lambda _: None)
+
+
+def pause_schedule(name: str, paused: bool) -> Call[bool]:
+    """Pause a schedule, or let it go on. The value says whether that changed anything."""
+    op = "schedule_pause" if paused else "schedule_resume"
+    return Call({"op": op, "name": name}, lambda reply: bool(reply["changed"]))
+
+
+def run_schedule(name: str, id: str | None) -> Call[Sent]:
+    """Send the message of a schedule now, under an id that is chosen here, so that a repeat stores it once."""
+    fields: Fields = {"op": "schedule_run", "name": name, "id": id or f"{name}+{new_id()}"}
+    return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"]))

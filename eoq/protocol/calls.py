@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from ..errors import InvalidRequest, MessageTooLarge
+from ..errors import EoqError, InvalidRequest, MessageTooLarge
 from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
 from .codec import Fields, from_base64, get_bytes, put_bytes
@@ -299,10 +299,33 @@ def _with_error(fields: Fields, error: str | None) -> Fields:
     return fields
 
 
-def extend(message: Delivery | str, seconds: float) -> Call[None]:
-    """Let a lease end ``seconds`` from now."""
+def is_cancelled(reply: Fields) -> bool:
+    """Return whether the reply to an `extend` says that the message was cancelled."""
+    return bool(reply.get("cancelled", False))
+
+
+def extend(message: Delivery | str, seconds: float) -> Call[bool]:
+    """Let a lease end ``seconds`` from now. The value says whether the message was cancelled meanwhile."""
     check_finite("seconds", seconds)
-    return Call({"op": "extend", "receipt": receipt_of(message), "seconds": seconds}, _nothing)
+    return Call({"op": "extend", "receipt": receipt_of(message), "seconds": seconds}, is_cancelled)
+
+
+class Extended(NamedTuple):
+    """The receipts of extended leases that had ended before, and of those whose messages were cancelled."""
+
+    lost: set[str]
+    cancelled: set[str]
+
+
+def read_extended(receipts: Sequence[str], replies: Sequence[Fields | EoqError]) -> Extended:
+    """Return what the replies to the requests `extend` say, one for each receipt."""
+    extended = Extended(set(), set())
+    for receipt, reply in zip(receipts, replies, strict=True):
+        if isinstance(reply, EoqError):
+            extended.lost.add(receipt)
+        elif is_cancelled(reply):
+            extended.cancelled.add(receipt)
+    return extended
 
 
 # ── results and queries ─────────────────────────────────────────────────────────────────────────────────────

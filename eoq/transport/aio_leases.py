@@ -10,10 +10,10 @@ from ..protocol import calls
 from .aio_channel import AsyncChannel
 
 
-async def extend_all(channel: AsyncChannel, receipts: Sequence[str], seconds: float) -> set[str]:
-    """Let leases end ``seconds`` from now. Return the receipts of those that had ended before."""
+async def extend_all(channel: AsyncChannel, receipts: Sequence[str], seconds: float) -> calls.Extended:
+    """Let leases end ``seconds`` from now."""
     replies = await channel.exchange([calls.extend(receipt, seconds).fields for receipt in receipts])
-    return {receipt for receipt, reply in zip(receipts, replies, strict=True) if isinstance(reply, EoqError)}
+    return calls.read_extended(receipts, replies)
 
 
 async def release_all(channel: AsyncChannel, receipts: Sequence[str]) -> None:

@@ -11,10 +11,10 @@ from ..protocol import calls
 from .channel import Channel
 
 
-def extend_all(channel: Channel, receipts: Sequence[str], seconds: float) -> set[str]:
-    """Let leases end ``seconds`` from now. Return the receipts of those that had ended before."""
+def extend_all(channel: Channel, receipts: Sequence[str], seconds: float) -> calls.Extended:
+    """Let leases end ``seconds`` from now."""
     replies = channel.exchange([calls.extend(receipt, seconds).fields for receipt in receipts])
-    return {receipt for receipt, reply in zip(receipts, replies, strict=True) if isinstance(reply, EoqError)}
+    return calls.read_extended(receipts, replies)
 
 
 def release_all(channel: Channel, receipts: Sequence[str]) -> None:

@@ -56,8 +56,8 @@ class LoopSettler:
     def release(self, receipt: str, /) -> None:
         self._settle([receipt], "retried", calls.release([receipt]))
 
-    def extend(self, receipt: str, seconds: float, /) -> None:
-        self._channel.run(calls.extend(receipt, seconds))
+    def extend(self, receipt: str, seconds: float, /) -> bool:
+        return self._channel.run(calls.extend(receipt, seconds))
 
     def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
         with self._changed:

@@ -249,8 +249,8 @@ class _Worker:
             next_beat = max(next_beat + self._options.lease_seconds / BEATS, time.monotonic())
             await asyncio.sleep(next_beat - time.monotonic())
             if receipts := self._in_flight.to_extend():
-                lost = await extend_all(self._channel, receipts, self._options.lease_seconds)
-                for entry in self._in_flight.lose(lost):
+                extended = await extend_all(self._channel, receipts, self._options.lease_seconds)
+                for entry in self._in_flight.extended(extended):
                     log.warning("%s: its lease was lost; it is delivered again", described(entry.message))
 
     async def _release_waiting(self) -> None:

@@ -50,8 +50,8 @@ class AsyncLoopSettler:
     async def release(self, receipt: str, /) -> None:
         await self._settle([receipt], "retried", calls.release([receipt]))
 
-    async def extend(self, receipt: str, seconds: float, /) -> None:
-        await self._channel.run(calls.extend(receipt, seconds))
+    async def extend(self, receipt: str, seconds: float, /) -> bool:
+        return await self._channel.run(calls.extend(receipt, seconds))
 
     async def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
         for receipt in receipts:

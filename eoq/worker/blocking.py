@@ -322,9 +322,9 @@ class _Worker:
         with self._changed:
             receipts = self._in_flight.to_extend()
         if receipts:
-            lost = extend_all(self._channel, receipts, self._options.lease_seconds)
+            extended = extend_all(self._channel, receipts, self._options.lease_seconds)
             with self._changed:
-                entries = self._in_flight.lose(lost)
+                entries = self._in_flight.extended(extended)
                 self._changed.notify_all()
             for entry in entries:
                 log.warning("%s: its lease was lost; it is delivered again", described(entry.message))

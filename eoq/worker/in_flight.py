@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ..message import Delivery
+from ..protocol.calls import Extended
 
 M = TypeVar("M", bound=Delivery)
 
@@ -194,9 +195,14 @@ class InFlight(Generic[M]):
         """Return the receipts of all leases to extend."""
         return [receipt for receipt, entry in self._entries.items() if entry.open and not entry.confirming]
 
-    def lose(self, receipts: Iterable[str]) -> list[Entry[M]]:
-        """Note that these leases had ended before they could be extended. Return the entries that are newly lost."""
-        entries = [self._entries[receipt] for receipt in receipts if receipt in self._entries]
+    def extended(self, extended: Extended) -> list[Entry[M]]:
+        """Note which leases had ended before they could be extended, and which messages were cancelled.
+
+        Return the entries that are newly lost.
+        """
+        for receipt in extended.cancelled & self._entries.keys():
+            self._entries[receipt].message.cancelled = True
+        entries = [self._entries[receipt] for receipt in extended.lost if receipt in self._entries]
         return [entry for entry in entries if not entry.settling and self._lose(entry)]
 
     def _lose(self, entry: Entry[M]) -> bool:

@@ -16,7 +16,7 @@ PAGE: Final = Page("eoq/docs/operations.md")
 
 
 def test_no_block_is_left_out() -> None:
-    assert PAGE.inventory() == {("Backup", "sh"): 1, ("Restore", "sh"): 1, ("Size", "sh"): 1}
+    assert PAGE.inventory() == {("Backup", "sh"): 1, ("Restore", "sh"): 1, ("Audit", "sh"): 1, ("Size", "sh"): 1}
 
 
 def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path) -> None:
@@ -31,6 +31,16 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
     assert follow(alone, "eoq show q a --json | jq -r .state") == ["ready"]
     (sizes,) = follow(alone, size)
     assert all(int(number) > 0 for number in sizes.split())
+
+
+def test_the_audit_can_be_pasted(alone: Shell) -> None:
+    (audit,) = PAGE.blocks("Audit", "sh")
+    follow(alone, "eoq start && eoq send q hello --id a")
+    (alone.folder / "ledger.db").touch()
+    sql = "create table if not exists seen (x); insert into seen values (1)"
+    apply = f"eoq apply q --db ledger.db --until-empty --sql '{sql}'"
+    follow(alone, apply)
+    assert follow(alone, audit) == []
 
 
 def test_the_table_has_every_error_with_its_exit_status() -> None:

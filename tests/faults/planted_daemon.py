@@ -28,7 +28,7 @@ import platformdirs.unix  # noqa: F401 # see `_become`
 
 from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
-from eoq.daemon.store import commands
+from eoq.daemon.store import commands, schedule_commands
 from eoq.daemon.store.sqlite import database as file
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
 from eoq.daemon.store.sqlite.migration import migrations
@@ -51,8 +51,8 @@ COMMANDS: Final[dict[str, type[commands.Command[Any]]]] = {
     "once_begin": commands.OnceBegin,
     "once_finish": commands.OnceFinish,
     "once_release": commands.OnceRelease,
-    "schedule_add": commands.ScheduleAdd,
-    "schedule_fire": commands.StoreOccurrences,
+    "schedule_add": schedule_commands.ScheduleAdd,
+    "schedule_fire": schedule_commands.StoreOccurrences,
 }
 STORE_AND_CLAIM: Final = "store_and_claim"
 """A put and the claim that waits for it, done as one."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import eoq
 from eoq.message import Delivery
-from eoq.protocol.admin_calls import Changed
+from eoq.protocol.admin_calls import CancelledMessage, Changed, EditedMessage
 from eoq.protocol.codec import Fields
 
 T = TypeVar("T")
@@ -58,10 +58,13 @@ class AnyClient(Protocol):
     def ack_many(self, acks: Sequence[tuple[Delivery | str, object]]) -> None: ...
     def nack(self, message: Delivery | str, delay: float | None = None, error: str | None = None) -> None: ...
     def reject(self, message: Delivery | str, error: str | None = None) -> None: ...
-    def extend(self, message: Delivery | str, seconds: float) -> None: ...
+    def extend(self, message: Delivery | str, seconds: float) -> bool: ...
     def transaction(self) -> AbstractContextManager[AnyTransaction]: ...
     def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None: ...
     def queues(self) -> list[Fields]: ...
+    def status(self) -> Fields: ...
+    def why(self, queue: str, id: str) -> Fields: ...
+    def metrics(self) -> str: ...
     def peek(
         self,
         queue: str,
@@ -78,6 +81,20 @@ class AnyClient(Protocol):
     def resume(self, queue: str) -> bool: ...
     def delete_queue(self, queue: str, *, forget_ids: bool = False) -> bool: ...
     def purge(self, queue: str) -> int: ...
+    def cancel(self, queue: str, id: str) -> CancelledMessage: ...
+    def edit(
+        self,
+        queue: str,
+        id: str,
+        *,
+        body: object = None,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: float | None = None,
+    ) -> EditedMessage: ...
+    def pause_schedule(self, name: str) -> bool: ...
+    def resume_schedule(self, name: str) -> bool: ...
+    def run_schedule(self, name: str, *, id: str | None = None) -> eoq.Sent: ...
     def redrive(
         self,
         queue: str,
@@ -186,8 +203,8 @@ class AsyncFace:
     def reject(self, message: Delivery | str, error: str | None = None) -> None:
         self.run(self.client.reject(message, error))
 
-    def extend(self, message: Delivery | str, seconds: float) -> None:
-        self.run(self.client.extend(message, seconds))
+    def extend(self, message: Delivery | str, seconds: float) -> bool:
+        return self.run(self.client.extend(message, seconds))
 
     def transaction(self) -> AbstractContextManager[AnyTransaction]:
         return _Transaction(self, self.client.transaction())
@@ -197,6 +214,15 @@ class AsyncFace:
 
     def queues(self) -> list[Fields]:
         return self.run(self.client.queues())
+
+    def why(self, queue: str, id: str) -> Fields:
+        return self.run(self.client.why(queue, id))
+
+    def status(self) -> Fields:
+        return self.run(self.client.status())
+
+    def metrics(self) -> str:
+        return self.run(self.client.metrics())
 
     def peek(self, queue: str, state: str = "ready", **options: Any) -> list[Fields]:
         return self.run(self.client.peek(queue, state, **options))
@@ -215,6 +241,21 @@ class AsyncFace:
 
     def delete_queue(self, queue: str, *, forget_ids: bool = False) -> bool:
         return self.run(self.client.delete_queue(queue, forget_ids=forget_ids))
+
+    def cancel(self, queue: str, id: str) -> CancelledMessage:
+        return self.run(self.client.cancel(queue, id))
+
+    def edit(self, queue: str, id: str, **changes: Any) -> EditedMessage:
+        return self.run(self.client.edit(queue, id, **changes))
+
+    def pause_schedule(self, name: str) -> bool:
+        return self.run(self.client.pause_schedule(name))
+
+    def resume_schedule(self, name: str) -> bool:
+        return self.run(self.client.resume_schedule(name))
+
+    def run_schedule(self, name: str, *, id: str | None = None) -> eoq.Sent:
+        return self.run(self.client.run_schedule(name, id=id))
 
     def purge(self, queue: str) -> int:
         return self.run(self.client.purge(queue))

@@ -242,7 +242,7 @@ def test_a_daemon_with_a_wrong_file_does_not_start_and_prints_the_error(
     [
         ('[queues."mail.*"]\nretenton = 1', 'queues."mail.*".retenton', "do you mean `retention`?"),
         ("[queue.q]", "queue", "do you mean `queues`?"),
-        ("[topics]", "topics", "there are daemon,"),
+        ("[people]", "people", "there are daemon,"),
         ("[queues.mail.high]\nttl = 1", "queues.mail.high", '[queues."mail.high"]'),
         ("[queues.q]\nretention = nan", "queues.q.retention", "a number >= 0, not nan (seconds"),
         ("[queues.q]\nretention = inf", "queues.q.retention", "a number <= 3162240000, not inf"),

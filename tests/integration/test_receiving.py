@@ -297,7 +297,7 @@ def test_any_error_text_can_be_given(client: AnyClient, queue: str, error: str) 
 
 # ── fencing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-LATE: dict[str, Callable[[AnyClient, Delivery], None]] = {
+LATE: dict[str, Callable[[AnyClient, Delivery], object]] = {
     "ack": lambda client, message: client.ack(message, "late"),
     "ack with a send": lambda client, message: client.ack(message, None, [eoq.Outgoing("x", queue="late")]),
     "ack_many": lambda client, message: client.ack_many([(message, "late")]),

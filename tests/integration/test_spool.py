@@ -406,6 +406,24 @@ def test_a_replaced_spool_is_read_and_a_missing_one_is_logged(folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
+def test_what_a_killed_sender_left_unfinished_is_removed_after_a_day(folder: Path) -> None:
+    spool = folder / "spool"
+    name = ".01796010270996532235-67c-aee6-62aca11b84ad.eoq.tmp"
+    for queue in ("old", "young", "other"):
+        put(spool, queue, "x", queue)
+    old, young, other = spool / "old" / name, spool / "young" / name, spool / "other" / ".mine.eoq.tmp"
+    two_days_ago = time.time() - 2 * 86400
+    for path in (old, young, other):
+        path.write_bytes(b'{"id":"half')
+        if path is not young:
+            os.utime(path, (two_days_ago, two_days_ago))
+    with running_daemon("--spool", str(spool)) as daemon, eoq.connect(daemon.socket) as client:
+        for queue in ("old", "young", "other"):
+            assert texts(arrivals(client, queue, 1)) == [queue]
+        eventually(lambda: not old.exists())
+    assert young.exists() and other.exists()
+
+
 def test_an_idle_daemon_sleeps(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x")
     arrivals(client, queue, 1)

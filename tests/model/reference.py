@@ -15,7 +15,7 @@ from eoq.daemon.config.settings import QueueSettings
 
 Key = tuple[str, str]
 """Queue and id."""
-SETTLED: Final = ("done", "expired", "dropped")
+SETTLED: Final = ("done", "expired", "dropped", "cancelled")
 FINISHED: Final = (*SETTLED, "dead")
 
 
@@ -71,6 +71,10 @@ class Message:
     failed_at: float | None = None
     failures: int = 0
     fixed: bool = False
+    cancelled: bool = False
+    """Whether it ends as cancelled when its delivery ends without an ack."""
+    content: object = None
+    """The content that was sent first. An edit changes the draft, and not this."""
     sent_with: Delivery | None = None
     """The delivery with whose ack it was stored."""
 
@@ -255,7 +259,7 @@ class Model:
 
     def put(self, now: float, routed: Sequence[tuple[int, Draft]]) -> list[int]:
         """Store all messages or none. Return the indexes of those whose copies were all there before."""
-        known = {key: message.draft.content for key, message in self.messages.items()}
+        known = {key: message.content for key, message in self.messages.items()}
         new, old = set(), set()
         fresh = []
         for index, draft in routed:
@@ -272,6 +276,7 @@ class Model:
             due = draft.due if draft.due is not None and draft.due > now else None
             state = "ready" if due is None else "delayed"
             self.messages[draft.key] = Message(draft, state, due, now, draft.expires, fixed=draft.fixed)
+            self.messages[draft.key].content = draft.content
         for key in dropped:
             self._end(now, self.messages[key], "dropped", None)
         return sorted(old - new)
@@ -368,6 +373,9 @@ class Model:
             message.attempts += 1
             message.failed_at = now
             message.failures += 1
+        if message.cancelled:
+            self._end(now, message, "cancelled", None)
+            return True
         if counts and message.attempts >= self.settings(message.draft.queue).max_attempts:
             self._end(now, message, "dead", None)
             return True
@@ -390,7 +398,7 @@ class Model:
             message.attempts += 1
             message.failed_at = now
             message.failures += 1
-            self._end(now, message, "dead", None)
+            self._end(now, message, "cancelled" if message.cancelled else "dead", None)
         elif not (message.state == "dead" and message.last is delivery):
             raise Refused("lease_lost")
 
@@ -458,6 +466,33 @@ class Model:
                 message.attempts = 0
                 message.due = message.expires = None
 
+    def cancel(self, now: float, key: Key) -> tuple[str, bool, bool]:
+        """Settle a message as cancelled, or note it where it is leased. Return state, changed and delivered."""
+        message = self.messages[key]
+        if message.state in SETTLED:
+            return message.state, False, False
+        if message.state == "leased":
+            changed, message.cancelled = not message.cancelled, True
+            return "leased", changed, True
+        self._end(now, message, "cancelled", None)
+        return "cancelled", True, message.last is not None
+
+    def edit(
+        self, now: float, key: Key, body: bytes | None, priority: int | None, due: float | None, fixed: bool
+    ) -> tuple[str, bool]:
+        """Change a message that waits. Return its state, and whether it was delivered."""
+        message = self.messages[key]
+        if message.state in SETTLED or message.state == "leased" or (message.state == "dead" and due is not None):
+            raise Refused("invalid_request")
+        changes = {"body": body, "priority": priority}
+        message.draft = replace(message.draft, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type] # each of its own type
+        if due is not None:
+            message.due = due if due > now else None
+            message.fixed = fixed
+            message.state = "ready" if message.due is None else "delayed"
+        state = "blocked" if message in self.blocked() else message.state
+        return state, message.last is not None
+
     def drop(self, now: float, messages: Sequence[Message]) -> None:
         for message in messages:
             message.state = "dropped"
@@ -483,4 +518,4 @@ class Model:
 
 
 def _perhaps_processed(message: Message) -> bool:
-    return message.state in ("expired", "dropped") and message.last is not None
+    return message.state in ("expired", "dropped", "cancelled") and message.last is not None

@@ -466,6 +466,57 @@ class Machine(RuleBasedStateMachine):
         self._then(then)
 
     @precondition(lambda self: self.pair.model.messages)
+    @rule(peer=peers, pick=picks, leased=st.booleans(), then=afterwards)
+    def cancel(self, peer: int, pick: int, leased: bool, then: str) -> None:
+        """Cancel a message, whatever its state; often one that is leased."""
+        model, now = self.pair.model, self.pair.clock.wall()
+        key = _pick((leased and model.leased()) or list(model.messages.values()), pick).draft.key
+
+        def effect() -> Fields:
+            return dict(zip(("state", "changed", "delivered"), model.cancel(now, key), strict=True))
+
+        self.pair.ask(self.peers[peer], {"op": "cancel_message", "queue": key[0], "id": key[1]}, effect)
+        self._then(then)
+
+    @precondition(lambda self: self.pair.model.messages)
+    @rule(
+        peer=peers,
+        pick=picks,
+        body=st.sampled_from([None, b"edited", b""]),
+        priority=st.sampled_from([None, -1, 0, 1]),
+        delay=delays,
+        fixed=st.booleans(),
+        then=afterwards,
+    )
+    def edit(
+        self,
+        peer: int,
+        pick: int,
+        body: bytes | None,
+        priority: int | None,
+        delay: float | None,
+        fixed: bool,
+        then: str,
+    ) -> None:
+        """Edit a message, mostly one that waits. At least its priority is given."""
+        model, now = self.pair.model, self.pair.clock.wall()
+        waiting = [message for queue in "ab" for message in model.waiting(queue)]
+        key = _pick(waiting or list(model.messages.values()), pick).draft.key
+        priority = 0 if (body, priority, delay) == (None, None, None) else priority
+        due = None if delay is None else now + delay
+        fields: Fields = {"op": "edit", "queue": key[0], "id": key[1], "priority": priority}
+        if body is not None:
+            put_bytes(fields, "body", body)
+        if due is not None:
+            fields |= {"at": due} if fixed else {"delay": delay}
+
+        def effect() -> Fields:
+            return dict(zip(("state", "delivered"), model.edit(now, key, body, priority, due, fixed), strict=True))
+
+        self.pair.ask(self.peers[peer], fields, effect)
+        self._then(then)
+
+    @precondition(lambda self: self.pair.model.messages)
     @rule(
         peer=peers,
         op=st.sampled_from(["redrive", "redrive", "drop"]),

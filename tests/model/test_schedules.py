@@ -32,7 +32,8 @@ from eoq.daemon.records import DueSchedules, NewMessage, OccurrencePlan
 from eoq.daemon.schedule_rules import GRACE, Definition
 from eoq.daemon.services.scheduler import LONGEST_TIMER, REFUSED_SECONDS, STEP, Scheduler
 from eoq.daemon.session import Session
-from eoq.daemon.store.commands import Command, Put, R, ReadDue, ScheduleShow, StoreOccurrences
+from eoq.daemon.store.commands import Command, Put, R
+from eoq.daemon.store.schedule_commands import ReadDue, ScheduleShow, StoreOccurrences
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from eoq.ids import new_id

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
+from eoq.daemon.measures import Histogram
 from eoq.daemon.records import Binding, DeliveryRef, NewMessage, OccurrencePlan
 from eoq.daemon.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
@@ -30,18 +31,14 @@ from eoq.daemon.store.commands import (
     Purge,
     Put,
     R,
-    ReadDue,
     Redrive,
     RejectDelivery,
     RetryDeliveries,
-    ScheduleAdd,
-    ScheduleList,
-    ScheduleRemove,
     Settle,
     ShiftTimes,
-    StoreOccurrences,
     Unbind,
 )
+from eoq.daemon.store.schedule_commands import ReadDue, ScheduleAdd, ScheduleList, ScheduleRemove, StoreOccurrences
 from eoq.daemon.store.sqlite import seqs
 from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
@@ -67,6 +64,7 @@ from eoq.daemon.store.sqlite.tables.queues import Queues
 from eoq.daemon.store.sqlite.tables.schedules import Schedules
 from eoq.daemon.store.sqlite.tables.timers import Timers
 from eoq.daemon.store.sqlite.tables.topics import Bindings
+from eoq.daemon.store.sqlite.totals import Totals
 from eoq.daemon.store.writer import Writer
 from eoq.errors import EoqError, IdConflict, InvalidRequest, LeaseLost, NotFound, QueueFull, StorageFull
 
@@ -85,13 +83,14 @@ class Parts:
         self.groups = Groups(database, self.leased, self.clock_notes)
         self.contents = Contents(database)
         self.settled = Settled(database)
+        self.totals = Totals(database, self.queues)
         self.seqs = Seqs(database)
-        self.messages = Messages(database, self.queues, self.groups, self.contents, self.settled)
+        self.messages = Messages(database, self.queues, self.groups, self.contents, self.settled, self.totals)
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
         self.puts = Puts(
             *(database, self.queues, self.messages, self.groups, self.contents),
-            *(self.leased, self.seqs, self.space, self.clock_notes),
+            *(self.leased, self.seqs, self.space, self.clock_notes, self.totals),
         )
 
     def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
@@ -101,17 +100,30 @@ class Parts:
 
     def claims(self) -> Claims:
         """Return the part that leases messages."""
-        return Claims(self.database, self.queues, self.messages, self.leased, self.puts, self.clock_notes)
+        return Claims(
+            *(self.database, self.queues, self.messages, self.leased),
+            *(self.puts, self.clock_notes, self.totals, Histogram()),
+        )
 
     def returns(self) -> Returns:
         """Return the part that gives them back."""
-        return Returns(self.database, self.messages, self.groups, self.leased, self.lives, self.clock_notes)
+        return Returns(
+            self.database, self.messages, self.groups, self.leased, self.lives, self.clock_notes, self.totals
+        )
 
     def acks(self) -> Acks:
         """Return the part that settles them."""
         return Acks(
-            *(self.database, self.queues, self.groups, self.contents),
-            *(self.leased, self.lives, self.settled, self.puts),
+            self.database,
+            self.queues,
+            self.groups,
+            self.contents,
+            self.leased,
+            self.lives,
+            self.settled,
+            self.puts,
+            self.totals,
+            Histogram(),
         )
 
     def timers(self) -> Timers:
@@ -289,7 +301,9 @@ def test_deliveries_are_fenced_by_their_number(parts: Parts) -> None:
         returns.reject(RejectDelivery(NOW, first, "no"))
     returns.reject(RejectDelivery(NOW, second, "no"))
     assert parts.states() == {"a": "leased", "b": "dead"}
-    recovery = Recovery(parts.database, parts.queues, parts.groups, parts.contents, parts.lives)
+    recovery = Recovery(
+        parts.database, parts.queues, parts.messages, parts.groups, parts.contents, parts.lives, parts.totals
+    )
     recovery.recover(NOW, lambda _: QueueSettings(max_attempts=2), clean=False)
     assert parts.states() == {"a": "dead", "b": "dead"}
 
@@ -458,7 +472,7 @@ def test_once_keys_have_one_caller(database: Database) -> None:
 
 
 def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
-    schedules = Schedules(parts.database, parts.puts)
+    schedules = Schedules(parts.database, parts.puts, parts.totals)
     definition = Definition("s", "q", Timing(None, None, 60, None), "last", "{}")
     added = schedules.add(ScheduleAdd(NOW, definition, False))
     assert added.next_at == NOW + 60
@@ -479,7 +493,7 @@ def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
 def test_batching_answers_each_command_for_itself(parts: Parts) -> None:
     claims = parts.claims()
     methods: dict[type[Command[Any]], Callable[[Any], object]] = {Put: parts.puts.put, Claim: claims.claim}
-    batching = Batching(parts.queues, parts.puts, claims, methods)
+    batching = Batching(parts.queues, parts.puts, claims, parts.totals, methods)
 
     def put(id: str, digest: bytes = b"d") -> Command[object]:
         return Put(NOW, [NewMessage("q", id, b"", digest)], defaults)

@@ -327,6 +327,22 @@ def test_result_waits_for_the_end(shared_daemon: Daemon, wire: Wire, queue: str)
         assert wire.read()["result"] == "now"
 
 
+def test_the_headers_of_a_trace_are_no_part_of_the_content(wire: Wire, queue: str) -> None:
+    traced = {"traceparent": "00-1", "tracestate": "a=1", "baggage": "b=2"}
+    _send(wire, queue, "plain")
+    _send(wire, queue, "more", headers={"k": "v", **traced})
+    for id, headers, expected in (
+        ("plain", traced, True),
+        ("more", {"k": "v"}, True),
+        ("more", {"k": "v", "traceparent": "00-2"}, True),
+        ("more", traced, "id_conflict"),
+    ):
+        reply = wire.ask({"op": "send", "queue": queue, "id": id, "body": "hi", "headers": headers})
+        assert (reply["duplicate"] if reply["ok"] else error_of(reply)) == expected
+    messages = wire.ask({"op": "receive", "queue": queue, "limit": 2})["messages"]
+    assert messages[1]["headers"] == {"k": "v", **traced}
+
+
 def test_queues_counts_by_state(wire: Wire, queue: str) -> None:
     for id, more in (("r", {}), ("l", {"priority": 9}), ("d", {"delay": 600}), ("g1", {"group": "g"})):
         _send(wire, queue, id, **more)
@@ -334,10 +350,13 @@ def test_queues_counts_by_state(wire: Wire, queue: str) -> None:
     _receive(wire, queue)
     rows = [row for row in wire.ask({"op": "queues"})["queues"] if row["name"] == queue]
     assert len(rows) == 1
-    assert 0 < rows[0].pop("oldest") <= time.time()
+    assert 0 < rows[0].pop("oldest") <= rows[0].pop("oldest_ready") <= time.time()
     assert 0 < rows[0].pop("sent_rate") <= 5 / 60 + 0.001
     counts = {"ready": 2, "leased": 1, "delayed": 1, "blocked": 1, "dead": 0}
-    assert rows == [{"name": queue, "paused": False, "done_rate": 0.0, **counts}]
+    totals, since_start = rows[0].pop("totals"), rows[0].pop("since_start")
+    assert totals == since_start
+    assert {name: count for name, count in totals.items() if count} == {"sent": 5, "delivered": 1}
+    assert rows == [{"name": queue, "paused": False, "done_rate": 0.0, "consumers": 1, "waiting": 0, **counts}]
 
 
 def test_peek_returns_messages_without_leasing_them(wire: Wire, queue: str) -> None:

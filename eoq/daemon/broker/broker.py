@@ -19,7 +19,7 @@ from ..config.settings import SettingsOf, defaults
 from ..session import Handlers, Submitter
 from .due_times import DueTimes
 from .events import Events
-from .leases import Leases, Receipts
+from .leases import Lease, Leases, Receipts
 from .publishing import Publisher, Router
 from .receivers import Receivers
 from .redelivery import Redelivery
@@ -43,7 +43,7 @@ class Broker:
     ) -> None:
         self.clock = clock = NoticingClock(clock)
         rng = rng or random.Random()  # noqa: S311 # jitter, not secrets
-        receipts = Receipts(life)
+        self._receipts = receipts = Receipts(life)
         self._leases = leases = Leases()
         self.due_times = due_times = DueTimes(writer, clock, settings, events)
         self._redelivery = redelivery = Redelivery(writer, clock, settings, leases, due_times, events)
@@ -62,6 +62,10 @@ class Broker:
         self.receivers.stop()
         self._redelivery.stop()
         self.due_times.stop()
+
+    def lease_of(self, seq: int, number: int, queue_id: int, id: str) -> Lease | None:
+        """Return the lease of a delivery of this life, while it lasts."""
+        return self._leases.get(self._receipts.write(seq, number, queue_id, id))
 
     @property
     def leased(self) -> int:

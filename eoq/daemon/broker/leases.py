@@ -37,6 +37,8 @@ class Lease(Struct, eq=False):
     deadline: float
     bound: Bound | None
     """The leases of the connection that it ends with. None where it is not bound to a connection."""
+    cancelled: bool = False
+    """Whether its message ends as cancelled, unless it is acked."""
     scheduled: float = 0.0
     """The moment at which the table checks its deadline, which may have been moved meanwhile."""
 

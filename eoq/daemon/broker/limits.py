@@ -85,6 +85,19 @@ class DeliveryLimits:
             return None
         return (1.0 - bucket.tokens) / settings.rate
 
+    def in_flight_is_full(self, queue: str) -> bool:
+        """Return whether a queue has as many messages in flight as its settings allow."""
+        most = self._settings(queue).max_in_flight
+        return most is not None and self._leases.count(queue) + self._reserved.get(queue, 0) >= most
+
+    def seconds_until_rate_allows(self, queue: str) -> float:
+        """Return how long the rate of a queue allows no delivery; 0 where it allows one, or there is none."""
+        rate, bucket = self._settings(queue).rate, self._buckets.get(queue)
+        if rate is None or bucket is None:
+            return 0.0
+        tokens = bucket.tokens + (self._clock.monotonic() - bucket.filled_at) * rate
+        return max(0.0, (1.0 - tokens) / rate)
+
     def _fill(self, queue: str, settings: QueueSettings) -> _Bucket:
         now = self._clock.monotonic()
         # A new bucket is not full. Otherwise a daemon that is started again and again would exceed the rate.

@@ -80,7 +80,7 @@ class Publisher:
                 fields: Fields = {"id": message.id, "duplicate": bool(duplicates)}
                 return fields if queues is None else {**fields, "queues": queues[0]}
 
-            self._put(now, [message], answer, reply)
+            self.put(now, [message], answer, reply)
             return
 
         def done(outcome: Stored | EoqError) -> None:
@@ -102,9 +102,10 @@ class Publisher:
         now = self._clock.wall()
         messages = [new_message(request.queue, message, now, new_id) for message in request.messages]
         ids = [message.id for message in messages]
-        self._put(now, messages, partial(many_stored, ids), reply)
+        self.put(now, messages, partial(many_stored, ids), reply)
 
-    def _put(self, now: float, messages: Sequence[NewMessage], answer: Answer, reply: Reply) -> None:
+    def put(self, now: float, messages: Sequence[NewMessage], answer: Answer, reply: Reply) -> None:
+        """Store messages, and reply with what ``answer`` makes of the outcome."""
         routed = self.route(messages, now)
 
         def done(outcome: Stored | EoqError) -> None:

@@ -19,6 +19,7 @@ from ..config.settings import SettingsOf
 from ..records import Claimed, DeliveryRef
 from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Claim
+from .consumers import Consumers
 from .due_times import DueTimes
 from .events import Events
 from .leases import Bound, Lease, Leases, Receipts
@@ -84,7 +85,8 @@ class Receivers:
         self._due_times = due_times
         self._events = events
         self._source = source
-        self._limits = DeliveryLimits(settings, clock, leases)
+        self.consumers = Consumers()
+        self.limits = DeliveryLimits(settings, clock, leases)
         self._wait_list: WaitList[Receiver] = WaitList(clock, self._end_wait, self._drop_line)
         self._lines: dict[str, _Line] = {}
         self._stopping = False
@@ -94,6 +96,10 @@ class Receivers:
     def waiting(self) -> int:
         """How many receivers wait now."""
         return self._wait_list.count
+
+    def waiting_for(self, queue: str) -> int:
+        """Return how many receivers wait for the messages of a queue."""
+        return len(self._wait_list.line(queue))
 
     def stop(self) -> None:
         """Answer all receivers that wait. Deliver nothing from now on."""
@@ -119,6 +125,7 @@ class Receivers:
         if line is None:
             line = self._lines[queue] = _Line()
         self._wait_list.join(receiver)
+        self.consumers.note(session, queue)
         if wait:
             self._wait_list.start_timer(receiver, wait)
         self._claim(receiver, line)
@@ -153,9 +160,9 @@ class Receivers:
         queue = receiver.request.queue
         receiver.wakeups = line.wakeups
         receiver.allowed = receiver.request.limit
-        receiver.limited = self._limits.is_limited(queue)
+        receiver.limited = self.limits.is_limited(queue)
         if receiver.limited:
-            receiver.allowed = self._limits.allow(queue, receiver.allowed)
+            receiver.allowed = self.limits.allow(queue, receiver.allowed)
             if not receiver.allowed:
                 self._defer(receiver, line)
                 return
@@ -178,8 +185,8 @@ class Receivers:
         While claims are under way it waits for them: it may lease what they do not need.
         """
         queue = receiver.request.queue
-        has_reserved = self._limits.has_reserved(queue)
-        seconds = None if has_reserved else self._limits.seconds_left(queue)
+        has_reserved = self.limits.has_reserved(queue)
+        seconds = None if has_reserved else self.limits.seconds_left(queue)
         if seconds is not None:
             if line.alarm is None:
                 line.alarm = Alarm(self._clock, partial(self.wake, queue, None))
@@ -208,7 +215,7 @@ class Receivers:
         claim = outcome if isinstance(outcome, Claimed) else Claimed([], 0)
         leased = len(claim.messages)
         if receiver.limited:
-            self._limits.claimed(queue, receiver.allowed, leased)
+            self.limits.claimed(queue, receiver.allowed, leased)
         self._conclude(receiver, line, outcome)
         more = claim.unfinished or leased == receiver.allowed
         if not receiver.joined and (more or receiver.limited or isinstance(outcome, EoqError)):

@@ -146,14 +146,14 @@ class Settling:
     def _reject(self, _session: Session, request: ask.Reject, reply: Reply) -> None:
         lease = self._lease_of(request.receipt)
 
-        def done(outcome: EoqError | None) -> None:
+        def done(outcome: str | EoqError) -> None:
             if isinstance(outcome, EoqError):
                 reply(outcome)
                 return
             reply({})
             if not lease.delivery.ended:
                 self._redelivery.free([lease])
-                self._events.ended([End(lease.delivery.queue, lease.id, "dead", request.error)])
+                self._events.ended([End(lease.delivery.queue, lease.id, outcome, request.error)])
                 self._events.room()
 
         self._writer.submit(RejectDelivery(self._clock.wall(), lease.delivery, request.error), done)
@@ -167,7 +167,7 @@ class Settling:
         lease = self._live_lease_of(request.receipt)
         self._leases.extend(lease, self._clock.monotonic() + request.seconds)
         self._redelivery.watch()
-        reply({})
+        reply({"cancelled": True} if lease.cancelled else {})
 
 
 def _naming_the_receipt(error: EoqError, leases: Sequence[Lease]) -> EoqError:

@@ -6,6 +6,9 @@ socket = "eoq.sock"      # paths are relative to this file's folder
 [queues."mail.*"]        # a name, or a pattern with * ? [...]
 retention = 86400        # any setting of `QueueSettings`; the first pattern that matches and has it counts
 
+[metrics]
+listen = "127.0.0.1:9464"  # or a path of a Unix socket: where GET /metrics is answered; nowhere by default
+
 [[relay]]
 path = "shop.db"         # an application's file whose outbox is sent
 
@@ -43,6 +46,11 @@ MAX_REMEMBERED: Final = 20_000
 _PATTERN: Final = r"(?:[A-Za-z0-9*?]|\[[A-Za-z0-9._!-][A-Za-z0-9._-]*\])(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\])*"
 """The patterns that can match the name of a queue."""
 
+_PORT: Final = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+_LISTEN: Final = (
+    rf"^(?:(?:127\.\d{{1,3}}\.\d{{1,3}}\.\d{{1,3}}|\[::1\]):{_PORT}|[^~:\x00-\x1f\x7f][^:\x00-\x1f\x7f]*)\Z"
+)
+
 PATH: Final = "a path without `~` and control characters"
 FilePath = Annotated[
     str,
@@ -71,6 +79,21 @@ class DaemonConfig(Struct, forbid_unknown_fields=True, frozen=True):
     spool: OptionalPath = None
 
 
+class MetricsConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the daemon answers ``GET /metrics``."""
+
+    listen: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=1000, pattern=_LISTEN)] | None,
+        Meta(description="a loopback address such as 127.0.0.1:9464, or the path of a Unix socket without `:`"),
+    ] = None
+
+
+def loopback_of(listen: str) -> tuple[str, int] | None:
+    """Return the host and the port of an address, or None for the path of a Unix socket."""
+    host, colon, port = listen.rpartition(":")
+    return (host.strip("[]"), int(port)) if colon else None
+
+
 class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """An application's file whose outbox the daemon sends."""
 
@@ -93,6 +116,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
 
     daemon: DaemonConfig = DaemonConfig()
     storage: StorageSettings = StorageSettings()
+    metrics: MetricsConfig = MetricsConfig()
     queues: Annotated[
         dict[str, dict[str, Any]], Meta(max_length=MAX_SECTIONS, description='tables like [queues."mail.*"]')
     ] = {}

@@ -67,6 +67,8 @@ class ResolvedConfig:
             value = getattr(self.config.storage, field.name)
             source = DEFAULT if value == field.default else self._in_file("[storage]")
             yield NamedSetting(f"storage.{field.name}", value, source)
+        listen = self.config.metrics.listen
+        yield NamedSetting("metrics.listen", listen, DEFAULT if listen is None else self._in_file("[metrics]"))
 
     def of_queue(self, name: str) -> Iterator[NamedSetting]:
         """Yield the settings of the queue ``name``."""

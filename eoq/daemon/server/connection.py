@@ -30,7 +30,8 @@ found nothing and waits."""
 WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
 FETCHED: Final[dict[type, int]] = {
     ask.Once: 4 * MAX_OUTPUT,
-    **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Tail), 1024 * 1024),
+    **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
+    ask.Metrics: 16 * 1024 * 1024,
     **dict.fromkeys((ask.Queues, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
 }
 """The requests whose replies may have megabytes, and about how many bytes each takes until its reply is made."""
@@ -195,13 +196,17 @@ class ClientConnection(asyncio.Protocol):
         """Handle the lines that were read: all, or as many as a turn has time for."""
         if self._handling:
             return
-        if self.handle_some() and (self._traffic.busy or not self._handle_until(self._traffic.turn_end())):
+        if self._traffic.busy:
+            # Hundreds of connections may have lines in the same iteration of the event loop. One line of each is quick.
+            if self.handle_some(1):
+                self._traffic.has_lines(self)
+        elif self.handle_some() and not self._handle_until(self._traffic.turn_end()):
             self._traffic.has_lines(self)
 
-    def handle_some(self) -> bool:
+    def handle_some(self, most: int = QUANTUM) -> bool:
         """Handle a few lines. Return whether more of them can be handled now."""
         self._handling = True
-        for number in range(min(QUANTUM, len(self._unhandled))):
+        for number in range(min(most, len(self._unhandled))):
             if (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
                 self._handling = False
                 self._read_or_not()

@@ -17,7 +17,7 @@ log = logging.getLogger("eoq.daemon")
 TURN_SECONDS: Final = 0.008
 """How long the lines of one connection, or the waiting work of all, may take before the event loop goes on."""
 QUANTUM: Final = 16
-"""Lines that a connection may have handled at once in any case."""
+"""Lines that a connection may have handled in one turn in any case."""
 MOST_UNDER_WAY: Final = 1000
 """Requests under way above which the further lines of connections with many lines wait, and long lines."""
 MOST_BACKLOG: Final = 4000
@@ -125,9 +125,10 @@ class Traffic:
     def _run(self) -> None:
         self._planned = self.crowded = False
         self._encoded = 0
-        end = self.turn_end()
+        end = self._loop.time() + TURN_SECONDS / 2
         while self._closing and not self.is_over(end):
             self._closing.popleft()()
+        end = self.turn_end()
         self._take_turns(self._with_replies, lambda peer: self.crowded or peer.write_some(), end)
         self._take_turns(self._with_lines, self._handle_some, end)
         if self._closing or self._with_replies or (self._with_lines and not self.held):

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from ...errors import EoqError, NotFound
 from ...protocol.codec import put_bytes
 from ...protocol.limits import MAX_BATCH
 from .. import requests as ask
-from ..broker.throughput import Throughput
 from ..broker.wait_list import Waiter, WaitList
 from ..clock import Clock
 from ..records import End
 from ..session import Fields, Handlers, Reply, Session
 from ..store.sqlite.reader import Reader
 from ..store.sqlite.shown import Filter
+from .monitoring.overview import QueueOverview
+from .monitoring.tasks import SessionTasks
 
-OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped")
+OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped", "cancelled")
 """The states of a message that has ended."""
 FOLLOWED_SECONDS: Final = 60.0
 """How long the ends of a queue's messages are remembered after the last request that follows it."""
@@ -44,9 +45,9 @@ class Followed:
 class Queries:
     """The handlers of these requests. They read over the reader's connection, and learn of new results by events."""
 
-    def __init__(self, reader: Reader, clock: Clock, throughput: Throughput) -> None:
+    def __init__(self, reader: Reader, clock: Clock, overview: QueueOverview) -> None:
         self._reader = reader
-        self._throughput = throughput
+        self._overview = overview
         self._loop = asyncio.get_running_loop()
         self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
         """The requests that wait for a result. The key is the message's queue and id."""
@@ -54,7 +55,7 @@ class Queries:
         """The queues that are followed, or were a moment ago."""
         self._tails: dict[str, set[asyncio.Future[None]]] = {}
         """By queue, the futures to complete when messages are stored in it."""
-        self._tasks: dict[Session, set[asyncio.Task[None]]] = {}
+        self._tasks = SessionTasks()
         self._stopping = False
         self.handlers: Handlers = {
             ask.GetResult: self._result,
@@ -71,7 +72,7 @@ class Queries:
         self._stopping = True
         for queue in list(self._tails):
             self.stored(queue, 0)
-        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        tasks = self._tasks.all()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
         for task in tasks:
@@ -109,7 +110,7 @@ class Queries:
         waiter = Waiter(session=session, reply=reply, key=(request.queue, request.id))
         # Before the file is read, so that a message that ends meanwhile is not missed.
         self._results.join(waiter)
-        self._spawn(session, self._read_result(waiter, request))
+        self._tasks.spawn(session, self._read_result(waiter, request))
 
     async def _read_result(self, waiter: Waiter, request: ask.GetResult) -> None:
         try:
@@ -136,7 +137,7 @@ class Queries:
     # ── other queries ───────────────────────────────────────────────────────────────────────────────────
 
     def _queues(self, session: Session, _request: ask.Queues, reply: Reply) -> None:
-        self._run(session, self._read_queues, reply)
+        self._run(session, self._overview.reply, reply)
 
     def _peek(self, session: Session, request: ask.Peek, reply: Reply) -> None:
         self._run(session, partial(self._read_peek, request), reply)
@@ -146,13 +147,6 @@ class Queries:
 
     def _tail(self, session: Session, request: ask.Tail, reply: Reply) -> None:
         self._run(session, partial(self._follow, session, request), reply)
-
-    async def _read_queues(self) -> Fields:
-        queues = await self._reader.queues()
-        for queue in queues:
-            rate = self._throughput.rate(queue["name"])
-            queue.update(paused=bool(queue["paused"]), sent_rate=rate.sent, done_rate=rate.done)
-        return {"queues": queues}
 
     async def _read_peek(self, request: ask.Peek) -> Fields:
         wanted = Filter(request.group, request.headers, request.contains)
@@ -216,21 +210,7 @@ class Queries:
                 fields = error
             reply(fields)
 
-        self._spawn(session, run())
-
-    def _spawn(self, session: Session, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a task that is cancelled when its connection ends."""
-        tasks = self._tasks.get(session)
-        if tasks is None:
-            tasks = self._tasks[session] = set()
-            session.on_close(partial(self._cancel_tasks, session))
-        task = self._loop.create_task(coroutine)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    def _cancel_tasks(self, session: Session) -> None:
-        for task in self._tasks.pop(session):
-            task.cancel()
+        self._tasks.spawn(session, run())
 
 
 def _result(outcome: str, result: bytes | None, error: str | None) -> Fields:

@@ -20,16 +20,16 @@ from ..clock import Alarm, Clock
 from ..config.model import Config
 from ..config.settings import SettingsOf
 from ..records import DueSchedules, Fired, NewMessage, OccurrencePlan, ScheduleAdded, ScheduleRecord
-from ..request_values import content_of, new_schedule, scheduled_message
+from ..request_values import content_of, message_now, new_schedule, scheduled_message
 from ..schedule_rules import GRACE, Definition, begun_before, due, occurrence_id, rule_of
 from ..session import Fields, Handlers, Reply, Session, Submitter
-from ..store.commands import (
-    Command,
-    R,
+from ..store.commands import Command, R
+from ..store.schedule_commands import (
     ReadDue,
     ScheduleAdd,
     ScheduleApply,
     ScheduleList,
+    SchedulePause,
     ScheduleRemove,
     ScheduleShow,
     StoreOccurrences,
@@ -70,7 +70,10 @@ class Scheduler:
         self._read_again = False
         """Whether to read again after this step, because something may have become due meanwhile."""
         self._stopping = False
-        kinds = (ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules)
+        kinds = (
+            *(ask.ScheduleAdd, ask.ScheduleRemove, ask.ScheduleShow, ask.Schedules),
+            *(ask.SchedulePause, ask.ScheduleResume, ask.ScheduleRun),
+        )
         self.handlers: Handlers = dict.fromkeys(kinds, self.handle)
 
     def apply(self, config: Config) -> None:
@@ -138,6 +141,13 @@ class Scheduler:
                 self._submit(command, partial(self._added, reply), reply)
             case ask.ScheduleRemove(name=name):
                 self._submit(ScheduleRemove(name), lambda _: reply({}), reply)
+            case ask.SchedulePause(name=name):
+                pausing = SchedulePause(self._clock.wall(), name, True)
+                self._submit(pausing, lambda changed: reply({"changed": changed}), reply)
+            case ask.ScheduleResume(name=name):
+                self._submit(SchedulePause(self._clock.wall(), name, False), partial(self._resumed, reply), reply)
+            case ask.ScheduleRun():
+                self._submit(ScheduleShow(request.name), partial(self._run_now, request, reply), reply)
             case ask.ScheduleShow(name=name):
                 self._submit(ScheduleShow(name), lambda found: reply({"schedule": _with_message(found)}), reply)
             case ask.Schedules():
@@ -156,6 +166,19 @@ class Scheduler:
         reply({"changed": outcome.changed, "next_at": outcome.next_at})
         if outcome.next_at is not None:
             self._alarm.set(outcome.next_at)
+
+    def _resumed(self, reply: Reply, changed: bool) -> None:
+        reply({"changed": changed})
+        self._read_due()  # sets the alarm for its next occurrence
+
+    def _run_now(self, request: ask.ScheduleRun, reply: Reply, schedule: ScheduleRecord) -> None:
+        """Send the message of a schedule now, besides its occurrences."""
+        now = self._clock.wall()
+        try:
+            message = message_now(schedule.definition, now, request.id)
+            self._publisher.put(now, [message], partial(_sent_now, message.id), reply)
+        except EoqError as error:
+            reply(error)
 
     # ── firing ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -268,6 +291,10 @@ class Scheduler:
             self._alarm.set(next_due_at)
 
 
+def _sent_now(id: str, duplicates: list[int], _queues: list[int] | None) -> Fields:
+    return {"id": id, "duplicate": bool(duplicates)}
+
+
 def _missed(definition: Definition, planned: int, until: int) -> str:
     """Return the line for the log that says which occurrences were missed."""
     name = definition.name
@@ -288,6 +315,8 @@ def _fields(schedule: ScheduleRecord) -> Fields:
         "next_at": schedule.next_at,
         "last_at": schedule.last_at,
     }
+    if schedule.paused:
+        fields["paused"] = True
     if schedule.error is not None:
         fields["error"] = schedule.error
     return fields

@@ -26,6 +26,10 @@ TOKEN_LENGTH: Final = 36
 """Characters of a token, which is a UUID."""
 
 _TOKEN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\..", re.DOTALL)
+_ABANDONED: Final = re.compile(r"\.\d{20}-[0-9a-f-]+\.eoq\.tmp")
+"""The unfinished files of `eoq.Spool` and of the function of `eoq shell-init`."""
+ABANDONED_SECONDS: Final = 86400.0
+"""The age of such a file after which its sender has surely ended."""
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {
@@ -36,6 +40,16 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def remove_abandoned(folder: int) -> None:
+    """Remove the unfinished files of senders that were killed a day ago. (One that still lives gets an error.)"""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _ABANDONED.fullmatch(entry.name)]
+    for name in names:
+        with suppress(OSError):
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime < time.time() - ABANDONED_SECONDS:
+                os.unlink(name, dir_fd=folder)
 
 
 def enter_folder(stack: ExitStack, name: str, parent: int) -> int:

@@ -39,6 +39,8 @@ MAX_NAMES: Final = 5000
 """How many names of a folder are kept in memory, however many it has."""
 LINK_SECONDS: Final = 1.0
 """How long a file may have a second name. A sender that links it into place then removes the first name."""
+TIDY_SECONDS: Final = 3600.0
+"""How often unfinished files are looked for that their senders have left behind."""
 RENEW_SECONDS: Final = 3600.0
 """The age at which a token is replaced, if the daemon has certainly not stored its file."""
 _FILE_ERRORS: Final = (
@@ -86,6 +88,7 @@ class QueueFolder:
         self._is_watched = not any(0xDC80 <= ord(character) <= 0xDCFF for character in queue)
         """Whether the name is valid UTF-8. watchfiles cannot watch a folder with another name."""
         self._is_scanned = False
+        self._tidy_at = 0.0
 
     # ── claiming ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,6 +107,9 @@ class QueueFolder:
         self.has_new_links = False
         with self._storage_errors(), ExitStack() as stack:
             here = self._enter(stack)
+            if time.monotonic() >= self._tidy_at:
+                self._tidy_at = time.monotonic() + TIDY_SECONDS
+                files.remove_abandoned(here)
             with os.scandir(here) as entries:
                 names = (entry.name for entry in entries if is_ready(entry.name) and self._can_claim(entry))
                 self._names = deque(nsmallest(MAX_NAMES, names))

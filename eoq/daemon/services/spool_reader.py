@@ -4,6 +4,7 @@
     SPOOL/QUEUE/NAME.eoq           the same with options: its first line is a JSON object with any of
                                    id headers priority group delay at ttl, and its body is what follows that line
     SPOOL/QUEUE/.NAME, NAME.tmp    not ready: the reader leaves it alone
+    SPOOL/QUEUE/.N-X.eoq.tmp       left by a sender that was killed; the reader removes it after a day
     SPOOL/QUEUE/.taking/           files that are claimed, as TOKEN.NAME
     SPOOL/QUEUE/.rejected/NAME     a file that cannot be stored; the reason is in NAME.reason
     SPOOL/.daemon.lock             the lock: one daemon reads a spool

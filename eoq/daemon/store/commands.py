@@ -20,23 +20,19 @@ from ..config.settings import SettingsOf, defaults
 from ..records import (
     Advanced,
     Binding,
+    Cancelled,
     Claimed,
     Deleted,
     DeliveryRef,
-    DueSchedules,
+    Edited,
     End,
-    Fired,
     Forgotten,
     NewMessage,
-    OccurrencePlan,
     OnceRecord,
-    ScheduleAdded,
-    ScheduleRecord,
     Shifted,
     Step,
     Stored,
 )
-from ..schedule_rules import Definition
 
 Counts: TypeAlias = Literal["all", "handled", "none"]
 """Which of the deliveries that end use an attempt."""
@@ -112,8 +108,8 @@ class RetryDeliveries(Command[list[End | bool]], frozen=True):
     counts: Counts = "all"
 
 
-class RejectDelivery(Command[None], frozen=True):
-    """Make a leased message a dead letter. Raises `LeaseLost`."""
+class RejectDelivery(Command[str], frozen=True):
+    """Make a leased message a dead letter. The outcome is ``dead``, or ``cancelled``. Raises `LeaseLost`."""
 
     now: float
     delivery: DeliveryRef
@@ -122,6 +118,10 @@ class RejectDelivery(Command[None], frozen=True):
 
 class EndLife(Command[None], frozen=True):
     """Store that this daemon stops, and was not killed: then the next one counts no delivery as an attempt."""
+
+
+class StoreTotals(Command[None], frozen=True):
+    """Write what was counted of the queues to the file. It is done now and then in any case, while others follow."""
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,6 +229,30 @@ class Purge(Command[Step], frozen=True):
     upto: int | None
 
 
+class CancelMessage(Command[Cancelled], frozen=True):
+    """Settle a message as cancelled, or, where it is leased, note that it is to end so. Raises `NotFound`."""
+
+    now: float
+    queue: str
+    id: str
+
+
+class EditMessage(Command[Edited], frozen=True):
+    """Change the body, the priority or the due time of a message. None leaves each as it is.
+
+    Its digest stays that of the content that was sent first. Raises `NotFound`, `InvalidRequest` where the message is
+    leased, settled, or a dead letter that is to be due, and `StorageFull`.
+    """
+
+    now: float
+    queue: str
+    id: str
+    body: bytes | None
+    priority: int | None
+    due_at: float | None
+    fixed: bool
+
+
 class Redrive(Command[Step], frozen=True):
     """Give dead letters a new set of attempts: those of ``ids``, or all that failed before a moment.
 
@@ -328,65 +352,3 @@ class OnceForget(Command[int], frozen=True):
 
     now: float
     limit: int
-
-
-# ── schedules ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ScheduleAdd(Command[ScheduleAdded], frozen=True):
-    """Store a schedule, whose first occurrence is the first one after ``now``.
-
-    Raises `IdConflict` where the name has another definition and ``replace`` is false, `InvalidRequest` where the
-    configuration file declares it, `QueueFull` where there are too many.
-    """
-
-    now: float
-    definition: Definition
-    replace: bool
-
-
-class ScheduleApply(Command[list[str]], frozen=True):
-    """Make the schedules of the configuration file exactly these. The outcome is a log line for each change."""
-
-    now: float
-    definitions: Sequence[Definition]
-
-
-class ScheduleRemove(Command[None], frozen=True):
-    """Delete a schedule. Raises `NotFound`, or `InvalidRequest` where the configuration file declares it."""
-
-    name: str
-
-
-class ScheduleShow(Command[ScheduleRecord], frozen=True):
-    """Return a schedule. Raises `NotFound`."""
-
-    name: str
-
-
-class ScheduleList(Command[list[ScheduleRecord]], frozen=True):
-    """Return all schedules by name, without their contents."""
-
-
-class ReadDue(Command[DueSchedules], frozen=True):
-    """Return up to ``limit`` schedules that are due, and as many that are ahead of a clock that was set back.
-
-    With ``hurry``, schedules whose occurrence was refused are due now, because their queue may have room again.
-    """
-
-    now: float
-    limit: int
-    hurry: bool
-
-
-class StoreOccurrences(Command[Fired], frozen=True):
-    """Store the messages of occurrences, and move their schedules on.
-
-    An occurrence that is refused is tried again at ``retry_at``. One whose id is stored with other content is
-    skipped.
-    """
-
-    now: float
-    plans: Sequence[OccurrencePlan]
-    settings: SettingsOf
-    retry_at: float

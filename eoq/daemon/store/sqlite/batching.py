@@ -17,6 +17,7 @@ from .database import MANY
 from .deliveries.claims import Claims
 from .tables.puts import Puts
 from .tables.queues import Queues
+from .totals import Totals
 
 
 class Batching:
@@ -27,16 +28,21 @@ class Batching:
         queues: Queues,
         puts: Puts,
         claims: Claims,
+        totals: Totals,
         methods: dict[type[Command[Any]], Callable[[Any], object]],
     ) -> None:
         """``methods`` has, for each type of command, the method that runs it."""
         self._queues = queues
         self._puts = puts
         self._claims = claims
+        self._totals = totals
         self._methods = methods
 
     def run(self, commands: Sequence[Command[Any]]) -> list[object]:
-        """Run ``commands`` in their order; return the outcome of each, or the `EoqError` it raised."""
+        """Run ``commands`` in their order; return the outcome of each, or the `EoqError` it raised.
+
+        What they have counted is stored with what they have changed.
+        """
         outcomes: list[object] = []
         while len(outcomes) < len(commands):
             start = len(outcomes)
@@ -45,12 +51,14 @@ class Batching:
                 outcomes += self._send(commands, start, sends)
             else:
                 outcomes.append(self._run_one(commands[start]))
+        self._totals.store()
         return outcomes
 
     def _run_one(self, command: Command[Any]) -> object:
         try:
             return self._methods[type(command)](command)
         except EoqError as refusal:
+            self._totals.refused(command, refusal)
             return refusal
 
     def _alike(self, commands: Sequence[Command[Any]], start: int) -> list[tuple[float, NewMessage]]:
@@ -87,6 +95,8 @@ class Batching:
             if self._puts.store_alike(sends):
                 return [Stored([], ())] * len(sends)
         except EoqError as refusal:
+            for command in commands[start : start + len(sends)]:
+                self._totals.refused(command, refusal)
             return [refusal] * len(sends)
         # Not all of them are new. Each command is run alone, and finds out.
         return [self._run_one(command) for command in commands[start : start + len(sends)]]

@@ -21,6 +21,7 @@ import aiosqlite
 
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
+from ...measures import Latencies
 from .migration import migrate, migrations
 from .trouble import StorageTrouble
 
@@ -92,6 +93,8 @@ class Database:
         self.lost: FileLost | None = None
         """Why no transaction is possible any more."""
         self._undo: list[Callable[[], object]] = []
+        self._keepers: list[Callable[[], Callable[[], object]]] = []
+        self.latencies = Latencies()
 
     @classmethod
     async def open(cls, path: Path, *, quick_commit: float = QUICK_COMMIT) -> Self:
@@ -165,7 +168,9 @@ class Database:
                 self._durable = durable
             self._begin(wait)
             self._ours.check()
+            self._undo.extend([keep() for keep in self._keepers])
             outcome = function()
+            commit = time.perf_counter()
             self._commit()
         except BaseException as error:
             # A failed commit (a full disk) has rolled back by itself.
@@ -178,7 +183,10 @@ class Database:
         self._undo.clear()
         if durable and self._database.total_changes != changes:
             # Only such a transaction waited for the disk; the others are quick on any disk.
-            self._last_commit = time.perf_counter() - start
+            end = time.perf_counter()
+            self._last_commit = end - start
+            self.latencies.commit.add(self._last_commit)
+            self.latencies.sync.add(end - commit)
         self.trouble.check_log(self._ours.log_size)
         return outcome
 
@@ -222,6 +230,7 @@ class Database:
     def savepoint(self) -> Iterator[None]:
         """If the block raises, undo what it has changed, and leave the rest of the transaction as it is."""
         mark = len(self._undo)
+        self._undo.extend([keep() for keep in self._keepers])
         self.execute("savepoint command")
         try:
             yield
@@ -237,6 +246,10 @@ class Database:
     def on_rollback(self, undo: Callable[[], object]) -> None:
         """Call ``undo`` if the current transaction or savepoint is rolled back. A commit discards it."""
         self._undo.append(undo)
+
+    def keep(self, keeper: Callable[[], Callable[[], object]]) -> None:
+        """Call ``keeper`` where a transaction or savepoint begins. It returns what to call if that is rolled back."""
+        self._keepers.append(keeper)
 
     def _undo_since(self, mark: int) -> None:
         while len(self._undo) > mark:

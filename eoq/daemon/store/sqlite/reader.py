@@ -20,13 +20,15 @@ import aiosqlite
 
 from ....system import aio_sqlite
 from .database import storage_error
-from .shown import Fields, Filter, Found, shown, with_lease
+from .overview import Overview, read_overview
+from .shown import SET_BY, Fields, Filter, Found, shown, with_lease
+from .waits import Waiting, read_settled, read_waiting
 
 T = TypeVar("T")
 
 LATER_STATES: Final = ("delayed", "blocked")
 """The states that share an index by queue."""
-SETTLED_STATES: Final = ("done", "forwarded", "expired", "dropped")
+SETTLED_STATES: Final = ("done", "forwarded", "expired", "dropped", "cancelled")
 PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies, headers and errors in one reply."""
 SCAN_ROWS: Final = 50_000
@@ -34,12 +36,10 @@ SCAN_ROWS: Final = 50_000
 SCAN_BYTES: Final = 64 * 1024 * 1024
 """How many bytes of bodies, headers and errors such a query reads at most."""
 
-# Waits are stored without what the wall clock was set by; see `ClockNotes`.
-_SET_BY: Final = "coalesce((select set_by from clock where only_row = 1), 0.0)"
 _COLUMNS: Final = f"""
     id, seq, state, attempts, priority, "group", enqueued_at,
-    due_at + iif(fixed, 0.0, {_SET_BY}) as due_at, expires_at + {_SET_BY} as expires_at,
-    delivered_at, consumer, failed_at, headers, error, body
+    due_at + iif(fixed, 0.0, {SET_BY}) as due_at, expires_at + {SET_BY} as expires_at,
+    delivered_at, consumer, failed_at, cancelled_at, headers, error, body
     """
 
 
@@ -47,66 +47,6 @@ _LEASED: Final = """
     select delivered.value
     from delivery, json_each(delivery.seqs) as delivered
     where delivery.queue = (select number from queue where name = ?1)
-    """
-
-_QUEUES: Final = """
-    with
-      delayed as (
-        select queue, count(*) as number
-        from message indexed by message_delayed
-        where state = 'delayed'
-        group by queue
-      ),
-      blocked as (
-        select queue, count(*) as number
-        from message
-        where "group" is not null and state = 'blocked'
-        group by queue
-      ),
-      leased as (
-        select delivery.queue, count(*) as number
-        from delivery
-        cross join json_each(delivery.seqs) as delivered
-        cross join message on message.seq = delivered.value and message.state = 'ready'
-        group by delivery.queue
-      )
-    select
-      name,
-      paused,
-      (
-        select count(*)
-        from message indexed by message_ready
-        where queue = queue.number and state = 'ready'
-      ) - coalesce(leased.number, 0) as ready,
-      coalesce(leased.number, 0) as leased,
-      coalesce(delayed.number, 0) as delayed,
-      coalesce(blocked.number, 0) as blocked,
-      (
-        select count(*)
-        from message indexed by message_dead
-        where queue = queue.number and state = 'dead'
-      ) as dead,
-      (
-        select enqueued_at
-        from message
-        where seq = (
-          select min(seq)
-          from (
-            select min(seq) as seq from message where queue = queue.number and state = 'ready' and priority = 0
-            union all
-            select min(seq) from message where queue = queue.number and state = 'ready' and priority <> 0
-            union all
-            select min(seq) from message where queue = queue.number and state in ('delayed', 'blocked')
-            union all
-            select min(seq) from message where queue = queue.number and state = 'dead'
-          )
-        )
-      ) as oldest
-    from queue
-    left join delayed on delayed.queue = queue.number
-    left join blocked on blocked.queue = queue.number
-    left join leased on leased.queue = queue.number
-    order by name
     """
 
 
@@ -149,10 +89,9 @@ class Reader:
         )
         return dict(rows[0]) if rows else None
 
-    async def queues(self) -> list[Fields]:
+    async def queues(self) -> Overview:
         """Return every queue with the number of its messages in each state, and when its oldest message was stored."""
-        rows = await self._rows(_QUEUES)
-        return [dict(row) for row in rows]
+        return await self._run(lambda: read_overview(self._database))
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
         """Return the first messages of a queue in one state, in the order of delivery; settled ones from the newest.
@@ -341,6 +280,12 @@ class Reader:
             (queue,),
         )
         return {seq: (delivered_at, consumer) for seq, delivered_at, consumer in rows}
+
+    async def why(self, queue: str, id: str) -> tuple[Waiting | None, Fields | None]:
+        """Return a message with what it waits for, or else how it was settled."""
+        return await self._run(
+            lambda: (read_waiting(self._database, queue, id), read_settled(self._database, queue, id))
+        )
 
     async def _rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Fields]:
         return await self._run(partial(self._fetch, sql, parameters))

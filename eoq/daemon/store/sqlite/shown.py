@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ....protocol.codec import put_bytes
 
 Fields: TypeAlias = dict[str, Any]
+
+# Waits are stored without what the wall clock was set by; see `ClockNotes`.
+SET_BY: Final = "coalesce((select set_by from clock where only_row = 1), 0.0)"
 
 
 class Filter(NamedTuple):

@@ -60,6 +60,22 @@ class Space:
         except FileNotFoundError:
             return 0
 
+    def describe(self) -> dict[str, int | None]:
+        """Return the bytes of the file and of its log, and how many the disk has, and has free.
+
+        They are None where the system does not say it, for example because the file was removed.
+        """
+        try:
+            size, disk = self._database.path.stat().st_size, os.statvfs(self._database.path)
+        except OSError:
+            return dict.fromkeys(("file_bytes", "log_bytes", "disk_free_bytes", "disk_bytes"))
+        return {
+            "file_bytes": size,
+            "log_bytes": self._log_bytes(),
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_bytes": disk.f_blocks * disk.f_frsize,
+        }
+
     def check_again(self) -> None:
         """Check the disk at the next call of `lacking`."""
         self._checked_at = float("-inf")

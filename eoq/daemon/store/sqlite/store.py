@@ -17,7 +17,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from ....errors import EoqError
 from ...config.settings import SettingsOf, StorageSettings, defaults
-from .. import commands
+from .. import commands, schedule_commands
 from ..commands import Command
 from .batching import Batching
 from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost, storage_error
@@ -38,10 +38,12 @@ from .tables.groups import Groups
 from .tables.messages import Messages
 from .tables.once import OnceKeys
 from .tables.puts import Puts
-from .tables.queues import Queues
+from .tables.queues import MAX_QUEUES, Queues
 from .tables.schedules import Schedules
+from .tables.steering import Steering
 from .tables.timers import Timers
 from .tables.topics import Bindings
+from .totals import MOST_WRITTEN, Totals
 
 R = TypeVar("R")
 
@@ -61,6 +63,8 @@ class SqliteStore:
         self.token = ""
         """Begins each receipt of this life of the daemon."""
         queues = Queues(database)
+        latencies = database.latencies
+        self.totals = totals = Totals(database, queues)
         self.lives = lives = Lives(database)
         leased = Leased(database, lives)
         clock_notes = ClockNotes(database)
@@ -68,19 +72,25 @@ class SqliteStore:
         contents = Contents(database)
         settled = Settled(database)
         self._seqs = seqs = Seqs(database)
-        messages = Messages(database, queues, groups, contents, settled)
+        messages = Messages(database, queues, groups, contents, settled, totals)
         self.space = Space(database, storage)
-        self._puts = Puts(database, queues, messages, groups, contents, leased, seqs, self.space, clock_notes)
-        claims = Claims(database, queues, messages, leased, self._puts, clock_notes)
-        returns = Returns(database, messages, groups, leased, lives, clock_notes)
-        self._recovery = Recovery(database, queues, groups, contents, lives)
-        acks = Acks(database, queues, groups, contents, leased, lives, settled, self._puts)
+        self._puts = Puts(database, queues, messages, groups, contents, leased, seqs, self.space, clock_notes, totals)
+        claims = Claims(database, queues, messages, leased, self._puts, clock_notes, totals, latencies.waiting)
+        returns = Returns(database, messages, groups, leased, lives, clock_notes, totals)
+        self._recovery = Recovery(database, queues, messages, groups, contents, lives, totals)
+        acks = Acks(
+            database,
+            queues,
+            groups,
+            contents,
+            leased,
+            lives,
+            settled,
+            self._puts,
+            totals,
+            latencies.handling,
+        )
         timers = Timers(database, queues, messages, leased, clock_notes)
-        dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
-        deletion = Deletion(database, queues, settled, contents, leased)
-        bindings = Bindings(database, queues)
-        once = OnceKeys(database, clock_notes)
-        schedules = Schedules(database, self._puts)
         self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
             commands.Put: self._puts.put,
             commands.Claim: claims.claim,
@@ -88,14 +98,41 @@ class SqliteStore:
             commands.RetryDeliveries: returns.retry,
             commands.RejectDelivery: returns.reject,
             commands.EndLife: self._end_life,
+            commands.StoreTotals: self._store_totals,
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
             commands.NoteClock: timers.note_clock,
             commands.Forget: Forgetting(database, messages, settled, clock_notes).forget,
             commands.Shrink: self.space.shrink,
+            **self._administration(queues, messages, groups, contents, leased, settled, clock_notes),
+        }
+        """The method that runs each type of command."""
+        self._batching = Batching(queues, self._puts, claims, totals, self.methods)
+
+    def _administration(
+        self,
+        queues: Queues,
+        messages: Messages,
+        groups: Groups,
+        contents: Contents,
+        leased: Leased,
+        settled: Settled,
+        clock_notes: ClockNotes,
+    ) -> dict[type[Command[Any]], Callable[[Any], object]]:
+        """Make the parts for operators, the dedup service and schedules, and return the methods for their commands."""
+        database, totals = self.database, self.totals
+        dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
+        deletion = Deletion(database, queues, settled, contents, leased, totals)
+        steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
+        bindings = Bindings(database, queues)
+        once = OnceKeys(database, clock_notes)
+        schedules = Schedules(database, self._puts, totals)
+        return {
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,
             commands.DeleteIdleQueues: deletion.delete_idle,
+            commands.CancelMessage: steering.cancel,
+            commands.EditMessage: steering.edit,
             commands.Purge: dead_letters.purge,
             commands.Redrive: dead_letters.redrive,
             commands.Drop: dead_letters.drop,
@@ -107,16 +144,15 @@ class SqliteStore:
             commands.OnceRelease: once.release,
             commands.OnceRunning: once.running,
             commands.OnceForget: once.forget,
-            commands.ScheduleAdd: schedules.add,
-            commands.ScheduleApply: schedules.apply,
-            commands.ScheduleRemove: schedules.remove,
-            commands.ScheduleShow: schedules.show,
-            commands.ScheduleList: schedules.list_all,
-            commands.ReadDue: schedules.read_due,
-            commands.StoreOccurrences: schedules.store_occurrences,
+            schedule_commands.ScheduleAdd: schedules.add,
+            schedule_commands.ScheduleApply: schedules.apply,
+            schedule_commands.ScheduleRemove: schedules.remove,
+            schedule_commands.SchedulePause: schedules.pause,
+            schedule_commands.ScheduleShow: schedules.show,
+            schedule_commands.ScheduleList: schedules.list_all,
+            schedule_commands.ReadDue: schedules.read_due,
+            schedule_commands.StoreOccurrences: schedules.store_occurrences,
         }
-        """The method that runs each type of command."""
-        self._batching = Batching(queues, self._puts, claims, self.methods)
 
     @classmethod
     async def open(
@@ -168,18 +204,25 @@ class SqliteStore:
 
         def begin() -> None:
             clean = self.lives.begin(now, self.token)
+            self.totals.start()
             self._recovery.recover(now, settings, clean)
 
         try:
             self.database.transaction(begin, durable=True)
+            self.totals.committed()
             self._seqs.start()
         except Exception as error:
             raise self._failure(error) from error
 
     def _end_life(self, _command: commands.EndLife) -> None:
         """See `EndLife`."""
+        self.totals.write(MAX_QUEUES)
         self.lives.end()
         self._seqs.stop()
+
+    def _store_totals(self, _command: commands.StoreTotals) -> None:
+        """See `StoreTotals`."""
+        self.totals.write(MOST_WRITTEN)
 
     def transact(self, batch: Sequence[Command[Any]], durable: bool = True, wait: float = LOCK_SECONDS) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.
@@ -190,7 +233,7 @@ class SqliteStore:
         Raises `FileLocked`, where another program holds the file and ``wait`` is 0.
         """
         try:
-            return self.database.transaction(partial(self._batching.run, batch), durable, wait)
+            outcomes = self.database.transaction(partial(self._batching.run, batch), durable, wait)
         except FileLocked as error:
             if not wait:
                 raise
@@ -199,8 +242,12 @@ class SqliteStore:
             return [error] * len(batch)
         except Exception as error:  # noqa: BLE001 # the transaction was rolled back, and the error is the outcome
             if len(batch) == 1:
-                return [self._failure(error)]
+                failure = self._failure(error)
+                self.totals.failed(batch[0], failure)
+                return [failure]
             return [self.transact([command], durable)[0] for command in batch]
+        self.totals.committed()
+        return outcomes
 
     def transact_at_once(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object] | None:
         """Do as `transact`, or return None where another program holds the file: the event loop must not wait."""

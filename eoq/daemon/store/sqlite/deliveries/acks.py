@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
+from ....measures import Histogram
 from ....records import DeliveryLost, DeliveryRef, NewMessage, Stored
 from ....store.commands import Settle
 from ..database import Database
@@ -14,6 +15,7 @@ from ..tables.contents import Contents
 from ..tables.groups import Groups
 from ..tables.puts import Puts
 from ..tables.queues import Queues
+from ..totals import Totals
 from .leased import Leased
 from .lives import Lives
 from .settled import Settled
@@ -35,7 +37,10 @@ class Acks:
         lives: Lives,
         settled: Settled,
         puts: Puts,
+        totals: Totals,
+        handling: Histogram,
     ) -> None:
+        """``handling`` gets the seconds from each delivery until its ack."""
         self._database = database
         self._queues = queues
         self._groups = groups
@@ -44,6 +49,8 @@ class Acks:
         self._lives = lives
         self._settled = settled
         self._puts = puts
+        self._totals = totals
+        self._handling = handling
 
     def settle(self, command: Settle) -> Stored:
         """See `Settle`."""
@@ -113,18 +120,12 @@ class Acks:
         """Settle leased messages, as done or as ``forwarded`` to a place."""
         if not acks:
             return
-        seqs = [delivery.seq for delivery, _ in acks]
-        self._leased.end(seqs)
-        outcome = "done" if forwarded is None else "forwarded"
-        life, number = self._lives.number, acks[0][0].number
+        number = acks[0][0].number
         if all(delivery.number == number for delivery, _ in acks):
-            self._settled.done(now, life, number, seqs, outcome)
+            self._done(now, [delivery.seq for delivery, _ in acks], forwarded)
         else:
             for one in sorted({delivery.number for delivery, _ in acks}):
-                of_one = [delivery.seq for delivery, _ in acks if delivery.number == one]
-                self._settled.done(now, life, one, of_one, outcome)
-        if forwarded is not None:
-            self._settled.store_places(seqs, forwarded)
+                self._done(now, [delivery.seq for delivery, _ in acks if delivery.number == one], forwarded)
         results = [(delivery.seq, result) for delivery, result in acks if result is not None]
         if results:
             self._settled.store_results(results)
@@ -134,3 +135,15 @@ class Acks:
         for delivery, _ in acks:
             if delivery.group is not None:
                 self._groups.unblock(now, self._queues.make(delivery.queue), delivery.group)
+
+    def _done(self, now: float, seqs: list[int], forwarded: str | None) -> None:
+        """Settle messages that one delivery has leased, as done or as ``forwarded`` to a place."""
+        outcome = "done" if forwarded is None else "forwarded"
+        lease = self._leased.get(seqs[0])
+        assert lease is not None  # noqa: S101 # the caller has looked it up
+        self._leased.end(seqs)
+        self._settled.done(now, self._lives.number, lease.number, seqs, outcome)
+        if forwarded is not None:
+            self._settled.store_places(seqs, forwarded)
+        self._totals.add(lease.queue_id, outcome, len(seqs))
+        self._handling.add(max(0.0, now - lease.delivered_at), len(seqs))

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final, TypeAlias
 
+from ....measures import Histogram
 from ....records import Claimed, ClaimedMessage, NewMessage
 from ....store.commands import Claim
 from ..database import Database
@@ -16,6 +17,7 @@ from ..tables.clock import ClockNotes
 from ..tables.messages import Ending, Messages
 from ..tables.puts import Puts
 from ..tables.queues import Queues
+from ..totals import Totals
 from .leased import START, ClaimPlace, Key, Leased
 
 EXPIRY_ROWS: Final = 500
@@ -88,13 +90,18 @@ class Claims:
         leased: Leased,
         puts: Puts,
         clock_notes: ClockNotes,
+        totals: Totals,
+        waiting: Histogram,
     ) -> None:
+        """``waiting`` gets the seconds from the send of each message until its delivery."""
         self._database = database
         self._queues = queues
         self._messages = messages
         self._leased = leased
         self._puts = puts
         self._clock_notes = clock_notes
+        self._totals = totals
+        self._waiting = waiting
 
     def claim(self, command: Claim) -> Claimed:
         """See `Claim`."""
@@ -111,6 +118,8 @@ class Claims:
         number = self._leased.add(
             queue_id, command.now, command.consumer, command.handles, [message.seq for message in rows]
         )
+        self._totals.add(queue_id, "delivered", len(rows))
+        self._waiting.add_since([message.enqueued_at for message in rows], command.now)
         return Claimed(rows, self._watermark(queue_id), ended, unfinished, queue_id, number)
 
     def _take(
@@ -206,6 +215,8 @@ class Claims:
             return None
         self._leased.move(place, (-message.priority, seq))
         number = self._leased.add(queue_id, claim.now, claim.consumer, claim.handles, [seq])
+        self._totals.add(queue_id, "delivered", 1)
+        self._waiting.add(max(0.0, claim.now - now))
         claimed = ClaimedMessage(
             seq,
             message.id,

@@ -9,19 +9,32 @@ from ....config.settings import SettingsOf
 from ..database import Database
 from ..tables.contents import Contents
 from ..tables.groups import Groups
+from ..tables.messages import CANCELLED, ENDING_COLUMNS, Ending, Messages
 from ..tables.queues import Queues
+from ..totals import Totals
 from .lives import Lives
 
 
 class Recovery:
     """The end of what another daemon had delivered."""
 
-    def __init__(self, database: Database, queues: Queues, groups: Groups, contents: Contents, lives: Lives) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queues: Queues,
+        messages: Messages,
+        groups: Groups,
+        contents: Contents,
+        lives: Lives,
+        totals: Totals,
+    ) -> None:
         self._database = database
         self._queues = queues
+        self._messages = messages
         self._groups = groups
         self._contents = contents
         self._lives = lives
+        self._totals = totals
 
     def recover(self, now: float, settings: SettingsOf, clean: bool) -> None:
         """End the leases of the last daemon: their messages are delivered again (G3), or dead.
@@ -29,6 +42,14 @@ class Recovery:
         Leases do not outlive their daemon. Where it did not stop in a ``clean`` way, the deliveries count that were
         being handled, and a message that has no attempt left is dead.
         """
+        self._end_deliveries(now, settings, clean)
+        rows = self._database.execute(
+            f"select {ENDING_COLUMNS} from message where cancelled_at > 0"  # noqa: S608 # a constant
+        ).fetchall()
+        for row in rows:  # they were leased
+            self._messages.discard(now, Ending._make(row), "cancelled", CANCELLED)
+
+    def _end_deliveries(self, now: float, settings: SettingsOf, clean: bool) -> None:
         # This write fails now if the file cannot be written, even if there is nothing to end.
         self._database.execute("update queue set paused = paused where false")
         if self._database.execute("select 1 from delivery limit 1").fetchone() is None:
@@ -100,6 +121,8 @@ class Recovery:
         )
         sizes = [size for (size,) in dead if size is not None]
         self._contents.add(queue_id, -len(sizes), -sum(sizes))
+        self._totals.add(queue_id, "dead", len(sizes))
+        self._totals.add(queue_id, "retried", len(dead) - len(sizes))
 
 
 def _handled(rows: Sequence[tuple[int, int | None, int, int]]) -> dict[int, list[int]]:

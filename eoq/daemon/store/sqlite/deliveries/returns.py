@@ -9,7 +9,8 @@ from ....store.commands import RejectDelivery, RetryDeliveries
 from ..database import Database
 from ..tables.clock import ClockNotes
 from ..tables.groups import Groups
-from ..tables.messages import Ending, Messages
+from ..tables.messages import CANCELLED, Ending, Messages
+from ..totals import Totals
 from .leased import Delivered, Leased
 from .lives import Lives
 
@@ -32,7 +33,7 @@ _RETRY: Final = """
       life = :life,
       delivery = :number
     where seq = :seq
-    returning id, state, priority, error, expires_at, expires_at <= :unset
+    returning id, state, priority, error, expires_at, expires_at <= :unset, cancelled_at is not null
     """
 _REJECT: Final = """
     update message
@@ -47,7 +48,7 @@ _REJECT: Final = """
       life = :life,
       delivery = :number
     where seq = :seq
-    returning id
+    returning id, cancelled_at is not null
     """
 
 
@@ -62,6 +63,7 @@ class Returns:
         leased: Leased,
         lives: Lives,
         clock_notes: ClockNotes,
+        totals: Totals,
     ) -> None:
         self._database = database
         self._messages = messages
@@ -69,6 +71,7 @@ class Returns:
         self._leased = leased
         self._lives = lives
         self._unset = clock_notes.unset
+        self._totals = totals
 
     def retry(self, command: RetryDeliveries) -> list[End | bool]:
         """See `RetryDeliveries`."""
@@ -94,7 +97,7 @@ class Returns:
 
     def _retry(self, command: RetryDeliveries, delivery: DeliveryRef, lease: Delivered, counts: bool) -> End | bool:
         now, queue_id, seq = command.now, lease.queue_id, delivery.seq
-        id, state, priority, last_error, expires_at, expired = self._database.execute(
+        id, state, priority, last_error, expires_at, expired, cancelled = self._database.execute(
             _RETRY,
             {
                 "now": now,
@@ -112,28 +115,32 @@ class Returns:
         ).fetchone()
         if counts:
             self._messages.record_failure(now, seq, command.error)
-        message = Ending(seq, queue_id, id, delivery.group, delivery.size, state)
+        message = Ending(seq, queue_id, id, delivery.group, delivery.size, "ready")
+        if cancelled:
+            return self._messages.discard(now, message, "cancelled", CANCELLED)
         if state == "dead":
-            return self._messages.ended(now, message._replace(state="ready"), "dead", last_error)
+            return self._messages.ended(now, message, "dead", last_error)
         if expires_at is not None:
             if expired:
-                return self._messages.expire(now, [message], command.settings)[0]
+                return self._messages.expire(now, [message._replace(state=state)], command.settings)[0]
             self._leased.may_expire(expires_at)
+        if counts:
+            self._totals.add(queue_id, "retried", 1)
         if state == "ready":
             self._leased.ready(queue_id, priority, seq)
         if delivery.group is not None:
             self._groups.line_up(now, queue_id, delivery.group)
         return True
 
-    def reject(self, command: RejectDelivery) -> None:
+    def reject(self, command: RejectDelivery) -> str:
         """See `RejectDelivery`."""
         now, delivery, error = command.now, command.delivery, command.error
         lease = self._lease_of(delivery)
         if lease is None:
             self._require_dead(delivery)
-            return
+            return "dead"
         self._leased.give_back([delivery.seq])
-        (id,) = self._database.execute(
+        id, cancelled = self._database.execute(
             _REJECT,
             {
                 "error": error,
@@ -147,7 +154,9 @@ class Returns:
         ).fetchone()
         self._messages.record_failure(now, delivery.seq, error)
         message = Ending(delivery.seq, lease.queue_id, id, delivery.group, delivery.size, "ready")
-        self._messages.ended(now, message, "dead", error)
+        if cancelled:
+            return self._messages.discard(now, message, "cancelled", CANCELLED).outcome
+        return self._messages.ended(now, message, "dead", error).outcome
 
     def _require_dead(self, delivery: DeliveryRef) -> None:
         """Raise `DeliveryLost` unless this very delivery has made its message a dead letter."""

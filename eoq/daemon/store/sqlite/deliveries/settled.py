@@ -83,6 +83,13 @@ class Settled:
         ).fetchone()
         return None if row is None else (row[0], row[1])
 
+    def outcome_of(self, queue_id: int, id: str) -> str | None:
+        """Return how a message was settled; None where its id is not known."""
+        row = self._database.execute(
+            "select outcome from settled where queue = ? and id = ?", (queue_id, id)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
     def first(self, queue_id: int, limit: int) -> list[tuple[str, int]]:
         """Return id and seq of the first records of a queue."""
         rows = self._database.execute("select id, seq from settled where queue = ? limit ?", (queue_id, limit))

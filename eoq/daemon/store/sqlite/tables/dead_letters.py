@@ -15,6 +15,7 @@ from ..database import Database
 from ..deliveries.leased import Leased
 from ..deliveries.settled import Settled
 from ..deliveries.unleased import Unleased
+from ..totals import Totals
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -197,13 +198,14 @@ class Deletion:
     """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
 
     def __init__(
-        self, database: Database, queues: Queues, settled: Settled, contents: Contents, leased: Leased
+        self, database: Database, queues: Queues, settled: Settled, contents: Contents, leased: Leased, totals: Totals
     ) -> None:
         self._database = database
         self._queues = queues
         self._settled = settled
         self._contents = contents
         self._leased = leased
+        self._totals = totals
 
     def delete(self, command: DeleteQueue) -> Deleted:
         """See `DeleteQueue`."""
@@ -275,4 +277,5 @@ class Deletion:
     def _remove(self, name: str, queue_id: int) -> None:
         self._contents.drop(queue_id)
         self._leased.forget_queue(queue_id)
+        self._totals.move_to_deleted(queue_id)
         self._queues.delete(name, queue_id)

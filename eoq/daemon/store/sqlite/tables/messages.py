@@ -6,16 +6,21 @@ These are the failed deliveries, and the end of a message that no consumer has s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ....config.settings import SettingsOf
 from ....records import End
 from ..database import Database
 from ..deliveries.settled import Settled
+from ..totals import Totals
 from .contents import Contents
 from .groups import Groups
 from .queues import Queues
 
+GivenUp: TypeAlias = Literal["expired", "dropped", "cancelled"]
+"""The outcomes of messages that no consumer has settled."""
+CANCELLED: Final = "it was cancelled"
+"""The reason that is kept with a cancelled message."""
 KEPT_FAILURES: Final = 100
 """How many failed deliveries of one message are kept, the newest."""
 
@@ -38,13 +43,20 @@ class Messages:
     """All messages."""
 
     def __init__(
-        self, database: Database, queues: Queues, groups: Groups, contents: Contents, settled: Settled
+        self,
+        database: Database,
+        queues: Queues,
+        groups: Groups,
+        contents: Contents,
+        settled: Settled,
+        totals: Totals,
     ) -> None:
         self._database = database
         self._queues = queues
         self._groups = groups
         self._contents = contents
         self._settled = settled
+        self._totals = totals
 
     # ── failures ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -92,13 +104,14 @@ class Messages:
         )
         return self.ended(now, message, "dead", error)
 
-    def discard(self, now: float, message: Ending, outcome: str, error: str) -> End:
+    def discard(self, now: float, message: Ending, outcome: GivenUp, error: str) -> End:
         """Settle a message that is not leased and that no consumer has settled."""
         reason = self._settled.give_up(now, message.seq, outcome, error)
         return self.ended(now, message, outcome, reason)
 
-    def ended(self, now: float, message: Ending, outcome: str, error: str | None) -> End:
-        """Take a message that has ended out of the counts, unblock its group, and return its `End`."""
+    def ended(self, now: float, message: Ending, outcome: GivenUp | Literal["dead"], error: str | None) -> End:
+        """Count the end of a message, take it out of the contents, unblock its group, and return its `End`."""
+        self._totals.add(message.queue_id, outcome, 1)
         if message.state != "dead":
             self._contents.add(message.queue_id, -1, -message.size)
             if message.group is not None:

@@ -7,13 +7,14 @@ from typing import Final
 
 from .....errors import IdConflict, QueueFull, StorageFull
 from ....config.settings import QueueSettings, SettingsOf
-from ....records import End, NewMessage, Stored
+from ....records import End, NewMessage, Stored, counted
 from ....store.commands import Put
 from ..database import MANY, Database
 from ..deliveries.leased import Leased
 from ..deliveries.unleased import Unleased
 from ..seqs import Seqs
 from ..space import Space
+from ..totals import Totals
 from .clock import ClockNotes
 from .contents import Content, Contents
 from .groups import Groups
@@ -91,6 +92,7 @@ class Puts:
         seqs: Seqs,
         space: Space,
         clock_notes: ClockNotes,
+        totals: Totals,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -102,6 +104,7 @@ class Puts:
         self._seqs = seqs
         self._space = space
         self._clock_notes = clock_notes
+        self._totals = totals
 
     @property
     def next_seq(self) -> int:
@@ -137,8 +140,7 @@ class Puts:
             if message.group is not None:
                 self._groups.block_new(first)
                 break
-        if self._contents:
-            self._count(messages, duplicates)
+        self._count(messages, duplicates)
         ended = self._limit(now, limited, first, messages, duplicates, settings) if limited else ()
         return Stored(duplicates, ended)
 
@@ -155,8 +157,7 @@ class Puts:
             self._seqs.next = first
             return False
         self._require_space(first, [message for _, message in sends])
-        if self._contents:
-            self._count([message for _, message in sends], ())
+        self._count([message for _, message in sends], ())
         return True
 
     def store_one(self, now: float, message: NewMessage) -> int | None:
@@ -172,8 +173,7 @@ class Puts:
             self._delete_from(seq)
             self._seqs.next = seq
             return None
-        if self._contents:
-            self._count([message], ())
+        self._count([message], ())
         return seq
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────
@@ -277,9 +277,17 @@ class Puts:
             raise StorageFull(lacking)
 
     def _count(self, messages: Sequence[NewMessage], duplicates: Sequence[int]) -> None:
-        known = set(duplicates)
-        for index, message in enumerate(messages):
-            if index not in known:
+        """Count messages that were stored, but for ``duplicates``, in the totals and contents of their queues."""
+        new = messages
+        if duplicates:
+            known = set(duplicates)
+            new = [message for index, message in enumerate(messages) if index not in known]
+            for queue, count in counted([messages[index].queue for index in duplicates]).items():
+                self._totals.add(self._queues.make(queue), "duplicates", count)
+        for queue, count in counted([message.queue for message in new]).items():
+            self._totals.add(self._queues.make(queue), "sent", count)
+        if self._contents:
+            for message in new:
                 self._contents.add(self._queues.make(message.queue), 1, len(message.body))
 
     # ── limits ──────────────────────────────────────────────────────────────────────────────────────────

@@ -14,31 +14,35 @@ from typing import Any, Final
 from .....errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from ....records import DueSchedules, Fired, OccurrencePlan, ScheduleAdded, ScheduleRecord
 from ....schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
-from ....store.commands import (
+from ....store.commands import Put
+from ....store.schedule_commands import (
     ReadDue,
     ScheduleAdd,
     ScheduleApply,
     ScheduleList,
+    SchedulePause,
     ScheduleRemove,
     ScheduleShow,
     StoreOccurrences,
 )
 from ..database import Database
+from ..totals import Totals
 from .puts import Puts
 
 MAX_SCHEDULES: Final = 10_000
 
-_COLUMNS: Final = (
-    "name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, number"
-)
+_COLUMNS: Final = """
+    name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, paused, number
+    """
 
 
 class Schedules:
     """All schedules."""
 
-    def __init__(self, database: Database, puts: Puts) -> None:
+    def __init__(self, database: Database, puts: Puts, totals: Totals) -> None:
         self._database = database
         self._puts = puts
+        self._totals = totals
 
     # ── adding and removing ─────────────────────────────────────────────────────────────────────────────
 
@@ -109,7 +113,7 @@ class Schedules:
               origin = excluded.origin,
               seen_at = excluded.seen_at,
               next_at = excluded.next_at,
-              try_at = excluded.try_at,
+              try_at = iif(schedule.paused, null, excluded.try_at),
               error = null
             """,
             (*definition[:2], *timing, *definition[3:], origin, seen_at, next_at),
@@ -129,6 +133,22 @@ class Schedules:
                 f"the schedule {name!r} is declared in the daemon's configuration file; remove it there"
             )
         self._database.execute("delete from schedule where name = ?", (name,))
+
+    def pause(self, command: SchedulePause) -> bool:
+        """See `SchedulePause`."""
+        old = self._require(command.name)
+        if bool(old.paused) == command.paused:
+            return False
+        next_at = old.next_at if command.paused else rule_of(old.definition.timing).after(command.now)
+        self._database.execute(
+            """
+            update schedule
+            set paused = ?, seen_at = ?, next_at = ?, try_at = ?
+            where name = ?
+            """,
+            (command.paused, command.now, next_at, None if command.paused else next_at, command.name),
+        )
+        return True
 
     # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,7 +183,7 @@ class Schedules:
         if command.hurry:
             self._hurry(now, limit)
         set_back = self._database.execute(
-            f"select {_COLUMNS} from schedule where seen_at > ? limit ?",  # noqa: S608 # our own columns
+            f"select {_COLUMNS} from schedule where seen_at > ? and not paused limit ?",  # noqa: S608 # our own columns
             (now + GRACE, limit),
         ).fetchall()
         due = self._database.execute(
@@ -209,9 +229,11 @@ class Schedules:
             try:
                 stored = self._puts.store(command.now, messages, command.settings)
             except IdConflict as error:
+                self._totals.refused(Put(command.now, messages, command.settings), error)
                 fired.notes.append(f"schedule {name}: an occurrence is skipped: {error}")
                 updated = updated._replace(error=str(error))
             except EoqError as error:
+                self._totals.refused(Put(command.now, messages, command.settings), error)
                 if plan.schedule.error is None:  # logged once, not at each try
                     waits = f"{occurrence_id(name, at)} waits, and is tried again"
                     fired.notes.append(f"schedule {name}: {waits}: {error}")

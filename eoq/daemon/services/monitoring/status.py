@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from ... import __version__
-from ...protocol.limits import FEATURES, PROTOCOL
-from .. import requests as ask
-from ..broker.broker import Broker
-from ..config.reload import Reloader
-from ..server.server import Server
-from ..session import Fields, Handlers, Reply, Session
-from .retention import Retention
-from .spool_reader import SpoolReader
+from .... import __version__
+from ....protocol.limits import FEATURES, PROTOCOL
+from ... import requests as ask
+from ...broker.broker import Broker
+from ...config.reload import Reloader
+from ...measures import all_counters
+from ...server.server import Server
+from ...session import Fields, Handlers, Reply, Session
+from ...store.sqlite.store import SqliteStore
+from ..retention import Retention
+from ..spool_reader import SpoolReader
 
 
 class StatusService:
@@ -26,33 +27,33 @@ class StatusService:
         self,
         database: Path,
         socket: Path,
-        identity: str,
+        store: SqliteStore,
         max_attempts: int | None,
         retention: Retention,
         server: Server,
         broker: Broker,
         reloader: Reloader,
         spool: SpoolReader | None,
-        storage_errors: Callable[[], list[str]],
     ) -> None:
-        """``identity`` is the file's, ``max_attempts`` the setting of a flag or a variable, or None.
-
-        ``storage_errors`` returns what is wrong with the storage now.
-        """
+        """``max_attempts`` is the setting of a flag or a variable, or None."""
         self._database = database
         self._socket = socket
-        self._identity = identity
+        self._store = store
+        self._identity = store.identity
         self._max_attempts = max_attempts
         self._retention = retention
         self._server = server
         self._broker = broker
         self._reloader = reloader
         self._spool = spool
-        self._storage_errors = storage_errors
         self._started = time.time()
         self.handlers: Handlers = {ask.Status: self._status}
 
     def _status(self, _session: Session, _request: ask.Status, reply: Reply) -> None:
+        reply(self.describe())
+
+    def describe(self) -> Fields:
+        """Return the fields of the reply."""
         fields: Fields = {
             "version": __version__,
             "protocol": PROTOCOL,
@@ -69,9 +70,13 @@ class StatusService:
             "waiting": self._broker.waiting,
             "max_attempts": self._max_attempts,
             "remembers": self._retention.surely_remembered,
-            "storage_errors": self._storage_errors(),
+            "storage_errors": self._store.storage_errors(),
+            **self._store.space.describe(),
+            "totals": self._store.totals.all(),
+            "since_start": all_counters(self._store.totals.all_since_start()),
+            "latencies": self._store.database.latencies.fields(),
             **self._reloader.describe(),
         }
         if self._spool is not None:
             fields |= self._spool.describe()
-        reply(fields)
+        return fields

@@ -1,0 +1,1 @@
+"""What operators see of the daemon: its status, its queues, why a message waits, and metrics."""

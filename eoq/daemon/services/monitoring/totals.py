@@ -1,0 +1,45 @@
+"""The counts of the queues are written to the file soon after something was counted, also where nothing follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ....errors import EoqError
+from ...clock import Clock, Timer
+from ...records import End
+from ...session import Submitter
+from ...store.commands import StoreTotals
+
+PAUSE: Final = 1.0
+"""Seconds from the first change until the counts are written."""
+
+
+class TotalsService:
+    """The timer for that."""
+
+    def __init__(self, writer: Submitter, clock: Clock) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._timer: Timer | None = None
+
+    def stored(self, _queue: str, _count: int) -> None:
+        """Write soon: messages were stored."""
+        if self._timer is None:
+            self._timer = self._clock.call_later(PAUSE, self._write)
+
+    def ended(self, _ends: Sequence[End]) -> None:
+        """Write soon: messages have ended."""
+        if self._timer is None:
+            self._timer = self._clock.call_later(PAUSE, self._write)
+
+    def stop(self) -> None:
+        """Write no more. The end of the life writes what is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _write(self) -> None:
+        def done(_outcome: EoqError | None) -> None:
+            self._timer = None  # after a failure, the next change tries again
+
+        self._writer.submit(StoreTotals(), done, durable=False)
