@@ -9,7 +9,7 @@ from ..postgres.waking import WakingTable
 from . import statements
 
 
-class Claim(NamedTuple):
+class Holding(NamedTuple):
     """What one machine has of one queue, as counts. ``owner`` is None for what no machine has claimed.
 
     ``oldest`` is when it claimed the oldest that it has not taken, in seconds since the epoch.
@@ -23,12 +23,12 @@ class Claim(NamedTuple):
     oldest: float | None
 
 
-def list_claims(conninfo: str, queue: str | None) -> list[Claim]:
+def list_claims(conninfo: str, queue: str | None) -> list[Holding]:
     """Return the claims of all machines, of one queue or of all."""
     table = _table(conninfo)
     try:
         with table.transaction() as connection:
-            return [Claim(*row) for row in connection.execute(statements.CLAIMS, (queue, queue))]
+            return [Holding(*row) for row in connection.execute(statements.CLAIMS, (queue, queue))]
     finally:
         table.close()
 

@@ -20,10 +20,11 @@ from ..client.aio import AsyncClient
 from ..errors import EoqError, InvalidRequest, LeaseLost, Unavailable
 from ..message import AsyncMessage
 from ..postgres.driver import shown, with_defaults
-from ..postgres.tables import LOCK_TABLES
+from ..postgres.sql.inbox import LOCK_TABLES
 from ..postgres.waking import SYNCHRONOUS
 from ..protocol import calls
 from ..protocol.features import FORWARDED
+from ..protocol.forwarding import forwarded
 from . import statements
 
 log = logging.getLogger("eoq.bridge")
@@ -137,13 +138,13 @@ class Forwarder:
         if not messages:
             return
         try:
-            await self._client.channel.run(calls.forwarded(messages, self.name))
+            await self._client.channel.run(forwarded(messages, self.name))
             self.forwarded += len(messages)
         except LeaseLost:
             # Those whose lease has ended are delivered again, and their rows are found.
             for message in messages:
                 try:
-                    await self._client.channel.run(calls.forwarded([message], self.name))
+                    await self._client.channel.run(forwarded([message], self.name))
                     self.forwarded += 1
                 except LeaseLost:
                     log.info("%s: the lease of %s has ended; it is forwarded again", self._queue, message.id)

@@ -1,7 +1,7 @@
 """Ingest a queue: claim rows of `eoq_forward` by the name of this machine, store them here, mark them as taken.
 
-`Claims` stands in for the outbox of a `Relay`, which sends, waits and repeats. So the three steps are its own: read
-(and claim), send, remove (mark as taken).
+`ClaimedRows` stands in for the outbox of a `Relay`, which sends, waits and repeats. So the three steps are those of a
+relay: read (and claim), send, remove (mark as taken).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..client.aio import AsyncClient
 from ..errors import EoqError, InvalidRequest
 from ..outbox.relay import RESEND_WITHIN, Relay
 from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..postgres.tables import LOCK_TABLES
+from ..postgres.sql.inbox import LOCK_TABLES
 from ..postgres.waking import WakingTable
 from ..protocol.limits import MAX_ERROR
 from . import statements
@@ -40,7 +40,7 @@ class NameInUse(InvalidRequest):
     """Another ingester works under the name of this one."""
 
 
-class Claims:
+class ClaimedRows:
     """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`."""
 
     def __init__(self, conninfo: str, queue: str, owner: str, identity: str, keep: float) -> None:
@@ -138,8 +138,9 @@ class Claims:
     def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Return the rows that this machine has still claimed, and when it claimed the first of them."""
         with self._table.transaction() as connection:
-            own = connection.execute(statements.OWN, (self._queue, self._owner, 100_000)).fetchall()
-        ages = {bytes(key): age for _seq, key, age, *_rest in own}
+            keys = [row.key.decode() for row in rows]
+            own = connection.execute(statements.AGES, (self._queue, keys, self._owner)).fetchall()
+        ages = {id.encode(): age for id, age in own}
         left = [row for row in rows if row.key in ages]
         return left, time.time() - max((ages[row.key] for row in left), default=0.0)
 
@@ -228,10 +229,10 @@ class Ingester:
         finally:
             self.taken = relay.sent
 
-    async def _relay(self) -> tuple[Claims, Relay]:
+    async def _relay(self) -> tuple[ClaimedRows, Relay]:
         status = await self._client.ask("status")
         identity = str(status["identity"])
-        claims = Claims(self._conninfo, self._queue, self._owner or identity, identity, self._keep)
+        claims = ClaimedRows(self._conninfo, self._queue, self._owner or identity, identity, self._keep)
         remembers = status.get("remembers") or RESEND_WITHIN
         return claims, Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..postgres.tables import LOCK_CLASS
+from ..postgres.sql.inbox import LOCK_CLASS
 from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
 
 NOW: Final = "extract(epoch from clock_timestamp())::double precision"
@@ -166,6 +166,11 @@ CLAIM: Final = f"""
     select {_MESSAGE}
     from claimed
     order by seq
+    """  # noqa: S608 # constants
+AGES: Final = f"""
+    select id, {NOW} - claimed_at
+    from eoq_forward
+    where queue = %s and id = any (%s) and owner = %s and taken_at is null
     """  # noqa: S608 # constants
 TAKEN: Final = f"""
     update eoq_forward

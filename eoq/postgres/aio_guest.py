@@ -25,7 +25,7 @@ from ..outcomes import error_text
 from ..system.forks import watch_forks
 from .aio_transaction import AsyncPgProcessed, find_tables
 from .driver import conflict_pauses, cut, is_conflict
-from .tables import Schema
+from .sql.inbox import Schema
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -26,7 +26,7 @@ from ..system.aio_thread import complete
 from ..system.forks import watch_forks
 from .aio_transaction import AsyncPgProcessed, find_tables, refuse_open_transaction
 from .driver import conflict_pauses, cut, is_conflict, with_defaults
-from .tables import Schema
+from .sql.inbox import Schema
 
 T = TypeVar("T")
 

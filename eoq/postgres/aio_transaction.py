@@ -30,7 +30,7 @@ from ..protocol.unsettled import PROCESSED, async_owner
 from ..protocol.validation import encode_result
 from ..system.aio_thread import complete
 from .driver import Conflict
-from .tables import FIND_SCHEMA, LOCK_TABLES, Schema, schema
+from .sql.inbox import FIND_SCHEMA, LOCK_TABLES, Schema, schema
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from ..message import Message
 from ..outcomes import error_text
 from ..system.forks import watch_forks
 from .driver import conflict_pauses, cut, is_conflict
-from .tables import Schema
+from .sql.inbox import Schema
 from .transaction import PgProcessed, find_tables
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from ..inbox.rules.settling import ack_all, give_back
 from ..message import Message
 from ..system.forks import watch_forks
 from .driver import conflict_pauses, cut, is_conflict, with_defaults
-from .tables import Schema
+from .sql.inbox import Schema
 from .transaction import PgProcessed, find_tables, refuse_open_transaction
 
 T = TypeVar("T")

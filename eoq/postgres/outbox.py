@@ -2,7 +2,7 @@
 """The outbox in PostgreSQL: messages written in the application's own transaction, and sent if and only if it commits.
 
 A relay (`eoq relay postgresql://…`) sends each row to the daemon under its own id, and removes it when the daemon has
-confirmed it. The table is plain SQL, so that any language, or a trigger, can write to it. It is in ``outbox_table.py``.
+confirmed it. The table is plain SQL, so that any language, or a trigger, can write to it. It is in ``sql/outbox.py``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ..errors import InvalidRequest
 from ..message import Outgoing, SendOptions
 from ..outbox.writer import checked
 from ..system.forks import watch_forks
-from .outbox_statements import CREATE, FIND, INSERT
-from .tables import LOCK_TABLES
+from .sql.inbox import LOCK_TABLES
+from .sql.outbox import CREATE, FIND, INSERT
 from .transaction import execute
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from ..outbox.rows import Row, SetAside, check_age, read_message
 from ..protocol.limits import MAX_ERROR
-from . import outbox_statements as statements
+from .sql import outbox as statements
 from .waking import WakingTable
 
 

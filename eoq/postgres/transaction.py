@@ -30,7 +30,7 @@ from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, owner
 from ..protocol.validation import encode_result
 from .driver import Conflict
-from .tables import FIND_SCHEMA, LOCK_TABLES, Schema, schema
+from .sql.inbox import FIND_SCHEMA, LOCK_TABLES, Schema, schema
 
 T = TypeVar("T")
 

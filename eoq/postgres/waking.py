@@ -19,7 +19,7 @@ from ..backoff import pauses
 from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..outbox.rows import FileBusy, NoOutbox
 from .driver import shown, with_defaults
-from .tables import LOCK_CLASS
+from .sql.inbox import LOCK_CLASS
 
 LOCK_SECONDS: Final = 1
 """How long a reader waits for transactions that have written to the table, before it looks again."""

@@ -266,12 +266,6 @@ def settle(
     return Call(request, lambda reply: _all_sent(messages, reply))
 
 
-def forwarded(messages: Sequence[Delivery], place: str) -> Call[None]:
-    """Settle messages that went to another place, which is named for people."""
-    acks = [_ack_fields(message, None) for message in messages]
-    return Call({"op": "settle", "acks": acks, "forwarded": place[:MAX_ERROR]}, _nothing)
-
-
 def ack(message: Delivery | str, result: object, sends: Sequence[Outgoing]) -> Call[None]:
     """Ack one message, with its result and the messages that are stored in the same transaction."""
     if sends:

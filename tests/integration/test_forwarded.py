@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 import eoq
-from eoq.protocol import calls
+from eoq.protocol.forwarding import forwarded
 from tests.support import PATIENCE, Daemon, Shell
 
 PLACE = "postgresql://db/shop"
 
 
 def _forward(client: eoq.Client, *messages: eoq.Message) -> None:
-    client.channel.run(calls.forwarded(messages, PLACE))
+    client.channel.run(forwarded(messages, PLACE))
 
 
 def _receive(client: eoq.Client, queue: str, limit: int = 1, lease: float | None = None) -> list[eoq.Message]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from msgspec.structs import replace
 
@@ -138,7 +138,7 @@ class Acks:
 
     def _done(self, now: float, seqs: list[int], forwarded: str | None) -> None:
         """Settle messages that one delivery has leased, as done or as ``forwarded`` to a place."""
-        outcome = "done" if forwarded is None else "forwarded"
+        outcome: Literal["done", "forwarded"] = "done" if forwarded is None else "forwarded"
         lease = self._leased.get(seqs[0])
         assert lease is not None  # noqa: S101 # the caller has looked it up
         self._leased.end(seqs)

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
-from .tables import LOCK_CLASS
+from ...protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
+from .inbox import LOCK_CLASS
 
 # What is there already is no error: a look for it may have been answered from what this connection had read earlier.
 CREATE: Final = (
