@@ -17,6 +17,11 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).resolve().parent.parent / "eoq"
 FILES: Final = {
+    "inbox/rules/aio_settling.py": "inbox/rules/settling.py",
+    "postgres/aio_transaction.py": "postgres/transaction.py",
+    "postgres/aio_inbox.py": "postgres/inbox.py",
+    "postgres/aio_guest.py": "postgres/guest.py",
+    "postgres/aio_outbox.py": "postgres/outbox.py",
     "transport/aio_leases.py": "transport/leases.py",
     "worker/aio_handlers.py": "worker/handlers.py",
     "client/aio_admin.py": "client/admin.py",
@@ -36,17 +41,23 @@ REPLACEMENTS: Final = tuple(
         (r"\b(T|t)he asyncio client:", r"\1he blocking client:"),
         (r"\ban asyncio client of\b", "a blocking client of"),
         # The language.
+        (r"(?m)\bawait complete\((.+)\)(?=$|  #)", r"\1"),
         (r"\basync (def|with|for)\b", r"\1"),
         (r"\bawait ", ""),
         (r"\b__a(enter|exit)__", r"__\1__"),
+        (r"\b(Abstract)Async(ContextManager)\b", r"\1\2"),
+        (r"\basynccontextmanager\b", "contextmanager"),
         (rf"\bAwaitable\[{_NESTED}\]", r"\1"),
         # Names.
         (r"\bAsync(?=[A-Z])", ""),
         (r"\bconnect_async\b", "connect"),
+        (r"\bgive_back_async\b", "give_back"),
+        (r"\basync_owner\b", "owner"),
         (r"\baio_(?=\w)", ""),
         (r"\.aio\b", ".blocking"),
         # The standard library. Ruff removes imports that are then unused.
-        (r"\bimport asyncio\b", "import threading"),
+        (r"\bimport asyncio\b", "import threading\nimport time"),
+        (r"\basyncio\.Lock\b", "threading.Lock"),
         (r"\basyncio\.Event\b", "threading.Event"),
         (r"\basyncio\.sleep\b", "time.sleep"),
     )

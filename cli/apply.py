@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import click
 
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, Forbidden, InvalidRequest, StorageFull
-from eoq.inbox.blocking import Handler, Inbox
+from eoq.inbox.blocking import Inbox
 from eoq.message import Delivery, Message
 from eoq.system.sqlite import BUSY_SECONDS
+from eoq.worker.handlers import BatchProcessor
 from eoq.worker.in_flight import Summary
 
+from .apply_parameters import parameters
 from .common import visible
+from .databases import Database, DatabaseType, is_url
 from .options import queue_argument
 from .work_loop import LoopOptions, loop_options, run_loop
 
@@ -65,10 +67,12 @@ def file_error(db: Path, error: object) -> EoqError | None:
     return kind(f"cannot use {db}: {error}; {advice}")
 
 
-def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
-    if not db.is_file():
+def _existing(_ctx: click.Context, _param: click.Parameter, db: str) -> Database:
+    if is_url(db):
+        return DatabaseType().convert(db, _param, _ctx)
+    if not Path(db).is_file():
         raise click.BadParameter(f"there is no file {db}; create it with its tables first, or correct the name")
-    return db
+    return Path(db)
 
 
 @click.command()
@@ -76,15 +80,14 @@ def _existing(_ctx: click.Context, _param: click.Parameter, db: Path) -> Path:
 @click.option(
     "--db",
     required=True,
-    type=click.Path(path_type=Path),
     callback=_existing,
     metavar="APP.db",
-    help="The application's SQLite file. It must exist.",
+    help="The application's SQLite file, which must exist, or the URL of its PostgreSQL database, without a password.",
 )
 @click.option("--sql", required=True, metavar="STATEMENT", help="What to run; @FILE reads it from a file.")
 @click.option("--foreign-keys", is_flag=True, help="Enforce the foreign keys of APP.db.")
 @loop_options
-def apply(queue: str, db: Path, sql: str, foreign_keys: bool, options: LoopOptions) -> None:
+def apply(queue: str, db: Database, sql: str, foreign_keys: bool, options: LoopOptions) -> None:
     """For each message of QUEUE run SQL in APP.db, exactly once, until stopped.
 
     STATEMENT (several are allowed) and the message's id, in the table eoq_processed, are committed in one
@@ -95,6 +98,9 @@ def apply(queue: str, db: Path, sql: str, foreign_keys: bool, options: LoopOptio
     :body      text if it is UTF-8, else a blob; a field of JSON is  :body ->> '$.amount'
     :headers   a JSON object
     :group     null if there is none
+
+    In PostgreSQL :body is text (bytea if it is not UTF-8) and :headers jsonb, so a field of JSON is
+    :body::jsonb ->> 'amount'.
 
     If the SQL fails for a message, only that message is rolled back. The error is kept, and the message is retried
     with growing delays; after its last attempt it is a dead letter. The statements are checked at the start. They
@@ -108,27 +114,38 @@ def apply(queue: str, db: Path, sql: str, foreign_keys: bool, options: LoopOptio
     sqlite3 shop.db 'create table payment (id text, amount integer)'
     eoq apply payments --db shop.db --sql "insert into payment values (:id, :body ->> '$.amount')"
     eoq apply payments --db shop.db --sql @payment.sql --until-empty
+    eoq apply payments --db postgresql://shop@db/shop --sql @payment.sql
     """
-    statements = list(split(_read(sql)))
-    if not statements:
-        raise click.UsageError("--sql has no statement")
-    _check(db, statements)
+    text = _read(sql)
+    if isinstance(db, Path):
+        _run(queue, SqliteTarget(db, text, foreign_keys=foreign_keys), options)
+        return
+    if foreign_keys:
+        raise click.UsageError("--foreign-keys is for SQLite; PostgreSQL always enforces foreign keys")
+    from .apply_postgres import PostgresTarget
+
+    _run(queue, PostgresTarget(db, text), options)
+
+
+class Target(Protocol):
+    """The database in which the statements run for each message."""
+
+    def inbox(self) -> AbstractContextManager[BatchProcessor]: ...
+    def handle(self, tx: Any, message: Message) -> None: ...
+    def failure(self, error: object) -> EoqError | None:
+        """Return the error to end the command with if ``error`` concerns the database as a whole, else None."""
+
+
+def _run(queue: str, target: Target, options: LoopOptions) -> None:
     stop = threading.Event()
-
-    def handle(tx: sqlite3.Connection, message: Message) -> None:
-        values = parameters(message)
-        for statement in statements:
-            for _row in tx.execute(statement, values):
-                pass  # a statement that returns rows has ended only when all were read
-
     try:
-        with Inbox(db, foreign_keys=foreign_keys) as inbox:
-            stoppable = _StoppingInbox(inbox, db, stop)
+        with target.inbox() as inbox:
+            stoppable = _StoppingInbox(inbox, target, stop)
 
             def loop(client: Client) -> Summary:
                 return client.work(
                     queue,
-                    handle,
+                    target.handle,
                     inbox=stoppable,
                     batch=BATCH,
                     prefetch=BATCH,
@@ -138,60 +155,75 @@ def apply(queue: str, db: Path, sql: str, foreign_keys: bool, options: LoopOptio
                 )
 
             run_loop(options, loop)
-    except sqlite3.Error as error:
-        _end(db, error)
+    except EoqError:
+        raise
+    except Exception as error:
+        failure = target.failure(error)
+        if failure is None:
+            raise
+        raise failure from error
     if stoppable.failure is not None:
         raise stoppable.failure
 
 
-class _StoppingInbox:
-    """An inbox that stops the loop if the whole file fails, because that would use up the attempts of all messages."""
+class SqliteTarget:
+    """A SQLite file, and the statements that are to run there."""
 
-    def __init__(self, inbox: Inbox, db: Path, stop: threading.Event) -> None:
+    def __init__(self, db: Path, sql: str, *, foreign_keys: bool) -> None:
+        self._db = db
+        self._foreign_keys = foreign_keys
+        self._statements = list(split(sql))
+        if not self._statements:
+            raise click.UsageError("--sql has no statement")
+        _check(db, self._statements)
+
+    def inbox(self) -> Inbox:
+        """Return an inbox of the file."""
+        return Inbox(self._db, foreign_keys=self._foreign_keys)
+
+    def handle(self, tx: sqlite3.Connection, message: Message) -> None:
+        """Run the statements for a message."""
+        values = parameters(message)
+        for statement in self._statements:
+            for _row in tx.execute(statement, values):
+                pass  # a statement that returns rows has ended only when all were read
+
+    def failure(self, error: object) -> EoqError | None:
+        """Return the error to end the command with if ``error`` concerns the file as a whole, else None."""
+        return file_error(self._db, error)
+
+
+class _StoppingInbox:
+    """An inbox that stops the loop if the database fails, because that would use up the attempts of all messages."""
+
+    def __init__(self, inbox: BatchProcessor, target: Target, stop: threading.Event) -> None:
         self.failure: EoqError | None = None
         self._inbox = inbox
-        self._db = db
+        self._target = target
         self._stop = stop
 
-    def process(self, message: Message, handler: Handler) -> object:
+    def process(self, message: Message, handler: Callable[[Any, Message], object]) -> object:
         try:
             return self._inbox.process(message, handler)
-        except sqlite3.Error as error:
-            self._stop_if_file_failed(error)
+        except Exception as error:
+            self._stop_if_failed(error)
             raise
 
-    def process_many(self, messages: Iterable[Message], handler: Handler) -> list[bytes | Exception | None]:
+    def process_many(self, messages: Iterable[Message], handler: Callable[[Any, Message], object]) -> Sequence[object]:
         try:
             results = self._inbox.process_many(messages, handler)
-        except sqlite3.Error as error:
-            self._stop_if_file_failed(error)
+        except Exception as error:
+            self._stop_if_failed(error)
             raise
         for result in results:
-            self._stop_if_file_failed(result)
+            self._stop_if_failed(result)
         return results
 
-    def _stop_if_file_failed(self, result: object) -> None:
-        failure = file_error(self._db, result)
+    def _stop_if_failed(self, result: object) -> None:
+        failure = self._target.failure(result)
         if failure is not None:
             self.failure = failure
             self._stop.set()
-
-
-def parameters(message: Delivery) -> dict[str, Any]:
-    """Return the parameters of the statements: the fields of a message, by their names in SQL."""
-    try:
-        body: str | bytes = message.body.decode()
-    except UnicodeDecodeError:
-        body = message.body
-    return {
-        "id": message.id,
-        "queue": message.queue,
-        "attempt": message.attempt,
-        "enqueued_at": message.enqueued_at,
-        "body": body,
-        "headers": json.dumps(dict(message.headers), ensure_ascii=False),
-        "group": message.group,
-    }
 
 
 def split(sql: str) -> Iterator[str]:

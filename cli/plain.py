@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from eoq.protocol.codec import Fields
 
-_ENDED = {"dead": "is a dead letter", "expired": "has expired", "dropped": "was dropped", "cancelled": "was cancelled"}
+_ENDED = {
+    "dead": "is a dead letter",
+    "expired": "has expired",
+    "dropped": "was dropped",
+    "cancelled": "was cancelled",
+    "forwarded": "was forwarded",
+}
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────
 

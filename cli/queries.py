@@ -20,7 +20,7 @@ from .options import Decorator, gather, header_option, json_option, queue_argume
 from .table import age, body_text, moment, print_table, short
 
 COUNTED = ("ready", "delayed", "leased", "blocked", "dead")
-STATES = (*COUNTED, "done", "expired", "dropped", "cancelled")
+STATES = (*COUNTED, "done", "forwarded", "expired", "dropped", "cancelled")
 COLUMNS = (
     *("queue", *COUNTED, "oldest_seconds", "sent_rate", "done_rate", "paused"),
     *("oldest_ready_seconds", "consumers", "waiting", "totals", "since_start"),

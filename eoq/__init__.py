@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from .outbox.writer import Outbox as Outbox
     from .outcomes import Reject as Reject
     from .outcomes import Retry as Retry
+    from .postgres.aio_guest import AsyncPgGuestInbox as AsyncPgGuestInbox
+    from .postgres.aio_inbox import AsyncPgInbox as AsyncPgInbox
+    from .postgres.aio_outbox import AsyncPgOutbox as AsyncPgOutbox
+    from .postgres.guest import PgGuestInbox as PgGuestInbox
+    from .postgres.inbox import PgInbox as PgInbox
+    from .postgres.outbox import PgOutbox as PgOutbox
     from .spool.sender import Spool as Spool
     from .worker.in_flight import Summary as Summary
 
@@ -79,9 +85,18 @@ _HOMES = {
     "client.transaction": ("Transaction",),
     "outcomes": ("Reject", "Retry"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOMES_OF_EXTRAS = {
+    "postgres.aio_guest": ("AsyncPgGuestInbox",),
+    "postgres.aio_inbox": ("AsyncPgInbox",),
+    "postgres.aio_outbox": ("AsyncPgOutbox",),
+    "postgres.guest": ("PgGuestInbox",),
+    "postgres.inbox": ("PgInbox",),
+    "postgres.outbox": ("PgOutbox",),
+}
+"""Names that need an extra. Without it their use raises an error that says so, so ``import *`` leaves them out."""
+_HOME_OF = {name: home for homes in (_HOMES, _HOMES_OF_EXTRAS) for home, names in homes.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 # they are strings, listed once above
+__all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]  # noqa: PLE0604 # strings, see above
 
 
 def __getattr__(name: str) -> Any:

@@ -124,8 +124,9 @@ class Result:
     """How a message ended.
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
-    live ended; ``dropped`` when an operator or a full queue dropped it; or ``cancelled``. ``error`` is the reason, if
-    one was given; it is None for ``done``. ``body`` is the result that the ack stored, or None where it stored none.
+    live ended; ``dropped`` when an operator or a full queue dropped it; ``cancelled``; or ``forwarded`` when it went
+    elsewhere. ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the
+    result that the ack stored, or None where it stored none.
     """
 
     outcome: str
@@ -150,9 +151,10 @@ class Delivery:
     is the message's position in the daemon's database, and ``watermark`` the lowest ``seq`` of the queue that is not
     settled yet. ``enqueued_at`` and ``received_at`` are in seconds since the epoch. ``received_at`` is when the client
     asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
-    ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. A daemon of an
-    earlier version sends none of these three. ``cancelled`` says whether somebody has cancelled the message, as the
-    daemon told at the last extension of its lease. A handler may then stop. If it acks all the same, the ack counts.
+    ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. ``expires_at`` is
+    when its time to live ends, in seconds since the epoch, or None. A daemon of an earlier version sends none of these
+    four. ``cancelled`` says whether somebody has cancelled the message, as the daemon told at the last extension of its
+    lease. A handler may then stop. If it acks all the same, the ack counts.
     """
 
     id: str
@@ -170,6 +172,7 @@ class Delivery:
     digest: str = ""
     source: str = ""
     retention: float | None = None
+    expires_at: float | None = None
     cancelled: bool = field(default=False, compare=False)
 
     @property

@@ -54,20 +54,26 @@ _HANDLERS_LOCK: Final = (
     "over the connection that the handler gets, and not over another one"
 )
 """Is noted in an error by `note_lock`."""
+_POSTGRES_OUTAGES: Final = ("08", "53", "57P", "58", "25006", "55P03")
+"""How the codes of PostgreSQL (SQLSTATE) begin: connection lost, disk or memory full, shutdown, input or output failed,
+read-only, locked."""
 _SYSTEM_OUTAGES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 
 def is_outage(error: BaseException) -> bool:
     """Return whether ``error`` is no fault of a message: a file is locked, a disk is full or fails, a daemon is absent.
 
-    The message is then given back without counting an attempt. An error by which a library replaces that of sqlite3 is
-    recognised, if it is called ``OperationalError``.
+    The message is then given back without counting an attempt. An error by which a library replaces that of the driver
+    is recognised, if it is called ``OperationalError`` or ``InternalError``.
     """
     if _is_handlers_lock(error):
         return False
     code = getattr(error, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in _SQLITE_OUTAGES
+    if hasattr(error, "sqlstate"):  # without a code it is the driver's own error: there is no connection
+        state = error.sqlstate
+        return state.startswith(_POSTGRES_OUTAGES) if isinstance(state, str) else _is_operational(error)
     if isinstance(error, OSError):
         return error.errno in _SYSTEM_OUTAGES
     if (replaced := _replaced(error)) is not None:
@@ -91,10 +97,14 @@ def _is_handlers_lock(error: BaseException) -> bool:
 
 
 def _replaced(error: BaseException) -> BaseException | None:
-    """Return the error that a library has replaced by its own ``OperationalError``, or None."""
-    if type(error).__name__ != "OperationalError" or hasattr(error, "sqlite_errorcode"):
+    """Return the error that a library has replaced by its own, or None."""
+    if type(error).__name__ not in ("OperationalError", "InternalError") or hasattr(error, "sqlite_errorcode"):
         return None
     return error.__cause__ or error.__context__
+
+
+def _is_operational(error: BaseException) -> bool:
+    return any(kind.__name__ == "OperationalError" for kind in type(error).__mro__)
 
 
 def error_text(error: BaseException) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.postgres import Server, running_server, why_absent
 from tests.support import Daemon, Shell, Wire, running_daemon, short_folder
 
 
@@ -53,6 +55,44 @@ def shared_daemon() -> Iterator[Daemon]:
     """Run one daemon for all tests of a file. Each of them uses its own queues."""
     with running_daemon() as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """Run a PostgreSQL server for all tests of this process. Without one, they are skipped."""
+    reason = why_absent()
+    if reason is not None:
+        pytest.skip(reason)
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def restarted() -> Iterator[Server]:
+    """Run a PostgreSQL server for one test, which may kill and restart it."""
+    reason = why_absent()
+    if reason is not None:
+        pytest.skip(reason)
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Server) -> Iterator[str]:
+    """Return the URL of an empty schema in `postgres`, which is the first of its search path."""
+    import psycopg
+
+    schema = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(postgres.conninfo(), autocommit=True) as connection:
+        connection.execute(f"create schema {schema}")
+    yield postgres.conninfo(schema)
+    with psycopg.connect(postgres.conninfo(), autocommit=True) as connection:
+        # A test may have left a connection with a transaction open.
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        )
+        connection.execute(f"drop schema {schema} cascade")
 
 
 @pytest.fixture

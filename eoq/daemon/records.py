@@ -67,7 +67,7 @@ class End(Struct, frozen=True, gc=False):
     queue: str
     id: str
     outcome: str
-    """``done``, ``dead``, ``expired``, ``dropped`` or ``cancelled``."""
+    """``done``, ``dead``, ``expired``, ``dropped``, ``cancelled`` or ``forwarded``."""
     error: str | None
     result: bytes | None = None
     """The result of its ack. The store sets none, because its outcomes list only messages that were not acked."""

@@ -112,6 +112,7 @@ class AckItem(Struct, forbid_unknown_fields=True):
 class Settle(_Request, tag="settle"):
     acks: Annotated[list[AckItem], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
     send: Annotated[list[AddressedMessage], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
+    forwarded: ErrorText | None = None
 
 
 class Nack(_Request, tag="nack"):
@@ -173,7 +174,9 @@ class Queues(_Request, tag="queues"):
 class Peek(_Request, tag="peek"):
     queue: QueueName
     limit: Limit = 10
-    state: Literal["ready", "delayed", "leased", "blocked", "dead", "done", "expired", "dropped", "cancelled"] = "ready"
+    state: Literal[
+        "ready", "delayed", "leased", "blocked", "dead", "done", "forwarded", "expired", "dropped", "cancelled"
+    ] = "ready"
     group: Id | None = None
     headers: dict[str, str] | None = None
     contains: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None

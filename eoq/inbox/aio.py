@@ -19,16 +19,17 @@ from typing import TypeAlias, TypeVar
 import aiosqlite
 
 from .. import outcomes
-from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
+from ..errors import InvalidRequest
 from ..message import AsyncMessage
 from ..system import aio_sqlite
 from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
-from .batch import Results, ack_groups, note_not_given_back, split
 from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import Pruning, Stream
+from .rules.aio_settling import ack_all, give_back
+from .rules.batch import Results, split
+from .rules.pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
 
 T = TypeVar("T")
@@ -171,7 +172,7 @@ class AsyncInbox:
         acks, failed = split(batch, results)
         for message, reason in failed:
             await give_back(message, reason)
-        await _ack_all(acks)
+        await ack_all(acks)
         return results
 
     async def _one_by_one(self, batch: Sequence[AsyncMessage], handler: AsyncHandler) -> list[bytes | Exception | None]:
@@ -329,27 +330,3 @@ class AsyncInbox:
 
 def _prune_alone(processed: Processed, stream: Stream, from_start: bool) -> tuple[int, bool]:
     return processed.transaction((), partial(processed.prune, stream, from_start))
-
-
-async def give_back(message: AsyncMessage, error: Exception) -> None:
-    """Reject or nack a message, as the error of its handler says. If that fails, add a note to the error."""
-    try:
-        await outcomes.give_back_async(message, error)
-    except EoqError as failure:
-        note_not_given_back(error, message, failure)
-
-
-async def _ack_all(acks: Sequence[tuple[AsyncMessage, bytes | None]]) -> None:
-    """Ack messages together. Where a lease was lost, ack one by one, so that the others are acked all the same."""
-    lost: LeaseLost | None = None
-    for group in ack_groups(acks):
-        try:
-            await group[0][0].settler.ack_many(group)
-        except (LeaseLost, MessageTooLarge):
-            for message, result in group:
-                try:
-                    await message.ack(result=result)
-                except LeaseLost as error:
-                    lost = error
-    if lost is not None:
-        raise lost

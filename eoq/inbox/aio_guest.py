@@ -25,10 +25,10 @@ from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.aio_sqlite import run
 from ..system.aio_thread import complete, in_thread
-from .aio import give_back
 from .committed import Disk, Place, not_committed
-from .forked import LibraryConnections
-from .pruning import Pruning, Stream
+from .forked import LibraryConnections, is_open
+from .rules.aio_settling import give_back
+from .rules.pruning import Pruning, Stream
 from .transaction import Processed
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class AsyncGuestInbox(Generic[T]):
         self._pruning = Pruning(keep)
         self._clock = clock
         self._disk = Disk()
-        self._connections = LibraryConnections()
+        self._connections = LibraryConnections(is_open)
 
     async def process(
         self, message: AsyncMessage, handler: Callable[[T, AsyncMessage], Awaitable[object]]

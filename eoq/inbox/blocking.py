@@ -17,14 +17,15 @@ from functools import partial
 from typing import TypeAlias
 
 from .. import outcomes
-from ..errors import EoqError, InvalidRequest, LeaseLost, MessageTooLarge
+from ..errors import InvalidRequest
 from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
-from .batch import Results, ack_groups, note_not_given_back, split
 from .committed import Disk
 from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
-from .pruning import Pruning, Stream
+from .rules.batch import Results, split
+from .rules.pruning import Pruning, Stream
+from .rules.settling import ack_all, give_back
 from .transaction import Processed, refuse_foreign_keys
 
 Handler: TypeAlias = Callable[[sqlite3.Connection, Message], object]
@@ -224,7 +225,7 @@ class Inbox:
         acks, failed = split(batch, results)
         for message, reason in failed:
             give_back(message, reason)
-        _ack_all(acks)
+        ack_all(acks)
         return results
 
     def _one_by_one(self, batch: Sequence[Message], handler: Handler) -> list[bytes | Exception | None]:
@@ -283,27 +284,3 @@ def _prune(processed: Processed, stream: Stream) -> int:
         deleted, ended = processed.transaction((), partial(processed.prune, stream, False))
         count += deleted
     return count
-
-
-def give_back(message: Message, error: Exception) -> None:
-    """Reject or nack a message, as the error of its handler says. If that fails, add a note to the error."""
-    try:
-        outcomes.give_back(message, error)
-    except EoqError as failure:
-        note_not_given_back(error, message, failure)
-
-
-def _ack_all(acks: Sequence[tuple[Message, bytes | None]]) -> None:
-    """Ack messages together. Where a lease was lost, ack one by one, so that the others are acked all the same."""
-    lost: LeaseLost | None = None
-    for group in ack_groups(acks):
-        try:
-            group[0][0].settler.ack_many(group)
-        except (LeaseLost, MessageTooLarge):
-            for message, result in group:
-                try:
-                    message.ack(result=result)
-                except LeaseLost as error:
-                    lost = error
-    if lost is not None:
-        raise lost

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from ..errors import InvalidRequest
 from ..system.forks import watch_forks
+
+C = TypeVar("C")
 
 RECENT: Final = 16
 """How many connections of a library are remembered, to know them in a forked child."""
@@ -23,7 +26,7 @@ FORKED_WITHIN: Final = (
     "the child: fork before messages are processed, or start the process with the method `spawn`"
 )
 LIBRARY_CONNECTION: Final = (
-    "the library has a connection that was opened before this process was forked, and SQLite cannot lock the file "
+    "the library has a connection that was opened before this process was forked, and the database cannot be used "
     "beside it: close the library's connections before the fork (SQLAlchemy: `engine.dispose()`, Django: "
     "`connections.close_all()`), or at the start of the child"
 )
@@ -40,16 +43,20 @@ def is_file(path: str) -> bool:
     return path not in ("", ":memory:")
 
 
-class LibraryConnections:
-    """The connections of a library that an inbox has used lately: a forked child must not use them."""
+class LibraryConnections(Generic[C]):
+    """The connections of a library that an inbox has used lately: a forked child must not use them.
 
-    def __init__(self) -> None:
-        self._recent: deque[sqlite3.Connection] = deque(maxlen=RECENT)
-        self._inherited: list[sqlite3.Connection] = []
+    ``is_open`` tells whether one of them is open.
+    """
+
+    def __init__(self, is_open: Callable[[C], bool]) -> None:
+        self._is_open = is_open
+        self._recent: deque[C] = deque(maxlen=RECENT)
+        self._inherited: list[C] = []
         """Those that this process has inherited in a fork, and that are still open."""
         watch_forks(self)
 
-    def note(self, connection: sqlite3.Connection) -> None:
+    def note(self, connection: C) -> None:
         """Remember a connection of the library."""
         if connection not in self._recent:
             self._recent.append(connection)
@@ -62,13 +69,14 @@ class LibraryConnections:
     def refuse_inherited(self) -> None:
         """Raise `InvalidRequest` in a forked child as long as a connection of the parent is open in it."""
         if self._inherited:
-            self._inherited = [connection for connection in self._inherited if _is_open(connection)]
+            self._inherited = [connection for connection in self._inherited if self._is_open(connection)]
         if self._inherited:
             # The library must neither commit nor roll back here: the transaction is the parent's as well.
             raise InvalidRequest(LIBRARY_CONNECTION)
 
 
-def _is_open(connection: sqlite3.Connection) -> bool:
+def is_open(connection: sqlite3.Connection) -> bool:
+    """Return whether a connection to a SQLite file is open."""
     try:
         return connection.total_changes >= 0
     except sqlite3.ProgrammingError:

@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 from ..errors import InvalidRequest
 from ..message import Message
 from ..outcomes import error_text
-from .blocking import give_back
 from .committed import Disk, Place, not_committed
-from .forked import LibraryConnections
-from .pruning import Pruning, Stream
+from .forked import LibraryConnections, is_open
+from .rules.pruning import Pruning, Stream
+from .rules.settling import give_back
 from .transaction import Processed
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class GuestInbox(Generic[T]):
         self._pruning = Pruning(keep)
         self._clock = clock
         self._disk = Disk()
-        self._connections = LibraryConnections()
+        self._connections = LibraryConnections(is_open)
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
         """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`.

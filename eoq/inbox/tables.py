@@ -24,20 +24,10 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from ..message import Delivery
-
-Key: TypeAlias = tuple[str, str]
-"""A queue and an id."""
-
-
-class Effect(NamedTuple):
-    """What is stored about a processed message. There is no digest if it came from an earlier version."""
-
-    result: bytes | None
-    digest: bytes | None
-
+from .rules.effects import Effect, Key, digest_of
 
 MANY: Final = 50
 """How many rows one statement inserts at once. Running a statement costs Python as much as it costs SQLite."""
@@ -168,16 +158,6 @@ def find(database: sqlite3.Connection, messages: Sequence[Delivery]) -> dict[Key
         for index, result, digest in rows(database, _FIND_MANY, (json.dumps(ids), queue)):
             found[queue, ids[index]] = Effect(result, digest)
     return found
-
-
-def digest_of(message: Delivery) -> bytes | None:
-    """Return the digest of a delivery as it is stored, or None if the daemon has sent none."""
-    if not message.digest:
-        return None
-    try:
-        return bytes.fromhex(message.digest)
-    except ValueError:
-        return message.digest.encode()
 
 
 def insert(database: sqlite3.Connection, messages: Sequence[Delivery], found: dict[Key, Effect], now: float) -> None:

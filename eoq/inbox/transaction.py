@@ -15,16 +15,18 @@ from itertools import chain
 from threading import get_ident
 from typing import Any, Final, TypeVar
 
-from ..errors import InvalidRequest, LeaseLost
+from ..errors import InvalidRequest
 from ..message import Delivery
 from ..outcomes import Reject, note_lock
 from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
+from . import sweeping
 from .committed import Disk
 from .guard import TransactionGuard
-from .pruning import Pruning, Stream
-from .tables import Effect, Key, create, digest_of, find, insert, is_found, lock, note_redeliveries, rows
+from .rules.effects import Effect, Key, digest_of, result_of, too_late
+from .rules.pruning import Pruning, Stream
+from .tables import create, find, insert, is_found, lock, note_redeliveries, rows
 
 T = TypeVar("T")
 
@@ -162,10 +164,10 @@ class Processed:
     def finish(self) -> None:
         """Store what was accepted, prune if a step is due, and commit a transaction of `begin`."""
         now = self._clock()
-        date = self._pruning.date(self._database, now)
+        date = sweeping.date(self._database, self._pruning, now)
         insert(self._database, self._new, self._results, date)
         note_redeliveries(self._database, self._again, date)
-        self._pruning.note(self._database, chain(self._new, self._again), now)
+        sweeping.note(self._database, self._pruning, chain(self._new, self._again), now)
         if not self._joined:
             self._database.execute(_COMMIT)
         self._reset()
@@ -245,13 +247,10 @@ class Processed:
     def refuse_late(self, message: Delivery) -> None:
         """Raise `LeaseLost` for a delivery that is so old that its id, which was not found, may have been pruned."""
         now = self._clock()
-        if self._pruning.is_old(message, now) and self._pruning.is_late(self._database, message, now):
-            raise LeaseLost(
-                f"the message {message.id!r} was delivered more than {self._pruning.keep(message.retention):g} s ago "
-                "(`keep`), or the clock was set back since. It may "
-                "have been processed and pruned since, so its handler was not run. If it was not processed, it is "
-                "delivered again"
-            )
+        if self._pruning.is_old(message, now):
+            stored = sweeping.stored(self._database, (message.source, message.queue))
+            if self._pruning.is_late(message, stored, now):
+                raise too_late(message, self._pruning.keep(message.retention))
 
     def result(self, message: Delivery) -> bytes | None:
         """Return the result of a message that `was_processed`.
@@ -259,13 +258,7 @@ class Processed:
         Raises `Reject` if the message has other content than the one that was processed under this id: the daemon has
         forgotten that one. To ack it with the old result would lose it.
         """
-        result, digest = self._results[message.queue, message.id]
-        if digest is not None and message.digest and digest != digest_of(message):
-            raise Reject(
-                f"a message with the id {message.id!r} and other content was processed before, and the daemon has "
-                "forgotten that one since, so this one was not applied: send it under an id of its own, and drop this"
-            )
-        return result
+        return result_of(message, self._results[message.queue, message.id])
 
     def result_or_refusal(self, message: Delivery) -> bytes | Reject | None:
         """Return the result of a message that `was_processed`, or the `Reject` that `result` raises."""
@@ -344,12 +337,12 @@ class Processed:
     # ── pruning ─────────────────────────────────────────────────────────────────────────────────────────
 
     def streams(self) -> list[Stream]:
-        """Return the queues whose watermark is known, so that their ids can be pruned. See `Pruning.streams`."""
-        return self._pruning.streams(self._database)
+        """Return the queues whose watermark is known, so that their ids can be pruned. See `sweeping.streams`."""
+        return sweeping.streams(self._database, self._pruning)
 
     def prune(self, stream: Stream, from_start: bool) -> tuple[int, bool]:
-        """Make one step of pruning inside the open transaction. See `Pruning.step`."""
-        return self._pruning.step(self._database, stream, self._clock(), from_start=from_start)
+        """Make one step of pruning inside the open transaction. See `sweeping.step`."""
+        return sweeping.step(self._database, self._pruning, stream, self._clock(), from_start=from_start)
 
 
 def refuse_foreign_keys(refused: bool) -> None:

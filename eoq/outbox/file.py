@@ -10,15 +10,16 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from ..errors import EoqError, Forbidden, InvalidRequest, NotFound, StorageFailed, StorageFull
+from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
 from ..system.sqlite import DURABLE
-from .rows import Row, check_age, read_message
+from ..system.watch import watch_database
+from .rows import FileBusy, FileGone, NoOutbox, Row, SetAside, check_age, read_message
 from .wal import WriteAheadLog
 from .writer import INDEX
 
@@ -91,29 +92,6 @@ _STILL_THERE: Final = f"""
 """  # noqa: S608 # constants
 
 
-class FileBusy(StorageFailed):
-    """Another program has locked the application's file."""
-
-
-class FileGone(StorageFailed):
-    """The application's file does not exist."""
-
-
-class NoOutbox(NotFound):
-    """The file has no outbox table yet."""
-
-
-class SetAside(NamedTuple):
-    """A row that cannot be sent, as it is shown to the operator."""
-
-    seq: int
-    queue: str
-    id: str
-    group: str | None
-    error: str
-    failed_at: float | None
-
-
 class OutboxFile:
     """The outbox in an application's file, over a connection of its own. Only one thread may use it at a time.
 
@@ -131,6 +109,15 @@ class OutboxFile:
         self._floor_valid_for: object = None
         self._log = WriteAheadLog(path)
         self._try = ""
+
+    @property
+    def name(self) -> str:
+        """The path of the file, as it is shown."""
+        return str(self.path)
+
+    async def watch(self, wake: Callable[[], None], seconds: float) -> None:
+        """Call ``wake`` when the file may have been written, and every ``seconds`` at least, until cancelled."""
+        await watch_database(self.path, wake, seconds)
 
     def close(self) -> None:
         """Close the file. The next use opens it again."""

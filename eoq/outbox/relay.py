@@ -31,9 +31,8 @@ from ..errors import EoqError
 from ..message import Outgoing
 from ..protocol.features import stored_until
 from ..system.aio_thread import in_thread
-from ..system.watch import watch_database
-from .file import FileBusy, NoOutbox, OutboxFile
-from .rows import Row
+from .file import OutboxFile
+from .rows import FileBusy, NoOutbox, OutboxStore, Row
 
 T = TypeVar("T")
 
@@ -54,20 +53,22 @@ RESEND_WITHIN: Final = 6 * 86400.0
 
 
 class Relay:
-    """The relay of one outbox: it sends the messages in the SQLite file ``path`` over ``client``, each once.
+    """The relay of one outbox: it sends the messages of ``outbox`` over ``client``, each once.
 
+    ``outbox`` is the path of a SQLite file, or an outbox in another database (`eoq.postgres.outbox_table`).
     A row that was first sent more than ``resend_within`` seconds ago, and never confirmed, is set aside instead of sent
     again. That must be less than the retention of every queue in the outbox. By default it is 6 days.
     """
 
-    def __init__(self, path: Path, client: AsyncClient, *, resend_within: float = RESEND_WITHIN) -> None:
-        self.path = path = path.absolute()
+    def __init__(
+        self, outbox: Path | OutboxStore, client: AsyncClient, *, resend_within: float = RESEND_WITHIN
+    ) -> None:
         self.resend_within = resend_within
         """Seconds. It may be changed while the relay runs."""
         self._client = client
-        self._file = OutboxFile(path)
+        self._file = OutboxFile(outbox) if isinstance(outbox, Path) else outbox
         self._source = _Source(self._file, self._until)
-        self._backoff = Backoff(str(path), log)
+        self._backoff = Backoff(self._file.name, log)
         self._sender = BatchSender(client, self._source, self._backoff)
         self._woken = asyncio.Event()
 
@@ -90,12 +91,16 @@ class Relay:
         with suppress(NoOutbox, FileBusy):
             await _run(self._file.count_set_aside)
 
+    def wake(self) -> None:
+        """Read the outbox now."""
+        self._woken.set()
+
     async def run(self) -> None:
         """Send what is in the outbox and what is added to it, until this task is cancelled.
 
         An error of the file or of the daemon does not end it. It logs the error, waits, and goes on.
         """
-        watching = asyncio.create_task(watch_database(self.path, self._woken.set, SWEEP_SECONDS))
+        watching = asyncio.create_task(self._file.watch(self._woken.set, SWEEP_SECONDS))
         try:
             await self._serve()
         finally:
@@ -142,11 +147,11 @@ class Relay:
                 # longer.
                 wait = next(waits)
             except Exception:
-                log.exception("%s: a fault in eoq; waiting", self.path)
+                log.exception("%s: a fault in eoq; waiting", self._file.name)
                 logged, wait = "a fault in eoq", next(waits)
             else:
                 if logged:
-                    log.info("%s: goes on", self.path)
+                    log.info("%s: goes on", self._file.name)
                 waits, logged = pauses(), ""
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._backoff.seconds_left(wait)):
@@ -209,7 +214,7 @@ class Relay:
 class _Source:
     """The rows of an outbox, for the batch sender."""
 
-    def __init__(self, file: OutboxFile, until: Callable[[float], Awaitable[float | None]]) -> None:
+    def __init__(self, file: OutboxStore, until: Callable[[float], Awaitable[float | None]]) -> None:
         self.sent = 0
         self.set_aside = 0
         self.stuck: set[object] = set()
@@ -233,7 +238,7 @@ class _Source:
 
     async def reject(self, key: Row, error: EoqError) -> None:
         await _run(partial(self._file.set_aside, key, str(error)))
-        log.error("%s: row %d of the outbox is set aside: %s", self._file.path, key.seq, error)
+        log.error("%s: row %d of the outbox is set aside: %s", self._file.name, key.seq, error)
         self.set_aside += 1
         if key.stream is not None:
             self.stuck.add(key.stream)

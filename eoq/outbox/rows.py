@@ -1,21 +1,31 @@
-"""A row of an outbox as the message to send, or the reason why it cannot be sent.
-
-Any program may have written the row, so it may contain anything.
-"""
+"""The rows of an outbox as the relay sees them, whatever database they are in. Any program may have written them."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..client.batch_sender import MESSAGE_FAULTS
-from ..errors import EoqError, InvalidRequest, MessageTooLarge
+from ..errors import EoqError, InvalidRequest, MessageTooLarge, NotFound, StorageFailed
 from ..message import Outgoing
 from ..protocol.limits import MAX_BODY
 from ..protocol.validation import check_options, check_queue, time_left
+
+
+class FileBusy(StorageFailed):
+    """Another program has locked the application's file, or is writing to the table of its database."""
+
+
+class FileGone(StorageFailed):
+    """The application's file does not exist."""
+
+
+class NoOutbox(NotFound):
+    """The application's file or database has no outbox table yet."""
 
 
 class Row(NamedTuple):
@@ -30,6 +40,46 @@ class Row(NamedTuple):
     key: bytes
     stream: tuple[str | bytes, str | bytes] | None
     message: Outgoing | EoqError
+
+
+class SetAside(NamedTuple):
+    """A row that cannot be sent, as it is shown to the operator."""
+
+    seq: int
+    queue: str
+    id: str
+    group: str | None
+    error: str
+    failed_at: float | None
+
+
+class OutboxStore(Protocol):
+    """An outbox in an application's database. `OutboxFile` says what its methods do. One thread at a time uses it."""
+
+    @property
+    def name(self) -> str:
+        """The name of the outbox in messages to the operator."""
+
+    def read(
+        self,
+        limit: int,
+        most_bytes: int,
+        *,
+        without: Collection[str] = (),
+        resend_within: float,
+        behind_writers: bool = False,
+        reread: bool = False,
+    ) -> list[Row]: ...
+    def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]: ...
+    def unmark(self, rows: Sequence[Row]) -> None: ...
+    def remove(self, rows: Sequence[Row]) -> None: ...
+    def set_aside(self, row: Row, error: str) -> None: ...
+    def count_set_aside(self) -> int: ...
+    def list_set_aside(self, limit: int) -> list[SetAside]: ...
+    def close(self) -> None: ...
+
+    async def watch(self, wake: Callable[[], None], seconds: float) -> None:
+        """Call ``wake`` when the outbox may have changed, and every ``seconds`` at least, until cancelled."""
 
 
 def check_age(since: Any, resend_within: float) -> InvalidRequest | None:

@@ -147,27 +147,26 @@ def _write(connection: sqlite3.Connection, row: tuple[object, ...]) -> str:
     return str(row[0])
 
 
-def _row(message: Outgoing) -> tuple[object, ...]:
-    """Return the parameters of `_INSERT`. Raises the errors with which the daemon would refuse the message later."""
+def checked(message: Outgoing) -> tuple[str, bytes, str | None]:
+    """Return the id, the body and the headers of a message as they are stored in an outbox.
+
+    Raises the errors with which the daemon would refuse the message later.
+    """
     check_queue(message.queue or "")
     check_options(message)
     body, is_json = encode_payload(message.body)
     if len(body) > MAX_BODY:
         raise body_too_large(len(body))
     headers = complete_headers(message, is_json)
+    return new_id() if message.id is None else message.id, body, _headers_text(headers) if headers else None
+
+
+def _row(message: Outgoing) -> tuple[object, ...]:
+    """Return the parameters of `_INSERT`."""
+    id, body, headers = checked(message)
     now = time.time()
     at = message.at if message.delay is None else now + message.delay
-    return (
-        new_id() if message.id is None else message.id,
-        message.queue,
-        body,
-        _headers_text(headers) if headers else None,
-        message.priority,
-        message.group,
-        at,
-        message.ttl,
-        now,
-    )
+    return id, message.queue, body, headers, message.priority, message.group, at, message.ttl, now
 
 
 def _headers_text(headers: Mapping[str, str]) -> str:

@@ -166,8 +166,7 @@ def receive(
     if handles is not None:
         fields["handles"] = handles
 
-    # Taken now, not when the reply is read: the process may be stopped while the reply is in the socket.
-    asked_at = time.time()
+    asked_at = time.time()  # not when the reply is read: the process may be stopped while it is in the socket
 
     def read(reply: Fields) -> list[M]:
         watermark, source, retention = reply["watermark"], reply.get("source", ""), reply.get("retention")
@@ -193,6 +192,7 @@ def receive(
                     get("digest", ""),
                     source,
                     retention,
+                    get("expires_at"),
                     settler=settler,
                 )
             )

@@ -9,6 +9,8 @@ from .codec import Fields
 
 NOT_AFTER: Final = "not_after"
 """``send``, ``send_many`` and ``settle`` take ``not_after``: until when a message may be stored."""
+FORWARDED: Final = "forwarded"
+"""``settle`` takes ``forwarded``: the place to which its messages went."""
 HANDLES: Final = "handles"
 """``receive`` takes ``handles``: how many of the messages are handled at once."""
 

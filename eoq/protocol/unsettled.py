@@ -17,6 +17,16 @@ PROCESSED: Final[dict[str, int]] = {}
 runs in another thread, may give a message back."""
 
 
+def owner() -> int:
+    """Return the value of `PROCESSED` for a handler that runs in the calling thread."""
+    return get_ident()
+
+
+def async_owner() -> int:
+    """Return the value of `PROCESSED` for a handler that runs as a task."""
+    return ANY_THREAD
+
+
 def refuse_unsettled(receipt: str) -> None:
     """Raise `InvalidRequest` if a handler tries to settle a message in the transaction of an inbox."""
     thread = PROCESSED.get(receipt)

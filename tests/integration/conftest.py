@@ -12,6 +12,7 @@ import pytest
 
 import eoq
 from tests.integration.clients import AnyClient, AsyncFace, Kind
+from tests.integration.stores import Store, StoreKind
 from tests.support import Daemon
 
 
@@ -47,6 +48,13 @@ def blocking(shared_daemon: Daemon) -> Iterator[eoq.Client]:
     """A blocking client of the shared daemon."""
     with eoq.connect(shared_daemon.socket) as client:
         yield client
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, folder: Path) -> Store:
+    """The database of an application, of each kind in turn."""
+    kind: StoreKind = request.param
+    return Store(kind, folder / "app.db" if kind == "sqlite" else request.getfixturevalue("database"))
 
 
 # ── tests that are coroutines ───────────────────────────────────────────────────────────────────────────────

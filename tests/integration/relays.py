@@ -38,7 +38,7 @@ class RelayProcess:
 
 
 @contextmanager
-def relaying(daemon: Daemon, *files: Path, socket: Path | None = None) -> Iterator[RelayProcess]:
+def relaying(daemon: Daemon, *files: Path | str, socket: Path | None = None) -> Iterator[RelayProcess]:
     """Run a real `eoq relay` of the files. At the end it must stop on SIGTERM, without a traceback."""
     errors = daemon.folder / f"relay-{threading.get_ident()}-{len(list(daemon.folder.iterdir()))}.err"
     command = f"exec eoq relay {' '.join(map(str, files))} --socket {socket or daemon.socket} 2> >(tee {errors} >&2)"

@@ -6,7 +6,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 import pytest
 
 import eoq
-from tests.support import Daemon, eventually
+from tests.support import Daemon
 
 Handler = Callable[[sqlite3.Connection, eoq.Message], object]
 
@@ -61,121 +60,6 @@ def _delivered(client: eoq.Client, queue: str, id: str = "m", lease: float | Non
 def _state(client: eoq.Client, queue: str, id: str = "m") -> tuple[str, str | None]:
     shown = client.ask("show", queue=queue, id=id)["message"]
     return shown["state"], shown.get("error")
-
-
-def test_a_message_is_applied_and_acked_with_its_result(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    assert not inbox.seen(queue, "m")
-    assert inbox.process(_delivered(blocking, queue), _apply) == b'{"paid":5}'
-    assert inbox.seen(queue, "m")
-    assert not inbox.seen(queue + ".other", "m")
-    assert _payments(file) == ["m"]
-    assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
-
-
-@pytest.mark.parametrize(("returned", "result"), [(None, None), (b"\xff", b"\xff"), ("é", "é".encode()), ([1], b"[1]")])
-def test_the_result_is_bytes_now_and_later(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, returned: object, result: bytes | None
-) -> None:
-    message = _delivered(blocking, queue, lease=0.02)
-    again = _receive(blocking, queue)[0]
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process(message, lambda _tx, _message: returned)
-    assert inbox.process(again, _apply) == result
-    assert blocking.result(queue, "m") == eoq.Result("done", result)
-
-
-def test_a_redelivered_message_runs_nothing_and_gives_the_stored_result(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    def slow(tx: sqlite3.Connection, message: eoq.Message) -> object:
-        result = _apply(tx, message)
-        eventually(lambda: _state(blocking, queue)[0] == "ready")
-        return result
-
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process(_delivered(blocking, queue, lease=0.05), slow)
-    assert _payments(file) == ["m"]
-    (again,) = _receive(blocking, queue)
-    assert again.attempt == 2
-    assert inbox.process(again, slow) == b'{"paid":5}'
-    assert _payments(file) == ["m"]
-    assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
-
-
-def test_an_ack_that_was_lost_with_the_daemon_is_repeated_without_the_effect(
-    daemon: Daemon, inbox: eoq.Inbox, file: Path
-) -> None:
-    with eoq.connect(daemon.socket) as client:
-
-        def interrupted(tx: sqlite3.Connection, message: eoq.Message) -> object:
-            daemon.restart()
-            return _apply(tx, message)
-
-        with pytest.raises(eoq.LeaseLost):
-            inbox.process(_delivered(client, "q"), interrupted)
-        assert inbox.process(_receive(client, "q")[0], _apply) == b'{"paid":5}'
-        assert _payments(file) == ["m"]
-
-
-def test_a_handler_that_raises_is_rolled_back_and_its_message_given_back(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    def fail(tx: sqlite3.Connection, message: eoq.Message) -> None:
-        _apply(tx, message)
-        raise OSError("the bank is closed")
-
-    with pytest.raises(OSError, match="the bank is closed"):
-        inbox.process(_delivered(blocking, queue), fail)
-    assert _payments(file) == []
-    assert not inbox.seen(queue, "m")
-    assert _state(blocking, queue) == ("ready", "OSError: the bank is closed")
-    assert inbox.process(_receive(blocking, queue)[0], _apply) == b'{"paid":5}'
-    assert _payments(file) == ["m"]
-
-
-def test_an_interrupted_handler_is_rolled_back(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    def interrupted(tx: sqlite3.Connection, message: eoq.Message) -> None:
-        _apply(tx, message)
-        raise KeyboardInterrupt
-
-    message = _delivered(blocking, queue)
-    with pytest.raises(KeyboardInterrupt):
-        inbox.process(message, interrupted)
-    assert _payments(file) == []
-    inbox.process(message, _apply)
-    assert _payments(file) == ["m"]
-
-
-@pytest.mark.parametrize("returned", [object(), float("nan")])
-def test_a_result_that_cannot_be_stored_undoes_the_effect(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, returned: object
-) -> None:
-    def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
-        _apply(tx, message)
-        return returned
-
-    with pytest.raises(eoq.InvalidRequest):
-        inbox.process(_delivered(blocking, queue), handler)
-    assert _payments(file) == []
-    assert _state(blocking, queue)[0] == "dead"
-
-
-def test_a_result_that_is_too_large_undoes_the_effect(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    """If it was committed, it could never be acked: the message would be delivered again until it is dead."""
-
-    def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
-        _apply(tx, message)
-        return b"x" * (1024 * 1024 + 1)
-
-    with pytest.raises(eoq.MessageTooLarge):
-        inbox.process(_delivered(blocking, queue), handler)
-    assert _payments(file) == []
-    assert not inbox.seen(queue, "m")
-    assert _state(blocking, queue)[0] == "dead"
 
 
 # ── handlers that would end the transaction ─────────────────────────────────────────────────────────────────
@@ -404,66 +288,12 @@ def test_a_file_that_stays_busy_gives_the_message_back(blocking: eoq.Client, que
         assert _state(blocking, queue)[0] == "ready"
 
 
-def test_two_inboxes_with_the_same_message_make_one_effect(
-    blocking: eoq.Client, queue: str, file: Path, shared_daemon: Daemon
-) -> None:
-    for number in range(20):
-        old = _delivered(blocking, queue, f"{number}", lease=0.01)
-        (new,) = _receive(blocking, queue)
-        barrier = threading.Barrier(2)
-
-        def process(message: eoq.Message, barrier: threading.Barrier = barrier) -> bytes | None:
-            with eoq.Inbox(file) as inbox:
-                barrier.wait(20)
-                try:
-                    return inbox.process(message, _apply)
-                except eoq.LeaseLost:
-                    return None
-
-        with ThreadPoolExecutor(2) as pool:
-            assert b'{"paid":5}' in list(pool.map(process, (old, new)))
-    assert _payments(file) == [f"{number}" for number in range(20)]
-
-
-def test_threads_share_an_inbox_of_a_path(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    blocking.send_many(queue, [eoq.Outgoing({"amount": n}, id=f"{n}") for n in range(200)])
-
-    def work(_: int) -> None:
-        for message in blocking.consume(queue, prefetch=5, idle=0.3):
-            inbox.process(message, _apply)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert sorted(_payments(file), key=int) == [f"{n}" for n in range(200)]
-
-
 # ── many ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _deliver_many(client: eoq.Client, queue: str, count: int) -> list[eoq.Message]:
     client.send_many(queue, [eoq.Outgoing({"amount": n}, id=f"{n}") for n in range(count)])
     return _receive(client, queue, count)
-
-
-def test_many_are_applied_together(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    outcomes = inbox.process_many(_deliver_many(blocking, queue, 5), _apply)
-    assert outcomes == [f'{{"paid":{n}}}'.encode() for n in range(5)]
-    assert _payments(file) == [f"{n}" for n in range(5)]
-    assert blocking.result(queue, "3") == eoq.Result("done", b'{"paid":3}')
-
-
-def test_of_many_a_bad_one_undoes_only_itself(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    def picky(tx: sqlite3.Connection, message: eoq.Message) -> object:
-        result = _apply(tx, message)
-        if message.id == "1":
-            raise ValueError("no such account")
-        return result
-
-    outcomes = inbox.process_many(_deliver_many(blocking, queue, 3), picky)
-    assert [type(outcome) for outcome in outcomes] == [bytes, ValueError, bytes]
-    assert _payments(file) == ["0", "2"]
-    assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "ready", "done"]
-    assert _state(blocking, queue, "1")[1] == "ValueError: no such account"
 
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
@@ -528,83 +358,6 @@ def test_of_many_one_whose_rollback_is_refused_and_that_rejects_undoes_only_itse
     assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "dead", "done"]
 
 
-def test_of_many_those_that_were_processed_before_run_nothing(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    messages = _deliver_many(blocking, queue, 3)
-    inbox.process(messages[1], _apply)
-    assert inbox.process_many(messages, _apply) == [f'{{"paid":{n}}}'.encode() for n in range(3)]
-    assert sorted(_payments(file)) == ["0", "1", "2"]
-
-
-def test_of_many_a_lost_lease_stops_no_other_ack(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    messages = _deliver_many(blocking, queue, 3)
-    messages[1].nack()
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process_many(messages, _apply)
-    assert _payments(file) == ["0", "1", "2"]
-    assert [_state(blocking, queue, id)[0] for id in ("0", "1", "2")] == ["done", "ready", "done"]
-    inbox.process(_receive(blocking, queue)[0], _apply)
-    assert _payments(file) == ["0", "1", "2"]
-
-
-def test_of_many_one_that_is_delivered_twice_takes_effect_once(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    message = _delivered(blocking, queue, lease=0.02)
-    (again,) = _receive(blocking, queue)
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process_many([message, again, message], _apply)
-    assert _payments(file) == ["m"]
-    assert blocking.result(queue, "m") == eoq.Result("done", b'{"paid":5}')
-
-
-def test_of_many_one_that_is_delivered_twice_and_fails_first_is_tried_twice(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    message = _delivered(blocking, queue)
-    tries = iter([OSError("once"), None])
-
-    def handler(tx: sqlite3.Connection, message: eoq.Message) -> object:
-        result = _apply(tx, message)
-        if error := next(tries):
-            raise error
-        return result
-
-    with suppress(eoq.LeaseLost):  # given back after the first try
-        inbox.process_many([message, message], handler)
-    assert _payments(file) == ["m"]
-    assert inbox.seen(queue, "m")
-
-
-def test_of_many_each_id_is_looked_up_in_its_own_queue(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    other = queue[:100] + ".other"
-    messages = [_delivered(blocking, name, id) for name in (queue, other) for id in ("a", "b")]
-    inbox.process(messages[0], _apply)
-    assert inbox.process_many(messages, _apply) == [b'{"paid":5}'] * 4
-    assert _payments(file) == ["a", "b", "a", "b"]
-    assert [inbox.seen(name, id) for name in (queue, other) for id in ("a", "b")] == [True] * 4
-
-
-def test_no_messages_are_an_empty_result(inbox: eoq.Inbox) -> None:
-    assert inbox.process_many([], _apply) == []
-
-
-def test_the_table_is_plain_sql(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    before = time.time()
-    message = _delivered(blocking, queue)
-    inbox.process(message, _apply)
-    with closing(sqlite3.connect(file)) as database:
-        rows = database.execute("select queue, id, seq, result, processed_at from eoq_processed").fetchall()
-    ((*row, processed_at),) = rows
-    assert row == [queue, "m", message.seq, b'{"paid":5}']
-    assert before <= processed_at <= time.time()
-
-
 def test_a_file_that_is_no_database_is_an_error_and_is_closed(folder: Path) -> None:
     (folder / "app.db").write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError):
@@ -657,14 +410,6 @@ def test_a_handler_that_goes_on_after_its_transaction_was_undone_fails_and_leave
         (again,) = _receive(blocking, queue)
         inbox.process(again, handler)
     assert _payments(file) == ["m"]
-
-
-def test_more_than_fit_in_one_request_are_acked(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    blocking.send_many(queue, [eoq.Outgoing({"amount": 1}, id=f"{n}") for n in range(1200)])
-    messages = [*_receive(blocking, queue, 1000), *_receive(blocking, queue, 1000)]
-    assert len(inbox.process_many(messages, _apply)) == 1200
-    assert len(_payments(file)) == 1200
-    assert {_state(blocking, queue, id)[0] for id in ("0", "999", "1000", "1199")} == {"done"}
 
 
 @pytest.mark.parametrize(("stored", "result"), [("paid", b"paid"), (7, b"7")])

@@ -18,7 +18,7 @@ from typing import Literal
 import pytest
 
 import eoq
-from tests.support import PATIENCE, eventually
+from tests.support import PATIENCE
 
 ROWS = 200
 """How many rows one step reads."""
@@ -68,133 +68,7 @@ def _known(file: Path) -> list[int]:
 # ── what is deleted ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_id_whose_message_is_done_is_deleted(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    for number in range(5):
-        _process(blocking, queue, inbox, number)
-    assert _known(file) == [0, 1, 2, 3, 4]
-    assert inbox.prune() == 4  # only the next delivery will say that the last one is done
-    assert _known(file) == [4]
-    assert not inbox.seen(queue, "3")
-    assert inbox.prune() == 0
-
-
-def test_ids_younger_than_keep_stay(blocking: eoq.Client, queue: str, file: Path) -> None:
-    with eoq.Inbox(file, keep=3600) as inbox:
-        for number in range(5):
-            _process(blocking, queue, inbox, number)
-        assert inbox.prune() == 0
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("update eoq_processed set processed_at = processed_at - 3601 where id in ('0', '2')")
-    with eoq.Inbox(file, keep=3600) as inbox:
-        assert inbox.prune() == 2
-    assert _known(file) == [1, 3, 4]
-
-
-def test_keep_may_be_infinite(blocking: eoq.Client, queue: str, file: Path) -> None:
-    with eoq.Inbox(file, keep=math.inf) as inbox:
-        _process(blocking, queue, inbox, 0, 150)
-        _process(blocking, queue, inbox, 150)
-        assert inbox.prune() == 0
-
-
-def test_a_worker_prunes_while_it_processes(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    """Without a call of `prune` the table stays small."""
-    for first in range(0, 2000, 50):
-        _process(blocking, queue, inbox, first, 50)
-        assert len(_known(file)) <= 2 * ROWS
-    for number in range(2000, 2250):
-        _process(blocking, queue, inbox, number)
-    assert len(_known(file)) <= ROWS
-    with closing(sqlite3.connect(file)) as database:
-        assert database.execute("select count(*), count(distinct id) from payment").fetchone() == (2250, 2250)
-
-
-def test_workers_that_process_one_message_each_prune_as_well(blocking: eoq.Client, queue: str, file: Path) -> None:
-    for number in range(5):
-        with eoq.Inbox(file, keep=0) as inbox:
-            _process(blocking, queue, inbox, number)
-    assert _known(file) == [4]
-
-
-def test_prune_uses_the_watermarks_that_other_processes_received(blocking: eoq.Client, queue: str, file: Path) -> None:
-    with eoq.Inbox(file) as worker:
-        _process(blocking, queue, worker, 0, 500)
-        _process(blocking, queue, worker, 500, 100)
-    with eoq.Inbox(file, keep=0) as inbox:
-        assert inbox.prune() == 500
-        assert inbox.prune() == 0
-    assert _known(file) == list(range(500, 600))
-
-
-def test_each_queue_has_a_watermark_of_its_own(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    other = queue[:100] + ".other"
-    blocking.send(other, "x", id="100", delay=3600)
-    blocking.send(other, "x", id="101")
-    inbox.process_many(_receive(blocking, other), _apply)
-    for number in range(3):
-        _process(blocking, queue, inbox, number)
-    assert inbox.prune() == 2
-    assert _known(file) == [2, 101]
-
-
-def test_the_ids_of_a_queue_that_has_no_watermark_stay(file: Path, inbox: eoq.Inbox) -> None:
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("insert into eoq_processed (queue, id, seq, processed_at) values ('q', '1', 1, 0)")
-    assert inbox.prune() == 0
-
-
 # ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.first_by_default
-@pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead"])
-def test_the_id_of_a_message_that_can_be_delivered_again_is_kept(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path, state: str
-) -> None:
-    """The effect is committed, and the ack was too late. Later messages do not displace the id."""
-    _send(blocking, queue, 0, 1)
-    (slow,) = blocking.receive(queue, wait=PATIENCE, lease=0.02)
-    eventually(lambda: _state(blocking, queue, "0") == "ready")
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process(slow, _apply)
-    if state != "ready":
-        (again,) = _receive(blocking, queue)
-        if state == "delayed":
-            again.nack(delay=3600)
-        elif state == "dead":
-            again.reject("no")
-    assert _state(blocking, queue, "0") == state
-    for number in range(1, 300):
-        blocking.send(queue, "x", id=f"{number}", priority=1)
-        inbox.process(_receive(blocking, queue)[0], _apply)
-    assert inbox.prune() == 0
-    assert inbox.seen(queue, "0")
-
-
-def test_a_message_whose_id_was_pruned_is_a_duplicate_for_the_daemon(
-    blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path
-) -> None:
-    _process(blocking, queue, inbox, 0)
-    _process(blocking, queue, inbox, 1)
-    inbox.prune()
-    assert not inbox.seen(queue, "0")
-    assert blocking.send(queue, "x", id="0").duplicate
-    assert blocking.receive(queue) == []
-
-
-def test_a_redelivery_renews_the_date_of_an_id(blocking: eoq.Client, queue: str, inbox: eoq.Inbox, file: Path) -> None:
-    _send(blocking, queue, 0, 1)
-    (slow,) = blocking.receive(queue, wait=PATIENCE, lease=0.02)
-    eventually(lambda: _state(blocking, queue, "0") == "ready")
-    with pytest.raises(eoq.LeaseLost):
-        inbox.process(slow, _apply)
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("update eoq_processed set processed_at = 1, seq = 0")
-    before = time.time()
-    inbox.process(_receive(blocking, queue)[0], _apply)
-    with closing(sqlite3.connect(file)) as database:
-        assert database.execute("select seq, result from eoq_processed").fetchall() == [(slow.seq, b"0")]
-        assert database.execute("select processed_at from eoq_processed").fetchone()[0] >= before
 
 
 def _state(client: eoq.Client, queue: str, id: str) -> str:

@@ -428,7 +428,7 @@ class Machine(RuleBasedStateMachine):
         """Start the daemon with a new file: its seqs begin with 1 again, and an id may get another seq."""
         self.age = 0
         self.backups.clear()
-        self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/inbox/pruning.py
+        self.app_backup = None  # both files replaced is not covered: see the first lines of eoq/inbox/rules/pruning.py
         with closing(sqlite3.connect(self.app)) as database:
             known = database.execute("select id from eoq_processed where queue = ? order by seq", (queue,)).fetchall()
         self.daemon.replace(None)

@@ -105,7 +105,7 @@ def test_a_delivery_carries_its_digest_the_file_and_the_retention(wire: Wire, qu
     assert reply["source"] == status["identity"]
     assert len(reply["source"]) == 32
     assert reply["retention"] == 7 * 86400
-    assert (status["protocol"], {"digest", "handles", "not_after"} <= set(status["features"])) == (2, True)
+    assert (status["protocol"], {"digest", "forwarded", "handles", "not_after"} <= set(status["features"])) == (2, True)
 
 
 def test_receive_returns_all_fields_of_a_message(wire: Wire, queue: str) -> None:

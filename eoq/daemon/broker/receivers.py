@@ -286,6 +286,8 @@ class Receivers:
                 fields["priority"] = message.priority
             if message.group is not None:
                 fields["group"] = message.group
+            if message.expires_at is not None:
+                fields["expires_at"] = message.expires_at
             messages.append(fields)
         return messages
 

@@ -87,7 +87,9 @@ class Settling:
         acks = [(self._lease_of(item.receipt), result_of(item)) for item in request.acks]
         sends = [new_message(message.queue, message, now, new_id) for message in request.send]
         ids = [message.id for message in sends]
-        self._submit(now, acks, sends, partial(many_stored, ids), reply)
+        if request.forwarded is not None and (sends or any(result is not None for _, result in acks)):
+            raise InvalidRequest("a forwarded message has no result and sends nothing; leave out `result` and `send`")
+        self._submit(now, acks, sends, partial(many_stored, ids), reply, request.forwarded)
 
     def _submit(
         self,
@@ -96,7 +98,9 @@ class Settling:
         sends: Sequence[NewMessage],
         answer: Answer,
         reply: Reply,
+        forwarded: str | None = None,
     ) -> None:
+        end = "done" if forwarded is None else "forwarded"
         routed = self._publisher.route(sends, now) if sends else Routed((), None)
 
         def done(outcome: Stored | EoqError) -> None:
@@ -110,14 +114,14 @@ class Settling:
             if results:
                 self._redelivery.free(list(results))
                 self._events.ended(
-                    [End(lease.delivery.queue, lease.id, "done", None, result) for lease, result in results.items()]
+                    [End(lease.delivery.queue, lease.id, end, forwarded, result) for lease, result in results.items()]
                 )
                 self._events.room()
             if sends:
                 self._publisher.stored(routed.messages, outcome)
 
         deliveries = [(lease.delivery, result) for lease, result in acks]
-        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings), done)
+        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings, forwarded), done)
         self._redelivery.move_groups_on([lease for lease, _ in acks])
         if sends:
             self._publisher.submitted(routed.messages)

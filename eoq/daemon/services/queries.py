@@ -22,7 +22,7 @@ from ..store.sqlite.shown import Filter
 from .monitoring.overview import QueueOverview
 from .monitoring.tasks import SessionTasks
 
-OUTCOMES: Final = ("done", "dead", "expired", "dropped", "cancelled")
+OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped", "cancelled")
 """The states of a message that has ended."""
 FOLLOWED_SECONDS: Final = 60.0
 """How long the ends of a queue's messages are remembered after the last request that follows it."""

@@ -80,12 +80,14 @@ class Settle(Command[Stored], frozen=True):
     """Ack deliveries with their results, and store messages: everything or nothing (G4).
 
     An ack that the same delivery made before is repeated without effect. Raises `LeaseLost`, or what `Put` raises.
+    With ``forwarded``, the messages went to that place instead of being done here; they have no results.
     """
 
     now: float
     acks: Sequence[tuple[DeliveryRef, bytes | None]]
     messages: Sequence[NewMessage]
     settings: SettingsOf
+    forwarded: str | None = None
 
 
 class RetryDeliveries(Command[list[End | bool]], frozen=True):

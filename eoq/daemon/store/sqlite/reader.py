@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 LATER_STATES: Final = ("delayed", "blocked")
 """The states that share an index by queue."""
-SETTLED_STATES: Final = ("done", "expired", "dropped", "cancelled")
+SETTLED_STATES: Final = ("done", "forwarded", "expired", "dropped", "cancelled")
 PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies, headers and errors in one reply."""
 SCAN_ROWS: Final = 50_000

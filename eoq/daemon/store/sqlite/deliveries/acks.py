@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from msgspec.structs import replace
 
@@ -57,10 +57,10 @@ class Acks:
         now, acks, messages = command.now, command.acks, command.messages
         live, repeated = self._sorted(acks)
         if not repeated and not messages:
-            self._ack(now, live)
+            self._ack(now, live, command.forwarded)
             return Stored([], [])
         with self._database.savepoint():
-            self._ack(now, live)
+            self._ack(now, live, command.forwarded)
             for delivery in repeated:
                 self._require_done(delivery)
             if not messages:
@@ -116,16 +116,16 @@ class Acks:
             if firsts[messages[index].queue, messages[index].id] != index or not is_repeated(index)
         ]
 
-    def _ack(self, now: float, acks: Acked) -> None:
-        """Settle leased messages."""
+    def _ack(self, now: float, acks: Acked, forwarded: str | None) -> None:
+        """Settle leased messages, as done or as ``forwarded`` to a place."""
         if not acks:
             return
         number = acks[0][0].number
         if all(delivery.number == number for delivery, _ in acks):
-            self._done(now, [delivery.seq for delivery, _ in acks])
+            self._done(now, [delivery.seq for delivery, _ in acks], forwarded)
         else:
             for one in sorted({delivery.number for delivery, _ in acks}):
-                self._done(now, [delivery.seq for delivery, _ in acks if delivery.number == one])
+                self._done(now, [delivery.seq for delivery, _ in acks if delivery.number == one], forwarded)
         results = [(delivery.seq, result) for delivery, result in acks if result is not None]
         if results:
             self._settled.store_results(results)
@@ -136,11 +136,14 @@ class Acks:
             if delivery.group is not None:
                 self._groups.unblock(now, self._queues.make(delivery.queue), delivery.group)
 
-    def _done(self, now: float, seqs: list[int]) -> None:
-        """Settle messages that one delivery has leased."""
+    def _done(self, now: float, seqs: list[int], forwarded: str | None) -> None:
+        """Settle messages that one delivery has leased, as done or as ``forwarded`` to a place."""
+        outcome: Literal["done", "forwarded"] = "done" if forwarded is None else "forwarded"
         lease = self._leased.get(seqs[0])
         assert lease is not None  # noqa: S101 # the caller has looked it up
         self._leased.end(seqs)
-        self._settled.done(now, self._lives.number, lease.number, seqs)
-        self._totals.add(lease.queue_id, "done", len(seqs))
+        self._settled.done(now, self._lives.number, lease.number, seqs, outcome)
+        if forwarded is not None:
+            self._settled.store_places(seqs, forwarded)
+        self._totals.add(lease.queue_id, outcome, len(seqs))
         self._handling.add(max(0.0, now - lease.delivered_at), len(seqs))

@@ -10,7 +10,7 @@ from ..database import MANY, Database
 
 _DONE: Final = """
     insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
-    select queue, id, 'done', digest, ?, ?, ?, seq
+    select queue, id, ?, digest, ?, ?, ?, seq
     from message
     where {seqs}
     """
@@ -26,6 +26,10 @@ DELIVERED_BEFORE: Final = "; it was delivered before, so it may have taken effec
 _RESULT: Final = "insert into result (seq, result) values {rows}"
 _RESULT_ONE: Final = _RESULT.format(rows="(?, ?)")
 _RESULT_MANY: Final = _RESULT.format(rows=", ".join(["(?, ?)"] * MANY))
+
+_PLACE: Final = "insert into result (seq, error) values {rows}"
+_PLACE_ONE: Final = _PLACE.format(rows="(?, ?)")
+_PLACE_MANY: Final = _PLACE.format(rows=", ".join(["(?, ?)"] * MANY))
 
 
 def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
@@ -45,15 +49,19 @@ class Settled:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def done(self, now: float, life: int, delivery: int, seqs: list[int]) -> None:
-        """Settle messages that one delivery has leased."""
+    def done(self, now: float, life: int, delivery: int, seqs: list[int], outcome: str = "done") -> None:
+        """Settle messages that one delivery has leased, as done or forwarded."""
         condition, values = at_seqs(seqs)
-        self._database.execute(_DONE.format(seqs=condition), (now, life, delivery, *values))
+        self._database.execute(_DONE.format(seqs=condition), (outcome, now, life, delivery, *values))
         self._database.execute(f"delete from message where {condition}", values)  # noqa: S608 # one of two constants
 
     def store_results(self, results: Sequence[tuple[int, bytes]]) -> None:
         """Store the results of done messages, by their seqs."""
         self._database.execute_rows(_RESULT_ONE, _RESULT_MANY, results)
+
+    def store_places(self, seqs: Sequence[int], place: str) -> None:
+        """Store where forwarded messages went."""
+        self._database.execute_rows(_PLACE_ONE, _PLACE_MANY, [(seq, place) for seq in seqs])
 
     def give_up(self, now: float, seq: int, outcome: str, error: str) -> str:
         """Settle a message that no consumer has settled. Return ``error``, which says if it was delivered before."""
@@ -64,12 +72,12 @@ class Settled:
         return reason
 
     def delivery_of(self, queue_id: int, id: str) -> tuple[int | None, int | None] | None:
-        """Return the life and the delivery that have settled a message as done; None where it is not done."""
+        """Return the life and the delivery that have acked or forwarded a message; None where none has."""
         row = self._database.execute(
             """
             select life, delivery
             from settled
-            where queue = ? and id = ? and outcome = 'done'
+            where queue = ? and id = ? and outcome in ('done', 'forwarded')
             """,
             (queue_id, id),
         ).fetchone()

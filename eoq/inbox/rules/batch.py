@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeAlias, TypeVar
 
-from ..errors import EoqError
-from ..message import AsyncMessage, Delivery, Message
-from ..protocol.calls import portions
+from ...errors import EoqError
+from ...message import AsyncMessage, Delivery, Message
+from ...protocol.calls import portions
 
 M = TypeVar("M", Message, AsyncMessage)
 

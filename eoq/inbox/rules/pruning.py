@@ -1,4 +1,4 @@
-"""Pruning: which processed ids an inbox may delete, and deleting them in small steps (G9).
+"""Pruning: which processed ids an inbox may delete (G9). The rules, for every kind of database.
 
 An id may be deleted when its message can no longer be delivered. The daemon knows when that is. Each delivery carries
 the watermark W of its queue: the lowest seq that is not settled. Ready, delayed, blocked, leased and dead messages all
@@ -71,19 +71,19 @@ What follows for the code:
 The rule does not cover: a backup that is older than ``keep``; a second restore of a backup from before the first
 restore; a restore of both files (a new file of the daemon counts as one); a queue whose retention is shorter than
 ``keep``; and a worker that pauses for longer than ``keep`` while the clock is wrong.
+
+The statements are in ``sweeping.py`` for SQLite, and in the folder ``postgres`` for PostgreSQL.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from ..errors import InvalidRequest
-from ..message import Delivery
+from ...errors import InvalidRequest
+from ...message import Delivery
 from .belief import Belief, believe, date_of
 
 KEEP_SECONDS: Final = 86400.0
@@ -98,41 +98,6 @@ SLACK: Final = 60.0
 Stream: TypeAlias = tuple[str, str]
 """The identity of a daemon's file, and a queue. A daemon that does not say its identity has an empty one."""
 
-_STORED: Final = """
-    select watermark, retention, forgotten_to, seen_at
-    from eoq_watermark
-    where queue = ? and source in (?, '')
-    order by source desc
-    limit 1
-    """
-_STORE: Final = """
-    insert into eoq_watermark (source, queue, watermark, retention, forgotten_to, seen_at)
-    values (?, ?, ?, ?, ?, ?)
-    on conflict (source, queue) do update
-    set watermark = excluded.watermark, retention = excluded.retention, seen_at = excluded.seen_at,
-      forgotten_to = max(forgotten_to, excluded.forgotten_to)
-    """
-# As JSON: the application may have set a text_factory, and its file may be in UTF-16.
-_RANGE: Final = """
-    select json_array(
-      swept_to,
-      (
-        select id
-        from eoq_processed
-        where queue = eoq_watermark.queue and id > swept_to
-        order by id
-        limit 1 offset ?
-      )
-    )
-    from eoq_watermark
-    where source = ? and queue = ?
-    """
-_DELETE: Final = """
-    delete from eoq_processed
-    where queue = ? and id > ? and id <= ? and seq < ? and processed_at < ?
-      and (source is null or source = ?)
-    """
-
 
 @dataclass(slots=True)
 class _Watermark:
@@ -145,8 +110,8 @@ class _Watermark:
     """Messages processed since the last step. It starts with `EVERY`, so that a short-lived process makes one step."""
 
 
-class _Row(NamedTuple):
-    """What the file has about the watermark of a stream."""
+class KnownWatermark(NamedTuple):
+    """What the database has about the watermark of a stream. ``seen_at`` is its date."""
 
     watermark: int
     retention: float | None
@@ -154,12 +119,18 @@ class _Row(NamedTuple):
     seen_at: float
 
 
+class Limits(NamedTuple):
+    """Ids with a seq below ``watermark`` that were processed before the moment ``before`` may be deleted."""
+
+    watermark: int
+    before: float
+
+
 class Pruning:
-    """The watermarks that this process has received, and the deletion of ids below them.
+    """The watermarks that this process has received, and what follows from them and from the stored ones.
 
     ``keep`` is in seconds; with ``math.inf`` no id is ever deleted. None means the retention of the queue, as the
-    daemon says it. Raises `InvalidRequest` if it is not such a number. All methods with a ``database`` run inside a
-    transaction of the caller.
+    daemon says it. Raises `InvalidRequest` if it is not such a number.
     """
 
     def __init__(self, keep: float | None) -> None:
@@ -167,85 +138,64 @@ class Pruning:
             not isinstance(keep, int | float) or isinstance(keep, bool) or math.isnan(keep) or keep < 0
         ):
             raise InvalidRequest(f"`keep` is a number of seconds, 0 or more, not {keep!r}")
-        self._keep = keep
+        self.fixed_keep = keep
+        """The ``keep`` of the application, or None."""
+        self.known_past: float | None = None
+        """A moment that is surely past, as far as the database tells. None before the database was asked."""
         self._received: dict[Stream, _Watermark] = {}
-        self._known_past: float | None = None
-        """A moment that is surely past, as far as the file tells. None before the file was read."""
+
+    @property
+    def streams(self) -> Iterable[Stream]:
+        """The streams whose watermark this process has received."""
+        return self._received
 
     def keep(self, retention: float | None) -> float:
         """Return how many seconds an id of a queue with this ``retention`` is kept at least."""
-        if self._keep is not None:
-            return self._keep
+        if self.fixed_keep is not None:
+            return self.fixed_keep
         return KEEP_SECONDS if retention is None else retention
 
-    def date(self, database: sqlite3.Connection, now: float) -> float:
+    def date(self, now: float) -> float:
         """Return the date for ids that are processed now. If the clock is surely behind, it is far in the future."""
-        if self._known_past is None:
-            (past,) = _row(
-                database,
-                "select max(min(seen_at, forgotten_to + coalesce(?, retention, ?))) from eoq_watermark",
-                (self._keep, KEEP_SECONDS),
-            )
-            self._known_past = -math.inf if past is None else past
-        return date_of(now, self._known_past)
+        return now if self.known_past is None else date_of(now, self.known_past)
 
-    def note(self, database: sqlite3.Connection, messages: Iterable[Delivery], now: float) -> None:
-        """Note the watermarks of deliveries that were just processed. Make a step for each queue where one is due."""
+    def note(self, messages: Iterable[Delivery], now: float, ahead: float = 0.0) -> list[Stream]:
+        """Note the watermarks of deliveries that were just processed. Return the streams for which a step is due.
+
+        ``now`` is by the clock of the dates in the database. It is ``ahead`` seconds ahead of the clock by which the
+        deliveries are dated, here and in the other methods.
+        """
         by_stream: dict[Stream, list[Delivery]] = {}
         for message in messages:
             by_stream.setdefault((message.source, message.queue), []).append(message)
+        due = []
         for stream, deliveries in by_stream.items():
             received = self._received.setdefault(stream, _Watermark(0, -math.inf))
             received.since_step += len(deliveries)
             if now < received.requested_at:
                 # The clock was set back. Beside the old date, ids processed from now on would seem older than they are.
-                # A step replaces the dated watermark, also in the file.
+                # A step replaces the dated watermark, also in the database.
                 received.since_step = EVERY
             # Any of the deliveries may be the latest, so take the lowest watermark and the earliest time.
             received.watermark = min([message.watermark for message in deliveries])
-            received.requested_at = min([message.received_at for message in deliveries])
+            received.requested_at = min([message.received_at for message in deliveries]) + ahead
             received.retention = deliveries[-1].retention
             if received.since_step >= EVERY:
                 received.since_step = 0
-                self.step(database, stream, now)
+                due.append(stream)
+        return due
 
-    def streams(self, database: sqlite3.Connection) -> list[Stream]:
-        """Return the streams whose watermark is known, to this process or from the file."""
-        # As JSON: the application may have set a text_factory, and its file may be in UTF-16.
-        (stored,) = _row(database, "select json_group_array(json_array(source, queue)) from eoq_watermark", ())
-        return sorted({*[(source, queue) for source, queue in json.loads(stored)], *self._received})
+    def limits(self, stream: Stream, stored: KnownWatermark | None, now: float) -> tuple[Limits, KnownWatermark | None]:
+        """Return which ids of a stream may be deleted, and what is to be stored about its watermark (or None).
 
-    def step(
-        self, database: sqlite3.Connection, stream: Stream, now: float, *, from_start: bool = False
-    ) -> tuple[int, bool]:
-        """Read the next `ROWS` ids of a queue, and delete those that may be deleted.
-
-        A step goes on where the last one ended, and begins with the lowest id after the highest, or ``from_start``.
-        Return how many ids were deleted, and whether the end was reached.
+        ``stored`` is what the database has about it.
         """
-        watermark, before = self._limits(database, stream, now)
-        source, queue = stream
-        if from_start:
-            database.execute("update eoq_watermark set swept_to = '' where source = ? and queue = ?", stream)
-        found = _row(database, _RANGE, (ROWS - 1, source, queue))
-        if found is None:
-            return 0, True
-        after, last = json.loads(found[0])
-        end = b"" if last is None else last  # to SQLite each blob is greater than each text
-        cursor = database.execute(_DELETE, (queue, after, end, watermark, before, source))
-        database.execute(
-            "update eoq_watermark set swept_to = ? where source = ? and queue = ?", (last or "", source, queue)
-        )
-        return cursor.rowcount, last is None
-
-    def _limits(self, database: sqlite3.Connection, stream: Stream, now: float) -> tuple[int, float]:
-        """Return the watermark below which, and the moment before which, ids may be deleted. Store both for others."""
-        received, stored = self._received.get(stream), self._stored(database, stream)
+        received = self._received.get(stream)
         if received is not None and received.requested_at > now:
             received = None  # by a wrong clock
         if received is None:
             if stored is None or stored.seen_at > now:
-                return 0, -math.inf
+                return Limits(0, -math.inf), None
             received = _Watermark(stored.watermark, stored.seen_at, stored.retention)
         elif stored is not None and received.requested_at < stored.seen_at <= now:
             received = _Watermark(stored.watermark, stored.seen_at, stored.retention)
@@ -256,29 +206,16 @@ class Pruning:
         watermark = received.watermark
         if stored is not None and belief.seen_at == stored.seen_at:
             watermark = stored.watermark  # it stays with its date
-        source, queue = stream
-        database.execute(_STORE, (source, queue, watermark, received.retention, belief.forgotten_to, belief.seen_at))
-        if self._known_past is not None:
-            self._known_past = max(self._known_past, min(belief.seen_at, belief.forgotten_to + keep))
-        return received.watermark, min(belief.forgotten_to, received.requested_at - keep)
+        if self.known_past is not None:
+            self.known_past = max(self.known_past, min(belief.seen_at, belief.forgotten_to + keep))
+        limits = Limits(received.watermark, min(belief.forgotten_to, received.requested_at - keep))
+        return limits, KnownWatermark(watermark, received.retention, belief.forgotten_to, belief.seen_at)
 
-    def is_old(self, message: Delivery, now: float) -> bool:
-        """Return whether a delivery was requested so long ago that `is_late` has to be called for it."""
-        return not -SLACK <= now - message.received_at <= self.keep(message.retention)
+    def is_old(self, message: Delivery, now: float, ahead: float = 0.0) -> bool:
+        """Return whether a delivery was requested so long ago that `is_late` has to be asked about it."""
+        return not -SLACK <= now - message.received_at - ahead <= self.keep(message.retention)
 
-    def is_late(self, database: sqlite3.Connection, message: Delivery, now: float) -> bool:
+    def is_late(self, message: Delivery, stored: KnownWatermark | None, now: float, ahead: float = 0.0) -> bool:
         """Return whether the id of an old delivery may have been deleted, if it is not found."""
-        stored = self._stored(database, (message.source, message.queue))
-        return stored is not None and (message.received_at < stored.forgotten_to or message.received_at > now + SLACK)
-
-    def _stored(self, database: sqlite3.Connection, stream: Stream) -> _Row | None:
-        """Return what the file has about a stream, or about the queue from the time before there were sources."""
-        source, queue = stream
-        row = _row(database, _STORED, (queue, source))
-        return None if row is None else _Row(*row)
-
-
-def _row(database: sqlite3.Connection, sql: str, parameters: tuple[object, ...]) -> Any:
-    cursor = database.cursor()
-    cursor.row_factory = None  # the application may have set one on its connection
-    return cursor.execute(sql, parameters).fetchone()
+        requested_at = message.received_at + ahead
+        return stored is not None and (requested_at < stored.forgotten_to or requested_at > now + SLACK)

@@ -1,0 +1,179 @@
+"""``eoq forward`` and ``eoq ingest``: move a queue to other machines over a table in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from time import localtime, strftime
+from typing import Any
+
+import click
+
+from eoq.client.aio import AsyncClient, connect_async
+
+from .common import confirm, print_json, visible
+from .logs import log_to_standard_error
+from .options import json_option, queue_argument, socket_option
+
+SET_ASIDE = 65
+"""Exit status while rows are set aside."""
+
+
+def _without_password(_ctx: click.Context, _param: click.Parameter, url: str) -> str:
+    from eoq.postgres.driver import refuse_password
+
+    refuse_password(url)
+    return url
+
+
+@click.command()
+@queue_argument
+@click.option("--to", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@click.option("--until-empty", is_flag=True, help="Forward what is ready, then end.")
+@json_option
+@socket_option
+def forward(queue: str, url: str, until_empty: bool, as_json: bool, socket: str | None) -> None:
+    """Move the messages of QUEUE to the table eoq_forward of a PostgreSQL database, each once.
+
+    `eoq ingest` takes them from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
+    it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE or a service.
+
+    \b
+    eoq forward payments --to postgresql://eoq@db/shop
+    eoq forward payments --to postgresql://eoq@db/shop --until-empty
+    """
+    from eoq.bridge.forward import Forwarder
+
+    log_to_standard_error("eoq forward")
+
+    async def work(client: AsyncClient) -> None:
+        one = Forwarder(client, queue, url)
+        await one.check()
+        if until_empty:
+            await one.flush()
+            if as_json:
+                print_json({"queue": queue, "to": one.name, "forwarded": one.forwarded, "rejected": one.rejected})
+            return
+        click.echo(f"eoq forward: {queue} to {one.name}", err=True)
+        await _until_stopped(one.run())
+
+    asyncio.run(_with_client(socket, work))
+
+
+@click.command()
+@click.argument("queue", required=False)
+@click.option("--from", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@click.option("--as", "owner", metavar="NAME", help="The name of this machine. By default its daemon's identity.")
+@click.option("--limit", type=click.IntRange(min=1), default=1000, help="Messages that are unsettled here at most.")
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=86400),
+    default=30 * 86400.0,
+    metavar="SECONDS",
+    help="How long ids are remembered.",
+)
+@click.option("--until-empty", is_flag=True, help="Take what is there, up to the limit, then end.")
+@click.option("--claims", is_flag=True, help="Print which machine holds how many messages, and take none.")
+@click.option("--release", metavar="NAME", help="Give up what a lost machine has claimed, so that others take it.")
+@click.option("--yes", is_flag=True, help="Do not ask before a release.")
+@json_option
+@socket_option
+def ingest(
+    queue: str | None,
+    url: str,
+    owner: str | None,
+    limit: int,
+    keep: float,
+    until_empty: bool,
+    claims: bool,
+    release: str | None,
+    yes: bool,
+    as_json: bool,
+    socket: str | None,
+) -> None:
+    """Take messages for QUEUE from the table eoq_forward of a PostgreSQL database, each once.
+
+    The machine claims rows by its name, stores them in its daemon, and marks them as taken. Messages of one group go to
+    one machine. It runs until it is stopped.
+
+    \b
+    eoq ingest payments --from postgresql://eoq@db/shop --as till-3
+    eoq ingest --from postgresql://eoq@db/shop --claims
+    eoq ingest payments --from postgresql://eoq@db/shop --release till-2
+    """
+    if claims:
+        _print_claims(url, queue, as_json)
+        return
+    if queue is None:
+        raise click.UsageError("name the QUEUE")
+    if release is not None:
+        _release(url, queue, release, yes)
+        return
+    from eoq.bridge.ingest import Ingester
+
+    log_to_standard_error("eoq ingest")
+    aside = 0
+
+    async def work(client: AsyncClient) -> None:
+        nonlocal aside
+        one = Ingester(client, queue, url, owner=owner, limit=limit, keep=keep)
+        if until_empty:
+            aside = await one.flush()
+            if as_json:
+                print_json({"queue": queue, "taken": one.taken, "set_aside": aside})
+            return
+        click.echo(f"eoq ingest: {queue}", err=True)
+        await _until_stopped(one.run())
+
+    asyncio.run(_with_client(socket, work))
+    if aside:
+        click.echo(f"eoq ingest: rows set aside: {aside:,}; the column `error` of eoq_forward says why", err=True)
+        sys.exit(SET_ASIDE)
+
+
+async def _with_client(socket: str | None, work: Any) -> None:
+    async with connect_async(socket) as client:
+        await work(client)
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work`` until SIGTERM. Ctrl-C cancels this coroutine."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        done, _ = await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            await ended
+    finally:
+        for one in (task, stopping):
+            one.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)
+
+
+def _print_claims(url: str, queue: str | None, as_json: bool) -> None:
+    from eoq.bridge.claims import list_claims
+
+    for claim in list_claims(url, queue):
+        if as_json:
+            print_json(claim._asdict())
+            continue
+        since = "" if claim.oldest is None else f" since {strftime('%Y-%m-%d %H:%M:%S', localtime(claim.oldest))}"
+        held = "waiting" if claim.owner is None else "claimed"
+        said = f"{held} {claim.claimed:,}{since}, set aside {claim.set_aside:,}, taken {claim.taken:,}"
+        click.echo(visible(f"{claim.queue}  {claim.owner or '-'}  {said}"))
+
+
+def _release(url: str, queue: str, owner: str, yes: bool) -> None:
+    from eoq.bridge.claims import release_claims
+
+    confirm(
+        f"What {owner} has claimed of {queue} goes to other machines. Its daemon may have stored some of it before it "
+        "was lost, and may even have processed it: these messages are doubled if that machine comes back, or if their "
+        "effects are seen elsewhere. Release them?",
+        yes,
+    )
+    click.echo(f"{release_claims(url, queue, owner):,}")

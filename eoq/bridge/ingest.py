@@ -1,0 +1,253 @@
+"""Ingest a queue: claim rows of `eoq_forward` by the name of this machine, store them here, mark them as taken.
+
+`ClaimedRows` stands in for the outbox of a `Relay`, which sends, waits and repeats. So the three steps are those of a
+relay: read (and claim), send, remove (mark as taken).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+
+from ..client.aio import AsyncClient
+from ..errors import EoqError, InvalidRequest
+from ..outbox.relay import RESEND_WITHIN, Relay
+from ..outbox.rows import Row, SetAside, check_age, read_message
+from ..postgres.sql.inbox import LOCK_TABLES
+from ..postgres.waking import WakingTable
+from ..protocol.limits import MAX_ERROR
+from . import statements
+
+log = logging.getLogger("eoq.bridge")
+
+LIMIT: Final = 1000
+"""How many messages are claimed or unsettled here at most: what a lost machine can hold back."""
+KEEP_SECONDS: Final = 30 * 86400.0
+"""How long rows that were taken are remembered."""
+FORGET_SECONDS: Final = 60.0
+"""How often rows are forgotten."""
+ROOM_SECONDS: Final = 0.5
+"""How often the daemon is asked how many messages it has."""
+
+
+class NameInUse(InvalidRequest):
+    """Another ingester works under the name of this one."""
+
+
+class ClaimedRows:
+    """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`."""
+
+    def __init__(self, conninfo: str, queue: str, owner: str, identity: str, keep: float) -> None:
+        self._table = WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it", self._begin)
+        self.name = f"{queue} from {self._table.name}"
+        self.room = 0
+        """How many more messages may be claimed now."""
+        self._queue = queue
+        self._owner = owner
+        self._identity = identity
+        self._keep = keep
+        self._forgotten_at = -FORGET_SECONDS
+
+    def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Take the name, for as long as the connection lives, and make the table if there is none."""
+        (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
+        if not taken:
+            raise NameInUse(
+                f"another `eoq ingest` takes {self._queue!r} as {self._owner!r} just now; two machines under one name "
+                "would double messages: give each a name of its own (--as)"
+            )
+        (found,) = connection.execute(statements.FIND).fetchone() or (False,)
+        if not found:
+            with connection.transaction():
+                connection.execute(LOCK_TABLES)
+                for statement in statements.CREATE:
+                    connection.execute(statement)
+        connection.execute(statements.NAME_OWNER, (self._queue, self._owner, self._identity))
+        identity, has_claims = connection.execute(statements.OWNER, (self._queue, self._owner)).fetchall()[0]
+        if identity != self._identity and has_claims:
+            raise NameInUse(
+                f"the name {self._owner!r} has claims of another daemon's file, which may have stored their messages; "
+                "start that daemon again, or take another name (--as) and give its claims up: `eoq ingest --release`"
+            )
+        connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
+
+    def close(self) -> None:
+        """Close the connection, and give the name up. The next use opens it again."""
+        self._table.close()
+
+    async def watch(self, wake: Callable[[], None], seconds: float) -> None:
+        """Call ``wake`` when rows may have been inserted, until cancelled."""
+        await self._table.watch(wake, seconds)
+
+    def read(
+        self,
+        limit: int,
+        most_bytes: int,
+        *,
+        without: Collection[str] = (),
+        resend_within: float,
+        behind_writers: bool = False,
+        reread: bool = False,
+    ) -> list[Row]:
+        """Return the open claims of this machine, or claim more. See `OutboxFile.read`."""
+        if self._queue in without:
+            return []
+        if behind_writers:
+            self._table.begin_waiting()
+        else:
+            self._table.end_waiting()
+        self._forget()
+        with self._table.transaction() as connection:
+            found = connection.execute(statements.OWN, (self._queue, self._owner, limit)).fetchall()
+            wanted = min(limit, self.room)
+            if not found and wanted > 0:
+                connection.execute(statements.LOCK_QUEUE, (self._queue,))
+                claim = (self._queue, self._owner, wanted, self._owner)
+                found = connection.execute(statements.CLAIM, claim).fetchall()
+                self.room -= len(found)
+        rows = [self._row(*row, resend_within=resend_within) for row in found]
+        return _first_bytes(rows, most_bytes)
+
+    def _row(
+        self,
+        seq: int,
+        key: bytes,
+        age: float,
+        group: str | None,
+        body: bytes,
+        headers: str | None,
+        id: str,
+        priority: int,
+        left: float | None,
+        *,
+        resend_within: float,
+    ) -> Row:
+        now = time.time()
+        too_old = check_age(now - age, resend_within)
+        # A message whose time is over is stored all the same, so that it is known, and expires at once.
+        ttl = None if left is None else max(left, 0.001)
+        message = too_old or read_message(self._queue, group, bytes(body), headers, id, priority, None, ttl, now)
+        return Row(seq, bytes(key), None if group is None else (self._queue, group), message)
+
+    def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """Return the rows that this machine has still claimed, and when it claimed the first of them."""
+        with self._table.transaction() as connection:
+            keys = [row.key.decode() for row in rows]
+            own = connection.execute(statements.AGES, (self._queue, keys, self._owner)).fetchall()
+        ages = {id.encode(): age for id, age in own}
+        left = [row for row in rows if row.key in ages]
+        return left, time.time() - max((ages[row.key] for row in left), default=0.0)
+
+    def unmark(self, rows: Sequence[Row]) -> None:
+        """Do nothing: a claim stays, so that no other machine takes the row."""
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Mark rows as taken: the daemon has stored them."""
+        with self._table.transaction() as connection:
+            connection.execute(statements.TAKEN, (self._queue, [row.key.decode() for row in rows], self._owner))
+
+    def set_aside(self, row: Row, error: str) -> None:
+        """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
+        text = error[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")  # PostgreSQL has no NUL in a text
+        with self._table.transaction() as connection:
+            connection.execute(statements.SET_ASIDE, (text, self._queue, row.key.decode(), self._owner))
+
+    def count_set_aside(self) -> int:
+        """Return how many rows are set aside."""
+        with self._table.transaction() as connection:
+            return int(connection.execute(statements.COUNT_SET_ASIDE, (self._queue, self._owner)).fetchall()[0][0])
+
+    def list_set_aside(self, limit: int) -> list[SetAside]:
+        """Return the first rows that are set aside."""
+        with self._table.transaction() as connection:
+            rows = connection.execute(statements.LIST_SET_ASIDE, (self._queue, self._owner, limit))
+            return [SetAside(*row) for row in rows]
+
+    def _forget(self) -> None:
+        if time.monotonic() >= self._forgotten_at + FORGET_SECONDS:
+            self._forgotten_at = time.monotonic()
+            with self._table.transaction() as connection:
+                connection.execute(statements.FORGET, (self._keep,))
+
+
+class Ingester:
+    """It takes the messages of one queue from the table in the database of a connection string.
+
+    ``owner`` is the name of this machine; by default it is the identity of the daemon's file.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        queue: str,
+        conninfo: str,
+        *,
+        owner: str | None = None,
+        limit: int = LIMIT,
+        keep: float = KEEP_SECONDS,
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._conninfo = conninfo
+        self._owner = owner
+        self._limit = limit
+        self._keep = keep
+        self.taken = 0
+        """How many messages were stored here, those included that were here already."""
+
+    async def run(self) -> None:
+        """Ingest until this task is cancelled. Raises `NameInUse` at the start."""
+        claims, relay = await self._relay()
+        await asyncio.to_thread(claims.count_set_aside)
+        task = asyncio.create_task(relay.run())
+        try:
+            while not task.done():
+                with suppress(EoqError):
+                    had = claims.room
+                    claims.room = await self._free()
+                    if had <= 0 < claims.room:
+                        relay.wake()
+                await asyncio.wait({task}, timeout=ROOM_SECONDS)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.taken = relay.sent
+
+    async def flush(self) -> int:
+        """Ingest what is there now, up to the limit. Return how many rows are set aside."""
+        claims, relay = await self._relay()
+        claims.room = await self._free()
+        try:
+            return await relay.flush()
+        finally:
+            self.taken = relay.sent
+
+    async def _relay(self) -> tuple[ClaimedRows, Relay]:
+        status = await self._client.ask("status")
+        identity = str(status["identity"])
+        claims = ClaimedRows(self._conninfo, self._queue, self._owner or identity, identity, self._keep)
+        remembers = status.get("remembers") or RESEND_WITHIN
+        return claims, Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
+
+    async def _free(self) -> int:
+        queues = [row for row in await self._client.queues() if row["name"] == self._queue]
+        waiting = sum(int(row[state]) for row in queues for state in ("ready", "leased", "delayed", "blocked"))
+        return self._limit - waiting
+
+
+def _first_bytes(rows: list[Row], most: int) -> list[Row]:
+    """Return the first rows whose messages have ``most`` bytes together, and one at least."""
+    size = 0
+    for index, row in enumerate(rows):
+        body = getattr(row.message, "body", b"")
+        size += len(body)
+        if index and size > most:
+            return rows[:index]
+    return rows

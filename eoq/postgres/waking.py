@@ -1,0 +1,139 @@
+"""A connection to a table whose writers wake those that wait for rows: a trigger notifies while somebody waits.
+
+A waiting reader holds an advisory lock exclusively. Each transaction that inserts asks for the same lock, shared. If
+that is refused, it notifies. If not, the reader will wait for the end of this transaction before it waits for others.
+So nobody notifies for nothing: a notification takes a lock of the whole database at the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ..backoff import pauses
+from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
+from ..outbox.rows import FileBusy, NoOutbox
+from .driver import shown, with_defaults
+from .sql.inbox import LOCK_CLASS
+
+LOCK_SECONDS: Final = 1
+"""How long a reader waits for transactions that have written to the table, before it looks again."""
+SYNCHRONOUS: Final = (
+    "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
+)
+"""It makes the commits of a connection wait for the disk."""
+
+
+class WakingTable:
+    """The table ``table`` in the database of a connection string, over a connection that is opened when it is needed.
+
+    All methods raise `FileBusy`, `NoOutbox`, `StorageFull`, `StorageFailed` or `Forbidden`, and `InvalidRequest` if
+    the table is not as documented. ``absent`` says what to do if it is not there. ``opened`` is called with each new
+    connection.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        table: str,
+        absent: str,
+        opened: Callable[[psycopg.Connection[tuple[Any, ...]]], None] = lambda _connection: None,
+    ) -> None:
+        self.name = shown(conninfo)
+        self._conninfo = with_defaults(conninfo)
+        self._table = table
+        self._absent = absent
+        self._opened = opened
+        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._waiting = False
+        """Whether the connection holds the lock by which writers know that somebody waits."""
+
+    def close(self) -> None:
+        """Close the connection. The next use opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._waiting = None, False
+
+    def begin_waiting(self) -> None:
+        """Wait for all transactions that have written to the table. Those that write from now on notify.
+
+        Raises `FileBusy` if they take long.
+        """
+        if not self._waiting:
+            with self.transaction() as connection:
+                connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+                connection.execute(self._of_lock("pg_advisory_lock"))
+            self._waiting = True
+
+    def end_waiting(self) -> None:
+        """Let those that write notify no more."""
+        if self._waiting:
+            with self.transaction() as connection:
+                connection.execute(self._of_lock("pg_advisory_unlock"))
+            self._waiting = False
+
+    def _of_lock(self, function: str) -> str:
+        return f"select {function}({LOCK_CLASS}, '{self._table}'::regclass::oid::integer)"
+
+    async def watch(self, wake: Callable[[], None], seconds: float) -> None:
+        """Call ``wake`` when another program may have written to the table, until cancelled.
+
+        Over a connection of its own. While that is lost, it calls ``wake`` only now and then.
+        """
+        waits = pauses(1.0, seconds)
+        while True:
+            with suppress(psycopg.Error, OSError):
+                async with await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+                    await connection.execute(f"listen {self._table}")
+                    wake()  # what came before is not notified
+                    waits = pauses(1.0, seconds)
+                    async for _notice in connection.notifies():
+                        wake()
+            wake()
+            await asyncio.sleep(next(waits))  # the database is away
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Run the block in a transaction, which is on disk after it."""
+        try:
+            connection = self._open()
+            with connection.transaction():
+                yield connection
+        except psycopg.Error as error:
+            failure = self.failure(error)
+            if not isinstance(failure, FileBusy | NoOutbox):
+                self.close()
+            raise failure from error
+
+    def _open(self) -> psycopg.Connection[tuple[Any, ...]]:
+        if self._connection is None or self._connection.closed:
+            self._waiting = False
+            connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
+            try:
+                connection.execute(SYNCHRONOUS)
+                self._opened(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def failure(self, error: psycopg.Error) -> EoqError:
+        """Return the error of eoq for one of the database."""
+        state = error.sqlstate or ""
+        if state == "55P03":
+            return FileBusy(f"{self.name} has open transactions that have written to {self._table}")
+        if state == "42P01":
+            return NoOutbox(f"{self.name} has no table {self._table} in its search path; {self._absent}")
+        if state == "53100":
+            return StorageFull(f"there is no space for {self.name}; free some")
+        if state.startswith(("28", "42501")):
+            return Forbidden(f"{self.name} refuses this user: {error}; grant select, insert, update and delete")
+        if state.startswith(("42", "22")):
+            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {error}")
+        return StorageFailed(f"{self.name} cannot be reached or used: {error}".rstrip())

@@ -1,0 +1,160 @@
+"""The run: it starts the parts, kills one at random moments, starts it again, and reads the ledgers at the end."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bridge_kills.sender import GROUPS
+from tests.postgres import Server, running_server
+from tests.support import Daemon, clean_environment, running_daemon
+
+PAUSE = 0.05, 0.4
+"""Seconds between two kills, by chance."""
+DRAIN_SECONDS = 600.0
+"""How long the rest may take after the last kill."""
+
+
+@dataclass
+class Report:
+    """What was done, and what went wrong."""
+
+    sent: int = 0
+    booked: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    disordered: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not (self.lost or self.doubled or self.disordered)
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{part} {count}" for part, count in sorted(self.kills.items()))
+        wrong = f"lost {len(self.lost)}, doubled {len(self.doubled)}, out of order {len(self.disordered)}"
+        return f"sent {self.sent:,}, booked {self.booked:,}; {self.kills.total()} kills ({kills}); {wrong}"
+
+
+class Program:
+    """A part that is one process: killed with SIGKILL, and started again."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self._folder = folder
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "programs.err").open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, *self._command], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
+                env=clean_environment(), cwd=Path(__file__).parents[2],
+            )  # fmt: skip
+
+    def ensure(self) -> None:
+        """Start it again if it has ended with an error."""
+        if self._process is None or self._process.poll() not in (None, 0):
+            self.start()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
+def run(messages: int, kills: int, machines: int, seed: int) -> Report:
+    """Send ``messages``, and kill parts ``kills`` times meanwhile."""
+    report = Report(sent=messages)
+    rng = random.Random(seed)
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server())
+        origin = stack.enter_context(running_daemon())
+        others = [stack.enter_context(running_daemon()) for _ in range(machines)]
+        ledgers = [machine.folder / "ledger.db" for machine in others]
+        for ledger in ledgers:
+            with closing(sqlite3.connect(ledger)) as database:
+                database.execute("pragma journal_mode = wal")
+                database.execute("create table payment (number integer primary key, id text, grp text)")
+        programs = _programs(server, origin, others, ledgers, messages)
+        for program in programs.values():
+            stack.callback(program.kill)
+            program.start()
+        parts: dict[str, Callable[[], None]] = {name: program.restart for name, program in programs.items()}
+        parts["origin"] = origin.restart
+        parts.update({f"daemon{number}": machine.restart for number, machine in enumerate(others)})
+        parts["engine"] = lambda: _restart(server)
+        for _ in range(kills):
+            time.sleep(rng.uniform(*PAUSE))  # between two kills: their moments are what is tested
+            name = rng.choice(sorted(parts))
+            parts[name]()
+            report.kills[name.rstrip("0123456789")] += 1
+            for program in programs.values():
+                program.ensure()
+        _drain(programs, ledgers, messages)
+        _judge(report, ledgers, messages)
+    return report
+
+
+def _restart(server: Server) -> None:
+    server.kill()
+    server.start()
+
+
+def _programs(
+    server: Server, origin: Daemon, others: list[Daemon], ledgers: list[Path], messages: int
+) -> dict[str, Program]:
+    url, cli = server.conninfo(), ("-m", "eoq.cli")
+    sender = ("-m", "tests.bridge_kills.sender", str(origin.socket), str(messages), str(origin.folder / "sent"))
+    programs = {
+        "sender": Program(origin.folder, *sender),
+        "forwarder": Program(origin.folder, *cli, "forward", "q", "--to", url, "--socket", str(origin.socket)),
+    }
+    for number, (machine, ledger) in enumerate(zip(others, ledgers, strict=True)):
+        ingest = ("ingest", "q", "--from", url, "--as", f"m{number}", "--limit", "100", "--socket", str(machine.socket))
+        programs[f"ingester{number}"] = Program(machine.folder, *cli, *ingest)
+        work = ("-m", "tests.bridge_kills.worker", str(machine.socket), str(ledger))
+        programs[f"worker{number}"] = Program(machine.folder, *work)
+    return programs
+
+
+def _drain(programs: dict[str, Program], ledgers: list[Path], messages: int) -> None:
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while sum(len({id for id, _ in _booked(ledger)}) for ledger in ledgers) < messages:
+        if time.monotonic() > deadline:
+            return
+        for program in programs.values():
+            program.ensure()
+        time.sleep(0.5)  # between two looks at the ledgers
+
+
+def _booked(ledger: Path) -> list[tuple[str, str | None]]:
+    with closing(sqlite3.connect(ledger, timeout=30)) as database, suppress(sqlite3.OperationalError):
+        return database.execute("select id, grp from payment order by number").fetchall()
+    return []
+
+
+def _judge(report: Report, ledgers: list[Path], messages: int) -> None:
+    booked = [_booked(ledger) for ledger in ledgers]
+    counts = Counter(id for rows in booked for id, _ in rows)
+    report.booked = counts.total()
+    report.lost = [f"{n}" for n in range(messages) if f"{n}" not in counts]
+    report.doubled = [id for id, count in counts.items() if count > 1]
+    for group in (f"g{number}" for number in range(GROUPS)):
+        places = [[int(id) for id, grp in rows if grp == group] for rows in booked]
+        if sum(map(bool, places)) > 1 or any(ids != sorted(ids) for ids in places):
+            report.disordered.append(group)

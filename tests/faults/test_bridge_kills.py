@@ -1,0 +1,16 @@
+"""The bridge under kills of every part, the engine among them: nothing lost, nothing doubled, groups in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bridge_kills.run import run
+from tests.postgres import why_absent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+def test_nothing_is_lost_doubled_or_out_of_order() -> None:
+    report = run(messages=600, kills=25, machines=3, seed=3)
+    assert report.clean, str(report)
+    assert report.booked == 600

@@ -1,0 +1,230 @@
+"""The bridge with real daemons and PostgreSQL: each message goes to one other machine, once."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+import eoq
+from tests.integration.bridges import bridge, bridging
+from tests.postgres import Server
+from tests.support import PATIENCE, Daemon, eventually, running_daemon
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Daemon]]:
+    """Run three daemons: the first sends."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(running_daemon()) for _ in range(3)]
+
+
+def _rows(database: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database) as connection:
+        cursor = connection.execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def _send(daemon: Daemon, *messages: eoq.Outgoing) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.send_many("q", messages)
+
+
+def _take(daemon: Daemon) -> list[eoq.Message]:
+    with eoq.connect(daemon.socket) as client:
+        messages = client.receive("q", 1000)
+        for message in messages:
+            message.ack(b"done")
+        return messages
+
+
+def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str) -> None:
+    origin, other, _ = machines
+    headers = {"traceparent": "00-1-2-03", "h": "ü"}
+    _send(
+        origin,
+        eoq.Outgoing(b"\xff\x00", id="binary", headers=headers, priority=3, group="g", ttl=3600),
+        eoq.Outgoing({"a": 1}, id="json"),
+    )
+    ran = bridge(origin, f"forward q --to '{database}' --until-empty --json")
+    assert (ran.rows, ran.errors) == ([{**ran.rows[0], "forwarded": 2, "rejected": 0}], "")
+    with eoq.connect(origin.socket) as client:
+        result = client.result("q", "json")
+    assert result is not None
+    assert result.outcome == "forwarded"
+    assert result.error is not None
+    assert result.error.startswith("postgresql://")
+    ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --json")
+    assert ran.rows == [{"queue": "q", "taken": 2, "set_aside": 0}], ran.errors
+    by_id = {message.id: message for message in _take(other)}
+    message = by_id["binary"]
+    assert (message.body, message.headers, message.priority, message.group) == (b"\xff\x00", headers, 3, "g")
+    assert message.expires_at is not None
+    assert 3000 < message.expires_at - time.time() < 3601
+    assert by_id["json"].json() == {"a": 1}
+
+
+def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon], database: str) -> None:
+    origin, *others = machines
+    got: list[str] = []
+    with (
+        bridging(origin, f"forward q --to '{database}'"),
+        bridging(others[0], f"ingest q --from '{database}' --as b --limit 50"),
+        bridging(others[1], f"ingest q --from '{database}' --as c --limit 50"),
+    ):
+        for start in range(0, 300, 100):
+            _send(origin, *[eoq.Outgoing("x", id=f"{n}") for n in range(start, start + 100)])
+
+            def all_there(wanted: int = start + 100) -> bool:
+                for machine in others:
+                    got.extend(message.id for message in _take(machine))
+                return len(got) >= wanted
+
+            eventually(all_there, PATIENCE * 3)
+    assert sorted(got, key=int) == [f"{n}" for n in range(300)]
+    assert {owner for (owner,) in _rows(database, "select distinct owner from eoq_forward")} <= {"b", "c"}
+
+
+def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Daemon], database: str) -> None:
+    origin, *others = machines
+    _send(origin, *[eoq.Outgoing("x", id=f"{n}", group=f"g{n % 3}", priority=n % 2) for n in range(30)])
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    taken: list[list[int]] = [[], []]
+    for _ in range(10):
+        for machine, name, ids in zip(others, "bc", taken, strict=True):
+            ran = bridge(machine, f"ingest q --from '{database}' --as {name} --until-empty --limit 5")
+            assert ran.status == 0, ran.errors
+            while messages := _take(machine):
+                ids.extend(int(message.id) for message in messages)
+    assert sorted(taken[0] + taken[1]) == list(range(30))
+    for group in range(3):
+        own = [[n for n in ids if n % 3 == group] for ids in taken]
+        assert sorted(map(len, own)) == [0, 10]
+        assert own[0] == sorted(own[0])
+        assert own[1] == sorted(own[1])
+
+
+def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daemon], database: str) -> None:
+    origin, second, other = machines
+    for machine, body in ((origin, "same"), (second, "same")):
+        _send(machine, eoq.Outgoing(body, id="m"))
+        bridge(machine, f"forward q --to '{database}' --until-empty")
+    with eoq.connect(second.socket) as client:
+        assert client.result("q", "m") is not None
+        client.send("q", "x", id="n")
+    bridge(second, f"forward q --to '{database}' --until-empty")
+    _send(origin, eoq.Outgoing("other", id="n"))
+    ran = bridge(origin, f"forward q --to '{database}' --until-empty --json")
+    assert ran.rows[0]["rejected"] == 1
+    with eoq.connect(origin.socket) as client:
+        result = client.result("q", "n")
+    assert result is not None
+    assert result.outcome == "dead"
+    assert "id_conflict" in str(result.error)
+    bridge(other, f"ingest q --from '{database}' --as b --until-empty")
+    assert [(message.id, message.text) for message in _take(other)] == [("m", "same"), ("n", "x")]
+
+
+def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
+    """The machine was killed after its claim, before and after its daemon had stored the message."""
+    origin, other, third = machines
+    _send(origin, *[eoq.Outgoing("x", id=id) for id in "abc"])
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    bridge(other, f"ingest q --from '{database}' --as b --until-empty --limit 1")
+    _rows(database, "update eoq_forward set taken_at = null where id = 'a'")
+    _rows(database, "update eoq_forward set owner = 'b', claimed_at = extract(epoch from now()) where id = 'b'")
+    assert [message.id for message in _take(other)] == ["a"]
+    bridge(third, f"ingest q --from '{database}' --as c --until-empty")
+    bridge(other, f"ingest q --from '{database}' --as b --until-empty")
+    assert [message.id for message in _take(third)] == ["c"]
+    assert [message.id for message in _take(other)] == ["b"]
+    assert _rows(database, "select count(*) from eoq_forward where taken_at is null") == [(0,)]
+
+
+def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
+    machines: list[Daemon], database: str
+) -> None:
+    origin, other, _ = machines
+    _send(origin, eoq.Outgoing("x", id="m"))
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --limit 1")
+    _rows(database, "update eoq_forward set taken_at = null, claimed_at = claimed_at - 864000")
+    ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty")
+    assert ran.status == 65
+    assert "no answer was received" in _rows(database, "select error from eoq_forward")[0][0]
+
+
+def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) -> None:
+    origin, other, third = machines
+    _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    with bridging(other, f"ingest q --from '{database}' --as b --limit 1"):
+        eventually(lambda: _rows(database, "select 1 from eoq_forward where taken_at is not null"))
+        ran = bridge(third, f"ingest q --from '{database}' --as b --until-empty")
+        assert ran.status == 65
+        assert "another `eoq ingest` takes 'q' as 'b'" in ran.errors
+        ran = bridge(third, f"ingest q --from '{database}' --release b --yes")
+        assert ran.status == 65
+    _rows(database, "update eoq_forward set owner = 'b', claimed_at = 1, taken_at = null where id = 'b'")
+    ran = bridge(third, f"ingest q --from '{database}' --as b --until-empty")
+    assert "claims of another daemon's file" in ran.errors
+    (claims,) = bridge(third, f"ingest --from '{database}' --claims --json").rows
+    assert (claims["owner"], claims["claimed"], claims["taken"]) == ("b", 1, 1)
+    assert bridge(third, f"ingest q --from '{database}' --release b").status == 2, "it asks"
+    assert bridge(third, f"ingest q --from '{database}' --release b --yes").text == "1\n"
+    bridge(third, f"ingest q --from '{database}' --as c --until-empty")
+    assert [message.id for message in _take(third)] == ["b"]
+
+
+def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None:
+    _origin, other, _ = machines
+    with bridging(other, f"ingest q --from '{database}' --as b"):
+        eventually(lambda: _rows(database, "select to_regclass('eoq_forward')") != [(None,)])
+        _rows(database, "insert into eoq_forward (queue, id, body) values ('q', 'm', '{}')")
+        with eoq.connect(other.socket) as client:
+            (message,) = client.receive("q", wait=PATIENCE)
+        assert (message.id, message.json()) == ("m", {})
+
+
+def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemon], restarted: Server) -> None:
+    origin, other, _ = machines
+    database = restarted.conninfo()
+    with (
+        bridging(origin, f"forward q --to '{database}'"),
+        bridging(other, f"ingest q --from '{database}' --as b"),
+        eoq.connect(other.socket) as client,
+    ):
+        _send(origin, eoq.Outgoing("x", id="before"))
+        (message,) = client.receive("q", wait=PATIENCE)
+        message.ack()
+        restarted.kill()
+        _send(origin, eoq.Outgoing("x", id="meanwhile"))
+        starting = threading.Timer(2.0, restarted.start)
+        starting.start()
+        (message,) = client.receive("q", wait=PATIENCE * 2)
+        starting.join()
+        assert message.id == "meanwhile"
+    with eoq.connect(origin.socket) as client:
+        assert client.show("q", "meanwhile")["state"] == "forwarded"
+        assert client.show("q", "meanwhile").get("attempts", []) == []
+
+
+def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> None:
+    for command in ("forward q --to", "ingest q --from"):
+        ran = bridge(machines[0], f"{command} postgresql://shop:secret@localhost/shop")
+        assert ran.status == 65
+        assert "PGPASSFILE" in ran.errors
+        assert "secret" not in ran.errors
+
+
+def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
+    """Also: what is printed for scripts is JSON."""
+    bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")
+    ran = bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty --json")
+    assert json.loads(ran.text) == {"queue": "q", "taken": 0, "set_aside": 0}
