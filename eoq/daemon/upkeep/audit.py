@@ -25,7 +25,7 @@ LAG_SECONDS: Final = 3600.0
 """How long before its ack a message may have been processed, at most, so that an inbox has surely not forgotten it."""
 
 
-class Finding(NamedTuple):
+class Disagreement(NamedTuple):
     """A message about which two files do not agree, or that an operator has to see to."""
 
     kind: Kind
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 class Audit(NamedTuple):
     """What was compared, and what was found."""
 
-    findings: list[Finding]
+    findings: list[Disagreement]
     compared: int
     """Acked messages that were looked for in the inboxes."""
     forgotten: int
@@ -188,7 +188,7 @@ class _Application:
 def _compare(daemon: _DaemonFile, applications: Sequence[_Application], watch: Watch) -> Audit:
     streams = [(application, application.streams(str(daemon.identity))) for application in applications]
     queues = sorted({queue for _, known in streams for queue in known})
-    findings: list[Finding] = []
+    findings: list[Disagreement] = []
     compared = forgotten = 0
     for number, queue in enumerate(queues):
         watch("comparing", number, len(queues))
@@ -202,20 +202,20 @@ def _compare(daemon: _DaemonFile, applications: Sequence[_Application], watch: W
             unknown = {id for id in missing if acked[id] < surely_kept}
             compared += len(acked)
             forgotten += len(unknown)
-            findings += [Finding("acked_not_processed", queue, id, names) for id in sorted(missing - unknown)]
+            findings += [Disagreement("acked_not_processed", queue, id, names) for id in sorted(missing - unknown)]
         for application, _ in consumers:
             for ids in application.all_processed(queue):
                 waiting = daemon.waiting(queue, ids)
-                findings += [Finding("processed_not_acked", queue, id, str(application.path)) for id in waiting]
+                findings += [Disagreement("processed_not_acked", queue, id, str(application.path)) for id in waiting]
     for application in applications:
         findings += _of_outbox(daemon, application)
     watch("comparing", 1, 1)
     return Audit(findings, compared, forgotten)
 
 
-def _of_outbox(daemon: _DaemonFile, application: _Application) -> Iterator[Finding]:
+def _of_outbox(daemon: _DaemonFile, application: _Application) -> Iterator[Disagreement]:
     for queue, id, is_aside in application.outbox():
         if is_aside:
-            yield Finding("set_aside", queue, id, str(application.path))
+            yield Disagreement("set_aside", queue, id, str(application.path))
         elif daemon.known(queue, [id]):
-            yield Finding("sent_not_removed", queue, id, str(application.path))
+            yield Disagreement("sent_not_removed", queue, id, str(application.path))
