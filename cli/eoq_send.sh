@@ -1,6 +1,17 @@
 # eoq_send QUEUE [BODY|-] [--id ID]: leave a message in the spool of your eoq daemon, without starting Python.
 # Made by `eoq shell-init`, for sh, dash, bash, zsh and busybox sh. Help: eoq_send --help
 if [ -n "${ZSH_VERSION-}" ]; then zmodload zsh/datetime zsh/system; fi
+if [ -z "${EPOCHREALTIME-}" ] && [ -r /proc/loadavg ]; then
+    # This shell has no clock, and `date` takes a millisecond: when the machine was started, in hundredths of a second.
+    eoq_send_start=$(
+        IFS=' '
+        read -r up rest </proc/uptime
+        now=$(command date +%s%N)
+        case $now-$up in
+            [1-9]??????????????????-[1-9]*.??) echo $((${now%???????} - ${up%.*}${up#*.})) ;;
+        esac
+    ) || eoq_send_start=
+fi
 eoq_send() (
     # A subshell: nothing that is set here is seen outside, and nothing that is set outside has an effect here.
     put() { printf %s "$1"; }
@@ -90,9 +101,15 @@ eoq_send() (
     now=${EPOCHREALTIME-}
     case $now in
         *[.,]*) seconds=${now%%[.,]*} now=${now#*[.,]}000000000 ;;
-        *)
+        *) if [ -n "$eoq_send_start" ] &&
+            read -r up rest </proc/uptime && read -r one five fifteen run pid </proc/loadavg; then
+            # The last process id goes up from send to send, also within one hundredth of a second.
+            now=$((eoq_send_start + ${up%.*}${up#*.})) pid=0000000$pid
+            seconds=${now%??} now=${now#"${now%??}"}${pid#"${pid%???????}"}
+        else
             now=$(command date +%s%N)
-            now=${now%%[!0-9]*}000000000 seconds=${now%"${now#??????????}"} now=${now#??????????} ;;
+            now=${now%%[!0-9]*}000000000 seconds=${now%"${now#??????????}"} now=${now#??????????}
+        fi ;;
     esac
     nanoseconds=${now%"${now#?????????}"}
     { read -r random </proc/sys/kernel/random/uuid; } 2>/dev/null || random=$(command uuidgen)

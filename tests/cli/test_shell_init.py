@@ -232,12 +232,12 @@ def test_file_and_folder_are_synced_by_few_processes(sender: Sender, client: eoq
         real = shutil.which(name)
         (folder / name).write_text(LOGGING.format(name=name, log=log, real=real))
         (folder / name).chmod(0o755)
+    if not Path("/proc/loadavg").exists():
+        pytest.skip("without /proc, a shell without a clock also asks `date`")
     ran = sender.run(f"eoq_send {queue} first; echo >> {log}; eoq_send {queue} x", before=f"PATH={folder}:$PATH")
     assert ran.status == 0
     _, calls = log.read_text().split("\n\n", 1)
     steps = [line.split() for line in calls.splitlines()]
-    if steps[0][0] == "date":  # dash has no clock of its own
-        steps.pop(0)
     at, spool = f"{sender.spool}/{queue}", str(sender.spool)
     assert [step[0] for step in steps] == ["sync", "mv", "sync"]
     (_, unfinished), (_, _, moved, name), (_, *folders) = steps
