@@ -23,7 +23,7 @@ from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .batch import Results, ack_groups, note_not_given_back, split
 from .committed import Disk
-from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
+from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file, is_there
 from .pruning import Pruning, Stream
 from .transaction import Processed, refuse_foreign_keys
 
@@ -125,6 +125,13 @@ class Inbox:
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
+    def _usable(self) -> Processed:
+        """Return what is open, after opening what is not. The caller has the lock."""
+        if self._processed is not None and self._processed.file.lost and is_there(self._path):
+            self._processed = None
+            self._database.close()  # it leaves the new file alone: SQLite notices as well that its own has moved
+        return self._processed or self._open()
+
     def _open(self) -> Processed:
         """Open the file, at first and after a fork. The caller has the lock."""
         if self._refusal is not None:
@@ -184,7 +191,7 @@ class Inbox:
         """
         try:
             with self._lock:
-                processed = self._processed or self._open()
+                processed = self._usable()
                 result = processed.transaction([message], partial(self._apply, processed, message, handler))
         except Exception as error:
             give_back(message, error)
@@ -213,7 +220,7 @@ class Inbox:
         results: Results = []
         try:
             with self._lock:
-                processed = self._processed or self._open()
+                processed = self._usable()
                 processed.transaction(batch, partial(self._apply_many, processed, batch, handler, results))
         except Exception as error:
             if len(batch) > 1 and (results or not outcomes.is_outage(error)):
@@ -262,7 +269,7 @@ class Inbox:
     def seen(self, queue: str, id: str) -> bool:
         """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         with self._lock:
-            return (self._processed or self._open()).seen(queue, id)
+            return self._usable().seen(queue, id)
 
     def prune(self) -> int:
         """Delete all ids that can be deleted. Return how many were deleted.
@@ -272,7 +279,7 @@ class Inbox:
         transactions of a few rows each.
         """
         with self._lock:
-            processed = self._processed or self._open()
+            processed = self._usable()
             processed.refuse_open_transaction()
             return sum(_prune(processed, stream) for stream in processed.streams())
 

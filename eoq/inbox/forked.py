@@ -10,6 +10,7 @@ from typing import Final
 
 from ..errors import InvalidRequest
 from ..system.forks import watch_forks
+from .committed import FileIdentity, Place
 
 RECENT: Final = 16
 """How many connections of a library are remembered, to know them in a forked child."""
@@ -40,23 +41,32 @@ def is_file(path: str) -> bool:
     return path not in ("", ":memory:")
 
 
+def is_there(path: str | None) -> bool:
+    """Return whether an inbox of a path (None for a connection) can open its file again, because there is one."""
+    return path is not None and Path(path).exists()
+
+
 class LibraryConnections:
     """The connections of a library that an inbox has used lately: a forked child must not use them."""
 
     def __init__(self) -> None:
-        self._recent: deque[sqlite3.Connection] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[sqlite3.Connection, FileIdentity]] = deque(maxlen=RECENT)
         self._inherited: list[sqlite3.Connection] = []
         """Those that this process has inherited in a fork, and that are still open."""
         watch_forks(self)
 
-    def note(self, connection: sqlite3.Connection) -> None:
-        """Remember a connection of the library."""
-        if connection not in self._recent:
-            self._recent.append(connection)
+    def note(self, connection: sqlite3.Connection) -> FileIdentity:
+        """Remember a connection of the library. Return the identity of its file at its first use."""
+        for known, file in self._recent:
+            if known is connection:
+                return file
+        file = FileIdentity(Place.of(connection).path)
+        self._recent.append((connection, file))
+        return file
 
     def forked(self) -> None:
         """Note in a child which connections must not be used in it."""
-        self._inherited = [*self._inherited, *self._recent]
+        self._inherited += [connection for connection, _file in self._recent]
         self._recent.clear()
 
     def refuse_inherited(self) -> None:

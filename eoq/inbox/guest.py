@@ -76,6 +76,7 @@ class GuestInbox(Generic[T]):
             # Also the id of a message that was processed before may be in a transaction around this one.
             if not self._is_committed(message, place):
                 raise not_committed(message)
+            self._connections.note(place.database).check()
         except Exception as error:
             give_back(message, error)
             raise

@@ -21,7 +21,7 @@ from ..outcomes import Reject, note_lock
 from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
-from .committed import Disk
+from .committed import Disk, FileIdentity, Place
 from .guard import TransactionGuard
 from .pruning import Pruning, Stream
 from .tables import Effect, Key, create, digest_of, find, insert, is_found, lock, note_redeliveries, rows
@@ -66,6 +66,8 @@ class Processed:
         self._clock = clock
         self._owned = owned
         self._disk = disk
+        self.file = FileIdentity("")
+        """The file of an inbox that makes its own transactions."""
         self._began = False
         """Whether there is something to roll back or to restore."""
         self._joined = False
@@ -86,6 +88,7 @@ class Processed:
 
     def create(self) -> None:
         """Create the tables if they are missing, in a transaction of its own."""
+        self.file = FileIdentity(Place.of(self._database).path)
         self.transaction((), partial(create, self._database))
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
@@ -169,6 +172,8 @@ class Processed:
         if not self._joined:
             self._database.execute(_COMMIT)
         self._reset()
+        if not self._joined:
+            self.file.check()
 
     def rollback(self, error: BaseException | None = None) -> None:
         """Roll back the transaction of `begin` or `join`, if it began and has not ended. ``error`` is the reason."""
