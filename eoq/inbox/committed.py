@@ -92,7 +92,7 @@ class FileIdentity:
         if self.lost:
             raise StorageFailed(
                 f"{self._path} or its log was replaced or removed while the inbox used it, so what was just applied "
-                "may be in no file, and the message is not acked: stop the programs that use a file before you replace it"
+                "may be in no file, and the message is not acked: stop what uses a file before you replace it"
             )
         self._log = log
 
