@@ -322,6 +322,14 @@ GUARDS: Final = (
         select="claimed",
     ),
     Guard(
+        "an inbox acks nothing that was committed to a file without a name",
+        "eoq/inbox/transaction.py",
+        old="            self.file.check()",
+        new="            pass",
+        tests="tests/integration/test_inbox_replaced.py",
+        select="path or connection",
+    ),
+    Guard(
         "a file whose token is renewed stays before those behind it",
         "eoq/daemon/services/spool_queue.py",
         old="range(first, len(batch))), reversed(tokens), strict=True",

@@ -26,7 +26,7 @@ from ..system.aio_thread import complete
 from ..system.forks import close_before_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .committed import Disk
-from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
+from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file, is_there
 from .rules.aio_settling import ack_all, give_back
 from .rules.batch import Results, split
 from .rules.pruning import Pruning, Stream
@@ -241,11 +241,13 @@ class AsyncInbox:
             raise InvalidRequest(self._refusal)
         if self._closed:
             raise InvalidRequest("this inbox is closed; make a new one")
+        if self._processed is not None and self._processed.file.lost and is_there(self._path):
+            self._processed = None
         if self._processed is None:
             if not self._owned:
                 self._processed = await self._prepare(self._connection)
             else:
-                if self._database is not None:  # its file was closed for a fork, and its thread remains
+                if self._database is not None:  # its file was replaced, or closed for a fork, and its thread remains
                     await complete(self._database.close())
                     self._database = None
                 self._processed = await self._open()

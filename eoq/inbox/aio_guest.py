@@ -25,8 +25,8 @@ from ..message import AsyncMessage
 from ..outcomes import error_text
 from ..system.aio_sqlite import run
 from ..system.aio_thread import complete, in_thread
-from .committed import Disk, Place, not_committed
-from .forked import LibraryConnections, is_open
+from .committed import Disk, FileIdentity, Place, not_committed
+from .forked import LibraryConnections, file_of, is_open
 from .rules.aio_settling import give_back
 from .rules.pruning import Pruning, Stream
 from .transaction import Processed
@@ -38,10 +38,13 @@ R = TypeVar("R")
 class _Joined:
     """The tables of the inbox inside an open transaction of the library."""
 
-    def __init__(self, connection: aiosqlite.Connection, processed: Processed, place: Place) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, processed: Processed, place: Place, file: FileIdentity
+    ) -> None:
         self.connection = connection
         self.processed = processed
         self.place = place
+        self.file = file
 
     async def run(self, work: Callable[[], R]) -> R:
         """Run ``work`` on the thread of the connection."""
@@ -77,7 +80,7 @@ class AsyncGuestInbox(Generic[T]):
         self._pruning = Pruning(keep)
         self._clock = clock
         self._disk = Disk()
-        self._connections = LibraryConnections(is_open)
+        self._connections = LibraryConnections(is_open, file_of)
 
     async def process(
         self, message: AsyncMessage, handler: Callable[[T, AsyncMessage], Awaitable[object]]
@@ -106,6 +109,7 @@ class AsyncGuestInbox(Generic[T]):
             # Also the id of a message that was processed before may be in a transaction around this one.
             if not await self._is_committed(message, joined):
                 raise not_committed(message)
+            joined.file.check()
         except Exception as error:
             await give_back(message, error)
             raise
@@ -185,9 +189,9 @@ class AsyncGuestInbox(Generic[T]):
             )
 
         def make(database: sqlite3.Connection) -> _Joined:
-            self._connections.note(database)
+            file = self._connections.note(database)
             processed = Processed(database, self._pruning, self._clock, owned=False, disk=self._disk, in_tasks=True)
-            return _Joined(connection, processed, Place.of(database))
+            return _Joined(connection, processed, Place.of(database), file)
 
         return await run(connection, make)
 

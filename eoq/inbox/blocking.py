@@ -22,7 +22,7 @@ from ..message import Message
 from ..system.forks import WAIT_SECONDS, close_before_forks, leak, watch_forks
 from ..system.sqlite import BUSY_SECONDS, DURABLE, FOREIGN_KEYS
 from .committed import Disk
-from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file
+from .forked import FOREIGN_CONNECTION, FORKED_WITHIN, absolute, is_file, is_there
 from .rules.batch import Results, split
 from .rules.pruning import Pruning, Stream
 from .rules.settling import ack_all, give_back
@@ -126,6 +126,13 @@ class Inbox:
 
     # ── the file ────────────────────────────────────────────────────────────────────────────────────────
 
+    def _usable(self) -> Processed:
+        """Return what is open, after opening what is not. The caller has the lock."""
+        if self._processed is not None and self._processed.file.lost and is_there(self._path):
+            self._processed = None
+            self._database.close()  # it leaves the new file alone: SQLite notices as well that its own has moved
+        return self._processed or self._open()
+
     def _open(self) -> Processed:
         """Open the file, at first and after a fork. The caller has the lock."""
         if self._refusal is not None:
@@ -185,7 +192,7 @@ class Inbox:
         """
         try:
             with self._lock:
-                processed = self._processed or self._open()
+                processed = self._usable()
                 result = processed.transaction([message], partial(self._apply, processed, message, handler))
         except Exception as error:
             give_back(message, error)
@@ -214,7 +221,7 @@ class Inbox:
         results: Results = []
         try:
             with self._lock:
-                processed = self._processed or self._open()
+                processed = self._usable()
                 processed.transaction(batch, partial(self._apply_many, processed, batch, handler, results))
         except Exception as error:
             if len(batch) > 1 and (results or not outcomes.is_outage(error)):
@@ -263,7 +270,7 @@ class Inbox:
     def seen(self, queue: str, id: str) -> bool:
         """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         with self._lock:
-            return (self._processed or self._open()).seen(queue, id)
+            return self._usable().seen(queue, id)
 
     def prune(self) -> int:
         """Delete all ids that can be deleted. Return how many were deleted.
@@ -273,7 +280,7 @@ class Inbox:
         transactions of a few rows each.
         """
         with self._lock:
-            processed = self._processed or self._open()
+            processed = self._usable()
             processed.refuse_open_transaction()
             return sum(_prune(processed, stream) for stream in processed.streams())
 

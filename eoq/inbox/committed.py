@@ -1,4 +1,6 @@
-"""What an ack rests on: the library's block has committed, and the disk has synced. Both are seen and not believed.
+"""What an ack rests on: the library's block has committed, to the file that has the name, on a disk that has synced.
+
+All of that is seen and not believed.
 
 After a failed sync the system calls pages written that never reached the disk, and no later sync tells. So the log may
 have a hole before what is committed from now on, and a loss of power would take all of that. An inbox whose connection
@@ -65,6 +67,47 @@ def not_committed(message: Delivery) -> InvalidRequest:
         "because the handler caught an error of the database (in Django, run the statement that may fail in an "
         "`atomic` block of its own)"
     )
+
+
+# ── the file ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FileIdentity:
+    """Notices that the file of a connection, or its log, was replaced or removed: then it commits to no file."""
+
+    def __init__(self, path: str) -> None:
+        """``path`` is that of a connection that was just opened; empty where its database is in memory."""
+        self.lost = False
+        self._path = path
+        self._file = _identity(path)
+        self._log: tuple[int, int] | None = None
+        """None while there is no log: before the first write, and in other journal modes."""
+
+    def check(self) -> None:
+        """Raise `StorageFailed` where the file is another one. Call it after a commit and before the ack."""
+        if not self._path:
+            return
+        log = _identity(f"{self._path}-wal")
+        self.lost = _identity(self._path) != self._file or (self._log is not None and log != self._log)
+        if self.lost:
+            raise StorageFailed(
+                f"{self._path} or its log was replaced or removed while the inbox used it, so what was just applied "
+                "may be in no file, and the message is not acked: stop what uses a file before you replace it"
+            )
+        self._log = log
+
+
+stat: Final = os.stat
+"""It is called for each transaction, and `Path.stat` takes twice as long."""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    # `stat` does not open the file: closing a descriptor of it would drop the locks that this process has on it.
+    try:
+        found = stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 # ── the disk ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,8 +11,10 @@ from typing import Final, Generic, TypeVar
 
 from ..errors import InvalidRequest
 from ..system.forks import watch_forks
+from .committed import FileIdentity, Place
 
 C = TypeVar("C")
+F = TypeVar("F")
 
 RECENT: Final = 16
 """How many connections of a library are remembered, to know them in a forked child."""
@@ -43,27 +45,37 @@ def is_file(path: str) -> bool:
     return path not in ("", ":memory:")
 
 
-class LibraryConnections(Generic[C]):
+def is_there(path: str | None) -> bool:
+    """Return whether an inbox of a path (None for a connection) can open its file again, because there is one."""
+    return path is not None and Path(path).exists()
+
+
+class LibraryConnections(Generic[C, F]):
     """The connections of a library that an inbox has used lately: a forked child must not use them.
 
-    ``is_open`` tells whether one of them is open.
+    ``is_open`` tells whether one of them is open, and ``file_of`` what is kept of its file from its first use on.
     """
 
-    def __init__(self, is_open: Callable[[C], bool]) -> None:
+    def __init__(self, is_open: Callable[[C], bool], file_of: Callable[[C], F]) -> None:
         self._is_open = is_open
-        self._recent: deque[C] = deque(maxlen=RECENT)
+        self._file_of = file_of
+        self._recent: deque[tuple[C, F]] = deque(maxlen=RECENT)
         self._inherited: list[C] = []
         """Those that this process has inherited in a fork, and that are still open."""
         watch_forks(self)
 
-    def note(self, connection: C) -> None:
-        """Remember a connection of the library."""
-        if connection not in self._recent:
-            self._recent.append(connection)
+    def note(self, connection: C) -> F:
+        """Remember a connection of the library. Return what is kept of its file."""
+        for known, file in self._recent:
+            if known is connection:
+                return file
+        file = self._file_of(connection)
+        self._recent.append((connection, file))
+        return file
 
     def forked(self) -> None:
         """Note in a child which connections must not be used in it."""
-        self._inherited = [*self._inherited, *self._recent]
+        self._inherited += [connection for connection, _file in self._recent]
         self._recent.clear()
 
     def refuse_inherited(self) -> None:
@@ -73,6 +85,11 @@ class LibraryConnections(Generic[C]):
         if self._inherited:
             # The library must neither commit nor roll back here: the transaction is the parent's as well.
             raise InvalidRequest(LIBRARY_CONNECTION)
+
+
+def file_of(connection: sqlite3.Connection) -> FileIdentity:
+    """Return the identity that the file of a connection has now."""
+    return FileIdentity(Place.of(connection).path)
 
 
 def is_open(connection: sqlite3.Connection) -> bool:

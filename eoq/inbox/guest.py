@@ -18,7 +18,7 @@ from ..errors import InvalidRequest
 from ..message import Message
 from ..outcomes import error_text
 from .committed import Disk, Place, not_committed
-from .forked import LibraryConnections, is_open
+from .forked import LibraryConnections, file_of, is_open
 from .rules.pruning import Pruning, Stream
 from .rules.settling import give_back
 from .transaction import Processed
@@ -54,7 +54,7 @@ class GuestInbox(Generic[T]):
         self._pruning = Pruning(keep)
         self._clock = clock
         self._disk = Disk()
-        self._connections = LibraryConnections(is_open)
+        self._connections = LibraryConnections(is_open, file_of)
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
         """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`.
@@ -76,6 +76,7 @@ class GuestInbox(Generic[T]):
             # Also the id of a message that was processed before may be in a transaction around this one.
             if not self._is_committed(message, place):
                 raise not_committed(message)
+            self._connections.note(place.database).check()
         except Exception as error:
             give_back(message, error)
             raise

@@ -22,7 +22,7 @@ from ..protocol.unsettled import ANY_THREAD, PROCESSED
 from ..protocol.validation import encode_result
 from ..system.sqlite import DURABLE
 from . import sweeping
-from .committed import Disk
+from .committed import Disk, FileIdentity, Place
 from .guard import TransactionGuard
 from .rules.effects import Effect, Key, digest_of, result_of, too_late
 from .rules.pruning import Pruning, Stream
@@ -68,6 +68,8 @@ class Processed:
         self._clock = clock
         self._owned = owned
         self._disk = disk
+        self.file = FileIdentity("")
+        """The file of an inbox that makes its own transactions."""
         self._began = False
         """Whether there is something to roll back or to restore."""
         self._joined = False
@@ -88,6 +90,7 @@ class Processed:
 
     def create(self) -> None:
         """Create the tables if they are missing, in a transaction of its own."""
+        self.file = FileIdentity(Place.of(self._database).path)
         self.transaction((), partial(create, self._database))
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────────
@@ -171,6 +174,8 @@ class Processed:
         if not self._joined:
             self._database.execute(_COMMIT)
         self._reset()
+        if not self._joined:
+            self.file.check()
 
     def rollback(self, error: BaseException | None = None) -> None:
         """Roll back the transaction of `begin` or `join`, if it began and has not ended. ``error`` is the reason."""

@@ -59,8 +59,8 @@ class AsyncPgGuestInbox(Generic[T]):
         self._schema = schema
         self._clock = clock
         self._tables: Schema | None = None
-        self._connections: LibraryConnections[psycopg.AsyncConnection[Any]] = LibraryConnections(
-            lambda connection: not connection.closed
+        self._connections: LibraryConnections[psycopg.AsyncConnection[Any], None] = LibraryConnections(
+            lambda connection: not connection.closed, lambda _: None
         )
         self._in_use: set[psycopg.AsyncConnection[Any]] = set()
         watch_forks(self)

@@ -60,8 +60,8 @@ class PgGuestInbox(Generic[T]):
         self._schema = schema
         self._clock = clock
         self._tables: Schema | None = None
-        self._connections: LibraryConnections[psycopg.Connection[Any]] = LibraryConnections(
-            lambda connection: not connection.closed
+        self._connections: LibraryConnections[psycopg.Connection[Any], None] = LibraryConnections(
+            lambda connection: not connection.closed, lambda _: None
         )
         self._in_use: set[psycopg.Connection[Any]] = set()
         watch_forks(self)

@@ -96,6 +96,11 @@ class Operators:
         error = self._rng.choice((0.0, self._rng.uniform(-5, 5) * HOUR, self._rng.uniform(-30, 30)))
         _replace(self._clock, f"{error}")
 
+    def end_schedule(self) -> None:
+        """Take the schedule out of the configuration, so that all that there is can come to its end."""
+        _replace(self._daemon.folder / "eoq.toml", CONFIG.format(retry=0.05, depth=1) + RELAY)
+        self._daemon.signal(signal.SIGHUP)
+
     def configure(self, *, alone: bool = False) -> None:
         """Write a valid configuration, a little different each time. ``alone`` is without relay and schedule."""
         text = CONFIG.format(retry=round(self._rng.uniform(0.02, 0.2), 3), depth=self._rng.randrange(1, 10**6))

@@ -100,8 +100,13 @@ def run(seconds: float, seed: int, pause: float = LONGEST_PAUSE) -> Report:
             (folder / "stop").touch()
             for name in PRODUCERS:
                 programs[name].wait()
+            operators.end_schedule()
             with eoq.connect(daemon.socket) as client:
-                eventually(lambda: _is_drained(folder, client), END, what="everything is drained")
+                try:
+                    eventually(lambda: not _left(folder, client), END, what="everything is drained")
+                except AssertionError as error:
+                    error.add_note(f"left: {_left(folder, client)}; done: {report.actions}")
+                    raise
         _check(folder, report)
         assert daemon.terminate() == 0, daemon.said
     return report
@@ -234,13 +239,15 @@ class _Disturbances:
         self._victims[name].signal(signal.SIGCONT)
 
 
-def _is_drained(folder: Path, client: eoq.Client) -> bool:
+def _left(folder: Path, client: eoq.Client) -> dict[str, object]:
+    """Return what is on its way: rows of the outbox, files of the spool, and messages by their state."""
     with closing(sqlite3.connect(folder / "shop.db")) as database:
-        waiting = database.execute("select count(*) from eoq_outbox").fetchone() != (0,)
+        rows = database.execute("select id, error from eoq_outbox limit 10").fetchall()
     spool = folder / "spool" / QUEUE
     # A file that a killed sender had not finished stays, under a name that is not ready.
     files = [path for path in (*spool.glob("*"), *spool.glob(".taking/*")) if not path.name.startswith(".")]
-    return not (waiting or files or left(client, QUEUE))
+    found: dict[str, object] = {"rows": rows, "files": files[:10], "messages": left(client, QUEUE)}
+    return {name: value for name, value in found.items() if value}
 
 
 # ── the books ───────────────────────────────────────────────────────────────────────────────────────────────

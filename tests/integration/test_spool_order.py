@@ -30,7 +30,8 @@ spool, clock, *steps = sys.argv[1:]
 sender = eoq.Spool(spool)
 for step in steps:
     error, _, body = step.partition(" ")
-    Path(clock).write_text(error)
+    Path(f"{clock}.new").write_text(error)
+    Path(f"{clock}.new").rename(clock)  # a daemon reads it at any moment
     sender.send("q", body, group="g")
 """
 
