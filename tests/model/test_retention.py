@@ -91,7 +91,7 @@ class Daemon(Admin):
             settings=lambda _: SETTINGS,
         )
         admin = AdminService(self, self._clock, broker.due_times, events, Topics(self), lambda _: SETTINGS)
-        self._handlers = {**broker.handlers, **admin.handlers, requests.Tail: self._tail}
+        self._handlers = {**broker.handlers, **admin.handlers, requests.Tail: self._tail, requests.Status: self._status}
         broker.start()
         self.rest()
 
@@ -104,6 +104,10 @@ class Daemon(Admin):
         """Return the last seq, for a purge."""
         (last,) = self._store.database.execute("select coalesce(max(seq), 0) from message").fetchone()
         reply({"messages": [], "after": last})
+
+    def _status(self, _session: Session, _request: Any, reply: Reply) -> None:
+        """Return the time, for a change of all dead letters."""
+        reply({"now": self._clock.wall()})
 
     def submit(self, command: Command[Any], done: Callable[[Any], None], durable: bool = True) -> None:
         """Take a command from the broker, as the writer does."""
