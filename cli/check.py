@@ -41,7 +41,7 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Checked:
     """What one check has found."""
 
     name: str
@@ -158,19 +158,19 @@ def check(
 
 def _findings(
     socket: str | None, pattern: str, limits: dict[str, Levels | None], disk: Levels, quick: bool
-) -> Iterator[Finding]:
+) -> Iterator[Checked]:
     try:
         with Client(socket, timeout=ANSWER_SECONDS) as client:
             status = client.status()
             queues = client.queues() if any(limits.values()) else []
             path = client.path
     except EoqError as error:
-        yield Finding("daemon", Status.CRITICAL, str(error))
+        yield Checked("daemon", Status.CRITICAL, str(error))
         return
-    yield Finding("daemon", Status.OK, f"pid {status['pid']} answers on {path}")
+    yield Checked("daemon", Status.OK, f"pid {status['pid']} answers on {path}")
     yield _config(status)
     for trouble in status["storage_errors"]:
-        yield Finding("storage", Status.CRITICAL, trouble)
+        yield Checked("storage", Status.CRITICAL, trouble)
     yield _disk(status, disk)
     yield from _permissions(Path(status["database"]), path)
     yield _sqlite(status["sqlite"])
@@ -182,47 +182,47 @@ def _findings(
             yield _worst_queue(name, levels, shown)
 
 
-def _config(status: dict[str, Any]) -> Finding:
+def _config(status: dict[str, Any]) -> Checked:
     error = status["config_error"]
     if error is None:
-        return Finding("configuration", Status.OK, str(status["config"] or "there is none"))
-    return Finding("configuration", Status.WARNING, f"it is wrong, so the former settings stay: {error}")
+        return Checked("configuration", Status.OK, str(status["config"] or "there is none"))
+    return Checked("configuration", Status.WARNING, f"it is wrong, so the former settings stay: {error}")
 
 
-def _disk(status: dict[str, Any], levels: Levels) -> Finding:
+def _disk(status: dict[str, Any], levels: Levels) -> Checked:
     free, whole = status.get("disk_free_bytes"), status.get("disk_bytes")
     if free is None or not whole:
-        return Finding("disk", Status.UNKNOWN, "the system does not say how much of the disk is free")
+        return Checked("disk", Status.UNKNOWN, "the system does not say how much of the disk is free")
     part = 100 * free / whole
-    return Finding("disk", levels.below(part if levels.percent else free), f"{free:,} bytes ({part:.0f} %) are free")
+    return Checked("disk", levels.below(part if levels.percent else free), f"{free:,} bytes ({part:.0f} %) are free")
 
 
-def _permissions(database: Path, socket: Path) -> Iterator[Finding]:
+def _permissions(database: Path, socket: Path) -> Iterator[Checked]:
     """Yield whether other users can open the file, its log, or the socket."""
     for path in (database, database.with_name(f"{database.name}-wal"), socket):
         try:
             found = path.stat()
         except FileNotFoundError:
             if path == database:
-                yield Finding("permissions", Status.CRITICAL, f"{path} is not there, although the daemon uses it")
+                yield Checked("permissions", Status.CRITICAL, f"{path} is not there, although the daemon uses it")
             continue
         except OSError as error:
-            yield Finding("permissions", Status.UNKNOWN, f"{path} cannot be looked at: {error.strerror}")
+            yield Checked("permissions", Status.UNKNOWN, f"{path} cannot be looked at: {error.strerror}")
             continue
         mode = stat.S_IMODE(found.st_mode)
         if mode & 0o077:
             text = f"{path} has mode {mode:04o}, so other users can open it: chmod {mode & 0o700:04o} {path}"
-            yield Finding("permissions", Status.WARNING, text)
+            yield Checked("permissions", Status.WARNING, text)
         else:
-            yield Finding("permissions", Status.OK, f"{path} has mode {mode:04o}")
+            yield Checked("permissions", Status.OK, f"{path} has mode {mode:04o}")
 
 
-def _sqlite(version: str) -> Finding:
+def _sqlite(version: str) -> Checked:
     numbers = tuple(map(int, version.split(".")))
     fixed = numbers >= FIXED_SQLITE[0] or any(numbers[:2] == one[:2] and numbers >= one for one in FIXED_SQLITE[1:])
     if fixed:
-        return Finding("sqlite", Status.OK, f"the daemon is linked to SQLite {version}")
-    return Finding(
+        return Checked("sqlite", Status.OK, f"the daemon is linked to SQLite {version}")
+    return Checked(
         "sqlite",
         Status.OK,
         f"the daemon is linked to SQLite {version}, which can damage a file that several connections write and "
@@ -230,7 +230,7 @@ def _sqlite(version: str) -> Finding:
     )
 
 
-def _integrity(database: Path) -> Finding:
+def _integrity(database: Path) -> Checked:
     began = time.monotonic()
     try:
         with closing(sqlite3.connect(f"file:{quote(os.fspath(database))}?mode=ro", uri=True, timeout=10)) as file:
@@ -239,17 +239,17 @@ def _integrity(database: Path) -> Finding:
         damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         if damaged:
             text = f"{database} is damaged ({error}); restore it from a backup"
-            return Finding("integrity", Status.CRITICAL, text)
-        return Finding("integrity", Status.UNKNOWN, f"{database} cannot be read by this user: {error}")
+            return Checked("integrity", Status.CRITICAL, text)
+        return Checked("integrity", Status.UNKNOWN, f"{database} cannot be read by this user: {error}")
     if rows == [("ok",)]:
-        return Finding(
+        return Checked(
             "integrity", Status.OK, f"{database} was read in {time.monotonic() - began:.1f} s, without fault"
         )
     faults = "; ".join(str(text) for (text,) in rows)
-    return Finding("integrity", Status.CRITICAL, f"{database} is damaged, restore it from a backup: {faults}")
+    return Checked("integrity", Status.CRITICAL, f"{database} is damaged, restore it from a backup: {faults}")
 
 
-def _worst_queue(name: str, levels: Levels, queues: list[dict[str, Any]]) -> Finding:
+def _worst_queue(name: str, levels: Levels, queues: list[dict[str, Any]]) -> Checked:
     """Return the finding for the queue with the highest value, which says how many others are over a level."""
     now = time.time()
     values: list[tuple[float, str]] = []
@@ -267,4 +267,4 @@ def _worst_queue(name: str, levels: Levels, queues: list[dict[str, Any]]) -> Fin
     text = f"at most {value:,.0f}{unit}, in {worst}" if worst else "there is no such queue"
     if len(over) > 1:
         text += f", and {len(over) - 1} more queues are over the threshold"
-    return Finding(name, levels.above(value), text)
+    return Checked(name, levels.above(value), text)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from eoq.transport.channel import unavailable
 from .background import run_in_background
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
-from .logs import log_to_standard_error
+from .logs import log_to_standard_error, redirect_standard_error
 from .options import json_option, socket_option
 
 if TYPE_CHECKING:
@@ -34,12 +35,27 @@ ANSWER_SECONDS = 5.0
 
 @click.command()
 @daemon_options
+@click.option(
+    "--log",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="EOQ_LOG",
+    metavar="FILE",
+    help="Append the log to FILE, which is opened again on SIGHUP; else EOQ_LOG, else standard error.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="EOQ_LOG_FORMAT",
+    help="Lines of the log; else EOQ_LOG_FORMAT, else text.",
+)
 @click.pass_context
-def daemon(ctx: click.Context, /, **_options: object) -> None:
+def daemon(ctx: click.Context, /, log: Path | None, log_format: str, **_options: object) -> None:
     """Run the daemon in the foreground, for a service manager.
 
     It prints `ready` and its socket when it accepts connections. SIGTERM and Ctrl-C stop it: it finishes and answers
-    the requests it has begun. It reads its configuration file again on SIGHUP, and when the file changes.
+    the requests it has begun. On SIGHUP it reads its configuration file again, as it does when the file changes, and it
+    opens its --log again, so that the file can be renamed before. Under journald each line has its priority.
 
     \b
     eoq daemon --db /var/lib/shop/eoq.db --socket /run/shop/eoq.sock
@@ -68,7 +84,9 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
     from eoq.daemon.main import Settings, run
 
     resolved = resolve(from_cli(ctx))
-    log_to_standard_error("eoq daemon")
+    reopen = partial(_open_log, None if log is None else log.absolute())
+    reopen()
+    log_to_standard_error("eoq daemon", log_format)
 
     def ready(path: Path) -> None:
         try:
@@ -84,7 +102,7 @@ def daemon(ctx: click.Context, /, **_options: object) -> None:
         config_path=resolved.config_path.value,
         spool=None if resolved.spool.source == DEFAULT else resolved.spool.value,
     )
-    run(settings, ready)
+    run(settings, ready, reopen)
 
 
 @click.command()
@@ -119,6 +137,7 @@ def start(ctx: click.Context, /, **_options: object) -> None:
         arguments += [f"--{name.replace('_', '-')}", str(value)]
     database = resolved.db.value
     log = database.with_name(database.name + ".log")
+    arguments += ["--log", str(log.absolute())]
     pid = run_in_background(arguments, log)
     click.echo(f"eoq: the daemon runs, with pid {pid} on {path}; its log is {log}", err=True)
 
@@ -195,6 +214,12 @@ def status(as_json: bool, socket: str | None) -> None:
     for name, value in fields.items():
         if value is not None:
             click.echo(f"{name:{width}}  {visible(str(value))}")
+
+
+def _open_log(log: Path | None) -> None:
+    """Append the log to a file from now on, if there is one. Raises `Forbidden`."""
+    if log is not None:
+        redirect_standard_error(log)
 
 
 def _refuse_other(resolved: ResolvedConfig, running: dict[str, Any]) -> None:

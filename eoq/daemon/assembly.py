@@ -33,6 +33,7 @@ from .records import Binding
 from .server.server import Server
 from .services.admin import AdminService
 from .services.monitoring.explain import Explain
+from .services.monitoring.letters import log_dead_letters
 from .services.monitoring.metrics import Metrics
 from .services.monitoring.overview import QueueOverview
 from .services.monitoring.server import MetricsServer
@@ -142,7 +143,13 @@ class Daemon:
     def _join(self, events: Events) -> None:
         """Subscribe each part to what it must know of the others."""
         events.on_stored += [self._throughput.stored, self._queries.stored, self._totals.stored]
-        events.on_ended += [self._throughput.ended, self._queries.ended, self._retention.ended, self._totals.ended]
+        events.on_ended += [
+            self._throughput.ended,
+            self._queries.ended,
+            self._retention.ended,
+            self._totals.ended,
+            log_dead_letters,
+        ]
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,

@@ -32,25 +32,27 @@ LAST_REPLIES_SECONDS: Final = 0.1
 """How long replies may take to be written, when the process has to end without closing its file."""
 
 
-def run(settings: Settings, ready: Callable[[Path], None]) -> None:
+def run(settings: Settings, ready: Callable[[Path], None], hung_up: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT. Call ``ready`` with the path of the socket once connections are accepted.
+
+    ``hung_up`` is called on each SIGHUP, beside reading the configuration again.
 
     Raises `EoqError` where the daemon cannot start, or has failed inside.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, ready))
+            runner.run(_serve(settings, ready, hung_up))
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-async def _serve(settings: Settings, ready: Callable[[Path], None]) -> None:
+async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Callable[[], None]) -> None:
     stopped = asyncio.Event()
     failures = _stop_on_failure(stopped)
     overrides = {} if settings.max_attempts is None else {"max_attempts": settings.max_attempts}
     config = LiveConfig(settings.config, overrides)
     reloader = Reloader(settings.config_path, config)
-    _reload_on_hangup(reloader)
+    _reload_on_hangup(reloader, hung_up)
     _end_on_signals()
     with ExitStack() as stack:
         socket_lock, found = _lock_paths(settings, stack)
@@ -114,13 +116,20 @@ def _stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
-def _reload_on_hangup(reloader: Reloader) -> None:
-    """Read the configuration again on SIGHUP."""
+def _reload_on_hangup(reloader: Reloader, hung_up: Callable[[], None]) -> None:
+    """Read the configuration again on SIGHUP, and call ``hung_up``."""
     loop = asyncio.get_running_loop()
+
+    def act() -> None:
+        try:
+            hung_up()
+        except EoqError as error:
+            log.error("%s; the log goes on where it was", error)
+        reloader.ask()
 
     def reload(_number: int, _frame: object) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(reloader.ask)
+            loop.call_soon_threadsafe(act)
 
     # Not with `add_signal_handler`: the loop would restore the default action of SIGHUP when it ends, and the signal
     # would then kill a daemon that is stopping.

@@ -201,7 +201,7 @@ def test_each_command_is_listed_and_no_other() -> None:
         first, *others = [words.split()[0] for words in re.findall(r"`([^`]+)`", command.replace("`eoq ", "`"))]
         listed |= {first, *others}
     groups = {"dead", "schedule", "config"}
-    within = {"list", "show", "redrive", "drop", "add", "remove"}
+    within = {"list", "show", "redrive", "drop", "add", "remove", "run"}
     assert set(_commands()) <= listed
     assert listed - set(_commands()) <= within
     assert groups <= listed

@@ -94,7 +94,10 @@ class Retention:
                 self._pause()
                 return
             for letters in outcome.letters:
-                log.warning("%s: %d dead letters dropped (%s)", letters.queue, letters.number, letters.setting)
+                about = {"queue": letters.queue}
+                log.warning(
+                    "%s: %d dead letters dropped (%s)", letters.queue, letters.number, letters.setting, extra=about
+                )
             self._due_times.ended(outcome.ended)
             if outcome.after is None:
                 self._delete_queues(0)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..records import NewMessage
-from .commands import Claim, Command, Drop, Forget, Purge, Put, Redrive, RetryDeliveries, Settle
+from .commands import Command, Drop, Forget, Purge, Put, Redrive, RetryDeliveries, Settle, StoreTotals
 
 STEP: Final = 500
 """The weight of a step over many rows."""
-_WEIGHTS: Final[dict[type, int]] = {Claim: 3, **dict.fromkeys((Purge, Redrive, Drop, Forget), STEP)}
+_STEPS: Final[dict[type, int]] = dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals), STEP)
 
 
 def weight_of(command: Command[Any]) -> int:
@@ -24,7 +24,7 @@ def weight_of(command: Command[Any]) -> int:
         return len(command.acks) + _weight_of_messages(command.messages)
     if isinstance(command, RetryDeliveries):
         return len(command.deliveries)
-    return _WEIGHTS.get(type(command), 1)
+    return _STEPS.get(type(command), 1)
 
 
 def _weight_of_messages(messages: Sequence[NewMessage]) -> int:
