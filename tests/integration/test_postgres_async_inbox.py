@@ -86,8 +86,11 @@ async def test_a_task_that_is_cancelled_rolls_back(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert not await inbox.seen(queue, "m")
-            assert await inbox.process(message, _apply) == b"did m"
+            # The driver closes a connection whose statement does not end in time. Another connection then shows the same.
+            async with await psycopg.AsyncConnection.connect(database) as other, eoq.AsyncPgInbox(other) as again:
+                usable = again if connection.closed else inbox
+                assert not await usable.seen(queue, "m")
+                assert await usable.process(message, _apply) == b"did m"
     assert store.payments() == ["m"]
 
 

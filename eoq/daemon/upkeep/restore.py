@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +46,18 @@ def restore(backup: Path, database: Path, watch: Watch) -> Restored:
             snapshot = copy(source, backup, new, watch)
         kept = None
         try:
-            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            kept = _keep_old(database, database.with_name(f"{database.name}.before-restore-{stamp}"))
+            kept = _keep_old(database, _new_name(database))
             new.replace(database)
         except OSError as error:
             raise cannot_use(database, error) from error
     return Restored(snapshot, kept)
+
+
+def _new_name(database: Path) -> Path:
+    """Return a name beside the file that nothing has yet: with the time, and a number where it is the same second."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    names = (f"{database.name}.before-restore-{stamp}{'-' * bool(n)}{n or ''}" for n in count())
+    return next(path for name in names if not (path := database.with_name(name)).exists())
 
 
 def _keep_old(database: Path, kept: Path) -> Path | None:
