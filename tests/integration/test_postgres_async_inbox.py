@@ -86,7 +86,7 @@ async def test_a_task_that_is_cancelled_rolls_back(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            # The driver closes a connection whose statement does not end in time. Another connection then shows the same.
+            # The driver closes a connection whose statement does not end in time. Another one then shows the same.
             async with await psycopg.AsyncConnection.connect(database) as other, eoq.AsyncPgInbox(other) as again:
                 usable = again if connection.closed else inbox
                 assert not await usable.seen(queue, "m")
