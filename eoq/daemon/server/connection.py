@@ -206,12 +206,17 @@ class ClientConnection(asyncio.Protocol):
     def handle_some(self, most: int = QUANTUM) -> bool:
         """Handle a few lines. Return whether more of them can be handled now."""
         self._handling = True
+        if not self._unhandled:
+            self._traffic.pass_over(self)
         for number in range(min(most, len(self._unhandled))):
             if (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
                 self._handling = False
                 self._read_or_not()
                 return not self._full() and not self._session.closed
-            if self._full() or self._session.closed or not self._handle(self._unhandled.popleft()):
+            if self._full() or self._session.closed:
+                self._traffic.pass_over(self)
+                break
+            if not self._handle(self._unhandled.popleft()):
                 break
         else:
             self._handling = False

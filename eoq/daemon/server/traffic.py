@@ -63,7 +63,7 @@ class Traffic:
         self._fetching = 0
         # Ordered dictionaries serve as queues in which each connection stands once.
         self._barred: OrderedDict[Peer, None] = OrderedDict()
-        """Connections whose next request waits until others have their replies."""
+        """Connections whose next request waits until others have their replies, in the order of their turns."""
         self._with_lines: OrderedDict[Peer, None] = OrderedDict()
         """Connections with lines to handle, in the order of their turns."""
         self._with_replies: OrderedDict[Peer, None] = OrderedDict()
@@ -152,18 +152,32 @@ class Traffic:
     # ── bytes under way ─────────────────────────────────────────────────────────────────────────────────
 
     def fetch(self, peer: Peer, size: int) -> bool:
-        """Reserve the bytes of a reply. Return False if there is no room: ``peer`` handles its lines again later."""
-        if self._fetching and self._fetching + size > MAX_FETCHING:
-            self._barred[peer] = None
+        """Reserve the bytes of a reply. Return False if ``peer`` has to wait: it then handles its lines again later.
+
+        Who waits keeps its place, and nobody overtakes: with hundreds of connections, each has its turn soon.
+        """
+        is_next = not self._barred or next(iter(self._barred)) is peer
+        if not is_next or (self._fetching and self._fetching + size > MAX_FETCHING):
+            self._barred.setdefault(peer)
             return False
         self._fetching += size
+        self.pass_over(peer)
         return True
 
     def fetched(self, size: int) -> None:
         """Give reserved bytes back: the reply was made, or its request waits."""
         self._fetching -= size
+        self._admit_next()
+
+    def pass_over(self, peer: Peer) -> None:
+        """Let ``peer`` wait for no bytes any more: it has them, or it handles no lines for now."""
         if self._barred:
-            self.has_lines(self._barred.popitem(last=False)[0])
+            self._barred.pop(peer, None)
+            self._admit_next()
+
+    def _admit_next(self) -> None:
+        if self._barred and self._fetching < MAX_FETCHING:
+            self.has_lines(next(iter(self._barred)))
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,8 +218,9 @@ class Traffic:
     def forget(self, peer: Peer) -> None:
         """Forget a connection that has ended."""
         self.unread(peer, 0)
-        for peers in (self._barred, self._with_lines, self._with_replies):
+        for peers in (self._with_lines, self._with_replies):
             peers.pop(peer, None)
+        self.pass_over(peer)
 
     def _log_closed(self, size: int) -> None:
         now = self._loop.time()
