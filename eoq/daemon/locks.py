@@ -38,7 +38,8 @@ class Lock:
     def __init__(self, path: Path, owner: dict[str, Any], file: Path | None = None) -> None:
         """Acquire the lock. Raises `Locked`, which names the daemon that has it, or `Forbidden`.
 
-        ``owner`` describes this daemon in that text. The lock file is ``file``, or stands beside ``path``.
+        ``owner`` describes this daemon in that text: its ``pid``, and its ``socket``, which is empty for a command. The
+        lock file is ``file``, or stands beside ``path``.
         """
         self._path = path
         self._file = file or lock_file(path)
@@ -102,6 +103,10 @@ class Lock:
             holder = read_holder(descriptor)
             if holder is None:
                 raise Locked(f"{self._path} is in use by another eoq daemon; give this one another path") from error
+            if not holder.socket:
+                raise Locked(
+                    f"{self._path} is in use by the eoq command with pid {holder.pid}; try again when it has ended"
+                ) from error
             raise Locked(
                 f"{self._path} is in use by the eoq daemon with pid {holder.pid} on the socket {holder.socket}; stop "
                 f"that daemon (`eoq stop --socket {holder.socket}`), or give this one another path"

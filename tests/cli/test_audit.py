@@ -109,4 +109,20 @@ def test_what_is_no_file_of_an_application_is_said(daemon: Daemon, tmp_path: Pat
     assert _audit(daemon, tmp_path / "missing.db")[0].status == 1
     ran, _ = _audit(daemon, tmp_path / "text")
     assert ran.status == 65
-    assert "text is no" in ran.errors
+    assert "text could not be read" in ran.errors
+
+
+def test_rows_of_any_kind_end_nothing(daemon: Daemon, app: Path) -> None:
+    with eoq.connect(daemon.socket) as client:
+        client.send("q", "x", id="a")
+    _process(daemon, app, "q")
+    with closing(sqlite3.connect(app, isolation_level=None)) as database:
+        database.execute("create table eoq_outbox (seq, queue, id, error)")
+        for value in ("text", 1.5, b"\xff\x00", None, -7, 2**62):
+            database.execute("insert into eoq_outbox values (?, ?, ?, null)", (value,) * 3)
+        database.execute("insert into eoq_outbox values (1, cast(x'ff' as text), cast(x'ff' as text), null)")
+        for value in (b"\xff", b"blob"):
+            database.execute("insert into eoq_processed values ('q', ?, null, 1, null, 1.0, null)", (value,))
+            database.execute("insert into eoq_watermark values ('', ?, 1, null, 1.0, 1.0, '')", (value,))
+    ran, found = _audit(daemon, app)
+    assert (ran.status, found) == (0, set())

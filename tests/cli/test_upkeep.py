@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import eoq
+from eoq.daemon.locks import Lock
 from tests.faults.daemons import settle_all
 from tests.support import Daemon, Shell, clean_environment, running_daemon
 
@@ -223,6 +225,14 @@ def test_a_restore_while_the_daemon_runs_changes_nothing(daemon: Daemon) -> None
     assert str(daemon.pid) in ran.errors
     assert daemon.ask(op="show", queue="q", id="a")["ok"]
     assert shell.run("eoq restore b.db < /dev/null").status == 2, "without a terminal it has to be confirmed by --yes"
+
+
+def test_two_commands_at_once_on_one_file_name_each_other(stopped: Daemon) -> None:
+    with Lock(stopped.db, {"pid": os.getpid(), "socket": ""}):
+        for command in ("restore before.db --yes", "compact"):
+            ran = stopped.shell().run(f"eoq {command}")
+            assert ran.status == LOCKED
+            assert f"the eoq command with pid {os.getpid()}; try again when it has ended" in ran.errors
 
 
 def test_what_is_no_backup_is_refused(stopped: Daemon) -> None:

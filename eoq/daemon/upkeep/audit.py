@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ...errors import NotFound
+from ...errors import InvalidRequest, NotFound
 from ..store.sqlite.database import storage_error
 from .snapshots import Watch, open_read_only
 
@@ -49,15 +49,13 @@ def audit(database: Path, applications: Sequence[Path], watch: Watch) -> Audit:
     """Compare the daemon's file with the inboxes and outboxes in the files of ``applications``.
 
     A queue is compared where one of the inboxes has processed messages of it. All inboxes of its workers have to be
-    named, since each has a part of the ids. Raises `NotFound` where a file is missing, and errors of the storage.
+    named, since each has a part of the ids. Raises `NotFound` where a file is missing, `InvalidRequest` where one is no
+    file of an application, and errors of the storage.
     """
-    with closing(open_read_only(database)) as daemon:
-        opened = [_Application(path) for path in applications]
-        try:
-            return _compare(_DaemonFile(daemon, database), opened, watch)
-        finally:
-            for application in opened:
-                application.close()
+    with ExitStack() as opened:
+        daemon = _DaemonFile(opened.enter_context(closing(open_read_only(database))), database)
+        files = [_Application(opened.enter_context(closing(_open(path))), path) for path in applications]
+        return _compare(daemon, files, watch)
 
 
 class _DaemonFile:
@@ -125,15 +123,23 @@ class _DaemonFile:
         return self.waiting(queue, ids) + [str(id) for (id,) in rows]
 
 
-class _Application:
-    """The inbox and the outbox in the file of an application. Either may be missing."""
+def _open(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist, or is no file; name the file of an application")
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    database.text_factory = lambda raw: raw.decode(errors="replace")  # another program may have written anything
+    return database
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise NotFound(f"{path} does not exist, or is no file; name the file of an application")
+
+class _Application:
+    """The inbox and the outbox in the file of an application. Either may be missing.
+
+    Any program may have written the rows. Those with ids or moments of other types are left out.
+    """
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self.path = path
-        self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        self.close = self._database.close
+        self._database = database
         names = self._rows("select name from sqlite_schema where type = 'table'")
         self._tables = {name for (name,) in names}
 
@@ -141,13 +147,23 @@ class _Application:
         try:
             return self._database.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise storage_error(error, self.path) from error
+            raise InvalidRequest(
+                f"{self.path} could not be read as the file of an application ({error}); name another, or restore it"
+            ) from error
 
     def streams(self, identity: str) -> dict[str, float]:
         """Return the queues of that daemon's file that the inbox knows, each with the moment up to which it forgets."""
         if not {"eoq_processed", "eoq_watermark"} <= self._tables:
             return {}
-        rows = self._rows("select queue, forgotten_to from eoq_watermark where source in (?, '')", identity)
+        rows = self._rows(
+            """
+            select queue, max(cast(forgotten_to as real))
+            from eoq_watermark
+            where source in (?, '') and typeof(queue) = 'text'
+            group by queue
+            """,
+            identity,
+        )
         return {str(queue): float(str(moment)) for queue, moment in rows}
 
     def processed(self, queue: str, ids: Iterable[str]) -> set[str]:
@@ -167,7 +183,16 @@ class _Application:
         """Yield all processed ids of a queue, in steps."""
         last = ""
         while rows := self._rows(
-            "select id from eoq_processed where queue = ? and id > ? order by id limit ?", queue, last, STEP
+            """
+            select id
+            from eoq_processed
+            where queue = ? and id > ? and typeof(id) = 'text'
+            order by id
+            limit ?
+            """,
+            queue,
+            last,
+            STEP,
         ):
             last = str(rows[-1][0])
             yield [str(id) for (id,) in rows]
@@ -176,9 +201,17 @@ class _Application:
         """Yield queue and id of each row of the outbox, and whether it was set aside."""
         if "eoq_outbox" not in self._tables:
             return
-        last = -1
+        last = -(2**63)
         while rows := self._rows(
-            "select seq, queue, id, error is not null from eoq_outbox where seq > ? order by seq limit ?", last, STEP
+            """
+            select seq, cast(queue as text), cast(id as text), error is not null
+            from eoq_outbox
+            where seq > ? and typeof(seq) = 'integer'
+            order by seq
+            limit ?
+            """,
+            last,
+            STEP,
         ):
             last = int(str(rows[-1][0]))
             for _, queue, id, is_aside in rows:

@@ -29,7 +29,7 @@ def compact(database: Path, watch: Watch) -> Compacted:
     """
     open_read_only(database).close()
     database = database.resolve()
-    with Lock(database, {"pid": os.getpid(), "socket": "none: `eoq compact`"}):
+    with Lock(database, {"pid": os.getpid(), "socket": ""}):
         before = database.stat().st_size
         free = shutil.disk_usage(database.parent).free
         # The new content is written to a temporary file first, then to the log, then to the file.

@@ -2,8 +2,8 @@
 
     copy beside the file, verified → the log of the old file goes → a second name for the old file → rename
 
-A kill at each arrow leaves the old file or the new one in place, whole. A log that stayed behind would be written into
-the new file, so it goes first.
+A kill or a loss of power at each arrow leaves the old file or the new one in place, whole. A log that stayed behind
+would be written into the new file. So it goes first, and is gone from the disk before the rename.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...errors import InvalidRequest
 from ..locks import Lock, cannot_use
-from .snapshots import Snapshot, Watch, copy, open_read_only, same_file, verify
+from .snapshots import Snapshot, Watch, copy, open_read_only, same_file, sync, verify
 
 
 class Restored(NamedTuple):
@@ -40,14 +40,16 @@ def restore(backup: Path, database: Path, watch: Watch) -> Restored:
     verify(backup, watch)
     if not database.parent.is_dir():
         raise cannot_use(database, FileNotFoundError())
-    with Lock(database, {"pid": os.getpid(), "socket": "none: `eoq restore`"}):
+    with Lock(database, {"pid": os.getpid(), "socket": ""}):
         new = database.with_name(f"{database.name}.restored")
         with closing(open_read_only(backup, alone=True)) as source:
             snapshot = copy(source, backup, new, watch)
         kept = None
         try:
             kept = _keep_old(database, _new_name(database))
+            sync(database.parent)
             new.replace(database)
+            sync(database.parent)
         except OSError as error:
             raise cannot_use(database, error) from error
     return Restored(snapshot, kept)

@@ -83,9 +83,9 @@ def copy(source: sqlite3.Connection, path: Path, target: Path, watch: Watch) -> 
     try:
         _copy_pages(source, path, part, watch)
         snapshot = verify(part, watch)
-        _sync(part)
+        sync(part)
         part.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise cannot_use(target, error) from error
     finally:
@@ -107,7 +107,13 @@ def _copy_pages(source: sqlite3.Connection, path: Path, part: Path, watch: Watch
             finally:
                 source.execute("rollback")
     except sqlite3.Error as error:
-        raise storage_error(error, path) from error
+        # Only the copy is written, so it is the copy that has no room.
+        raise storage_error(error, part if _is_about_writing(error) else path) from error
+
+
+def _is_about_writing(error: sqlite3.Error) -> bool:
+    kinds = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in kinds
 
 
 def verify(path: Path, watch: Watch) -> Snapshot:
@@ -159,7 +165,8 @@ def require_backup(path: Path) -> None:
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Sync a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
