@@ -6,7 +6,7 @@ import importlib
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -84,16 +84,11 @@ class _Huey:
             self.send(body)
 
     def take(self, limit: int) -> list[Taken]:
-        taken: list[Taken] = []
-        while len(taken) < limit:
-            data = self._storage.dequeue()
-            if data is not None:
-                taken.append(Taken(None, data[:16].hex(), data[16:]))
-            elif taken:
-                break
-            else:
-                time.sleep(PAUSE)  # it wakes nobody
-        return taken
+        return _take(self._take_one, limit)
+
+    def _take_one(self) -> Taken | None:
+        data = self._storage.dequeue()
+        return None if data is None else Taken(None, data[:16].hex(), data[16:])
 
     def ack(self, messages: Sequence[Taken]) -> None:
         pass
@@ -125,16 +120,11 @@ class _Litequeue:
             self.send(body)
 
     def take(self, limit: int) -> list[Taken]:
-        taken: list[Taken] = []
-        while len(taken) < limit:
-            message = self._queue.pop()
-            if message is not None:
-                taken.append(Taken(message.message_id, message.message_id, message.data.encode()))
-            elif taken:
-                break
-            else:
-                time.sleep(PAUSE)  # it wakes nobody
-        return taken
+        return _take(self._take_one, limit)
+
+    def _take_one(self) -> Taken | None:
+        message = self._queue.pop()
+        return None if message is None else Taken(message.message_id, message.message_id, message.data.encode())
 
     def ack(self, messages: Sequence[Taken]) -> None:
         for message in messages:
@@ -177,6 +167,20 @@ class _PersistQueue:
     def ack(self, messages: Sequence[Taken]) -> None:
         for message in messages:
             self._queue.ack(id=message.key)
+
+
+def _take(take_one: Callable[[], Taken | None], limit: int) -> list[Taken]:
+    """Wait for a message, and return what is there, at most ``limit`` messages."""
+    taken: list[Taken] = []
+    while len(taken) < limit:
+        message = take_one()
+        if message is not None:
+            taken.append(message)
+        elif taken:
+            break
+        else:
+            time.sleep(PAUSE)  # it wakes nobody
+    return taken
 
 
 def _require(module: str) -> Any:
