@@ -93,9 +93,13 @@ class Parts:
             *(self.leased, self.seqs, self.space, self.clock_notes, self.totals),
         )
 
-    def put(self, *ids: str, group: str | None = None, due_at: float | None = None) -> None:
+    def put(
+        self, *ids: str, group: str | None = None, due_at: float | None = None, expires_at: float | None = None
+    ) -> None:
         """Store messages in the queue `q`."""
-        messages = [NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at) for id in ids]
+        messages = [
+            NewMessage("q", id, b"body", b"digest", group=group, due_at=due_at, expires_at=expires_at) for id in ids
+        ]
         self.puts.put(Put(NOW, messages, defaults))
 
     def claims(self) -> Claims:
@@ -334,6 +338,18 @@ def test_timers_move_messages_on(parts: Parts) -> None:
     (delivery,) = parts.claim()
     acks.settle(Settle(NOW, [(delivery, None)], [], defaults))
     assert parts.states() == {"late": "done"}
+
+
+@pytest.mark.parametrize("sent", ["before", "after"])
+def test_a_delivery_says_by_the_clock_of_now_when_its_time_to_live_ends(parts: Parts, sent: str) -> None:
+    """A forwarder takes this moment to the next machine."""
+    if sent == "before":
+        parts.put("mortal", expires_at=NOW + 10)
+    parts.timers().shift(ShiftTimes(3600, NOW + 3600, 0.0, ""))
+    if sent == "after":
+        parts.put("mortal", expires_at=NOW + 3610)
+    claimed = parts.claims().claim(Claim(NOW + 3601, "q", 10, 1000, defaults))
+    assert [message.expires_at for message in claimed.messages] == [NOW + 3610]
 
 
 def test_a_clock_that_is_set_changes_no_message(parts: Parts) -> None:

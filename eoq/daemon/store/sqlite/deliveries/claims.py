@@ -131,7 +131,9 @@ class Claims:
         size = 0
         last = START
         unfinished = False
-        unset, limit, most_bytes = command.now - self._clock_notes.set_by, command.limit, command.most_bytes
+        limit, most_bytes = command.limit, command.most_bytes
+        set_by = self._clock_notes.set_by
+        unset = command.now - set_by
         with closing(self._candidates(queue_id, place, limit)) as candidates:
             for row in candidates:
                 expires_at = row[8]
@@ -143,6 +145,8 @@ class Claims:
                     size += len(row[2]) + len(row[3] or "")
                     unfinished = size > most_bytes and bool(claimed)
                     if not unfinished:
+                        if expires_at is not None:
+                            row = (*row[:8], expires_at + set_by, *row[9:])
                         claimed.append(ClaimedMessage(*row))
                 if unfinished:
                     break
