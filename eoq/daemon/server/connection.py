@@ -119,6 +119,8 @@ class ClientConnection(asyncio.Protocol):
         self._traffic.fetched(sum(self._fetching.values()))
         self._fetching.clear()
         self._traffic.forget(self)
+        if self._traffic.held:
+            self._traffic.resume()
         self._session.mark_closed()
         self._traffic.close_later(self._end)
 
@@ -203,19 +205,26 @@ class ClientConnection(asyncio.Protocol):
         elif self.handle_some() and not self._handle_until(self._traffic.turn_end()):
             self._traffic.has_lines(self)
 
-    def handle_some(self, most: int = QUANTUM) -> bool:
-        """Handle a few lines. Return whether more of them can be handled now."""
+    def handle_one_anyway(self) -> bool:
+        """Handle a line although so much is under way. Return whether there are more that can be handled."""
+        return self.handle_some(1, anyway=True)
+
+    def handle_some(self, most: int = QUANTUM, *, anyway: bool = False) -> bool:
+        """Handle a few lines. Return whether more of them can be handled now.
+
+        While the daemon is overloaded, only a first light line is handled, or a line in any case (``anyway``).
+        """
         self._handling = True
         if not self._unhandled:
             self._traffic.pass_over(self)
         for number in range(min(most, len(self._unhandled))):
-            if (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
-                self._handling = False
-                self._read_or_not()
-                return not self._full() and not self._session.closed
             if self._full() or self._session.closed:
                 self._traffic.pass_over(self)
                 break
+            if not anyway and (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
+                self._handling = False
+                self._read_or_not()
+                return True
             if not self._handle(self._unhandled.popleft()):
                 break
         else:

@@ -100,9 +100,10 @@ class Server:
                 self._path.unlink()
 
     def has_room(self) -> None:
-        """Handle the lines that were held, if they can be: the backlog is smaller."""
+        """Handle the lines that were held, if they can be, or one of them: the backlog is smaller."""
         if self.traffic.held:
             self.traffic.resume()
+            self.traffic.admit_one()
 
     def asked(self) -> None:
         """Note that a request has arrived."""

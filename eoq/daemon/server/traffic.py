@@ -23,7 +23,7 @@ MOST_UNDER_WAY: Final = 1000
 MOST_BACKLOG: Final = 4000
 """The weight of the commands of the store that are not finished, above which these lines wait."""
 LIGHT_LINE: Final = 4096
-"""Bytes of a line, at most, that does not wait for that if it is the first one of its connection."""
+"""Bytes of a light line. The first line of a connection does not wait for that, if it is light."""
 TURN_BYTES: Final = 2 * 1024 * 1024
 """Bytes of large replies to encode before the event loop goes on."""
 LARGE_REPLY: Final = 16 * 1024
@@ -40,6 +40,7 @@ class Peer(Protocol):
     """A connection, as the traffic sees it."""
 
     def handle_some(self) -> bool: ...
+    def handle_one_anyway(self) -> bool: ...
     def write_some(self) -> bool: ...
     def handle_lines(self) -> None: ...
     def abort(self) -> None: ...
@@ -116,6 +117,13 @@ class Traffic:
         if self.under_way < MOST_UNDER_WAY // 2 and self._backlog() < MOST_BACKLOG // 2:
             self.held = False
             self._plan()
+
+    def admit_one(self) -> None:
+        """Let the connection that has waited longest handle a line all the same, so that none waits for ever."""
+        if self.held and self._with_lines:
+            peer, _ = self._with_lines.popitem(last=False)
+            if peer.handle_one_anyway():
+                self._with_lines[peer] = None
 
     def _plan(self) -> None:
         if not self._planned:
