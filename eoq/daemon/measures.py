@@ -99,7 +99,7 @@ class Histogram:
 
 
 class Latencies:
-    """The histograms of a daemon."""
+    """The histograms of a daemon. What a failed transaction has added stays, so a second try is measured again."""
 
     def __init__(self) -> None:
         self.commit = Histogram()

@@ -10,7 +10,7 @@ import pytest
 import eoq
 from eoq.daemon.config.settings import QueueSettings, defaults
 from eoq.daemon.records import Claimed, NewMessage, Stored
-from eoq.daemon.store.commands import Claim, Put
+from eoq.daemon.store.commands import Claim, Command, DeleteQueue, Purge, Put, StoreTotals
 from eoq.daemon.store.sqlite.deliveries.claims import EXPIRY_ROWS
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables import queues as queue_table
@@ -105,6 +105,34 @@ def test_sends_that_arrive_together_share_a_statement(tmp_path: Path) -> None:
             store.database.trace(statements.append)
             assert store.transact(puts) == [Stored([], ())] * 8
             assert len([text for text in statements if "insert" in text]) == 1
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_counts_are_written_once_where_a_later_command_is_refused(tmp_path: Path, gone: bool) -> None:
+    """The refusal undoes a part of the transaction, and not what was written to the file before it."""
+
+    def limited(queue: str) -> QueueSettings:
+        return QueueSettings(max_depth=1) if queue == "full" else QueueSettings()
+
+    async def run() -> None:
+        store = await SqliteStore.open(tmp_path / "eoq.db")
+        try:
+            for queue in ("full", "other"):
+                store.transact([Put(1.0, [NewMessage(queue, "a", b"", b"digest")], limited)])
+            if gone:
+                store.transact([Purge(1.0, "other", None)])
+                first: Command[object] = DeleteQueue("other", True, frozenset())
+            else:
+                first = StoreTotals()
+            _, refused = store.transact([first, Put(1.0, [NewMessage("full", "b", b"", b"digest")], limited)])
+            assert isinstance(refused, eoq.QueueFull)
+            store.transact([StoreTotals()])
+            (sent,) = store.database.execute("select sum(sent) from total").fetchone()
+            assert sent == store.totals.all()["sent"] == 2
         finally:
             await store.close()
 

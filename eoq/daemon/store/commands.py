@@ -120,8 +120,11 @@ class EndLife(Command[None], frozen=True):
     """Store that this daemon stops, and was not killed: then the next one counts no delivery as an attempt."""
 
 
-class StoreTotals(Command[None], frozen=True):
-    """Write what was counted of the queues to the file. It is done now and then in any case, while others follow."""
+class StoreTotals(Command[bool], frozen=True):
+    """Write what was counted of the queues to the file. It is done now and then in any case, while others follow.
+
+    The outcome says whether counts of further queues are left.
+    """
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,7 @@
-"""The counts of the queues are written to the file soon after something was counted, also where nothing follows."""
+"""The counts of the queues are written to the file soon after messages were stored or have ended.
+
+Where other transactions follow, they write the counts. This timer writes them where nothing follows.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ PAUSE: Final = 1.0
 
 
 class TotalsService:
-    """The timer for that."""
+    """Writes the counts, a second after the first change."""
 
     def __init__(self, writer: Submitter, clock: Clock) -> None:
         self._writer = writer
@@ -39,7 +42,9 @@ class TotalsService:
             self._timer.cancel()
 
     def _write(self) -> None:
-        def done(_outcome: EoqError | None) -> None:
+        def done(outcome: bool | EoqError) -> None:
             self._timer = None  # after a failure, the next change tries again
+            if outcome is True:
+                self._timer = self._clock.call_later(PAUSE, self._write)
 
         self._writer.submit(StoreTotals(), done, durable=False)

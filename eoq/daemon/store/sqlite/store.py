@@ -220,9 +220,10 @@ class SqliteStore:
         self.lives.end()
         self._seqs.stop()
 
-    def _store_totals(self, _command: commands.StoreTotals) -> None:
+    def _store_totals(self, _command: commands.StoreTotals) -> bool:
         """See `StoreTotals`."""
         self.totals.write(MOST_WRITTEN)
+        return self.totals.is_behind
 
     def transact(self, batch: Sequence[Command[Any]], durable: bool = True, wait: float = LOCK_SECONDS) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.

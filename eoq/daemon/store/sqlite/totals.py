@@ -7,6 +7,7 @@ then writes them, with one update for each queue. After a kill, the counts of th
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -65,6 +66,8 @@ class Totals:
         self._all_since_start: Counts = {}
         self._gone: list[int] = []
         """The queues that this transaction deletes."""
+        self._reading = threading.Lock()
+        """Held where committed counts change, also on the thread of the file, and where the event loop reads them."""
         database.keep(self._keep)
 
     # ── counting ────────────────────────────────────────────────────────────────────────────────────────
@@ -84,7 +87,8 @@ class Totals:
     def failed(self, command: Command[Any], error: EoqError) -> None:
         """Count a command whose transaction has failed."""
         for queue_id, counter in self._refusals(command, error):
-            _merge(self._recent, queue_id, {counter: 1})
+            with self._reading:
+                _merge(self._recent, queue_id, {counter: 1})
 
     def _refusals(self, command: Command[Any], error: EoqError) -> Iterator[tuple[int, Counter]]:
         if not isinstance(error, IdConflict | QueueFull | StorageFull | StorageFailed):
@@ -97,20 +101,23 @@ class Totals:
 
     def _keep(self) -> Callable[[], None]:
         """Return how to go back to what was counted until now, where a transaction or savepoint begins."""
-        if not self._now:
+        if not (self._now or self._writing or self._gone):
             return self._forget
-        return partial(self._go_back, {queue_id: counts.copy() for queue_id, counts in self._now.items()})
+        now = {queue_id: counts.copy() for queue_id, counts in self._now.items()}
+        return partial(self._go_back, now, self._writing.copy(), self._gone.copy())
 
     def _forget(self) -> None:
-        self._go_back({})
+        self._go_back({}, {}, [])
 
-    def _go_back(self, now: dict[int, Counts]) -> None:
-        self._now = now
-        self._writing.clear()
-        self._gone.clear()
+    def _go_back(self, now: dict[int, Counts], writing: dict[int, Counts], gone: list[int]) -> None:
+        self._now, self._writing, self._gone = now, writing, gone
 
     def committed(self) -> None:
         """Note that the transaction is committed, and with it what it has counted."""
+        with self._reading:
+            self._note_committed()
+
+    def _note_committed(self) -> None:
         for queue_id, counts in self._writing.items():
             del self._recent[queue_id]
             _merge(self._since_start, queue_id, counts)
@@ -147,6 +154,11 @@ class Totals:
         if len(self._writing) < most:
             self._write_at = time.monotonic() + PAUSE
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether this transaction leaves counts in memory that earlier ones have made."""
+        return len(self._recent) > len(self._writing)
+
     def _write(self, queue_id: int, counts: Counts) -> None:
         if queue_id not in self._before:
             row = self._database.execute(_READ, (queue_id,)).fetchone()
@@ -176,7 +188,8 @@ class Totals:
 
     def of_queue_since_start(self, queue_id: int) -> Counts:
         """Return the counts of a queue since the daemon started."""
-        return _sum(self._since_start.get(queue_id, {}), self._recent.get(queue_id, {}))
+        with self._reading:
+            return _sum(self._since_start.get(queue_id, {}), self._recent.get(queue_id, {}))
 
     def all(self) -> Counts:
         """Return the counts of all queues, deleted ones included, since the file was made."""
@@ -184,9 +197,10 @@ class Totals:
 
     def all_since_start(self) -> Counts:
         """Return the counts of all queues since the daemon started."""
-        counts = self._all_since_start.copy()
-        for recent in list(self._recent.values()):
-            _add(counts, recent)
+        with self._reading:
+            counts = self._all_since_start.copy()
+            for recent in self._recent.values():
+                _add(counts, recent)
         return _sum(counts, {})
 
 
