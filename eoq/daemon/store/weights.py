@@ -9,7 +9,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..records import NewMessage
-from .commands import Command, Drop, Forget, Purge, Put, Redrive, RetryDeliveries, Settle, StoreTotals
+from .commands import (
+    Command,
+    Drop,
+    EditMessage,
+    Forget,
+    OnceFinish,
+    Purge,
+    Put,
+    Redrive,
+    RetryDeliveries,
+    Settle,
+    StoreTotals,
+)
+from .schedule_commands import StoreOccurrences
 
 STEP: Final = 500
 """The weight of a step over many rows."""
@@ -21,9 +34,16 @@ def weight_of(command: Command[Any]) -> int:
     if isinstance(command, Put):
         return _weight_of_messages(command.messages)
     if isinstance(command, Settle):
-        return len(command.acks) + _weight_of_messages(command.messages)
+        results = sum([len(result) for _, result in command.acks if result is not None]) >> 10
+        return len(command.acks) + results + _weight_of_messages(command.messages)
     if isinstance(command, RetryDeliveries):
         return len(command.deliveries)
+    if isinstance(command, EditMessage):
+        return 1 + (len(command.body or b"") >> 10)
+    if isinstance(command, OnceFinish):
+        return 1 + (len(command.output or b"") >> 10)
+    if isinstance(command, StoreOccurrences):
+        return sum(_weight_of_messages(messages) for plan in command.plans for _, messages in plan.occurrences)
     return _STEPS.get(type(command), 1)
 
 
