@@ -65,13 +65,14 @@ class Explain:
     def _leased(self, request: ask.Why, row: dict[str, Any]) -> Fields:
         lease = self._broker.lease_of(row["seq"], row["number"], row["queue"], request.id)
         consumer = row["consumer"] or "a consumer"
+        then = "" if row["cancelled_at"] is None else "; it was cancelled, so it then ends unless it was acked"
         if lease is None:
-            return _reason("leased", f"it is leased by {consumer}, and the lease is about to end")
+            return _reason("leased", f"it is leased by {consumer}, and the lease is about to end{then}")
         seconds = max(0.0, lease.deadline - self._broker.clock.monotonic())
         how = "or until its connection ends" if lease.bound is not None else "unless that settles or extends it"
         return _reason(
             "leased",
-            f"it is leased by {consumer} for another {seconds:.0f} s, {how}",
+            f"it is leased by {consumer} for another {seconds:.0f} s, {how}{then}",
             consumer=row["consumer"],
             seconds=round(seconds, 3),
             delivered_at=row["delivered_at"],

@@ -15,8 +15,8 @@ log = logging.getLogger("eoq.dead")
 
 
 def log_dead_letters(ends: Sequence[End]) -> None:
-    """Write a line for each dead letter among messages that have ended. Those of acks are all done."""
-    if ends and ends[0].outcome == "done":
+    """Write a line for each dead letter among messages that have ended. Among those of acks there is none."""
+    if ends and ends[0].outcome in ("done", "forwarded"):
         return
     for end in ends:
         if end.outcome == "dead":

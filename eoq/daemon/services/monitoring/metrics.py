@@ -144,28 +144,28 @@ class Metrics:
     async def slices(self) -> AsyncGenerator[str, None]:
         """Yield the text in parts of whole lines. Raises `EoqError` where the file cannot be read."""
         yield self._of_daemon(self._status.describe())
-        async with self._turn:  # one at a time: each has all queues in memory
-            queues: list[tuple[str, Queue]] = []
-            count = 0
+        queues: list[tuple[str, Queue]] = []
+        count = 0
+        async with self._turn:  # one at a time reads; whoever is slow to take the text keeps nobody waiting
             async for queue in self._overview.queues():
                 count += 1
                 if count <= MOST_QUEUES:
                     queues.append((f'messaging_destination_name="{queue["name"]}"', queue))
-            yield single("eoq_queues", "gauge", "Queues.", count)
-            yield single(
-                "eoq_queues_left_out",
-                "gauge",
-                f"Queues without samples of their own, as there are more than {MOST_QUEUES}.",
-                count - len(queues),
-            )
-            for family in FAMILIES:
-                yield head(family.name, family.kind, family.help)
-                for name, labels, value in family.series:
-                    more = "," + label_text(labels)[1:-1] if labels else ""
-                    for start in range(0, len(queues), SLICE):
-                        part = queues[start : start + SLICE]
-                        yield "".join([f"{name}{{{label}{more}}} {value(queue)}\n" for label, queue in part])
-                        await asyncio.sleep(0)  # lets other requests come between
+        yield single("eoq_queues", "gauge", "Queues.", count)
+        yield single(
+            "eoq_queues_left_out",
+            "gauge",
+            f"Queues without samples of their own, as there are more than {MOST_QUEUES}.",
+            count - len(queues),
+        )
+        for family in FAMILIES:
+            yield head(family.name, family.kind, family.help)
+            for name, labels, value in family.series:
+                more = "," + label_text(labels)[1:-1] if labels else ""
+                for start in range(0, len(queues), SLICE):
+                    part = queues[start : start + SLICE]
+                    yield "".join([f"{name}{{{label}{more}}} {value(queue)}\n" for label, queue in part])
+                    await asyncio.sleep(0)  # lets other requests come between
 
     def _of_daemon(self, status: Fields) -> str:
         latencies = self._latencies

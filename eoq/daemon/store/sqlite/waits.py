@@ -13,7 +13,7 @@ _LIVE: Final = f"""
     select
       message.seq, message.queue, message.state, message.attempts, message.deliveries, message.priority,
       message."group", message.due_at + iif(message.fixed, 0.0, {SET_BY}) as due_at, message.failed_at,
-      message.error, message.fixed,
+      message.error, message.fixed, message.cancelled_at,
       delivery.number, delivery.delivered_at, delivery.consumer, queue.paused
     from queue
     join message on message.queue = queue.number and message.id = ?2
