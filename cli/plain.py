@@ -11,7 +11,7 @@ import time
 
 from eoq.errors import EoqError, InvalidRequest
 from eoq.protocol.codec import get_bytes
-from eoq.protocol.limits import POLL_SECONDS
+from eoq.protocol.limits import POLL_SECONDS, REPEAT_SECONDS
 from eoq.transport.single import Single
 
 from .common import NOTHING_THERE, bytes_fields, print_bytes, print_json, print_line, print_output, report
@@ -39,7 +39,11 @@ def send(single: Single, request: Fields, wait: float | None, as_json: bool) -> 
     queue, id = request["queue"], sent["id"]
     warn_of_unbound(queue, int(sent.get("queues") == 0))
     if wait is None:
-        print_line(sent_line(id, sent["duplicate"], sent.get("queues"), as_json))
+        try:
+            print_line(sent_line(id, sent["duplicate"], sent.get("queues"), as_json))
+        except OSError:
+            report(f"the message is stored, but its id could not be printed: {id}")
+            raise
         return 0
     result = _find_result(single, queue, id, wait)
     if result is None:
@@ -89,8 +93,9 @@ def _find_result(single: Single, queue: str, id: str, wait: float) -> Fields | N
         found = single.ask({"op": "result", "queue": queue, "id": id, "wait": portion}, portion)
         if found["outcome"] is not None:
             return found
-        if left <= POLL_SECONDS:
+        if time.monotonic() >= deadline:
             return None
+        time.sleep(REPEAT_SECONDS)
 
 
 def _print_result(found: Fields, as_json: Fields | None, with_error: bool = False) -> None:
@@ -118,12 +123,13 @@ def _refuse_failed(id: str, found: Fields) -> None:
 def receive(single: Single, queue: str, limit: int, wait: float, lease: float, acks: bool, as_json: bool) -> int:
     """Lease messages and print them. Ack them afterwards if ``acks``."""
     request = {"op": "receive", "queue": queue, "limit": limit, "lease": lease, "bound": False}
+    deadline = time.monotonic() + wait
     while True:
-        portion = min(wait, POLL_SECONDS)
+        portion = max(0.0, min(deadline - time.monotonic(), POLL_SECONDS))
         messages = single.ask({**request, "wait": portion}, portion)["messages"]
-        wait -= POLL_SECONDS
-        if messages or wait <= 0:
+        if messages or time.monotonic() >= deadline:
             break
+        time.sleep(REPEAT_SECONDS)
     for message in messages:
         body = get_bytes(message.get("body"), message.get("body_base64"), "body") or b""
         if as_json:

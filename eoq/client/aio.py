@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from ..message import AsyncMessage, Delivery, Outgoing, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
-from ..protocol.limits import POLL_SECONDS
+from ..protocol.limits import POLL_SECONDS, REPEAT_SECONDS
 from ..protocol.paths import socket_path
 from ..transport.aio_channel import AsyncChannel, AsyncStarted
 from .aio_admin import AsyncAdmin
@@ -144,9 +144,15 @@ class AsyncClient(AsyncAdmin):
         The list is empty if none was ready by then. A lease ends after ``lease`` seconds (30 by default, 12 hours at
         most), and a ``bound`` one also when the connection of this client ends.
         """
-        return await self.channel.run(
-            calls.receive(queue, AsyncMessage, self, limit=limit, wait=wait, lease=lease, bound=bound)
-        )
+        deadline = time.monotonic() + wait
+        while True:
+            messages = await self.channel.run(
+                calls.receive(queue, AsyncMessage, self, limit=limit, wait=wait, lease=lease, bound=bound)
+            )
+            wait = deadline - time.monotonic()
+            if messages or wait <= 0:
+                return messages
+            await asyncio.sleep(REPEAT_SECONDS)
 
     def consume(
         self, queue: str, *, prefetch: int = 1, lease: float | None = None, idle: float | None = None
@@ -303,8 +309,9 @@ class AsyncClient(AsyncAdmin):
         while True:
             left = max(0.0, deadline - time.monotonic())
             found = await self.channel.run(calls.result(queue, id, min(left, POLL_SECONDS)))
-            if found is not None or left <= POLL_SECONDS:
+            if found is not None or time.monotonic() >= deadline:
                 return found
+            await asyncio.sleep(REPEAT_SECONDS)
 
     async def ask(self, op: str, **fields: Any) -> Fields:
         """Send a request of PROTOCOL.md, and return the fields of its reply. It is repeated if the connection breaks.

@@ -21,7 +21,7 @@ from ..ids import new_id
 from ..message import encode_payload
 from ..protocol import calls
 from ..protocol.calls import Call, OnceOutcome
-from ..protocol.limits import MAX_OUTPUT, POLL_SECONDS
+from ..protocol.limits import MAX_OUTPUT, POLL_SECONDS, REPEAT_SECONDS
 from ..protocol.validation import check_ttl
 from ..system.aio_repeat import repeating
 from ..transport.aio_channel import AsyncChannel
@@ -126,6 +126,7 @@ async def _wait_for_key(
             return None
         if deadline is not None and time.monotonic() >= deadline:
             raise Overloaded(f"another caller still runs the key {key!r} after {wait:g} s of waiting; try again later")
+        await asyncio.sleep(REPEAT_SECONDS)
 
 
 async def _store(channel: AsyncChannel, done: Call[None]) -> None:

@@ -48,3 +48,5 @@ QUEUE_NAMES: Final = (
 
 POLL_SECONDS: Final = 20.0
 """How long one request of a client waits. The client repeats it to wait longer."""
+REPEAT_SECONDS: Final = 0.05
+"""The pause before such a repeat. A daemon that stops ends all waits early, and answers for a while yet."""
