@@ -6,7 +6,6 @@ import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ import click
 from eoq import __version__
 from eoq.errors import EoqError
 
-from .common import end
+from .common import end, open_closed_streams
 
 _COMMANDS_OF_MODULE = {
     "daemon": ("daemon", "start", "stop", "status"),
@@ -59,7 +58,7 @@ class _Commands(click.Group):
         return command
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        _open_closed_streams()
+        open_closed_streams()
         _allow_all_characters()
         return super().main(*arguments, **options)
 
@@ -71,19 +70,6 @@ class _Commands(click.Group):
             status = end(error)
         if status:
             sys.exit(status)
-
-
-def _open_closed_streams() -> None:
-    """Replace standard streams that the caller has closed by empty ones.
-
-    This is done before anything else is opened, so that no other file gets the descriptors 0 to 2.
-    """
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 # stays open as long as the process
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 # stays open as long as the process
 
 
 def _allow_all_characters() -> None:

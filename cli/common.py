@@ -85,6 +85,19 @@ def end(error: EoqError | KeyboardInterrupt | OSError) -> int:
     return INPUT_OUTPUT_ERROR
 
 
+def open_closed_streams() -> None:
+    """Replace standard streams that the caller has closed by empty ones.
+
+    This is done before anything else is opened, so that no other file gets the descriptors 0 to 2.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 # stays open; pathlib takes milliseconds to import
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 # stays open; pathlib takes milliseconds to import
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 # stays open; pathlib takes milliseconds to import
+
+
 def visible(text: str) -> str:
     """Return ``text`` with a dot for each character that a terminal would act on."""
     return "".join(letter if letter.isprintable() else "·" for letter in text)

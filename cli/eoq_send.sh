@@ -149,5 +149,7 @@ eoq_send() (
     command sync "$folder" "$spool" ||
         fail 75 "$folder cannot be synced. The message may be stored or not: repeat it with --id $(printf "$format" "$@")"
     if [ -p "$spool/.bell" ]; then { :; } 1<>"$spool/.bell"; fi
-    printf "$format\n" "$@" || exit 74
+    trap '' PIPE
+    printf "$format\n" "$@" 2>/dev/null ||
+        fail 74 "the message is stored, but its id could not be printed: $(printf "$format" "$@")"
 )

@@ -10,11 +10,12 @@ import sys
 from eoq.errors import EoqError
 from eoq.spool.sender import Spool
 
-from .common import end, print_line, read_body
+from .common import end, open_closed_streams, print_line, read_body
 
 
 def leave(spool: str, queue: str, id: str) -> int:
     """Leave standard input as a message in a spool. Return the exit status."""
+    open_closed_streams()
     try:
         print_line(Spool(spool).send(queue, read_body(None, "body"), id=id))
     except (EoqError, KeyboardInterrupt, OSError) as error:

@@ -13,7 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,8 @@ from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_f
 
 SPOOLED_TOGETHER: Final = 100
 """How many messages of a stream the daemon sees at once."""
+NAMED: Final = 3
+"""How many ids an error names at most."""
 SET_BACK: Final = 0.5
 """By how many seconds a clock that is read twice seems to be set back at most, if it was not."""
 _NUMBER: Final = re.compile(r"([01]\d{19})-")
@@ -61,7 +63,8 @@ class Spool:
         daemon stores the message.
 
         Raises `InvalidRequest` or `MessageTooLarge` for what a daemon would refuse. Raises `Forbidden`, `StorageFull`
-        or `StorageFailed` if the spool cannot be written. After an error, nothing was written.
+        or `StorageFailed` if the spool cannot be written. After an error, nothing was written, unless it says that this
+        is unknown: repeat the call with the id that it names.
         """
         return self.send_many(queue, [Outgoing(body, **options)])[0]
 
@@ -76,12 +79,12 @@ class Spool:
         prepared = [_prepare(queue, message) for message in messages]
         contents = [encode(message, tried_at) for message in prepared]
         try:
-            self._write(queue, contents)
+            self._write(queue, contents, [str(message.id) for message in prepared])
         except OSError as error:
             raise storage_error(error, self.folder / queue) from error
         return [str(message.id) for message in prepared]
 
-    def _write(self, queue: str, contents: Sequence[bytes]) -> None:
+    def _write(self, queue: str, contents: Sequence[bytes], ids: Sequence[str]) -> None:
         with ExitStack() as stack:
             spool = self._open(stack)
             folder = _open_or_make(queue, spool)
@@ -94,15 +97,16 @@ class Spool:
             try:
                 for name, data in files.items():
                     _write_file(unfinished[name], data, mode, folder)
-                for name in files:
-                    os.rename(unfinished[name], name, src_dir_fd=folder, dst_dir_fd=folder)
+                with _unknown_after_failure(self.folder / queue, ids):
+                    for name in files:
+                        os.rename(unfinished[name], name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.fsync(folder)
+                    os.fsync(spool)  # another sender may have created the folder just now
             except BaseException:
                 for name in unfinished.values():
                     with suppress(OSError):
                         os.unlink(name, dir_fd=folder)
                 raise
-            os.fsync(folder)
-            os.fsync(spool)  # another sender may have created the folder just now
             ring(spool)
 
     def _open(self, stack: ExitStack) -> int:
@@ -117,6 +121,19 @@ class Spool:
         spool = os.open(self.folder, FOLDER)
         stack.callback(os.close, spool)
         return spool
+
+
+@contextmanager
+def _unknown_after_failure(folder: Path, ids: Sequence[str]) -> Iterator[None]:
+    """Raise `StorageFailed` where messages may be stored although the disk has failed, and name their ids."""
+    try:
+        yield
+    except OSError as error:
+        named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else "")
+        raise StorageFailed(
+            f"{str(folder)!r} could not be written to the disk ({error.strerror}), so it is unknown whether this is "
+            f"stored: repeat it with the same id ({named})"
+        ) from error
 
 
 class _Order:

@@ -26,7 +26,7 @@ TOKEN_LENGTH: Final = 36
 """Characters of a token, which is a UUID."""
 
 _TOKEN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\..", re.DOTALL)
-_ABANDONED: Final = re.compile(r"\.\d{20}-[0-9a-f-]+\.eoq\.tmp")
+_ABANDONED: Final = re.compile(r"\.\d{20}-[0-9a-fA-F-]+\.eoq\.tmp")
 """The unfinished files of `eoq.Spool` and of the function of `eoq shell-init`."""
 ABANDONED_SECONDS: Final = 86400.0
 """The age of such a file after which its sender has surely ended."""
