@@ -9,6 +9,7 @@ from importlib.resources import files
 import click
 
 from .daemon_options import daemon_options, from_cli
+from .running import spool_in_use
 
 
 @click.command("shell-init")
@@ -18,8 +19,8 @@ def shell_init(ctx: click.Context, /, **_options: object) -> None:
     """Print a function for shell scripts: eoq_send QUEUE [BODY|-] [--id ID].
 
     It leaves the message in the spool, syncs it, and prints its id, within a few milliseconds, whether the daemon runs
-    or not. The daemon stores it at once, or when it runs again. It must have been started once before. The options say
-    which daemon that is, as for `eoq daemon`.
+    or not. The daemon stores it at once, or when it runs again. It must have been started once before. If it runs
+    now, the function uses its spool; else the options say which daemon that is, as for `eoq daemon`.
 
     It works in sh, dash, bash, zsh and busybox sh. Instead of running `eoq shell-init` in each script, which starts
     Python once, you may save or paste what it prints.
@@ -37,7 +38,7 @@ def shell_init(ctx: click.Context, /, **_options: object) -> None:
     """
     from eoq.daemon.config.resolve import resolve
 
-    spool = resolve(from_cli(ctx)).spool.value
+    spool = spool_in_use(resolve(from_cli(ctx)), ctx.params["socket"])
     text = files(__package__).joinpath("eoq_send.sh").read_text()
     values = {"@SPOOL@": shlex.quote(str(spool)), "@PYTHON@": shlex.quote(sys.executable)}
     for name, value in values.items():

@@ -18,7 +18,9 @@ EFFECT = "it was delivered before, and may have taken effect"
 @json_option
 @socket_option
 def cancel(queue: str, id_: str, as_json: bool, socket: str | None) -> None:
-    """Cancel a message, so that it is not delivered any more. Exit status 1 if it is not known or has ended.
+    """Cancel a message, so that it is not delivered any more. To do so again changes nothing.
+
+    Exit status 1 if the message is not known, or has ended otherwise.
 
     A message that is being handled ends as cancelled when its delivery ends, unless its consumer acks it. The consumer
     learns it with the next `extend`; a worker's handler sees `message.cancelled`.

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eoq.client.blocking import Client
-from eoq.errors import EoqError, InvalidRequest
+from eoq.errors import InvalidRequest
 
 from .common import confirm, print_json, report, visible
 from .daemon_options import config_option, database_option, from_cli
 from .options import json_option, socket_option
 from .progress import ProgressLine
+from .running import database_in_use
 from .table import print_table
 
 if TYPE_CHECKING:
     from eoq.daemon.config.resolve import ResolvedConfig
-
-ANSWER_SECONDS = 5.0
-"""How long to wait for a daemon that says which file it uses."""
 
 
 @click.command()
@@ -48,7 +44,7 @@ def backup(ctx: click.Context, /, dest: Path, socket: str | None, as_json: bool,
 
     resolved = _resolve(ctx)
     target = dest / time.strftime("eoq-%Y%m%dT%H%M%SZ.db", time.gmtime()) if dest.is_dir() else dest
-    database = _database(resolved, socket)
+    database = database_in_use(resolved, socket)
     progress = ProgressLine()
     try:
         snapshot = copy(database, target.absolute(), resolved.config.storage, progress)
@@ -156,7 +152,7 @@ def audit(ctx: click.Context, /, files: tuple[Path, ...], socket: str | None, as
 
     progress = ProgressLine()
     try:
-        found = compare(_database(_resolve(ctx), socket), files, progress)
+        found = compare(database_in_use(_resolve(ctx), socket), files, progress)
     finally:
         progress.end()
     if as_json:
@@ -175,14 +171,3 @@ def _resolve(ctx: click.Context) -> ResolvedConfig:
     from eoq.daemon.config.resolve import resolve
 
     return resolve(from_cli(ctx))
-
-
-def _database(resolved: ResolvedConfig, socket: str | None) -> Path:
-    """Return the file to copy: the one that is named, else that of the daemon that runs, else the user's."""
-    from eoq.daemon.config.resolve import DEFAULT
-
-    if resolved.db.source == DEFAULT:
-        with suppress(EoqError), Client(socket, timeout=ANSWER_SECONDS) as client:
-            return Path(client.ask("status")["database"])
-    path: Path = resolved.db.value
-    return path

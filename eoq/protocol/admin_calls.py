@@ -252,5 +252,5 @@ def pause_schedule(name: str, paused: bool) -> Call[bool]:
 
 def run_schedule(name: str, id: str | None) -> Call[Sent]:
     """Send the message of a schedule now, under an id that is chosen here, so that a repeat stores it once."""
-    fields: Fields = {"op": "schedule_run", "name": name, "id": id or f"{name}+{new_id()}"}
+    fields: Fields = {"op": "schedule_run", "name": name, "id": f"{name}+{new_id()}" if id is None else id}
     return Call(fields, lambda reply: Sent(reply["id"], reply["duplicate"]))

@@ -107,6 +107,11 @@ def test_rows_of_an_outbox_that_wait_for_nothing_or_for_the_operator_are_found(d
 def test_what_is_no_file_of_an_application_is_said(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text" * 1000)
     assert _audit(daemon, tmp_path / "missing.db")[0].status == 1
+    with closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("create table other (x)")
+    for wrong in (tmp_path / "other.db", daemon.db):
+        ran, _ = _audit(daemon, wrong)
+        assert (ran.status, "neither an inbox nor an outbox" in ran.errors) == (65, True)
     ran, _ = _audit(daemon, tmp_path / "text")
     assert ran.status == 65
     assert "text could not be read" in ran.errors

@@ -381,6 +381,33 @@ def test_a_default_spool_that_cannot_be_used_does_not_stop_the_daemon(in_the_way
         assert shell.run("eoq stop").status == 0
 
 
+def test_an_id_that_cannot_be_printed_is_said_elsewhere(sender: Sender, queue: str) -> None:
+    """A caller that repeats the send without that id would store the message twice."""
+    for output in (">/dev/full", "| true"):
+        ran = sender.run(f"eoq_send {queue} x {output}")
+        assert output == "| true" or ran.status == 74
+        assert "the message is stored, but its id could not be printed: 01" in ran.errors or output == "| true"
+    ran = sender.run(f"eoq_send {queue} x --id é >&-")
+    assert "Traceback" not in ran.errors
+    ran = sender.shell.run(f"eoq send {queue} x --id printed-nowhere >/dev/full")
+    assert ran.status == 74
+    assert "the message is stored, but its id could not be printed: printed-nowhere" in ran.errors
+
+
+def test_the_spool_of_the_daemon_that_runs_is_used(folder: Path) -> None:
+    """Also where a daemon has used the default one before."""
+    with running_daemon("--spool", str(folder / "spool")) as daemon:
+        shell = daemon.shell()
+        (daemon.folder / "eoq.db.spool").mkdir()
+        ran = shell.run('eval "$(eoq shell-init)"; eoq_send q hello --id a')
+        assert ran.text == "a\n", ran.errors
+        with eoq.connect(daemon.socket) as client:
+            (message,) = client.receive("q", wait=20)
+            assert message.id == "a"
+        ran = shell.run("eoq shell-init --db other.db")
+        assert str(daemon.folder / "other.db.spool") in ran.text
+
+
 def test_the_options_say_which_spool(shell: Shell, folder: Path) -> None:
     (folder / "eoq.toml").write_text('[daemon]\nspool = "from config"\n')
     for options, spool in [

@@ -142,6 +142,8 @@ class _Application:
         self._database = database
         names = self._rows("select name from sqlite_schema where type = 'table'")
         self._tables = {name for (name,) in names}
+        if not self._tables & {"eoq_processed", "eoq_outbox"}:
+            raise InvalidRequest(f"{path} has neither an inbox nor an outbox of eoq; name the file of an application")
 
     def _rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
         try:
