@@ -33,6 +33,7 @@ _COMMANDS_OF_MODULE = {
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
     "upkeep": ("backup", "restore", "compact", "audit"),
+    "prove": ("prove",),
     "demo": ("demo",),
     "bench": ("bench",),
     "config": ("config",),

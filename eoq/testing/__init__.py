@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .messages import make_async_message as make_async_message
     from .messages import make_message as make_message
     from .messages import settlements as settlements
+    from .proof.proving import prove as prove
+    from .proof.report import CannotProve as CannotProve
+    from .proof.report import ProofFailed as ProofFailed
+    from .proof.report import Report as Report
 
 _HOMES = {
     "clock": ("MovableClock",),
@@ -28,6 +32,8 @@ _HOMES = {
     "drained": ("Drained", "Run"),
     "effects": ("assert_processed",),
     "messages": ("Settlement", "make_async_message", "make_message", "settlements"),
+    "proof.proving": ("prove",),
+    "proof.report": ("CannotProve", "ProofFailed", "Report"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

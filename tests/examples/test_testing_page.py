@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,20 @@ from typing import Final
 
 import pytest
 
-from tests.examples.pages import Page
-from tests.support import clean_environment
+from eoq.testing.proof.ptrace import can_trace
+from tests.examples.pages import Page, follow
+from tests.support import Shell, clean_environment
 
 PAGE: Final = Page("eoq/docs/testing.md")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="there is no `sqlite3` command")
+def test_the_command_of_the_page_is_proved(alone: Shell) -> None:
+    (block,) = PAGE.blocks("Prove a command", "sh")
+    first, method = follow(alone, block)[-2:]
+    assert first.endswith(" crash points, 0 differences")
+    assert method.startswith("crash points: each write and sync" if can_trace() else "crash points: a sweep")
 
 
 @pytest.mark.slow
