@@ -56,7 +56,7 @@ _RETURN: Final = 0x06
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SystemCall:
     """A system call that is about to happen: its name, its arguments, and the process that makes it."""
 
     name: str
@@ -133,11 +133,11 @@ def _be_traced(libc: ctypes.CDLL, architecture: int) -> None:
         raise OSError(ctypes.get_errno(), "the filter of system calls is refused")
 
 
-def trace(run: Callable[[], None], see: Callable[[Call], bool]) -> int | None:
+def trace(run: Callable[[], None], see: Callable[[SystemCall], bool]) -> int | None:
     """Run ``run`` in a child, and call ``see`` before each system call that matters. Return its exit status.
 
     If ``see`` returns true, all processes of the child are killed before the call, and None is returned. ``run`` does
-    not return. Call this in a process that has no other children. Raises `OSError` where it is refused.
+    not return. SystemCall this in a process that has no other children. Raises `OSError` where it is refused.
     """
     architecture = _architecture()
     if architecture is None:
@@ -162,7 +162,7 @@ def trace(run: Callable[[], None], see: Callable[[Call], bool]) -> int | None:
 class _Tracer:
     """The loop over the stops of the traced processes."""
 
-    def __init__(self, libc: ctypes.CDLL, architecture: int, main: int, see: Callable[[Call], bool]) -> None:
+    def __init__(self, libc: ctypes.CDLL, architecture: int, main: int, see: Callable[[SystemCall], bool]) -> None:
         self._libc = libc
         self._architecture = architecture
         self._names = {number: name for name, number in _NUMBERS[architecture].items()}
@@ -191,11 +191,11 @@ class _Tracer:
             self._known.add(pid)
             self._libc.ptrace(_CONT, pid, None, passed_on)
 
-    def _call(self, pid: int) -> Call:
+    def _call(self, pid: int) -> SystemCall:
         self._libc.ptrace(_GET_SYSCALL_INFO, pid, len(self._info), ctypes.cast(self._info, ctypes.c_void_p))
         _kind, architecture, _ip, _sp, number, *arguments = _INFO.unpack_from(self._info)
         name = self._names.get(number, "") if architecture == self._architecture else ""
-        return Call(name, tuple(arguments), pid)
+        return SystemCall(name, tuple(arguments), pid)
 
     def _kill(self) -> None:
         for pid in self._known:
@@ -224,7 +224,7 @@ def can_trace() -> bool:
                 os.write(2, b"")
                 os._exit(7)
 
-            def see(call: Call) -> bool:
+            def see(call: SystemCall) -> bool:
                 seen.append(call.name)
                 return False
 

@@ -18,7 +18,7 @@ from ...worker.handler_shape import check_handler
 from .children import KILLED, run_child
 from .hooks import Hooks, places_of_connect
 from .journal import Journal, Ran
-from .ptrace import Call, can_trace, trace
+from .ptrace import SystemCall, can_trace, trace
 from .report import Point
 from .seen import Seen
 
@@ -73,7 +73,7 @@ class PythonHandler:
         def deliver_traced(journal: Journal) -> int:
             seen = Seen(database, None, journal, write)
 
-            def see(call: Call) -> bool:
+            def see(call: SystemCall) -> bool:
                 # The hooks see what happens outside, also where no system call shows it.
                 return call.name not in ("connect", "sendto", "open", "openat", "rename", "") and seen.see(call)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from .journal import Journal, signature_of
-from .ptrace import Call
+from .ptrace import SystemCall
 
 _WRITES: Final = {
     "write", "pwrite64", "writev", "pwritev", "pwritev2", "ftruncate", "fallocate", "fsync", "fdatasync",
@@ -42,7 +42,7 @@ class Seen:
         self._stop_at = stop_at
         self._count = 0
 
-    def see(self, call: Call) -> bool:
+    def see(self, call: SystemCall) -> bool:
         """Note the call. Return whether to kill the process before it."""
         if call.name in _WRITES or call.name in _COPIES:
             file = call.file(_COPIES.get(call.name, 0))
@@ -68,7 +68,7 @@ class Seen:
         self._journal.note("write", place)
         return self._count == self._stop_at
 
-    def _opens(self, call: Call) -> bool:
+    def _opens(self, call: SystemCall) -> bool:
         path_at, flags_at, folder_at = _OPENS[call.name]
         if call.name == "creat":
             flags = _FOR_WRITING
@@ -90,7 +90,7 @@ class Seen:
         if is_second_file(path, self._folder):
             self._journal.note("file", path, signature_of(path))
 
-    def _connects(self, call: Call) -> None:
+    def _connects(self, call: SystemCall) -> None:
         where, size = (1, 2) if call.name == "connect" else (4, 5)
         if not call.arguments[where]:
             return
