@@ -44,6 +44,7 @@ def _take(daemon: Daemon) -> list[eoq.Message]:
         return messages
 
 
+@pytest.mark.slow
 def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str) -> None:
     origin, other, _ = machines
     headers = {"traceparent": "00-1-2-03", "h": "ü"}
@@ -70,6 +71,7 @@ def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str
     assert by_id["json"].json() == {"a": 1}
 
 
+@pytest.mark.slow
 def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     got: list[str] = []
@@ -91,6 +93,7 @@ def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon]
     assert {owner for (owner,) in _rows(database, "select distinct owner from eoq_forward")} <= {"b", "c"}
 
 
+@pytest.mark.slow
 def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     _send(origin, *[eoq.Outgoing("x", id=f"{n}", group=f"g{n % 3}", priority=n % 2) for n in range(30)])
@@ -110,6 +113,7 @@ def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Dae
         assert own[1] == sorted(own[1])
 
 
+@pytest.mark.slow
 def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daemon], database: str) -> None:
     origin, second, other = machines
     for machine, body in ((origin, "same"), (second, "same")):
@@ -131,6 +135,7 @@ def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daem
     assert [(message.id, message.text) for message in _take(other)] == [("m", "same"), ("n", "x")]
 
 
+@pytest.mark.slow
 def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
     """The machine was killed after its claim, before and after its daemon had stored the message."""
     origin, other, third = machines
@@ -147,6 +152,7 @@ def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], 
     assert _rows(database, "select count(*) from eoq_forward where taken_at is null") == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     machines: list[Daemon], database: str
 ) -> None:
@@ -160,6 +166,7 @@ def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     assert "no answer was received" in _rows(database, "select error from eoq_forward")[0][0]
 
 
+@pytest.mark.slow
 def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) -> None:
     origin, other, third = machines
     _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
@@ -182,6 +189,7 @@ def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) ->
     assert [message.id for message in _take(third)] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None:
     _origin, other, _ = machines
     with bridging(other, f"ingest q --from '{database}' --as b"):
@@ -192,6 +200,7 @@ def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None
         assert (message.id, message.json()) == ("m", {})
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemon], restarted: Server) -> None:
     origin, other, _ = machines
     database = restarted.conninfo()
@@ -215,6 +224,7 @@ def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemo
         assert client.show("q", "meanwhile").get("attempts", []) == []
 
 
+@pytest.mark.slow
 def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> None:
     for command in ("forward q --to", "ingest q --from"):
         ran = bridge(machines[0], f"{command} postgresql://shop:secret@localhost/shop")
@@ -223,6 +233,7 @@ def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> No
         assert "secret" not in ran.errors
 
 
+@pytest.mark.slow
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""
     bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")

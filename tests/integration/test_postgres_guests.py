@@ -73,6 +73,7 @@ def _again(client: eoq.Client, queue: str) -> eoq.Message:
     return message
 
 
+@pytest.mark.slow
 def test_objects_of_a_session_and_the_id_commit_together(
     blocking: eoq.Client, queue: str, inbox: Inbox, store: Store
 ) -> None:
@@ -122,6 +123,7 @@ def _recovers(session: Session) -> None:
     ids=["commit", "rollback", "text", "recovers"],
 )
 @pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.first_by_default
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client,
     queue: str,
@@ -284,7 +286,7 @@ with eoq.connect(socket) as client:
 """
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
