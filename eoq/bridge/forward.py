@@ -17,11 +17,11 @@ import psycopg
 
 from ..backoff import pauses
 from ..client.aio import AsyncClient
+from ..client.batch_sender import MESSAGE_FAULTS
 from ..errors import EoqError, InvalidRequest, LeaseLost, Unavailable
 from ..message import AsyncMessage
 from ..postgres.driver import shown, with_defaults
-from ..postgres.sql.inbox import LOCK_TABLES
-from ..postgres.waking import SYNCHRONOUS
+from ..postgres.waking import SETTINGS
 from ..protocol import calls
 from ..protocol.features import FORWARDED
 from ..protocol.forwarding import forwarded
@@ -31,6 +31,8 @@ log = logging.getLogger("eoq.bridge")
 
 BATCH: Final = 250
 """Messages in one transaction."""
+OF_A_ROW: Final = ("22", "23", "54")
+"""The classes of the database's errors that one row may cause: its data, a constraint, a limit of the database."""
 LEASE_SECONDS: Final = 60.0
 WAIT_SECONDS: Final = 30.0
 """How long one request waits for messages."""
@@ -46,7 +48,7 @@ class Forwarder:
         self.forwarded = 0
         """How many messages were forwarded."""
         self.rejected = 0
-        """How many became dead letters, since their id is there with other content."""
+        """How many became dead letters: their id is there with other content, or the database refuses them."""
         self._client = client
         self._queue = queue
         self._conninfo = with_defaults(conninfo)
@@ -104,20 +106,38 @@ class Forwarder:
         if not messages:
             return
         try:
-            conflicts = await self._publish(messages)
+            refused = await self._publish(await self._open(), messages)
         except BaseException:
             await self._drop_connection()
             await asyncio.shield(self._release(messages))
             raise
+        await self._settle([message for message in messages if message.id not in refused])
         for message in messages:
-            if message.id in conflicts:
-                self.rejected += 1
-                await message.reject(f"id_conflict: {self.name} has this id in {self._queue} with other content")
-        await self._settle([message for message in messages if message.id not in conflicts])
+            if message.id in refused:
+                await self._reject(message, refused[message.id])
 
-    async def _publish(self, messages: Sequence[AsyncMessage]) -> set[str]:
-        """Insert messages, and return the ids of those that are there with other content."""
-        connection = await self._open()
+    async def _publish(
+        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
+    ) -> dict[str, str]:
+        """Insert messages. Return the ids of those that can never be inserted, and why.
+
+        Where the database refuses what is in a row, the halves are inserted one after the other, so that the row is
+        found, and those before and behind it arrive in their order.
+        """
+        try:
+            return await self._insert(connection, messages)
+        except (psycopg.Error, *MESSAGE_FAULTS) as error:
+            if not _is_of_a_row(error):
+                raise
+            if len(messages) == 1:
+                return {messages[0].id: f"{self.name} refuses it: {_said(error)}"}
+        middle = len(messages) // 2
+        refused = await self._publish(connection, messages[:middle])
+        return {**refused, **await self._publish(connection, messages[middle:])}
+
+    async def _insert(
+        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
+    ) -> dict[str, str]:
         ids = [message.id for message in messages]
         bodies = [message.body for message in messages]
         groups = [message.group for message in messages]
@@ -130,9 +150,17 @@ class Forwarder:
                 statements.PUBLISH, (self._queue, ids, bodies, headers, groups, priorities, ends, digests)
             )
             if inserted.rowcount == len(messages):
-                return set()
+                return {}
             found = await connection.execute(statements.CONFLICTS, (ids, bodies, groups, digests, self._queue))
-            return {id for (id,) in await found.fetchall()}
+            reason = f"id_conflict: {self.name} has this id in {self._queue} with other content"
+            return {id: reason for (id,) in await found.fetchall()}
+
+    async def _reject(self, message: AsyncMessage, reason: str) -> None:
+        try:
+            await message.reject(reason)
+            self.rejected += 1
+        except LeaseLost:
+            log.info("%s: the lease of %s has ended; it is refused again", self._queue, message.id)
 
     async def _settle(self, messages: Sequence[AsyncMessage]) -> None:
         if not messages:
@@ -161,8 +189,8 @@ class Forwarder:
         if self._connection is None or self._connection.closed:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             try:
-                await connection.execute(SYNCHRONOUS)
-                await create_table(connection)
+                await connection.execute(SETTINGS)
+                await connection.execute(statements.MAKE)
             except BaseException:
                 await connection.close()
                 raise
@@ -179,11 +207,13 @@ class Forwarder:
             self._connection = None
 
 
-async def create_table(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Create the table if there is none."""
-    ((found,),) = await (await connection.execute(statements.FIND)).fetchall()
-    if not found:
-        async with connection.transaction():
-            await connection.execute(LOCK_TABLES)
-            for statement in statements.CREATE:
-                await connection.execute(statement)
+def _is_of_a_row(error: Exception) -> bool:
+    """Return whether an error is about what is in a row: data, a constraint, or a value too long for an index."""
+    return not isinstance(error, psycopg.Error) or (
+        isinstance(error, psycopg.DataError) if error.sqlstate is None else error.sqlstate.startswith(OF_A_ROW)
+    )
+
+
+def _said(error: Exception) -> str:
+    """Return what the database says of a row, without what is in the row."""
+    return (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)

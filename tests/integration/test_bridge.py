@@ -91,6 +91,7 @@ def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon]
     assert {owner for (owner,) in _rows(database, "select distinct owner from eoq_forward")} <= {"b", "c"}
 
 
+@pytest.mark.slow
 def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     _send(origin, *[eoq.Outgoing("x", id=f"{n}", group=f"g{n % 3}", priority=n % 2) for n in range(30)])
@@ -131,6 +132,23 @@ def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daem
     assert [(message.id, message.text) for message in _take(other)] == [("m", "same"), ("n", "x")]
 
 
+def test_what_the_database_cannot_take_is_rejected_alone(machines: list[Daemon], database: str) -> None:
+    origin, *_ = machines
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _send(origin, eoq.Outgoing("x", id="first"))
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _rows(database, "alter table eoq_forward add constraint short check (length(body) < 5)")
+    _send(origin, *[eoq.Outgoing("x" * (9 if n == 3 else 1), id=f"{n}", group="g") for n in range(7)])
+    ran = bridge(origin, f"forward q --to '{database}' --until-empty --json")
+    assert (ran.rows[0]["forwarded"], ran.rows[0]["rejected"]) == (6, 1), ran.errors
+    with eoq.connect(origin.socket) as client:
+        (dead,) = client.peek("q", "dead")
+    assert dead["id"] == "3"
+    assert 'violates check constraint "short"' in dead["error"]
+    assert "xxxxx" not in dead["error"]
+    assert _rows(database, "select id from eoq_forward where id <> 'first' order by seq") == [(n,) for n in "012456"]
+
+
 def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
     """The machine was killed after its claim, before and after its daemon had stored the message."""
     origin, other, third = machines
@@ -154,10 +172,13 @@ def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     _send(origin, eoq.Outgoing("x", id="m"))
     bridge(origin, f"forward q --to '{database}' --until-empty")
     ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --limit 1")
-    _rows(database, "update eoq_forward set taken_at = null, claimed_at = claimed_at - 864000")
+    _rows(database, "update eoq_forward set taken_at = null, tried_at = tried_at - 864000")
     ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty")
     assert ran.status == 65
     assert "no answer was received" in _rows(database, "select error from eoq_forward")[0][0]
+    _rows(database, "update eoq_forward set error = null")
+    ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --json")
+    assert (ran.status, ran.rows[0]["taken"]) == (0, 1), "it did not arrive, says the operator"
 
 
 def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) -> None:
@@ -173,7 +194,7 @@ def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) ->
         assert ran.status == 65
     _rows(database, "update eoq_forward set owner = 'b', claimed_at = 1, taken_at = null where id = 'b'")
     ran = bridge(third, f"ingest q --from '{database}' --as b --until-empty")
-    assert "claims of another daemon's file" in ran.errors
+    assert "claims or groups of another daemon's file" in ran.errors
     (claims,) = bridge(third, f"ingest --from '{database}' --claims --json").rows
     assert (claims["owner"], claims["claimed"], claims["taken"]) == ("b", 1, 1)
     assert bridge(third, f"ingest q --from '{database}' --release b").status == 2, "it asks"

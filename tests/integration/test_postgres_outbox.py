@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 import eoq
+from eoq.postgres.sql.common import WAITING
 from tests.integration.relays import RelayProcess, bodies, relaying
 from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, Shell, eventually
@@ -50,7 +51,10 @@ def _waiting(database: str) -> int:
 def _relay_waits(database: str) -> bool:
     """Return whether the relay waits for a notification."""
     return bool(
-        _rows(database, "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted")
+        _rows(
+            database,
+            f"select 1 from pg_locks where locktype = 'advisory' and classid = {WAITING} and mode = 'ShareLock'",
+        )
     )
 
 
