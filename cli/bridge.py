@@ -15,22 +15,38 @@ from eoq.client.aio import AsyncClient, connect_async
 
 from .common import confirm, print_json, visible
 from .logs import log_to_standard_error
-from .options import json_option, queue_argument, socket_option
+from .options import Decorator, gather, json_option, queue_argument, socket_option
 
 SET_ASIDE = 65
 """Exit status while rows are set aside."""
 
 
-def _without_password(_ctx: click.Context, _param: click.Parameter, url: str) -> str:
-    from eoq.postgres.driver import refuse_password
+def _database(direction: str) -> Decorator[Any]:
+    """Add the options ``--to`` and ``--to-env`` (or ``--from``): the command gets the URL of the database as `url`."""
 
-    refuse_password(url)
-    return url
+    def find(url: str | None, variable: str | None) -> str:
+        from eoq.bridge.places import find_url
+        from eoq.postgres.driver import refuse_password
+
+        if (url is None) == (variable is None):
+            raise click.UsageError(f"give either --{direction} URL or --{direction}-env NAME")
+        if url is not None:
+            refuse_password(url)
+        return find_url(url, variable)
+
+    return gather(
+        "url",
+        find,
+        url=click.option(f"--{direction}", "url", metavar="URL", help="postgresql://… without a password"),
+        variable=click.option(
+            f"--{direction}-env", "variable", metavar="NAME", help="The environment variable that has the URL."
+        ),
+    )
 
 
 @click.command()
 @queue_argument
-@click.option("--to", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@_database("to")
 @click.option("--until-empty", is_flag=True, help="Forward what is ready, then end.")
 @json_option
 @socket_option
@@ -38,10 +54,12 @@ def forward(queue: str, url: str, until_empty: bool, as_json: bool, socket: str 
     """Move the messages of QUEUE to the table eoq_forward of a PostgreSQL database, each once.
 
     `eoq ingest` takes them from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
-    it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE or a service.
+    it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE, a service, or
+    the variable that --to-env names.
 
     \b
     eoq forward payments --to postgresql://eoq@db/shop
+    eoq forward payments --to-env SHOP_URL
     eoq forward payments --to postgresql://eoq@db/shop --until-empty
     """
     from eoq.bridge.forward import Forwarder
@@ -64,7 +82,7 @@ def forward(queue: str, url: str, until_empty: bool, as_json: bool, socket: str 
 
 @click.command()
 @click.argument("queue", required=False)
-@click.option("--from", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@_database("from")
 @click.option("--as", "owner", metavar="NAME", help="The name of this machine. By default its daemon's identity.")
 @click.option("--limit", type=click.IntRange(min=1), default=1000, help="Messages that are unsettled here at most.")
 @click.option(

@@ -244,6 +244,21 @@ def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> No
         assert "secret" not in ran.errors
 
 
+def test_a_variable_holds_the_url(machines: list[Daemon], database: str) -> None:
+    origin, other, _ = machines
+    _send(origin, eoq.Outgoing("x", id="m"))
+    url = f"{database}&password=secret"
+    assert origin.shell().run("eoq forward q --to-env SHOP_URL --until-empty", SHOP_URL=url).status == 0
+    assert other.shell().run("eoq ingest q --from-env SHOP_URL --as b --until-empty", SHOP_URL=url).status == 0
+    assert [message.id for message in _take(other)] == ["m"]
+    with eoq.connect(origin.socket) as client:
+        assert "secret" not in str(client.show("q", "m"))
+    ran = origin.shell().run("eoq forward q --to-env SHOP_URL")
+    assert (ran.status, "SHOP_URL is not set" in ran.errors) == (65, True)
+    ran = origin.shell().run("eoq forward q --to-env SHOP_URL --to postgresql:///shop")
+    assert (ran.status, "either --to URL or --to-env NAME" in ran.errors) == (2, True)
+
+
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""
     bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")
