@@ -45,10 +45,14 @@ class Forwarder:
 
     def __init__(self, client: AsyncClient, queue: str, conninfo: str) -> None:
         self.name = shown(conninfo)
-        self.forwarded = 0
+        self.moved = 0
         """How many messages were forwarded."""
-        self.rejected = 0
+        self.refused = 0
         """How many became dead letters: their id is there with other content, or the database refuses them."""
+        self.owner = None
+        """It claims nothing, so it needs no name."""
+        self.error: str | None = None
+        """Why it waits now, or None."""
         self._client = client
         self._queue = queue
         self._conninfo = with_defaults(conninfo)
@@ -68,7 +72,7 @@ class Forwarder:
             while True:
                 try:
                     await self._forward(await self._receive(WAIT_SECONDS))
-                    waits = pauses()
+                    waits, self.error = pauses(), None
                 except (psycopg.Error, OSError, EoqError) as error:
                     self._log(error)
                     await asyncio.sleep(next(waits))  # the database or the daemon is away
@@ -76,18 +80,19 @@ class Forwarder:
             await self._close()
 
     async def flush(self) -> int:
-        """Forward what is ready now. Return how many messages were forwarded. Raises what keeps it from going on."""
+        """Forward what is ready now. Return how many became dead letters. Raises what keeps it from going on."""
         try:
             while messages := await self._receive(0.0):
                 await self._forward(messages)
         finally:
             await self._close()
-        return self.forwarded
+        return self.refused
 
     def _log(self, error: Exception) -> None:
+        self.error = " ".join(str(error).split())  # of libpq it has several lines
         if time.monotonic() >= self._logged_at + LOG_SECONDS:
             self._logged_at = time.monotonic()
-            log.warning("%s to %s: %s; waiting", self._queue, self.name, str(error).strip())
+            log.warning("%s to %s: %s; waiting", self._queue, self.name, self.error)
 
     async def _receive(self, wait: float) -> list[AsyncMessage]:
         call = calls.receive(
@@ -158,7 +163,7 @@ class Forwarder:
     async def _reject(self, message: AsyncMessage, reason: str) -> None:
         try:
             await message.reject(reason)
-            self.rejected += 1
+            self.refused += 1
         except LeaseLost:
             log.info("%s: the lease of %s has ended; it is refused again", self._queue, message.id)
 
@@ -167,13 +172,13 @@ class Forwarder:
             return
         try:
             await self._client.channel.run(forwarded(messages, self.name))
-            self.forwarded += len(messages)
+            self.moved += len(messages)
         except LeaseLost:
             # Those whose lease has ended are delivered again, and their rows are found.
             for message in messages:
                 try:
                     await self._client.channel.run(forwarded([message], self.name))
-                    self.forwarded += 1
+                    self.moved += 1
                 except LeaseLost:
                     log.info("%s: the lease of %s has ended; it is forwarded again", self._queue, message.id)
 

@@ -18,7 +18,7 @@ from ..client.aio import AsyncClient
 from ..errors import EoqError, InvalidRequest
 from ..outbox.relay import RESEND_WITHIN, Relay
 from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..postgres.driver import storable_error
+from ..postgres.driver import shown, storable_error
 from ..postgres.waking import WakingTable
 from . import statements
 
@@ -213,13 +213,33 @@ class Ingester:
         keep: float = KEEP_SECONDS,
     ) -> None:
         self._client = client
+        self.owner = owner
+        """The name of this machine. Without one it is known once it has begun."""
         self._queue = queue
         self._conninfo = conninfo
-        self._owner = owner
         self._limit = limit
         self._keep = keep
-        self.taken = 0
+        self._running: Relay | None = None
+        self.name = shown(conninfo)
+
+    @property
+    def moved(self) -> int:
         """How many messages were stored here, those included that were here already."""
+        return 0 if self._running is None else self._running.sent
+
+    @property
+    def refused(self) -> int:
+        """How many rows were set aside, since they cannot be stored here."""
+        return 0 if self._running is None else self._running.set_aside
+
+    @property
+    def error(self) -> str | None:
+        """Why it waits now, or None."""
+        return None if self._running is None else self._running.error
+
+    async def check(self) -> None:
+        """Raise `Unavailable` without a daemon."""
+        await self._client.ask("status")
 
     async def run(self) -> None:
         """Ingest until this task is cancelled. Raises `NameInUse` at the start."""
@@ -240,23 +260,21 @@ class Ingester:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            self.taken = relay.sent
 
     async def flush(self) -> int:
         """Ingest what is there now, up to the limit. Return how many rows are set aside."""
         claims, relay = await self._relay(lambda: None)
         claims.room = await self._free()
-        try:
-            return await relay.flush()
-        finally:
-            self.taken = relay.sent
+        return await relay.flush()
 
     async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay]:
         status = await self._client.ask("status")
         identity = str(status["identity"])
-        claims = ClaimedRows(self._conninfo, self._queue, self._owner or identity, identity, self._keep, claimed)
+        self.owner = self.owner or identity
+        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._keep, claimed)
         remembers = status.get("remembers") or RESEND_WITHIN
-        return claims, Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
+        self._running = Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
+        return claims, self._running
 
     async def _make_room(self, claims: ClaimedRows, relay: Relay, used: asyncio.Event) -> None:
         """Ask the daemon how much room there is: while there is none, and after each claim."""

@@ -235,6 +235,29 @@ CLAIMS: Final = """
     group by queue, owner
     order by queue, owner nulls first
     """
+# Bounded, since it is asked again and again.
+WAITING: Final = """
+    select
+      (
+        select count(*)
+        from (
+          select
+          from eoq_forward
+          where queue = %(queue)s and owner is null and taken_at is null
+          limit 10000
+        ) as unclaimed
+      ),
+      (
+        select count(*)
+        from (
+          select
+          from eoq_forward
+          where queue = %(queue)s and owner is not null and taken_at is null
+            and (%(owner)s::text is null or owner = %(owner)s)
+          limit 10000
+        ) as claimed
+      )
+    """
 COUNT_CLAIMED: Final = "select count(*) from eoq_forward where queue = %s and owner = %s and taken_at is null"
 RELEASE: Final = """
     update eoq_forward

@@ -259,6 +259,38 @@ def test_a_variable_holds_the_url(machines: list[Daemon], database: str) -> None
     assert (ran.status, "either --to URL or --to-env NAME" in ran.errors) == (2, True)
 
 
+def test_a_program_runs_a_bridge(machines: list[Daemon], database: str) -> None:
+    origin, other, third = machines
+    _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
+    forward = eoq.Bridge.forward("q", database, socket=origin.socket)
+    assert (forward.flush(), forward.moved, forward.waiting()) == (0, 2, (2, 0))
+    ingest = eoq.Bridge.ingest("q", database, name="b", limit=1, socket=other.socket)
+    running = threading.Thread(target=ingest.run)
+    running.start()
+    eventually(lambda: ingest.moved == 1)
+    with pytest.raises(eoq.InvalidRequest, match="runs already"):
+        ingest.flush()
+    with pytest.raises(eoq.InvalidRequest, match="another `eoq ingest` takes 'q' as 'b'"):
+        eoq.Bridge.ingest("q", database, name="b", socket=third.socket).flush()
+    assert (ingest.error, ingest.waiting()) == (None, (1, 0))
+    _take(other)
+    eventually(lambda: ingest.moved == 2)
+    ingest.stop()
+    running.join(PATIENCE)
+    assert not running.is_alive()
+    assert [message.id for message in _take(other)] == ["b"]
+    ingest.run()  # it was stopped
+
+
+@pytest.mark.parametrize(("queue", "limit", "keep"), [("no such name!", 1, 1e6), ("q", 0, 1e6), ("q", 1, 60)])
+def test_a_bridge_is_checked_before_it_runs(queue: str, limit: int, keep: float) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        eoq.Bridge.ingest(queue, "postgresql:///shop", limit=limit, keep=keep)
+    with pytest.raises(eoq.InvalidRequest) as refusal:
+        eoq.Bridge.forward("q", "postgresql://u:sec/ret@h/shop")
+    assert "ret" not in str(refusal.value)
+
+
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""
     bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")
