@@ -62,7 +62,10 @@ class _Lines(logging.Handler):
 
 def main() -> None:
     """Run the bridge until standard input ends."""
-    task: Task = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return  # the daemon was killed before it could say what to run
+    task: Task = json.loads(line)
     logging.basicConfig(level=logging.INFO, handlers=[_Lines()], format="%(message)s")
     threading.Thread(target=_end_with_input, daemon=True).start()
     asyncio.run(_run(task))

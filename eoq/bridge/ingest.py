@@ -57,12 +57,14 @@ class ClaimedRows:
         self._identity = identity
         self._keep = keep
         self._forgotten_at = -FORGET_SECONDS
+        self._untried: set[bytes] = set()
+        """The rows of the last `read` that were never tried."""
         self._first_tries: set[bytes] = set()
         """The rows of the last `mark` that were not tried before."""
 
     def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
-        self._first_tries.clear()  # while the name was not held, another may have tried the rows
+        self._untried, self._first_tries = set(), set()  # while the name was not held, another may have tried them
         (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
         if not taken:
             raise NameInUse(
@@ -110,6 +112,7 @@ class ClaimedRows:
             found = connection.execute(statements.OWN, (self._queue, self._owner, limit, most_bytes)).fetchall()
             if not found:
                 found = self._claim(connection, min(limit, self.room), most_bytes)
+        self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
         return [self._row(*row, resend_within=resend_within) for row in found]
 
     def _claim(
@@ -150,10 +153,12 @@ class ClaimedRows:
         """Note that rows are about to be sent. Return those that are claimed, and when the first of them was tried."""
         with self._table.transaction() as connection:
             keys = [row.key.decode() for row in rows]
-            found = connection.execute(statements.MARK, (self._queue, keys, self._owner)).fetchall()
+            ages = {
+                id.encode(): age for id, age in connection.execute(statements.MARK, (self._queue, keys, self._owner))
+            }
             now = time.time()
-        ages = {id.encode(): age for id, age, _first in found}
-        self._first_tries = {id.encode() for id, _age, first in found if first}
+        self._first_tries = self._untried.intersection(ages)
+        self._untried -= self._first_tries
         return [row for row in rows if row.key in ages], now - max(ages.values(), default=0.0)
 
     def unmark(self, rows: Sequence[Row]) -> None:
@@ -162,8 +167,9 @@ class ClaimedRows:
         What an earlier try may have stored stays noted. See `OutboxFile.unmark`.
         """
         with self._table.transaction() as connection:
-            keys = [row.key.decode() for row in rows if row.key in self._first_tries]
-            connection.execute(statements.UNMARK, (self._queue, keys, self._owner))
+            keys = self._first_tries.intersection(row.key for row in rows)
+            connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
+        self._untried |= keys
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""

@@ -171,17 +171,10 @@ CLAIM: Final = f"""
     """  # noqa: S608 # constants
 # The first try is noted before the daemon is asked, and stays the first.
 MARK: Final = f"""
-    with mine as (
-      select queue, id, tried_at is null or tried_at = 'NaN' as first
-      from eoq_forward
-      where queue = %s and id = any (%s) and owner = %s and taken_at is null and error is null
-      for update
-    )
-    update eoq_forward as row
-    set tried_at = case when first then {NOW} else tried_at end
-    from mine
-    where row.queue = mine.queue and row.id = mine.id
-    returning row.id, {NOW} - tried_at, first
+    update eoq_forward
+    set tried_at = coalesce(nullif(tried_at, 'NaN'), {NOW})
+    where queue = %s and id = any (%s) and owner = %s and taken_at is null and error is null
+    returning id, {NOW} - tried_at
     """  # noqa: S608 # constants
 UNMARK: Final = """
     update eoq_forward

@@ -149,7 +149,7 @@ class WakingTable:
 
     def failure(self, error: psycopg.Error) -> EoqError:
         """Return the error of eoq for one of the database."""
-        state = error.sqlstate or ""
+        state, said = error.sqlstate or "", " ".join(str(error).split())  # those of libpq have several lines
         if state == "55P03":
             return self._busy()
         if state == "42P01":
@@ -157,7 +157,7 @@ class WakingTable:
         if state == "53100":
             return StorageFull(f"there is no space for {self.name}; free some")
         if state.startswith(("28", "42501")):
-            return Forbidden(f"{self.name} refuses this user: {error}; grant select, insert, update and delete")
+            return Forbidden(f"{self.name} refuses this user: {said}; grant select, insert, update and delete")
         if state.startswith(("42", "22")):
-            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {error}")
-        return StorageFailed(f"{self.name} cannot be reached or used: {error}".rstrip())
+            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {said}")
+        return StorageFailed(f"{self.name} cannot be reached or used: {said}")

@@ -12,6 +12,7 @@ import pytest
 
 import eoq
 from eoq.daemon.config.loader import load
+from tests.integration.bridges import bridge_processes
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
 
 
@@ -19,22 +20,6 @@ def _bridges(daemon: Daemon) -> list[dict[str, Any]]:
     ran = daemon.shell().run("eoq bridges --json")
     assert ran.status == 0, ran.errors
     return ran.rows
-
-
-def _children(daemon: Daemon) -> list[int]:
-    """Return the processes of the daemon's bridges."""
-    pid = daemon.ask(op="status")["pid"]
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parent = (entry / "stat").read_text().rpartition(") ")[2].split()[1]
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if int(parent) == pid and b"eoq.bridge.child" in command:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.slow
@@ -62,7 +47,7 @@ def test_a_daemon_forwards_and_ingests_what_its_file_says(folder: Path, database
         assert "postgresql://" in said
         assert "secret" not in said
 
-        before = _children(daemon)
+        before = bridge_processes(daemon)
         assert len(before) == 2
         for pid in before:
             os.kill(pid, signal.SIGKILL)
@@ -70,11 +55,11 @@ def test_a_daemon_forwards_and_ingests_what_its_file_says(folder: Path, database
         eventually(lambda: client.show("q", "later")["state"] == "forwarded", PATIENCE)
 
         config.write_text(ingest)
-        os.kill(daemon.ask(op="status")["pid"], signal.SIGHUP)
+        os.kill(daemon.pid, signal.SIGHUP)
         eventually(lambda: [row["queue"] for row in _bridges(daemon)] == ["back"], PATIENCE)
-        eventually(lambda: len(_children(daemon)) == 1, PATIENCE)
+        eventually(lambda: len(bridge_processes(daemon)) == 1, PATIENCE)
         client.send("q", "x", id="stays")
-        left = _children(daemon)
+        left = bridge_processes(daemon)
         daemon.kill()
         eventually(lambda: not any(_is_alive(pid) for pid in left), PATIENCE, what="it ends with its daemon")
         daemon.start()

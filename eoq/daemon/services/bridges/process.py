@@ -63,7 +63,8 @@ class BridgeProcess:
             begun = time.monotonic()
             try:
                 why = f"ended with status {await self._run_once()}"
-            except (OSError, ValueError, TypeError, LookupError) as error:  # it cannot be started, or writes nonsense
+            except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+                # It cannot be started, was killed before it was told what to do (uvloop), or writes nonsense.
                 why = str(error) or repr(error)
             if time.monotonic() > begun + LONGEST_PAUSE:
                 waits = pauses(1.0, LONGEST_PAUSE)
