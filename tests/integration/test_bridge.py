@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,6 +14,8 @@ import psycopg
 import pytest
 
 import eoq
+from eoq.bridge.ingest import ROOM_SECONDS, Ingester
+from eoq.client.aio import AsyncClient
 from tests.integration.bridges import bridge, bridging
 from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
@@ -147,6 +150,51 @@ def test_what_the_database_cannot_take_is_rejected_alone(machines: list[Daemon],
     assert 'violates check constraint "short"' in dead["error"]
     assert "xxxxx" not in dead["error"]
     assert _rows(database, "select id from eoq_forward where id <> 'first' order by seq") == [(n,) for n in "012456"]
+
+
+@pytest.mark.slow
+def test_leases_that_end_while_the_database_is_slow_are_no_error(machines: list[Daemon], database: str) -> None:
+    origin, *_ = machines
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _send(origin, eoq.Outgoing("x", id="first"))
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _rows(database, "alter table eoq_forward add constraint short check (length(body) < 5)")
+    _send(origin, *[eoq.Outgoing("x" * (9 if n == 1 else 1), id=f"{n}") for n in range(3)])
+    forward = eoq.Bridge.forward("q", database, socket=origin.socket)
+    running = threading.Thread(target=forward.flush)
+    with psycopg.connect(database) as connection:
+        connection.execute("lock table eoq_forward")
+        running.start()
+        waiting = "select 1 from pg_locks where locktype = 'relation' and not granted"
+        eventually(lambda: connection.execute(waiting).fetchall())
+        origin.restart()
+    running.join(PATIENCE)
+    assert not running.is_alive()
+    assert (forward.moved, forward.refused) == (2, 1)
+    assert _rows(database, "select id from eoq_forward order by id") == [("0",), ("2",), ("first",)]
+
+
+async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], database: str) -> None:
+    asked = 0
+
+    class Counting(AsyncClient):
+        async def queues(self) -> list[dict[str, Any]]:
+            nonlocal asked
+            asked += 1
+            return await super().queues()
+
+    _, other, _ = machines
+    async with Counting(other.socket) as client:
+        running = asyncio.create_task(Ingester(client, "q", database, owner="b").run())
+        await asyncio.to_thread(eventually, lambda: asked == 1)
+        await asyncio.sleep(2 * ROOM_SECONDS)  # long enough for it to ask again
+        assert asked == 1
+        await asyncio.to_thread(_rows, database, "insert into eoq_forward (queue, id, body) values ('q', 'm', '')")
+        (message,) = await client.receive("q", wait=PATIENCE)
+        await asyncio.to_thread(eventually, lambda: asked == 2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await message.ack()
 
 
 def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
