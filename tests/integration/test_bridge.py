@@ -47,6 +47,7 @@ def _take(daemon: Daemon) -> list[eoq.Message]:
         return messages
 
 
+@pytest.mark.slow
 def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str) -> None:
     origin, other, _ = machines
     headers = {"traceparent": "00-1-2-03", "h": "ü"}
@@ -73,6 +74,7 @@ def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str
     assert by_id["json"].json() == {"a": 1}
 
 
+@pytest.mark.slow
 def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     got: list[str] = []
@@ -114,6 +116,7 @@ def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Dae
         assert own[1] == sorted(own[1])
 
 
+@pytest.mark.slow
 def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daemon], database: str) -> None:
     origin, second, other = machines
     for machine, body in ((origin, "same"), (second, "same")):
@@ -135,6 +138,7 @@ def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daem
     assert [(message.id, message.text) for message in _take(other)] == [("m", "same"), ("n", "x")]
 
 
+@pytest.mark.slow
 def test_what_the_database_cannot_take_is_rejected_alone(machines: list[Daemon], database: str) -> None:
     origin, *_ = machines
     bridge(origin, f"forward q --to '{database}' --until-empty")
@@ -174,6 +178,7 @@ def test_leases_that_end_while_the_database_is_slow_are_no_error(machines: list[
     assert _rows(database, "select id from eoq_forward order by id") == [("0",), ("2",), ("first",)]
 
 
+@pytest.mark.slow
 async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], database: str) -> None:
     asked = 0
 
@@ -197,6 +202,7 @@ async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], da
         await message.ack()
 
 
+@pytest.mark.slow
 def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
     """The machine was killed after its claim, before and after its daemon had stored the message."""
     origin, other, third = machines
@@ -213,6 +219,7 @@ def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], 
     assert _rows(database, "select count(*) from eoq_forward where taken_at is null") == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     machines: list[Daemon], database: str
 ) -> None:
@@ -229,6 +236,7 @@ def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     assert (ran.status, ran.rows[0]["taken"]) == (0, 1), "it did not arrive, says the operator"
 
 
+@pytest.mark.slow
 def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) -> None:
     origin, other, third = machines
     _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
@@ -251,6 +259,7 @@ def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) ->
     assert [message.id for message in _take(third)] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None:
     _origin, other, _ = machines
     with bridging(other, f"ingest q --from '{database}' --as b"):
@@ -261,6 +270,7 @@ def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None
         assert (message.id, message.json()) == ("m", {})
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemon], restarted: Server) -> None:
     origin, other, _ = machines
     database = restarted.conninfo()
@@ -284,6 +294,7 @@ def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemo
         assert client.show("q", "meanwhile").get("attempts", []) == []
 
 
+@pytest.mark.slow
 def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> None:
     for command in ("forward q --to", "ingest q --from"):
         ran = bridge(machines[0], f"{command} postgresql://shop:secret@localhost/shop")
@@ -292,6 +303,7 @@ def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> No
         assert "secret" not in ran.errors
 
 
+@pytest.mark.slow
 def test_a_variable_holds_the_url(machines: list[Daemon], database: str) -> None:
     origin, other, _ = machines
     _send(origin, eoq.Outgoing("x", id="m"))
@@ -339,6 +351,7 @@ def test_a_bridge_is_checked_before_it_runs(queue: str, limit: int, keep: float)
     assert "ret" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""
     bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")

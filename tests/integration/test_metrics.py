@@ -160,6 +160,7 @@ def _is_served(port: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_do_not_keep_the_others_out(port: int) -> None:
     silent = [_connect(port) for _ in range(40)]
     try:
@@ -212,6 +213,7 @@ def test_a_port_that_is_taken_is_logged_and_the_daemon_serves(folder: Path) -> N
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:9464", "example.org:80", "127.0.0.1:0", "127.0.0.1:65536", "9464:", ""])
+@pytest.mark.first_by_default
 def test_nothing_but_loopback_is_accepted(alone: object, folder: Path, listen: str) -> None:
     from eoq.daemon.config.loader import load
     from eoq.daemon.config.problems import WrongConfig

@@ -88,6 +88,7 @@ def test_the_tables_are_looked_for_once(
     assert 1 <= looks <= 3, "before and after the tables are made, and to see that they are committed"
 
 
+@pytest.mark.slow
 def test_objects_of_a_session_and_the_id_commit_together(
     blocking: eoq.Client, queue: str, inbox: Inbox, store: Store
 ) -> None:
@@ -137,6 +138,7 @@ def _recovers(session: Session) -> None:
     ids=["commit", "rollback", "text", "recovers"],
 )
 @pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.first_by_default
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client,
     queue: str,
@@ -299,7 +301,7 @@ with eoq.connect(socket) as client:
 """
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
