@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 import eoq
+from eoq.postgres.outbox_table import OutboxTable
+from eoq.postgres.sql.common import WAITING
 from tests.integration.relays import RelayProcess, bodies, relaying
 from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, Shell, eventually
@@ -50,7 +52,10 @@ def _waiting(database: str) -> int:
 def _relay_waits(database: str) -> bool:
     """Return whether the relay waits for a notification."""
     return bool(
-        _rows(database, "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted")
+        _rows(
+            database,
+            f"select 1 from pg_locks where locktype = 'advisory' and classid = {WAITING} and mode = 'ShareLock'",
+        )
     )
 
 
@@ -192,6 +197,16 @@ def test_what_cannot_be_sent_is_set_aside_and_holds_only_its_group(
     ran = shell.run(f"eoq relay '{database}' --until-empty")
     assert ran.status == 0, ran.errors
     assert _waiting(database) == 0
+
+
+def test_a_read_has_so_many_bytes(database: str, connection: psycopg.Connection[Any]) -> None:
+    with connection.transaction():
+        for _ in range(4):
+            eoq.PgOutbox(connection).send("q", b"x" * 400)
+    table = OutboxTable(database)
+    for most, rows in ((1000, 2), (100, 1), (10_000, 4)):
+        assert len(table.read(250, most, resend_within=1.0)) == rows
+    table.close()
 
 
 @pytest.mark.slow
