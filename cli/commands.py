@@ -21,7 +21,7 @@ _COMMANDS_OF_MODULE = {
     "receive": ("receive", "ack", "nack", "reject", "extend"),
     "once": ("once",),
     "relay": ("relay",),
-    "bridge": ("forward", "ingest"),
+    "bridge": ("forward", "ingest", "bridges"),
     "work": ("work",),
     "apply": ("apply",),
     "queries": ("result", "queues", "peek", "tail", "show"),

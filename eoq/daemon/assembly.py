@@ -32,6 +32,7 @@ from .locks import Lock
 from .records import Binding
 from .server.server import Server
 from .services.admin import AdminService
+from .services.bridges.bridges import Bridges
 from .services.monitoring.explain import Explain
 from .services.monitoring.letters import log_dead_letters
 from .services.monitoring.metrics import Metrics
@@ -120,6 +121,7 @@ class Daemon:
         self._steering = SteeringService(writer, self._broker, events)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
+        self._bridges = Bridges(settings.socket)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
         self._server = Server(lambda: writer.backlog)
         writer.finished = self._server.has_room
@@ -133,6 +135,7 @@ class Daemon:
             self._broker,
             reloader,
             self._spool,
+            self._bridges,
         )
         self._totals = TotalsService(writer, clock)
         self._metrics = Metrics(self._status, overview, store.database.latencies)
@@ -153,6 +156,7 @@ class Daemon:
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,
+            self._bridges.follow,
             self._metrics_server.follow,
             self._configure_topics,
             self._hurry_retention,
@@ -177,6 +181,7 @@ class Daemon:
         self._scheduler.apply(config)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, self._settings.database)
         self._relays.follow(Config(), config)
+        self._bridges.follow(Config(), config)
         self._metrics_server.follow(Config(), config)
         self._run(self._reloader.run())
         if self._spool is not None:
@@ -191,6 +196,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._relays.stop()
+        await self._bridges.stop()
         await self._metrics_server.stop()
         self._server.refuse_new()
         self._scheduler.stop()

@@ -121,7 +121,7 @@ def _check_parts(value: Any, annotation: Any, place: str) -> Iterator[Problem]:
             yield from _check(pattern, QueuePattern, to_key(place, pattern))
             yield from _check(_without_none(section), QueueSettings, to_key(place, pattern))
     elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
         for key, item in value.items():
             inner = f"{place}{': ' if place.startswith('[[') else '.' if place else ''}{to_key(key)}"
             if key in fields:
