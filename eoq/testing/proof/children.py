@@ -30,7 +30,7 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
     try:
         ended, alive = os.pipe()
         try:
-            pid = _fork()
+            pid = fork()
             if pid == 0:
                 _be_child(journal, work)
         finally:
@@ -53,7 +53,8 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
     return ran
 
 
-def _fork() -> int:
+def fork() -> int:
+    """Fork. The child ends by `os._exit`, and uses only what it makes itself."""
     with warnings.catch_warnings():
         # Python warns of forks in a program with threads. The child uses no lock that another thread can have.
         warnings.simplefilter("ignore", DeprecationWarning)
