@@ -120,7 +120,7 @@ def own_file(path: str) -> str:
 
 def is_second_file(path: str, folder: str) -> bool:
     """Return whether a write to ``path`` may be an effect beside the database: not a device, not a compiled file."""
-    if path.startswith((folder, "/dev/", "/proc/")) or ".pyc" in path.rpartition("/")[2]:
+    if path.startswith((folder, "/proc/")) or ".pyc" in path.rpartition("/")[2]:
         return False
     try:
         return stat.S_ISREG(Path(path).stat().st_mode)
