@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import select
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Final, NoReturn
 
 from .journal import Journal, Ran, read_journal
 
+_SET_CHILD_SUBREAPER: Final = 36
 KILLED: Final = 99
 """Exit status of a child that was killed at its crash point."""
 
@@ -33,6 +36,8 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
             pid = fork()
             if pid == 0:
                 _be_child(journal, work)
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpgid(pid, pid)  # the child does the same; whoever is first
         finally:
             os.close(alive)
         try:
@@ -40,7 +45,9 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
                 readable, _, _ = select.select([ended], [], [], timeout)
             finally:
                 kill_group(pid)
-                os.waitpid(pid, 0)
+                with suppress(ChildProcessError):
+                    while True:
+                        os.waitpid(-pid, 0)  # its whole group
             if not readable:
                 journal.note("error", f"it took longer than {timeout:g} s, and was ended")
         finally:
@@ -77,6 +84,16 @@ def _be_child(journal: Journal, work: Callable[[Journal], int]) -> NoReturn:
             journal.note("error", f"{type(error).__name__}: {error}")
     finally:
         os._exit(status)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what the runs leave behind, where the system knows that (Linux).
+
+    So `run_child` waits for it as well, and no zombies are left to an init process that may not care for them. Only for
+    a program that has no other children.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def kill_group(group: int) -> None:
