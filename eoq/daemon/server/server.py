@@ -7,14 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from ...errors import EoqError
 from ...system.spin import Spin
 from ..locks import Lock, Locked
-from ..session import Handlers
+from ..session import Handler, Handlers, Reply, Session
 from .connection import ClientConnection, Route, route_of
-from .sockets import identity_of, listen
+from .sockets import SocketAccess, identity_of, listen
 from .traffic import Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -27,12 +27,25 @@ SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
 
+Check: TypeAlias = Callable[[Session, Any], None]
+
+
+def _guarded(check: Check, handle: Handler) -> Handler:
+    def guarded(session: Session, request: Any, reply: Reply) -> None:
+        check(session, request)
+        handle(session, request, reply)
+
+    return guarded
+
+
 class Server:
     """The server of a Unix socket. It passes the requests of its connections to the handlers."""
 
-    def __init__(self, backlog: Callable[[], int]) -> None:
+    def __init__(self, backlog: Callable[[], int], access: SocketAccess) -> None:
         """``backlog`` returns the weight of the commands of the store that are not finished."""
+        self._access = access
         self.routes: dict[type, Route] = {}
+        self._handlers: dict[type, Handler] = {}
         self.connections: set[ClientConnection] = set()
         self.partial = 0
         """Bytes of unfinished lines of all connections."""
@@ -50,12 +63,17 @@ class Server:
 
     def add(self, handlers: Handlers) -> None:
         """Pass the requests of these types to these handlers."""
-        for kind, handle in handlers.items():
-            self.routes[kind] = route_of(kind, handle)
+        self._handlers.update(handlers)
+        self.guard(None)
+
+    def guard(self, check: Check | None) -> None:
+        """From now on call ``check`` before each handler, or nothing. It raises an `EoqError` to refuse a request."""
+        for kind, handle in self._handlers.items():
+            self.routes[kind] = route_of(kind, handle if check is None else _guarded(check, handle))
 
     async def start(self, path: Path) -> None:
         """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use."""
-        listening = listen(path)
+        listening = listen(path, self._access)
         self._path, self._identity = path, identity_of(path)
         self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
 
