@@ -6,6 +6,7 @@ import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -33,6 +34,7 @@ _COMMANDS_OF_MODULE = {
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
     "upkeep": ("backup", "restore", "compact", "audit"),
+    "moving": ("export", "import"),
     "demo": ("demo",),
     "bench": ("bench",),
     "config": ("config",),
@@ -54,7 +56,8 @@ class _Commands(click.Group):
         module = _MODULE_OF.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(import_module(f".{module}", __package__), cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_") + "_" * iskeyword(cmd_name)
+        command: click.Command = getattr(import_module(f".{module}", __package__), name)
         return command
 
     def main(self, *arguments: Any, **options: Any) -> Any:

@@ -16,7 +16,7 @@ PAGE: Final = Page("eoq/docs/operations.md")
 
 
 def test_no_block_is_left_out() -> None:
-    assert PAGE.inventory() == {("Backup", "sh"): 1, ("Restore", "sh"): 1, ("Audit", "sh"): 1, ("Size", "sh"): 1}
+    assert PAGE.inventory() == {(title, "sh"): 1 for title in ("Backup", "Restore", "Audit", "Move", "Size")}
 
 
 def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path) -> None:
@@ -31,6 +31,13 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
     assert follow(alone, "eoq show q a --json | jq -r .state") == ["ready"]
     (sizes,) = follow(alone, size)
     assert all(int(number) > 0 for number in sizes.split())
+
+
+def test_a_move_can_be_pasted(alone: Shell, folder: Path) -> None:
+    (move,) = PAGE.blocks("Move", "sh")
+    follow(alone, "eoq start && eoq send q hello --id a")
+    assert follow(alone, move) == ["1"]
+    assert follow(alone, "eoq export --db new.db | jq -r 'select(.id) | .id'") == ["a"]
 
 
 def test_the_audit_can_be_pasted(alone: Shell) -> None:
