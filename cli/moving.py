@@ -17,7 +17,7 @@ from eoq.errors import InvalidRequest, NotFound
 
 from .common import print_json, report, standard_input
 from .daemon_options import config_option, database_option, from_cli
-from .options import json_option, socket_option
+from .options import complete_queue, json_option, socket_option
 from .progress import ProgressLine
 from .running import database_in_use
 
@@ -29,7 +29,7 @@ PROGRESS_SECONDS = 0.1
 
 
 @click.command()
-@click.argument("queues", nargs=-1, metavar="[QUEUE]…")
+@click.argument("queues", nargs=-1, metavar="[QUEUE]…", shell_complete=complete_queue)
 @database_option
 @socket_option
 @config_option
