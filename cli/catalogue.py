@@ -29,6 +29,7 @@ _COMMANDS_OF_MODULE: Final = {
     "shell_init": ("shell-init",),
     "completion": ("completion",),
     "manual": ("man",),
+    "service": ("service",),
 }
 MODULE_OF: Final = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
 """The module of each command. It is imported when the command is used."""

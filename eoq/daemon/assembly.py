@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -178,12 +179,15 @@ class Daemon:
             self._server.add(part.handlers)
         self._follow_permissions(Config(), self._config.config)
 
-    async def start(self) -> None:
-        """Begin to serve. Raises `EoqError` where the socket cannot be used."""
+    async def start(self, passed: socket.socket | None = None) -> None:
+        """Begin to serve, on a socket that a service manager ``passed``, if it did.
+
+        Raises `EoqError` where the socket cannot be used.
+        """
         config = self._config.config
         self._topics.load(await self._store.execute(ListBindings()))
         self._configure_topics(config, config)
-        await self._server.start(self._settings.socket)
+        await self._server.start(self._settings.socket, passed)
         self._broker.start()
         self._once.start()
         self._retention.start()
@@ -232,6 +236,12 @@ class Daemon:
     def lost(self) -> EoqError | None:
         """Why the daemon has to end without closing its file; None where it need not."""
         return self._store.lost
+
+    @property
+    def summary(self) -> str:
+        """What the daemon does now, in a line, for a service manager."""
+        clients = len(self._server.connections)
+        return f"serving {self._settings.socket}: {clients:,} connections, {self._broker.leased:,} messages leased"
 
     def keep_socket(self, lock: Lock) -> None:
         """Make the socket, and the file of its ``lock``, again whenever they were removed."""

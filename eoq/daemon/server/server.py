@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ from ...system.spin import Spin
 from ..locks import Lock, Locked
 from ..session import Handler, Handlers, Reply, Session
 from .connection import ClientConnection, Route, route_of
-from .sockets import SocketAccess, identity_of, listen
+from .sockets import SocketAccess, identity_of, listen, require_at
 from .traffic import Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -58,6 +59,8 @@ class Server:
         """Whether a reply has gone out since the last request."""
         self._server: asyncio.AbstractServer | None = None
         self._path: Path | None = None
+        self._is_own = True
+        """Whether this process has made the socket, and removes it in the end."""
         self._identity: tuple[int, int] | None = None
         """Device and number of the socket's file, by which a file of another program is told from it."""
 
@@ -71,9 +74,18 @@ class Server:
         for kind, handle in self._handlers.items():
             self.routes[kind] = route_of(kind, handle if check is None else _guarded(check, handle))
 
-    async def start(self, path: Path) -> None:
-        """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use."""
-        listening = listen(path, self._access)
+    async def start(self, path: Path, passed: socket.socket | None = None) -> None:
+        """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use.
+
+        ``passed`` is a socket that a service manager listens on, and keeps when this process ends.
+        """
+        if passed is None:
+            listening = listen(path, self._access)
+        else:
+            require_at(passed, path)
+            listening = passed
+            listening.setblocking(False)
+        self._is_own = passed is None
         self._path, self._identity = path, identity_of(path)
         self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
 
@@ -113,7 +125,7 @@ class Server:
 
     def remove_socket(self) -> None:
         """Remove the file of the socket, if it is still this daemon's."""
-        if self._path is not None and identity_of(self._path) == self._identity:
+        if self._path is not None and self._is_own and identity_of(self._path) == self._identity:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 

@@ -69,6 +69,16 @@ def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
     return listening
 
 
+def require_at(passed: socket.socket, path: Path) -> None:
+    """Raise `InvalidRequest` where a socket that a service manager passed is not the one at ``path``."""
+    name = passed.getsockname()
+    if not isinstance(name, str) or not name or os.path.realpath(name) != os.path.realpath(path):
+        raise InvalidRequest(
+            f"the service manager passed the socket {name!r}, and the settings say {path}; let `ListenStream` of its "
+            "unit and --socket name the same path"
+        )
+
+
 def _give_access(path: Path, access: SocketAccess) -> None:
     """Set group and mode of a socket that nobody can connect to yet."""
     try:
