@@ -156,6 +156,10 @@ def test_the_socket_has_the_mode_and_the_group_of_the_configuration() -> None:
         assert ask(daemon, WEB, send(), groups=(OPS,)) == ["ok"]
         with pytest.raises(AssertionError, match="PermissionError"):
             ask(daemon, WEB, send())
+        checks = {row["check"] for row in daemon.shell().run("eoq check --quick --json").rows if row["status"] != "ok"}
+        assert "permissions" not in checks
+        daemon.socket.chmod(0o666)
+        assert f"chmod 0660 {daemon.socket}" in daemon.shell().run("eoq check --quick").text
 
 
 def test_a_file_of_a_spool_needs_the_right_of_its_owner() -> None:

@@ -50,6 +50,14 @@ def test_the_audit_can_be_pasted(alone: Shell) -> None:
     assert follow(alone, audit) == []
 
 
+def test_each_metric_to_alert_on_exists(alone: Shell) -> None:
+    named = {name for alert, *_ in PAGE.rows("Alerts") for name in re.findall(r"eoq_\w+", alert)}
+    follow(alone, "eoq start && eoq send q hello")
+    printed = "\n".join(follow(alone, "eoq metrics"))
+    assert len(named) > 10
+    assert {name for name in named if not re.search(rf"^{name}[ {{]", printed, re.MULTILINE)} == set()
+
+
 def test_the_table_has_every_error_with_its_exit_status() -> None:
     listed = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.section("Errors"), re.MULTILINE))
     kinds: list[type[errors.EoqError]] = [errors.EoqError, *errors.EoqError.__subclasses__()]

@@ -64,6 +64,11 @@ class Server:
         self._identity: tuple[int, int] | None = None
         """Device and number of the socket's file, by which a file of another program is told from it."""
 
+    @property
+    def socket_mode(self) -> str:
+        """The mode of the socket, as the configuration has it, such as ``0600``."""
+        return f"{self._access.mode:04o}"
+
     def add(self, handlers: Handlers) -> None:
         """Pass the requests of these types to these handlers."""
         self._handlers.update(handlers)
