@@ -23,6 +23,7 @@ _COMMANDS_OF_MODULE: Final = {
     "topics": ("bind", "unbind", "topics"),
     "upkeep": ("backup", "restore", "compact", "audit"),
     "moving": ("export", "import"),
+    "prove": ("prove",),
     "demo": ("demo",),
     "bench": ("bench",),
     "config": ("config",),

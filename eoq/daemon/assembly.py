@@ -238,6 +238,10 @@ class Daemon:
         except EoqError as error:
             log.warning("the clean stop could not be stored: %s", error)
 
+    async def settled(self) -> None:
+        """Wait until every command that was submitted so far is on disk and answered."""
+        await self._writer.drain()
+
     @property
     def lost(self) -> EoqError | None:
         """Why the daemon has to end without closing its file; None where it need not."""
