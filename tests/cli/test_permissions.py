@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+import eoq
 from tests.support import (
     PATIENCE,
     Daemon,
@@ -198,6 +200,42 @@ def test_what_is_wrong_with_permissions_is_said(config: str, error: str, tmp_pat
     with pytest.raises(WrongConfig) as raised:
         load(file)
     assert error in str(raised.value)
+
+
+RELAY: Final = """
+import os, sys
+import concurrent.futures.thread, importlib, pkgutil, uuid, watchfiles
+import eoq, eoq.cli, eoq.client, eoq.outbox, eoq.protocol, eoq.system, eoq.transport
+# The other user need not be able to read where Python is.
+for package in (eoq, eoq.cli, eoq.client, eoq.outbox, eoq.protocol, eoq.system, eoq.transport):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+os.setgid(64002); os.setgroups([]); os.setuid(64002)
+eoq.cli.main(["relay", sys.argv[1], "--until-empty", "--socket", sys.argv[2]], prog_name="eoq")
+"""
+
+
+@pytest.mark.slow
+def test_a_relay_whose_user_may_not_send_to_one_queue_sends_to_the_others() -> None:
+    with guarded_daemon() as daemon:
+        folder = daemon.folder / "app"
+        folder.mkdir()
+        with closing(sqlite3.connect(folder / "app.db")) as application, application:
+            outbox = eoq.Outbox(application)
+            outbox.send("closed", "x", id="closed")
+            outbox.send("open", "x", id="open")
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, WORKER, WORKER)
+        command = [sys.executable, "-c", RELAY, str(folder / "app.db"), str(daemon.socket)]
+        relay = subprocess.Popen(command, stderr=subprocess.PIPE, env=clean_environment(), cwd="/")
+        try:
+            eventually(lambda: daemon.ask(op="peek", queue="open")["messages"])
+            assert daemon.ask(op="queues")["queues"][0]["name"] == "open"
+        finally:
+            relay.kill()
+            _, said = relay.communicate()
+        assert "may not send to the queue or topic 'closed'" in said.decode()
 
 
 # ── the daemon of another user ──────────────────────────────────────────────────────────────────────────────
