@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -138,8 +139,9 @@ class Bridge:
         Any thread, and any handler of a signal, may call it.
         """
         self._stopped = True
-        if self._wake is not None:
-            self._wake()
+        if (wake := self._wake) is not None:
+            with suppress(RuntimeError):  # its loop has just ended
+                wake()
 
     async def _with_client(self, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T | None:
         """Return what ``work`` returns, or None if it was stopped."""
@@ -164,22 +166,22 @@ class Bridge:
                 self._moved, self._refused = self.moved, self.refused
                 self._current = self._wake = None
 
-    # ── what it has done ────────────────────────────────────────────────────────────────────────────────
+    # ── what it has done; any thread may ask ────────────────────────────────────────────────────────────
 
     @property
     def moved(self) -> int:
         """How many messages this object has moved, those included that were there already."""
-        return self._moved + (0 if self._current is None else self._current.moved)
+        return self._moved + (0 if (current := self._current) is None else current.moved)
 
     @property
     def refused(self) -> int:
         """How many became dead letters here (forward), or were set aside in the database (ingest)."""
-        return self._refused + (0 if self._current is None else self._current.refused)
+        return self._refused + (0 if (current := self._current) is None else current.refused)
 
     @property
     def error(self) -> str | None:
         """Why it waits now, or None while all is well and while it does not run."""
-        return None if self._current is None else self._current.error
+        return None if (current := self._current) is None else current.error
 
     @property
     def running_for(self) -> float:
@@ -188,7 +190,7 @@ class Bridge:
 
     def waiting(self) -> OpenRows:
         """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
-        owner = None if self._current is None else self._current.owner
+        owner = None if (current := self._current) is None else current.owner
         try:
             with self._table.transaction() as connection:
                 ((unclaimed, claimed),) = connection.execute(
