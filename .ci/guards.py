@@ -292,7 +292,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a wait is stored without what the clock was set by",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="message.due_at if message.fixed else unset(message.due_at)",
         new="message.due_at",
         tests="tests/model/test_model.py",
@@ -399,7 +399,7 @@ GUARDS: Final = (
     ),
     Guard(
         "id that is settled is not stored again",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="return len(known)",
         new="return 0",
         tests="tests/model/test_model.py",
@@ -447,7 +447,7 @@ GUARDS: Final = (
     ),
     Guard(
         "id conflict stores nothing of its request",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="self._delete_from(first)\n                raise IdConflict(",
         new="raise IdConflict(",
         tests="tests/integration/test_sending.py",
@@ -564,7 +564,7 @@ GUARDS: Final = (
     # ── imports ─────────────────────────────────────────────────────────────────────────────────────────────
     Guard(
         "import compares the content of a known id",
-        "eoq/daemon/store/sqlite/tables/imports.py",
+        "eoq/daemon/store/sqlite/sending/imports.py",
         old="if row[0] != digest_of(entry):",
         new="if False:",
         tests="tests/cli/test_moving.py",

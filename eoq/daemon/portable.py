@@ -74,7 +74,7 @@ class _Known(_Line, kw_only=True):
     error: Reason | None = None
 
 
-class Live(_Known, tag="message", kw_only=True):
+class LiveMessage(_Known, tag="message", kw_only=True):
     """A message that is not settled."""
 
     state: Literal["ready", "delayed", "blocked", "dead"] = "ready"
@@ -95,7 +95,7 @@ class Live(_Known, tag="message", kw_only=True):
     cancelled_at: Moment | None = None
 
 
-class Ended(_Known, tag="settled", kw_only=True):
+class EndedMessage(_Known, tag="settled", kw_only=True):
     """The id of a message that is settled, with its outcome."""
 
     outcome: Literal["done", "expired", "dropped", "cancelled", "forwarded"]
@@ -117,7 +117,7 @@ class Key(_Line, tag="key", kw_only=True):
     expires_at: Wait | None = None
 
 
-Entry: TypeAlias = Queue | Live | Ended | Key
+Entry: TypeAlias = Queue | LiveMessage | EndedMessage | Key
 Line: TypeAlias = Export | EndOfExport | Entry
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -134,13 +134,13 @@ def decode_line(line: bytes) -> Line:
         raise InvalidRequest(f"it is no line of an export: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("it is nested too deeply") from error
-    if isinstance(value, Live | Ended):
+    if isinstance(value, LiveMessage | EndedMessage):
         require_printable("id", value.id)
-    if isinstance(value, Live):
+    if isinstance(value, LiveMessage):
         _check_live(value)
-    elif isinstance(value, Ended) and value.digest is None:
+    elif isinstance(value, EndedMessage) and value.digest is None:
         raise InvalidRequest("a settled id needs `digest`, by which a repeated send is recognized")
-    elif isinstance(value, Ended) and len(result_of(value) or b"") > MAX_BODY:
+    elif isinstance(value, EndedMessage) and len(result_of(value) or b"") > MAX_BODY:
         raise MessageTooLarge(f"its result has more than {MAX_BODY:,} bytes")
     elif isinstance(value, Key):
         require_printable("key", value.key)
@@ -149,7 +149,7 @@ def decode_line(line: bytes) -> Line:
     return value
 
 
-def _check_live(value: Live) -> None:
+def _check_live(value: LiveMessage) -> None:
     if len(body_of(value)) > MAX_BODY:
         raise MessageTooLarge(f"its body has more than {MAX_BODY:,} bytes")
     if len(headers_of(value) or "") > MAX_HEADERS:
@@ -176,7 +176,7 @@ def with_bytes(name: str, value: bytes | None) -> dict[str, Any]:
     return fields
 
 
-def body_of(line: Live) -> bytes:
+def body_of(line: LiveMessage) -> bytes:
     """Return the body of a message. Raises `InvalidRequest` without one."""
     body = get_bytes(line.body, line.body_base64, "body")
     if body is None:
@@ -184,7 +184,7 @@ def body_of(line: Live) -> bytes:
     return body
 
 
-def result_of(line: Ended) -> bytes | None:
+def result_of(line: EndedMessage) -> bytes | None:
     """Return the result of a settled message."""
     return get_bytes(line.result, line.result_base64, "result")
 
@@ -194,16 +194,16 @@ def output_of(line: Key) -> bytes | None:
     return get_bytes(line.output, line.output_base64, "output")
 
 
-def headers_of(line: Live) -> str | None:
+def headers_of(line: LiveMessage) -> str | None:
     """Return the headers of a message as they are stored."""
     if not line.headers:
         return None
     return json.dumps(line.headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def digest_of(line: Live | Ended) -> bytes:
+def digest_of(line: LiveMessage | EndedMessage) -> bytes:
     """Return the digest of the content that was sent first."""
     if line.digest is not None:
         return bytes.fromhex(line.digest)
-    assert isinstance(line, Live)  # noqa: S101 # `decode_line` refuses others
+    assert isinstance(line, LiveMessage)  # noqa: S101 # `decode_line` refuses others
     return content_digest(body_of(line), line.headers, line.group)

@@ -12,7 +12,19 @@ from typing import Any, Final
 
 from ...errors import InvalidRequest, NotFound
 from ..config.settings import StorageSettings
-from ..portable import FORMAT, Ended, EndOfExport, Export, Failure, Key, Line, Live, Queue, encode_line, with_bytes
+from ..portable import (
+    FORMAT,
+    EndedMessage,
+    EndOfExport,
+    Export,
+    Failure,
+    Key,
+    Line,
+    LiveMessage,
+    Queue,
+    encode_line,
+    with_bytes,
+)
 from ..store.sqlite.migration import migrations
 from .backup import require_room
 from .snapshots import Watch, failure, open_read_only, stop_at_interrupt
@@ -123,11 +135,11 @@ class _Reading:
     def _rows(self, sql: str) -> sqlite3.Cursor:
         return self._execute(sql, {"queues": self._queues})
 
-    def _live(self, row: sqlite3.Row) -> Live:
+    def _live(self, row: sqlite3.Row) -> LiveMessage:
         seq = row["seq"]
         last = self._delivered.get(seq)
         delivered_at, consumer = last or (row["delivered_at"], row["consumer"])
-        return Live(
+        return LiveMessage(
             **self._common(row),
             **with_bytes("body", row["body"]),
             state=row["state"],
@@ -147,8 +159,8 @@ class _Reading:
             cancelled_at=row["cancelled_at"],
         )
 
-    def _ended(self, row: sqlite3.Row) -> Ended:
-        return Ended(
+    def _ended(self, row: sqlite3.Row) -> EndedMessage:
+        return EndedMessage(
             **self._common(row),
             **with_bytes("result", row["result"]),
             outcome=row["outcome"],

@@ -26,8 +26,8 @@ from ....store.schedule_commands import (
     StoreOccurrences,
 )
 from ..database import Database
+from ..sending.puts import Puts
 from ..totals import Totals
-from .puts import Puts
 
 MAX_SCHEDULES: Final = 10_000
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from .....errors import EoqError, IdConflict, StorageFull
-from ....portable import Ended, Key, Live, Queue, body_of, digest_of, headers_of, output_of, result_of
+from ....portable import EndedMessage, Key, LiveMessage, Queue, body_of, digest_of, headers_of, output_of, result_of
 from ....store.commands import Import
 from ..database import Database
 from ..deliveries.leased import Leased
 from ..seqs import Seqs
 from ..space import Space
-from .clock import ClockNotes
-from .contents import Contents
-from .groups import Groups
+from ..tables.clock import ClockNotes
+from ..tables.contents import Contents
+from ..tables.groups import Groups
+from ..tables.queues import Queues
+from .newest_ids import NewestIds
 from .puts import ROW_BYTES
-from .queues import Queues
 
 _DIGEST: Final = """
     select digest from message where queue = ?1 and id = ?2
@@ -37,6 +38,7 @@ class Imports:
         seqs: Seqs,
         space: Space,
         clock_notes: ClockNotes,
+        newest: NewestIds,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -46,6 +48,7 @@ class Imports:
         self._seqs = seqs
         self._space = space
         self._clock_notes = clock_notes
+        self._newest = newest
 
     def store(self, command: Import) -> int:
         """See `Import`."""
@@ -60,7 +63,7 @@ class Imports:
             self._groups.block_new(first)
         return new
 
-    def _store(self, now: float, entry: Queue | Live | Ended | Key) -> bool:
+    def _store(self, now: float, entry: Queue | LiveMessage | EndedMessage | Key) -> bool:
         """Store one entry, unless it is known. Return whether it is new."""
         match entry:
             case Queue():
@@ -69,11 +72,11 @@ class Imports:
                 return self._put_key(entry)
         if not self._is_new(entry):
             return False
-        size = ROW_BYTES + len(body_of(entry) if isinstance(entry, Live) else result_of(entry) or b"")
+        size = ROW_BYTES + len(body_of(entry) if isinstance(entry, LiveMessage) else result_of(entry) or b"")
         if (lacking := self._space.lacking(size)) is not None:
             raise StorageFull(lacking)
         seq = self._seqs.take(1)
-        if isinstance(entry, Live):
+        if isinstance(entry, LiveMessage):
             self._put_message(now, seq, entry)
         else:
             self._put_settled(seq, entry)
@@ -87,9 +90,12 @@ class Imports:
             )
         return True
 
-    def _is_new(self, entry: Live | Ended) -> bool:
+    def _is_new(self, entry: LiveMessage | EndedMessage) -> bool:
         """Return whether an id is not known. Raises `IdConflict` where it is known with other content."""
-        row = self._database.execute(_DIGEST, (self._queues.make(entry.queue), entry.id)).fetchone()
+        queue_id = self._queues.make(entry.queue)
+        if self._newest.are_new(queue_id, [entry.id]):
+            return True
+        row = self._database.execute(_DIGEST, (queue_id, entry.id)).fetchone()
         if row is None:
             return True
         if row[0] != digest_of(entry):
@@ -99,7 +105,7 @@ class Imports:
             )
         return False
 
-    def _put_message(self, now: float, seq: int, entry: Live) -> None:
+    def _put_message(self, now: float, seq: int, entry: LiveMessage) -> None:
         queue_id = self._queues.make(entry.queue)
         unset = self._clock_notes.unset
         due_at = None if entry.due_at is None or entry.due_at <= now else entry.due_at
@@ -128,7 +134,7 @@ class Imports:
         if expires_at is not None:
             self._leased.may_expire(expires_at)
 
-    def _put_settled(self, seq: int, entry: Ended) -> None:
+    def _put_settled(self, seq: int, entry: EndedMessage) -> None:
         self._database.execute(
             """
             insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
