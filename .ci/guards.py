@@ -315,7 +315,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a file that is claimed after the clock was set back waits for those claimed before",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="if tokens and tokens[0] <= after:",
         new="if False:",
         tests="tests/integration/test_spool_order.py",
@@ -331,7 +331,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a file whose token is renewed stays before those behind it",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="range(first, len(batch))), reversed(tokens), strict=True",
         new="range(first, first + 1)), reversed(tokens[:1])",
         tests="tests/integration/test_spool_order.py",
@@ -519,14 +519,14 @@ GUARDS: Final = (
     ),
     Guard(
         "daemon syncs the spool's folder",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="os.fsync(claimed)\n                os.fsync(here)",
         new="pass",
         tests="tests/faults/test_spool_crash_points.py",
     ),
     Guard(
         "old spool file is not sent again",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="if not tries or time.time() - min(tries) <= resend_within:",
         new="if True:",
         tests="tests/integration/test_spool.py",
@@ -549,7 +549,7 @@ GUARDS: Final = (
     ),
     Guard(
         "file of a spool needs the right of its owner",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="if (refusal := self._why_not(owner, self.queue)) is not None:",
         new="if (refusal := None) is not None:",
         tests="tests/cli/test_permissions.py",

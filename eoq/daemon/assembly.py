@@ -49,8 +49,8 @@ from .services.queries import Queries
 from .services.relays import Relays
 from .services.retention import Retention
 from .services.scheduler import Scheduler
-from .services.spool_folder import SpoolFolder
-from .services.spool_reader import SpoolReader
+from .services.spool.spool_folder import SpoolFolder
+from .services.spool.spool_reader import SpoolReader
 from .services.steering import SteeringService
 from .services.topics import Topics
 from .store.commands import EndLife, ListBindings

@@ -23,7 +23,7 @@ from .config.model import LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
 from .server.connection import MAX_CONNECTIONS
-from .services.spool_folder import SpoolFolder
+from .services.spool.spool_folder import SpoolFolder
 
 __all__ = ["Settings", "run"]
 

@@ -16,7 +16,7 @@ from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
 from ..protocol.validation import body_too_large, headers_too_large
 from .records import NewMessage
 from .requests import Ack, AckItem, AddressedMessage, Message, Schedule, Send
-from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
+from .rules.schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Content: TypeAlias = Send | Message | AddressedMessage
 """The requests, and parts of them, that have the fields of a message."""

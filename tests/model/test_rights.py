@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from eoq.daemon import requests
-from eoq.daemon.rights import Need, Right, needs
+from eoq.daemon.rules.rights import Need, Right, needs
 
 SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "send": {"queue": "q", "body": ""},

@@ -12,7 +12,7 @@ import pytest
 from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
 from eoq.daemon.measures import Histogram
 from eoq.daemon.records import Binding, DeliveryRef, NewMessage, OccurrencePlan
-from eoq.daemon.schedule_rules import Definition, Timing
+from eoq.daemon.rules.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
     Advance,
     Bind,

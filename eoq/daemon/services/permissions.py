@@ -16,7 +16,7 @@ from .. import requests as ask
 from ..broker.broker import Broker
 from ..config.access import Who, who
 from ..config.model import Config
-from ..rights import Need, Right, needs
+from ..rules.rights import Need, Right, needs
 from ..session import Peer, Session
 
 log = logging.getLogger("eoq.daemon")

@@ -18,7 +18,7 @@ from ...session import Fields, Handlers, Reply, Session
 from ...store.sqlite.store import SqliteStore
 from ..bridges.bridges import Bridges
 from ..retention import Retention
-from ..spool_reader import SpoolReader
+from ..spool.spool_reader import SpoolReader
 
 
 class StatusService:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .....errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from ....records import DueSchedules, Fired, OccurrencePlan, ScheduleAdded, ScheduleRecord
-from ....schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
+from ....rules.schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
 from ....store.commands import Put
 from ....store.schedule_commands import (
     ReadDue,

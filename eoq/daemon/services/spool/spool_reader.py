@@ -49,16 +49,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ...backoff import Backoff
-from ...client.aio import AsyncClient, connect_async
-from ...client.batch_sender import BatchSender
-from ...errors import EoqError
-from ...message import Outgoing
-from ...protocol.features import NOT_AFTER, stored_until
-from ...spool.format import is_ready, is_visible
-from ...system.aio_thread import in_thread
-from ...system.bell import Bell
-from ...system.watch import watch_subfolders
+from ....backoff import Backoff
+from ....client.aio import AsyncClient, connect_async
+from ....client.batch_sender import BatchSender
+from ....errors import EoqError
+from ....message import Outgoing
+from ....protocol.features import NOT_AFTER, stored_until
+from ....spool.format import is_ready, is_visible
+from ....system.aio_thread import in_thread
+from ....system.bell import Bell
+from ....system.watch import watch_subfolders
 from .spool_folder import SpoolFolder
 from .spool_queue import LINK_SECONDS, QueueFolder, WhyNot, allow_all
 

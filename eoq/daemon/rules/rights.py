@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from . import requests as ask
+from .. import requests as ask
 
 
 class Right(StrEnum):

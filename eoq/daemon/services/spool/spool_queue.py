@@ -1,7 +1,7 @@
 """The folder of one queue in the spool: its files are claimed, read, and removed or rejected.
 
-Any program that can write to the folder may change it at any moment. ``spool_files.py`` says how the steps guard
-against that, and ``spool_reader.py`` what the folder contains.
+Any program that can write to the folder may change it at any moment. `spool_files.py` says how the steps guard
+against that, and `spool_reader.py` what the folder contains.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import replace
 from heapq import nsmallest
 from typing import Final, NamedTuple, TypeAlias
 
-from ...client.batch_sender import MESSAGE_FAULTS
-from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
-from ...message import Outgoing
-from ...spool.format import WITH_OPTIONS, decode, is_ready, storage_error
+from ....client.batch_sender import MESSAGE_FAULTS
+from ....errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
+from ....message import Outgoing
+from ....spool.format import WITH_OPTIONS, decode, is_ready, storage_error
 from . import spool_files as files
 from .spool_folder import SpoolFolder
 

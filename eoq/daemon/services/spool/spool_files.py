@@ -13,10 +13,10 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from ...errors import EoqError, InvalidRequest
-from ...ids import new_id
-from ...protocol.limits import MAX_BODY
-from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, open_folder
+from ....errors import EoqError, InvalidRequest
+from ....ids import new_id
+from ....protocol.limits import MAX_BODY
+from ....spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, open_folder
 
 REASON: Final = ".reason"
 """The end of the name of a file that says why another one was rejected."""
