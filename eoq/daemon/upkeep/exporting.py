@@ -93,6 +93,7 @@ class _Reading:
         (self.identity,) = self._execute("select identity from daemon").fetchone()
         row = self._execute("select set_by from clock").fetchone()
         self._set_by: float = 0.0 if row is None else row[0]
+        self._has_failures = self._execute("select 1 from failure limit 1").fetchone() is not None
         self._delivered: dict[int, tuple[float, str | None]] = {
             seq: (delivered_at, consumer)
             for delivered_at, consumer, seqs in self._execute("select delivered_at, consumer, seqs from delivery")
@@ -178,6 +179,8 @@ class _Reading:
         }
 
     def _failures(self, seq: int) -> list[Failure]:
+        if not self._has_failures:
+            return []
         rows = self._execute(
             "select delivery, delivered_at, consumer, failed_at, error from failure where seq = ? order by delivery",
             (seq,),
