@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
 from time import localtime, strftime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from eoq.client.aio import AsyncClient, connect_async
-
-from .common import confirm, print_json, visible
+from .common import confirm, connect, print_json, visible
 from .logs import log_to_standard_error
-from .options import json_option, queue_argument, socket_option
+from .options import Decorator, gather, json_option, queue_argument, socket_option
+from .table import print_table
+
+if TYPE_CHECKING:
+    from eoq.bridge.bridge import Bridge
 
 SET_ASIDE = 65
 """Exit status while rows are set aside."""
+BRIDGE_FIELDS = ("direction", "queue", "place", "here", "there", "claimed", "rate", "error")
 
 
-def _without_password(_ctx: click.Context, _param: click.Parameter, url: str) -> str:
-    from eoq.postgres.driver import refuse_password
+def _database(direction: str) -> Decorator[Any]:
+    """Add the options ``--to`` and ``--to-env`` (or ``--from``): the command gets the URL of the database as `url`."""
 
-    refuse_password(url)
-    return url
+    def find(url: str | None, variable: str | None) -> str:
+        from eoq.bridge.places import find_url
+        from eoq.postgres.driver import refuse_password
+
+        if (url is None) == (variable is None):
+            raise click.UsageError(f"give either --{direction} URL or --{direction}-env NAME")
+        if url is not None:
+            refuse_password(url)
+        return find_url(url, variable)
+
+    return gather(
+        "url",
+        find,
+        url=click.option(f"--{direction}", "url", metavar="URL", help="postgresql://… without a password"),
+        variable=click.option(
+            f"--{direction}-env", "variable", metavar="NAME", help="The environment variable that has the URL."
+        ),
+    )
 
 
 @click.command()
 @queue_argument
-@click.option("--to", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@_database("to")
 @click.option("--until-empty", is_flag=True, help="Forward what is ready, then end.")
 @json_option
 @socket_option
@@ -38,33 +55,30 @@ def forward(queue: str, url: str, until_empty: bool, as_json: bool, socket: str 
     """Move the messages of QUEUE to the table eoq_forward of a PostgreSQL database, each once.
 
     `eoq ingest` takes them from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
-    it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE or a service.
+    it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE, a service, or
+    the variable that --to-env names.
 
     \b
     eoq forward payments --to postgresql://eoq@db/shop
+    eoq forward payments --to-env SHOP_URL
     eoq forward payments --to postgresql://eoq@db/shop --until-empty
     """
-    from eoq.bridge.forward import Forwarder
+    from eoq.bridge.bridge import Bridge
 
     log_to_standard_error("eoq forward")
-
-    async def work(client: AsyncClient) -> None:
-        one = Forwarder(client, queue, url)
-        await one.check()
-        if until_empty:
-            await one.flush()
-            if as_json:
-                print_json({"queue": queue, "to": one.name, "forwarded": one.forwarded, "rejected": one.rejected})
-            return
-        click.echo(f"eoq forward: {queue} to {one.name}", err=True)
-        await _until_stopped(one.run())
-
-    asyncio.run(_with_client(socket, work))
+    one = Bridge.forward(queue, url, socket=socket)
+    if not until_empty:
+        click.echo(f"eoq forward: {queue} to {one.place}", err=True)
+        _run(one)
+        return
+    one.flush()
+    if as_json:
+        print_json({"queue": queue, "to": one.place, "forwarded": one.moved, "rejected": one.refused})
 
 
 @click.command()
 @click.argument("queue", required=False)
-@click.option("--from", "url", required=True, metavar="URL", callback=_without_password, help="postgresql://…")
+@_database("from")
 @click.option("--as", "owner", metavar="NAME", help="The name of this machine. By default its daemon's identity.")
 @click.option("--limit", type=click.IntRange(min=1), default=1000, help="Messages that are unsettled here at most.")
 @click.option(
@@ -111,47 +125,66 @@ def ingest(
     if release is not None:
         _release(url, queue, release, yes)
         return
-    from eoq.bridge.ingest import Ingester
+    from eoq.bridge.bridge import Bridge
 
     log_to_standard_error("eoq ingest")
-    aside = 0
-
-    async def work(client: AsyncClient) -> None:
-        nonlocal aside
-        one = Ingester(client, queue, url, owner=owner, limit=limit, keep=keep)
-        if until_empty:
-            aside = await one.flush()
-            if as_json:
-                print_json({"queue": queue, "taken": one.taken, "set_aside": aside})
-            return
-        click.echo(f"eoq ingest: {queue}", err=True)
-        await _until_stopped(one.run())
-
-    asyncio.run(_with_client(socket, work))
+    one = Bridge.ingest(queue, url, name=owner, limit=limit, keep=keep, socket=socket)
+    if not until_empty:
+        click.echo(f"eoq ingest: {queue} from {one.place}", err=True)
+        _run(one)
+        return
+    aside = one.flush()
+    if as_json:
+        print_json({"queue": queue, "taken": one.moved, "set_aside": aside})
     if aside:
         click.echo(f"eoq ingest: rows set aside: {aside:,}; the column `error` of eoq_forward says why", err=True)
         sys.exit(SET_ASIDE)
 
 
-async def _with_client(socket: str | None, work: Any) -> None:
-    async with connect_async(socket) as client:
-        await work(client)
+@click.command()
+@json_option
+@socket_option
+def bridges(as_json: bool, socket: str | None) -> None:
+    """List the bridges that the daemon runs: [[forward]] and [[ingest]] of its configuration.
+
+    The columns are: direction; queue; database, without user and password; unsettled messages here; rows there that no
+    machine has claimed; rows that are claimed and not stored yet; messages moved a second, over a minute; why it waits,
+    if it does. `?` is for what is not known while the database is away.
+
+    \b
+    eoq bridges
+    eoq bridges --json | jq 'select(.error) | .queue'
+    """
+    with connect(socket) as client:
+        found = client.status().get("bridges", [])
+        queues = {row["name"]: row for row in client.queues()} if found else {}
+    rows = [{**bridge, "here": _here(queues.get(bridge["queue"], {}))} for bridge in found]
+    if as_json:
+        for row in rows:
+            print_json({name: row[name] for name in (*BRIDGE_FIELDS, "moved", "refused")})
+    else:
+        print_table(
+            BRIDGE_FIELDS,
+            [
+                [
+                    *(row["direction"], row["queue"], visible(row["place"] or "?"), row["here"]),
+                    *("?" if row[name] is None else row[name] for name in ("there", "claimed")),
+                    *(f"{row['rate']:.1f}", visible(row["error"] or "")),
+                ]
+                for row in rows
+            ],
+        )
 
 
-async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` until SIGTERM. Ctrl-C cancels this coroutine."""
-    task = asyncio.create_task(work)
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    stopping = asyncio.create_task(stopped.wait())
-    try:
-        done, _ = await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for ended in done:
-            await ended
-    finally:
-        for one in (task, stopping):
-            one.cancel()
-        await asyncio.gather(task, stopping, return_exceptions=True)
+def _here(queue: dict[str, Any]) -> int:
+    states = ("ready", "delayed", "leased", "blocked")
+    return sum(int(queue.get(state, 0)) for state in states)
+
+
+def _run(bridge: Bridge) -> None:
+    """Run a bridge until SIGTERM or Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: bridge.stop())
+    bridge.run()
 
 
 def _print_claims(url: str, queue: str | None, as_json: bool) -> None:

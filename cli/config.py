@@ -68,6 +68,8 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
         counts = {
             "sections of queues": loaded.queues,
             "relays": loaded.relay,
+            "forwards": loaded.forward,
+            "ingests": loaded.ingest,
             "bindings": loaded.bind,
             "schedules": loaded.schedule,
         }

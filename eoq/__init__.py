@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # without an import of `typing`, which takes milliseconds
 if TYPE_CHECKING:
     from typing import Any
 
+    from .bridge.bridge import Bridge as Bridge
     from .client.aio import AsyncClient as AsyncClient
     from .client.aio import connect_async as connect_async
     from .client.aio_transaction import AsyncTransaction as AsyncTransaction
@@ -86,6 +87,7 @@ _HOMES = {
     "outcomes": ("Reject", "Retry"),
 }
 _HOMES_OF_EXTRAS = {
+    "bridge.bridge": ("Bridge",),
     "postgres.aio_guest": ("AsyncPgGuestInbox",),
     "postgres.aio_inbox": ("AsyncPgInbox",),
     "postgres.aio_outbox": ("AsyncPgOutbox",),

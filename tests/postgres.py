@@ -72,6 +72,11 @@ class Server:
             )
         eventually(self._answers, PATIENCE, what="PostgreSQL answers")
 
+    @property
+    def said(self) -> str:
+        """What the server has written to its log."""
+        return (self.folder.parent / f"{self.folder.name}.log").read_text(errors="replace")
+
     def _answers(self) -> bool:
         import psycopg
 

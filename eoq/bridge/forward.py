@@ -17,11 +17,11 @@ import psycopg
 
 from ..backoff import pauses
 from ..client.aio import AsyncClient
+from ..client.batch_sender import MESSAGE_FAULTS
 from ..errors import EoqError, InvalidRequest, LeaseLost, Unavailable
 from ..message import AsyncMessage
 from ..postgres.driver import shown, with_defaults
-from ..postgres.sql.inbox import LOCK_TABLES
-from ..postgres.waking import SYNCHRONOUS
+from ..postgres.waking import SETTINGS
 from ..protocol import calls
 from ..protocol.features import FORWARDED
 from ..protocol.forwarding import forwarded
@@ -31,6 +31,8 @@ log = logging.getLogger("eoq.bridge")
 
 BATCH: Final = 250
 """Messages in one transaction."""
+OF_A_ROW: Final = ("22", "23", "54")
+"""The classes of the database's errors that one row may cause: its data, a constraint, a limit of the database."""
 LEASE_SECONDS: Final = 60.0
 WAIT_SECONDS: Final = 30.0
 """How long one request waits for messages."""
@@ -43,10 +45,14 @@ class Forwarder:
 
     def __init__(self, client: AsyncClient, queue: str, conninfo: str) -> None:
         self.name = shown(conninfo)
-        self.forwarded = 0
+        self.moved = 0
         """How many messages were forwarded."""
-        self.rejected = 0
-        """How many became dead letters, since their id is there with other content."""
+        self.refused = 0
+        """How many became dead letters: their id is there with other content, or the database refuses them."""
+        self.owner = None
+        """It claims nothing, so it needs no name."""
+        self.error: str | None = None
+        """Why it waits now, or None."""
         self._client = client
         self._queue = queue
         self._conninfo = with_defaults(conninfo)
@@ -66,7 +72,7 @@ class Forwarder:
             while True:
                 try:
                     await self._forward(await self._receive(WAIT_SECONDS))
-                    waits = pauses()
+                    waits, self.error = pauses(), None
                 except (psycopg.Error, OSError, EoqError) as error:
                     self._log(error)
                     await asyncio.sleep(next(waits))  # the database or the daemon is away
@@ -74,18 +80,19 @@ class Forwarder:
             await self._close()
 
     async def flush(self) -> int:
-        """Forward what is ready now. Return how many messages were forwarded. Raises what keeps it from going on."""
+        """Forward what is ready now. Return how many became dead letters. Raises what keeps it from going on."""
         try:
             while messages := await self._receive(0.0):
                 await self._forward(messages)
         finally:
             await self._close()
-        return self.forwarded
+        return self.refused
 
     def _log(self, error: Exception) -> None:
+        self.error = " ".join(str(error).split())  # of libpq it has several lines
         if time.monotonic() >= self._logged_at + LOG_SECONDS:
             self._logged_at = time.monotonic()
-            log.warning("%s to %s: %s; waiting", self._queue, self.name, str(error).strip())
+            log.warning("%s to %s: %s; waiting", self._queue, self.name, self.error)
 
     async def _receive(self, wait: float) -> list[AsyncMessage]:
         call = calls.receive(
@@ -104,20 +111,38 @@ class Forwarder:
         if not messages:
             return
         try:
-            conflicts = await self._publish(messages)
+            refused = await self._publish(await self._open(), messages)
         except BaseException:
             await self._drop_connection()
             await asyncio.shield(self._release(messages))
             raise
+        await self._settle([message for message in messages if message.id not in refused])
         for message in messages:
-            if message.id in conflicts:
-                self.rejected += 1
-                await message.reject(f"id_conflict: {self.name} has this id in {self._queue} with other content")
-        await self._settle([message for message in messages if message.id not in conflicts])
+            if message.id in refused:
+                await self._reject(message, refused[message.id])
 
-    async def _publish(self, messages: Sequence[AsyncMessage]) -> set[str]:
-        """Insert messages, and return the ids of those that are there with other content."""
-        connection = await self._open()
+    async def _publish(
+        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
+    ) -> dict[str, str]:
+        """Insert messages. Return the ids of those that can never be inserted, and why.
+
+        Where the database refuses what is in a row, the halves are inserted one after the other, so that the row is
+        found, and those before and behind it arrive in their order.
+        """
+        try:
+            return await self._insert(connection, messages)
+        except (psycopg.Error, *MESSAGE_FAULTS) as error:
+            if not _is_of_a_row(error):
+                raise
+            if len(messages) == 1:
+                return {messages[0].id: f"{self.name} refuses it: {_said(error)}"}
+        middle = len(messages) // 2
+        refused = await self._publish(connection, messages[:middle])
+        return {**refused, **await self._publish(connection, messages[middle:])}
+
+    async def _insert(
+        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
+    ) -> dict[str, str]:
         ids = [message.id for message in messages]
         bodies = [message.body for message in messages]
         groups = [message.group for message in messages]
@@ -130,22 +155,30 @@ class Forwarder:
                 statements.PUBLISH, (self._queue, ids, bodies, headers, groups, priorities, ends, digests)
             )
             if inserted.rowcount == len(messages):
-                return set()
+                return {}
             found = await connection.execute(statements.CONFLICTS, (ids, bodies, groups, digests, self._queue))
-            return {id for (id,) in await found.fetchall()}
+            reason = f"id_conflict: {self.name} has this id in {self._queue} with other content"
+            return {id: reason for (id,) in await found.fetchall()}
+
+    async def _reject(self, message: AsyncMessage, reason: str) -> None:
+        try:
+            await message.reject(reason)
+            self.refused += 1
+        except LeaseLost:
+            log.info("%s: the lease of %s has ended; it is refused again", self._queue, message.id)
 
     async def _settle(self, messages: Sequence[AsyncMessage]) -> None:
         if not messages:
             return
         try:
             await self._client.channel.run(forwarded(messages, self.name))
-            self.forwarded += len(messages)
+            self.moved += len(messages)
         except LeaseLost:
             # Those whose lease has ended are delivered again, and their rows are found.
             for message in messages:
                 try:
                     await self._client.channel.run(forwarded([message], self.name))
-                    self.forwarded += 1
+                    self.moved += 1
                 except LeaseLost:
                     log.info("%s: the lease of %s has ended; it is forwarded again", self._queue, message.id)
 
@@ -161,8 +194,8 @@ class Forwarder:
         if self._connection is None or self._connection.closed:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             try:
-                await connection.execute(SYNCHRONOUS)
-                await create_table(connection)
+                await connection.execute(SETTINGS)
+                await connection.execute(statements.MAKE)
             except BaseException:
                 await connection.close()
                 raise
@@ -179,11 +212,13 @@ class Forwarder:
             self._connection = None
 
 
-async def create_table(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Create the table if there is none."""
-    ((found,),) = await (await connection.execute(statements.FIND)).fetchall()
-    if not found:
-        async with connection.transaction():
-            await connection.execute(LOCK_TABLES)
-            for statement in statements.CREATE:
-                await connection.execute(statement)
+def _is_of_a_row(error: Exception) -> bool:
+    """Return whether an error is about what is in a row: data, a constraint, or a value too long for an index."""
+    return not isinstance(error, psycopg.Error) or (
+        isinstance(error, psycopg.DataError) if error.sqlstate is None else error.sqlstate.startswith(OF_A_ROW)
+    )
+
+
+def _said(error: Exception) -> str:
+    """Return what the database says of a row, without what is in the row."""
+    return (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -19,9 +18,8 @@ from ..client.aio import AsyncClient
 from ..errors import EoqError, InvalidRequest
 from ..outbox.relay import RESEND_WITHIN, Relay
 from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..postgres.sql.inbox import LOCK_TABLES
+from ..postgres.driver import shown, storable_error
 from ..postgres.waking import WakingTable
-from ..protocol.limits import MAX_ERROR
 from . import statements
 
 log = logging.getLogger("eoq.bridge")
@@ -33,7 +31,7 @@ KEEP_SECONDS: Final = 30 * 86400.0
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
 ROOM_SECONDS: Final = 0.5
-"""How often the daemon is asked how many messages it has."""
+"""How often at most the daemon is asked how many messages it has."""
 
 
 class NameInUse(InvalidRequest):
@@ -41,39 +39,46 @@ class NameInUse(InvalidRequest):
 
 
 class ClaimedRows:
-    """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`."""
+    """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`.
 
-    def __init__(self, conninfo: str, queue: str, owner: str, identity: str, keep: float) -> None:
+    ``claimed`` is called, in the thread that reads, when rows were claimed.
+    """
+
+    def __init__(
+        self, conninfo: str, queue: str, owner: str, identity: str, keep: float, claimed: Callable[[], None]
+    ) -> None:
         self._table = WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it", self._begin)
         self.name = f"{queue} from {self._table.name}"
         self.room = 0
         """How many more messages may be claimed now."""
+        self._claimed = claimed
         self._queue = queue
         self._owner = owner
         self._identity = identity
         self._keep = keep
         self._forgotten_at = -FORGET_SECONDS
+        self._untried: set[bytes] = set()
+        """The rows of the last `read` that were never tried."""
+        self._first_tries: set[bytes] = set()
+        """The rows of the last `mark` that were not tried before."""
 
     def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
+        self._untried, self._first_tries = set(), set()  # while the name was not held, another may have tried them
         (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
         if not taken:
             raise NameInUse(
                 f"another `eoq ingest` takes {self._queue!r} as {self._owner!r} just now; two machines under one name "
                 "would double messages: give each a name of its own (--as)"
             )
-        (found,) = connection.execute(statements.FIND).fetchone() or (False,)
-        if not found:
-            with connection.transaction():
-                connection.execute(LOCK_TABLES)
-                for statement in statements.CREATE:
-                    connection.execute(statement)
+        connection.execute(statements.MAKE)
         connection.execute(statements.NAME_OWNER, (self._queue, self._owner, self._identity))
         identity, has_claims = connection.execute(statements.OWNER, (self._queue, self._owner)).fetchall()[0]
         if identity != self._identity and has_claims:
             raise NameInUse(
-                f"the name {self._owner!r} has claims of another daemon's file, which may have stored their messages; "
-                "start that daemon again, or take another name (--as) and give its claims up: `eoq ingest --release`"
+                f"the name {self._owner!r} has claims or groups of another daemon's file, which may have stored their "
+                "messages; start that daemon again, or take another name (--as) and give its claims up: "
+                "`eoq ingest --release`"
             )
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
 
@@ -104,21 +109,30 @@ class ClaimedRows:
             self._table.end_waiting()
         self._forget()
         with self._table.transaction() as connection:
-            found = connection.execute(statements.OWN, (self._queue, self._owner, limit)).fetchall()
-            wanted = min(limit, self.room)
-            if not found and wanted > 0:
-                connection.execute(statements.LOCK_QUEUE, (self._queue,))
-                claim = (self._queue, self._owner, wanted, self._owner)
-                found = connection.execute(statements.CLAIM, claim).fetchall()
-                self.room -= len(found)
-        rows = [self._row(*row, resend_within=resend_within) for row in found]
-        return _first_bytes(rows, most_bytes)
+            found = connection.execute(statements.OWN, (self._queue, self._owner, limit, most_bytes)).fetchall()
+            if not found:
+                found = self._claim(connection, min(limit, self.room), most_bytes)
+        self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
+        return [self._row(*row, resend_within=resend_within) for row in found]
+
+    def _claim(
+        self, connection: psycopg.Connection[tuple[Any, ...]], wanted: int, most_bytes: int
+    ) -> list[tuple[Any, ...]]:
+        if wanted <= 0:
+            return []
+        connection.execute(statements.LOCK_QUEUE, (self._queue,))
+        claim = (self._queue, self._owner, wanted, self._owner, most_bytes)
+        found = connection.execute(statements.CLAIM, claim).fetchall()
+        if found:
+            self.room -= len(found)
+            self._claimed()
+        return found
 
     def _row(
         self,
         seq: int,
         key: bytes,
-        age: float,
+        age: float | None,
         group: str | None,
         body: bytes,
         headers: str | None,
@@ -129,23 +143,33 @@ class ClaimedRows:
         resend_within: float,
     ) -> Row:
         now = time.time()
-        too_old = check_age(now - age, resend_within)
+        too_old = check_age(None if age is None else now - age, resend_within, "set its taken_at")
         # A message whose time is over is stored all the same, so that it is known, and expires at once.
         ttl = None if left is None else max(left, 0.001)
         message = too_old or read_message(self._queue, group, bytes(body), headers, id, priority, None, ttl, now)
         return Row(seq, bytes(key), None if group is None else (self._queue, group), message)
 
     def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
-        """Return the rows that this machine has still claimed, and when it claimed the first of them."""
+        """Note that rows are about to be sent. Return those that are claimed, and when the first of them was tried."""
         with self._table.transaction() as connection:
             keys = [row.key.decode() for row in rows]
-            own = connection.execute(statements.AGES, (self._queue, keys, self._owner)).fetchall()
-        ages = {id.encode(): age for id, age in own}
-        left = [row for row in rows if row.key in ages]
-        return left, time.time() - max((ages[row.key] for row in left), default=0.0)
+            ages = {
+                id.encode(): age for id, age in connection.execute(statements.MARK, (self._queue, keys, self._owner))
+            }
+            now = time.time()
+        self._first_tries = self._untried.intersection(ages)
+        self._untried -= self._first_tries
+        return [row for row in rows if row.key in ages], now - max(ages.values(), default=0.0)
 
     def unmark(self, rows: Sequence[Row]) -> None:
-        """Do nothing: a claim stays, so that no other machine takes the row."""
+        """Note that the daemon refused rows, so that they may wait for any time. They stay claimed.
+
+        What an earlier try may have stored stays noted. See `OutboxFile.unmark`.
+        """
+        with self._table.transaction() as connection:
+            keys = self._first_tries.intersection(row.key for row in rows)
+            connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
+        self._untried |= keys
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""
@@ -154,9 +178,10 @@ class ClaimedRows:
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
-        text = error[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")  # PostgreSQL has no NUL in a text
         with self._table.transaction() as connection:
-            connection.execute(statements.SET_ASIDE, (text, self._queue, row.key.decode(), self._owner))
+            connection.execute(
+                statements.SET_ASIDE, (storable_error(error), self._queue, row.key.decode(), self._owner)
+            )
 
     def count_set_aside(self) -> int:
         """Return how many rows are set aside."""
@@ -171,9 +196,10 @@ class ClaimedRows:
 
     def _forget(self) -> None:
         if time.monotonic() >= self._forgotten_at + FORGET_SECONDS:
-            self._forgotten_at = time.monotonic()
             with self._table.transaction() as connection:
-                connection.execute(statements.FORGET, (self._keep,))
+                forgotten = connection.execute(statements.FORGET, (self._queue, self._keep)).rowcount
+            if forgotten < statements.FORGET_ROWS:  # or else the next read goes on
+                self._forgotten_at = time.monotonic()
 
 
 class Ingester:
@@ -193,61 +219,86 @@ class Ingester:
         keep: float = KEEP_SECONDS,
     ) -> None:
         self._client = client
+        self.owner = owner
+        """The name of this machine. Without one it is known once it has begun."""
         self._queue = queue
         self._conninfo = conninfo
-        self._owner = owner
         self._limit = limit
         self._keep = keep
-        self.taken = 0
+        self._running: Relay | None = None
+        self.name = shown(conninfo)
+
+    @property
+    def moved(self) -> int:
         """How many messages were stored here, those included that were here already."""
+        return 0 if self._running is None else self._running.sent
+
+    @property
+    def refused(self) -> int:
+        """How many rows were set aside, since they cannot be stored here."""
+        return 0 if self._running is None else self._running.set_aside
+
+    @property
+    def error(self) -> str | None:
+        """Why it waits now, or None."""
+        return None if self._running is None else self._running.error
+
+    async def check(self) -> None:
+        """Raise `Unavailable` without a daemon."""
+        await self._client.ask("status")
 
     async def run(self) -> None:
         """Ingest until this task is cancelled. Raises `NameInUse` at the start."""
-        claims, relay = await self._relay()
+        used, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def claimed() -> None:
+            loop.call_soon_threadsafe(used.set)
+
+        claims, relay = await self._relay(claimed)
         await asyncio.to_thread(claims.count_set_aside)
-        task = asyncio.create_task(relay.run())
+        running = [asyncio.create_task(relay.run()), asyncio.create_task(self._make_room(claims, relay, used))]
         try:
-            while not task.done():
-                with suppress(EoqError):
-                    had = claims.room
-                    claims.room = await self._free()
-                    if had <= 0 < claims.room:
-                        relay.wake()
-                await asyncio.wait({task}, timeout=ROOM_SECONDS)
-            await task
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in running:
+                if task.done():
+                    await task
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self.taken = relay.sent
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def flush(self) -> int:
         """Ingest what is there now, up to the limit. Return how many rows are set aside."""
-        claims, relay = await self._relay()
+        claims, relay = await self._relay(lambda: None)
         claims.room = await self._free()
-        try:
-            return await relay.flush()
-        finally:
-            self.taken = relay.sent
+        return await relay.flush()
 
-    async def _relay(self) -> tuple[ClaimedRows, Relay]:
+    async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay]:
         status = await self._client.ask("status")
         identity = str(status["identity"])
-        claims = ClaimedRows(self._conninfo, self._queue, self._owner or identity, identity, self._keep)
+        self.owner = self.owner or identity
+        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._keep, claimed)
         remembers = status.get("remembers") or RESEND_WITHIN
-        return claims, Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
+        self._running = Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
+        return claims, self._running
+
+    async def _make_room(self, claims: ClaimedRows, relay: Relay, used: asyncio.Event) -> None:
+        """Ask the daemon how much room there is: while there is none, and after each claim."""
+        while True:
+            used.clear()
+            try:
+                free = await self._free()
+            except EoqError:
+                used.set()  # the daemon is away: ask again
+            else:
+                had, claims.room = claims.room, free
+                if had <= 0 < free:
+                    relay.wake()
+            await asyncio.sleep(ROOM_SECONDS)
+            if claims.room > 0:
+                await used.wait()
 
     async def _free(self) -> int:
         queues = [row for row in await self._client.queues() if row["name"] == self._queue]
         waiting = sum(int(row[state]) for row in queues for state in ("ready", "leased", "delayed", "blocked"))
         return self._limit - waiting
-
-
-def _first_bytes(rows: list[Row], most: int) -> list[Row]:
-    """Return the first rows whose messages have ``most`` bytes together, and one at least."""
-    size = 0
-    for index, row in enumerate(rows):
-        body = getattr(row.message, "body", b"")
-        size += len(body)
-        if index and size > most:
-            return rows[:index]
-    return rows

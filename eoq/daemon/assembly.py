@@ -35,6 +35,7 @@ from .records import Binding
 from .server.server import Server
 from .server.sockets import SocketAccess, who_cannot_pass
 from .services.admin import AdminService
+from .services.bridges.bridges import Bridges
 from .services.monitoring.explain import Explain
 from .services.monitoring.letters import log_dead_letters
 from .services.monitoring.metrics import Metrics
@@ -131,6 +132,7 @@ class Daemon:
         self._steering = SteeringService(writer, self._broker, events)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
+        self._bridges = Bridges(settings.socket)
         self._permissions = Permissions(self._broker, config.config)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within, self._permissions.why_not)
         self._server = Server(lambda: writer.backlog, settings.access)
@@ -145,6 +147,7 @@ class Daemon:
             self._broker,
             reloader,
             self._spool,
+            self._bridges,
         )
         self._totals = TotalsService(writer, clock)
         self._metrics = Metrics(self._status, overview, store.database.latencies)
@@ -165,6 +168,7 @@ class Daemon:
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,
+            self._bridges.follow,
             self._metrics_server.follow,
             self._follow_permissions,
             self._configure_topics,
@@ -196,6 +200,7 @@ class Daemon:
             log.warning("%s: %s may connect, but may not enter its folder", self._settings.socket, left_out)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, self._settings.database)
         self._relays.follow(Config(), config)
+        self._bridges.follow(Config(), config)
         self._metrics_server.follow(Config(), config)
         self._run(self._reloader.run())
         if self._spool is not None:
@@ -210,6 +215,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._relays.stop()
+        await self._bridges.stop()
         await self._metrics_server.stop()
         self._server.refuse_new()
         self._scheduler.stop()
@@ -231,6 +237,10 @@ class Daemon:
             await self._store.execute(EndLife())
         except EoqError as error:
             log.warning("the clean stop could not be stored: %s", error)
+
+    async def settled(self) -> None:
+        """Wait until every command that was submitted so far is on disk and answered."""
+        await self._writer.drain()
 
     @property
     def lost(self) -> EoqError | None:

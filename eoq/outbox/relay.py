@@ -71,6 +71,14 @@ class Relay:
         self._backoff = Backoff(self._file.name, log)
         self._sender = BatchSender(client, self._source, self._backoff)
         self._woken = asyncio.Event()
+        self._failure = ""
+        """Why the outbox could not be read or written last, or nothing."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the relay waits and sends nothing now, or sends nothing to some queue. None while all is well."""
+        refusals = [str(error) for error in self._backoff.errors()]
+        return self._failure or (refusals[0] if refusals else None)
 
     @property
     def sent(self) -> int:
@@ -129,7 +137,6 @@ class Relay:
 
     async def _serve(self) -> None:
         waits = pauses()
-        logged = ""
         swept_at = -SWEEP_SECONDS
         while True:
             self._woken.clear()
@@ -140,19 +147,19 @@ class Relay:
                 if not await self._send_all(reread=sweep):
                     wait = BUSY_PAUSE
             except EoqError as error:
-                if str(error) != logged:
-                    logged = str(error)
+                if str(error) != self._failure:
+                    self._failure = str(error)
                     log.warning("%s; waiting", error)
                 # A wake-up ends the pause early: the reason for the error may be gone. If not, the next pause is
                 # longer.
                 wait = next(waits)
             except Exception:
                 log.exception("%s: a fault in eoq; waiting", self._file.name)
-                logged, wait = "a fault in eoq", next(waits)
+                self._failure, wait = "a fault in eoq", next(waits)
             else:
-                if logged:
+                if self._failure:
                     log.info("%s: goes on", self._file.name)
-                waits, logged = pauses(), ""
+                waits, self._failure = pauses(), ""
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._backoff.seconds_left(wait)):
                     await self._woken.wait()

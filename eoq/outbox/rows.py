@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -82,18 +83,21 @@ class OutboxStore(Protocol):
         """Call ``wake`` when the outbox may have changed, and every ``seconds`` at least, until cancelled."""
 
 
-def check_age(since: Any, resend_within: float) -> InvalidRequest | None:
-    """Return why a row may not be sent again without the operator's decision, or None if it may."""
+def check_age(since: Any, resend_within: float, arrived: str = "delete the row") -> InvalidRequest | None:
+    """Return why a row may not be sent again without the operator's decision, or None if it may.
+
+    ``arrived`` is what the operator does with a row whose message has arrived.
+    """
     if since is None:
         return None
-    if not isinstance(since, int | float):
-        return InvalidRequest("its `since` in eoq_outbox_sending is not a number of seconds; it may have been sent")
+    if not isinstance(since, int | float) or not math.isfinite(since):
+        return InvalidRequest("the date of its first try is not a number of seconds; it may have been sent")
     if time.time() - since <= resend_within:
         return None
     tried = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(max(since, 0.0)))
     return InvalidRequest(
         f"it was first sent on {tried}, and no answer was received. The daemon may have forgotten its id by now, so it "
-        "could be stored twice. Find out whether it arrived. If so, delete the row; if not, set its error to null"
+        f"could be stored twice. Find out whether it arrived. If so, {arrived}; if not, set its error to null"
     )
 
 

@@ -202,7 +202,7 @@ class AsyncPgGuestInbox(Generic[T]):
         """Return whether the id of a message is committed, as another transaction of the library sees it."""
         async with self._begin() as transaction:
             connection = await self._connection(transaction)
-            tables = await find_tables(connection, self._schema)
+            tables = self._tables or await find_tables(connection, self._schema)
             shown = await AsyncPgProcessed(connection, tables, self._pruning, self._clock).is_committed(message, number)
         if shown:
             self._tables = tables  # they were not made in a transaction that was rolled back

@@ -16,8 +16,7 @@ from ..message import Outgoing, SendOptions
 from ..outbox.writer import checked
 from ..system.forks import watch_forks
 from .aio_transaction import execute
-from .sql.inbox import LOCK_TABLES
-from .sql.outbox import CREATE, FIND, INSERT
+from .sql.outbox import FIND, INSERT, MAKE
 
 
 class AsyncPgOutbox:
@@ -69,14 +68,8 @@ class AsyncPgOutbox:
         return id
 
     async def _find_table(self) -> None:
-        if await self._is_there():
-            self._has_table = True
-            return
-        await execute(self._connection, LOCK_TABLES)
-        if not await self._is_there():
-            for statement in CREATE:
-                await execute(self._connection, statement)
-
-    async def _is_there(self) -> bool:
         ((found,),) = await (await execute(self._connection, FIND)).fetchall()
-        return bool(found)
+        if found:
+            self._has_table = True
+        else:
+            await execute(self._connection, MAKE)

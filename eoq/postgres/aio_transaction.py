@@ -30,7 +30,8 @@ from ..protocol.unsettled import PROCESSED, async_owner
 from ..protocol.validation import encode_result
 from ..system.aio_thread import complete
 from .driver import Conflict
-from .sql.inbox import FIND_SCHEMA, LOCK_TABLES, Schema, schema
+from .sql.common import LOCK_TABLES
+from .sql.inbox import FIND_SCHEMA, Schema, schema
 
 T = TypeVar("T")
 

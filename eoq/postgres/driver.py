@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import InvalidRequest
 from ..outcomes import Reject, Retry
+from ..protocol.limits import MAX_ERROR
 
 
 class DriverMissing(InvalidRequest, ImportError):
@@ -38,11 +39,6 @@ _TRIES: Final = 5
 """How often a transaction is tried that conflicts with others."""
 _PAUSE: Final = 0.02
 """Seconds before the second try, on average. They double with each further one."""
-
-
-def is_url(text: str) -> bool:
-    """Return whether a text is the URL of a PostgreSQL database, and not the path of a file."""
-    return text.startswith(("postgresql:", "postgres:"))
 
 
 def read_conninfo(conninfo: str) -> dict[str, str]:
@@ -96,6 +92,11 @@ def with_defaults(conninfo: str) -> str:
         "tcp_user_timeout": str(FROZEN_SECONDS * 1000),
     }
     return make_conninfo("", **{**defaults, **read_conninfo(conninfo)})
+
+
+def storable_error(text: str) -> str:
+    """Return the text of an error as a text of PostgreSQL, which has no NUL and no lone surrogates. It may be cut."""
+    return text[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")
 
 
 def error_of_database(error: BaseException | None) -> psycopg.Error | None:

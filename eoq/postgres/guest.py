@@ -195,7 +195,7 @@ class PgGuestInbox(Generic[T]):
         """Return whether the id of a message is committed, as another transaction of the library sees it."""
         with self._begin() as transaction:
             connection = self._connection(transaction)
-            tables = find_tables(connection, self._schema)
+            tables = self._tables or find_tables(connection, self._schema)
             shown = PgProcessed(connection, tables, self._pruning, self._clock).is_committed(message, number)
         if shown:
             self._tables = tables  # they were not made in a transaction that was rolled back

@@ -16,8 +16,7 @@ from ..errors import InvalidRequest
 from ..message import Outgoing, SendOptions
 from ..outbox.writer import checked
 from ..system.forks import watch_forks
-from .sql.inbox import LOCK_TABLES
-from .sql.outbox import CREATE, FIND, INSERT
+from .sql.outbox import FIND, INSERT, MAKE
 from .transaction import execute
 
 
@@ -70,14 +69,8 @@ class PgOutbox:
         return id
 
     def _find_table(self) -> None:
-        if self._is_there():
-            self._has_table = True
-            return
-        execute(self._connection, LOCK_TABLES)
-        if not self._is_there():
-            for statement in CREATE:
-                execute(self._connection, statement)
-
-    def _is_there(self) -> bool:
         ((found,),) = (execute(self._connection, FIND)).fetchall()
-        return bool(found)
+        if found:
+            self._has_table = True
+        else:
+            execute(self._connection, MAKE)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..protocol.limits import MAX_ERROR
+from .driver import storable_error
 from .sql import outbox as statements
 from .waking import WakingTable
 
@@ -55,13 +55,9 @@ class OutboxTable:
         with self._table.transaction() as connection:
             now = time.time()
             rows: list[Row] = []
-            size = 0
             for seq, key, age, queue, group, body, headers, id, priority, delay, ttl, created in connection.execute(
-                statements.READ, (list(without), limit)
+                statements.READ, (list(without), limit, most_bytes)
             ):
-                size += sum(len(value) for value in (body, headers) if value is not None)
-                if rows and size > most_bytes:
-                    break
                 stream = None if group is None else (queue, group)
                 too_old = check_age(None if age is None else now - age, resend_within)
                 # By the clock of the database, which all its clients share.
@@ -97,9 +93,8 @@ class OutboxTable:
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
-        text = error[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")  # PostgreSQL has no NUL in a text
         with self._table.transaction() as connection:
-            if connection.execute(statements.SET_ASIDE, (text, row.seq, row.key)).rowcount:
+            if connection.execute(statements.SET_ASIDE, (storable_error(error), row.seq, row.key)).rowcount:
                 connection.execute(statements.REMOVE_MARK, (row.seq,))
 
     def count_set_aside(self) -> int:

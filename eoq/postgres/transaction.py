@@ -30,7 +30,8 @@ from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, owner
 from ..protocol.validation import encode_result
 from .driver import Conflict
-from .sql.inbox import FIND_SCHEMA, LOCK_TABLES, Schema, schema
+from .sql.common import LOCK_TABLES
+from .sql.inbox import FIND_SCHEMA, Schema, schema
 
 T = TypeVar("T")
 

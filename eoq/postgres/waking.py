@@ -1,8 +1,10 @@
 """A connection to a table whose writers wake those that wait for rows: a trigger notifies while somebody waits.
 
-A waiting reader holds an advisory lock exclusively. Each transaction that inserts asks for the same lock, shared. If
-that is refused, it notifies. If not, the reader will wait for the end of this transaction before it waits for others.
-So nobody notifies for nothing: a notification takes a lock of the whole database at the commit.
+Each transaction that inserts holds the table's lock ``WRITING``, and each waiting reader its lock ``WAITING``, both
+shared. So any number may write and wait. A reader first takes ``WAITING``, and then waits once until nobody has
+``WRITING``. A transaction that takes ``WRITING`` before that is over when the reader reads. One that takes it later
+sees that somebody waits, and notifies. So nobody notifies for nothing: a notification takes a lock of the whole
+database at the commit (``sql/common.py`` has the trigger).
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ from ..backoff import pauses
 from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..outbox.rows import FileBusy, NoOutbox
 from .driver import shown, with_defaults
-from .sql.inbox import LOCK_CLASS
+from .sql.common import WAITING, WRITING
 
 LOCK_SECONDS: Final = 1
 """How long a reader waits for transactions that have written to the table, before it looks again."""
-SYNCHRONOUS: Final = (
-    "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
-)
-"""It makes the commits of a connection wait for the disk."""
+SETTINGS: Final = """
+    select
+      set_config('client_encoding', 'UTF8', false),
+      set_config('default_transaction_isolation', 'read committed', false),
+      case
+        when current_setting('synchronous_commit') = 'off' then set_config('synchronous_commit', 'local', false)
+      end
+    """
+"""What a connection of a relay or a bridge needs, whatever the database, the user or a service has set.
+
+Texts as UTF-8, statements that see what was committed before them, and commits that wait for the disk.
+"""
 
 
 class WakingTable:
@@ -52,6 +62,8 @@ class WakingTable:
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._waiting = False
         """Whether the connection holds the lock by which writers know that somebody waits."""
+        self._is_held_up = False
+        """Whether the last wait for the writers was too long."""
 
     def close(self) -> None:
         """Close the connection. The next use opens it again."""
@@ -64,21 +76,33 @@ class WakingTable:
 
         Raises `FileBusy` if they take long.
         """
-        if not self._waiting:
-            with self.transaction() as connection:
+        with self.transaction() as connection:
+            if not self._waiting:
+                connection.execute(self._of_lock("pg_advisory_lock_shared", WAITING))
+                self._waiting = True  # whatever becomes of this transaction
+            if self._is_held_up:
+                # A transaction is open for long. To wait for it again and again would fill the log of the server.
+                ((free,),) = connection.execute(self._of_lock("pg_try_advisory_xact_lock", WRITING)).fetchall()
+                if not free:
+                    raise self._busy()
+            else:
+                self._is_held_up = True  # unless the lock is free in time
                 connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
-                connection.execute(self._of_lock("pg_advisory_lock"))
-            self._waiting = True
+                connection.execute(self._of_lock("pg_advisory_xact_lock", WRITING))
+            self._is_held_up = False
 
     def end_waiting(self) -> None:
-        """Let those that write notify no more."""
+        """Let those that write notify no more on account of this reader."""
         if self._waiting:
             with self.transaction() as connection:
-                connection.execute(self._of_lock("pg_advisory_unlock"))
+                connection.execute(self._of_lock("pg_advisory_unlock_shared", WAITING))
             self._waiting = False
 
-    def _of_lock(self, function: str) -> str:
-        return f"select {function}({LOCK_CLASS}, '{self._table}'::regclass::oid::integer)"
+    def _of_lock(self, function: str, number: int) -> str:
+        return f"select {function}({number}, '{self._table}'::regclass::oid::integer)"
+
+    def _busy(self) -> FileBusy:
+        return FileBusy(f"{self.name} has open transactions that have written to {self._table}")
 
     async def watch(self, wake: Callable[[], None], seconds: float) -> None:
         """Call ``wake`` when another program may have written to the table, until cancelled.
@@ -115,7 +139,7 @@ class WakingTable:
             self._waiting = False
             connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
             try:
-                connection.execute(SYNCHRONOUS)
+                connection.execute(SETTINGS)
                 self._opened(connection)
             except BaseException:
                 connection.close()
@@ -125,15 +149,15 @@ class WakingTable:
 
     def failure(self, error: psycopg.Error) -> EoqError:
         """Return the error of eoq for one of the database."""
-        state = error.sqlstate or ""
+        state, said = error.sqlstate or "", " ".join(str(error).split())  # those of libpq have several lines
         if state == "55P03":
-            return FileBusy(f"{self.name} has open transactions that have written to {self._table}")
+            return self._busy()
         if state == "42P01":
             return NoOutbox(f"{self.name} has no table {self._table} in its search path; {self._absent}")
         if state == "53100":
             return StorageFull(f"there is no space for {self.name}; free some")
         if state.startswith(("28", "42501")):
-            return Forbidden(f"{self.name} refuses this user: {error}; grant select, insert, update and delete")
+            return Forbidden(f"{self.name} refuses this user: {said}; grant select, insert, update and delete")
         if state.startswith(("42", "22")):
-            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {error}")
-        return StorageFailed(f"{self.name} cannot be reached or used: {error}".rstrip())
+            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {said}")
+        return StorageFailed(f"{self.name} cannot be reached or used: {said}")

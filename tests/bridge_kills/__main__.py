@@ -1,6 +1,6 @@
 """Run the system, kill its parts, and print what was done and what was lost, doubled or out of order.
 
-python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7
+python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7 [--in-daemons]
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--machines", type=int, default=3, help="destinations")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--in-daemons", action="store_true", help="the daemons run the bridges, by their configuration")
     arguments = parser.parse_args()
-    report = run(arguments.messages, arguments.kills, arguments.machines, arguments.seed)
+    sizes = arguments.messages, arguments.kills, arguments.machines, arguments.seed
+    report = run(*sizes, in_daemons=arguments.in_daemons)
     print(report)
     sys.exit(0 if report.clean else 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sqlite3
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.bridge_kills.sender import GROUPS
+from tests.integration.bridges import bridge_processes
 from tests.postgres import Server, running_server
 from tests.support import Daemon, clean_environment, running_daemon
 
@@ -77,20 +80,28 @@ class Program:
         self.start()
 
 
-def run(messages: int, kills: int, machines: int, seed: int) -> Report:
-    """Send ``messages``, and kill parts ``kills`` times meanwhile."""
+def run(messages: int, kills: int, machines: int, seed: int, *, in_daemons: bool = False) -> Report:
+    """Send ``messages``, and kill parts ``kills`` times meanwhile.
+
+    ``in_daemons``: the daemons run the bridges themselves, by their configuration.
+    """
     report = Report(sent=messages)
     rng = random.Random(seed)
     with ExitStack() as stack:
         server = stack.enter_context(running_server())
-        origin = stack.enter_context(running_daemon())
-        others = [stack.enter_context(running_daemon()) for _ in range(machines)]
+        files = Path(stack.enter_context(TemporaryDirectory()))
+        url = server.conninfo()
+        texts = [f'[[forward]]\nqueue = "q"\nto = "{url}"\n'] + [
+            f'[[ingest]]\nqueue = "q"\nfrom = "{url}"\nas = "m{n}"\nlimit = 100\n' for n in range(machines)
+        ]
+        daemons = [stack.enter_context(running_daemon(environment=_configured(files, in_daemons, t))) for t in texts]
+        origin, *others = daemons
         ledgers = [machine.folder / "ledger.db" for machine in others]
         for ledger in ledgers:
             with closing(sqlite3.connect(ledger)) as database:
                 database.execute("pragma journal_mode = wal")
                 database.execute("create table payment (number integer primary key, id text, grp text)")
-        programs = _programs(server, origin, others, ledgers, messages)
+        programs = _programs(server, origin, others, ledgers, messages, in_daemons)
         for program in programs.values():
             stack.callback(program.kill)
             program.start()
@@ -98,6 +109,8 @@ def run(messages: int, kills: int, machines: int, seed: int) -> Report:
         parts["origin"] = origin.restart
         parts.update({f"daemon{number}": machine.restart for number, machine in enumerate(others)})
         parts["engine"] = lambda: _restart(server)
+        if in_daemons:
+            parts["bridge"] = lambda: _kill_bridge(rng.choice(daemons))
         for _ in range(kills):
             time.sleep(rng.uniform(*PAUSE))  # between two kills: their moments are what is tested
             name = rng.choice(sorted(parts))
@@ -110,23 +123,38 @@ def run(messages: int, kills: int, machines: int, seed: int) -> Report:
     return report
 
 
+def _configured(folder: Path, in_daemons: bool, text: str) -> dict[str, str]:
+    if not in_daemons:
+        return {}
+    file = folder / f"{len(list(folder.iterdir()))}.toml"
+    file.write_text(text)
+    return {"EOQ_CONFIG": str(file)}
+
+
+def _kill_bridge(daemon: Daemon) -> None:
+    for pid in bridge_processes(daemon):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _restart(server: Server) -> None:
     server.kill()
     server.start()
 
 
 def _programs(
-    server: Server, origin: Daemon, others: list[Daemon], ledgers: list[Path], messages: int
+    server: Server, origin: Daemon, others: list[Daemon], ledgers: list[Path], messages: int, in_daemons: bool
 ) -> dict[str, Program]:
     url, cli = server.conninfo(), ("-m", "eoq.cli")
     sender = ("-m", "tests.bridge_kills.sender", str(origin.socket), str(messages), str(origin.folder / "sent"))
-    programs = {
-        "sender": Program(origin.folder, *sender),
-        "forwarder": Program(origin.folder, *cli, "forward", "q", "--to", url, "--socket", str(origin.socket)),
-    }
+    programs = {"sender": Program(origin.folder, *sender)}
+    if not in_daemons:
+        forward = ("forward", "q", "--to", url, "--socket", str(origin.socket))
+        programs["forwarder"] = Program(origin.folder, *cli, *forward)
     for number, (machine, ledger) in enumerate(zip(others, ledgers, strict=True)):
         ingest = ("ingest", "q", "--from", url, "--as", f"m{number}", "--limit", "100", "--socket", str(machine.socket))
-        programs[f"ingester{number}"] = Program(machine.folder, *cli, *ingest)
+        if not in_daemons:
+            programs[f"ingester{number}"] = Program(machine.folder, *cli, *ingest)
         work = ("-m", "tests.bridge_kills.worker", str(machine.socket), str(ledger))
         programs[f"worker{number}"] = Program(machine.folder, *work)
     return programs

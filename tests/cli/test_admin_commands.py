@@ -31,6 +31,7 @@ def _make_dead(client: eoq.Client, queue: str, *ids: str) -> None:
 # ── dead letters ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_dead_letters_are_listed_and_shown_with_their_errors(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq dead list {queue}").status == 1
     _make_dead(client, queue, "a", "b")
@@ -46,6 +47,7 @@ def test_dead_letters_are_listed_and_shown_with_their_errors(shell: Shell, clien
     assert row["history"][0]["error"] == "a is no good"
 
 
+@pytest.mark.slow
 def test_dead_letters_are_redriven_by_id_by_age_or_all(shell: Shell, client: eoq.Client, queue: str) -> None:
     _make_dead(client, queue, "a", "b", "c")
     ran = shell.run(f"eoq dead redrive {queue} b")
@@ -59,6 +61,7 @@ def test_dead_letters_are_redriven_by_id_by_age_or_all(shell: Shell, client: eoq
     assert [message.id for message in client.receive(queue, 10)] == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_drop_needs_confirmation(shell: Shell, client: eoq.Client, queue: str) -> None:
     _make_dead(client, queue, "a", "b")
     refused = shell.run(f"eoq dead drop {queue} --all")
@@ -84,11 +87,13 @@ def test_drop_needs_confirmation(shell: Shell, client: eoq.Client, queue: str) -
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_dead_letters_must_be_selected_in_exactly_one_way(shell: Shell, queue: str, how: str, which: str) -> None:
     ran = shell.run(f"eoq dead {how} {queue} {which}")
     assert (ran.status, ran.text) == (2, "")
 
 
+@pytest.mark.slow
 def test_a_queue_that_does_not_exist_is_1(shell: Shell) -> None:
     for command in (
         "dead redrive nowhere --all",
@@ -104,6 +109,7 @@ def test_a_queue_that_does_not_exist_is_1(shell: Shell) -> None:
 # ── pause, resume, purge ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_pause_stops_deliveries_until_resume(shell: Shell, client: eoq.Client, queue: str) -> None:
     assert shell.run(f"eoq pause {queue}").status == 0
     client.send(queue, "waits")
@@ -117,6 +123,7 @@ def test_pause_stops_deliveries_until_resume(shell: Shell, client: eoq.Client, q
     assert shell.run(f"eoq receive {queue}").text == "waits\n"
 
 
+@pytest.mark.slow
 def test_purge_without_a_terminal_needs_yes(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send_many(queue, [b""] * 3)
     refused = shell.run(f"eoq purge {queue}")
@@ -127,6 +134,7 @@ def test_purge_without_a_terminal_needs_yes(shell: Shell, client: eoq.Client, qu
 
 
 @pytest.mark.parametrize(("answer", "status", "remaining"), [("y", 0, 0), ("n", 1, 3), ("", 1, 3)])
+@pytest.mark.first_by_default
 def test_purge_at_a_terminal_asks_for_confirmation(
     shell: Shell, client: eoq.Client, queue: str, answer: str, status: int, remaining: int
 ) -> None:
@@ -151,6 +159,7 @@ def test_purge_at_a_terminal_asks_for_confirmation(
 # ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_topic_copies_messages_to_its_queues(shell: Shell) -> None:
     ran = shell.run(
         """
@@ -170,6 +179,7 @@ def test_a_topic_copies_messages_to_its_queues(shell: Shell) -> None:
     assert shell.run("eoq unbind news news.paper").status == 0
 
 
+@pytest.mark.slow
 def test_bad_topic_names_are_refused(shell: Shell) -> None:
     assert shell.run("eoq bind 'no name' q").status == 2
     assert shell.run("eoq bind t 'no name'").status == 2
@@ -209,6 +219,7 @@ def test_tail_goes_on_after_the_daemon_restarts(daemon: Daemon) -> None:
             kill_group(process)
 
 
+@pytest.mark.slow
 def test_peek_filters_by_group_header_and_body(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "apple", id="1", group="g", headers={"k": "v"})
     client.send(queue, "pear", id="2")
@@ -228,6 +239,7 @@ def test_a_search_that_ends_early_reports_it(daemon: Daemon) -> None:
     assert "not all messages of q were searched" in ran.errors and "there may be more matches" in ran.errors
 
 
+@pytest.mark.slow
 def test_a_message_with_a_ttl_expires(shell: Shell, client: eoq.Client, queue: str) -> None:
     shell.run(f"eoq send {queue} over --id over --ttl 0.05")
     ran = shell.run(f"eoq result {queue} over --wait 20")
@@ -238,6 +250,7 @@ def test_a_message_with_a_ttl_expires(shell: Shell, client: eoq.Client, queue: s
     assert shell.run(f"eoq send {queue} x --ttl 0").status == 2
 
 
+@pytest.mark.slow
 def test_a_send_to_a_topic_says_to_how_many_queues_it_went(shell: Shell, queue: str) -> None:
     topic = f"{queue}-topic"
     shell.run(f"eoq bind {topic} {queue}-a --header risk=high && eoq bind {topic} {queue}-b --header risk=high")

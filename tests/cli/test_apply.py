@@ -153,6 +153,7 @@ def test_sql_from_a_file(apply: Apply, client: eoq.Client, queue: str, file: Pat
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_sql_that_cannot_run_is_2_before_any_message_is_leased(
     apply: Apply, client: eoq.Client, queue: str, sql: str, word: str
 ) -> None:
@@ -254,6 +255,7 @@ def test_without_a_daemon_it_is_69_at_once(file: Path) -> None:
     assert "eoq start" in ran.errors
 
 
+@pytest.mark.slow
 def test_foreign_keys_are_enforced_where_it_is_asked_for(
     client: eoq.Client, queue: str, apply: Apply, file: Path
 ) -> None:

@@ -28,6 +28,7 @@ def _send(daemon: Daemon, queue: str, *bodies: object, first: int = 0) -> None:
         client.send_many(queue, [eoq.Outgoing(body, id=f"{n}") for n, body in enumerate(bodies, first)])
 
 
+@pytest.mark.slow
 def test_each_message_is_applied_once_and_a_bad_one_is_kept(
     shell: Shell, shared_daemon: Daemon, queue: str, database: str, store: Store
 ) -> None:
@@ -41,6 +42,7 @@ def test_each_message_is_applied_once_and_a_bad_one_is_kept(
     assert "payment_amount_check" in shell.run(f"eoq show {queue} 1").text
 
 
+@pytest.mark.slow
 def test_several_statements_with_quotes_comments_and_every_parameter(
     shell: Shell, shared_daemon: Daemon, queue: str, database: str, store: Store
 ) -> None:
@@ -67,6 +69,7 @@ def test_several_statements_with_quotes_comments_and_every_parameter(
         (" ; ", "has no statement"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_run_is_refused_at_the_start(
     shell: Shell, queue: str, database: str, store: Store, sql: str, said: str
 ) -> None:
@@ -75,12 +78,14 @@ def test_what_cannot_run_is_refused_at_the_start(
     assert said in ran.errors
 
 
+@pytest.mark.slow
 def test_the_check_changes_nothing(shell: Shell, queue: str, database: str, store: Store) -> None:
     ran = _apply(shell, queue, database, "create table if not exists made (id text); insert into made values (:id)")
     assert ran.status == 0, ran.errors
     assert store.execute("select to_regclass('made')") == [(None,)]
 
 
+@pytest.mark.slow
 def test_a_password_is_refused_and_an_absent_server_is_named(shell: Shell, queue: str) -> None:
     ran = shell.run(f"eoq apply {queue} --db 'postgresql://shop:secret@127.0.0.1:1/shop' --sql 'select 1'")
     assert ran.status == 65

@@ -31,6 +31,7 @@ def app(tmp_path: Path) -> Path:
     return tmp_path / "app.db"
 
 
+@pytest.mark.slow
 def test_where_all_agree_there_is_nothing(daemon: Daemon, app: Path) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing(b"x", id=f"{number}") for number in range(1200)])
@@ -53,6 +54,7 @@ def test_what_was_acked_without_the_inbox_is_found(daemon: Daemon, app: Path) ->
     assert (ran.status, found) == (65, {("acked_not_processed", "q", "b")})
 
 
+@pytest.mark.slow
 def test_each_of_several_files_has_a_part_of_the_ids(daemon: Daemon, tmp_path: Path) -> None:
     one, other = tmp_path / "one.db", tmp_path / "other.db"
     with eoq.connect(daemon.socket) as client:
@@ -75,6 +77,7 @@ def test_what_an_inbox_may_have_forgotten_is_not_called_unprocessed(daemon: Daem
     assert "of 1 an inbox keeps the id no longer" in ran.errors
 
 
+@pytest.mark.slow
 def test_after_a_restore_what_is_delivered_again_is_found(daemon: Daemon, app: Path) -> None:
     shell = daemon.shell()
     with eoq.connect(daemon.socket) as client:
@@ -104,6 +107,7 @@ def test_rows_of_an_outbox_that_wait_for_nothing_or_for_the_operator_are_found(d
     assert (ran.status, found) == (0, {("sent_not_removed", "q", "sent"), ("set_aside", "q", "aside")})
 
 
+@pytest.mark.slow
 def test_what_is_no_file_of_an_application_is_said(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text" * 1000)
     assert _audit(daemon, tmp_path / "missing.db")[0].status == 1

@@ -20,6 +20,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_both_sides_of_each_row_are_measured(alone: Shell, folder: Path) -> None:
     disk = folder / "disk"
     disk.mkdir()
@@ -35,6 +36,7 @@ def test_both_sides_of_each_row_are_measured(alone: Shell, folder: Path) -> None
     assert list(disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_measured_and_where(alone: Shell, folder: Path) -> None:
     ran = alone.run(f"eoq bench {QUICK}")
     assert (ran.status, ran.errors) == (0, "")
@@ -57,6 +59,7 @@ def _daemon_in(folder: Path) -> int | None:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.slow
 def test_nothing_is_left_behind_when_it_is_ended(
     alone: Shell, folder: Path, number: signal.Signals, status: int
 ) -> None:
@@ -82,6 +85,7 @@ def test_nothing_is_left_behind_when_it_is_ended(
 
 
 @pytest.mark.parametrize("command", [f"bench --dir . {QUICK}", "demo --payments 20 --kills 1"])
+@pytest.mark.slow
 def test_nothing_of_the_user_is_read_or_sent(alone: Shell, folder: Path, command: str) -> None:
     (folder / "config" / "eoq").mkdir(parents=True)
     (folder / "config" / "eoq" / "eoq.toml").write_text("nonsense")
@@ -95,5 +99,6 @@ def test_nothing_of_the_user_is_read_or_sent(alone: Shell, folder: Path, command
 
 
 @pytest.mark.parametrize("options", ["--dir none", "--rounds 0", "--seconds 0", "--seconds 1000"])
+@pytest.mark.slow
 def test_wrong_usage_is_2(alone: Shell, options: str) -> None:
     assert alone.run(f"eoq bench {options}").status == 2

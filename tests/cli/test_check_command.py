@@ -18,6 +18,7 @@ def test_a_healthy_daemon_is_ok(shell: Shell) -> None:
     assert "integrity" not in shell.run("eoq check --quick --disk 0").text
 
 
+@pytest.mark.slow
 def test_thresholds_make_warnings_and_critical_states(daemon: Daemon) -> None:
     shell = daemon.shell()
     shell.run("for n in 1 2 3; do eoq send mail $n; done; eoq send other x")
@@ -49,6 +50,7 @@ def test_a_file_that_others_can_read_is_a_warning(daemon: Daemon) -> None:
     assert f"chmod 0600 {daemon.db}" in ran.lines[0]
 
 
+@pytest.mark.slow
 def test_damage_of_the_file_is_critical(daemon: Daemon) -> None:
     shell = daemon.shell()
     shell.run("for n in 1 2 3 4; do head -c 3000 /dev/zero | tr '\\0' x | eoq send q --id $n -; done")
@@ -71,12 +73,14 @@ def test_no_daemon_is_critical(alone: Shell) -> None:
 
 
 @pytest.mark.parametrize("options", ["--waiting x", "--waiting 1:2:3", "--disk -1", "--dead nan", "--nonsense"])
+@pytest.mark.first_by_default
 def test_a_wrong_option_is_unknown(shell: Shell, options: str) -> None:
     ran = shell.run(f"eoq check {options}")
     assert (ran.status, ran.text) == (3, "")
     assert options.split()[0] in ran.errors
 
 
+@pytest.mark.slow
 def test_metrics_and_totals_are_printed(shell: Shell, queue: str) -> None:
     shell.run(f"eoq send {queue} 1; eoq send {queue} 2")
     assert (
@@ -126,6 +130,7 @@ def test_why_a_message_waits(shell: Shell, queue: str) -> None:
     assert (unknown.status, unknown.text) == (1, "")
 
 
+@pytest.mark.slow
 def test_why_names_the_limits_of_a_queue(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = tmp_path_factory.mktemp("limits") / "eoq.toml"
     config.write_text("[queues.slow]\nrate = 0.1\n[queues.narrow]\nmax_in_flight = 1\n")

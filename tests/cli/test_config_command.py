@@ -44,6 +44,7 @@ def _shown(ran: Ran) -> dict[str, tuple[Any, str]]:
 # ── check ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_check_of_a_right_file_exits_0_and_prints_one_line(alone: Shell, folder: Path) -> None:
     ran = alone.run("eoq config check eoq.toml")
     assert (ran.status, ran.errors) == (0, "")
@@ -64,6 +65,7 @@ def test_check_of_a_wrong_file_exits_65_and_lists_all_problems(alone: Shell, fol
     assert [error["place"] for error in row["errors"]] == ["queues.q.retentoin", "daemon.db"]
 
 
+@pytest.mark.slow
 def test_check_without_a_file_checks_the_one_that_a_daemon_would_read(alone: Shell, folder: Path) -> None:
     ran = alone.run("eoq config check")
     assert ran.status == 1
@@ -75,6 +77,7 @@ def test_check_without_a_file_checks_the_one_that_a_daemon_would_read(alone: She
     assert alone.run("eoq config check", XDG_CONFIG_HOME=str(folder)).status == 65
 
 
+@pytest.mark.slow
 def test_check_refuses_a_path_that_is_not_a_file(alone: Shell, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     (folder / "random").write_bytes(os.urandom(2000) + b"\xff")
@@ -87,6 +90,7 @@ def test_check_refuses_a_path_that_is_not_a_file(alone: Shell, folder: Path) -> 
 # ── show ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_value_comes_from_flag_then_environment_then_file_then_default(alone: Shell, folder: Path) -> None:
     def db(command: str) -> tuple[Any, str]:
         return _shown(alone.run(f"unset EOQ_DB; {command}"))["db"]
@@ -100,6 +104,7 @@ def test_a_value_comes_from_flag_then_environment_then_file_then_default(alone: 
     assert db(f"EOQ_DB=env.db {show} --config eoq.toml --db f.db") == (str(folder / "f.db"), "flag --db")
 
 
+@pytest.mark.slow
 def test_max_attempts_of_flag_or_environment_applies_to_all_queues(alone: Shell) -> None:
     def attempts(queue: str, options: str = "", before: str = "") -> tuple[Any, str]:
         return _shown(alone.run(f"{before} eoq config show {queue} --json {options}"))["max_attempts"]
@@ -112,6 +117,7 @@ def test_max_attempts_of_flag_or_environment_applies_to_all_queues(alone: Shell)
     assert alone.run("eoq config show", EOQ_MAX_ATTEMPTS="many").status == 2
 
 
+@pytest.mark.slow
 def test_the_path_of_the_configuration_has_a_source(alone: Shell, folder: Path) -> None:
     show = "eoq config show --json"
     assert _shown(alone.run(show))["config"] == (None, "default")
@@ -120,6 +126,7 @@ def test_the_path_of_the_configuration_has_a_source(alone: Shell, folder: Path) 
     assert _shown(alone.run(show, EOQ_CONFIG="eoq.toml"))["config"] == (path, "env EOQ_CONFIG")
 
 
+@pytest.mark.slow
 def test_show_of_a_queue_prints_each_setting(alone: Shell) -> None:
     shown = _shown(alone.run("eoq config show mail.welcome --config eoq.toml --json"))
     assert list(shown) == list(QueueSettings.__struct_fields__)
@@ -132,6 +139,7 @@ def test_show_of_a_queue_prints_each_setting(alone: Shell) -> None:
     assert alone.run("eoq config show 'mail.*'").status == 2
 
 
+@pytest.mark.slow
 def test_show_prints_the_whole_configuration_with_its_lists(alone: Shell) -> None:
     shown = _shown(alone.run("eoq config show --config eoq.toml --json"))
     assert shown['queues."mail.*".retention'] == (60, 'eoq.toml [queues."mail.*"]')
@@ -161,6 +169,7 @@ def test_show_prints_what_a_daemon_with_the_same_options_uses(folder: Path) -> N
         assert shown["config"][0] == status["config"]
 
 
+@pytest.mark.slow
 def test_status_prints_which_configuration_is_loaded(daemon: Daemon, folder: Path) -> None:
     assert "config " not in daemon.shell().run("eoq status").text
     (folder / "eoq.toml").write_text(RIGHT)

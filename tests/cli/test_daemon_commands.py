@@ -76,6 +76,7 @@ def test_only_the_owner_may_use_the_socket(daemon: Daemon) -> None:
     assert daemon.socket.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_missing_folders_are_created_for_the_owner_alone(folder: Path) -> None:
     with closing(_daemon_process(folder / "a" / "b" / "eoq.db", folder / "c" / "s")) as process:
         assert read_line_of(process.popen).startswith(b"ready")
@@ -103,6 +104,7 @@ def _refused(folder: Path, db: object, socket: object) -> Ran:
     return ran
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_file_does_not_start_and_names_the_first(daemon: Daemon) -> None:
     ran = _refused(daemon.folder, daemon.db, daemon.folder / "other")
     assert ran.status == 75
@@ -111,6 +113,7 @@ def test_a_second_daemon_on_the_file_does_not_start_and_names_the_first(daemon: 
     assert daemon.ask(op="status")["ok"]
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_socket_does_not_start_and_names_the_first(daemon: Daemon) -> None:
     ran = _refused(daemon.folder, daemon.folder / "other.db", daemon.socket)
     assert ran.status == 75
@@ -118,6 +121,7 @@ def test_a_second_daemon_on_the_socket_does_not_start_and_names_the_first(daemon
     assert daemon.ask(op="status")["ok"]
 
 
+@pytest.mark.slow
 def test_the_file_is_locked_under_every_name(daemon: Daemon) -> None:
     """Two daemons on one file under two names would each count messages on their own."""
     link = daemon.folder / "link.db"
@@ -126,6 +130,7 @@ def test_the_file_is_locked_under_every_name(daemon: Daemon) -> None:
     assert ran.status == 75
 
 
+@pytest.mark.slow
 def test_the_socket_of_another_program_is_not_replaced(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
@@ -137,6 +142,7 @@ def test_the_socket_of_another_program_is_not_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.slow
 def test_a_path_that_is_not_a_socket_is_not_removed(folder: Path, what: str) -> None:
     path = folder / "s"
     path.write_text("precious") if what == "file" else path.mkdir()
@@ -146,6 +152,7 @@ def test_a_path_that_is_not_a_socket_is_not_removed(folder: Path, what: str) -> 
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_a_socket_path_that_is_too_long_is_an_error(folder: Path) -> None:
     ran = _refused(folder, folder / "eoq.db", folder / ("s" * 120))
     assert ran.status == 65
@@ -153,6 +160,7 @@ def test_a_socket_path_that_is_too_long_is_an_error(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["db", "socket"])
+@pytest.mark.slow
 def test_a_path_below_a_file_exits_77(folder: Path, place: str) -> None:
     (folder / "file").write_text("")
     below = folder / "file" / "x"
@@ -161,6 +169,7 @@ def test_a_path_below_a_file_exits_77(folder: Path, place: str) -> None:
     assert str(folder / "file") in ran.errors
 
 
+@pytest.mark.slow
 def test_a_database_that_is_a_folder_is_refused(folder: Path) -> None:
     (folder / "eoq.db").mkdir()
     ran = _refused(folder, folder / "eoq.db", folder / "s")
@@ -169,6 +178,7 @@ def test_a_database_that_is_a_folder_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 100, b"short"])
+@pytest.mark.slow
 def test_a_file_that_is_not_a_database_is_refused_and_kept(folder: Path, content: bytes) -> None:
     (folder / "eoq.db").write_bytes(content)
     ran = _refused(folder, folder / "eoq.db", folder / "s")
@@ -177,6 +187,7 @@ def test_a_file_that_is_not_a_database_is_refused_and_kept(folder: Path, content
     assert (folder / "eoq.db").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_database_of_another_program_is_refused_and_kept(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "eoq.db")) as database:
         database.execute("create table theirs (x)")
@@ -187,6 +198,7 @@ def test_a_database_of_another_program_is_refused_and_kept(folder: Path) -> None
     assert (folder / "eoq.db").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
     daemon.terminate()
     with closing(sqlite3.connect(daemon.db)) as database:
@@ -196,6 +208,7 @@ def test_a_database_of_a_newer_eoq_is_refused(daemon: Daemon) -> None:
     assert "newer" in ran.errors
 
 
+@pytest.mark.slow
 def test_files_of_a_daemon_are_for_its_owner_alone(alone: Shell, folder: Path) -> None:
     assert alone.run("umask 022; eoq start && eoq send q x").status == 0
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.glob("eoq.db*")}
@@ -203,6 +216,7 @@ def test_files_of_a_daemon_are_for_its_owner_alone(alone: Shell, folder: Path) -
     assert modes == dict.fromkeys(("eoq.db", "eoq.db-wal", "eoq.db-shm", "eoq.db.log", "eoq.db.lock"), "0o600")
 
 
+@pytest.mark.slow
 def test_an_existing_file_keeps_its_mode(alone: Shell, folder: Path) -> None:
     """Its owner may have given it to a group on purpose."""
     (folder / "eoq.db").touch(0o640)
@@ -211,12 +225,14 @@ def test_an_existing_file_keeps_its_mode(alone: Shell, folder: Path) -> None:
     assert (folder / "eoq.db").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_no_lock_file_behind(folder: Path) -> None:
     (folder / "eoq.db").write_text("no database, but long enough to be read as one" * 100)
     _refused(folder, folder / "eoq.db", folder / "s")
     assert [path.name for path in folder.iterdir()] == ["eoq.db"]
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_the_lock_file_of_another_daemon(daemon: Daemon) -> None:
     assert _refused(daemon.folder, daemon.db, daemon.folder / "other").status == 75
     assert _refused(daemon.folder, daemon.folder / "other.db", daemon.socket).status == 75
@@ -239,6 +255,7 @@ def test_start_status_stop(alone: Shell) -> None:
     assert not alone.socket.exists()
 
 
+@pytest.mark.slow
 def test_start_survives_its_shell_and_keeps_its_messages(alone: Shell) -> None:
     alone.run("eoq start")
     alone.run("eoq send q x --id m")
@@ -246,6 +263,7 @@ def test_start_survives_its_shell_and_keeps_its_messages(alone: Shell) -> None:
     assert alone.run("eoq receive q").text == "x\n"
 
 
+@pytest.mark.slow
 def test_start_twice_starts_one(alone: Shell) -> None:
     first = json.loads(alone.run("eoq start; eoq status --json").text)
     ran = alone.run("eoq start")
@@ -265,6 +283,7 @@ def test_start_twice_starts_one(alone: Shell) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_start_with_other_options_than_the_running_daemon_exits_75_and_names_them(
     alone: Shell, folder: Path, options: str, says: str
 ) -> None:
@@ -281,6 +300,7 @@ def test_start_with_other_options_than_the_running_daemon_exits_75_and_names_the
     assert alone.run("unset EOQ_DB; eoq start").status == 0
 
 
+@pytest.mark.slow
 def test_start_with_another_name_of_the_same_file_is_not_another_option(alone: Shell, folder: Path) -> None:
     (folder / "link").symlink_to(folder)
     assert alone.run("eoq start && eoq start --db link/eoq.db").status == 0
@@ -295,6 +315,7 @@ def test_many_starts_at_once_start_one(alone: Shell) -> None:
     assert len(ran.rows) == 1
 
 
+@pytest.mark.slow
 def test_start_replaces_a_stale_socket(alone: Shell) -> None:
     pid = json.loads(alone.run("eoq start 2>/dev/null; eoq status --json").text)["pid"]
     alone.run(f"kill -9 {pid}")
@@ -303,12 +324,14 @@ def test_start_replaces_a_stale_socket(alone: Shell) -> None:
     assert alone.run("eoq start; eoq status").status == 0
 
 
+@pytest.mark.slow
 def test_stop_without_a_daemon_is_no_failure(alone: Shell) -> None:
     ran = alone.run("eoq stop")
     assert ran.status == 0
     assert "no daemon" in ran.errors
 
 
+@pytest.mark.slow
 def test_a_failed_start_prints_the_reason(alone: Shell, folder: Path) -> None:
     (folder / "eoq.db").write_text("no database at all")
     ran = alone.run("eoq start")
@@ -316,17 +339,20 @@ def test_a_failed_start_prints_the_reason(alone: Shell, folder: Path) -> None:
     assert "no database" in ran.errors
 
 
+@pytest.mark.slow
 def test_a_start_that_may_not_write_exits_77(alone: Shell, folder: Path) -> None:
     (folder / "file").write_text("")
     ran = alone.run(f"eoq start --db {folder}/file/eoq.db")
     assert ran.status == 77
 
 
+@pytest.mark.slow
 def test_start_returns_even_if_its_output_is_a_pipe(alone: Shell) -> None:
     """A daemon that kept the pipe open would let `$(eoq start)` wait for ever."""
     assert alone.run('said=$(eoq start 2>&1); echo "$said"').text.startswith("eoq: the daemon runs")
 
 
+@pytest.mark.slow
 def test_the_error_for_a_killed_daemon_differs_from_that_for_none(alone: Shell) -> None:
     alone.run("eoq start")
     pid = json.loads(alone.run("eoq status --json").text)["pid"]

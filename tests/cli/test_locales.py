@@ -43,6 +43,7 @@ def alone() -> Iterator[Shell]:
 
 
 @pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.slow
 def test_all_commands_work_in_a_locale_that_is_not_utf_8(alone: Shell, locales: Path, locale: str) -> None:
     script = """
         python -c 'import sys; assert sys.stdout.encoding.lower() in ("euc_jp", "gbk"), sys.stdout.encoding' || exit 99
@@ -59,6 +60,7 @@ def test_all_commands_work_in_a_locale_that_is_not_utf_8(alone: Shell, locales: 
 
 
 @pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.first_by_default
 def test_an_error_with_any_characters_is_printed(alone: Shell, locales: Path, locale: str) -> None:
     ran = alone.run("eoq send 'caf\u00e9' x", LC_ALL=locale, LOCPATH=str(locales), PYTHONUTF8="0")
     assert ran.status in (2, 65)

@@ -32,6 +32,7 @@ def shell() -> Iterator[Shell]:
 
 
 @pytest.mark.parametrize("command", ["daemon", "start"])
+@pytest.mark.first_by_default
 def test_without_a_home_a_command_names_the_option(shell: Shell, command: str) -> None:
     ran = shell.run(f"env -u EOQ_DB -u XDG_DATA_HOME -u XDG_CONFIG_HOME HOME= eoq {command}")
     assert (ran.status, ran.text) == (77, "")
@@ -44,6 +45,7 @@ def test_a_user_that_the_system_does_not_know_gets_the_same_sentence(shell: Shel
         assert process.wait(30) == 77
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_paths_are_given_needs_no_home(shell: Shell) -> None:
     ran = shell.run("export HOME=; unset XDG_CONFIG_HOME; eoq start && eoq send q x && eoq receive q && eoq stop")
     assert (ran.status, ran.lines[-1]) == (0, "x"), ran.errors

@@ -18,6 +18,7 @@ def test_the_second_call_repeats_output_and_status(shell: Shell, queue: str, tmp
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_key_open_without_keep_failure(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} -- sh -c 'echo out; exit 3'").status == 3
     kept = shell.run(f"eoq once {queue} --keep-failure -- sh -c 'echo kept; exit 4'")
@@ -44,6 +45,7 @@ def test_a_second_call_waits_for_the_first(shell: Shell, queue: str, tmp_path: P
     assert ran.text == "went\nwent\n"
 
 
+@pytest.mark.slow
 def test_another_fingerprint_is_refused(shell: Shell, queue: str) -> None:
     assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
     assert shell.run(f"eoq once {queue} --fingerprint @command -- echo 1").status == 0
@@ -80,6 +82,7 @@ def test_sigterm_ends_the_command(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("options", ["--ttl 0", "--ttl -1", "--wait x", ""])
+@pytest.mark.first_by_default
 def test_wrong_usage_is_refused(shell: Shell, options: str) -> None:
     ran = shell.run(f"eoq once k {options} --" + (" echo" if options else ""))
     assert ran.status in (2, 65)

@@ -153,6 +153,7 @@ def machine() -> Iterator[_Machine]:
 
 
 @pytest.mark.parametrize("case", one_in(3, [(case,) for case in CASES]))
+@pytest.mark.slow
 def test_under_a_running_daemon(machine: _Machine, case: Case) -> None:
     case.change(machine.folder / case.file)
     if case.running == WORKS:
@@ -172,6 +173,7 @@ def test_under_a_running_daemon(machine: _Machine, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", one_in(3, [(case,) for case in CASES[1:]]))
+@pytest.mark.slow
 def test_under_a_stopped_daemon(machine: _Machine, case: Case) -> None:
     assert machine.run("eoq stop").status == 0
     case.change(machine.folder / case.file)

@@ -55,6 +55,7 @@ def _as_nobody(*arguments: str) -> Ran:
         pytest.param(0o755, "status", id="socket closed-status", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.first_by_default
 def test_the_daemon_of_another_user_exits_77_with_an_error(daemon: Daemon, mode: int, command: str) -> None:
     daemon.folder.chmod(mode)
     ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
@@ -64,6 +65,7 @@ def test_the_daemon_of_another_user_exits_77_with_an_error(daemon: Daemon, mode:
 
 
 @root_only
+@pytest.mark.slow
 def test_another_users_daemon_cannot_be_stopped(daemon: Daemon) -> None:
     daemon.folder.chmod(0o755)
     ran = _as_nobody("stop", "--socket", str(daemon.socket))
@@ -73,6 +75,7 @@ def test_another_users_daemon_cannot_be_stopped(daemon: Daemon) -> None:
 
 @root_only
 @pytest.mark.parametrize("place", ["folder", "file", "lock"])
+@pytest.mark.slow
 def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
     folder.chmod(0o755)
     mine = folder / "mine"
@@ -90,6 +93,7 @@ def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
 
 
 @root_only
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_read_exits_77(folder: Path) -> None:
     folder.chmod(0o755)
     (folder / "closed").mkdir(0o700)
@@ -116,6 +120,7 @@ with socket.socket(socket.AF_UNIX) as listening:
 
 @root_only
 @pytest.mark.parametrize("command", ["send q secret", "status"])
+@pytest.mark.slow
 def test_a_message_is_not_sent_to_the_program_of_another_user(command: str) -> None:
     with short_folder() as folder:
         folder.chmod(0o777)
@@ -154,6 +159,7 @@ def test_an_asyncio_client_does_not_send_to_the_program_of_another_user() -> Non
 
 
 @root_only
+@pytest.mark.slow
 def test_the_daemon_of_root_gets_the_messages_of_others(daemon: Daemon) -> None:
     daemon.folder.chmod(0o755)
     daemon.socket.chmod(0o666)

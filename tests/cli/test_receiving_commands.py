@@ -105,6 +105,7 @@ def test_receive_with_ack_does_not_settle_what_it_could_not_print(shell: Shell, 
 
 
 @pytest.mark.parametrize("arguments", ["--limit 0", "--limit 1001", "--wait -1", "--lease 0", "--lease 99999999"])
+@pytest.mark.first_by_default
 def test_wrong_usage_is_2(shell: Shell, queue: str, arguments: str) -> None:
     assert shell.run(f"eoq receive {queue} {arguments}").status == 2
 
@@ -148,6 +149,7 @@ def test_extend_prolongs_a_lease(shell: Shell, client: eoq.Client, queue: str) -
 
 
 @pytest.mark.parametrize("command", ["ack {}", "nack {}", "reject {}", "extend {} 5"])
+@pytest.mark.first_by_default
 def test_a_lost_lease_is_65(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
     client.send(queue, "x", id="m")
     (old,) = client.receive(queue, lease=0.01)
@@ -159,6 +161,7 @@ def test_a_lost_lease_is_65(shell: Shell, client: eoq.Client, queue: str, comman
 
 
 @pytest.mark.parametrize("command", ["ack nonsense", "nack nonsense", "reject nonsense", "extend nonsense 5", "ack ''"])
+@pytest.mark.first_by_default
 def test_a_bad_receipt_is_65(shell: Shell, command: str) -> None:
     ran = shell.run("eoq " + command)
     assert ran.status == 65
@@ -168,6 +171,7 @@ def test_a_bad_receipt_is_65(shell: Shell, command: str) -> None:
 @pytest.mark.parametrize(
     "command", ["ack", "nack", "reject", "extend x", "extend x soon", "extend x 0", "extend x 5 y"]
 )
+@pytest.mark.first_by_default
 def test_missing_or_wrong_arguments_are_2(shell: Shell, command: str) -> None:
     assert shell.run("eoq " + command).status == 2
 
@@ -257,6 +261,7 @@ def test_status_shows_pid_and_socket(shell: Shell, shared_daemon: Daemon) -> Non
 @pytest.mark.parametrize(
     ("command", "state"), [("ack", "done"), ("nack --delay 60", "delayed"), ("reject --error bad", "dead")]
 )
+@pytest.mark.first_by_default
 def test_several_receipts_are_settled(shell: Shell, client: eoq.Client, queue: str, command: str, state: str) -> None:
     client.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
     ran = shell.run(f"eoq receive {queue} --limit 3 --json | jq -r .receipt | xargs -r eoq {command}")

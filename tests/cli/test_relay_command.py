@@ -32,6 +32,7 @@ def _send(file: Path, queue: str, *texts: str, **options: str) -> None:
             eoq.Outbox(database).send(queue, text, **options)  # type: ignore[arg-type] # only texts are used
 
 
+@pytest.mark.slow
 def test_until_empty_sends_all_rows_and_ends(shell: Shell, shared_daemon: Daemon, queue: str, file: Path) -> None:
     _send(file, queue, "a", "b")
     ran = shell.run(f"eoq relay {file} --until-empty --json")
@@ -43,6 +44,7 @@ def test_until_empty_sends_all_rows_and_ends(shell: Shell, shared_daemon: Daemon
         assert bodies(client, queue, 2) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_rows_set_aside_exit_65_until_the_operator_removes_them(
     shell: Shell, shared_daemon: Daemon, queue: str, file: Path
 ) -> None:
@@ -82,6 +84,7 @@ def test_one_relay_sends_several_files(shared_daemon: Daemon, queue: str, tmp_pa
             assert bodies(client, queue, 1) == [file.name]
 
 
+@pytest.mark.slow
 def test_without_a_daemon_the_command_exits_69_at_once(folder: Path, file: Path) -> None:
     for option in ("", "--until-empty"):
         ran = Shell(folder / "none", folder).run(f"eoq relay {file} {option}")
@@ -99,6 +102,7 @@ def test_the_relay_waits_for_a_daemon_that_goes_away(daemon: Daemon, file: Path)
         eventually(lambda: waiting(file) == 0)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_file_is_printed(shell: Shell, folder: Path) -> None:
     ran = shell.run(f"eoq relay {folder}/none.db")
     assert ran.status == 2
@@ -116,6 +120,7 @@ def test_an_error_of_the_file_is_printed(shell: Shell, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.first_by_default
 def test_signals_end_the_relay(shared_daemon: Daemon, file: Path, number: signal.Signals, status: int) -> None:
     with relaying(shared_daemon, file) as relay:
         relay.process.send_signal(number)

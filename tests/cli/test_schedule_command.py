@@ -37,6 +37,7 @@ def test_an_occurrence_is_sent_with_its_options(shell: Shell, queue: str) -> Non
     assert shell.run(f"eoq schedule remove {queue}").status == 0
 
 
+@pytest.mark.slow
 def test_list_and_show_print_the_schedules(daemon: Daemon) -> None:
     shell = daemon.shell()
     shell.run(
@@ -91,6 +92,7 @@ def test_a_schedule_that_does_not_exist_is_1(shell: Shell, queue: str) -> None:
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_bad_options_are_refused(shell: Shell, queue: str, options: str, status: int, word: str) -> None:
     ran = shell.run(f"eoq schedule add {queue} {queue} {options}")
     assert (ran.status, ran.text) == (status, "")
@@ -98,6 +100,7 @@ def test_bad_options_are_refused(shell: Shell, queue: str, options: str, status:
 
 
 @pytest.mark.parametrize("command", ["add 'a b' q --every 1", "add a 'b c' --every 1", "show ''", "remove a/b", "fly"])
+@pytest.mark.first_by_default
 def test_bad_names_are_refused(shell: Shell, command: str) -> None:
     assert shell.run(f"eoq schedule {command}").status == 2
 

@@ -54,6 +54,7 @@ def test_without_a_daemon_the_message_is_spooled_and_the_command_says_so(alone: 
     assert (ran.text, message.text) == (f"{message.id}\n", "hello world")
 
 
+@pytest.mark.slow
 def test_a_running_daemon_gets_the_message(shell: Shell, shared_daemon: Daemon, spool: Path, queue: str) -> None:
     ran = shell.run(f"eoq send {queue} x --id m --spool {spool} --json")
     assert (ran.status, ran.errors, ran.rows) == (0, "", [{"id": "m", "duplicate": False}])
@@ -108,6 +109,7 @@ def test_lines_are_spooled_in_their_order(alone: Shell, spool: Path) -> None:
         ('echo \'{"body": 1, "idd": 1}\' | eoq send q --jsonl', 65),
     ],
 )
+@pytest.mark.first_by_default
 def test_errors_are_printed_before_anything_is_written(alone: Shell, spool: Path, command: str, status: int) -> None:
     ran = alone.run(f"{command} --spool {spool}")
     assert (ran.status, ran.text) == (status, "")
@@ -129,6 +131,7 @@ def test_if_the_spool_cannot_be_used_both_errors_are_printed(alone: Shell, spool
     assert f"{spool / 'q'}' cannot be used" in ran.errors
 
 
+@pytest.mark.slow
 def test_the_variable_of_the_spool_is_for_the_daemon_only(alone: Shell, spool: Path) -> None:
     """A variable must not change the meaning of a successful send."""
     assert alone.run("eoq send q x", EOQ_SPOOL=str(spool)).status == 69
@@ -194,6 +197,7 @@ def _stored(daemon: Daemon) -> int:
     return int(counts["ready"] + counts["blocked"])
 
 
+@pytest.mark.slow
 def test_a_daemon_that_hangs_does_not_block_a_send(alone: Shell, spool: Path) -> None:
     """It accepts connections and does not answer."""
     with sockets.socket(sockets.AF_UNIX) as mute:

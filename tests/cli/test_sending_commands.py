@@ -49,6 +49,7 @@ def test_all_options_are_stored_with_the_message(shell: Shell, client: eoq.Clien
 
 
 @pytest.mark.parametrize("option", ["--delay 3600", "--at 4000000000", "--at 2095-01-31T09:00"])
+@pytest.mark.first_by_default
 def test_delay_and_at_delay_the_message(shell: Shell, client: eoq.Client, queue: str, option: str) -> None:
     assert shell.run(f"eoq send {queue} x --id m {option}").status == 0
     assert client.ask("show", queue=queue, id="m")["message"]["state"] == "delayed"
@@ -65,6 +66,7 @@ def test_the_same_id_again_is_a_duplicate_and_a_conflict_is_65(shell: Shell, que
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"text\n", b"\x00\xff\n\r\n", bytes(range(256)), b"x" * MEBIBYTE], ids=range(6)
 )
+@pytest.mark.first_by_default
 def test_the_body_is_standard_input_byte_for_byte(shell: Shell, client: eoq.Client, queue: str, data: bytes) -> None:
     assert shell.run(f"eoq send {queue}", data).status == 0
     assert _bodies(client, queue) == [data]
@@ -92,6 +94,7 @@ def test_a_body_argument_may_have_any_bytes(shell: Shell, client: eoq.Client, qu
 
 
 @pytest.mark.parametrize("option", ["--id", "--group", "--header"])
+@pytest.mark.first_by_default
 def test_other_options_must_be_text(shell: Shell, queue: str, option: str) -> None:
     value = "$'k=\\xff'" if option == "--header" else "$'\\xff'"
     ran = shell.run(f"eoq send {queue} x {option} {value}")
@@ -110,6 +113,7 @@ def test_a_body_that_looks_like_an_option_needs_two_dashes(shell: Shell, client:
      "q x --priority high", "q x --header novalue", "q x --delay 1 --at 1", "q x --lines", "q --lines --jsonl",
      "q --lines --id m", "q --lines --wait 1", "q x --wait -1"]),
 )  # fmt: skip
+@pytest.mark.first_by_default
 def test_wrong_usage_is_2(shell: Shell, arguments: str) -> None:
     ran = shell.run(f"eoq send {arguments}")
     assert ran.status == 2
@@ -118,6 +122,7 @@ def test_wrong_usage_is_2(shell: Shell, arguments: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--id ''", "--id $'a\\nb'", "--priority 99999999999", "--group ''"])
+@pytest.mark.first_by_default
 def test_a_value_out_of_bounds_is_refused_in_plain_words(shell: Shell, queue: str, arguments: str) -> None:
     ran = shell.run(f"eoq send {queue} x {arguments}")
     assert ran.status in (2, 65)
@@ -198,6 +203,7 @@ def test_json_lines_have_their_own_options(shell: Shell, client: eoq.Client, que
      "[" * 100_000, '{"body": ' + "[" * 100_000]),
     ids=lambda bad: bad[:40],
 )  # fmt: skip
+@pytest.mark.first_by_default
 def test_a_bad_json_line_is_refused_with_its_number(shell: Shell, queue: str, bad: str) -> None:
     ran = shell.run(f"eoq send {queue} --jsonl", b'{"body": "good"}\n\n' + bad.encode() + b"\n")
     assert ran.status == 65
@@ -205,6 +211,7 @@ def test_a_bad_json_line_is_refused_with_its_number(shell: Shell, queue: str, ba
 
 
 @pytest.mark.parametrize("at", ["4000000000", '"4000000000"', '"2095-01-31T09:00"', '"2095-01-31T09:00:00+02:00"'])
+@pytest.mark.first_by_default
 def test_a_json_line_takes_the_same_times_as_the_option(shell: Shell, client: eoq.Client, queue: str, at: str) -> None:
     assert shell.run(f"eoq send {queue} --jsonl", f'{{"body": "x", "id": "line", "at": {at}}}'.encode()).status == 0
     assert shell.run(f"eoq send {queue} x --id option --at {at}").status == 0
@@ -314,6 +321,7 @@ def test_a_user_at_a_terminal_is_told_how_to_end_the_input(shell: Shell, client:
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.slow
 def test_json_output_works_with_jq(shell: Shell, queue: str) -> None:
     ran = shell.run(f"""
         eoq send {queue} '{{"amount": 5}}' --id m --json | jq -r .id

@@ -138,6 +138,7 @@ def test_standard_input_may_have_all_bytes(sender: Sender, client: eoq.Client, q
 IDS: Final = ["a b", "order:17/x@y+z=1,2~#", "-x", 'quo"te [x]^!', "back\\slash it's é€"]
 
 
+@pytest.mark.first_by_default
 def test_an_id_may_have_odd_characters(sender: Sender, client: eoq.Client, queue: str) -> None:
     ran = sender.run("\n".join(f"eoq_send {queue} body --id {shlex.quote(id)} || exit" for id in IDS))
     assert (ran.status, ran.lines, ran.errors) == (0, IDS, "")
@@ -158,6 +159,7 @@ USAGE: Final = [
 BAD: Final = ["q x --id ''", "q x --id $'a\\nb'", f"q x --id {'x' * 201}", "q x --id $'\\xff'"]
 
 
+@pytest.mark.slow
 def test_statuses_are_those_of_eoq_send(sender: Sender, client: eoq.Client, queue: str) -> None:
     script = "".join(f"eoq_send {arguments}; echo $?\n" for arguments in USAGE)
     ran = sender.run(script)
@@ -203,6 +205,7 @@ def test_what_the_caller_has_set_has_no_effect_and_stays(sender: Sender, client:
     assert [message.body for message in _arrived(client, queue, 2)] == [b"one", b"two"]
 
 
+@pytest.mark.first_by_default
 def test_messages_without_a_daemon_are_stored_later_in_their_order(sender: Sender, queue: str) -> None:
     with running_daemon() as daemon:
         daemon.shell().run("eoq shell-init > init.sh")
@@ -261,6 +264,7 @@ def test_a_failed_sync_is_not_confirmed(sender: Sender, queue: str) -> None:
     assert "may be stored or not: repeat it with --id m" in second.errors
 
 
+@pytest.mark.first_by_default
 def test_a_shell_that_is_killed_leaves_each_message_once_or_not_at_all(
     sender: Sender, client: eoq.Client, queue: str
 ) -> None:
@@ -286,6 +290,7 @@ def test_a_shell_that_is_killed_leaves_each_message_once_or_not_at_all(
     assert not (sender.spool / queue / ".rejected").exists()
 
 
+@pytest.mark.first_by_default
 def test_a_folder_that_no_daemon_of_this_user_has_made_is_refused(sender: Sender, folder: Path) -> None:
     init = folder / "init.sh"
     sender.shell.run(f"eoq shell-init --spool {folder}/spool > {init}")
@@ -310,6 +315,7 @@ def test_a_folder_that_no_daemon_of_this_user_has_made_is_refused(sender: Sender
     assert sorted(path.name for path in folder.iterdir()) == ["init.sh", "spool"]
 
 
+@pytest.mark.first_by_default
 def test_a_full_disk_is_75_and_leaves_nothing(sender: Sender, folder: Path) -> None:
     disk = folder / "disk"
     disk.mkdir()
@@ -366,6 +372,7 @@ def test_a_default_spool_that_nobody_uses_is_not_watched() -> None:
 
 
 @pytest.mark.parametrize("in_the_way", ["spool", "bell"])
+@pytest.mark.slow
 def test_a_default_spool_that_cannot_be_used_does_not_stop_the_daemon(in_the_way: str) -> None:
     with short_folder() as folder:
         spool = folder / "eoq.db.spool"
@@ -381,6 +388,7 @@ def test_a_default_spool_that_cannot_be_used_does_not_stop_the_daemon(in_the_way
         assert shell.run("eoq stop").status == 0
 
 
+@pytest.mark.first_by_default
 def test_an_id_that_cannot_be_printed_is_said_elsewhere(sender: Sender, queue: str) -> None:
     """A caller that repeats the send without that id would store the message twice."""
     for output in (">/dev/full", "| true"):
@@ -394,6 +402,7 @@ def test_an_id_that_cannot_be_printed_is_said_elsewhere(sender: Sender, queue: s
     assert "the message is stored, but its id could not be printed: printed-nowhere" in ran.errors
 
 
+@pytest.mark.slow
 def test_the_spool_of_the_daemon_that_runs_is_used(folder: Path) -> None:
     """Also where a daemon has used the default one before."""
     with running_daemon("--spool", str(folder / "spool")) as daemon:
@@ -408,6 +417,7 @@ def test_the_spool_of_the_daemon_that_runs_is_used(folder: Path) -> None:
         assert str(daemon.folder / "other.db.spool") in ran.text
 
 
+@pytest.mark.slow
 def test_the_options_say_which_spool(shell: Shell, folder: Path) -> None:
     (folder / "eoq.toml").write_text('[daemon]\nspool = "from config"\n')
     for options, spool in [

@@ -28,6 +28,7 @@ CLIENT_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", one_in(3, CLIENT_COMMANDS))
+@pytest.mark.first_by_default
 def test_without_a_daemon_a_command_is_69_and_says_what_to_do(folder: Path, command: str) -> None:
     socket = folder / "none"
     ran = Shell(socket, folder).run(f"echo x | eoq {command}")
@@ -36,6 +37,7 @@ def test_without_a_daemon_a_command_is_69_and_says_what_to_do(folder: Path, comm
     assert "eoq start" in ran.errors
 
 
+@pytest.mark.slow
 def test_the_socket_option_comes_before_the_variable(shell: Shell, folder: Path) -> None:
     assert shell.run(f"eoq status --socket {folder}/none").status == 69
     assert shell.run("eoq status --socket $EOQ_SOCKET", EOQ_SOCKET=f"{folder}/none").status == 69
@@ -71,6 +73,7 @@ def test_help_lists_every_command(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "show", "redrive", "drop"])
+@pytest.mark.first_by_default
 def test_help_of_a_dead_command_shows_an_example(shell: Shell, command: str) -> None:
     assert f"  eoq dead {command} mail" in shell.run(f"eoq dead {command} --help").text
 
@@ -151,7 +154,7 @@ def test_an_interrupted_receive_takes_no_message(shell: Shell, shared_daemon: Da
 # ── pipes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["seq 20000 | eoq send {q} --lines", "eoq peek {q} --limit 1000 --json", "eoq receive {q} --limit 1000"],
@@ -167,6 +170,7 @@ def test_a_reader_that_closes_the_pipe_early_gets_no_error_message(shell: Shell,
 @pytest.mark.parametrize(
     "command", ["queues", pytest.param("demo --payments 20 --kills 0", marks=pytest.mark.slow, id="demo")]
 )
+@pytest.mark.slow
 def test_colours_need_a_capable_terminal_and_no_no_color(shell: Shell, queue: str, command: str) -> None:
     shell.run(f"eoq send {queue} x && eoq pause {queue}")
     plain = {"TERM": "xterm", "NO_COLOR": ""}
@@ -179,6 +183,7 @@ def test_colours_need_a_capable_terminal_and_no_no_color(shell: Shell, queue: st
 @pytest.mark.parametrize(
     "command", one_in(2, ["send {q} x", "receive {q}", "receive {q} --json", "queues", "peek {q}", "status"])
 )
+@pytest.mark.first_by_default
 def test_a_full_output_is_reported_in_one_line(shell: Shell, wire: Wire, queue: str, command: str) -> None:
     assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} > /dev/full")
@@ -198,6 +203,7 @@ def test_a_full_output_is_reported_in_one_line(shell: Shell, wire: Wire, queue: 
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_closed_streams_cause_no_traceback(shell: Shell, wire: Wire, queue: str, command: str, closed: str) -> None:
     assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
     ran = shell.run(f"eoq {command.format(q=queue)} {closed}")

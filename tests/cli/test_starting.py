@@ -18,6 +18,7 @@ from tests.support import Shell, clean_environment, eventually, short_folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_ends_a_daemon_that_is_still_starting(daemon_files: Path, number: signal.Signals) -> None:
     """It waits for a lock here. It may as well be busy with a large log."""
     db = daemon_files / "eoq.db"

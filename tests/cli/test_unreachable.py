@@ -52,6 +52,7 @@ def _remove_folder(socket: Path) -> None:
 
 
 @pytest.mark.parametrize("remove", [_remove_file, _remove_with_lock, _remove_folder])
+@pytest.mark.slow
 def test_the_daemon_makes_its_socket_again(daemon: Daemon, remove: Callable[[Path], None]) -> None:
     with eoq.connect(daemon.socket) as before:
         before.send("q", "before")
@@ -67,6 +68,7 @@ def test_the_daemon_makes_its_socket_again(daemon: Daemon, remove: Callable[[Pat
     assert not daemon.socket.exists()
 
 
+@pytest.mark.slow
 def test_every_command_names_a_daemon_whose_socket_is_gone(daemon: Daemon) -> None:
     _remove_folder(daemon.socket)
     daemon.socket.parent.write_text("a file, so that the folder cannot be made")
@@ -81,6 +83,7 @@ def test_every_command_names_a_daemon_whose_socket_is_gone(daemon: Daemon) -> No
     assert daemon.wait() == 0
 
 
+@pytest.mark.slow
 def test_every_command_names_a_daemon_that_is_stopped(daemon: Daemon) -> None:
     daemon.signal(signal.SIGSTOP)
     for command in ("eoq start", "eoq stop"):
@@ -91,6 +94,7 @@ def test_every_command_names_a_daemon_that_is_stopped(daemon: Daemon) -> None:
     assert daemon.wait() == 0, "`eoq stop` has told it to end"
 
 
+@pytest.mark.slow
 def test_every_command_says_that_no_daemon_runs(daemon: Daemon) -> None:
     daemon.kill()
     for command in ("eoq send q x", "eoq status"):
@@ -100,6 +104,7 @@ def test_every_command_says_that_no_daemon_runs(daemon: Daemon) -> None:
     assert (ran.status, ran.errors) == (0, f"eoq: no daemon runs on {daemon.socket}\n")
 
 
+@pytest.mark.slow
 def test_the_socket_of_another_program_is_left_alone() -> None:
     with running_daemon() as daemon, sockets.socket(sockets.AF_UNIX) as other:
         daemon.socket.unlink()

@@ -76,6 +76,7 @@ def test_a_backup_has_all_that_was_confirmed_while_others_send(daemon: Daemon) -
             assert len(settle_all(client, "q")) == len(_ids(backup))
 
 
+@pytest.mark.slow
 def test_a_backup_replaces_an_earlier_one_and_nothing_else(daemon: Daemon) -> None:
     shell = daemon.shell()
     assert shell.run("eoq backup b.db && eoq send q hello --id a && eoq backup b.db").status == 0
@@ -98,6 +99,7 @@ def test_a_backup_into_a_folder_is_named_by_the_time(daemon: Daemon) -> None:
     assert made.name.startswith("eoq-20")
 
 
+@pytest.mark.slow
 def test_a_backup_of_the_file_of_a_daemon_that_has_stopped(daemon: Daemon) -> None:
     daemon.ask(op="send", queue="q", id="a", body="x")
     daemon.kill()  # the message is in the log alone
@@ -108,6 +110,7 @@ def test_a_backup_of_the_file_of_a_daemon_that_has_stopped(daemon: Daemon) -> No
     daemon.start()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_leaves_no_backup(stopped: Daemon) -> None:
     with stopped.db.open("r+b") as file:
         file.seek(2 * 4096)
@@ -118,6 +121,7 @@ def test_a_damaged_file_leaves_no_backup(stopped: Daemon) -> None:
     assert not list(stopped.folder.glob("after*"))
 
 
+@pytest.mark.slow
 def test_a_backup_is_given_up_before_the_daemon_has_no_room(daemon: Daemon) -> None:
     shell = daemon.shell()
     shell.run("printf '[storage]\\nmin_free_bytes = 1000000000000000\\n' > other.toml; eoq send q x")
@@ -207,6 +211,7 @@ def test_a_restore_killed_at_any_step_leaves_the_old_file_or_the_new_one(stopped
 # ── restore ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_restore_puts_the_backup_in_place_and_keeps_the_old_file(stopped: Daemon) -> None:
     ran = stopped.shell().run("eoq restore before.db --yes")
     assert ran.status == 0
@@ -218,6 +223,7 @@ def test_a_restore_puts_the_backup_in_place_and_keeps_the_old_file(stopped: Daem
         assert client.send("q", "1", id="a").duplicate is True
 
 
+@pytest.mark.slow
 def test_a_restore_while_the_daemon_runs_changes_nothing(daemon: Daemon) -> None:
     shell = daemon.shell()
     assert shell.run("eoq backup b.db && eoq send q x --id a").status == 0
@@ -228,6 +234,7 @@ def test_a_restore_while_the_daemon_runs_changes_nothing(daemon: Daemon) -> None
     assert shell.run("eoq restore b.db < /dev/null").status == 2, "without a terminal it has to be confirmed by --yes"
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_on_one_file_name_each_other(stopped: Daemon) -> None:
     with Lock(stopped.db, {"pid": os.getpid(), "socket": ""}):
         for command in ("restore before.db --yes", "compact"):
@@ -236,6 +243,7 @@ def test_two_commands_at_once_on_one_file_name_each_other(stopped: Daemon) -> No
             assert f"the eoq command with pid {os.getpid()}; try again when it has ended" in ran.errors
 
 
+@pytest.mark.slow
 def test_what_is_no_backup_is_refused(stopped: Daemon) -> None:
     shell = stopped.shell()
     shell.run("echo text > text; head -c 20000 before.db > cut.db; python3 -c \"import sqlite3; "
@@ -248,6 +256,7 @@ def test_what_is_no_backup_is_refused(stopped: Daemon) -> None:
 
 
 @pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.slow
 def test_a_log_that_stayed_behind_does_not_reach_the_restored_file(daemon: Daemon, removed: bool) -> None:
     shell = daemon.shell()
     shell.run("eoq send q x --id a; eoq backup before.db; eoq send q x --id b")
@@ -259,6 +268,7 @@ def test_a_log_that_stayed_behind_does_not_reach_the_restored_file(daemon: Daemo
     daemon.start()
 
 
+@pytest.mark.slow
 def test_after_a_restore_an_effect_does_not_happen_again(daemon: Daemon, tmp_path: Path) -> None:
     """The message was processed after the backup: it is delivered again, and the inbox gives its stored result."""
     path = tmp_path / "app.db"
@@ -289,6 +299,7 @@ def test_after_a_restore_an_effect_does_not_happen_again(daemon: Daemon, tmp_pat
 # ── compact ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_compacted_file_is_small_and_has_the_same_messages(daemon: Daemon) -> None:
     shell = daemon.shell()
     with eoq.connect(daemon.socket) as client:
@@ -311,6 +322,7 @@ def test_a_compacted_file_is_small_and_has_the_same_messages(daemon: Daemon) -> 
         assert client.send("q", b"x" * 50_000, id="7").duplicate is True
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(alone: Shell) -> None:
     for command in ("backup b.db", "compact", "restore b.db --yes"):
         ran = alone.run(f"eoq {command}")

@@ -73,6 +73,7 @@ def test_a_command_can_use_its_receipt(shell: Shell, client: eoq.Client, queue: 
         ("exit 101", "exit status 101"),
     ],
 )
+@pytest.mark.first_by_default
 def test_any_other_status_is_a_retry_with_the_error(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str, error: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_end_of_a_long_standard_error_is_stored(shell: Shell, client: eoq.Cl
 
 
 @pytest.mark.parametrize("command", ["cat", "tee /dev/stderr"])
+@pytest.mark.first_by_default
 def test_the_largest_body_is_passed_in_and_out(shell: Shell, client: eoq.Client, queue: str, command: str) -> None:
     body = os.urandom(2**20)
     client.send(queue, body, id="m")
@@ -121,6 +123,7 @@ def test_a_command_need_not_read_its_input(shell: Shell, client: eoq.Client, que
 
 
 @pytest.mark.parametrize("command", ["yes", "head -c 1048577 /dev/zero", "sh -c 'yes & yes'"])
+@pytest.mark.first_by_default
 def test_output_over_the_limit_makes_a_dead_letter(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
 ) -> None:
@@ -189,6 +192,7 @@ def test_a_time_out_ends_the_command_and_its_child_processes(
     eventually(lambda: not any(runs(int(pid)) for pid in pids))
 
 
+@pytest.mark.slow
 def test_the_lease_is_extended_while_the_command_runs(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
     shell.run(f"eoq work {queue} --until-empty --lease 0.3 -- sleep 1")
@@ -208,6 +212,7 @@ def test_concurrent_commands_run_at_the_same_time(shell: Shell, client: eoq.Clie
 
 
 @pytest.mark.parametrize("command", ["no-such-command", "./no-such-file", "/etc/passwd", ""])
+@pytest.mark.first_by_default
 def test_a_missing_command_is_2_before_a_message_is_leased(
     shell: Shell, client: eoq.Client, queue: str, show: Show, command: str
 ) -> None:
@@ -231,6 +236,7 @@ def test_a_command_that_is_removed_ends_the_worker_and_uses_no_attempts(
 
 
 @pytest.mark.parametrize("options", ["--concurrency 0", "--lease 0", "--timeout 0", "--nonsense"])
+@pytest.mark.first_by_default
 def test_wrong_options_are_2(shell: Shell, queue: str, options: str) -> None:
     assert shell.run(f"eoq work {queue} {options} -- cat").status == 2
 
@@ -269,6 +275,7 @@ def _pid(shell: Shell) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.first_by_default
 def test_a_signal_lets_the_running_command_finish(
     shell: Shell, working: subprocess.Popen[bytes], client: eoq.Client, queue: str, show: Show, number: signal.Signals
 ) -> None:
@@ -285,6 +292,7 @@ def test_a_signal_lets_the_running_command_finish(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.first_by_default
 def test_a_second_signal_kills_the_running_command(
     shell: Shell, working: subprocess.Popen[bytes], show: Show, number: signal.Signals, status: int
 ) -> None:
@@ -332,6 +340,7 @@ def test_the_worker_waits_for_a_killed_daemon(daemon: Daemon) -> None:
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_worker_while_the_daemon_is_away(daemon: Daemon) -> None:
     process = daemon.shell().start("exec eoq work q -- cat", stderr=subprocess.PIPE)
     with process:
@@ -373,6 +382,7 @@ def test_a_terminal_gets_the_counts(shell: Shell, client: eoq.Client, queue: str
 
 
 @pytest.mark.parametrize("errors", ["2> /dev/full", "2>&1 | true"])
+@pytest.mark.first_by_default
 def test_a_log_that_cannot_be_written_does_not_end_the_worker(
     shell: Shell, client: eoq.Client, show: Show, queue: str, errors: str
 ) -> None:

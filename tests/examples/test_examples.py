@@ -47,6 +47,7 @@ def test_a_script_without_arguments_prints_its_usage(shell: Shell, name: str) ->
 
 
 @pytest.mark.parametrize("name", [name for name in _examples() if name.endswith(".py")])
+@pytest.mark.first_by_default
 def test_a_program_prints_its_help(name: str) -> None:
     ran = subprocess.run([sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, check=True)
     if name != "outbox_shop.py":  # it needs no daemon
@@ -71,6 +72,7 @@ def test_the_examples_can_be_followed_one_after_the_other(alone: Shell, folder: 
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("openssl")), reason="the example needs curl and openssl")
+@pytest.mark.slow
 def test_the_webhook_receiver_can_be_followed(alone: Shell, folder: Path) -> None:
     _blocks, start, request = _pages_blocks()
     assert "--port 8080" in start
@@ -142,6 +144,7 @@ def test_a_job_name_that_json_would_escape_is_refused(example_shell: ExampleShel
 # ── receive-and-ack.sh ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_each_message_is_handled_and_its_result_stored(
     example_shell: ExampleShell, shared_daemon: Daemon, queue: str
 ) -> None:
@@ -167,6 +170,7 @@ def test_bodies_that_are_not_text_arrive_byte_for_byte(
     assert shared_daemon.ask(op="result", queue=queue, id="a")["result_base64"] == "AP/+Cg=="
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_gives_the_message_back(
     example_shell: ExampleShell, shared_daemon: Daemon, queue: str
 ) -> None:
@@ -178,6 +182,7 @@ def test_a_command_that_fails_gives_the_message_back(
     assert _outcome(shared_daemon, queue, "a") == ("done", "once more")
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_failure_is_kept_with_the_message(
     example_shell: ExampleShell, shared_daemon: Daemon, queue: str
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 
 import eoq
+from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
 from tests.support import PATIENCE, Daemon, Shell
 
@@ -30,3 +33,21 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
         (message,) = client.receive("payments", wait=PATIENCE)
         assert (message.id, message.json()) == ("order-18", {"amount": 7})
         assert shell.run(_for(database, release)).text == "0\n"
+
+
+def test_the_file_is_right(folder: Path) -> None:
+    (text,) = PAGE.blocks("By the daemon", "toml")
+    (folder / "eoq.toml").write_text(text)
+    config = load(folder / "eoq.toml")
+    assert (config.forward[0].queue, config.ingest[0].name) == ("payments", "till-3")
+
+
+def test_a_program_forwards(shell: Shell, shared_daemon: Daemon, database: str) -> None:
+    (commands,) = PAGE.blocks("By the daemon", "sh")
+    assert shell.run(commands).text == "", "this daemon has none"
+    with eoq.connect(shared_daemon.socket) as client:
+        client.send("payments", "x")
+    (program,) = PAGE.blocks("From a program", "python")
+    (shell.folder / "program.py").write_text(program.replace("postgresql:///shop", database))
+    ran = shell.run("python program.py")
+    assert ran.text == "1 0 OpenRows(unclaimed=1, claimed=0)\n", ran.errors

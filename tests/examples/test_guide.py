@@ -94,17 +94,20 @@ def test_one_line_of_json_is_enough_to_send(shell: Shell) -> None:
 # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_command_can_be_run_for_each_message(alone: Shell) -> None:
     printed = follow(alone, f"eoq start; {_block('Run a command for each message')}")
     assert [line.strip() for line in printed if line != "w-1"] == ["2"]
 
 
 @needs_sqlite3
+@pytest.mark.slow
 def test_sql_can_be_run_for_each_message(alone: Shell) -> None:
     printed = follow(alone, f"eoq start; {_block('Run SQL for each message')} sqlite3 book.db 'select * from booking'")
     assert printed == ["order-31", "alice|5"]
 
 
+@pytest.mark.slow
 def test_the_worker_in_python_books_and_rejects(alone: Shell, folder: Path) -> None:
     (folder / "worker.py").write_text(_block("Workers in Python", "python"))
     with closing(sqlite3.connect(folder / "ledger.db")) as database:
@@ -125,6 +128,7 @@ def test_the_worker_in_python_books_and_rejects(alone: Shell, folder: Path) -> N
         assert database.execute("select * from ledger").fetchall() == [("a", "alice", 5)]
 
 
+@pytest.mark.slow
 def test_the_outbox_sends_what_was_committed(alone: Shell, folder: Path) -> None:
     (folder / "shop.py").write_text(_block("The outbox", "python"))
     printed = follow(alone, f"eoq start; python shop.py; {_block('The outbox')}")
@@ -134,23 +138,27 @@ def test_the_outbox_sends_what_was_committed(alone: Shell, folder: Path) -> None
 # ── what else a queue does ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_what_else_a_queue_does_can_be_pasted(alone: Shell) -> None:
     printed = follow(alone, f"eoq start; {_block('What else a queue does')}")
     assert any(re.match(r"m-1 .*no such address", line) for line in printed), printed
     assert printed[-1] == "5", "purge dropped what was sent to `mail`, and the copy of the topic"
 
 
+@pytest.mark.slow
 def test_schedules_can_be_pasted(alone: Shell) -> None:
     printed = follow(alone, f"eoq start; {_block('Schedules')}")
     assert [line.split()[0] for line in printed[-2:]] == ["report", "tick"]
 
 
+@pytest.mark.slow
 def test_the_spool_can_be_pasted_though_a_daemon_runs_without(alone: Shell) -> None:
     follow(alone, f"eoq start; {_block('The spool')}")
     for _ in range(3):
         assert follow(alone, "eoq receive mail --wait 20 --ack") in (["hello"], ["hi"])
 
 
+@pytest.mark.slow
 def test_the_shell_function_can_be_pasted(alone: Shell) -> None:
     printed = follow(alone, f"eoq start; export HOME=$PWD; {_block('Sending without Python')}")
     assert printed[1] == "order-17" and len(printed) == 3
@@ -158,6 +166,7 @@ def test_the_shell_function_can_be_pasted(alone: Shell) -> None:
     assert (alone.folder / ".eoq.sh").exists()
 
 
+@pytest.mark.slow
 def test_a_command_runs_once_for_a_key(alone: Shell, folder: Path) -> None:
     report = folder / "make-report"
     report.write_text("#!/bin/sh\necho run >> runs\necho the report\n")
@@ -167,6 +176,7 @@ def test_a_command_runs_once_for_a_key(alone: Shell, folder: Path) -> None:
     assert (folder / "runs").read_text() == "run\n"
 
 
+@pytest.mark.slow
 def test_a_function_runs_once_for_a_key(alone: Shell, folder: Path) -> None:
     (folder / "charge.py").write_text(_block("Once", "python"))
     assert follow(alone, "eoq start; python charge.py; python charge.py") == ["b'charged'"] * 2

@@ -92,6 +92,7 @@ def _check(ledger: Path, payments: dict[str, tuple[str, int]]) -> None:
     assert dict(_rows(ledger, "select name, cents from account")) == sums  # type: ignore[arg-type] # rows of two
 
 
+@pytest.mark.slow
 def test_payments_are_booked_and_have_results(daemon: Daemon, ledger: Path) -> None:
     payments = _send_payments(daemon, 50, seed=1)
     _finish(daemon, ledger)
@@ -105,6 +106,7 @@ def test_payments_are_booked_and_have_results(daemon: Daemon, ledger: Path) -> N
 @pytest.mark.parametrize(
     "body", one_in(3, ["no JSON", "[]", '{"account": "alice"}', '{"account": "", "cents": 1}', '"\\ud800"'])
 )
+@pytest.mark.first_by_default
 def test_a_message_that_is_no_payment_is_rejected_and_stops_no_other(daemon: Daemon, ledger: Path, body: str) -> None:
     daemon.ask(op="send", queue="payments", id="bad", body=body)
     payments = _send_payments(daemon, 3, seed=2)
@@ -115,6 +117,7 @@ def test_a_message_that_is_no_payment_is_rejected_and_stops_no_other(daemon: Dae
     assert reply["error"].startswith("no payment: ")
 
 
+@pytest.mark.slow
 def test_a_payment_booked_but_not_acked_is_not_booked_again(daemon: Daemon, ledger: Path) -> None:
     """Make the worst moment of a kill certain: after the commit and before the ack."""
     payments = _send_payments(daemon, 1, seed=3)

@@ -53,6 +53,7 @@ def _payments(daemon: Daemon) -> list[str]:
         return ids
 
 
+@pytest.mark.slow
 def test_the_commands_of_its_docstring(daemon: Daemon, shop: Path) -> None:
     ran = daemon.shell().run(f"python {SHOP} --db {shop} alice 500 && eoq relay {shop} --until-empty")
     assert (ran.status, ran.text) == (0, "order-1\n")

@@ -28,6 +28,7 @@ def _for(database: str, text: str) -> str:
     return re.sub(r"postgresql:///shop\b", lambda _: database, text)
 
 
+@pytest.mark.slow
 def test_the_programs_and_the_commands_run(shell: Shell, folder: Path, database: str, store: Store) -> None:
     store.execute("create table receipt (id text, number integer)")
     ((inbox,), (guest,), (outbox,)) = (

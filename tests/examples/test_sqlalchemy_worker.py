@@ -73,6 +73,7 @@ def test_payments_are_booked_once_even_if_the_worker_and_the_daemon_are_killed(d
         assert all((result := client.result("payments", id)) and result.outcome == "done" for id in cents)
 
 
+@pytest.mark.slow
 def test_a_message_that_is_no_payment_is_rolled_back_and_stops_no_other(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("payments", {"account": "a"}, id="bad")

@@ -230,6 +230,7 @@ def test_other_methods_and_other_protocols_are_refused(daemon: Daemon, receiver:
     assert receiver.deliver(webhooks(5, 1)[0]).status == 202
 
 
+@pytest.mark.slow
 def test_slow_senders_are_cut_off_and_do_not_delay_others(daemon: Daemon) -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Delivery: slow\r\n"
     with _running(daemon, "--timeout", "2") as receiver:
@@ -243,6 +244,7 @@ def test_slow_senders_are_cut_off_and_do_not_delay_others(daemon: Daemon) -> Non
     assert len(_stored(daemon)) == 1
 
 
+@pytest.mark.slow
 def test_sending_single_bytes_does_not_extend_the_deadline(daemon: Daemon) -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Delivery: slow\r\nContent-Length: 100000\r\n\r\n"
     with _running(daemon, "--timeout", "2") as receiver, receiver.raw(head) as connection:

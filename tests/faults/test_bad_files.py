@@ -119,6 +119,7 @@ BAD: Final = (
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+@pytest.mark.first_by_default
 def test_a_bad_file_is_refused_and_not_changed(folder: Path, bad: Bad) -> None:
     db = folder / "eoq.db"
     bad.make(db)
@@ -156,7 +157,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(folder: Path) -> None:
 # ── not allowed ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_a_file_or_folder_without_write_permission_is_77(folder: Path, place: str) -> None:
     mine = folder / "mine"
@@ -237,6 +238,7 @@ def test_garbage_in_the_middle_is_reported_and_the_rest_is_delivered(good: Path,
         _check_damage_reported(error)
 
 
+@pytest.mark.slow
 def test_damage_is_75_on_the_command_line(good: Path, folder: Path) -> None:
     shutil.copy(good, folder)
     _damage(folder / "eoq.db", 0.2, 0.9)
@@ -302,6 +304,7 @@ def test_failed_writes_are_reported_and_nothing_confirmed_is_lost() -> None:
 # ── other daemons, sockets and locks ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_same_file_is_refused_and_names_the_first(daemon: Daemon) -> None:
     ran = _refused(daemon.db, daemon.folder / "other")
     assert ran.status == TRY_AGAIN
@@ -312,7 +315,7 @@ def test_a_second_daemon_on_the_same_file_is_refused_and_names_the_first(daemon:
     assert not (daemon.folder / "other").exists()
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link", "link to the folder"])
 def test_a_second_daemon_by_another_name_of_the_file_is_refused(daemon: Daemon, kind: str) -> None:
     """Otherwise each daemon would take the other's leases for those of a dead daemon."""
@@ -336,6 +339,7 @@ def test_a_second_daemon_on_the_same_socket_is_refused(daemon: Daemon) -> None:
     assert not (daemon.folder / "other.db").exists()
 
 
+@pytest.mark.slow
 def test_the_socket_of_another_program_is_not_touched(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
@@ -347,6 +351,7 @@ def test_the_socket_of_another_program_is_not_touched(folder: Path) -> None:
             probe.connect(str(folder / "s"))
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_socket_is_not_touched(folder: Path) -> None:
     (folder / "s").write_text("a letter")
     ran = _refused(folder / "eoq.db", folder / "s")
@@ -376,7 +381,7 @@ def test_a_lock_file_that_is_not_locked_has_no_effect(folder: Path, text: str) -
     assert _sent(folder) == ["0", "1", "2"]
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[1]", '{"pid": 1}'])
 def test_a_locked_lock_file_counts_whatever_its_text(daemon: Daemon, text: str) -> None:
     daemon.db.with_name("eoq.db.lock").write_text(text)

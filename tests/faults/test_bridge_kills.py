@@ -14,3 +14,11 @@ def test_nothing_is_lost_doubled_or_out_of_order() -> None:
     report = run(messages=600, kills=25, machines=3, seed=3)
     assert report.clean, str(report)
     assert report.booked == 600
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+def test_nor_where_the_daemons_run_the_bridges() -> None:
+    report = run(messages=400, kills=15, machines=2, seed=5, in_daemons=True)
+    assert report.clean, str(report)
+    assert report.booked == 400

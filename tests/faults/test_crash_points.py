@@ -50,6 +50,7 @@ BESIDE_COMMIT: Final = ("handler has written", "inbox has committed")
         for point in POINTS
     ],
 )
+@pytest.mark.first_by_default
 def test_a_daemon_killed_at_a_point_of_an_operation(operation: Operation, point: Point) -> None:
     """What is confirmed is on disk. What is not is there once or not at all. In the end the client has exactly one."""
     crash(operation, point)
@@ -132,6 +133,7 @@ def test_a_daemon_killed_while_it_creates_its_file(folder: Path, nth: int) -> No
         for how in ("one", "many", "async-one", "async-many")
     ],
 )
+@pytest.mark.first_by_default
 def test_a_consumer_killed_at_a_point(shared_daemon: Daemon, queue: str, folder: Path, point: str, how: str) -> None:
     """The effect is there once: either the killed consumer committed it, or the next one does (G5)."""
     ledger = folder / "ledger.db"

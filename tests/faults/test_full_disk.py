@@ -225,6 +225,7 @@ def test_a_lease_that_ends_on_a_full_disk_is_delivered_again_later(mounted: Moun
         again.ack()
 
 
+@pytest.mark.slow
 def test_a_delayed_message_that_is_due_on_a_full_disk_is_delivered_later(mounted: MountedDisk) -> None:
     with eoq.connect(mounted.daemon.socket) as client:
         client.send("later", "x", id="a", delay=DELAY)
@@ -251,6 +252,7 @@ def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str
         assert ids_of(settle_all(client, QUEUE)) == sent
 
 
+@pytest.mark.slow
 def test_a_daemon_that_needs_space_to_start_reports_a_full_disk(mounted: MountedDisk) -> None:
     """It must store the end of a lease of the previous daemon."""
     daemon = mounted.daemon

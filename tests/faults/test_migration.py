@@ -138,6 +138,7 @@ def _bring_over(path: Path, nth: int) -> int:
     return subprocess.run([sys.executable, str(PLANTED), str(path), str(nth)], check=False).returncode
 
 
+@pytest.mark.slow
 def test_a_kill_at_each_step_changes_nothing_of_the_outcome(tmp_path: Path) -> None:
     make_old(tmp_path / "whole.db")
     assert _bring_over(tmp_path / "whole.db", 0) == 0

@@ -72,6 +72,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_program_with_the_library_of_an_earlier_version_works(daemon: Daemon, old: Path) -> None:
     program = daemon.folder / "program.py"
     program.write_text(PROGRAM)

@@ -35,6 +35,7 @@ QUICK: Final = (("exit", "wal"), ("kill", "delete"))
         for mode in ("wal", "delete")
     ],
 )
+@pytest.mark.first_by_default
 def test_a_killed_relay_loses_no_message_and_sends_none_twice(
     shared_daemon: Daemon, queue: str, tmp_path: Path, point: str, how: str, mode: str
 ) -> None:

@@ -21,7 +21,7 @@ around_the_commit = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quick_commit",
     [pytest.param(None, id="quick"), pytest.param(0.0, id="in the thread", marks=pytest.mark.slow)],

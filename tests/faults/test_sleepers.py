@@ -96,6 +96,7 @@ def _settle(client: eoq.Client, queue: str) -> list[str]:
     return [message.id for message in messages]
 
 
+@pytest.mark.slow
 def test_a_relay_that_slept_at_any_point_sends_nothing_twice(
     daemon: Daemon, client: eoq.Client, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_relay_that_slept_at_any_point_sends_nothing_twice(
         assert [_settle(client, queue) for queue in files] == [[]] * len(files)
 
 
+@pytest.mark.slow
 def test_a_client_that_slept_before_its_repeat_stores_nothing_twice(daemon: Daemon, client: eoq.Client) -> None:
     with ExitStack() as stack:
         sleepers = [
@@ -188,6 +190,7 @@ assert lost
 
 
 @pytest.mark.parametrize("op", ["drop", "redrive"])
+@pytest.mark.first_by_default
 def test_a_repeated_change_of_all_dead_letters_changes_only_what_the_first_one_saw(
     daemon: Daemon, client: eoq.Client, op: str
 ) -> None:

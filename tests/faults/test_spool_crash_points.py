@@ -39,6 +39,7 @@ QUICK: Final = {
         for how in ("exit", "kill", "power")
     ],
 )
+@pytest.mark.slow
 def test_a_killed_daemon_loses_no_file_and_stores_none_twice(point: str, how: str) -> None:
     with short_folder() as folder:
         spool = _fill(folder)

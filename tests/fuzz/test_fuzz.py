@@ -18,6 +18,7 @@ def _check_lines(count: int, seed: int) -> None:
     assert report.errors["invalid_request"] > count / 4, report
 
 
+@pytest.mark.slow
 def test_every_line_is_answered_once() -> None:
     _check_lines(5_000, seed=1)
 
@@ -38,6 +39,7 @@ def _check(run: Callable[[int, int], Report], count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("run", KINDS)
+@pytest.mark.slow
 def test_every_hostile_input_is_taken_or_rejected_with_its_reason(run: Callable[[int, int], Report]) -> None:
     _check(run, 150, seed=1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests.support import Daemon, Ran, kill_group
 
@@ -24,3 +25,15 @@ def bridging(daemon: Daemon, command: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         kill_group(process)
         process.wait()
+
+
+def bridge_processes(daemon: Daemon) -> list[int]:
+    """Return the processes of the bridges that a daemon runs by its configuration."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it has ended
+                parent = (entry / "stat").read_text().rpartition(") ")[2].split()[1]
+                if int(parent) == daemon.pid and b"eoq.bridge.child" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found

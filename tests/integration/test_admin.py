@@ -41,7 +41,7 @@ def test_a_redriven_dead_letter_is_delivered_again_with_its_id_and_all_its_attem
     assert [dead["id"] for dead in client.peek(queue, "dead")] == ["b"]
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_all_dead_letters_or_those_of_an_age_are_redriven_in_steps(client: AnyClient, queue: str) -> None:
     ids = [f"m{number}" for number in range(1200)]
     client.send_many(queue, [eoq.Outgoing(b"", id=id) for id in ids])

@@ -121,6 +121,7 @@ async def _is_cancelled(work: Awaitable[None]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["path", "connection", "library", "sessions of SQLAlchemy"])
+@pytest.mark.first_by_default
 async def test_after_a_cancellation_at_any_await_the_effects_are_there_once(
     shared_daemon: Daemon, queue: str, file: Path, at_end: AsyncExitStack, kind: str
 ) -> None:

@@ -170,6 +170,7 @@ async def test_a_transaction_that_began_deferred_has_the_write_lock_before_the_h
 
 
 @pytest.mark.parametrize("steps", range(1, 30, 2))
+@pytest.mark.first_by_default
 async def test_a_task_may_be_cancelled_at_any_of_its_steps(
     client: eoq.AsyncClient, queue: str, file: Path, steps: int
 ) -> None:

@@ -165,6 +165,7 @@ ENDINGS: dict[str, Callable[[aiosqlite.Connection], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
 @pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
+@pytest.mark.first_by_default
 async def test_a_handler_cannot_end_the_transaction(
     world: World, ending: Callable[[aiosqlite.Connection], Awaitable[object]], kind: str, at_end: AsyncExitStack
 ) -> None:

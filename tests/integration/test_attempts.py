@@ -66,6 +66,7 @@ ENDS: Final[dict[str, Callable[[Daemon, Wire], None]]] = {"hung-up": _hang_up, "
 @pytest.mark.parametrize(
     ("handles", "counted"), [(None, IDS), (0, []), (1, ["a"]), (2, ["a", "b"]), (1000, IDS)], ids=str
 )
+@pytest.mark.first_by_default
 def test_the_first_messages_count_as_many_as_are_handled_at_once(
     daemon: Daemon, end: Callable[[Daemon, Wire], None], handles: int | None, counted: list[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_what_a_receipt_has_done_is_repeated_after_a_kill_and_nothing_else(daemo
 
 
 @pytest.mark.parametrize("id", ["a b'c$(d)", "ü" * 200, " " * 200, "=a", "%41", "x.y.z", "-", "…, 1/2:3"])
+@pytest.mark.first_by_default
 def test_any_id_can_be_in_a_receipt(daemon: Daemon, id: str) -> None:
     with daemon.wire() as wire:
         assert wire.ask({"op": "send", "queue": "q", "id": id, "body": ""})["ok"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,6 +14,8 @@ import psycopg
 import pytest
 
 import eoq
+from eoq.bridge.ingest import ROOM_SECONDS, Ingester
+from eoq.client.aio import AsyncClient
 from tests.integration.bridges import bridge, bridging
 from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
@@ -44,6 +47,7 @@ def _take(daemon: Daemon) -> list[eoq.Message]:
         return messages
 
 
+@pytest.mark.slow
 def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str) -> None:
     origin, other, _ = machines
     headers = {"traceparent": "00-1-2-03", "h": "ü"}
@@ -70,6 +74,7 @@ def test_a_message_arrives_with_all_it_has(machines: list[Daemon], database: str
     assert by_id["json"].json() == {"a": 1}
 
 
+@pytest.mark.slow
 def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     got: list[str] = []
@@ -91,6 +96,7 @@ def test_it_is_woken_and_each_message_goes_to_one_machine(machines: list[Daemon]
     assert {owner for (owner,) in _rows(database, "select distinct owner from eoq_forward")} <= {"b", "c"}
 
 
+@pytest.mark.slow
 def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Daemon], database: str) -> None:
     origin, *others = machines
     _send(origin, *[eoq.Outgoing("x", id=f"{n}", group=f"g{n % 3}", priority=n % 2) for n in range(30)])
@@ -110,6 +116,7 @@ def test_messages_of_a_group_go_to_one_machine_in_their_order(machines: list[Dae
         assert own[1] == sorted(own[1])
 
 
+@pytest.mark.slow
 def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daemon], database: str) -> None:
     origin, second, other = machines
     for machine, body in ((origin, "same"), (second, "same")):
@@ -131,6 +138,71 @@ def test_a_repeated_forward_and_other_content_are_told_apart(machines: list[Daem
     assert [(message.id, message.text) for message in _take(other)] == [("m", "same"), ("n", "x")]
 
 
+@pytest.mark.slow
+def test_what_the_database_cannot_take_is_rejected_alone(machines: list[Daemon], database: str) -> None:
+    origin, *_ = machines
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _send(origin, eoq.Outgoing("x", id="first"))
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _rows(database, "alter table eoq_forward add constraint short check (length(body) < 5)")
+    _send(origin, *[eoq.Outgoing("x" * (9 if n == 3 else 1), id=f"{n}", group="g") for n in range(7)])
+    ran = bridge(origin, f"forward q --to '{database}' --until-empty --json")
+    assert (ran.rows[0]["forwarded"], ran.rows[0]["rejected"]) == (6, 1), ran.errors
+    with eoq.connect(origin.socket) as client:
+        (dead,) = client.peek("q", "dead")
+    assert dead["id"] == "3"
+    assert 'violates check constraint "short"' in dead["error"]
+    assert "xxxxx" not in dead["error"]
+    assert _rows(database, "select id from eoq_forward where id <> 'first' order by seq") == [(n,) for n in "012456"]
+
+
+@pytest.mark.slow
+def test_leases_that_end_while_the_database_is_slow_are_no_error(machines: list[Daemon], database: str) -> None:
+    origin, *_ = machines
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _send(origin, eoq.Outgoing("x", id="first"))
+    bridge(origin, f"forward q --to '{database}' --until-empty")
+    _rows(database, "alter table eoq_forward add constraint short check (length(body) < 5)")
+    _send(origin, *[eoq.Outgoing("x" * (9 if n == 1 else 1), id=f"{n}") for n in range(3)])
+    forward = eoq.Bridge.forward("q", database, socket=origin.socket)
+    running = threading.Thread(target=forward.flush)
+    with psycopg.connect(database) as connection:
+        connection.execute("lock table eoq_forward")
+        running.start()
+        waiting = "select 1 from pg_locks where locktype = 'relation' and not granted"
+        eventually(lambda: connection.execute(waiting).fetchall())
+        origin.restart()
+    running.join(PATIENCE)
+    assert not running.is_alive()
+    assert (forward.moved, forward.refused) == (2, 1)
+    assert _rows(database, "select id from eoq_forward order by id") == [("0",), ("2",), ("first",)]
+
+
+@pytest.mark.slow
+async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], database: str) -> None:
+    asked = 0
+
+    class Counting(AsyncClient):
+        async def queues(self) -> list[dict[str, Any]]:
+            nonlocal asked
+            asked += 1
+            return await super().queues()
+
+    _, other, _ = machines
+    async with Counting(other.socket) as client:
+        running = asyncio.create_task(Ingester(client, "q", database, owner="b").run())
+        await asyncio.to_thread(eventually, lambda: asked == 1)
+        await asyncio.sleep(2 * ROOM_SECONDS)  # long enough for it to ask again
+        assert asked == 1
+        await asyncio.to_thread(_rows, database, "insert into eoq_forward (queue, id, body) values ('q', 'm', '')")
+        (message,) = await client.receive("q", wait=PATIENCE)
+        await asyncio.to_thread(eventually, lambda: asked == 2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await message.ack()
+
+
+@pytest.mark.slow
 def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], database: str) -> None:
     """The machine was killed after its claim, before and after its daemon had stored the message."""
     origin, other, third = machines
@@ -147,6 +219,7 @@ def test_own_open_claims_come_first_and_are_stored_once(machines: list[Daemon], 
     assert _rows(database, "select count(*) from eoq_forward where taken_at is null") == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     machines: list[Daemon], database: str
 ) -> None:
@@ -154,12 +227,16 @@ def test_a_claim_that_is_older_than_the_memory_of_the_daemon_is_set_aside(
     _send(origin, eoq.Outgoing("x", id="m"))
     bridge(origin, f"forward q --to '{database}' --until-empty")
     ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --limit 1")
-    _rows(database, "update eoq_forward set taken_at = null, claimed_at = claimed_at - 864000")
+    _rows(database, "update eoq_forward set taken_at = null, tried_at = tried_at - 864000")
     ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty")
     assert ran.status == 65
     assert "no answer was received" in _rows(database, "select error from eoq_forward")[0][0]
+    _rows(database, "update eoq_forward set error = null")
+    ran = bridge(other, f"ingest q --from '{database}' --as b --until-empty --json")
+    assert (ran.status, ran.rows[0]["taken"]) == (0, 1), "it did not arrive, says the operator"
 
 
+@pytest.mark.slow
 def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) -> None:
     origin, other, third = machines
     _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
@@ -173,7 +250,7 @@ def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) ->
         assert ran.status == 65
     _rows(database, "update eoq_forward set owner = 'b', claimed_at = 1, taken_at = null where id = 'b'")
     ran = bridge(third, f"ingest q --from '{database}' --as b --until-empty")
-    assert "claims of another daemon's file" in ran.errors
+    assert "claims or groups of another daemon's file" in ran.errors
     (claims,) = bridge(third, f"ingest --from '{database}' --claims --json").rows
     assert (claims["owner"], claims["claimed"], claims["taken"]) == ("b", 1, 1)
     assert bridge(third, f"ingest q --from '{database}' --release b").status == 2, "it asks"
@@ -182,6 +259,7 @@ def test_a_name_is_used_by_one_machine(machines: list[Daemon], database: str) ->
     assert [message.id for message in _take(third)] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None:
     _origin, other, _ = machines
     with bridging(other, f"ingest q --from '{database}' --as b"):
@@ -192,6 +270,7 @@ def test_a_plain_insert_is_a_send(machines: list[Daemon], database: str) -> None
         assert (message.id, message.json()) == ("m", {})
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemon], restarted: Server) -> None:
     origin, other, _ = machines
     database = restarted.conninfo()
@@ -215,6 +294,7 @@ def test_an_engine_that_is_away_leaves_the_messages_waiting(machines: list[Daemo
         assert client.show("q", "meanwhile").get("attempts", []) == []
 
 
+@pytest.mark.slow
 def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> None:
     for command in ("forward q --to", "ingest q --from"):
         ran = bridge(machines[0], f"{command} postgresql://shop:secret@localhost/shop")
@@ -223,6 +303,55 @@ def test_a_password_is_refused_on_the_command_line(machines: list[Daemon]) -> No
         assert "secret" not in ran.errors
 
 
+@pytest.mark.slow
+def test_a_variable_holds_the_url(machines: list[Daemon], database: str) -> None:
+    origin, other, _ = machines
+    _send(origin, eoq.Outgoing("x", id="m"))
+    url = f"{database}&password=secret"
+    assert origin.shell().run("eoq forward q --to-env SHOP_URL --until-empty", SHOP_URL=url).status == 0
+    assert other.shell().run("eoq ingest q --from-env SHOP_URL --as b --until-empty", SHOP_URL=url).status == 0
+    assert [message.id for message in _take(other)] == ["m"]
+    with eoq.connect(origin.socket) as client:
+        assert "secret" not in str(client.show("q", "m"))
+    ran = origin.shell().run("eoq forward q --to-env SHOP_URL")
+    assert (ran.status, "SHOP_URL is not set" in ran.errors) == (65, True)
+    ran = origin.shell().run("eoq forward q --to-env SHOP_URL --to postgresql:///shop")
+    assert (ran.status, "either --to URL or --to-env NAME" in ran.errors) == (2, True)
+
+
+def test_a_program_runs_a_bridge(machines: list[Daemon], database: str) -> None:
+    origin, other, third = machines
+    _send(origin, *[eoq.Outgoing("x", id=id) for id in "ab"])
+    forward = eoq.Bridge.forward("q", database, socket=origin.socket)
+    assert (forward.flush(), forward.moved, forward.waiting()) == (0, 2, (2, 0))
+    ingest = eoq.Bridge.ingest("q", database, name="b", limit=1, socket=other.socket)
+    running = threading.Thread(target=ingest.run)
+    running.start()
+    eventually(lambda: ingest.moved == 1)
+    with pytest.raises(eoq.InvalidRequest, match="runs already"):
+        ingest.flush()
+    with pytest.raises(eoq.InvalidRequest, match="another `eoq ingest` takes 'q' as 'b'"):
+        eoq.Bridge.ingest("q", database, name="b", socket=third.socket).flush()
+    assert (ingest.error, ingest.waiting()) == (None, (1, 0))
+    _take(other)
+    eventually(lambda: ingest.moved == 2)
+    ingest.stop()
+    running.join(PATIENCE)
+    assert not running.is_alive()
+    assert [message.id for message in _take(other)] == ["b"]
+    ingest.run()  # it was stopped
+
+
+@pytest.mark.parametrize(("queue", "limit", "keep"), [("no such name!", 1, 1e6), ("q", 0, 1e6), ("q", 1, 60)])
+def test_a_bridge_is_checked_before_it_runs(queue: str, limit: int, keep: float) -> None:
+    with pytest.raises(eoq.InvalidRequest):
+        eoq.Bridge.ingest(queue, "postgresql:///shop", limit=limit, keep=keep)
+    with pytest.raises(eoq.InvalidRequest) as refusal:
+        eoq.Bridge.forward("q", "postgresql://u:sec/ret@h/shop")
+    assert "ret" not in str(refusal.value)
+
+
+@pytest.mark.slow
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""
     bridge(machines[0], f"ingest q --from '{database}' --as b --until-empty")

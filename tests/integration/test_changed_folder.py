@@ -94,6 +94,7 @@ def test_a_relative_socket_is_used_where_the_absolute_one_is_too_long(
         client.send("q", "a")
 
 
+@pytest.mark.slow
 def test_the_daemon_says_where_its_files_are(daemon: Daemon) -> None:
     shell = daemon.shell()
     process = shell.start("exec eoq daemon --db q.db --socket t --spool spool")

@@ -25,6 +25,7 @@ def shared(shared_daemon: Daemon) -> Iterator[eoq.Client]:
         yield client
 
 
+@pytest.mark.slow
 def test_threads_send_over_one_client(shared: eoq.Client, queue: str) -> None:
     def send(thread: int) -> None:
         for number in range(EACH):
@@ -39,6 +40,7 @@ def test_threads_send_over_one_client(shared: eoq.Client, queue: str) -> None:
         assert own == [f"{thread} {number}" for number in range(EACH)]
 
 
+@pytest.mark.slow
 def test_threads_receive_and_ack_over_one_client(shared: eoq.Client, queue: str) -> None:
     shared.send_many(queue, [eoq.Outgoing(f"{number}", id=f"{number}") for number in range(THREADS * EACH)])
     taken: list[str] = []
@@ -54,6 +56,7 @@ def test_threads_receive_and_ack_over_one_client(shared: eoq.Client, queue: str)
     assert shared.result(queue, "77") == eoq.Result("done", b"77")
 
 
+@pytest.mark.slow
 def test_producers_and_consumers_share_one_client(shared: eoq.Client, queue: str) -> None:
     taken: list[str] = []
 
@@ -125,6 +128,7 @@ def test_threads_stay_on_one_connection(shared: eoq.Client, shared_daemon: Daemo
     assert shared_daemon.ask(op="status")["connections"] == 2
 
 
+@pytest.mark.slow
 def test_tasks_send_and_receive_over_one_client(shared_daemon: Daemon, queue: str) -> None:
     async def main() -> None:
         async with eoq.connect_async(shared_daemon.socket) as client:
@@ -168,7 +172,7 @@ def test_a_cancelled_task_does_not_disturb_others(shared_daemon: Daemon, queue: 
     asyncio.run(main())
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_cancelled_receive_loses_no_message(shared_daemon: Daemon, queue: str, bound: bool) -> None:
     """Whether the message comes long after the receive was cancelled, or at the same moment."""

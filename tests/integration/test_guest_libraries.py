@@ -172,6 +172,7 @@ def test_the_older_styles_of_sqlalchemy(
 
 
 @pytest.mark.parametrize("lock", ["", "immediate"])
+@pytest.mark.first_by_default
 def test_peewee(blocking: eoq.Client, queue: str, file: Path, lock: str) -> None:
     peewee = pytest.importorskip("peewee")
     database = peewee.SqliteDatabase(file)
@@ -275,6 +276,7 @@ with eoq.connect(socket) as client:
     "case",
     ["swallowed", "set_rollback", "commit", "rollback", "raises", "raw", "around", "around, not durable"],
 )
+@pytest.mark.first_by_default
 def test_django(shared_daemon: Daemon, queue: str, file: Path, mode: str, case: str) -> None:
     pytest.importorskip("django")
     done = subprocess.run(

@@ -239,6 +239,7 @@ LINES: Final = {
 
 
 @pytest.mark.parametrize("case", LINES)
+@pytest.mark.first_by_default
 def test_a_line_that_cannot_be_sent_is_named(shared_daemon: Daemon, queue: str, case: str) -> None:
     ran = shared_daemon.shell().run(f"eoq send {queue} --jsonl", b'{"body": "x"}\n' + LINES[case] + b"\n")
     assert ran.status == 65, ran.errors

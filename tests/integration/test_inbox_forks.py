@@ -143,6 +143,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread(
 
 
 @pytest.mark.parametrize("where", ["handler", "thread"])
+@pytest.mark.first_by_default
 def test_a_fork_within_a_transaction_is_refused_in_the_child_and_the_parent_goes_on(
     blocking: eoq.Client, queue: str, file: Path, where: str
 ) -> None:

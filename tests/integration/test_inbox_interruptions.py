@@ -81,6 +81,7 @@ def _inbox(kind: str, file: Path, database: sqlite3.Connection) -> Any:
 @pytest.mark.parametrize(
     ("kind", "count"), [("path", 1), ("path", 2), ("connection", 1), ("connection", 2), ("library", 1)]
 )
+@pytest.mark.slow
 def test_after_an_interruption_at_any_line_the_next_message_is_processed(
     shared_daemon: Daemon, queue: str, file: Path, kind: str, count: int, outcome: str
 ) -> None:

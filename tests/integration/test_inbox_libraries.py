@@ -227,6 +227,7 @@ def test_a_block_that_closes_its_connection_after_the_commit_is_acked(
     assert blocking.result(queue, "m") is not None
 
 
+@pytest.mark.slow
 def test_a_block_of_django_that_is_discarded_without_an_exception_is_not_acked(
     shared_daemon: Daemon, queue: str, file: Path
 ) -> None:

@@ -86,6 +86,7 @@ ENDINGS: dict[str, Callable[[sqlite3.Connection], object]] = {
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
 @pytest.mark.parametrize("kind", ["path", "legacy", "autocommit"])
+@pytest.mark.first_by_default
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client, queue: str, file: Path, ending: Callable[[sqlite3.Connection], object], kind: str
 ) -> None:

@@ -144,6 +144,7 @@ async def test_an_asyncio_handler_cannot_settle_its_message(
 
 
 @pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.slow
 def test_a_worker_with_an_inbox_refuses_a_handler_that_settles(
     blocking: eoq.Client, queue: str, file: Path, batch: int
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_guest_inbox_brings_them_up_to_date_in_the_transaction_of_its_library(
     assert "forgotten_to" in _schema(file)["eoq_watermark"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_statement_leaves_the_old_tables_or_the_new_ones(
     queue: str, folder: Path
 ) -> None:
@@ -241,6 +242,7 @@ def _forgetful(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("many", [False, True])
+@pytest.mark.slow
 def test_an_id_with_other_content_is_a_dead_letter_and_not_acked_with_the_old_result(
     folder: Path, file: Path, many: bool
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_result_that_is_too_large_undoes_the_effect(
     assert _state(blocking, queue)[0] == "dead"
 
 
+@pytest.mark.slow
 def test_two_inboxes_with_the_same_message_make_one_effect(
     blocking: eoq.Client, queue: str, store: Store, shared_daemon: Daemon
 ) -> None:
@@ -181,6 +182,7 @@ def test_two_inboxes_with_the_same_message_make_one_effect(
     assert store.payments() == [f"{number}" for number in range(20)]
 
 
+@pytest.mark.slow
 def test_threads_share_an_inbox_of_a_path(blocking: eoq.Client, queue: str, inbox: AnyInbox, store: Store) -> None:
     blocking.send_many(queue, [eoq.Outgoing({"amount": n}, id=f"{n}") for n in range(200)])
 
@@ -290,6 +292,7 @@ def test_the_table_is_plain_sql(blocking: eoq.Client, queue: str, inbox: AnyInbo
     assert before <= processed_at <= time.time()
 
 
+@pytest.mark.slow
 def test_more_than_fit_in_one_request_are_acked(
     blocking: eoq.Client, queue: str, inbox: AnyInbox, store: Store
 ) -> None:

@@ -76,6 +76,7 @@ def test_keep_may_be_infinite(blocking: eoq.Client, queue: str, store: Store) ->
         assert inbox.prune() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_prunes_while_it_processes(blocking: eoq.Client, queue: str, inbox: AnyInbox, store: Store) -> None:
     """Without a call of `prune` the table stays small."""
     for first in range(0, 2000, 50):
@@ -94,6 +95,7 @@ def test_workers_that_process_one_message_each_prune_as_well(blocking: eoq.Clien
     assert store.known() == [4]
 
 
+@pytest.mark.first_by_default
 def test_prune_uses_the_watermarks_that_other_processes_received(
     blocking: eoq.Client, queue: str, store: Store
 ) -> None:
@@ -122,7 +124,7 @@ def test_the_ids_of_a_queue_that_has_no_watermark_stay(store: Store, inbox: AnyI
     assert inbox.prune() == 0
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["ready", "delayed", "leased", "dead"])
 def test_the_id_of_a_message_that_can_be_delivered_again_is_kept(
     blocking: eoq.Client, queue: str, inbox: AnyInbox, store: Store, state: str

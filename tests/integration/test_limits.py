@@ -231,7 +231,7 @@ def test_deliveries_keep_to_the_rate_of_their_queue(folder: Path) -> None:
         assert client.receive("unlimited")
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["max_in_flight = 1", "rate = 50"])
 def test_several_workers_share_the_limits_of_a_queue(folder: Path, setting: str) -> None:
     with _configured(folder, f"[queues.q]\n{setting}\n") as (daemon, client):
@@ -326,6 +326,7 @@ def _sends(client: eoq.Client) -> bool:
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_a_setting_out_of_bounds_is_named(folder: Path, setting: str) -> None:
     config = folder / "eoq.toml"
     config.write_text(f"[queues.q]\n{setting}\n")

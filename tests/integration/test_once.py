@@ -120,7 +120,7 @@ def test_a_wait_for_a_key_ends_in_time(daemon: Daemon) -> None:
             client.once("k", lambda: "x", wait=0.1)
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [bytes, lambda size: b"\xff" * size, lambda size: b"\n" * size])
 def test_large_results_of_any_bytes_are_kept(daemon: Daemon, make: Callable[[int], bytes]) -> None:
     with eoq.connect(daemon.socket) as client:

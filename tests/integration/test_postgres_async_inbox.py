@@ -34,6 +34,7 @@ async def _delivered(
 
 
 @pytest.mark.parametrize("kind", ["url", "connection", "autocommit"])
+@pytest.mark.slow
 async def test_a_message_takes_effect_once(
     shared_daemon: Daemon, queue: str, database: str, store: Store, kind: str
 ) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 import eoq
 from tests.integration.stores import Store
+from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, eventually
 
 Inbox: TypeAlias = eoq.PgGuestInbox[Session]
@@ -73,6 +74,21 @@ def _again(client: eoq.Client, queue: str) -> eoq.Message:
     return message
 
 
+def test_the_tables_are_looked_for_once(
+    blocking: eoq.Client, queue: str, store: Store, database: str, postgres: Server
+) -> None:
+    look = "where pg_class.oid = to_regclass"
+    before = postgres.said.count(look)
+    engine = create_engine(f"{_url(database)}%20-c%20log_statement%3Dall")
+    inbox = eoq.PgGuestInbox(sessionmaker(engine).begin, _connection)
+    for id in "abc":
+        inbox.process(_delivered(blocking, queue, id), _apply)
+    engine.dispose()
+    looks = postgres.said.count(look) - before
+    assert 1 <= looks <= 3, "before and after the tables are made, and to see that they are committed"
+
+
+@pytest.mark.slow
 def test_objects_of_a_session_and_the_id_commit_together(
     blocking: eoq.Client, queue: str, inbox: Inbox, store: Store
 ) -> None:
@@ -122,6 +138,7 @@ def _recovers(session: Session) -> None:
     ids=["commit", "rollback", "text", "recovers"],
 )
 @pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.first_by_default
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client,
     queue: str,
@@ -284,7 +301,7 @@ with eoq.connect(socket) as client:
 """
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -104,6 +104,7 @@ ENDINGS: dict[str, Callable[[Connection], object]] = {
     ("ending", "ignores", "kind"),
     one_in(5, [(name, ignores, kind) for kind in KINDS for ignores in (False, True) for name in ENDINGS]),
 )
+@pytest.mark.first_by_default
 def test_a_handler_cannot_end_the_transaction(
     blocking: eoq.Client,
     queue: str,

@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 import eoq
+from eoq.postgres.outbox_table import OutboxTable
+from eoq.postgres.sql.common import WAITING
 from tests.integration.relays import RelayProcess, bodies, relaying
 from tests.postgres import Server
 from tests.support import PATIENCE, Daemon, Shell, eventually
@@ -50,10 +52,14 @@ def _waiting(database: str) -> int:
 def _relay_waits(database: str) -> bool:
     """Return whether the relay waits for a notification."""
     return bool(
-        _rows(database, "select 1 from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted")
+        _rows(
+            database,
+            f"select 1 from pg_locks where locktype = 'advisory' and classid = {WAITING} and mode = 'ShareLock'",
+        )
     )
 
 
+@pytest.mark.slow
 def test_a_message_is_sent_if_and_only_if_the_transaction_commits(
     blocking: eoq.Client, queue: str, database: str, connection: psycopg.Connection[Any], relay: RelayProcess
 ) -> None:
@@ -69,6 +75,7 @@ def test_a_message_is_sent_if_and_only_if_the_transaction_commits(
     eventually(lambda: _waiting(database) == 0)
 
 
+@pytest.mark.slow
 def test_all_options_arrive(
     blocking: eoq.Client, queue: str, connection: psycopg.Connection[Any], relay: RelayProcess
 ) -> None:
@@ -105,6 +112,7 @@ def test_nobody_notifies_while_no_relay_waits(database: str, queue: str, connect
         assert list(listening.notifies(timeout=0.2)) == []
 
 
+@pytest.mark.slow
 def test_rows_that_become_visible_out_of_order_are_all_sent(
     blocking: eoq.Client, queue: str, database: str, relay: RelayProcess
 ) -> None:
@@ -126,6 +134,7 @@ def test_rows_that_become_visible_out_of_order_are_all_sent(
     assert len(ids) == len(set(ids)) == 100
 
 
+@pytest.mark.slow
 def test_a_transaction_that_stays_open_hides_nothing_behind_it(
     blocking: eoq.Client, queue: str, database: str, connection: psycopg.Connection[Any], relay: RelayProcess
 ) -> None:
@@ -137,6 +146,7 @@ def test_a_transaction_that_stays_open_hides_nothing_behind_it(
     assert bodies(blocking, queue, 1) == ["late"]
 
 
+@pytest.mark.slow
 def test_two_relays_and_a_killed_one_send_each_message_once(
     shared_daemon: Daemon,
     blocking: eoq.Client,
@@ -162,6 +172,7 @@ def test_two_relays_and_a_killed_one_send_each_message_once(
     assert all([n for n in seen if n % 3 == g] == list(range(g, 1500, 3)) for g in range(3))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_is_set_aside_and_holds_only_its_group(
     shell: Shell, blocking: eoq.Client, queue: str, database: str, connection: psycopg.Connection[Any]
 ) -> None:
@@ -188,6 +199,17 @@ def test_what_cannot_be_sent_is_set_aside_and_holds_only_its_group(
     assert _waiting(database) == 0
 
 
+def test_a_read_has_so_many_bytes(database: str, connection: psycopg.Connection[Any]) -> None:
+    with connection.transaction():
+        for _ in range(4):
+            eoq.PgOutbox(connection).send("q", b"x" * 400)
+    table = OutboxTable(database)
+    for most, rows in ((1000, 2), (100, 1), (10_000, 4)):
+        assert len(table.read(250, most, resend_within=1.0)) == rows
+    table.close()
+
+
+@pytest.mark.slow
 def test_a_relay_outlives_a_restart_of_the_database(
     shared_daemon: Daemon, blocking: eoq.Client, queue: str, restarted: Server
 ) -> None:

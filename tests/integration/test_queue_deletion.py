@@ -43,6 +43,7 @@ def test_a_queue_with_messages_is_not_deleted(client: AnyClient, queue: str) -> 
     assert client.send(queue, "waits", id="waits").duplicate, "nothing was forgotten"
 
 
+@pytest.mark.first_by_default
 def test_a_queue_that_remembers_ids_is_deleted_only_if_they_may_be_forgotten(client: AnyClient, queue: str) -> None:
     ids = [f"m{number}" for number in range(1000)]  # more than one step deletes
     _settle(client, queue, *ids)
@@ -105,6 +106,7 @@ def test_a_receiver_that_waits_gets_the_messages_of_a_queue_that_was_deleted(cli
         assert [message["id"] for message in wire.read()["messages"]] == ["b"]
 
 
+@pytest.mark.slow
 def test_names_of_deleted_queues_make_room_for_new_ones(shared_daemon: Daemon) -> None:
     shell = shared_daemon.shell()
     assert shell.run("eoq send gone x --id x && eoq receive gone --json | jq -r .receipt | xargs eoq ack").status == 0
@@ -134,6 +136,7 @@ def forgetful(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.mark.slow
 def test_a_queue_of_which_nothing_is_left_goes_by_itself(forgetful: Daemon) -> None:
     with eoq.connect(forgetful.socket) as client:
         client.bind("topic", "short.bound")
@@ -190,6 +193,7 @@ def test_a_dead_letter_stays_where_the_other_queue_has_its_id_with_other_content
     assert {message.id for message in client.receive(other, 10)} == {"a", "b"}, "c is behind a in its group"
 
 
+@pytest.mark.first_by_default
 def test_large_dead_letters_are_redriven_to_another_queue_in_steps(client: AnyClient, queue: str) -> None:
     other = f"{queue}.other"
     ids = [f"m{number:02}" for number in range(20)]

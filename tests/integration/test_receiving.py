@@ -309,6 +309,7 @@ LATE: dict[str, Callable[[AnyClient, Delivery], object]] = {
 
 @pytest.mark.parametrize("late", LATE.values(), ids=LATE.keys())
 @pytest.mark.parametrize("meanwhile", ["ready", "leased by another", "settled", "dead"])
+@pytest.mark.first_by_default
 def test_a_consumer_that_lost_its_lease_changes_nothing(
     client: AnyClient, queue: str, late: Callable[[AnyClient, Delivery], None], meanwhile: str
 ) -> None:
@@ -477,6 +478,7 @@ def test_consume_ends_when_no_message_came_for_a_while(client: AnyClient, queue:
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 100])
+@pytest.mark.first_by_default
 def test_consume_with_prefetch_yields_each_message_once(client: AnyClient, queue: str, prefetch: int) -> None:
     client.send_many(queue, [f"{number}" for number in range(250)])
     texts = []
@@ -497,6 +499,7 @@ def test_consume_gives_back_fetched_messages_without_counting_an_attempt(client:
     assert [(message.text, message.attempt) for message in again] == [(f"{number}", 1) for number in range(2, 10)]
 
 
+@pytest.mark.first_by_default
 def test_consume_extends_the_leases_of_fetched_messages(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b", "c"])
     texts = []
@@ -508,7 +511,7 @@ def test_consume_extends_the_leases_of_fetched_messages(client: AnyClient, queue
     assert texts == [("a", 1), ("b", 1), ("c", 1)]
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_consume_extends_the_leases_of_messages_asked_for_ahead(
     client: AnyClient, queue: str, blocking: eoq.Client
 ) -> None:
@@ -541,6 +544,7 @@ def test_messages_asked_for_ahead_over_a_lost_connection_are_not_yielded(
     assert lost == 1, "only the message that is being handled"
 
 
+@pytest.mark.first_by_default
 def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, queue: str) -> None:
     """Megabytes that were asked for ahead are read while the socket has no room for a send."""
     client.send_many(queue, [b"x" * 100_000] * 40)

@@ -56,6 +56,7 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
     assert client.send("q", "x", id="m").duplicate is False
 
 
+@pytest.mark.slow
 def test_a_stopped_daemon_is_noticed_within_the_timeout(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket, timeout=2.0) as client:
         client.ask("status")
@@ -69,6 +70,7 @@ def test_a_stopped_daemon_is_noticed_within_the_timeout(daemon: Daemon) -> None:
             daemon.signal(signal.SIGCONT)
 
 
+@pytest.mark.first_by_default
 def test_a_daemon_that_stops_reading_is_noticed_within_the_timeout(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:

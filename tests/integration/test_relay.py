@@ -59,7 +59,7 @@ def _flush(socket: Path, file: Path, **options: Any) -> int:
 # ── waking ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_commit_wakes_the_relay_and_a_rollback_sends_nothing(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, mode: str
@@ -81,6 +81,7 @@ def test_a_commit_wakes_the_relay_and_a_rollback_sends_nothing(
             eventually(lambda: waiting(file) == 0)
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_synced_long_after_it_was_written_is_sent(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_commit_to_a_file_behind_a_link_wakes_the_relay(
             assert bodies(client, queue, 1) == [str(number)]
 
 
+@pytest.mark.slow
 def test_the_log_stays_small_while_a_backlog_is_sent_beside_an_idle_application(
     shared_daemon: Daemon, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -146,6 +148,7 @@ def test_the_relay_leaves_checkpoints_to_an_application_that_writes(
     assert file.with_name("app.db-wal").stat().st_size > 2 * LARGE_BYTES
 
 
+@pytest.mark.slow
 def test_the_relay_does_no_checkpoint_behind_a_reader_and_tries_again_later(
     queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -162,6 +165,7 @@ def test_the_relay_does_no_checkpoint_behind_a_reader_and_tries_again_later(
     assert waiting(file) == 0
 
 
+@pytest.mark.slow
 def test_a_replaced_file_is_opened_again(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_file_that_is_moved_away_and_back_is_sent(
         eventually(lambda: "goes on" in relay.said)
 
 
+@pytest.mark.slow
 def test_a_file_in_a_replaced_folder_is_sent(
     shared_daemon: Daemon, client: eoq.Client, queue: str, tmp_path: Path
 ) -> None:
@@ -218,6 +223,7 @@ def test_a_file_in_a_replaced_folder_is_sent(
         assert bodies(client, queue, 1) == ["after"]
 
 
+@pytest.mark.slow
 def test_the_relay_waits_for_a_table_that_does_not_exist_yet(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path
 ) -> None:
@@ -231,6 +237,7 @@ def test_the_relay_waits_for_a_table_that_does_not_exist_yet(
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
+@pytest.mark.slow
 def test_an_idle_relay_sleeps(shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path) -> None:
     with closing(sqlite3.connect(file)) as database:
         box = eoq.Outbox(database)
@@ -314,6 +321,7 @@ def test_the_relay_does_not_disturb_a_busy_writer(
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
+@pytest.mark.slow
 def test_the_relay_waits_for_a_locked_file_and_can_still_be_stopped(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, mode: str
 ) -> None:
@@ -334,6 +342,7 @@ def test_the_relay_waits_for_a_locked_file_and_can_still_be_stopped(
             database.execute("rollback")
 
 
+@pytest.mark.slow
 def test_other_queues_go_on_while_one_is_refused(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -363,6 +372,7 @@ def test_other_queues_go_on_while_one_is_refused(
         assert relay.said.count("refused by the test") == 1, "it says a thing once"
 
 
+@pytest.mark.slow
 def test_a_group_keeps_its_order_even_if_the_rest_of_its_batch_takes_long(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -424,6 +434,7 @@ def _marks(file: Path) -> int:
 # ── rows that cannot be sent ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_rows_of_a_trigger_are_sent_and_invalid_rows_are_set_aside(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -497,6 +508,7 @@ def test_a_row_without_an_id_or_a_body_is_set_aside(
     assert [message.id for message in client.receive(queue, 10)] == ["c"]
 
 
+@pytest.mark.slow
 def test_only_its_group_waits_for_a_row_that_is_set_aside(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:
@@ -526,6 +538,7 @@ def test_only_its_group_waits_for_a_row_that_is_set_aside(
     assert "other content" in relay.said
 
 
+@pytest.mark.slow
 def test_one_bad_row_among_many_is_found(
     shared_daemon: Daemon, client: eoq.Client, queue: str, file: Path, database: sqlite3.Connection
 ) -> None:

@@ -378,6 +378,7 @@ def test_relays_start_and_end_and_the_others_are_not_disturbed(folder: Path) -> 
 
 
 @linux_only
+@pytest.mark.slow
 def test_sighup_never_kills_a_daemon_that_starts_or_stops(folder: Path) -> None:
     (folder / "eoq.toml").write_text(MANY)
     paths = ["--db", folder / "eoq.db", "--socket", folder / "s", "--config", folder / "eoq.toml"]

@@ -48,6 +48,7 @@ def _gaps(ids: list[str]) -> list[float]:
     return [_at(b) - _at(a) for a, b in pairwise(ids)]
 
 
+@pytest.mark.slow
 def test_each_occurrence_is_stored_once_and_in_time(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         reply = client.ask("schedule_add", name="tick", queue="ticks", every=1, body="hi")
@@ -104,6 +105,7 @@ def test_missed_occurrences_are_sent_as_catch_up_says(daemon: Daemon, catch_up: 
     assert ("missed" in daemon.said) is (catch_up != "all")
 
 
+@pytest.mark.slow
 def test_a_scheduled_message_has_its_group_and_options(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.ask("schedule_add", name="s", queue="ticks", every=1, group="g", priority=1, headers={"a": "b"})
@@ -247,6 +249,7 @@ catch_up = "all"
 """
 
 
+@pytest.mark.slow
 def test_the_configuration_declares_schedules(folder: Path) -> None:
     config = folder / "eoq.toml"
     config.write_text(DECLARED)
@@ -308,6 +311,7 @@ def test_a_changed_configuration_changes_the_schedules(folder: Path) -> None:
         ],
     ),
 )
+@pytest.mark.first_by_default
 def test_a_wrong_schedule_in_the_configuration_is_reported_at_the_start(
     shell: Shell, folder: Path, text: str, word: str
 ) -> None:

@@ -276,7 +276,7 @@ def test_messages_of_several_requests_all_arrive(client: AnyClient, queue: str) 
     assert [message.text for message in received] == [f"{number}" for number in range(3000)]
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_many_large_messages_are_divided_into_requests_that_fit(client: AnyClient, queue: str) -> None:
     client.send_many(queue, [b"\x01" * MEBIBYTE] * 12)
     received = [message for _ in range(12) for message in client.receive(queue, 1)]
@@ -320,6 +320,7 @@ def test_an_error_of_the_source_reaches_the_caller(client: AnyClient, queue: str
         list(client.send_stream(queue, source()))
 
 
+@pytest.mark.slow
 def test_a_stream_of_100_000_needs_bounded_memory(shared_daemon: Daemon, queue: str) -> None:
     code = """
 import resource, sys, eoq

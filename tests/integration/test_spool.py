@@ -250,6 +250,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.first_by_default
 def test_a_file_that_cannot_be_stored_is_rejected_with_its_reason(
     spool: Path, client: eoq.Client, queue: str, case: str
 ) -> None:
@@ -424,6 +425,7 @@ def test_what_a_killed_sender_left_unfinished_is_removed_after_a_day(folder: Pat
     assert young.exists() and other.exists()
 
 
+@pytest.mark.slow
 def test_an_idle_daemon_sleeps(spool: Path, shared_daemon: Daemon, client: eoq.Client, queue: str) -> None:
     put(spool, queue, "x")
     arrivals(client, queue, 1)

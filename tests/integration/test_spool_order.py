@@ -73,6 +73,7 @@ def machine(folder: Path) -> Iterator[Machine]:
         yield Machine(folder, forker)
 
 
+@pytest.mark.slow
 def test_files_are_sent_in_their_order_whatever_the_clock_says(machine: Machine) -> None:
     machine.send("0 1", f"{-HOUR} 2", f"{-2 * HOUR} 3", f"{HOUR} 4", "0 5", "0 6")
     machine.send(f"{-HOUR} 7", f"{-HOUR} 8", "0 9")
@@ -97,6 +98,7 @@ def test_numbers_of_other_programs_do_not_matter(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
+@pytest.mark.slow
 def test_what_was_claimed_before_the_clock_was_set_back_comes_first(machine: Machine, killed: bool) -> None:
     """The queue is full, so that claimed files wait."""
     config = machine.folder / "eoq.toml"

@@ -60,6 +60,7 @@ def test_a_full_queue_waits_and_other_queues_go_on(
 
 
 @pytest.mark.parametrize("code", ["storage_full", "overloaded", "storage_failed", "internal_error"])
+@pytest.mark.first_by_default
 def test_all_files_wait_while_the_daemon_refuses_everything_and_none_is_rejected(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, code: str
 ) -> None:
@@ -156,6 +157,7 @@ async def test_files_whose_reply_was_lost_are_sent_again_under_the_same_ids(
 # ── those that send ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 async def test_a_send_whose_reply_was_lost_is_spooled_and_stored_once(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_new_folders_and_files_get_the_permissions_of_the_spool(folder: Path) ->
     assert file.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.slow
 def test_the_names_of_files_keep_the_order_of_messages(folder: Path) -> None:
     own = Spool(folder / "spool")
     for batch in range(3):

@@ -206,6 +206,7 @@ def test_an_edit_says_what_to_change(client: AnyClient, queue: str) -> None:
 # ── schedules ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_paused_schedule_sends_nothing_until_it_is_resumed(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.schedule("tick", "ticks", "tick", every=1)

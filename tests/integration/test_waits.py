@@ -43,6 +43,7 @@ def _result_command(daemon: Daemon) -> str:
     [(_receive, "m"), (_result, "done"), (_receive_command, "m"), (_result_command, "done")],
     ids=["receive", "result", "receive-command", "result-command"],
 )
+@pytest.mark.first_by_default
 def test_a_wait_goes_on_over_a_restart(
     daemon: Daemon, pool: ThreadPoolExecutor, wait: Callable[[Daemon], str], found: str
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_folder_that_cannot_be_watched_is_logged_once(
     assert caplog.text.count("cannot be watched") == 1
 
 
+@pytest.mark.slow
 def test_a_hundred_watches_wake_and_share_one_thread(tmp_path: Path) -> None:
     """More than the 40 threads that watchfiles may use at once."""
     files = [tmp_path / str(number) / "app.db" for number in range(100)]

@@ -302,7 +302,7 @@ def test_wrong_arguments_are_refused_at_once(work: Work, options: dict[str, Any]
 # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_leases_of_running_and_waiting_messages_are_extended(
     work: Work, put: Callable[..., None], show: Callable[[str], Any]
 ) -> None:
@@ -407,6 +407,7 @@ def test_a_loop_that_ends_when_the_queue_is_empty_notices_the_end_of_its_handler
     assert min(seconds(number) for number in range(5)) < RECHECK_SECONDS / 2
 
 
+@pytest.mark.slow
 def test_an_idle_loop_takes_the_next_message_at_once(blocking: eoq.Client, queue: str, work: Work) -> None:
     waits: list[float] = []
 
@@ -483,6 +484,7 @@ def test_a_lease_that_was_lost_before_the_ack_was_confirmed_is_logged(
         assert "it is delivered again" in caplog.text
 
 
+@pytest.mark.first_by_default
 def test_a_daemon_that_stays_away_ends_the_loop_after_running_handlers(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
@@ -629,6 +631,7 @@ def test_with_a_stop_that_is_set_already_nothing_is_handled(
         assert show("m")["deliveries"] == 0
 
 
+@pytest.mark.first_by_default
 def test_idle_is_how_long_an_empty_queue_is_waited_for(
     work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str
 ) -> None:
@@ -716,6 +719,7 @@ def program(kind: Kind, shared_daemon: Daemon, queue: str) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("number", [15, 2])
+@pytest.mark.first_by_default
 def test_a_signal_stops_the_loop_cleanly_and_its_handler_is_restored(
     program: subprocess.Popen[bytes], put: Callable[..., None], show: Callable[[str], Any], number: int
 ) -> None:
@@ -815,6 +819,7 @@ def test_reject_and_retry_through_the_inbox_roll_back(
     assert show("later")["due_at"] > time.time() + 50
 
 
+@pytest.mark.slow
 def test_a_message_that_fails_its_whole_batch_costs_the_others_no_attempt(
     blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path, show: Callable[[str], Any]
 ) -> None:
@@ -1032,6 +1037,7 @@ def test_the_wait_for_the_inbox_does_not_count_as_time_of_the_handler(
     assert _effects(file) == sorted(_many(8))
 
 
+@pytest.mark.slow
 async def test_the_wait_for_the_asyncio_inbox_does_not_count_as_time_of_the_handler(
     shared_daemon: Daemon, queue: str, put: Callable[..., None], file: Path
 ) -> None:
@@ -1075,6 +1081,7 @@ def test_an_exception_without_a_text_does_not_end_the_loop(
     assert "Odd" in show("odd")["error"]
 
 
+@pytest.mark.first_by_default
 def test_idle_counts_from_the_end_of_the_last_handler(
     work: Work, put: Callable[..., None], blocking: eoq.Client
 ) -> None:
@@ -1105,6 +1112,7 @@ def test_thousands_of_waiting_messages_are_given_back_without_counting_an_attemp
     assert attempts == {1}
 
 
+@pytest.mark.first_by_default
 def test_a_loop_that_is_stopped_while_the_daemon_is_away_ends(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:

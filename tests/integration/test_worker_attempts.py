@@ -83,6 +83,7 @@ def test_a_commit_of_process_many_that_fails_is_tried_one_by_one(client: eoq.Cli
 
 
 @pytest.mark.parametrize("batch", [1, 10])
+@pytest.mark.slow
 def test_a_locked_file_counts_no_attempt_and_is_logged_once(
     client: eoq.Client, file: Path, batch: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_locked_file_counts_no_attempt_with_consume(client: eoq.Client, file: 
     ids=["disk", "daemon", "storage"],
 )
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.first_by_default
 def test_an_outage_that_a_handler_meets_counts_no_attempt(
     strict: Daemon, client: eoq.Client, error: Exception, kind: str
 ) -> None:
@@ -146,6 +148,7 @@ def test_an_outage_that_a_handler_meets_counts_no_attempt(
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.first_by_default
 def test_a_loop_that_fails_alike_for_all_messages_says_so_once_and_backs_off(
     strict: Daemon, client: eoq.Client, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,6 +221,7 @@ with eoq.connect(socket) as client, eoq.Inbox(app) as inbox:
 
 
 @pytest.mark.parametrize("how", ["1", "50", "consume"])
+@pytest.mark.slow
 def test_a_message_that_kills_its_worker_takes_no_neighbour_with_it(tmp_path: Path, how: str) -> None:
     script = tmp_path / "killer.py"
     script.write_text(KILLER)
@@ -259,6 +263,7 @@ print(*seen)
 
 
 @pytest.mark.parametrize("how", ["exit", "break"])
+@pytest.mark.first_by_default
 def test_the_end_of_a_child_process_gives_none_of_its_parents_messages_away(
     strict: Daemon, client: eoq.Client, how: str
 ) -> None:

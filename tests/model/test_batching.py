@@ -176,6 +176,7 @@ def _compare(folder: Path, case: Case) -> tuple[Told, bool]:
 
 
 @pytest.mark.parametrize("case", AS_ONE.values(), ids=AS_ONE.keys())
+@pytest.mark.first_by_default
 def test_a_put_and_its_claim_are_done_as_one(tmp_path: Path, case: Case) -> None:
     told, as_one = _compare(tmp_path, case)
     assert as_one
@@ -184,5 +185,6 @@ def test_a_put_and_its_claim_are_done_as_one(tmp_path: Path, case: Case) -> None
 
 
 @pytest.mark.parametrize("case", AS_TWO.values(), ids=AS_TWO.keys())
+@pytest.mark.first_by_default
 def test_a_put_and_a_claim_that_have_to_be_two_have_the_same_outcomes(tmp_path: Path, case: Case) -> None:
     _compare(tmp_path, case)

@@ -73,6 +73,7 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 
 @pytest.mark.parametrize("most_back", [1, 3, 10_000])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.first_by_default
 def test_each_claim_takes_the_first_that_are_ready(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, seed: int, most_back: int
 ) -> None:
@@ -117,6 +118,7 @@ def _roll_back(queue: Queue, rng: random.Random) -> None:
         queue.store.database.transaction(fail, durable=False)
 
 
+@pytest.mark.slow
 def test_a_claim_takes_the_same_time_however_many_are_leased(queue: Queue) -> None:
     def seconds() -> float:
         best = float("inf")

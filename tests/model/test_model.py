@@ -679,6 +679,7 @@ def _run(examples: int) -> None:
 
 @pytest.mark.parametrize("first", ["nack", "release", "hang_up"])
 @pytest.mark.parametrize("second", ["ack", "reject", "settle", "settle_all", "nack", "release"])
+@pytest.mark.first_by_default
 def test_a_late_ending_does_nothing_to_the_next_delivery(first: str, second: str) -> None:
     """A message is given back, delivered again, and ended by its first receiver, all in one transaction (G7)."""
     machine = Machine()

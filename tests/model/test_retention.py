@@ -696,6 +696,7 @@ def test_a_clock_that_is_set_back_makes_no_id_older_than_it_is(machine: Machine)
     machine.prune(elsewhere=True)
 
 
+@pytest.mark.slow
 def test_no_id_is_forgotten_whose_message_can_still_be_delivered() -> None:
     _run(EXAMPLES)
 

@@ -330,6 +330,7 @@ def test_what_comes_right_after_a_jump_is_in_time(daemon: Daemon, clock: ManualC
 
 
 @pytest.mark.parametrize("catch_up", ["last", "none"])
+@pytest.mark.first_by_default
 def test_what_comes_right_after_the_clock_is_set_back(daemon: Daemon, clock: ManualClock, catch_up: str) -> None:
     daemon.ask("schedule_add", name="s", queue="q", cron="@hourly", catch_up=catch_up)
     hour = clock.wall() // HOUR * HOUR + 10 * HOUR
@@ -544,7 +545,7 @@ def test_there_is_a_limit(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> No
     assert daemon.ask("schedule_add", name="a", queue="q", every=10)["changed"] is False
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.parametrize("set_back", [False, True])
 def test_a_time_zone_that_goes_away_holds_up_its_schedule_alone(
     daemon: Daemon, clock: ManualClock, set_back: bool

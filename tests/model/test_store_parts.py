@@ -436,6 +436,7 @@ def test_a_clock_that_was_set_is_told_from_time_that_passed(
     assert ClockNotes(parts.database).uncounted_since(now) == 0
 
 
+@pytest.mark.slow
 def test_jumps_of_the_clock_are_added_up_when_they_are_many(parts: Parts) -> None:
     notes = ClockNotes(parts.database)
     for number in range(1000):

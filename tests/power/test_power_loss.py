@@ -139,7 +139,7 @@ def _can_trace() -> bool:
     return subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 @pytest.mark.skipif(not _can_trace(), reason="strace is missing, or is not allowed to trace")
 @pytest.mark.parametrize("quick_commit", [None, 0.0], ids=["on the loop", "on the thread"])
 def test_each_confirmation_leaves_after_the_sync_of_what_it_confirms(folder: Path, quick_commit: float | None) -> None:

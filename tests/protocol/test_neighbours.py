@@ -51,6 +51,7 @@ def test_a_client_is_answered_while_many_others_begin_to_wait_and_while_they_lea
         eventually(lambda: _waiting(daemon) == 0)
 
 
+@pytest.mark.slow
 def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps(daemon: Daemon) -> None:
     count = 4000
     with daemon.wire() as other, daemon.wire() as hog:
@@ -67,6 +68,7 @@ def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps(daemon
         eventually(lambda: other.ask({"op": "queues"})["queues"][0]["ready"] == count)
 
 
+@pytest.mark.slow
 def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
     count = 3000
     with daemon.wire() as other:
@@ -114,6 +116,7 @@ def _answered(wire: Wire) -> bool:
 
 @needs_proc
 @pytest.mark.parametrize("wait", [0, 1])
+@pytest.mark.slow
 def test_large_replies_to_one_client_are_made_one_after_the_other(daemon: Daemon, wait: int) -> None:
     _store_output(daemon)
     with daemon.wire() as hog, daemon.wire() as other:
@@ -155,6 +158,7 @@ def test_a_slow_reader_is_not_disconnected_for_those_who_do_not_read(daemon: Dae
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_large_result_for_many_that_wait_is_sent_to_one_after_the_other(daemon: Daemon) -> None:
     daemon.ask(op="send", queue="q", id="m", body="")
     with daemon.wire() as worker, ExitStack() as stack:

@@ -64,6 +64,7 @@ def test_the_same_rid_twice_is_answered_twice(wire: Wire) -> None:
     assert [wire.read()["rid"], wire.read()["rid"]] == [1, 1]
 
 
+@pytest.mark.slow
 def test_thousands_of_requests_in_one_write_are_all_answered(wire: Wire, queue: str) -> None:
     """The client reads while it writes: the daemon reads no more from one that leaves its replies unread."""
     requests = [{"op": "send", "queue": queue, "id": f"{n}", "body": "x", "rid": n} for n in range(10_000)]

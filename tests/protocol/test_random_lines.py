@@ -31,6 +31,7 @@ def _check(reply: Fields) -> None:
 
 
 @pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid["op"])
+@pytest.mark.first_by_default
 def test_every_field_with_every_strange_value(shared_daemon: Daemon, valid: Fields) -> None:
     fields = [*valid, "rid", "extra"]
     with shared_daemon.wire() as wire:
@@ -80,6 +81,7 @@ def _check_random_fields(daemon: Daemon, requests: list[tuple[Fields, Fields]]) 
 
 @given(requests_with_more)
 @settings(max_examples=20, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_requests_with_random_fields(shared_daemon: Daemon, requests: list[tuple[Fields, Fields]]) -> None:
     _check_random_fields(shared_daemon, requests)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...errors import EoqError
 from ..request_values import new_schedule
 from .access import unknown_names
-from .model import Config
+from .database_urls import is_variable, url_problem
+from .model import Config, ForwardConfig, IngestConfig
 from .problems import Problem
 from .settings import QueueSettings
 from .toml_text import to_key, to_text
@@ -19,6 +20,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _of_retries(config)
     yield from _of_bindings(config)
     yield from _of_schedules(config)
+    yield from _of_bridges(config)
     yield from unknown_names(config.permissions, config.daemon.socket_group)
     for name, entries in (("relay", config.relay), ("bind", config.bind)):
         texts = [to_text(entry) for entry in entries]
@@ -44,6 +46,29 @@ def _of_bindings(config: Config) -> Iterator[Problem]:
         if bind.queue in topics:
             text = f"binds {to_text(bind.queue)}, which is a topic itself; messages of a topic go to queues only"
             yield Problem(f"[[bind]] no. {number}", text)
+
+
+def _of_bridges(config: Config) -> Iterator[Problem]:
+    bridges: tuple[tuple[str, str, Sequence[ForwardConfig | IngestConfig]], ...] = (
+        ("forward", "to", config.forward),
+        ("ingest", "from", config.ingest),
+    )
+    for kind, word, entries in bridges:
+        places: set[object] = set()
+        for number, entry in enumerate(entries, 1):
+            where = f"[[{kind}]] no. {number}"
+            url, variable = entry.place
+            if (url is None) == (variable is None):
+                yield Problem(where, f"needs either `{word}` or `{word}_env`")
+            if url is not None and (problem := url_problem(url)) is not None:
+                yield Problem(f"{where}: {word}", problem)
+            if variable is not None and not is_variable(variable):
+                yield Problem(f"{where}: {word}_env", "must be the name of a variable of the environment")
+            # A queue is forwarded to one place, and ingested from each place once.
+            place = entry.queue if kind == "forward" else (entry.queue, *entry.place)
+            if place in places:
+                yield Problem(where, f"has the queue {to_text(entry.queue)} of an earlier entry; remove one")
+            places.add(place)
 
 
 def _of_schedules(config: Config) -> Iterator[Problem]:

@@ -126,7 +126,7 @@ def _check_parts(value: Any, annotation: Any, place: str) -> Iterator[Problem]:
             yield from _check(pattern, get_args(kind)[0], f"{place}.{to_key(pattern)}")
             yield from _check(entry, get_args(kind)[1], f"{place}.{to_key(pattern)}")
     elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
         for key, item in value.items():
             inner = f"{place}{': ' if place.startswith('[[') else '.' if place else ''}{to_key(key)}"
             if key in fields:

@@ -15,6 +15,15 @@ send = ["www-data", "@web"]
 [[relay]]
 path = "shop.db"         # an application's file whose outbox is sent
 
+[[forward]]
+queue = "payments"       # its messages go to other machines
+to = "postgresql://eoq@db/shop"  # or to_env: the variable that has the URL
+
+[[ingest]]
+queue = "payments"       # its messages come from other machines
+from = "postgresql://eoq@db/shop"
+as = "till-3"            # the name of this machine
+
 [[bind]]
 topic = "orders"         # messages of this topic go to this queue, if they have these headers
 queue = "mail.orders"
@@ -41,6 +50,8 @@ from .patterns import MAX_SECTIONS, matches
 from .settings import RETENTION, QueueSettings, StorageSettings
 
 MAX_RELAYS: Final = 100
+MAX_BRIDGES: Final = 20
+"""How many queues are forwarded, and how many ingested. Each has a process of its own."""
 MAX_REMEMBERED: Final = 20_000
 """For how many queues the settings are kept in memory."""
 _PORT: Final = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
@@ -57,6 +68,8 @@ OptionalPath = Annotated[FilePath | None, Meta(description=PATH)]
 Name = Annotated[
     str, Meta(pattern=QUEUE_PATTERN, description="a name of letters, digits and . _ -, with at most 128 characters")
 ]
+Url = Annotated[str, Meta(min_length=1, max_length=1000)]
+"""Without a pattern: its error would show the value, which may have a password. `contradictions` checks it."""
 HeaderText = Annotated[str, Meta(max_length=1000)]
 
 
@@ -96,6 +109,41 @@ class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
     path: FilePath
 
 
+class ForwardConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """A queue whose messages go to other machines. Either ``to`` or ``to_env`` names the database between them."""
+
+    queue: Name
+    to: Url | None = None
+    to_env: Url | None = None
+
+    @property
+    def place(self) -> tuple[str | None, str | None]:
+        """The URL of the database, or the variable that has it."""
+        return self.to, self.to_env
+
+
+class IngestConfig(
+    Struct, forbid_unknown_fields=True, frozen=True, rename={"source": "from", "source_env": "from_env", "name": "as"}
+):
+    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the database."""
+
+    queue: Name
+    source: Url | None = None
+    source_env: Url | None = None
+    name: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None, Meta(description="the name of this machine")
+    ] = None
+    limit: Annotated[int, Meta(ge=1, le=1_000_000, description="messages that are claimed or unsettled here")] = 1000
+    keep: Annotated[float, Meta(ge=86400, le=10 * 366 * 86400, description="seconds for which ids are remembered")] = (
+        30 * 86400.0
+    )
+
+    @property
+    def place(self) -> tuple[str | None, str | None]:
+        """The URL of the database, or the variable that has it."""
+        return self.source, self.source_env
+
+
 class BindConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """A queue that gets the messages of a topic, if they have all of ``headers``."""
 
@@ -118,6 +166,12 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
         dict[str, dict[str, Any]], Meta(max_length=MAX_SECTIONS, description='tables like [queues."mail.*"]')
     ] = {}
     relay: Annotated[list[RelayConfig], Meta(max_length=MAX_RELAYS, description="tables, each under [[relay]]")] = []
+    forward: Annotated[
+        list[ForwardConfig], Meta(max_length=MAX_BRIDGES, description="tables, each under [[forward]]")
+    ] = []
+    ingest: Annotated[
+        list[IngestConfig], Meta(max_length=MAX_BRIDGES, description="tables, each under [[ingest]]")
+    ] = []
     bind: Annotated[list[BindConfig], Meta(max_length=MAX_SECTIONS, description="tables, each under [[bind]]")] = []
     schedule: Annotated[
         list[Schedule], Meta(max_length=MAX_SECTIONS, description="tables, each under [[schedule]]")

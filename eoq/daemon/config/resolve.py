@@ -103,7 +103,7 @@ class ResolvedConfig:
             yield NamedSetting(field.name, *self.overrides.get(field.name, Resolved(field.default, DEFAULT)))
 
     def of_lists(self) -> Iterator[NamedSetting]:
-        """Yield the entries of the file's lists: relays, bindings and schedules."""
+        """Yield the entries of the file's lists: relays, bridges, bindings and schedules."""
         for field in msgspec.structs.fields(self.config):
             value = getattr(self.config, field.name)
             if isinstance(value, list):

@@ -26,7 +26,7 @@ def to_text(value: object) -> str:
     if isinstance(value, str):
         return shorten(json.dumps(value, ensure_ascii=not value.isprintable()))
     if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
+        fields = {field.encode_name: getattr(value, field.name) for field in msgspec.structs.fields(value)}
         return ", ".join(f"{name} = {to_text(item)}" for name, item in fields.items() if item not in (None, {}, []))
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{to_key(name)} = {to_text(item)}" for name, item in value.items()) + " }"

@@ -23,11 +23,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-LOCK_CLASS: Final = 0x656F71
-"""The first of the two numbers of all advisory locks of eoq: its name in ASCII."""
-LOCK_TABLES: Final = f"select pg_advisory_xact_lock({LOCK_CLASS}, 0)"
-"""Held while tables are made: `create table if not exists` fails if two do it at once."""
-
 GUARD: Final = "a handler must not commit: eoq commits after it"
 """The name of the constraint that refuses it, since the error of the database shows that name."""
 

@@ -16,6 +16,7 @@ from ...measures import all_counters
 from ...server.server import Server
 from ...session import Fields, Handlers, Reply, Session
 from ...store.sqlite.store import SqliteStore
+from ..bridges.bridges import Bridges
 from ..retention import Retention
 from ..spool_reader import SpoolReader
 
@@ -34,6 +35,7 @@ class StatusService:
         broker: Broker,
         reloader: Reloader,
         spool: SpoolReader | None,
+        bridges: Bridges,
     ) -> None:
         """``max_attempts`` is the setting of a flag or a variable, or None."""
         self._database = database
@@ -46,6 +48,7 @@ class StatusService:
         self._broker = broker
         self._reloader = reloader
         self._spool = spool
+        self._bridges = bridges
         self._started = time.time()
         self.handlers: Handlers = {ask.Status: self._status}
 
@@ -77,6 +80,7 @@ class StatusService:
             "since_start": all_counters(self._store.totals.all_since_start()),
             "latencies": self._store.database.latencies.fields(),
             **self._reloader.describe(),
+            **self._bridges.describe(),
         }
         if self._spool is not None:
             fields |= self._spool.describe()

@@ -1,0 +1,206 @@
+"""The public face of the bridge: run a forward or an ingest from a program. `eoq forward` and the daemon use it too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from ..client.aio import AsyncClient, connect_async
+from ..errors import InvalidRequest
+from ..postgres.driver import shown
+from ..postgres.waking import WakingTable
+from ..protocol.validation import check_queue
+from . import statements
+from .forward import Forwarder
+from .ingest import KEEP_SECONDS, LIMIT, Ingester
+
+T = TypeVar("T")
+
+SHORTEST_KEEP: Final = 86400.0
+
+
+class OpenRows(NamedTuple):
+    """The rows of a queue in the database between the machines. Each number is at most 10,000."""
+
+    unclaimed: int
+    """How many no machine has claimed yet."""
+    claimed: int
+    """How many are claimed and not stored yet: by this machine, for an ingest; by any, for a forward."""
+
+
+class Bridge:
+    """One queue that is forwarded to other machines, or ingested from them, over a table in PostgreSQL.
+
+    Make it with `Bridge.forward` or `Bridge.ingest`, in any process of the machine whose daemon it serves. Then call
+    `run` or `flush`, or in asyncio `run_async` or `flush_async`. An object runs once at a time.
+
+    ``database`` is the URL of the database (or another connection string of libpq). A password in it never appears in
+    logs or errors. ``socket`` is that of the daemon, as for `eoq.connect`.
+    """
+
+    def __init__(
+        self,
+        direction: Literal["forward", "ingest"],
+        queue: str,
+        database: str,
+        name: str | None,
+        make: Callable[[AsyncClient], Forwarder | Ingester],
+        socket: str | os.PathLike[str] | None,
+    ) -> None:
+        """Do as `forward` and `ingest`, which are to be called."""
+        check_queue(queue)
+        self.direction = direction
+        self.queue = queue
+        self.place = shown(database)
+        """The name of the database, without user and password."""
+        self._name = name
+        self._make = make
+        self._socket = socket
+        self._table = WakingTable(database, "eoq_forward", "`eoq forward` makes it")
+        self._current: Forwarder | Ingester | None = None
+        self._moved = self._refused = 0
+        """What was counted in earlier runs."""
+        self._stopped = False
+        self._began_at = 0.0
+        self._wake: Callable[[], object] | None = None
+        """It ends the run, from any thread."""
+
+    @classmethod
+    def forward(cls, queue: str, database: str, *, socket: str | os.PathLike[str] | None = None) -> Bridge:
+        """Return a bridge that moves the messages of a queue to the table in the database.
+
+        Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
+        """
+        return cls("forward", queue, database, None, lambda client: Forwarder(client, queue, database), socket)
+
+    @classmethod
+    def ingest(
+        cls,
+        queue: str,
+        database: str,
+        *,
+        name: str | None = None,
+        limit: int = LIMIT,
+        keep: float = KEEP_SECONDS,
+        socket: str | os.PathLike[str] | None = None,
+    ) -> Bridge:
+        """Return a bridge that takes messages for a queue from the table in the database.
+
+        ``name`` is that of this machine; by default it is the identity of the daemon's file. At most ``limit`` messages
+        are claimed or unsettled here. For ``keep`` seconds the ids of what was taken are remembered.
+
+        Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
+        below 1, or a ``keep`` below a day.
+        """
+        if limit < 1 or not keep >= SHORTEST_KEEP:
+            raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of 86,400 seconds or more")
+
+        def make(client: AsyncClient) -> Ingester:
+            return Ingester(client, queue, database, owner=name, limit=limit, keep=keep)
+
+        return cls("ingest", queue, database, name, make, socket)
+
+    # ── running ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> None:
+        """Move messages until `stop` is called, or until Ctrl-C.
+
+        While the database or the daemon is away, it waits. Raises `Unavailable` if there is no daemon at the start,
+        `NameInUse` (an `InvalidRequest`) if another machine takes the queue under this name, and `StorageFailed` or
+        `Forbidden` if an ingest cannot use the database at its start.
+        """
+        asyncio.run(self.run_async())
+
+    async def run_async(self) -> None:
+        """Do as `run`, until this task is cancelled or `stop` is called."""
+        await self._with_client(lambda one: one.run())
+
+    def flush(self) -> int:
+        """Move what is there now, up to the limit of an ingest. Return how many messages could not be moved for good.
+
+        Those are dead letters of this call here (forward), or all rows that are set aside for this machine (ingest).
+        Raises the error that keeps it from going on: those of `run`, and for an ingest what the daemon says, such as
+        `QueueFull`.
+        """
+        return asyncio.run(self.flush_async())
+
+    async def flush_async(self) -> int:
+        """Do as `flush`."""
+        return await self._with_client(lambda one: one.flush()) or 0
+
+    def stop(self) -> None:
+        """Let `run` return, also if it is called later. Messages in its hands go back to their queue.
+
+        Any thread, and any handler of a signal, may call it.
+        """
+        self._stopped = True
+        if (wake := self._wake) is not None:
+            with suppress(RuntimeError):  # its loop has just ended
+                wake()
+
+    async def _with_client(self, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T | None:
+        """Return what ``work`` returns, or None if it was stopped."""
+        if self._current is not None:
+            raise InvalidRequest("this bridge runs already; make another object to run it twice")
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        async with connect_async(self._socket) as client:
+            one = self._current = self._make(client)
+            self._began_at = time.monotonic()
+            self._wake = partial(loop.call_soon_threadsafe, woken.set)
+            if self._stopped:
+                woken.set()
+            working = asyncio.create_task(_checked(one, work))
+            stopping = asyncio.create_task(woken.wait())
+            try:
+                await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                return await working if working.done() else None
+            finally:
+                for task in (working, stopping):
+                    task.cancel()
+                await asyncio.gather(working, stopping, return_exceptions=True)
+                self._moved, self._refused = self.moved, self.refused
+                self._current = self._wake = None
+
+    # ── what it has done; any thread may ask ────────────────────────────────────────────────────────────
+
+    @property
+    def moved(self) -> int:
+        """How many messages this object has moved, those included that were there already."""
+        return self._moved + (0 if (current := self._current) is None else current.moved)
+
+    @property
+    def refused(self) -> int:
+        """How many became dead letters here (forward), or were set aside in the database (ingest)."""
+        return self._refused + (0 if (current := self._current) is None else current.refused)
+
+    @property
+    def error(self) -> str | None:
+        """Why it waits now, or None while all is well and while it does not run."""
+        return None if (current := self._current) is None else current.error
+
+    @property
+    def running_for(self) -> float:
+        """For how many seconds it has been running, or 0."""
+        return 0.0 if self._current is None else time.monotonic() - self._began_at
+
+    def waiting(self) -> OpenRows:
+        """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
+        owner = None if (current := self._current) is None else current.owner
+        try:
+            with self._table.transaction() as connection:
+                ((unclaimed, claimed),) = connection.execute(
+                    statements.WAITING, {"queue": self.queue, "owner": owner or self._name}
+                ).fetchall()
+                return OpenRows(unclaimed, claimed)
+        finally:
+            self._table.close()
+
+
+async def _checked(one: Forwarder | Ingester, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T:
+    await one.check()
+    return await work(one)

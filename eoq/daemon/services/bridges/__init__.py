@@ -1,0 +1,1 @@
+"""The bridges that the daemon runs: `[[forward]]` and `[[ingest]]` of its configuration."""

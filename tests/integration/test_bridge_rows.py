@@ -1,0 +1,236 @@
+"""The rows of the bridge in PostgreSQL, as one machine claims, tries, takes and forgets them. No daemon is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from eoq.bridge.claims import list_claims, release_claims
+from eoq.bridge.ingest import ClaimedRows, NameInUse
+from eoq.bridge.statements import LOCK_QUEUE, MAKE
+from eoq.message import Outgoing
+from eoq.outbox.rows import FileBusy, Row
+from eoq.postgres.waking import WakingTable
+from tests.support import PATIENCE
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def connection(database: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(MAKE)
+        yield connection
+
+
+@pytest.fixture
+def machine(connection: psycopg.Connection[Any], database: str) -> Iterator[Callable[..., ClaimedRows]]:
+    """Return a function that makes a machine's end of the table, for the queue `q`, with room for all."""
+    made: list[ClaimedRows] = []
+
+    def make(owner: str, identity: str = "", conninfo: str = database) -> ClaimedRows:
+        one = ClaimedRows(conninfo, "q", owner, identity or owner, 3 * DAY, lambda: None)
+        one.room = 10_000
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def _insert(connection: psycopg.Connection[Any], *ids: str, queue: str = "q", **columns: object) -> None:
+    names = ["queue", "id", "body", *(f'"{name}"' for name in columns)]
+    for id in ids:
+        values = [queue, id, b"x", *columns.values()]
+        columns_text = ", ".join(names)
+        connection.execute(
+            f"insert into eoq_forward ({columns_text}) values ({', '.join(['%s'] * len(values))})",
+            values,
+        )
+
+
+def _ids(rows: list[Row]) -> list[str]:
+    return [row.key.decode() for row in rows]
+
+
+def _read(machine: ClaimedRows, limit: int = 250, most_bytes: int = 1024 * 1024) -> list[Row]:
+    return machine.read(limit, most_bytes, resend_within=6 * DAY)
+
+
+def _age(connection: psycopg.Connection[Any], column: str, days: float) -> None:
+    connection.execute(f"update eoq_forward set {column} = {column} - {days * DAY}")
+
+
+def test_a_machine_forgets_only_of_its_queue_and_all_that_is_due(
+    connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "a", taken_at=1.0, queue="other")
+    connection.execute(
+        "insert into eoq_forward (queue, id, body, taken_at) select 'q', n, '', 1 from generate_series(1, 1500) n"
+    )
+    _insert(connection, "new")
+    connection.execute("update eoq_forward set taken_at = extract(epoch from now()) where id = 'new'")
+    one = machine("b")
+    _read(one)
+    _read(one)
+    left = connection.execute("select queue, id from eoq_forward order by queue").fetchall()
+    assert left == [("other", "a"), ("q", "new")]
+
+
+def test_a_name_with_a_group_belongs_to_its_file(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "1", group="g")
+    first = machine("b", "file 1")
+    first.remove(_read(first))
+    first.close()
+    with pytest.raises(NameInUse, match="claims or groups of another"):
+        _read(machine("b", "file 2"))
+    assert release_claims(database, "q", "b") == 0
+    assert _read(machine("b", "file 2")) == []
+
+
+def test_only_what_was_tried_grows_too_old(
+    connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "m")
+    one = machine("b")
+    _read(one)
+    _age(connection, "claimed_at", 9)
+    rows = _read(one)
+    assert isinstance(rows[0].message, Outgoing), "it was claimed and never tried"
+    one.mark(rows)
+    one.unmark(rows)
+    _age(connection, "claimed_at", 9)
+    rows = _read(one)
+    assert isinstance(rows[0].message, Outgoing), "the daemon has refused it"
+    one.mark(rows)
+    one.mark(rows)
+    one.unmark(rows)
+    _age(connection, "tried_at", 9)
+    (row,) = _read(one)
+    assert "If so, set its taken_at; if not, set its error to null" in str(row.message)
+    one.set_aside(row, str(row.message))
+    assert (_read(one), one.count_set_aside()) == ([], 1)
+    connection.execute("update eoq_forward set error = null")
+    assert isinstance(_read(one)[0].message, Outgoing), "the operator says that it did not arrive"
+
+
+def test_a_row_that_has_arrived_is_set_aside_no_more(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "1", "2", group="g")
+    one = machine("b")
+    first, _second = _read(one)
+    one.set_aside(first, "why")
+    _insert(connection, "3", group="g")
+    assert _read(one) == [], "the group waits"
+    connection.execute("update eoq_forward set taken_at = extract(epoch from now()) where id = '1'")
+    taken = _read(one)
+    one.remove(taken)
+    taken += _read(one)
+    assert _ids(taken) == ["2", "3"]
+    assert one.count_set_aside() == 0
+    assert [claims.set_aside for claims in list_claims(database, "q")] == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["claimed_at = null", "claimed_at = 'NaN', tried_at = 'NaN'", "claimed_at = 'inf', expires_at = null"],
+)
+def test_dates_of_other_programs_keep_nothing_back(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows], change: str
+) -> None:
+    _insert(connection, "m")
+    connection.execute(f"update eoq_forward set owner = 'b', {change}")
+    one = machine("b")
+    rows = _read(one)
+    assert isinstance(rows[0].message, Outgoing)
+    left, since = one.mark(rows)
+    assert left == rows
+    assert since > 0
+    assert list_claims(database, "q")[0].oldest is None
+
+
+def test_a_date_that_is_no_number_sets_its_row_aside(
+    connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "m", owner="b", tried_at=float("-inf"))
+    (row,) = _read(machine("b"))
+    assert "not a number of seconds" in str(row.message)
+
+
+def test_a_claim_has_so_many_bytes(connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]) -> None:
+    _insert(connection, *"abcde")
+    connection.execute("update eoq_forward set body = convert_to(repeat('x', 400), 'UTF8')")
+    one = machine("b")
+    assert _ids(_read(one, most_bytes=1000)) == ["a", "b"]
+    assert one.room == 10_000 - 2
+    assert _ids(_read(one, most_bytes=100)) == ["a"], "one at least"
+    assert _ids(_read(machine("c"), most_bytes=100)) == ["c"]
+    assert _ids(_read(machine("d"))) == ["d", "e"]
+
+
+def test_the_isolation_that_a_database_sets_moves_no_group(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "1", "2", group="g")
+    one = machine("b", conninfo=f"{database}%20-c%20default_transaction_isolation%3Drepeatable%5C%20read")
+    assert _read(machine("nobody"), limit=0) == []
+    found: list[list[Row]] = []
+    reading = threading.Thread(target=lambda: found.append(_read(one)))
+    with connection.transaction():
+        connection.execute(LOCK_QUEUE, ("q",))
+        connection.execute("update eoq_forward set owner = 'c', claimed_at = 1 where id = '1'")
+        reading.start()
+        while not connection.execute("select 1 from pg_locks where locktype = 'advisory' and not granted").fetchall():
+            assert reading.is_alive(), "it waits for its turn"
+    reading.join(PATIENCE)
+    assert found == [[]]
+
+
+def test_any_number_of_readers_wait(connection: psycopg.Connection[Any], database: str) -> None:
+    readers = [WakingTable(database, "eoq_forward", "") for _ in range(3)]
+    connection.execute("listen eoq_forward")
+    with psycopg.connect(database) as writer, psycopg.connect(database) as another:
+        for one in (writer, another):
+            _insert(one, str(id(one)))
+        another.commit()
+        writer.commit()
+        assert list(connection.notifies(timeout=0.1)) == [], "nobody waits, and writers do not mistake each other"
+        for reader in readers:
+            reader.begin_waiting()
+        for reader in readers[:2]:
+            reader.end_waiting()
+        for one in (writer, another):
+            _insert(one, f"{id(one)} again")
+        writer.commit()
+        another.commit()
+        assert len(list(connection.notifies(timeout=0.5, stop_after=2))) == 2, "one waits still"
+        readers[2].end_waiting()
+    for reader in readers:
+        reader.close()
+
+
+def test_a_long_transaction_fills_no_log(connection: psycopg.Connection[Any], database: str) -> None:
+    reader = WakingTable(database, "eoq_forward", "")
+    connection.execute("listen eoq_forward")
+    with psycopg.connect(database) as writer, psycopg.connect(database) as another:
+        _insert(writer, "long")
+        for _ in range(2):  # only the first waits, and has its time-out in the log
+            with pytest.raises(FileBusy):
+                reader.begin_waiting()
+        with pytest.raises(FileBusy) as refusal:
+            reader.begin_waiting()
+        assert refusal.value.__cause__ is None, "the server has answered without an error"
+        _insert(another, "meanwhile")
+        another.commit()
+        assert list(connection.notifies(timeout=PATIENCE, stop_after=1)), "the reader is woken all the same"
+        writer.commit()
+        reader.begin_waiting()
+    reader.close()
