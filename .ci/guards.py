@@ -542,7 +542,7 @@ GUARDS: Final = (
     ),
     Guard(
         "receipt needs the right on its queue",
-        "eoq/daemon/services/permissions.py",
+        "eoq/daemon/server/permissions.py",
         old="            need = Need(need.right, queue)\n",
         new="            return\n",
         tests="tests/cli/test_permissions.py",
@@ -564,7 +564,7 @@ GUARDS: Final = (
     # ── imports ─────────────────────────────────────────────────────────────────────────────────────────────
     Guard(
         "import compares the content of a known id",
-        "eoq/daemon/store/sqlite/tables/imports.py",
+        "eoq/daemon/store/sqlite/deliveries/imports.py",
         old="if row[0] != digest_of(entry):",
         new="if False:",
         tests="tests/cli/test_moving.py",

@@ -32,6 +32,7 @@ from .config.reload import Reloader
 from .config.settings import resend_within
 from .locks import Lock
 from .records import Binding
+from .server.permissions import Permissions
 from .server.server import Server
 from .server.sockets import SocketAccess, who_cannot_pass
 from .services.admin import AdminService
@@ -44,7 +45,6 @@ from .services.monitoring.server import MetricsServer
 from .services.monitoring.status import StatusService
 from .services.monitoring.totals import TotalsService
 from .services.once import OnceService
-from .services.permissions import Permissions
 from .services.queries import Queries
 from .services.relays import Relays
 from .services.retention import Retention
@@ -133,7 +133,7 @@ class Daemon:
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._bridges = Bridges(settings.socket)
-        self._permissions = Permissions(self._broker, config.config)
+        self._permissions = Permissions(self._broker.queue_of, config.config)
         self._spool = None if spool is None else SpoolReader(spool, self._resend_within, self._permissions.why_not)
         self._server = Server(lambda: writer.backlog, settings.access)
         writer.finished = self._server.has_room

@@ -1,6 +1,6 @@
 """Rights: which queues each request touches, and what it must be allowed to do with them.
 
-They are stated here, in one place. ``services/permissions.py`` says who has them.
+They are stated here, in one place. ``server/permissions.py`` says who has them.
 """
 
 from __future__ import annotations

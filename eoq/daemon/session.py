@@ -19,7 +19,7 @@ class Submitter(Protocol):
     def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None: ...
 
 
-class Peer(NamedTuple):
+class PeerUser(NamedTuple):
     """The program at the other end, as the kernel knows it: its user, and its groups when somebody asks for them."""
 
     user: int
@@ -31,7 +31,7 @@ class Session:
 
     def __init__(self, consumer: str | None = None) -> None:
         self.consumer = consumer
-        self.peer: Peer | None = None
+        self.peer: PeerUser | None = None
         """The program at the other end. None where the kernel does not say."""
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False

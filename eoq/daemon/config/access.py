@@ -1,4 +1,4 @@
-"""The section ``[permissions]``: which users and groups may do what. ``services/permissions.py`` enforces it.
+"""The section ``[permissions]``: which users and groups may do what. ``server/permissions.py`` enforces it.
 
 [permissions]
 observe = ["prometheus"]          # who may read counts, metrics, and the list of queues

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from ...errors import Forbidden, InvalidRequest
 from ..locks import Locked, cannot_use
-from ..session import Peer
+from ..session import PeerUser
 
 SOL_LOCAL: Final = 0
 LOCAL_PEERCRED: Final = 1
@@ -128,16 +128,16 @@ def _require_stale(path: Path) -> None:
     raise Locked(f"another program answers on {path}; stop it (`eoq stop`), or give this daemon another --socket")
 
 
-def peer_of(connection: socket.socket) -> tuple[str | None, Peer | None]:
+def peer_of(connection: socket.socket) -> tuple[str | None, PeerUser | None]:
     """Return the process at the other end, such as ``pid 4711``, and its user. None is what the kernel does not say."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
             pid, user, group = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return f"pid {pid}", Peer(user, partial(_groups_of, connection, user, group))
+            return f"pid {pid}", PeerUser(user, partial(_groups_of, connection, user, group))
         pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
         told = connection.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, XUCRED.size)
         _, user, count, *groups = XUCRED.unpack(told.ljust(XUCRED.size, b"\0"))
-        return f"pid {pid}", Peer(user, lambda: frozenset(groups[:count]))
+        return f"pid {pid}", PeerUser(user, lambda: frozenset(groups[:count]))
     except OSError:
         return None, None
 

@@ -17,7 +17,6 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from msgspec import Struct
 
 from ..config.settings import SettingsOf, defaults
-from ..portable import Entry
 from ..records import (
     Advanced,
     Binding,
@@ -34,6 +33,7 @@ from ..records import (
     Step,
     Stored,
 )
+from .portable import Entry
 
 Counts: TypeAlias = Literal["all", "handled", "none"]
 """Which of the deliveries that end use an attempt."""

@@ -12,7 +12,19 @@ from typing import Any, Final
 
 from ...errors import InvalidRequest, NotFound
 from ..config.settings import StorageSettings
-from ..portable import FORMAT, Ended, EndOfExport, Export, Failure, Key, Line, Live, Queue, encode_line, with_bytes
+from ..store.portable import (
+    FORMAT,
+    EndOfExport,
+    Export,
+    Failure,
+    Key,
+    Line,
+    Live,
+    Queue,
+    SettledId,
+    encode_line,
+    with_bytes,
+)
 from ..store.sqlite.migration import migrations
 from .backup import require_room
 from .snapshots import Watch, failure, open_read_only, stop_at_interrupt
@@ -148,8 +160,8 @@ class _Reading:
             cancelled_at=row["cancelled_at"],
         )
 
-    def _ended(self, row: sqlite3.Row) -> Ended:
-        return Ended(
+    def _ended(self, row: sqlite3.Row) -> SettledId:
+        return SettledId(
             **self._common(row),
             **with_bytes("result", row["result"]),
             outcome=row["outcome"],

@@ -16,8 +16,8 @@ from ...errors import EoqError, InvalidRequest, MessageTooLarge
 from ...protocol.limits import MAX_LINE
 from ..config.settings import SettingsOf, StorageSettings
 from ..locks import Lock, cannot_use
-from ..portable import EndOfExport, Entry, Export, decode_line
 from ..store.commands import EndLife, Import
+from ..store.portable import EndOfExport, Entry, Export, decode_line
 from ..store.sqlite.store import SqliteStore
 
 STEP_LINES: Final = 1000

@@ -24,6 +24,7 @@ from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
 from .deliveries.forgetting import Forgetting
+from .deliveries.imports import Imports
 from .deliveries.leased import Leased
 from .deliveries.lives import Lives
 from .deliveries.recovery import Recovery
@@ -35,7 +36,6 @@ from .tables.clock import ClockNotes
 from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters, Deletion
 from .tables.groups import Groups
-from .tables.imports import Imports
 from .tables.messages import Messages
 from .tables.once import OnceKeys
 from .tables.puts import Puts

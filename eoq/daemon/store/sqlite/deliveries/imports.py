@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from .....errors import EoqError, IdConflict, StorageFull
-from ....portable import Ended, Key, Live, Queue, body_of, digest_of, headers_of, output_of, result_of
 from ....store.commands import Import
+from ....store.portable import Key, Live, Queue, SettledId, body_of, digest_of, headers_of, output_of, result_of
 from ..database import Database
-from ..deliveries.leased import Leased
 from ..seqs import Seqs
 from ..space import Space
-from .clock import ClockNotes
-from .contents import Contents
-from .groups import Groups
-from .puts import ROW_BYTES
-from .queues import Queues
+from ..tables.clock import ClockNotes
+from ..tables.contents import Contents
+from ..tables.groups import Groups
+from ..tables.puts import ROW_BYTES
+from ..tables.queues import Queues
+from .leased import Leased
 
 _DIGEST: Final = """
     select digest from message where queue = ?1 and id = ?2
@@ -60,7 +60,7 @@ class Imports:
             self._groups.block_new(first)
         return new
 
-    def _store(self, now: float, entry: Queue | Live | Ended | Key) -> bool:
+    def _store(self, now: float, entry: Queue | Live | SettledId | Key) -> bool:
         """Store one entry, unless it is known. Return whether it is new."""
         match entry:
             case Queue():
@@ -87,7 +87,7 @@ class Imports:
             )
         return True
 
-    def _is_new(self, entry: Live | Ended) -> bool:
+    def _is_new(self, entry: Live | SettledId) -> bool:
         """Return whether an id is not known. Raises `IdConflict` where it is known with other content."""
         row = self._database.execute(_DIGEST, (self._queues.make(entry.queue), entry.id)).fetchone()
         if row is None:
@@ -128,7 +128,7 @@ class Imports:
         if expires_at is not None:
             self._leased.may_expire(expires_at)
 
-    def _put_settled(self, seq: int, entry: Ended) -> None:
+    def _put_settled(self, seq: int, entry: SettledId) -> None:
         self._database.execute(
             """
             insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)

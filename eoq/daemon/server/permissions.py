@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ...errors import EoqError, Forbidden
 from .. import requests as ask
-from ..broker.broker import Broker
 from ..config.access import Who, who
 from ..config.model import Config
 from ..rights import Need, Right, needs
-from ..session import Peer, Session
+from ..session import PeerUser, Session
 
 log = logging.getLogger("eoq.daemon")
 
@@ -32,8 +32,9 @@ MAX_LOGGED: Final = 1000
 class Permissions:
     """The rights that are in force."""
 
-    def __init__(self, broker: Broker, config: Config) -> None:
-        self._broker = broker
+    def __init__(self, queue_of: Callable[[str], str | None], config: Config) -> None:
+        """``queue_of`` returns the queue of a receipt, or None where its lease has ended."""
+        self._queue_of = queue_of
         self._always = frozenset((0, os.geteuid()))
         self._logged: dict[tuple[int | None, str, str | None], float] = {}
         self._access = config.permissions
@@ -52,13 +53,13 @@ class Permissions:
 
     def why_not(self, user: int, queue: str) -> EoqError | None:
         """Return why a user may not send to a queue or topic, or None where it may. For the files of a spool."""
-        if self._allows(Peer(user, lambda: _groups_of(user)), Need(Right.SEND, queue)):
+        if self._allows(PeerUser(user, lambda: _groups_of(user)), Need(Right.SEND, queue)):
             return None
         return Forbidden(_refusal(f"the owner of the file (uid {user})", Need(Right.SEND, queue)))
 
     def _require(self, session: Session, need: Need) -> None:
         if need.receipt is not None:
-            queue = self._broker.queue_of(need.receipt)
+            queue = self._queue_of(need.receipt)
             if queue is None:
                 return  # its lease has ended, so nothing is changed through it
             need = Need(need.right, queue)
@@ -69,7 +70,7 @@ class Permissions:
         self._log(user, need, f"{session.consumer or 'a client'}: {text}")
         raise Forbidden(f"{text}; ask the operator of the daemon, whose configuration has [permissions]")
 
-    def _allows(self, peer: Peer | None, need: Need) -> bool:
+    def _allows(self, peer: PeerUser | None, need: Need) -> bool:
         if peer is not None and peer.user in self._always:
             return True
         return all(_is_among(peer, allowed) for allowed in self._who(need))
@@ -108,7 +109,7 @@ class Permissions:
         log.warning("refused: %s", text)
 
 
-def _is_among(peer: Peer | None, allowed: Who) -> bool:
+def _is_among(peer: PeerUser | None, allowed: Who) -> bool:
     if allowed.everybody:
         return True
     if peer is None:

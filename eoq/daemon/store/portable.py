@@ -13,12 +13,12 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from ..errors import InvalidRequest, MessageTooLarge
-from ..message import MAX_DELAY
-from ..protocol.codec import get_bytes, put_bytes
-from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_LINE, MAX_OUTPUT
-from .request_values import content_digest, require_printable
-from .requests import Id, Moment, Priority, QueueName
+from ...errors import InvalidRequest, MessageTooLarge
+from ...message import MAX_DELAY
+from ...protocol.codec import get_bytes, put_bytes
+from ...protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_LINE, MAX_OUTPUT
+from ..request_values import content_digest, require_printable
+from ..requests import Id, Moment, Priority, QueueName
 
 FORMAT: Final = 1
 """The version of the lines."""
@@ -95,7 +95,7 @@ class Live(_Known, tag="message", kw_only=True):
     cancelled_at: Moment | None = None
 
 
-class Ended(_Known, tag="settled", kw_only=True):
+class SettledId(_Known, tag="settled", kw_only=True):
     """The id of a message that is settled, with its outcome."""
 
     outcome: Literal["done", "expired", "dropped", "cancelled", "forwarded"]
@@ -117,7 +117,7 @@ class Key(_Line, tag="key", kw_only=True):
     expires_at: Wait | None = None
 
 
-Entry: TypeAlias = Queue | Live | Ended | Key
+Entry: TypeAlias = Queue | Live | SettledId | Key
 Line: TypeAlias = Export | EndOfExport | Entry
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -134,13 +134,13 @@ def decode_line(line: bytes) -> Line:
         raise InvalidRequest(f"it is no line of an export: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("it is nested too deeply") from error
-    if isinstance(value, Live | Ended):
+    if isinstance(value, Live | SettledId):
         require_printable("id", value.id)
     if isinstance(value, Live):
         _check_live(value)
-    elif isinstance(value, Ended) and value.digest is None:
+    elif isinstance(value, SettledId) and value.digest is None:
         raise InvalidRequest("a settled id needs `digest`, by which a repeated send is recognized")
-    elif isinstance(value, Ended) and len(result_of(value) or b"") > MAX_BODY:
+    elif isinstance(value, SettledId) and len(result_of(value) or b"") > MAX_BODY:
         raise MessageTooLarge(f"its result has more than {MAX_BODY:,} bytes")
     elif isinstance(value, Key):
         require_printable("key", value.key)
@@ -184,7 +184,7 @@ def body_of(line: Live) -> bytes:
     return body
 
 
-def result_of(line: Ended) -> bytes | None:
+def result_of(line: SettledId) -> bytes | None:
     """Return the result of a settled message."""
     return get_bytes(line.result, line.result_base64, "result")
 
@@ -201,7 +201,7 @@ def headers_of(line: Live) -> str | None:
     return json.dumps(line.headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def digest_of(line: Live | Ended) -> bytes:
+def digest_of(line: Live | SettledId) -> bytes:
     """Return the digest of the content that was sent first."""
     if line.digest is not None:
         return bytes.fromhex(line.digest)
