@@ -29,6 +29,7 @@ FILES: Final = {
     "client/aio_once.py": "client/once.py",
     "client/aio_transaction.py": "client/transaction.py",
     "client/aio.py": "client/blocking.py",
+    "testing/aio_drain.py": "testing/drain.py",
 }
 HEADER: Final = "# Made from {source} by .ci/unasync.py. Change that file, then run the script.\n"
 

@@ -1,6 +1,7 @@
 """New message ids: UUIDv7 (RFC 9562), for messages to which the caller gives no id.
 
-They begin with the time, so that new ids are added at the end of the daemon's index, which keeps it fast.
+They begin with the time, to a quarter of a microsecond (RFC 9562, 6.2, method 3). So new ids are added at the end of
+the daemon's index, and are above all that it knows, which keeps it fast.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-RANDOM_BYTES: Final = 10
+RANDOM_BYTES: Final = 7
 DRAWN_TOGETHER: Final = 50
 """How many ids of a series share one draw of random bytes."""
 
@@ -38,6 +39,7 @@ def new_ids() -> Iterator[str]:
 
 def _draw() -> tuple[str, int]:
     """Return an id in two parts: all but its last twelve digits, and these as a number with room to count up."""
-    moment = f"{time.time_ns() // 1_000_000:012x}"
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    moment = f"{milliseconds:012x}"
     random = os.urandom(RANDOM_BYTES).hex()
-    return f"{moment[:8]}-{moment[8:]}-7{random[:3]}-8{random[3:6]}-", int(random[6:17], 16)
+    return f"{moment[:8]}-{moment[8:]}-7{rest * 4096 // 1_000_000:03x}-8{random[:3]}-", int(random[3:], 16)

@@ -11,14 +11,17 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from sys import modules
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from ..errors import EoqError
 from ..message import AsyncMessage, Delivery, Outgoing, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS, REPEAT_SECONDS
 from ..protocol.paths import socket_path
+from ..spans import API, failed, sending, start_sending, within
 from ..transport.aio_channel import AsyncChannel, AsyncStarted
 from .aio_admin import AsyncAdmin
 
@@ -97,7 +100,13 @@ class AsyncClient(AsyncAdmin):
         `IdConflict` for the same id with other content, `MessageTooLarge`, `QueueFull` or `StorageFull`; then nothing
         was stored.
         """
-        return await self.channel.run(calls.send(queue, Outgoing(body, **options)))
+        message = Outgoing(body, **options)
+        if API not in modules:
+            return await self.channel.run(calls.send(queue, message))
+        with sending(queue) as span:
+            sent = await self.channel.run(calls.send(queue, message))
+            span.set_attribute("messaging.message.id", sent.id)
+        return sent
 
     async def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
         """Store many messages, in their order: `Outgoing` values, or bodies as for `send`.
@@ -114,8 +123,10 @@ class AsyncClient(AsyncAdmin):
         Yields each confirmation. Only a few requests are in memory at a time.
         """
         in_flight: deque[AsyncStarted[list[Sent]]] = deque()
+        batches = calls.send_batches(queue, messages)
+        span = start_sending(queue) if API in modules else None
         try:
-            for batch in calls.send_batches(queue, messages):
+            for batch in batches if span is None else within(span, batches):
                 in_flight.append(await self.channel.start(batch, in_flight[-1].connection if in_flight else None))
                 # After a break, all that is in flight is repeated before anything new, so that the order is kept.
                 while len(in_flight) == PIPELINED or (in_flight and not in_flight[-1].was_sent):
@@ -124,9 +135,14 @@ class AsyncClient(AsyncAdmin):
             while in_flight:
                 for sent in await self.channel.finish(in_flight.popleft()):
                     yield sent
+        except EoqError as error:
+            failed(span, error)
+            raise
         finally:
             for started in in_flight:
                 started.forget()
+            if span is not None:
+                span.end()
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,14 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from sys import modules
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from ..errors import EoqError
 from ..message import Delivery, Message, Outgoing, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS, REPEAT_SECONDS
 from ..protocol.paths import socket_path
+from ..spans import API, failed, sending, start_sending, within
 from ..transport.channel import Channel, Started
 from .admin import Admin
 
@@ -98,7 +101,13 @@ class Client(Admin):
         `IdConflict` for the same id with other content, `MessageTooLarge`, `QueueFull` or `StorageFull`; then nothing
         was stored.
         """
-        return self.channel.run(calls.send(queue, Outgoing(body, **options)))
+        message = Outgoing(body, **options)
+        if API not in modules:
+            return self.channel.run(calls.send(queue, message))
+        with sending(queue) as span:
+            sent = self.channel.run(calls.send(queue, message))
+            span.set_attribute("messaging.message.id", sent.id)
+        return sent
 
     def send_many(self, queue: str, messages: Iterable[object]) -> list[Sent]:
         """Store many messages, in their order: `Outgoing` values, or bodies as for `send`.
@@ -115,8 +124,10 @@ class Client(Admin):
         Yields each confirmation. Only a few requests are in memory at a time.
         """
         in_flight: deque[Started[list[Sent]]] = deque()
+        batches = calls.send_batches(queue, messages)
+        span = start_sending(queue) if API in modules else None
         try:
-            for batch in calls.send_batches(queue, messages):
+            for batch in batches if span is None else within(span, batches):
                 in_flight.append(self.channel.start(batch, in_flight[-1].connection if in_flight else None))
                 # After a break, all that is in flight is repeated before anything new, so that the order is kept.
                 while len(in_flight) == PIPELINED or (in_flight and not in_flight[-1].was_sent):
@@ -125,9 +136,14 @@ class Client(Admin):
             while in_flight:
                 for sent in self.channel.finish(in_flight.popleft()):
                     yield sent
+        except EoqError as error:
+            failed(span, error)
+            raise
         finally:
             for started in in_flight:
                 started.forget()
+            if span is not None:
+                span.end()
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,9 @@ A histogram has fixed buckets, so that a measurement costs one addition, and its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 Counter: TypeAlias = Literal[
@@ -70,32 +72,29 @@ class Histogram:
 
     def cumulative(self) -> list[int]:
         """Return for each of `BOUNDS` how many times are below it."""
-        sums, total = [], 0
-        for count in self.buckets[:BUCKETS]:
-            total += count
-            sums.append(total)
-        return sums
-
-    def quantile(self, part: float) -> float | None:
-        """Return the bound below which this part of the times is; None without times."""
-        count = self.count
-        if not count:
-            return None
-        for bound, below in zip(BOUNDS, self.cumulative(), strict=True):
-            if below >= part * count:
-                return bound
-        return BOUNDS[-1]
+        return list(accumulate(self.buckets[:BUCKETS]))
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of a reply: ``buckets`` has pairs of a bound and the number of times below it."""
-        pairs = zip(BOUNDS, self.cumulative(), strict=True)
+        """Return the fields of a reply.
+
+        ``buckets`` has pairs of a bound and the number of times below it, up to the first bound that all are below.
+        ``p50`` and ``p99`` are the bounds below which that part of the times is; None without times.
+        """
+        below, count = self.cumulative(), self.count
+        used = min(bisect_left(below, count) + 1, BUCKETS) if count else 0
         return {
-            "count": self.count,
+            "count": count,
             "sum": round(self.sum, 6),
-            "p50": self.quantile(0.5),
-            "p99": self.quantile(0.99),
-            "buckets": [[bound, below] for bound, below in pairs],
+            "p50": _quantile(below, count, 0.5),
+            "p99": _quantile(below, count, 0.99),
+            "buckets": list(zip(BOUNDS[:used], below[:used], strict=True)),
         }
+
+
+def _quantile(below: Sequence[int], count: int, part: float) -> float | None:
+    if not count:
+        return None
+    return BOUNDS[min(bisect_left(below, part * count), BUCKETS - 1)]
 
 
 class Latencies:

@@ -33,6 +33,7 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from functools import partial
+from sys import modules
 from typing import TYPE_CHECKING, Final, Unpack
 
 from ..errors import InvalidRequest
@@ -40,6 +41,7 @@ from ..ids import new_id
 from ..message import Outgoing, SendOptions, complete_headers, encode_payload
 from ..protocol.limits import MAX_BODY, MAX_HEADERS
 from ..protocol.validation import body_too_large, check_options, check_queue, headers_too_large
+from ..spans import API, with_context
 from ..system.aio_sqlite import run
 from ..system.forks import watch_forks
 
@@ -158,6 +160,8 @@ def checked(message: Outgoing) -> tuple[str, bytes, str | None]:
     if len(body) > MAX_BODY:
         raise body_too_large(len(body))
     headers = complete_headers(message, is_json)
+    if API in modules:
+        headers = with_context(headers)
     return new_id() if message.id is None else message.id, body, _headers_text(headers) if headers else None
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from sys import modules
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from ..errors import EoqError, InvalidRequest, MessageTooLarge
 from ..ids import new_id, new_ids
 from ..message import JSON_TYPE, AsyncMessage, Delivery, Message, Outgoing, Result, Sent, encode_payload
+from ..spans import API, with_context
 from .codec import Fields, from_base64, get_bytes, put_bytes
-from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR, MAX_LINE
+from .limits import DEFAULT_LEASE, MAX_BATCH, MAX_BODY, MAX_ERROR
 from .unsettled import PROCESSED, refuse_unsettled
 from .validation import body_too_large, check_finite, check_name, check_options, check_queue
 
@@ -55,11 +57,6 @@ def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
         yield items[start : start + MAX_BATCH]
 
 
-def too_long(line: bytes) -> MessageTooLarge:
-    """Return the error for a line that is longer than the daemon accepts."""
-    return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")
-
-
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -75,6 +72,8 @@ def _message_fields(item: object, make_id: Callable[[], str] = new_id) -> tuple[
         fields["headers"] = {"content-type": JSON_TYPE}
     if message is not None:
         _add_options(fields, message)
+    if API in modules and (headers := with_context(fields.get("headers"))):
+        fields["headers"] = headers
     return fields, len(body)
 
 

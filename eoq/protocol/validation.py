@@ -17,6 +17,7 @@ from .limits import (
     MAX_BODY,
     MAX_HEADERS,
     MAX_ID,
+    MAX_LINE,
     MAX_PRIORITY,
     MAX_QUEUE,
     MAX_TTL,
@@ -88,6 +89,11 @@ def body_too_large(size: int) -> MessageTooLarge:
     return MessageTooLarge(
         f"the body has {size:,} bytes and {MAX_BODY:,} is the limit; store it elsewhere and send its name"
     )
+
+
+def too_long(line: bytes) -> MessageTooLarge:
+    """Return the error for a line that is longer than the daemon accepts."""
+    return MessageTooLarge(f"the request has {len(line):,} bytes and {MAX_LINE:,} is the limit; send less in one")
 
 
 def encode_result(returned: object) -> bytes | None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from sys import modules
 from typing import Final, Unpack
 
 from ..client.blocking import Client
@@ -25,6 +26,7 @@ from ..ids import new_id
 from ..message import Outgoing, SendOptions, Sent, complete_headers, encode_payload
 from ..protocol.limits import MAX_HEADERS
 from ..protocol.validation import check_options, check_queue, headers_too_large
+from ..spans import API, with_context
 from ..system.bell import ring
 from .format import FOLDER, UNFINISHED, WITH_OPTIONS, check_size, encode, open_folder, storage_error
 
@@ -213,6 +215,8 @@ def _prepare(queue: str, item: object) -> Outgoing:
     body, is_json = encode_payload(message.body)
     check_size(len(body))
     headers = complete_headers(message, is_json)
+    if API in modules:
+        headers = with_context(headers)
     size = len(json.dumps(headers, ensure_ascii=False, separators=(",", ":")))
     if size > MAX_HEADERS:
         raise headers_too_large(size)

@@ -15,6 +15,7 @@ from ..errors import EoqError, Forbidden
 from ..protocol import calls
 from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
+from ..protocol.validation import too_long
 from ..system.forks import watch_forks
 from .connection import ConnectionLost, NotADaemon
 from .peer import require_own
@@ -73,7 +74,7 @@ class AsyncConnection(asyncio.Protocol):
             self._last_rid += 1
             line = self._codec.encode({"rid": self._last_rid, **request})
             if len(line) > MAX_LINE:
-                raise calls.too_long(line)
+                raise too_long(line)
             lines.append(line)
             replies[self._last_rid] = loop.create_future()
         self._replies.update(replies)

@@ -18,6 +18,7 @@ from ..errors import EoqError
 from ..protocol import calls
 from ..protocol.codec import Codec, Fields, LineBuffer
 from ..protocol.limits import MAX_LINE
+from ..protocol.validation import too_long
 from ..system.forks import watch_forks
 from ..system.spin import Spin
 from .peer import require_own
@@ -175,7 +176,7 @@ class Connection:
         for rid, request in zip(rids, requests, strict=True):
             line = self._codec.encode({"rid": rid, **request})
             if len(line) > MAX_LINE:
-                raise calls.too_long(line)
+                raise too_long(line)
             lines.append(line)
         try:
             with self._sending:

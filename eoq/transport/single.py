@@ -101,7 +101,7 @@ class Single:
 
     def _send(self, connection: sockets.socket, line: bytes, deadline: float) -> None:
         if len(line) > MAX_LINE:
-            from ..protocol.calls import too_long
+            from ..protocol.validation import too_long
 
             raise too_long(line)
         connection.settimeout(max(deadline - time.monotonic(), 0.0))

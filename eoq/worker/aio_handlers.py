@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from sys import modules
 from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import AsyncMessage, AsyncSettler
 from ..protocol.validation import encode_result
+from ..spans import API, handling
 from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import Failures, described, log
@@ -43,7 +45,19 @@ class AsyncBatchProcessor(AsyncProcessor, Protocol):
 def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | None) -> AsyncApply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
     check_handler(handler, inbox=inbox is not None, messages=AsyncMessage)
+    if API in modules:
+        handler = _in_span(handler)
     return _directly(handler) if inbox is None else _through(inbox, handler)
+
+
+def _in_span(handler: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+    """Return the handler of a program that uses OpenTelemetry: each run is a span. Its last argument is the message."""
+
+    async def run(*arguments: Any) -> object:
+        with handling(arguments[-1]):
+            return await handler(*arguments)
+
+    return run
 
 
 def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from sys import modules
 from typing import Any, Protocol, TypeAlias, cast
 
 from ..message import Message, Settler
 from ..protocol.validation import encode_result
+from ..spans import API, handling
 from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import Failures, described, log
@@ -40,7 +42,19 @@ class BatchProcessor(Processor, Protocol):
 def applying(handler: Callable[..., object], inbox: Processor | None) -> Apply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
     check_handler(handler, inbox=inbox is not None, messages=Message)
+    if API in modules:
+        handler = _in_span(handler)
     return _directly(handler) if inbox is None else _through(inbox, handler)
+
+
+def _in_span(handler: Callable[..., object]) -> Callable[..., object]:
+    """Return the handler of a program that uses OpenTelemetry: each run is a span. Its last argument is the message."""
+
+    def run(*arguments: Any) -> object:
+        with handling(arguments[-1]):
+            return handler(*arguments)
+
+    return run
 
 
 def _directly(handler: Callable[..., object]) -> Apply:

@@ -78,10 +78,14 @@ def test_a_histogram_counts_times_at_its_bounds() -> None:
     assert histogram.cumulative()[:2] == [2, 3]
     assert histogram.cumulative()[-1] == 4
     assert histogram.count == 5
-    assert histogram.quantile(0.5) == 0.0002
+    assert histogram.fields()["p50"] == 0.0002
+    assert histogram.fields()["p99"] == BOUNDS[-1]
+    assert len(histogram.fields()["buckets"]) == len(BOUNDS), "one time is above all bounds"
     several = Histogram()
     several.add_since([100.0, 90.0, 99.99995], 100.0)
     assert (several.count, several.cumulative()[0]) == (3, 2)
+    assert several.fields()["buckets"][-1][1] == 3, "it ends where all are below"
+    assert Histogram().fields() == {"count": 0, "sum": 0.0, "p50": None, "p99": None, "buckets": []}
     backwards = Histogram()
     backwards.add_since([200.0], 100.0)
     assert (backwards.cumulative()[0], backwards.sum) == (1, 0.0)

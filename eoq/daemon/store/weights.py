@@ -5,7 +5,7 @@ The unit is about what a small message costs: ten microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ..records import NewMessage
@@ -26,29 +26,56 @@ from .schedule_commands import StoreOccurrences
 
 STEP: Final = 500
 """The weight of a step over many rows."""
-_STEPS: Final[dict[type, int]] = dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals), STEP)
 
 
 def weight_of(command: Command[Any]) -> int:
     """Return about how much work a command is."""
-    if isinstance(command, Put):
-        return _weight_of_messages(command.messages)
-    if isinstance(command, Settle):
-        results = sum([len(result) for _, result in command.acks if result is not None]) >> 10
-        return len(command.acks) + results + _weight_of_messages(command.messages)
-    if isinstance(command, RetryDeliveries):
-        return len(command.deliveries)
-    if isinstance(command, EditMessage):
-        return 1 + (len(command.body or b"") >> 10)
-    if isinstance(command, OnceFinish):
-        return 1 + (len(command.output or b"") >> 10)
-    if isinstance(command, StoreOccurrences):
-        return sum(_weight_of_messages(messages) for plan in command.plans for _, messages in plan.occurrences)
-    return _STEPS.get(type(command), 1)
+    weigh = _WEIGHTS.get(type(command))
+    return 1 if weigh is None else weigh(command)
 
 
-def _weight_of_messages(messages: Sequence[NewMessage]) -> int:
+def _of_put(command: Put) -> int:
+    return _of_messages(command.messages)
+
+
+def _of_settle(command: Settle) -> int:
+    results = sum([len(result) for _, result in command.acks if result is not None]) >> 10
+    return len(command.acks) + results + _of_messages(command.messages)
+
+
+def _of_retry(command: RetryDeliveries) -> int:
+    return len(command.deliveries)
+
+
+def _of_edit(command: EditMessage) -> int:
+    return 1 + (len(command.body or b"") >> 10)
+
+
+def _of_finish(command: OnceFinish) -> int:
+    return 1 + (len(command.output or b"") >> 10)
+
+
+def _of_occurrences(command: StoreOccurrences) -> int:
+    return sum(_of_messages(messages) for plan in command.plans for _, messages in plan.occurrences)
+
+
+def _of_step(_command: Command[Any]) -> int:
+    return STEP
+
+
+def _of_messages(messages: Sequence[NewMessage]) -> int:
     """Return the weight of storing messages: one for each, and one for each KiB of their bodies."""
     if len(messages) == 1:
         return 1 + (len(messages[0].body) >> 10)
     return len(messages) + (sum([len(message.body) for message in messages]) >> 10)
+
+
+_WEIGHTS: Final[dict[type, Callable[[Any], int]]] = {
+    Put: _of_put,
+    Settle: _of_settle,
+    RetryDeliveries: _of_retry,
+    EditMessage: _of_edit,
+    OnceFinish: _of_finish,
+    StoreOccurrences: _of_occurrences,
+    **dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals), _of_step),
+}

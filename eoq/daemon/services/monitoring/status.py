@@ -68,6 +68,7 @@ class StatusService:
             "now": self._broker.clock.wall(),
             "database": str(self._database),
             "socket": str(self._socket),
+            "socket_mode": self._server.socket_mode,
             "connections": len(self._server.connections),
             "leased": self._broker.leased,
             "waiting": self._broker.waiting,

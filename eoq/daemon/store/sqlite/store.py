@@ -35,6 +35,7 @@ from .tables.clock import ClockNotes
 from .tables.contents import Contents
 from .tables.dead_letters import DeadLetters, Deletion
 from .tables.groups import Groups
+from .tables.imports import Imports
 from .tables.messages import Messages
 from .tables.once import OnceKeys
 from .tables.puts import Puts
@@ -125,6 +126,7 @@ class SqliteStore:
         deletion = Deletion(database, queues, settled, contents, leased, totals)
         steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
+        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
         return {
@@ -133,6 +135,7 @@ class SqliteStore:
             commands.DeleteIdleQueues: deletion.delete_idle,
             commands.CancelMessage: steering.cancel,
             commands.EditMessage: steering.edit,
+            commands.Import: imports.store,
             commands.Purge: dead_letters.purge,
             commands.Redrive: dead_letters.redrive,
             commands.Drop: dead_letters.drop,

@@ -51,8 +51,8 @@ class Totals:
     def __init__(self, database: Database, queues: Queues) -> None:
         self._database = database
         self._queues = queues
-        self._now: dict[int, Counts] = {}
-        """By queue, what this transaction has counted."""
+        self._now: dict[tuple[int, Counter], int] = {}
+        """By queue and counter, what this transaction has counted."""
         self._recent: dict[int, Counts] = {}
         """What was committed, and is not written to the file yet."""
         self._writing: dict[int, Counts] = {}
@@ -74,10 +74,8 @@ class Totals:
 
     def add(self, queue_id: int, counter: Counter, count: int) -> None:
         """Add to a counter of a queue, unless the transaction is rolled back."""
-        counts = self._now.get(queue_id)
-        if counts is None:
-            counts = self._now[queue_id] = {}
-        counts[counter] = counts.get(counter, 0) + count
+        key = queue_id, counter
+        self._now[key] = self._now.get(key, 0) + count
 
     def refused(self, command: Command[Any], error: EoqError) -> None:
         """Count a command that the store refused, once for each queue that it would have stored messages in."""
@@ -103,19 +101,19 @@ class Totals:
         """Return how to go back to what was counted until now, where a transaction or savepoint begins."""
         if not (self._now or self._writing or self._gone):
             return self._forget
-        now = {queue_id: counts.copy() for queue_id, counts in self._now.items()}
-        return partial(self._go_back, now, self._writing.copy(), self._gone.copy())
+        return partial(self._go_back, self._now.copy(), self._writing.copy(), self._gone.copy())
 
     def _forget(self) -> None:
         self._go_back({}, {}, [])
 
-    def _go_back(self, now: dict[int, Counts], writing: dict[int, Counts], gone: list[int]) -> None:
+    def _go_back(self, now: dict[tuple[int, Counter], int], writing: dict[int, Counts], gone: list[int]) -> None:
         self._now, self._writing, self._gone = now, writing, gone
 
     def committed(self) -> None:
         """Note that the transaction is committed, and with it what it has counted."""
-        with self._reading:
-            self._note_committed()
+        if self._now or self._writing or self._gone:
+            with self._reading:
+                self._note_committed()
 
     def _note_committed(self) -> None:
         for queue_id, counts in self._writing.items():
@@ -123,10 +121,13 @@ class Totals:
             _merge(self._since_start, queue_id, counts)
             _add(self._all_since_start, counts)
         self._writing.clear()
-        if self._now:
-            for queue_id, counts in self._now.items():
-                _merge(self._recent, queue_id, counts)
-            self._now = {}
+        for (queue_id, counter), count in self._now.items():
+            recent = self._recent.get(queue_id)
+            if recent is None:
+                self._recent[queue_id] = {counter: count}
+            else:
+                recent[counter] = recent.get(counter, 0) + count
+        self._now.clear()
         for queue_id in self._gone:
             _add(self._all_since_start, self._recent.pop(queue_id, {}))
             self._before.pop(queue_id, None)
@@ -172,7 +173,8 @@ class Totals:
     def move_to_deleted(self, queue_id: int) -> None:
         """Add the totals of a queue that is about to be deleted to those of all deleted queues."""
         recent = None if queue_id in self._writing else self._recent.get(queue_id)
-        for counts in (recent, self._now.get(queue_id)):
+        now = {counter: count for (queue, counter), count in self._now.items() if queue == queue_id}
+        for counts in (recent, now):
             if counts:
                 self._write(queue_id, counts)
         self._database.execute(_MOVE, (queue_id,))

@@ -32,6 +32,15 @@ _PLACE_ONE: Final = _PLACE.format(rows="(?, ?)")
 _PLACE_MANY: Final = _PLACE.format(rows=", ".join(["(?, ?)"] * MANY))
 
 
+_IN_RANGE: Final = "seq between ? and ?"
+_IN_LIST: Final = "seq in (select value from json_each(?))"
+_DONE_AT: Final = {condition: _DONE.format(seqs=condition) for condition in (_IN_RANGE, _IN_LIST)}
+_DELETE_AT: Final = {
+    condition: f"delete from message where {condition}"  # noqa: S608 # a constant
+    for condition in (_IN_RANGE, _IN_LIST)
+}
+
+
 def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
     """Return a condition for exactly the rows with these seqs, and the values it binds.
 
@@ -39,8 +48,8 @@ def at_seqs(seqs: list[int]) -> tuple[str, tuple[object, ...]]:
     list.
     """
     if seqs and seqs == list(range(seqs[0], seqs[0] + len(seqs))):
-        return "seq between ? and ?", (seqs[0], seqs[-1])
-    return "seq in (select value from json_each(?))", (json.dumps(seqs),)
+        return _IN_RANGE, (seqs[0], seqs[-1])
+    return _IN_LIST, (json.dumps(seqs),)
 
 
 class Settled:
@@ -52,8 +61,8 @@ class Settled:
     def done(self, now: float, life: int, delivery: int, seqs: list[int], outcome: str = "done") -> None:
         """Settle messages that one delivery has leased, as done or forwarded."""
         condition, values = at_seqs(seqs)
-        self._database.execute(_DONE.format(seqs=condition), (outcome, now, life, delivery, *values))
-        self._database.execute(f"delete from message where {condition}", values)  # noqa: S608 # one of two constants
+        self._database.execute(_DONE_AT[condition], (outcome, now, life, delivery, *values))
+        self._database.execute(_DELETE_AT[condition], values)
 
     def store_results(self, results: Sequence[tuple[int, bytes]]) -> None:
         """Store the results of done messages, by their seqs."""

@@ -52,6 +52,16 @@ ROW_BYTES: Final = 400
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
 """The statements for messages of which at least one has a group or headers."""
+_NEWEST_ID: Final = """
+    select max(id)
+    from (
+      select max(id) as id from message where queue = ?1
+      union all
+      select max(id) from settled where queue = ?1
+    )
+    """
+MOST_NEWEST: Final = 10_000
+"""Of how many queues the newest id is known."""
 # By seq: a new message is in memory, and its id is looked up where the newest records are.
 _SETTLED_BEFORE: Final = """
     select message.seq
@@ -105,6 +115,9 @@ class Puts:
         self._space = space
         self._clock_notes = clock_notes
         self._totals = totals
+        self._newest: dict[int, str] = {}
+        """By queue, an id above which none is stored. A new id above it, as ids with a time in them are, is not looked
+        up among those of settled messages, which takes a tenth of the time of a send."""
 
     @property
     def next_seq(self) -> int:
@@ -156,8 +169,9 @@ class Puts:
             self._delete_from(first)
             self._seqs.next = first
             return False
-        self._require_space(first, [message for _, message in sends])
-        self._count([message for _, message in sends], ())
+        messages = [message for _, message in sends]
+        self._require_space(first, messages)
+        self._count_new(self._queues.make(messages[0].queue), messages)
         return True
 
     def store_one(self, now: float, message: NewMessage) -> int | None:
@@ -173,7 +187,7 @@ class Puts:
             self._delete_from(seq)
             self._seqs.next = seq
             return None
-        self._count([message], ())
+        self._count_new(self._queues.make(message.queue), [message])
         return seq
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,7 +222,9 @@ class Puts:
         self._leased.stored(queue_id, first_seq, sends)
         if expires_at is not None:
             self._leased.may_expire(expires_at)
-        return self._database.execute(statements[len(sends)], values).rowcount - self._remove_settled(first_seq)
+        are_new = self._are_new(queue_id, [message.id for _, message in sends])
+        inserted = self._database.execute(statements[len(sends)], values).rowcount
+        return inserted if are_new else inserted - self._remove_settled(first_seq)
 
     def _insert_one(self, now: float, message: NewMessage) -> int:
         if message.due_at is None or message.due_at <= now:
@@ -232,7 +248,29 @@ class Puts:
             message.headers,
             message.body,
         )
-        return self._database.execute(_PUT_DELAYED, row).rowcount - self._remove_settled(seq)
+        are_new = self._are_new(row[1], [message.id])
+        inserted = self._database.execute(_PUT_DELAYED, row).rowcount
+        return inserted if are_new else inserted - self._remove_settled(seq)
+
+    def _are_new(self, queue_id: int, ids: Sequence[str]) -> bool:
+        """Return True if no message of a queue ever had one of these ids, as far as that is remembered.
+
+        False where that has to be looked up. Call it before the messages are inserted.
+        """
+        newest = self._newest.get(queue_id)
+        if newest is None:
+            (newest,) = self._database.execute(_NEWEST_ID, (queue_id,)).fetchone()
+            newest = "" if newest is None else newest
+            if len(self._newest) >= MOST_NEWEST:
+                self._newest.clear()
+        are_new = True
+        for id in ids:
+            if id > newest:
+                newest = id
+            else:
+                are_new = False
+        self._newest[queue_id] = newest
+        return are_new
 
     def _remove_settled(self, first: int) -> int:
         """Delete the messages from the seq ``first`` on whose ids are settled; return how many there were."""
@@ -284,11 +322,18 @@ class Puts:
             new = [message for index, message in enumerate(messages) if index not in known]
             for queue, count in counted([messages[index].queue for index in duplicates]).items():
                 self._totals.add(self._queues.make(queue), "duplicates", count)
-        for queue, count in counted([message.queue for message in new]).items():
-            self._totals.add(self._queues.make(queue), "sent", count)
+        by_queue: dict[str, list[NewMessage]] = {}
+        for message in new:
+            by_queue.setdefault(message.queue, []).append(message)
+        for queue, stored in by_queue.items():
+            self._count_new(self._queues.make(queue), stored)
+
+    def _count_new(self, queue_id: int, messages: Sequence[NewMessage]) -> None:
+        """Count new messages of a queue."""
+        self._totals.add(queue_id, "sent", len(messages))
         if self._contents:
-            for message in new:
-                self._contents.add(self._queues.make(message.queue), 1, len(message.body))
+            for message in messages:
+                self._contents.add(queue_id, 1, len(message.body))
 
     # ── limits ──────────────────────────────────────────────────────────────────────────────────────────
 
