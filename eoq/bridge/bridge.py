@@ -8,29 +8,19 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
 from ..errors import InvalidRequest
 from ..postgres.driver import shown
-from ..postgres.waking import WakingTable
 from ..protocol.validation import check_queue
-from . import statements
+from .claims import OpenRows, count_open, open_table
 from .forward import Forwarder
 from .ingest import KEEP_SECONDS, LIMIT, Ingester
 
 T = TypeVar("T")
 
 SHORTEST_KEEP: Final = 86400.0
-
-
-class OpenRows(NamedTuple):
-    """The rows of a queue in the database between the machines. Each number is at most 10,000."""
-
-    unclaimed: int
-    """How many no machine has claimed yet."""
-    claimed: int
-    """How many are claimed and not stored yet: by this machine, for an ingest; by any, for a forward."""
 
 
 class Bridge:
@@ -61,7 +51,7 @@ class Bridge:
         self._name = name
         self._make = make
         self._socket = socket
-        self._table = WakingTable(database, "eoq_forward", "`eoq forward` makes it")
+        self._database = database
         self._current: Forwarder | Ingester | None = None
         self._moved = self._refused = 0
         """What was counted in earlier runs."""
@@ -188,17 +178,18 @@ class Bridge:
         """For how many seconds it has been running, or 0."""
         return 0.0 if self._current is None else time.monotonic() - self._began_at
 
+    @property
+    def name(self) -> str | None:
+        """The name of this machine, for an ingest. Without one it is known once it runs."""
+        return self._name if (current := self._current) is None else current.owner
+
     def waiting(self) -> OpenRows:
         """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
-        owner = None if (current := self._current) is None else current.owner
+        table = open_table(self._database)
         try:
-            with self._table.transaction() as connection:
-                ((unclaimed, claimed),) = connection.execute(
-                    statements.WAITING, {"queue": self.queue, "owner": owner or self._name}
-                ).fetchall()
-                return OpenRows(unclaimed, claimed)
+            return count_open(table, self.queue, self.name)
         finally:
-            self._table.close()
+            table.close()
 
 
 async def _checked(one: Forwarder | Ingester, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T:
