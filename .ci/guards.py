@@ -292,7 +292,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a wait is stored without what the clock was set by",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="message.due_at if message.fixed else unset(message.due_at)",
         new="message.due_at",
         tests="tests/model/test_model.py",
@@ -315,7 +315,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a file that is claimed after the clock was set back waits for those claimed before",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="if tokens and tokens[0] <= after:",
         new="if False:",
         tests="tests/integration/test_spool_order.py",
@@ -331,7 +331,7 @@ GUARDS: Final = (
     ),
     Guard(
         "a file whose token is renewed stays before those behind it",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="range(first, len(batch))), reversed(tokens), strict=True",
         new="range(first, first + 1)), reversed(tokens[:1])",
         tests="tests/integration/test_spool_order.py",
@@ -399,7 +399,7 @@ GUARDS: Final = (
     ),
     Guard(
         "id that is settled is not stored again",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="return len(known)",
         new="return 0",
         tests="tests/model/test_model.py",
@@ -447,7 +447,7 @@ GUARDS: Final = (
     ),
     Guard(
         "id conflict stores nothing of its request",
-        "eoq/daemon/store/sqlite/tables/puts.py",
+        "eoq/daemon/store/sqlite/sending/puts.py",
         old="self._delete_from(first)\n                raise IdConflict(",
         new="raise IdConflict(",
         tests="tests/integration/test_sending.py",
@@ -519,18 +519,55 @@ GUARDS: Final = (
     ),
     Guard(
         "daemon syncs the spool's folder",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="os.fsync(claimed)\n                os.fsync(here)",
         new="pass",
         tests="tests/faults/test_spool_crash_points.py",
     ),
     Guard(
         "old spool file is not sent again",
-        "eoq/daemon/services/spool_queue.py",
+        "eoq/daemon/services/spool/spool_queue.py",
         old="if not tries or time.time() - min(tries) <= resend_within:",
         new="if True:",
         tests="tests/integration/test_spool.py",
         select="left_behind or retention",
+    ),
+    # ── permissions ─────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "request needs the right of its user",
+        "eoq/daemon/server/server.py",
+        old="        check(session, request)\n",
+        new="",
+        tests="tests/cli/test_permissions.py",
+    ),
+    Guard(
+        "receipt needs the right on its queue",
+        "eoq/daemon/services/permissions.py",
+        old="            need = Need(need.right, queue)\n",
+        new="            return\n",
+        tests="tests/cli/test_permissions.py",
+    ),
+    Guard(
+        "file of a spool needs the right of its owner",
+        "eoq/daemon/services/spool/spool_queue.py",
+        old="if (refusal := self._why_not(owner, self.queue)) is not None:",
+        new="if (refusal := None) is not None:",
+        tests="tests/cli/test_permissions.py",
+    ),
+    Guard(
+        "socket in a folder of others is not trusted",
+        "eoq/transport/owners.py",
+        old="if open_to_all and not (",
+        new="if False and not (",
+        tests="tests/cli/test_permissions.py",
+    ),
+    # ── imports ─────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "import compares the content of a known id",
+        "eoq/daemon/store/sqlite/sending/imports.py",
+        old="if row[0] != digest_of(entry):",
+        new="if False:",
+        tests="tests/cli/test_moving.py",
     ),
 )
 

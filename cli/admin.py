@@ -7,6 +7,7 @@ import click
 from eoq.errors import NotFound
 
 from .common import confirm, connect, print_json
+from .groups import Group
 from .options import json_option, queue_argument, socket_option
 
 
@@ -62,7 +63,7 @@ def purge(queue: str, yes: bool, as_json: bool, socket: str | None) -> None:
         click.echo(count)
 
 
-@click.group()
+@click.group(cls=Group)
 def queue() -> None:
     """Delete queues. See `eoq queues` for the list of them.
 

@@ -172,7 +172,7 @@ def _findings(
     for trouble in status["storage_errors"]:
         yield Checked("storage", Status.CRITICAL, trouble)
     yield _disk(status, disk)
-    yield from _permissions(Path(status["database"]), path)
+    yield from _permissions(Path(status["database"]), path, int(status.get("socket_mode", "0600"), 8))
     yield _sqlite(status["sqlite"])
     if not quick:
         yield _integrity(Path(status["database"]))
@@ -197,8 +197,8 @@ def _disk(status: dict[str, Any], levels: Levels) -> Checked:
     return Checked("disk", levels.below(part if levels.percent else free), f"{free:,} bytes ({part:.0f} %) are free")
 
 
-def _permissions(database: Path, socket: Path) -> Iterator[Checked]:
-    """Yield whether other users can open the file, its log, or the socket."""
+def _permissions(database: Path, socket: Path, socket_mode: int) -> Iterator[Checked]:
+    """Yield whether more users can open the file, its log, or the socket than are meant to."""
     for path in (database, database.with_name(f"{database.name}-wal"), socket):
         try:
             found = path.stat()
@@ -210,8 +210,9 @@ def _permissions(database: Path, socket: Path) -> Iterator[Checked]:
             yield Checked("permissions", Status.UNKNOWN, f"{path} cannot be looked at: {error.strerror}")
             continue
         mode = stat.S_IMODE(found.st_mode)
-        if mode & 0o077:
-            text = f"{path} has mode {mode:04o}, so other users can open it: chmod {mode & 0o700:04o} {path}"
+        meant = socket_mode if path == socket else 0o700
+        if mode & ~meant & 0o077:
+            text = f"{path} has mode {mode:04o}, so other users can open it: chmod {mode & meant:04o} {path}"
             yield Checked("permissions", Status.WARNING, text)
         else:
             yield Checked("permissions", Status.OK, f"{path} has mode {mode:04o}")

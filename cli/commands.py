@@ -6,57 +6,50 @@ import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
+from keyword import iskeyword
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from eoq import __version__
 from eoq.errors import EoqError
 
+from .catalogue import MEANT, MODULE_OF, SECTIONS
 from .common import end, open_closed_streams
-
-_COMMANDS_OF_MODULE = {
-    "daemon": ("daemon", "start", "stop", "status"),
-    "send": ("send",),
-    "receive": ("receive", "ack", "nack", "reject", "extend"),
-    "once": ("once",),
-    "relay": ("relay",),
-    "bridge": ("forward", "ingest", "bridges"),
-    "work": ("work",),
-    "apply": ("apply",),
-    "queries": ("result", "queues", "peek", "tail", "show"),
-    "monitor": ("metrics", "why"),
-    "check": ("check",),
-    "admin": ("pause", "resume", "purge", "queue"),
-    "steer": ("cancel", "edit"),
-    "dead": ("dead",),
-    "schedule": ("schedule",),
-    "topics": ("bind", "unbind", "topics"),
-    "upkeep": ("backup", "restore", "compact", "audit"),
-    "prove": ("prove",),
-    "demo": ("demo",),
-    "bench": ("bench",),
-    "config": ("config",),
-    "shell_init": ("shell-init",),
-}
-_MODULE_OF = {command: module for module, commands in _COMMANDS_OF_MODULE.items() for command in commands}
+from .groups import Group
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The commands, each imported when it is used.
 
     A command may return its exit status. An error ends the program with its exit status, not a traceback.
     """
 
+    meant = MEANT
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_MODULE_OF)
+        return list(MODULE_OF)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _MODULE_OF.get(cmd_name)
+        module = MODULE_OF.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(import_module(f".{module}", __package__), cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_") + "_" * iskeyword(cmd_name)
+        command: click.Command = getattr(import_module(f".{module}", __package__), name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command. Without its help, which would load all of them."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name) for name in MODULE_OF if name.startswith(incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = {name for names in SECTIONS.values() for name in names}
+        more = tuple(name for name in MODULE_OF if name not in listed)
+        for title, names in {**SECTIONS, "More": more}.items():
+            self.write_commands(ctx, formatter, title, names)
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         open_closed_streams()

@@ -15,13 +15,14 @@ from eoq.protocol.validation import check_queue
 
 from .common import print_json, visible
 from .daemon_options import config_option, daemon_options, from_cli
-from .options import json_option
+from .groups import Group
+from .options import complete_queue, json_option
 from .table import print_table
 
 FREE = "5 % of the disk, 64 MiB at most"
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check the configuration file, and print each setting and its source.
 
@@ -77,7 +78,7 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
 
 
 @config.command()
-@click.argument("queue", required=False)
+@click.argument("queue", required=False, shell_complete=complete_queue)
 @daemon_options
 @json_option
 @click.pass_context

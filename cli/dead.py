@@ -14,11 +14,12 @@ from eoq.errors import NotFound
 from eoq.protocol.admin_calls import Changed
 
 from .common import NOTHING_THERE, confirm, connect, print_json
+from .groups import Group
 from .options import gather, json_option, queue_argument, socket_option
 from .queries import Search, print_found, print_message, search_options
 
 
-@click.group()
+@click.group(cls=Group)
 def dead() -> None:
     """List, redrive and drop dead letters.
 

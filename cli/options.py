@@ -13,6 +13,9 @@ from eoq.errors import InvalidRequest
 from eoq.message import Outgoing
 from eoq.protocol.validation import check_queue
 
+COMPLETION_SECONDS = 1.0
+"""How long a completion waits for the daemon, at most."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
@@ -88,12 +91,12 @@ def time_option(help: str) -> Decorator[Any]:
 
 def queue_argument(command: F) -> F:
     """Add ``QUEUE``, and check the name before the command runs."""
-    return click.argument("queue", callback=check_queue_option)(command)
+    return click.argument("queue", callback=check_queue_option, shell_complete=complete_queue)(command)
 
 
 def topic_argument(command: F) -> F:
     """Add ``TOPIC``, and check the name before the command runs."""
-    return click.argument("topic", callback=check_queue_option)(command)
+    return click.argument("topic", callback=check_queue_option, shell_complete=complete_topic)(command)
 
 
 def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -102,6 +105,34 @@ def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str 
         return None if value is None else check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
+
+
+def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the queues of the daemon that begin with ``incomplete``, for the completion of a shell."""
+    return _names(ctx, incomplete, {"op": "queues"}, "queues", "name")
+
+
+def complete_topic(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the topics of the daemon that begin with ``incomplete``, for the completion of a shell."""
+    return _names(ctx, incomplete, {"op": "topics"}, "bindings", "topic")
+
+
+def complete_schedule(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the schedules of the daemon that begin with ``incomplete``, for the completion of a shell."""
+    return _names(ctx, incomplete, {"op": "schedules"}, "schedules", "name")
+
+
+def _names(ctx: click.Context, incomplete: str, request: dict[str, str], listed: str, name: str) -> list[str]:
+    """Return names that the daemon knows; none where it does not answer at once."""
+    from eoq.errors import EoqError
+    from eoq.transport.single import Single
+
+    try:
+        with Single(ctx.params.get("socket"), timeout=COMPLETION_SECONDS) as single:
+            found = {entry[name] for entry in single.ask(request)[listed]}
+    except (EoqError, OSError):
+        return []
+    return sorted(one for one in found if one.startswith(incomplete))
 
 
 def parse_time(value: str) -> float:

@@ -38,6 +38,8 @@ def send(single: Single, request: Fields, wait: float | None, as_json: bool) -> 
     sent = single.ask(request)
     queue, id = request["queue"], sent["id"]
     warn_of_unbound(queue, int(sent.get("queues") == 0))
+    if sent["duplicate"]:
+        tell_of_duplicates(1)
     if wait is None:
         try:
             print_line(sent_line(id, sent["duplicate"], sent.get("queues"), as_json))
@@ -68,6 +70,16 @@ def warn_of_unbound(topic: str, count: int) -> None:
         report(
             f"{'the message is' if count == 1 else f'{count:,} messages are'} stored nowhere: no queue that is "
             f"bound to the topic {topic} matches the headers; `eoq topics` shows the bindings"
+        )
+
+
+def tell_of_duplicates(count: int) -> None:
+    """Tell a user at a terminal that messages were stored before. A program reads it with ``--json``."""
+    if count and sys.stderr.isatty():
+        report(
+            "a duplicate: it was stored before, and is not stored twice"
+            if count == 1
+            else f"{count:,} of them are duplicates: they were stored before, and are not stored twice"
         )
 
 

@@ -16,7 +16,17 @@ from eoq.protocol.limits import QUEUE_PATTERN
 from eoq.protocol.validation import check_options
 
 from .common import connect, print_json, read_body, visible
-from .options import F, gather, json_option, message_options, queue_argument, socket_option, time_option
+from .groups import Group
+from .options import (
+    F,
+    complete_schedule,
+    gather,
+    json_option,
+    message_options,
+    queue_argument,
+    socket_option,
+    time_option,
+)
 from .table import print_table
 
 
@@ -30,7 +40,7 @@ def _name_argument(command: F) -> F:
             )
         return value
 
-    return click.argument("name", callback=check)(command)
+    return click.argument("name", callback=check, shell_complete=complete_schedule)(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ _occurrence_options = gather(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def schedule() -> None:
     """Manage recurring messages. Each occurrence is sent once, even if the daemon is killed.
 

@@ -22,6 +22,7 @@ from eoq.protocol.validation import check_options
 from eoq.transport.single import Single
 
 from . import plain
+from .bodies import CommandWithBody
 from .common import connect, print_line, read_body, report, standard_input
 from .options import json_option, message_options, parse_time, queue_argument, socket_option, time_option
 
@@ -36,7 +37,7 @@ SPOOL_SECONDS = 2.0
 """How long to try to reach the daemon before the message goes to the spool."""
 
 
-@click.command()
+@click.command(cls=CommandWithBody)
 @queue_argument
 @click.argument("body", required=False)
 @message_options(
@@ -75,6 +76,8 @@ def send(
 
     \b
     eoq send mail 'hello'
+    eoq send numbers -5                               # a body may be a negative number
+    eoq send mail -- --hello                          # or whatever follows --
     eoq send payments '{"amount": 5}' --id order-17
     pg_dump shop | gzip | eoq send backups -
     seq 1000 | eoq send numbers --lines
@@ -105,6 +108,7 @@ def send(
         else:
             (either,) = _sending(client, spool, queue, [message])
             plain.warn_of_unbound(queue, int(isinstance(either, Sent) and either.queues == 0))
+            plain.tell_of_duplicates(int(isinstance(either, Sent) and either.duplicate))
             print_line(_line(either, as_json))
     return 0
 
@@ -141,10 +145,11 @@ def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> int:
     """Print the outcome of each message, and the progress on a terminal. Return how many are stored nowhere."""
     progress = _Progress()
     output = sys.stdout
-    unbound = 0
+    unbound = duplicates = 0
     try:
         for sent in sending:
             unbound += isinstance(sent, Sent) and sent.queues == 0
+            duplicates += isinstance(sent, Sent) and sent.duplicate
             output.write(_line(sent, as_json) + "\n")
             progress.step()
     except (EoqError, KeyboardInterrupt):
@@ -153,6 +158,7 @@ def _send_stream(sending: Iterator[Sent | Spooled], as_json: bool) -> int:
         report(f"stopped; the first {progress.count:,} messages are stored, later ones may be stored, too")
         raise
     progress.end()
+    plain.tell_of_duplicates(duplicates)
     return unbound
 
 

@@ -6,30 +6,21 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
 from ..errors import InvalidRequest
 from ..postgres.driver import shown
-from ..postgres.waking import WakingTable
 from ..protocol.validation import check_queue
-from . import statements
+from .claims import OpenRows, count_open, open_table
 from .forward import Forwarder
 from .ingest import KEEP_SECONDS, LIMIT, Ingester
 
 T = TypeVar("T")
 
 SHORTEST_KEEP: Final = 86400.0
-
-
-class OpenRows(NamedTuple):
-    """The rows of a queue in the database between the machines. Each number is at most 10,000."""
-
-    unclaimed: int
-    """How many no machine has claimed yet."""
-    claimed: int
-    """How many are claimed and not stored yet: by this machine, for an ingest; by any, for a forward."""
 
 
 class Bridge:
@@ -60,7 +51,7 @@ class Bridge:
         self._name = name
         self._make = make
         self._socket = socket
-        self._table = WakingTable(database, "eoq_forward", "`eoq forward` makes it")
+        self._database = database
         self._current: Forwarder | Ingester | None = None
         self._moved = self._refused = 0
         """What was counted in earlier runs."""
@@ -138,8 +129,9 @@ class Bridge:
         Any thread, and any handler of a signal, may call it.
         """
         self._stopped = True
-        if self._wake is not None:
-            self._wake()
+        if (wake := self._wake) is not None:
+            with suppress(RuntimeError):  # its loop has just ended
+                wake()
 
     async def _with_client(self, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T | None:
         """Return what ``work`` returns, or None if it was stopped."""
@@ -164,39 +156,40 @@ class Bridge:
                 self._moved, self._refused = self.moved, self.refused
                 self._current = self._wake = None
 
-    # ── what it has done ────────────────────────────────────────────────────────────────────────────────
+    # ── what it has done; any thread may ask ────────────────────────────────────────────────────────────
 
     @property
     def moved(self) -> int:
         """How many messages this object has moved, those included that were there already."""
-        return self._moved + (0 if self._current is None else self._current.moved)
+        return self._moved + (0 if (current := self._current) is None else current.moved)
 
     @property
     def refused(self) -> int:
         """How many became dead letters here (forward), or were set aside in the database (ingest)."""
-        return self._refused + (0 if self._current is None else self._current.refused)
+        return self._refused + (0 if (current := self._current) is None else current.refused)
 
     @property
     def error(self) -> str | None:
         """Why it waits now, or None while all is well and while it does not run."""
-        return None if self._current is None else self._current.error
+        return None if (current := self._current) is None else current.error
 
     @property
     def running_for(self) -> float:
         """For how many seconds it has been running, or 0."""
         return 0.0 if self._current is None else time.monotonic() - self._began_at
 
+    @property
+    def name(self) -> str | None:
+        """The name of this machine, for an ingest. Without one it is known once it runs."""
+        return self._name if (current := self._current) is None else current.owner
+
     def waiting(self) -> OpenRows:
         """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
-        owner = None if self._current is None else self._current.owner
+        table = open_table(self._database)
         try:
-            with self._table.transaction() as connection:
-                ((unclaimed, claimed),) = connection.execute(
-                    statements.WAITING, {"queue": self.queue, "owner": owner or self._name}
-                ).fetchall()
-                return OpenRows(unclaimed, claimed)
+            return count_open(table, self.queue, self.name)
         finally:
-            self._table.close()
+            table.close()
 
 
 async def _checked(one: Forwarder | Ingester, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T:

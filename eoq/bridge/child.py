@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -25,6 +26,7 @@ from .places import find_url
 
 if TYPE_CHECKING:
     from .bridge import Bridge
+    from .claims import OpenRows
 
 log = logging.getLogger("eoq.bridge")
 
@@ -85,7 +87,7 @@ async def _run(task: Task) -> None:
         begun = time.monotonic()
         try:
             if reporter.bridge is None:
-                reporter.bridge = _make(task)
+                reporter.bridge = _make(task, reporter)
             await reporter.bridge.run_async()
         except EoqError as error:
             reporter.failed(str(error))
@@ -98,10 +100,13 @@ async def _run(task: Task) -> None:
         await asyncio.sleep(next(waits))
 
 
-def _make(task: Task) -> Bridge:
+def _make(task: Task, reporter: _Reporter) -> Bridge:
     from .bridge import Bridge  # raises `InvalidRequest` without the driver
+    from .claims import count_open, open_table
 
     url = find_url(task["url"], task["variable"])
+    table = open_table(url)
+    reporter.count = lambda bridge: count_open(table, bridge.queue, bridge.name)
     if task["direction"] == "forward":
         return Bridge.forward(task["queue"], url, socket=task["socket"])
     return Bridge.ingest(
@@ -114,6 +119,8 @@ class _Reporter:
 
     def __init__(self) -> None:
         self.bridge: Bridge | None = None
+        self.count: Callable[[Bridge], OpenRows] | None = None
+        """It counts what waits in the database, over a connection that it keeps."""
         self._error = ""
         self._failed_at = 0.0
         self._counts: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -131,7 +138,7 @@ class _Reporter:
     def _state(self) -> dict[str, Any]:
         now = time.monotonic()
         error = self._error if now < self._failed_at + LONGEST_PAUSE + STARTING_SECONDS else None
-        if self.bridge is None:
+        if self.bridge is None or self.count is None:
             return {"error": _cut(error)}
         moved = self.bridge.moved
         self._counts.append((now, moved))
@@ -144,7 +151,7 @@ class _Reporter:
             error = None
         error = self.bridge.error or error
         try:
-            unclaimed, claimed = self.bridge.waiting()
+            unclaimed, claimed = self.count(self.bridge)
         except NotFound:  # no table yet
             unclaimed = claimed = 0
         except EoqError as failure:

@@ -1,4 +1,4 @@
-"""What machines have claimed of the table `eoq_forward`, and how an operator gives up the claims of a lost one."""
+"""What waits in the table `eoq_forward`, who has claimed what, and how an operator gives up a lost machine's claims."""
 
 from __future__ import annotations
 
@@ -23,9 +23,30 @@ class Holding(NamedTuple):
     oldest: float | None
 
 
+class OpenRows(NamedTuple):
+    """The rows of a queue in the database between the machines. Each number is at most 10,000."""
+
+    unclaimed: int
+    """How many no machine has claimed yet."""
+    claimed: int
+    """How many are claimed and not stored yet: by this machine, for an ingest; by any, for a forward."""
+
+
+def open_table(conninfo: str) -> WakingTable:
+    """Return the table in the database of a connection string, for the functions of this file."""
+    return WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it")
+
+
+def count_open(table: WakingTable, queue: str, owner: str | None) -> OpenRows:
+    """Return what waits of a queue, claimed by ``owner`` or by any machine. Raises the errors of `WakingTable`."""
+    with table.transaction() as connection:
+        ((unclaimed, claimed),) = connection.execute(statements.WAITING, {"queue": queue, "owner": owner}).fetchall()
+        return OpenRows(unclaimed, claimed)
+
+
 def list_claims(conninfo: str, queue: str | None) -> list[Holding]:
     """Return the claims of all machines, of one queue or of all."""
-    table = _table(conninfo)
+    table = open_table(conninfo)
     try:
         with table.transaction() as connection:
             return [Holding(*row) for row in connection.execute(statements.CLAIMS, (queue, queue))]
@@ -38,7 +59,7 @@ def release_claims(conninfo: str, queue: str, owner: str) -> int:
 
     Raises `InvalidRequest` while that machine works.
     """
-    table = _table(conninfo)
+    table = open_table(conninfo)
     try:
         with table.transaction() as connection:
             ((free,),) = connection.execute(statements.LOCK_NAME, (f"{queue} {owner}",)).fetchall()
@@ -49,7 +70,3 @@ def release_claims(conninfo: str, queue: str, owner: str) -> int:
             return int(waiting)
     finally:
         table.close()
-
-
-def _table(conninfo: str) -> WakingTable:
-    return WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it")

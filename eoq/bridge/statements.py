@@ -73,14 +73,14 @@ PUBLISH: Final = """
     insert into eoq_forward (queue, id, body, headers, "group", priority, expires_at, digest)
     select %s, id, body, headers, "group", priority, expires_at, digest
     from unnest(
-      %s::text[], %s::bytea[], %s::text[], %s::text[], %s::integer[], %s::double precision[], %s::text[]
+      %s::text[], %b::bytea[], %s::text[], %s::text[], %s::integer[], %s::double precision[], %s::text[]
     ) with ordinality as new (id, body, headers, "group", priority, expires_at, digest, number)
     order by number
     on conflict (queue, id) do nothing
     """
 CONFLICTS: Final = """
     select there.id
-    from unnest(%s::text[], %s::bytea[], %s::text[], %s::text[]) as new (id, body, "group", digest)
+    from unnest(%s::text[], %b::bytea[], %s::text[], %s::text[]) as new (id, body, "group", digest)
     join eoq_forward as there on there.queue = %s and there.id = new.id
     where case
       when there.digest is not null and new.digest is not null then there.digest <> new.digest

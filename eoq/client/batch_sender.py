@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ..backoff import DAEMON_WIDE, PERMANENT, Backoff
-from ..errors import EoqError, InvalidRequest, TooLate, Unavailable
+from ..errors import EoqError, Forbidden, InvalidRequest, TooLate, Unavailable
 from ..message import Outgoing
 from ..protocol import calls
 from .aio import AsyncClient
@@ -90,7 +90,7 @@ class BatchSender(Generic[K]):
             self._backoff.failed(None, error)  # the daemon may have stored them, so what `begin` noted stays
         except EoqError as error:
             await self._source.undo_begin(keys)
-            if isinstance(error, DAEMON_WIDE):
+            if isinstance(error, DAEMON_WIDE) and not isinstance(error, Forbidden):  # it may concern one queue only
                 self._backoff.failed(None, error)
             elif len(batch) > 1:
                 await self._send_halves(batch, refused_queues)

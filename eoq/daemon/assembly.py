@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,12 +26,14 @@ from .broker.broker import Broker
 from .broker.events import Events
 from .broker.throughput import Throughput
 from .clock import Clock
+from .config.access import group_of
 from .config.model import Config, LiveConfig
 from .config.reload import Reloader
 from .config.settings import resend_within
 from .locks import Lock
 from .records import Binding
 from .server.server import Server
+from .server.sockets import SocketAccess, who_cannot_pass
 from .services.admin import AdminService
 from .services.bridges.bridges import Bridges
 from .services.monitoring.explain import Explain
@@ -41,12 +44,13 @@ from .services.monitoring.server import MetricsServer
 from .services.monitoring.status import StatusService
 from .services.monitoring.totals import TotalsService
 from .services.once import OnceService
+from .services.permissions import Permissions
 from .services.queries import Queries
 from .services.relays import Relays
 from .services.retention import Retention
 from .services.scheduler import Scheduler
-from .services.spool_folder import SpoolFolder
-from .services.spool_reader import SpoolReader
+from .services.spool.spool_folder import SpoolFolder
+from .services.spool.spool_reader import SpoolReader
 from .services.steering import SteeringService
 from .services.topics import Topics
 from .store.commands import EndLife, ListBindings
@@ -73,6 +77,13 @@ class Settings:
     """The file that ``config`` was read from, and is read from again. None means no file."""
     spool: Path | None = None
     """The spool that somebody has asked for. None stands for the default one, beside the database."""
+
+    @property
+    def access(self) -> SocketAccess:
+        """Who may connect to the socket."""
+        named = self.config.daemon
+        mode = 0o600 if named.socket_mode is None else int(named.socket_mode, 8)
+        return SocketAccess(mode, None if named.socket_group is None else group_of(named.socket_group))
 
     @property
     def folder(self) -> Path:
@@ -122,8 +133,9 @@ class Daemon:
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._bridges = Bridges(settings.socket)
-        self._spool = None if spool is None else SpoolReader(spool, self._resend_within)
-        self._server = Server(lambda: writer.backlog)
+        self._permissions = Permissions(self._broker, config.config)
+        self._spool = None if spool is None else SpoolReader(spool, self._resend_within, self._permissions.why_not)
+        self._server = Server(lambda: writer.backlog, settings.access)
         writer.finished = self._server.has_room
         self._status = StatusService(
             settings.database,
@@ -158,6 +170,7 @@ class Daemon:
             self._relays.follow,
             self._bridges.follow,
             self._metrics_server.follow,
+            self._follow_permissions,
             self._configure_topics,
             self._hurry_retention,
             self._apply_schedules,
@@ -168,17 +181,23 @@ class Daemon:
             *(self._admin, self._steering, self._scheduler, self._status, self._metrics),
         ):
             self._server.add(part.handlers)
+        self._follow_permissions(Config(), self._config.config)
 
-    async def start(self) -> None:
-        """Begin to serve. Raises `EoqError` where the socket cannot be used."""
+    async def start(self, passed: socket.socket | None = None) -> None:
+        """Begin to serve, on a socket that a service manager ``passed``, if it did.
+
+        Raises `EoqError` where the socket cannot be used.
+        """
         config = self._config.config
         self._topics.load(await self._store.execute(ListBindings()))
         self._configure_topics(config, config)
-        await self._server.start(self._settings.socket)
+        await self._server.start(self._settings.socket, passed)
         self._broker.start()
         self._once.start()
         self._retention.start()
         self._scheduler.apply(config)
+        if (left_out := who_cannot_pass(self._settings.socket, self._settings.access)) is not None:
+            log.warning("%s: %s may connect, but may not enter its folder", self._settings.socket, left_out)
         log.info("pid %d, SQLite %s, file %s", os.getpid(), sqlite3.sqlite_version, self._settings.database)
         self._relays.follow(Config(), config)
         self._bridges.follow(Config(), config)
@@ -228,6 +247,12 @@ class Daemon:
         """Why the daemon has to end without closing its file; None where it need not."""
         return self._store.lost
 
+    @property
+    def summary(self) -> str:
+        """What the daemon does now, in a line, for a service manager."""
+        clients = len(self._server.connections)
+        return f"serving {self._settings.socket}: {clients:,} connections, {self._broker.leased:,} messages leased"
+
     def keep_socket(self, lock: Lock) -> None:
         """Make the socket, and the file of its ``lock``, again whenever they were removed."""
         self._run(self._server.keep_socket(lock))
@@ -248,6 +273,9 @@ class Daemon:
         return resend_within(self._config.queue(name).retention)
 
     # ── a new configuration ─────────────────────────────────────────────────────────────────────────────
+
+    def _follow_permissions(self, _old: Config, new: Config) -> None:
+        self._server.guard(self._permissions.check if self._permissions.follow(new) else None)
 
     def _configure_topics(self, _old: Config, new: Config) -> None:
         self._topics.configure([Binding(bind.topic, bind.queue, bind.headers) for bind in new.bind])

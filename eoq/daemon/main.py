@@ -16,18 +16,21 @@ import uvloop
 
 from ..errors import EoqError, Forbidden
 from ..protocol.paths import spool_path
-from .assembly import Settings, open_daemon
+from ..system.service_manager import ServiceManager
+from .assembly import Daemon, Settings, open_daemon
 from .clock import LoopClock
 from .config.model import LiveConfig
 from .config.reload import Reloader
 from .locks import Lock, cannot_use
 from .server.connection import MAX_CONNECTIONS
-from .services.spool_folder import SpoolFolder
+from .services.spool.spool_folder import SpoolFolder
 
 __all__ = ["Settings", "run"]
 
 log = logging.getLogger("eoq.daemon")
 
+STATUS_SECONDS: Final = 10.0
+"""How often a service manager is told what the daemon does, if that has changed."""
 LAST_REPLIES_SECONDS: Final = 0.1
 """How long replies may take to be written, when the process has to end without closing its file."""
 
@@ -54,24 +57,40 @@ async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Cal
     reloader = Reloader(settings.config_path, config)
     _reload_on_hangup(reloader, hung_up)
     _end_on_signals()
+    manager = ServiceManager()
     with ExitStack() as stack:
         socket_lock, found = _lock_paths(settings, stack)
         spool = None if isinstance(found, EoqError) else found
         _allow_many_files()
+        manager.tell_status(f"opening {settings.database}")
         async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
-            await daemon.start()
+            await daemon.start(manager.passed_socket())
             if isinstance(found, EoqError):
                 log.warning("going on without the default spool: %s", found)
             daemon.keep_socket(socket_lock)
             _stop_on_signals(stopped)
             ready(settings.socket)
+            manager.tell("READY=1", f"MAINPID={os.getpid()}")
+            telling = asyncio.get_running_loop().create_task(_tell_of_life(manager, daemon))
             await stopped.wait()
             log.info("stopping")
+            manager.tell("STOPPING=1", "STATUS=stopping")
+            telling.cancel()
             await daemon.stop(drain=not failures)
             if daemon.lost is not None:
                 os._exit(daemon.lost.exit_status)  # see `_end_soon`
     if failures:
         raise failures[0]
+
+
+async def _tell_of_life(manager: ServiceManager, daemon: Daemon) -> None:
+    """Tell the service manager now and then that the event loop turns, and what the daemon does."""
+    seconds = STATUS_SECONDS if manager.watchdog is None else min(manager.watchdog / 3, STATUS_SECONDS)
+    while manager.is_there:
+        manager.tell_status(daemon.summary)
+        if manager.watchdog is not None:
+            manager.tell("WATCHDOG=1")
+        await asyncio.sleep(seconds)  # not a wait for anything
 
 
 def _stop_on_failure(stopped: asyncio.Event) -> list[EoqError]:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from ..errors import LeaseLost
-from .schedule_rules import Definition
+from .rules.schedule_rules import Definition
 
 # ── messages that are stored ────────────────────────────────────────────────────────────────────────────────
 

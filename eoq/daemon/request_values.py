@@ -16,7 +16,7 @@ from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
 from ..protocol.validation import body_too_large, headers_too_large
 from .records import NewMessage
 from .requests import Ack, AckItem, AddressedMessage, Message, Schedule, Send
-from .schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
+from .rules.schedule_rules import DEFAULT_ZONE, Definition, Timing, first_of, occurrence_id, rule_of
 
 Content: TypeAlias = Send | Message | AddressedMessage
 """The requests, and parts of them, that have the fields of a message."""
@@ -62,7 +62,7 @@ def new_message(queue: str, content: Content, now: float, make_id: Callable[[], 
         headers = _headers(content.headers)
         if content.group is not None:
             require_printable("group", content.group)
-        digest = _digest_of_headers(headers, content, len(body))
+        digest = _digest_of_headers(headers, content.headers, content.group, len(body))
     else:
         digest = _new_digest()
     digest.update(body)
@@ -121,14 +121,21 @@ def message_now(definition: Definition, now: float, id: str | None) -> NewMessag
     return new_message(definition.queue, content, now, lambda: f"{definition.name}+{new_id()}")
 
 
-def _digest_of_headers(headers: str | None, content: Content, size: int) -> blake2b:
-    """Return the digest of a message up to its body. The headers of a trace are left out."""
-    if content.headers and not TRACE_HEADERS.isdisjoint(content.headers):
-        headers = _headers({name: value for name, value in content.headers.items() if name not in TRACE_HEADERS})
-    if headers is None and content.group is None:
+def content_digest(body: bytes, headers: dict[str, str] | None, group: str | None) -> bytes:
+    """Return the digest of a content, by which a repeated send is recognized. Raises `MessageTooLarge`."""
+    digest = _digest_of_headers(_headers(headers), headers, group, len(body))
+    digest.update(body)
+    return digest.digest()
+
+
+def _digest_of_headers(text: str | None, headers: dict[str, str] | None, group: str | None, size: int) -> blake2b:
+    """Return the digest of a message up to its body. ``text`` is its headers as JSON; those of a trace are left out."""
+    if headers and not TRACE_HEADERS.isdisjoint(headers):
+        text = _headers({name: value for name, value in headers.items() if name not in TRACE_HEADERS})
+    if text is None and group is None:
         return _new_digest()
     digest = _new_digest_of_more()
-    digest.update(json.dumps([size, headers, content.group]).encode())
+    digest.update(json.dumps([size, text, group]).encode())
     return digest
 
 

@@ -1,6 +1,7 @@
 """Requests as typed values. `decode` makes a request, with checked fields, from a line of the wire.
 
-`request_values.py` makes from them the values that the daemon stores. `rights.py` says which rights each request needs.
+`request_values.py` makes from them the values that the daemon stores. `rules/rights.py` says which rights each request
+needs.
 """
 
 from __future__ import annotations

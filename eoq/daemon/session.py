@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..errors import EoqError
 from .store.commands import Command, R
@@ -19,11 +19,20 @@ class Submitter(Protocol):
     def submit(self, command: Command[R], done: Callable[[R | EoqError], None], durable: bool = True) -> None: ...
 
 
+class Peer(NamedTuple):
+    """The program at the other end, as the kernel knows it: its user, and its groups when somebody asks for them."""
+
+    user: int
+    groups: Callable[[], frozenset[int]]
+
+
 class Session:
     """One connection, as the broker and the services see it. ``consumer`` names the program at the other end."""
 
     def __init__(self, consumer: str | None = None) -> None:
         self.consumer = consumer
+        self.peer: Peer | None = None
+        """The program at the other end. None where the kernel does not say."""
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False
         """Return whether the client reads no more. No event says so once the client has closed its sending side."""

@@ -1,8 +1,8 @@
 """The sender's end of the spool: a message written as a file, which a daemon stores when it runs.
 
-``daemon/services/spool_reader.py`` specifies what a spool contains. A message with options is a file whose name ends in
-``.eoq``: its first line is a JSON object of options, and its body is what follows. So options and body become visible
-together, with one rename.
+``daemon/services/spool/spool_reader.py`` specifies what a spool contains. A message with options is a file whose name
+ends in ``.eoq``: its first line is a JSON object of options, and its body is what follows. So options and body become
+visible together, with one rename.
 """
 
 from __future__ import annotations

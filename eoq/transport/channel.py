@@ -68,7 +68,10 @@ def _messages_of(request: Fields) -> Sequence[Fields]:
 
 def forbidden(path: Path) -> Forbidden:
     """Return the error for a socket that this user may not open."""
-    return Forbidden(f"the socket {path} belongs to another user; use your own daemon, or ask its owner")
+    return Forbidden(
+        f"the socket {path} belongs to another user, and this one may not connect; use your own daemon, or ask its "
+        "operator (`socket_mode` and `socket_group` in its configuration)"
+    )
 
 
 class Started(NamedTuple, Generic[T]):

@@ -1,4 +1,4 @@
-"""Who listens on a socket: messages go only to a daemon of this user or of root."""
+"""Who listens on a socket: messages go only to a daemon of this user, of root, or of a user whom the operator means."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ CREDENTIALS: Final = 80
 
 
 def require_own(connection: sockets.socket, path: object) -> None:
-    """Raise `Forbidden` if a program of another user listens at the other end: it would get the messages.
+    """Raise `Forbidden` if a program of a user whom nobody meant listens at the other end: it would get the messages.
 
-    Root may use the daemons of all users, and everybody a daemon of root.
+    Root may use the daemons of all users, and everybody a daemon of root. The daemon of another user is meant where
+    only that user, this one and root could have put its socket there, and where ``EOQ_SOCKET_OWNER`` names that user.
     """
     own = os.geteuid()
     if own == 0:
         return
     owner = _owner(connection)
-    if owner not in (None, 0, own):
+    if owner in (None, 0, own):
+        return
+    from .owners import is_meant, why_not_safe
+
+    if not is_meant(owner) and (why := why_not_safe(str(path), owner, own)) is not None:
         raise Forbidden(
-            f"the program on the socket {path} is that of another user (uid {owner}), who would get your messages; "
-            "name the socket of your own daemon with --socket or EOQ_SOCKET"
+            f"the program on the socket {path} is that of another user (uid {owner}), who would get your messages, and "
+            f"{why}; name the socket of your own daemon with --socket or EOQ_SOCKET, or, if you mean the daemon of "
+            f"that user, set EOQ_SOCKET_OWNER={owner}"
         )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import eoq
 from eoq.daemon.locks import Lock
+from eoq.daemon.upkeep.restore import restore
 from tests.faults.daemons import settle_all
 from tests.support import Daemon, Shell, clean_environment, running_daemon
 
@@ -327,3 +328,16 @@ def test_what_is_missing_is_said(alone: Shell) -> None:
         ran = alone.run(f"eoq {command}")
         assert ran.status == NOTHING, command
         assert "does not exist" in ran.errors
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", os.urandom(5000)], ids=["empty", "short", "random"])
+def test_what_is_no_backup_is_not_restored(content: bytes, tmp_path: Path) -> None:
+    backup, database = tmp_path / "junk", tmp_path / "eoq.db"
+    backup.write_bytes(content)
+    with pytest.raises(
+        eoq.InvalidRequest, match=r"junk is no backup .* nothing was changed; name one that `eoq backup`"
+    ):
+        restore(backup, database, lambda *_: None)
+    with pytest.raises(eoq.NotFound, match="nothing was changed; name a backup"):
+        restore(tmp_path / "missing", database, lambda *_: None)
+    assert not database.exists()

@@ -10,6 +10,8 @@ from typing import Final
 import click
 import msgspec
 
+from eoq.daemon.config.access import QueueAccess
+from eoq.daemon.config.loader import load
 from eoq.daemon.config.model import Config
 from eoq.daemon.config.settings import QueueSettings, StorageSettings
 from tests.examples.pages import Page, follow
@@ -19,7 +21,7 @@ PAGE: Final = Page("eoq/docs/configuration.md")
 
 
 def test_no_block_is_left_out() -> None:
-    assert PAGE.inventory() == {("The file", "toml"): 1, ("The file", "sh"): 1}
+    assert PAGE.inventory() == {("The file", "toml"): 1, ("The file", "sh"): 1, ("Who may", "toml"): 1}
 
 
 def test_the_file_is_right_and_can_be_explained(alone: Shell, folder: Path) -> None:
@@ -53,6 +55,17 @@ def test_each_section_is_listed() -> None:
     }
     for name in StorageSettings.__struct_fields__:
         assert f"`{name}`" in text
+
+
+def test_the_permissions_are_right_but_for_the_names_of_this_machine(tmp_path: Path) -> None:
+    (file,) = PAGE.blocks("Who may", "toml")
+    for name in ("www-data", "worker", "prometheus", "@ops", "eoq"):
+        file = file.replace(f'"{name}"', '"@0"' if name.startswith("@") else '"0"')
+    (tmp_path / "eoq.toml").write_text(file)
+    config = load(tmp_path / "eoq.toml")
+    rights = {right.strip("`") for right, _allows in PAGE.rows("Who may")}
+    assert rights == {*QueueAccess.__struct_fields__, "observe", "once"}
+    assert {place.rpartition(".")[2] for place, _ in config.permissions.entries()} >= {"send", "receive", "administer"}
 
 
 def test_each_flag_is_listed_with_its_variable() -> None:

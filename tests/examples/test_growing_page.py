@@ -7,6 +7,8 @@ from pathlib import Path
 import psycopg
 
 import eoq
+from eoq.bridge.ingest import ClaimedRows
+from eoq.bridge.statements import MAKE
 from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
 from tests.support import PATIENCE, Daemon, Shell
@@ -23,7 +25,7 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
         client.send("elsewhere", "x")  # so that the daemon knows a queue
         (move,) = PAGE.blocks("Move a queue", "sh")
         (release,) = PAGE.blocks("When a machine is lost", "sh")
-        (insert,) = PAGE.blocks("A send without eoq", "sql")
+        insert, _table = PAGE.blocks("A send without eoq", "sql")
         ran = shell.run(_for(database, move))
         assert ran.status == 0, ran.errors
         with psycopg.connect(database) as connection:
@@ -51,3 +53,47 @@ def test_a_program_forwards(shell: Shell, shared_daemon: Daemon, database: str) 
     (shell.folder / "program.py").write_text(program.replace("postgresql:///shop", database))
     ran = shell.run("python program.py")
     assert ran.text == "1 0 OpenRows(unclaimed=1, claimed=0)\n", ran.errors
+
+
+def test_the_table_is_the_one_that_is_made(database: str) -> None:
+    _insert, table = PAGE.blocks("A send without eoq", "sql")
+    columns = """
+        select column_name, data_type, is_nullable, column_default, is_identity, collation_name
+        from information_schema.columns
+        where table_name = 'eoq_forward' and table_schema = current_schema()
+        order by ordinal_position
+        """
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(table)
+        shown = connection.execute(columns).fetchall()
+        connection.execute("drop table eoq_forward")
+        connection.execute(MAKE)
+        assert connection.execute(columns).fetchall() == shown
+
+
+def test_a_user_needs_the_rights_that_the_page_names(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(MAKE)
+        (schema,) = connection.execute("select current_schema()").fetchall()[0]
+        roles = {"eoq_inserter": "insert", "eoq_machine": "select, insert, update, delete"}
+        try:
+            for role, rights in roles.items():
+                connection.execute(f"create role {role}")
+                connection.execute(f"grant usage on schema {schema} to {role}")
+                connection.execute(f"grant {rights} on eoq_forward to {role}")
+            connection.execute(f"grant {roles['eoq_machine']} on eoq_forward_owner to eoq_machine")
+            connection.execute("set role eoq_inserter")
+            connection.execute("insert into eoq_forward (queue, id, body) values ('q', 'm', '')")
+            machine = ClaimedRows(f"{database}%20-c%20role%3Deoq_machine", "q", "b", "b", 1e6, lambda: None)
+            machine.room = 1
+            rows = machine.read(1, 1, resend_within=1.0)
+            machine.mark(rows)
+            machine.remove(rows)
+            assert machine.read(1, 1, resend_within=1.0, behind_writers=True) == []
+            machine.close()
+        finally:
+            connection.execute("reset role")
+            for role in roles:
+                connection.execute(f"drop owned by {role}")
+                connection.execute(f"drop role {role}")
+        assert connection.execute("select owner, taken_at is not null from eoq_forward").fetchall() == [("b", True)]

@@ -36,7 +36,7 @@ BLOCKS: Final = {
     ("Sending without Python", "sh"): 1,
     ("Once", "sh"): 1,
     ("Once", "python"): 1,
-    ("As a service", "ini"): 1,
+    ("As a service", "sh"): 2,
 }
 LEDGER: Final = "create table ledger (payment text, account text, amount integer)"
 
@@ -182,14 +182,15 @@ def test_a_function_runs_once_for_a_key(alone: Shell, folder: Path) -> None:
     assert follow(alone, "eoq start; python charge.py; python charge.py") == ["b'charged'"] * 2
 
 
-def test_the_service_runs_the_daemon_and_does_not_restart_what_cannot_succeed() -> None:
-    unit = ConfigParser(interpolation=None)
+def test_the_service_runs_the_daemon_and_does_not_restart_what_cannot_succeed(alone: Shell) -> None:
+    installs, *_ = [line.split("#")[0] for line in GUIDE.blocks("As a service", "sh")[0].splitlines()]
+    printed = alone.run(f"{installs} --print")
+    assert printed.status == 0, printed.errors
+    unit = ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign] # systemd's names are not in lower case
-    unit.read_string(_block("As a service", "ini"))
+    unit.read_string(printed.text)
     service = unit["Service"]
-    program, command = service["ExecStart"].split()
-    assert Path(program).name == "eoq"
-    assert command in _commands()
+    assert service["ExecStart"].split()[1:5] == ["-P", "-m", "eoq.cli", "daemon"]
     assert service["ExecReload"] == "kill -HUP $MAINPID"
     useless = {int(status) for status in service["RestartPreventExitStatus"].split()}
     again = {kind.exit_status for kind in (eoq.EoqError, eoq.Unavailable, eoq.StorageFull, eoq.StorageFailed)}
@@ -211,7 +212,7 @@ def test_each_command_is_listed_and_no_other() -> None:
         first, *others = [words.split()[0] for words in re.findall(r"`([^`]+)`", command.replace("`eoq ", "`"))]
         listed |= {first, *others}
     groups = {"dead", "schedule", "config"}
-    within = {"list", "show", "redrive", "drop", "add", "remove", "run"}
+    within = {"list", "show", "redrive", "drop", "add", "remove", "run", "uninstall"}
     assert set(_commands()) <= listed
     assert listed - set(_commands()) <= within
     assert groups <= listed

@@ -16,7 +16,7 @@ PAGE: Final = Page("eoq/docs/operations.md")
 
 
 def test_no_block_is_left_out() -> None:
-    assert PAGE.inventory() == {("Backup", "sh"): 1, ("Restore", "sh"): 1, ("Audit", "sh"): 1, ("Size", "sh"): 1}
+    assert PAGE.inventory() == {(title, "sh"): 1 for title in ("Backup", "Restore", "Audit", "Move", "Size")}
 
 
 def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path) -> None:
@@ -33,6 +33,13 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
     assert all(int(number) > 0 for number in sizes.split())
 
 
+def test_a_move_can_be_pasted(alone: Shell, folder: Path) -> None:
+    (move,) = PAGE.blocks("Move", "sh")
+    follow(alone, "eoq start && eoq send q hello --id a")
+    assert follow(alone, move) == ["1"]
+    assert follow(alone, "eoq export --db new.db | jq -r 'select(.id) | .id'") == ["a"]
+
+
 def test_the_audit_can_be_pasted(alone: Shell) -> None:
     (audit,) = PAGE.blocks("Audit", "sh")
     follow(alone, "eoq start && eoq send q hello --id a")
@@ -41,6 +48,14 @@ def test_the_audit_can_be_pasted(alone: Shell) -> None:
     apply = f"eoq apply q --db ledger.db --until-empty --sql '{sql}'"
     follow(alone, apply)
     assert follow(alone, audit) == []
+
+
+def test_each_metric_to_alert_on_exists(alone: Shell) -> None:
+    named = {name for alert, *_ in PAGE.rows("Alerts") for name in re.findall(r"eoq_\w+", alert)}
+    follow(alone, "eoq start && eoq send q hello")
+    printed = "\n".join(follow(alone, "eoq metrics"))
+    assert len(named) > 10
+    assert {name for name in named if not re.search(rf"^{name}[ {{]", printed, re.MULTILINE)} == set()
 
 
 def test_the_table_has_every_error_with_its_exit_status() -> None:

@@ -16,9 +16,10 @@ import msgspec
 import pytest
 
 import eoq
-from eoq.daemon import requests, topic_rules
-from eoq.daemon import schedule_rules as schedule_rule
+from eoq.daemon import requests
 from eoq.daemon.broker import receivers
+from eoq.daemon.rules import schedule_rules as schedule_rule
+from eoq.daemon.rules import topic_rules
 from eoq.daemon.server import connection, traffic
 from eoq.daemon.store.sqlite import reader
 from eoq.daemon.store.sqlite.tables import queues as queue_table

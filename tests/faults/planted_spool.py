@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from eoq.client.aio import connect_async
 from eoq.daemon import main
-from eoq.daemon.services import spool_files
-from eoq.daemon.services.spool_files import name_of
-from eoq.daemon.services.spool_queue import QueueFolder
+from eoq.daemon.services.spool import spool_files as files
+from eoq.daemon.services.spool.spool_files import name_of
+from eoq.daemon.services.spool.spool_queue import QueueFolder
 from eoq.transport.aio_connection import AsyncConnection
 
 POINTS: Final = (
@@ -186,7 +186,7 @@ def plant() -> None:
         (QueueFolder, "scan", _scan),
         (QueueFolder, "claim", _claim),
         (QueueFolder, "remove", _remove),
-        (spool_files, "write_reason", _write_reason),
+        (files, "write_reason", _write_reason),
         (AsyncConnection, "start", _start),
         (AsyncConnection, "finish", _finish),
     ):

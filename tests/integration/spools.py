@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import eoq
-from eoq.daemon.services.spool_folder import SpoolFolder
-from eoq.daemon.services.spool_reader import SWEEP_SECONDS, SpoolReader
+from eoq.daemon.services.spool.spool_folder import SpoolFolder
+from eoq.daemon.services.spool.spool_reader import SWEEP_SECONDS, SpoolReader
 from tests.support import PATIENCE, eventually
 
 _count = itertools.count()

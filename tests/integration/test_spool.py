@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 import eoq
-from eoq.daemon.services.spool_reader import SWEEP_SECONDS
+from eoq.daemon.services.spool.spool_reader import SWEEP_SECONDS
 from tests.integration.idle import is_idle
 from tests.integration.spools import arrivals, put, rejected, texts, waiting
 from tests.support import HAS_PROC, PATIENCE, Daemon, eventually, running_daemon, short_folder

@@ -13,8 +13,8 @@ from typing import Final
 import pytest
 
 import eoq
-from eoq.daemon.services.spool_folder import SpoolFolder
-from eoq.daemon.services.spool_queue import QueueFolder
+from eoq.daemon.services.spool.spool_folder import SpoolFolder
+from eoq.daemon.services.spool.spool_queue import QueueFolder
 from tests.forker import Forker
 from tests.integration.spools import arrivals, put, texts, waiting
 from tests.support import PATIENCE, Daemon, clean_environment, eventually

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import eoq
-from eoq.daemon.services import spool_queue
+from eoq.daemon.services.spool import spool_queue as queues
 from eoq.spool.sender import Spooled, send_or_spool
 from tests.integration.relays import refusing
 from tests.integration.spools import arrivals, put, reading, rejected, texts, waiting, within
@@ -88,7 +88,7 @@ def test_all_files_wait_while_the_daemon_refuses_everything_and_none_is_rejected
 def test_a_file_refused_for_long_gets_a_new_token_before_the_next_try(
     shared_daemon: Daemon, client: eoq.Client, queue: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_queue, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(queues, "RENEW_SECONDS", 0.0)
     tried: list[set[str]] = []
 
     def refuse(request: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from eoq.daemon import requests
-from eoq.daemon.rights import Need, Right, needs
+from eoq.daemon.rules.rights import Need, Right, needs
 
 SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "send": {"queue": "q", "body": ""},
@@ -52,7 +52,7 @@ SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "schedules": {},
 }
 """A request of each type, by its name on the wire."""
-NO_QUEUE: Final = {"cancel", "once", "once_done", "once_release", "status"}
+NO_QUEUE: Final = {"cancel", "status"}
 """Requests that touch no queue."""
 
 
@@ -70,10 +70,12 @@ def test_every_request_says_what_it_needs(op: str) -> None:
     found = needs(_request(op))
     assert bool(found) == (op not in NO_QUEUE)
     fields = json.dumps(SAMPLES[op])
-    named = {value for value in ("q", "other", "t", "r", "s") if f'"{value}"' in fields}
+    named = {value for value in ("q", "other", "t", "r", "s", "k") if f'"{value}"' in fields}
     if op in NO_QUEUE or op.startswith("schedule_"):
         named &= {"q"}
-    assert {name for need in found for name in (need.queue, need.receipt) if name is not None} == named
+    if op.startswith("once"):
+        named &= {"k"}
+    assert {name for need in found for name in (need.queue, need.receipt, need.key) if name is not None} == named
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,10 @@ def test_every_request_says_what_it_needs(op: str) -> None:
         ("settle", [Need(Right.RECEIVE, receipt="r"), Need(Right.SEND, "q"), Need(Right.SEND, "other")]),
         ("purge", [Need(Right.ADMINISTER, "q")]),
         ("bind", [Need(Right.ADMINISTER, "t"), Need(Right.ADMINISTER, "q")]),
-        ("queues", [Need(Right.ADMINISTER)]),
+        ("queues", [Need(Right.OBSERVE)]),
+        ("schedules", [Need(Right.ADMINISTER)]),
+        ("result", [Need(Right.RECEIVE, "q")]),
+        ("once", [Need(Right.ONCE, key="k")]),
         ("status", []),
     ],
 )

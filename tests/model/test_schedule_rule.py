@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eoq.daemon.schedule_rules import MOST_MISSED, Every, Rule, Timing, due, first_of, rule_of
+from eoq.daemon.rules.schedule_rules import MOST_MISSED, Every, Rule, Timing, due, first_of, rule_of
 from eoq.errors import InvalidRequest
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -29,7 +29,7 @@ from eoq.daemon.broker.events import Events
 from eoq.daemon.config.model import Config
 from eoq.daemon.config.settings import StorageSettings, defaults
 from eoq.daemon.records import DueSchedules, NewMessage, OccurrencePlan
-from eoq.daemon.schedule_rules import GRACE, Definition
+from eoq.daemon.rules.schedule_rules import GRACE, Definition
 from eoq.daemon.services.scheduler import LONGEST_TIMER, REFUSED_SECONDS, STEP, Scheduler
 from eoq.daemon.session import Session
 from eoq.daemon.store.commands import Command, Put, R

@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import eoq
 from eoq.daemon.config.settings import QueueSettings, defaults
+from eoq.daemon.portable import EndedMessage
 from eoq.daemon.records import Claimed, NewMessage, Stored
-from eoq.daemon.store.commands import Claim, Command, DeleteQueue, Purge, Put, StoreTotals
+from eoq.daemon.store.commands import Claim, Command, DeleteQueue, Import, Purge, Put, StoreTotals
 from eoq.daemon.store.sqlite.deliveries.claims import EXPIRY_ROWS
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables import queues as queue_table
@@ -50,6 +52,28 @@ def test_a_claim_takes_what_stands_before_one_that_has_expired(tmp_path: Path) -
             (claim,) = store.transact([Claim(3.0, "q", 1000, 1 << 20, defaults)])
             assert isinstance(claim, Claimed)
             assert [message.id for message in claim.messages] == [f"{n}" for n in range(EXPIRY_ROWS + 100)]
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_an_imported_id_is_known_to_the_next_send_whatever_its_order(tmp_path: Path) -> None:
+    digest = "0" * 32
+
+    async def run() -> None:
+        store = await SqliteStore.open(tmp_path / "eoq.db")
+        try:
+            message = NewMessage("q", "m", b"", b"digest")
+            store.transact([Put(1.0, [message], defaults)])  # from now on the store knows the newest id
+            settled = [
+                (1, EndedMessage(queue="q", id=id, digest=digest, outcome="done", settled_at=1.0)) for id in "az"
+            ]
+            assert store.transact([Import(1.0, settled)]) == [2]
+            for id in "az":
+                known = replace(message, id=id, digest=bytes.fromhex(digest))
+                (stored,) = store.transact([Put(2.0, [known], defaults)])
+                assert isinstance(stored, Stored) and stored.duplicates == [0]
         finally:
             await store.close()
 

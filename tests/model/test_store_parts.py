@@ -12,7 +12,7 @@ import pytest
 from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
 from eoq.daemon.measures import Histogram
 from eoq.daemon.records import Binding, DeliveryRef, NewMessage, OccurrencePlan
-from eoq.daemon.schedule_rules import Definition, Timing
+from eoq.daemon.rules.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
     Advance,
     Bind,
@@ -50,6 +50,8 @@ from eoq.daemon.store.sqlite.deliveries.lives import Lives
 from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
+from eoq.daemon.store.sqlite.sending.newest_ids import NewestIds
+from eoq.daemon.store.sqlite.sending.puts import Puts
 from eoq.daemon.store.sqlite.seqs import Seqs
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
@@ -59,7 +61,6 @@ from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
 from eoq.daemon.store.sqlite.tables.groups import Groups
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
-from eoq.daemon.store.sqlite.tables.puts import Puts
 from eoq.daemon.store.sqlite.tables.queues import Queues
 from eoq.daemon.store.sqlite.tables.schedules import Schedules
 from eoq.daemon.store.sqlite.tables.timers import Timers
@@ -89,8 +90,17 @@ class Parts:
         self.storage = StorageSettings()
         self.space = Space(database, lambda: self.storage)
         self.puts = Puts(
-            *(database, self.queues, self.messages, self.groups, self.contents),
-            *(self.leased, self.seqs, self.space, self.clock_notes, self.totals),
+            database,
+            self.queues,
+            self.messages,
+            self.groups,
+            self.contents,
+            self.leased,
+            self.seqs,
+            self.space,
+            self.clock_notes,
+            self.totals,
+            NewestIds(database),
         )
 
     def put(

@@ -67,6 +67,11 @@ class Broker:
         """Return the lease of a delivery of this life, while it lasts."""
         return self._leases.get(self._receipts.write(seq, number, queue_id, id))
 
+    def queue_of(self, receipt: str) -> str | None:
+        """Return the queue of a receipt, or None where its lease has ended or never was."""
+        lease = self._leases.get(receipt)
+        return None if lease is None else lease.delivery.queue
+
     @property
     def leased(self) -> int:
         """How many messages are leased now."""

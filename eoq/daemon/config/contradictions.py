@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import EoqError
 from ..request_values import new_schedule
+from .access import unknown_names
 from .database_urls import is_variable, url_problem
 from .model import Config, ForwardConfig, IngestConfig
 from .problems import Problem
@@ -20,6 +21,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _of_bindings(config)
     yield from _of_schedules(config)
     yield from _of_bridges(config)
+    yield from unknown_names(config.permissions, config.daemon.socket_group)
     for name, entries in (("relay", config.relay), ("bind", config.bind)):
         texts = [to_text(entry) for entry in entries]
         for number, text in enumerate(texts, 1):

@@ -20,7 +20,8 @@ import msgspec
 
 from ...errors import Forbidden, InvalidRequest
 from .contradictions import contradictions
-from .model import Config, QueuePattern
+from .model import Config
+from .patterns import QueuePattern
 from .problems import MAX_FOUND, Problem, WrongConfig
 from .settings import QueueSettings
 from .toml_text import NO_LIMIT, shorten, to_key, to_text
@@ -120,6 +121,10 @@ def _check_parts(value: Any, annotation: Any, place: str) -> Iterator[Problem]:
         for pattern, section in value.items():
             yield from _check(pattern, QueuePattern, to_key(place, pattern))
             yield from _check(_without_none(section), QueueSettings, to_key(place, pattern))
+    elif isinstance(value, dict) and place.startswith("permissions.") and get_origin(kind) is dict:
+        for pattern, entry in value.items():
+            yield from _check(pattern, get_args(kind)[0], f"{place}.{to_key(pattern)}")
+            yield from _check(entry, get_args(kind)[1], f"{place}.{to_key(pattern)}")
     elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
         for key, item in value.items():

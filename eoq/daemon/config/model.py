@@ -9,6 +9,9 @@ retention = 86400        # any setting of `QueueSettings`; the first pattern tha
 [metrics]
 listen = "127.0.0.1:9464"  # or a path of a Unix socket: where GET /metrics is answered; nowhere by default
 
+[permissions.queues."pay.*"]  # who may do what: see ``access.py``
+send = ["www-data", "@web"]
+
 [[relay]]
 path = "shop.db"         # an application's file whose outbox is sent
 
@@ -35,28 +38,22 @@ timezone = "Europe/Berlin"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from fnmatch import translate
-from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
 from ...protocol.limits import QUEUE_PATTERN
 from ..requests import Schedule
+from .access import AccessConfig
+from .patterns import MAX_SECTIONS, matches
 from .settings import RETENTION, QueueSettings, StorageSettings
 
-MAX_SECTIONS: Final = 1000
-"""How many patterns of queues, how many bindings, and how many schedules."""
 MAX_RELAYS: Final = 100
 MAX_BRIDGES: Final = 20
 """How many queues are forwarded, and how many ingested. Each has a process of its own."""
 MAX_REMEMBERED: Final = 20_000
 """For how many queues the settings are kept in memory."""
-_PATTERN: Final = r"(?:[A-Za-z0-9*?]|\[[A-Za-z0-9._!-][A-Za-z0-9._-]*\])(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\])*"
-"""The patterns that can match the name of a queue."""
-
 _PORT: Final = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 _LISTEN: Final = (
     rf"^(?:(?:127\.\d{{1,3}}\.\d{{1,3}}\.\d{{1,3}}|\[::1\]):{_PORT}|[^~:\x00-\x1f\x7f][^:\x00-\x1f\x7f]*)\Z"
@@ -71,14 +68,6 @@ OptionalPath = Annotated[FilePath | None, Meta(description=PATH)]
 Name = Annotated[
     str, Meta(pattern=QUEUE_PATTERN, description="a name of letters, digits and . _ -, with at most 128 characters")
 ]
-QueuePattern = Annotated[
-    str,
-    Meta(
-        max_length=200,
-        pattern=rf"^(?:{_PATTERN})\Z",
-        description="a queue's name of letters, digits and . _ -, or a pattern of these with * ? [...]",
-    ),
-]
 Url = Annotated[str, Meta(min_length=1, max_length=1000)]
 """Without a pattern: its error would show the value, which may have a password. `contradictions` checks it."""
 HeaderText = Annotated[str, Meta(max_length=1000)]
@@ -90,6 +79,13 @@ class DaemonConfig(Struct, forbid_unknown_fields=True, frozen=True):
     db: OptionalPath = None
     socket: OptionalPath = None
     spool: OptionalPath = None
+    socket_mode: Annotated[
+        Annotated[str, Meta(pattern=r"^0?[67][0-7]{2}\Z")] | None,
+        Meta(description='who may connect, as chmod has it: "0600", "0660" or "0666"'),
+    ] = None
+    socket_group: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\s@*:/]{1,100}\Z")] | None, Meta(description="the group of the socket")
+    ] = None
 
 
 class MetricsConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -165,6 +161,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     daemon: DaemonConfig = DaemonConfig()
     storage: StorageSettings = StorageSettings()
     metrics: MetricsConfig = MetricsConfig()
+    permissions: AccessConfig = AccessConfig()
     queues: Annotated[
         dict[str, dict[str, Any]], Meta(max_length=MAX_SECTIONS, description='tables like [queues."mail.*"]')
     ] = {}
@@ -207,16 +204,6 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
         """Return the settings of a queue. ``overrides`` take precedence over the file."""
         values = {setting: self.queues[pattern][setting] for setting, pattern in self.origins(name).items()}
         return QueueSettings(**{**values, **(overrides or {})})
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Return whether a pattern matches the name of a queue."""
-    return _compiled(pattern).match(name) is not None
-
-
-@lru_cache(MAX_SECTIONS)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern))
 
 
 class LiveConfig:

@@ -108,7 +108,7 @@ class Reloader:
         was_wrong, self._error = self._error is not None, None
         self._read_at = time.time()
         old = self._live.config
-        if new == old and list(new.queues) == list(old.queues):
+        if new == old and _order(new) == _order(old):
             if asked or was_wrong:
                 log.info("%s: read again; nothing has changed", path)
             return
@@ -123,6 +123,11 @@ class Reloader:
                 listener(old, new)
             except Exception:
                 log.exception("a part of the daemon could not apply the new configuration; restart the daemon")
+
+
+def _order(config: Config) -> list[str]:
+    """Return the patterns in the order in which they count, which a comparison of tables leaves out."""
+    return [*config.queues, *config.permissions.order]
 
 
 def changes(old: Config, new: Config) -> Iterator[str]:

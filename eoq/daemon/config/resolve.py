@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ...protocol.paths import config_path, database_path, socket_path, spool_path
+from .access import QueueAccess
 from .loader import load
 from .model import Config
 from .settings import QueueSettings
@@ -63,12 +64,17 @@ class ResolvedConfig:
         paths = {"config": self.config_path, "db": self.db, "socket": self.socket, "spool": self.spool}
         for name, resolved in paths.items():
             yield NamedSetting(name, *resolved)
+        for name in ("socket_mode", "socket_group"):
+            value = getattr(self.config.daemon, name)
+            yield NamedSetting(name, value, DEFAULT if value is None else self._in_file("[daemon]"))
         for field in msgspec.structs.fields(self.config.storage):
             value = getattr(self.config.storage, field.name)
             source = DEFAULT if value == field.default else self._in_file("[storage]")
             yield NamedSetting(f"storage.{field.name}", value, source)
         listen = self.config.metrics.listen
         yield NamedSetting("metrics.listen", listen, DEFAULT if listen is None else self._in_file("[metrics]"))
+        for place, names in self.config.permissions.entries():
+            yield NamedSetting(place, names, self._in_file("[permissions]"))
 
     def of_queue(self, name: str) -> Iterator[NamedSetting]:
         """Yield the settings of the queue ``name``."""
@@ -82,6 +88,9 @@ class ResolvedConfig:
             else:
                 source = DEFAULT
             yield NamedSetting(setting, getattr(settings, setting), source)
+        for right in QueueAccess.__struct_fields__:
+            if (names := self.config.permissions.of_queue(name, right)) is not None:
+                yield NamedSetting(f"permissions.{right}", names, self._in_file("[permissions]"))
 
     def of_queues(self) -> Iterator[NamedSetting]:
         """Yield the settings of each section of the file, then those of a queue that no section matches."""

@@ -105,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
         # The transport of a stream socket is an `asyncio.Transport`, although uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
-        self._session.consumer = peer_of(self._transport.get_extra_info("socket"))
+        self._session.consumer, self._session.peer = peer_of(self._transport.get_extra_info("socket"))
         self._server.connections.add(self)
         if len(self._server.connections) > MAX_CONNECTIONS:
             self._refuse(Overloaded(f"{MAX_CONNECTIONS:,} clients are connected; try again when some have left"))

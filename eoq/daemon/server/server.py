@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from ...errors import EoqError
 from ...system.spin import Spin
 from ..locks import Lock, Locked
-from ..session import Handlers
+from ..session import Handler, Handlers, Reply, Session
 from .connection import ClientConnection, Route, route_of
-from .sockets import identity_of, listen
+from .sockets import SocketAccess, identity_of, listen, require_at
 from .traffic import Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -27,12 +28,25 @@ SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
 
+Check: TypeAlias = Callable[[Session, Any], None]
+
+
+def _guarded(check: Check, handle: Handler) -> Handler:
+    def guarded(session: Session, request: Any, reply: Reply) -> None:
+        check(session, request)
+        handle(session, request, reply)
+
+    return guarded
+
+
 class Server:
     """The server of a Unix socket. It passes the requests of its connections to the handlers."""
 
-    def __init__(self, backlog: Callable[[], int]) -> None:
+    def __init__(self, backlog: Callable[[], int], access: SocketAccess) -> None:
         """``backlog`` returns the weight of the commands of the store that are not finished."""
+        self._access = access
         self.routes: dict[type, Route] = {}
+        self._handlers: dict[type, Handler] = {}
         self.connections: set[ClientConnection] = set()
         self.partial = 0
         """Bytes of unfinished lines of all connections."""
@@ -45,17 +59,38 @@ class Server:
         """Whether a reply has gone out since the last request."""
         self._server: asyncio.AbstractServer | None = None
         self._path: Path | None = None
+        self._is_own = True
+        """Whether this process has made the socket, and removes it in the end."""
         self._identity: tuple[int, int] | None = None
         """Device and number of the socket's file, by which a file of another program is told from it."""
 
+    @property
+    def socket_mode(self) -> str:
+        """The mode of the socket, as the configuration has it, such as ``0600``."""
+        return f"{self._access.mode:04o}"
+
     def add(self, handlers: Handlers) -> None:
         """Pass the requests of these types to these handlers."""
-        for kind, handle in handlers.items():
-            self.routes[kind] = route_of(kind, handle)
+        self._handlers.update(handlers)
+        self.guard(None)
 
-    async def start(self, path: Path) -> None:
-        """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use."""
-        listening = listen(path)
+    def guard(self, check: Check | None) -> None:
+        """From now on call ``check`` before each handler, or nothing. It raises an `EoqError` to refuse a request."""
+        for kind, handle in self._handlers.items():
+            self.routes[kind] = route_of(kind, handle if check is None else _guarded(check, handle))
+
+    async def start(self, path: Path, passed: socket.socket | None = None) -> None:
+        """Accept connections on ``path``. Replace a stale socket there. Raises `Locked` where one is in use.
+
+        ``passed`` is a socket that a service manager listens on, and keeps when this process ends.
+        """
+        if passed is None:
+            listening = listen(path, self._access)
+        else:
+            require_at(passed, path)
+            listening = passed
+            listening.setblocking(False)
+        self._is_own = passed is None
         self._path, self._identity = path, identity_of(path)
         self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
 
@@ -95,7 +130,7 @@ class Server:
 
     def remove_socket(self) -> None:
         """Remove the file of the socket, if it is still this daemon's."""
-        if self._path is not None and identity_of(self._path) == self._identity:
+        if self._path is not None and self._is_own and identity_of(self._path) == self._identity:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 

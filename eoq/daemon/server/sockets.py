@@ -6,19 +6,38 @@ import os
 import select
 import socket
 import struct
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from ...errors import InvalidRequest
+from ...errors import Forbidden, InvalidRequest
 from ..locks import Locked, cannot_use
+from ..session import Peer
 
 SOL_LOCAL: Final = 0
+LOCAL_PEERCRED: Final = 1
 LOCAL_PEERPID: Final = 2
-"""The socket option of macOS for the process at the other end. Python has no name for it."""
+"""The socket options of macOS for the process at the other end and its user. Python has no names for them."""
+XUCRED: Final = struct.Struct("IIh2x16I")
+"""What the former tells: a version, the user, and up to 16 groups."""
+SO_PEERGROUPS: Final = 59
+"""The socket option of Linux for the groups of the process at the other end. Python has no name for it."""
+MOST_GROUPS: Final = 256
+"""As many as Python reads from the kernel."""
 
 
-def listen(path: Path) -> socket.socket:
-    """Return a socket bound to ``path``, which only its owner can connect to.
+class SocketAccess(NamedTuple):
+    """Who may connect: the mode and the group of the socket's file. None leaves the group as it is."""
+
+    mode: int = 0o600
+    group: int | None = None
+
+
+OWNER_ONLY: Final = SocketAccess()
+
+
+def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
+    """Return a socket bound to ``path``, which only those can connect to whom ``access`` allows it.
 
     A stale socket there is replaced. Raises `Locked` where a program still answers on it, `InvalidRequest` where the
     path cannot be that of a socket, `Forbidden` where it cannot be written.
@@ -35,6 +54,7 @@ def listen(path: Path) -> socket.socket:
             listening.bind(str(path))
         finally:
             os.umask(old_mask)
+        _give_access(path, access)
     except OSError as error:
         listening.close()
         if "too long" in str(error):
@@ -47,6 +67,44 @@ def listen(path: Path) -> socket.socket:
         raise
     listening.setblocking(False)
     return listening
+
+
+def require_at(passed: socket.socket, path: Path) -> None:
+    """Raise `InvalidRequest` where a socket that a service manager passed is not the one at ``path``."""
+    name = passed.getsockname()
+    if not isinstance(name, str) or not name or os.path.realpath(name) != os.path.realpath(path):
+        raise InvalidRequest(
+            f"the service manager passed the socket {name!r}, and the settings say {path}; let `ListenStream` of its "
+            "unit and --socket name the same path"
+        )
+
+
+def _give_access(path: Path, access: SocketAccess) -> None:
+    """Set group and mode of a socket that nobody can connect to yet."""
+    try:
+        if access.group is not None:
+            os.chown(path, -1, access.group)
+        if access.mode != 0o600:
+            path.chmod(access.mode)
+    except OSError as error:
+        path.unlink()
+        if not isinstance(error, PermissionError):
+            raise
+        raise Forbidden(
+            f"the group {access.group} cannot be given to {path} ({error.strerror}); make the daemon's user a member "
+            "of the group that `socket_group` names"
+        ) from error
+
+
+def who_cannot_pass(path: Path, access: SocketAccess) -> str | None:
+    """Return which of those who may connect cannot reach the socket through its folder: text for the log, or None."""
+    folder = path.parent.stat()
+    if access.mode & 0o002 and not folder.st_mode & 0o001:
+        return "other users"
+    in_group = access.group is None or folder.st_gid == access.group
+    if access.mode & 0o020 and not folder.st_mode & (0o010 if in_group else 0o001):
+        return "the members of its group"
+    return None
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
@@ -70,16 +128,32 @@ def _require_stale(path: Path) -> None:
     raise Locked(f"another program answers on {path}; stop it (`eoq stop`), or give this daemon another --socket")
 
 
-def peer_of(connection: socket.socket) -> str | None:
-    """Return the process at the other end, such as ``pid 4711``, or None where the kernel does not say."""
+def peer_of(connection: socket.socket) -> tuple[str | None, Peer | None]:
+    """Return the process at the other end, such as ``pid 4711``, and its user. None is what the kernel does not say."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
-            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        else:
-            pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
+            pid, user, group = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return f"pid {pid}", Peer(user, partial(_groups_of, connection, user, group))
+        pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID)
+        told = connection.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, XUCRED.size)
+        _, user, count, *groups = XUCRED.unpack(told.ljust(XUCRED.size, b"\0"))
+        return f"pid {pid}", Peer(user, lambda: frozenset(groups[:count]))
     except OSError:
-        return None
-    return f"pid {pid}"
+        return None, None
+
+
+def _groups_of(connection: socket.socket, user: int, group: int) -> frozenset[int]:
+    """Return the groups of the process at the other end, which it had when it connected."""
+    try:
+        told = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MOST_GROUPS * 4)
+        return frozenset((group, *struct.unpack(f"{len(told) // 4}I", told)))
+    except OSError:  # an old kernel, or more groups than fit
+        import pwd
+
+        try:
+            return frozenset((group, *os.getgrouplist(pwd.getpwuid(user).pw_name, group)))
+        except (KeyError, OSError):
+            return frozenset((group,))
 
 
 def has_hung_up(descriptor: int) -> bool:

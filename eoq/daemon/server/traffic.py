@@ -36,7 +36,7 @@ LOG_SECONDS: Final = 1.0
 """Seconds between two log lines about connections that were closed for that."""
 
 
-class Peer(Protocol):
+class Member(Protocol):
     """A connection, as the traffic sees it."""
 
     def handle_some(self) -> bool: ...
@@ -63,16 +63,16 @@ class Traffic:
         self._loop = asyncio.get_running_loop()
         self._fetching = 0
         # Ordered dictionaries serve as queues in which each connection stands once.
-        self._barred: OrderedDict[Peer, None] = OrderedDict()
+        self._barred: OrderedDict[Member, None] = OrderedDict()
         """Connections whose next request waits until others have their replies, in the order of their turns."""
-        self._with_lines: OrderedDict[Peer, None] = OrderedDict()
+        self._with_lines: OrderedDict[Member, None] = OrderedDict()
         """Connections with lines to handle, in the order of their turns."""
-        self._with_replies: OrderedDict[Peer, None] = OrderedDict()
+        self._with_replies: OrderedDict[Member, None] = OrderedDict()
         """Connections with replies to encode, in the order of their turns."""
         self._closing: deque[Callable[[], None]] = deque()
         self._planned = False
         self._encoded = 0
-        self._unread: OrderedDict[Peer, int] = OrderedDict()
+        self._unread: OrderedDict[Member, int] = OrderedDict()
         """Bytes that each client has not read. Who has read, or got a reply, most recently stands last."""
         self._unread_bytes = 0
         self._logged_at = float("-inf")
@@ -97,12 +97,12 @@ class Traffic:
         """Return whether a turn is over."""
         return self._loop.time() >= end
 
-    def has_lines(self, peer: Peer) -> None:
+    def has_lines(self, peer: Member) -> None:
         """Give a connection another turn for its lines."""
         self._with_lines[peer] = None
         self._plan()
 
-    def has_replies(self, peer: Peer) -> None:
+    def has_replies(self, peer: Member) -> None:
         """Give a connection another turn for its replies."""
         self._with_replies[peer] = None
         self._plan()
@@ -142,13 +142,13 @@ class Traffic:
         if self._closing or self._with_replies or (self._with_lines and not self.held):
             self._plan()
 
-    def _handle_some(self, peer: Peer) -> bool:
+    def _handle_some(self, peer: Member) -> bool:
         if self.overloaded:
             self.held = True
             return True
         return peer.handle_some()
 
-    def _take_turns(self, peers: OrderedDict[Peer, None], act: Callable[[Peer], bool], end: float) -> None:
+    def _take_turns(self, peers: OrderedDict[Member, None], act: Callable[[Member], bool], end: float) -> None:
         """Let each of ``peers`` ``act`` once, as long as there is time. Who has more to do stands in line again."""
         for _ in range(len(peers)):
             if self.is_over(end):
@@ -159,7 +159,7 @@ class Traffic:
 
     # ── bytes under way ─────────────────────────────────────────────────────────────────────────────────
 
-    def fetch(self, peer: Peer, size: int) -> bool:
+    def fetch(self, peer: Member, size: int) -> bool:
         """Reserve the bytes of a reply. Return False if ``peer`` has to wait: it then handles its lines again later.
 
         Who waits keeps its place, and nobody overtakes: with hundreds of connections, each has its turn soon.
@@ -177,7 +177,7 @@ class Traffic:
         self._fetching -= size
         self._admit_next()
 
-    def pass_over(self, peer: Peer) -> None:
+    def pass_over(self, peer: Member) -> None:
         """Let ``peer`` wait for no bytes any more: it has them, or it handles no lines for now."""
         if self._barred:
             self._barred.pop(peer, None)
@@ -196,7 +196,7 @@ class Traffic:
             self.crowded = True
             self._plan()
 
-    def unread(self, peer: Peer, size: int) -> None:
+    def unread(self, peer: Member, size: int) -> None:
         """Note how many bytes of replies a client has not read. If all have too many, close some connections."""
         self._note_unread(peer, size)
         if self._unread_bytes > MAX_UNREAD:
@@ -207,7 +207,7 @@ class Traffic:
             self._note_unread(idle, 0)
             idle.abort()
 
-    def _note_unread(self, peer: Peer, size: int) -> None:
+    def _note_unread(self, peer: Member, size: int) -> None:
         self._unread_bytes += size - self._unread.pop(peer, 0)
         if size:
             self._unread[peer] = size
@@ -218,12 +218,12 @@ class Traffic:
             if size < noted:
                 self._note_unread(peer, size)
 
-    def _idle_longest(self) -> Peer:
+    def _idle_longest(self) -> Member:
         """Return who has not read for the longest time, of the clients with at least half of what one has at most."""
         least = max(self._unread.values()) / 2
         return next(peer for peer, size in self._unread.items() if size >= least)
 
-    def forget(self, peer: Peer) -> None:
+    def forget(self, peer: Member) -> None:
         """Forget a connection that has ended."""
         self.unread(peer, 0)
         for peers in (self._with_lines, self._with_replies):

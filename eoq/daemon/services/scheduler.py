@@ -21,7 +21,7 @@ from ..config.model import Config
 from ..config.settings import SettingsOf
 from ..records import DueSchedules, Fired, NewMessage, OccurrencePlan, ScheduleAdded, ScheduleRecord
 from ..request_values import content_of, message_now, new_schedule, scheduled_message
-from ..schedule_rules import GRACE, Definition, begun_before, due, occurrence_id, rule_of
+from ..rules.schedule_rules import GRACE, Definition, begun_before, due, occurrence_id, rule_of
 from ..session import Fields, Handlers, Reply, Session, Submitter
 from ..store.commands import Command, R
 from ..store.schedule_commands import (

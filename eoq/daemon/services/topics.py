@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
 from ..records import Binding, NewMessage, Routed
+from ..rules.topic_rules import check_bindings
 from ..session import Handlers, Reply, Session, Submitter
 from ..store import commands
-from ..topic_rules import check_bindings
 
 MAX_BINDING_HEADERS: Final = 4096
 """Characters of the headers of a binding, as JSON."""

@@ -17,6 +17,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from msgspec import Struct
 
 from ..config.settings import SettingsOf, defaults
+from ..portable import Entry
 from ..records import (
     Advanced,
     Binding,
@@ -254,6 +255,17 @@ class EditMessage(Command[Edited], frozen=True):
     priority: int | None
     due_at: float | None
     fixed: bool
+
+
+class Import(Command[int], frozen=True):
+    """Store the entries of an export, each with the number of its line, all or none.
+
+    What the file knows already stays as it is. The outcome is how many entries were new. Raises `IdConflict` where an
+    id is known with other content, `QueueFull` where there are too many queues, and `StorageFull`.
+    """
+
+    now: float
+    entries: Sequence[tuple[int, Entry]]
 
 
 class Redrive(Command[Step], frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..config.settings import SettingsOf
 from ..records import DueSchedules, Fired, OccurrencePlan, ScheduleAdded, ScheduleRecord
-from ..schedule_rules import Definition
+from ..rules.schedule_rules import Definition
 from .commands import Command
 
 

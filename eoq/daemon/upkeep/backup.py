@@ -32,7 +32,7 @@ def backup(database: Path, target: Path, storage: StorageSettings, watch: Watch)
     require_backup(target)
 
     def watch_space(what: str, done: int, total: int) -> None:
-        _require_room(database, storage)
+        require_room(database, storage)
         watch(what, done, total)
 
     with closing(open_read_only(database)) as source:
@@ -43,8 +43,11 @@ def backup(database: Path, target: Path, storage: StorageSettings, watch: Watch)
         return copy(source, database, target, watch_space)
 
 
-def _require_room(database: Path, storage: StorageSettings) -> None:
-    """Raise `StorageFull` before the daemon would refuse sends, because its log cannot be written back."""
+def require_room(database: Path, storage: StorageSettings, what: str = "backup") -> None:
+    """Raise `StorageFull` before the daemon would refuse sends, because its log cannot be written back.
+
+    ``what`` is what reads the file meanwhile.
+    """
     disk = os.statvfs(database)
     free = disk.f_bavail * disk.f_frsize
     try:
@@ -55,6 +58,6 @@ def _require_room(database: Path, storage: StorageSettings) -> None:
     least = storage.least_free(disk.f_blocks * disk.f_frsize) + log + min(ROOM, free // 20)
     if free < least:
         raise StorageFull(
-            f"the backup was given up: the disk of {database} has {free:,} bytes free and needs {least:,}, since the "
-            "log grows while a backup is made; free some space and try again"
+            f"the {what} was given up: the disk of {database} has {free:,} bytes free and needs {least:,}, since the "
+            f"log grows while a {what} is made; free some space and try again"
         )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...errors import InvalidRequest
 from ..locks import Lock, cannot_use
-from .snapshots import Snapshot, Watch, copy, open_read_only, same_file, sync, verify
+from .snapshots import Snapshot, Watch, copy, open_read_only, require_eoq_file, same_file, sync, verify
 
 
 class Restored(NamedTuple):
@@ -37,6 +37,7 @@ def restore(backup: Path, database: Path, watch: Watch) -> Restored:
     if same_file(backup, database):
         raise InvalidRequest(f"{backup} is the daemon's file itself; name a backup")
     database = database.resolve()  # the daemon's own name for it, where a link leads to it
+    require_eoq_file(backup)
     verify(backup, watch)
     if not database.parent.is_dir():
         raise cannot_use(database, FileNotFoundError())

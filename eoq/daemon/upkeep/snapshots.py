@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ...errors import EoqError, InvalidRequest, NotFound, StorageFailed
 from ..locks import cannot_use
-from ..store.sqlite.database import APPLICATION_ID, storage_error
+from ..store.sqlite.database import APPLICATION_ID, WrongFile, storage_error
 from ..store.sqlite.migration import migrations
 
 COPY_PAGES: Final = 1000
@@ -22,6 +22,10 @@ COPY_PAGES: Final = 1000
 
 Watch: TypeAlias = Callable[[str, int, int], None]
 """Is called now and then with what is being done, how far it is, and how far it goes. It may raise, to give up."""
+
+
+class NoEoqFile(InvalidRequest):
+    """A database of another program."""
 
 
 class Snapshot(NamedTuple):
@@ -56,7 +60,7 @@ def open_read_only(path: Path, *, alone: bool = False) -> sqlite3.Connection:
         raise storage_error(error, path) from error
     if application != APPLICATION_ID:
         database.close()
-        raise InvalidRequest(f"{path} is no file of an eoq daemon; name the file of a daemon, or a backup")
+        raise NoEoqFile(f"{path} is no file of an eoq daemon; name the file of a daemon, or a backup")
     if version > len(migrations()):
         database.close()
         raise InvalidRequest(
@@ -151,6 +155,20 @@ def same_file(one: Path, other: Path) -> bool:
     with suppress(OSError):
         return one.samefile(other)
     return False
+
+
+def require_eoq_file(path: Path) -> None:
+    """Raise `InvalidRequest` where ``path`` is neither a backup nor the file of a daemon, and cannot be restored."""
+    if not path.is_file():
+        raise NotFound(
+            f"{path} does not exist, or is no file, so nothing was changed; name a backup of a daemon's file"
+        )
+    try:
+        open_read_only(path, alone=True).close()
+    except (WrongFile, NoEoqFile) as error:
+        raise InvalidRequest(
+            f"{path} is no backup of a daemon's file, so nothing was changed; name one that `eoq backup` has made"
+        ) from error
 
 
 def require_backup(path: Path) -> None:

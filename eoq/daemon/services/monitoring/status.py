@@ -18,7 +18,7 @@ from ...session import Fields, Handlers, Reply, Session
 from ...store.sqlite.store import SqliteStore
 from ..bridges.bridges import Bridges
 from ..retention import Retention
-from ..spool_reader import SpoolReader
+from ..spool.spool_reader import SpoolReader
 
 
 class StatusService:
@@ -68,6 +68,7 @@ class StatusService:
             "now": self._broker.clock.wall(),
             "database": str(self._database),
             "socket": str(self._socket),
+            "socket_mode": self._server.socket_mode,
             "connections": len(self._server.connections),
             "leased": self._broker.leased,
             "waiting": self._broker.waiting,

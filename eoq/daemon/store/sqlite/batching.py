@@ -15,7 +15,7 @@ from ...records import NewMessage, Stored
 from ..commands import Claim, Command, Put
 from .database import MANY
 from .deliveries.claims import Claims
-from .tables.puts import Puts
+from .sending.puts import Puts
 from .tables.queues import Queues
 from .totals import Totals
 

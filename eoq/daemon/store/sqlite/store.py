@@ -29,6 +29,9 @@ from .deliveries.lives import Lives
 from .deliveries.recovery import Recovery
 from .deliveries.returns import Returns
 from .deliveries.settled import Settled
+from .sending.imports import Imports
+from .sending.newest_ids import NewestIds
+from .sending.puts import Puts
 from .seqs import Seqs
 from .space import Space
 from .tables.clock import ClockNotes
@@ -37,7 +40,6 @@ from .tables.dead_letters import DeadLetters, Deletion
 from .tables.groups import Groups
 from .tables.messages import Messages
 from .tables.once import OnceKeys
-from .tables.puts import Puts
 from .tables.queues import MAX_QUEUES, Queues
 from .tables.schedules import Schedules
 from .tables.steering import Steering
@@ -74,7 +76,11 @@ class SqliteStore:
         self._seqs = seqs = Seqs(database)
         messages = Messages(database, queues, groups, contents, settled, totals)
         self.space = Space(database, storage)
-        self._puts = Puts(database, queues, messages, groups, contents, leased, seqs, self.space, clock_notes, totals)
+        self._newest = NewestIds(database)
+        self._puts = Puts(
+            *(database, queues, messages, groups, contents, leased, seqs),
+            *(self.space, clock_notes, totals, self._newest),
+        )
         claims = Claims(database, queues, messages, leased, self._puts, clock_notes, totals, latencies.waiting)
         returns = Returns(database, messages, groups, leased, lives, clock_notes, totals)
         self._recovery = Recovery(database, queues, messages, groups, contents, lives, totals)
@@ -125,6 +131,7 @@ class SqliteStore:
         deletion = Deletion(database, queues, settled, contents, leased, totals)
         steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
+        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
         return {
@@ -133,6 +140,7 @@ class SqliteStore:
             commands.DeleteIdleQueues: deletion.delete_idle,
             commands.CancelMessage: steering.cancel,
             commands.EditMessage: steering.edit,
+            commands.Import: imports.store,
             commands.Purge: dead_letters.purge,
             commands.Redrive: dead_letters.redrive,
             commands.Drop: dead_letters.drop,

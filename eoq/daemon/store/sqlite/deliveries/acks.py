@@ -11,9 +11,9 @@ from ....measures import Histogram
 from ....records import DeliveryLost, DeliveryRef, NewMessage, Stored
 from ....store.commands import Settle
 from ..database import Database
+from ..sending.puts import Puts
 from ..tables.contents import Contents
 from ..tables.groups import Groups
-from ..tables.puts import Puts
 from ..tables.queues import Queues
 from ..totals import Totals
 from .leased import Leased

@@ -13,9 +13,9 @@ from ....measures import Histogram
 from ....records import Claimed, ClaimedMessage, NewMessage
 from ....store.commands import Claim
 from ..database import Database
+from ..sending.puts import Puts
 from ..tables.clock import ClockNotes
 from ..tables.messages import Ending, Messages
-from ..tables.puts import Puts
 from ..tables.queues import Queues
 from ..totals import Totals
 from .leased import START, ClaimPlace, Key, Leased

@@ -15,11 +15,11 @@ from ..database import Database
 from ..deliveries.leased import Leased
 from ..deliveries.settled import Settled
 from ..deliveries.unleased import Unleased
+from ..sending.puts import Puts
 from ..totals import Totals
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
-from .puts import Puts
 from .queues import Queues
 
 STEP_ROWS: Final = 500

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .....errors import EoqError, IdConflict, InvalidRequest, NotFound, QueueFull
 from ....records import DueSchedules, Fired, OccurrencePlan, ScheduleAdded, ScheduleRecord
-from ....schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
+from ....rules.schedule_rules import GRACE, Definition, Timing, first_of, occurrence_id, rule_of
 from ....store.commands import Put
 from ....store.schedule_commands import (
     ReadDue,
@@ -26,8 +26,8 @@ from ....store.schedule_commands import (
     StoreOccurrences,
 )
 from ..database import Database
+from ..sending.puts import Puts
 from ..totals import Totals
-from .puts import Puts
 
 MAX_SCHEDULES: Final = 10_000
 

@@ -6,8 +6,8 @@ import json
 
 from .....errors import InvalidRequest, NotFound
 from ....records import Binding
+from ....rules.topic_rules import check_bindings
 from ....store.commands import Bind, ListBindings, Unbind
-from ....topic_rules import check_bindings
 from ..database import Database
 from .queues import Queues
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ...spool.format import is_visible, storage_error
-from ..locks import Lock, cannot_use
+from ....spool.format import is_visible, storage_error
+from ...locks import Lock, cannot_use
 
 log = logging.getLogger("eoq.spool")
 

@@ -49,18 +49,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ...backoff import Backoff
-from ...client.aio import AsyncClient, connect_async
-from ...client.batch_sender import BatchSender
-from ...errors import EoqError
-from ...message import Outgoing
-from ...protocol.features import NOT_AFTER, stored_until
-from ...spool.format import is_ready, is_visible
-from ...system.aio_thread import in_thread
-from ...system.bell import Bell
-from ...system.watch import watch_subfolders
+from ....backoff import Backoff
+from ....client.aio import AsyncClient, connect_async
+from ....client.batch_sender import BatchSender
+from ....errors import EoqError
+from ....message import Outgoing
+from ....protocol.features import NOT_AFTER, stored_until
+from ....spool.format import is_ready, is_visible
+from ....system.aio_thread import in_thread
+from ....system.bell import Bell
+from ....system.watch import watch_subfolders
 from .spool_folder import SpoolFolder
-from .spool_queue import LINK_SECONDS, QueueFolder
+from .spool_queue import LINK_SECONDS, QueueFolder, WhyNot, allow_all
 
 log = logging.getLogger("eoq.spool")
 
@@ -80,13 +80,20 @@ class SpoolReader:
     """The reader of a spool: it stores the files as messages.
 
     ``resend_within`` takes the name of a queue. It returns for how many seconds after the first try a file is sent
-    again: less than the queue's retention.
+    again: less than the queue's retention. ``why_not`` takes a user and the name of a queue. It returns why a file of
+    this user may not become a message there, or None.
     """
 
-    def __init__(self, folder: SpoolFolder, resend_within: Callable[[str], float]) -> None:
+    def __init__(
+        self,
+        folder: SpoolFolder,
+        resend_within: Callable[[str], float],
+        why_not: WhyNot = allow_all,
+    ) -> None:
         self.counts = Counts()
         self._folder = folder
         self._resend_within = resend_within
+        self._why_not = why_not
         self._queues: dict[str, QueueFolder] = {}
         self._backoff = Backoff(str(folder.path), log)
         self._woken = asyncio.Event()
@@ -153,7 +160,8 @@ class SpoolReader:
             return SWEEP_SECONDS
         if names:
             self._is_used.set()
-        self._queues = {name: self._queues.get(name) or QueueFolder(self._folder, name) for name in names}
+        known = self._queues
+        self._queues = {name: known.get(name) or QueueFolder(self._folder, name, self._why_not) for name in names}
         wait = SWEEP_SECONDS
         for folder in await in_thread(partial(self._scan, sweep)):
             try:

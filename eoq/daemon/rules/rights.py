@@ -1,6 +1,6 @@
 """Rights: which queues each request touches, and what it must be allowed to do with them.
 
-They are stated here, in one place, and not enforced yet: a client that may connect to the socket may do everything.
+They are stated here, in one place. ``services/permissions.py`` says who has them.
 """
 
 from __future__ import annotations
@@ -9,29 +9,34 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from . import requests as ask
+from .. import requests as ask
 
 
 class Right(StrEnum):
     """What a client may do with a queue or topic."""
 
     SEND = "send"
-    """Send messages to it, and ask for their results."""
+    """Send messages to it."""
     RECEIVE = "receive"
-    """Read its messages, lease them, and settle them."""
+    """Read its messages and results, lease messages, and settle them."""
     ADMINISTER = "administer"
     """Pause and purge it, decide on its dead letters, and change its bindings and schedules."""
+    ONCE = "once"
+    """Run what has a key, and read its stored output."""
+    OBSERVE = "observe"
+    """See which queues and topics there are, and their counts."""
 
 
 class Need(NamedTuple):
-    """A right that a request needs: for a queue or topic, or for the queue of a receipt.
+    """A right that a request needs: for a queue or topic, for the queue of a receipt, or for a key of `once`.
 
-    Where neither is named, the request needs the right for all queues.
+    Where none is named, the request needs the right for all queues.
     """
 
     right: Right
     queue: str | None = None
     receipt: str | None = None
+    key: str | None = None
 
 
 def needs(request: ask.Request) -> Sequence[Need]:
@@ -44,11 +49,11 @@ def _nothing(_request: Any) -> list[Need]:
     return []
 
 
-def _send(request: ask.Send | ask.SendMany | ask.GetResult) -> list[Need]:
+def _send(request: ask.Send | ask.SendMany) -> list[Need]:
     return [Need(Right.SEND, request.queue)]
 
 
-def _receive(request: ask.Receive | ask.Peek | ask.Tail | ask.Show | ask.Why) -> list[Need]:
+def _receive(request: ask.Receive | ask.GetResult | ask.Peek | ask.Tail | ask.Show | ask.Why) -> list[Need]:
     return [Need(Right.RECEIVE, request.queue)]
 
 
@@ -81,18 +86,27 @@ def _bind(request: ask.Bind | ask.Unbind) -> list[Need]:
 
 
 def _add_schedule(request: ask.ScheduleAdd) -> list[Need]:
-    return [Need(Right.ADMINISTER, request.queue), Need(Right.SEND, request.queue)]
+    needs = [Need(Right.ADMINISTER, request.queue), Need(Right.SEND, request.queue)]
+    return [*needs, Need(Right.ADMINISTER)] if request.replace else needs  # it may replace that of another queue
+
+
+def _once(request: ask.Once | ask.OnceDone | ask.OnceRelease) -> list[Need]:
+    return [Need(Right.ONCE, key=request.key)]
 
 
 def _all(_request: Any) -> list[Need]:
-    """Return a right for all queues: the request lists all of something, or names a schedule of any queue."""
+    """Return a right for all queues: the request names a schedule of any queue, or lists the schedules of all."""
     return [Need(Right.ADMINISTER)]
+
+
+def _observe(_request: Any) -> list[Need]:
+    return [Need(Right.OBSERVE)]
 
 
 _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Send: _send,
     ask.SendMany: _send,
-    ask.GetResult: _send,
+    ask.GetResult: _receive,
     ask.Receive: _receive,
     ask.Peek: _receive,
     ask.Tail: _receive,
@@ -105,9 +119,9 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Release: _release,
     ask.Settle: _settle,
     ask.Cancel: _nothing,
-    ask.Once: _nothing,
-    ask.OnceDone: _nothing,
-    ask.OnceRelease: _nothing,
+    ask.Once: _once,
+    ask.OnceDone: _once,
+    ask.OnceRelease: _once,
     ask.Status: _nothing,
     ask.Pause: _administer,
     ask.Resume: _administer,
@@ -126,7 +140,7 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.ScheduleRun: _all,
     ask.ScheduleShow: _all,
     ask.Schedules: _all,
-    ask.Queues: _all,
-    ask.Metrics: _all,
-    ask.Topics: _all,
+    ask.Queues: _observe,
+    ask.Metrics: _observe,
+    ask.Topics: _observe,
 }

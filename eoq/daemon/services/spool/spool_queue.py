@@ -1,7 +1,7 @@
 """The folder of one queue in the spool: its files are claimed, read, and removed or rejected.
 
-Any program that can write to the folder may change it at any moment. ``spool_files.py`` says how the steps guard
-against that, and ``spool_reader.py`` what the folder contains.
+Any program that can write to the folder may change it at any moment. `spool_files.py` says how the steps guard
+against that, and `spool_reader.py` what the folder contains.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from heapq import nsmallest
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-from ...client.batch_sender import MESSAGE_FAULTS
-from ...errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
-from ...message import Outgoing
-from ...spool.format import WITH_OPTIONS, decode, is_ready, storage_error
+from ....client.batch_sender import MESSAGE_FAULTS
+from ....errors import EoqError, Forbidden, InvalidRequest, MessageTooLarge
+from ....message import Outgoing
+from ....spool.format import WITH_OPTIONS, decode, is_ready, storage_error
 from . import spool_files as files
 from .spool_folder import SpoolFolder
 
@@ -55,6 +55,15 @@ _FILE_ERRORS: Final = (
 """Errors of a move that concern this file only."""
 
 
+WhyNot: TypeAlias = Callable[[int, str], EoqError | None]
+"""Returns why the files of a user may not become messages of a queue, or None."""
+
+
+def allow_all(_user: int, _queue: str) -> EoqError | None:
+    """Allow the files of all users."""
+    return None
+
+
 class SpoolFile(NamedTuple):
     """A claimed file, by its name in ``.taking``: its message, or the error that says why it has none."""
 
@@ -69,12 +78,13 @@ class QueueFolder:
     ``complete`` says whether it saw all names, and ``has_new_links`` whether it saw a file that has two names for now.
     """
 
-    def __init__(self, spool: SpoolFolder, queue: str) -> None:
+    def __init__(self, spool: SpoolFolder, queue: str, why_not: WhyNot = allow_all) -> None:
         self.queue = queue
         self.path = spool.path / queue
         self.complete = True
         self.has_new_links = False
         self._spool = spool
+        self._why_not = why_not
         self._names: deque[str] = deque()
         self._unsent: set[str] = set()
         """The files in ``.taking`` that the daemon has certainly not stored."""
@@ -226,7 +236,10 @@ class QueueFolder:
             if found and size > BATCH_BYTES:
                 break
             try:
-                data = files.read_file(file, claimed)
+                data, owner = files.read_file(file, claimed)
+                if (refusal := self._why_not(owner, self.queue)) is not None:
+                    found.append(SpoolFile(file, refusal))
+                    continue
                 size += len(data)
                 message, tried_at = decode(data) if file.endswith(WITH_OPTIONS) else (Outgoing(data), None)
                 if tried_at is not None:

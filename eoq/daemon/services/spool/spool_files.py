@@ -13,10 +13,10 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from ...errors import EoqError, InvalidRequest
-from ...ids import new_id
-from ...protocol.limits import MAX_BODY
-from ...spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, open_folder
+from ....errors import EoqError, InvalidRequest
+from ....ids import new_id
+from ....protocol.limits import MAX_BODY
+from ....spool.format import MAX_OPTIONS, WITH_OPTIONS, check_size, open_folder
 
 REASON: Final = ".reason"
 """The end of the name of a file that says why another one was rejected."""
@@ -107,8 +107,11 @@ def _shorten(name: str, most: int) -> str:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_file(file: str, folder: int) -> bytes:
-    """Return the content of a file. Raises `InvalidRequest` or `MessageTooLarge` before it reads more than allowed."""
+def read_file(file: str, folder: int) -> tuple[bytes, int]:
+    """Return the content of a file, and the user who owns it.
+
+    Raises `InvalidRequest` or `MessageTooLarge` before it reads more than allowed.
+    """
     # Before it is opened: opening a device may already have an effect.
     _check_kind(os.stat(file, dir_fd=folder, follow_symlinks=False))
     descriptor = os.open(file, _READ, dir_fd=folder)
@@ -121,7 +124,7 @@ def read_file(file: str, folder: int) -> bytes:
         while piece := content.read(most + 1 - len(data)):
             data += piece
     check_size(len(data) if len(data) > most else 0)
-    return bytes(data)
+    return bytes(data), found.st_uid
 
 
 def _check_kind(found: os.stat_result) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ..errors import InvalidRequest, QueueFull
-from .records import Binding
+from ...errors import InvalidRequest, QueueFull
+from ..records import Binding
 
 MAX_BINDINGS: Final = 10_000
 MAX_QUEUES_OF_TOPIC: Final = 100

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
-from ..errors import InvalidRequest
+from ...errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cronsim import CronSim

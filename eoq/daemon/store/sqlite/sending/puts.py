@@ -14,12 +14,13 @@ from ..deliveries.leased import Leased
 from ..deliveries.unleased import Unleased
 from ..seqs import Seqs
 from ..space import Space
+from ..tables.clock import ClockNotes
+from ..tables.contents import Content, Contents
+from ..tables.groups import Groups
+from ..tables.messages import ENDING_COLUMNS, Ending, Messages
+from ..tables.queues import Queues
 from ..totals import Totals
-from .clock import ClockNotes
-from .contents import Content, Contents
-from .groups import Groups
-from .messages import ENDING_COLUMNS, Ending, Messages
-from .queues import Queues
+from .newest_ids import NewestIds
 
 MOST_DROPPED: Final = 1000
 """How many messages one send drops at most. A queue whose limit was lowered reaches it in steps."""
@@ -52,16 +53,6 @@ ROW_BYTES: Final = 400
 _PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
 _PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
 """The statements for messages of which at least one has a group or headers."""
-_NEWEST_ID: Final = """
-    select max(id)
-    from (
-      select max(id) as id from message where queue = ?1
-      union all
-      select max(id) from settled where queue = ?1
-    )
-    """
-MOST_NEWEST: Final = 10_000
-"""Of how many queues the newest id is known."""
 # By seq: a new message is in memory, and its id is looked up where the newest records are.
 _SETTLED_BEFORE: Final = """
     select message.seq
@@ -103,6 +94,7 @@ class Puts:
         space: Space,
         clock_notes: ClockNotes,
         totals: Totals,
+        newest: NewestIds,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -115,9 +107,7 @@ class Puts:
         self._space = space
         self._clock_notes = clock_notes
         self._totals = totals
-        self._newest: dict[int, str] = {}
-        """By queue, an id above which none is stored. A new id above it, as ids with a time in them are, is not looked
-        up among those of settled messages, which takes a tenth of the time of a send."""
+        self._newest = newest
 
     @property
     def next_seq(self) -> int:
@@ -222,7 +212,7 @@ class Puts:
         self._leased.stored(queue_id, first_seq, sends)
         if expires_at is not None:
             self._leased.may_expire(expires_at)
-        are_new = self._are_new(queue_id, [message.id for _, message in sends])
+        are_new = self._newest.are_new(queue_id, [message.id for _, message in sends])
         inserted = self._database.execute(statements[len(sends)], values).rowcount
         return inserted if are_new else inserted - self._remove_settled(first_seq)
 
@@ -248,29 +238,9 @@ class Puts:
             message.headers,
             message.body,
         )
-        are_new = self._are_new(row[1], [message.id])
+        are_new = self._newest.are_new(row[1], [message.id])
         inserted = self._database.execute(_PUT_DELAYED, row).rowcount
         return inserted if are_new else inserted - self._remove_settled(seq)
-
-    def _are_new(self, queue_id: int, ids: Sequence[str]) -> bool:
-        """Return True if no message of a queue ever had one of these ids, as far as that is remembered.
-
-        False where that has to be looked up. Call it before the messages are inserted.
-        """
-        newest = self._newest.get(queue_id)
-        if newest is None:
-            (newest,) = self._database.execute(_NEWEST_ID, (queue_id,)).fetchone()
-            newest = "" if newest is None else newest
-            if len(self._newest) >= MOST_NEWEST:
-                self._newest.clear()
-        are_new = True
-        for id in ids:
-            if id > newest:
-                newest = id
-            else:
-                are_new = False
-        self._newest[queue_id] = newest
-        return are_new
 
     def _remove_settled(self, first: int) -> int:
         """Delete the messages from the seq ``first`` on whose ids are settled; return how many there were."""

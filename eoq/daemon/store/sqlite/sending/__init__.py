@@ -1,0 +1,1 @@
+"""Sending: how messages get into the file, from clients and from the export of another file."""
