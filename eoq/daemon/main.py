@@ -12,8 +12,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import uvloop
-
 from ..errors import EoqError, Forbidden
 from ..protocol.paths import spool_path
 from ..system.service_manager import ServiceManager
@@ -43,10 +41,19 @@ def run(settings: Settings, ready: Callable[[Path], None], hung_up: Callable[[],
     Raises `EoqError` where the daemon cannot start, or has failed inside.
     """
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_find_loop()) as runner:
             runner.run(_serve(settings, ready, hung_up))
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _find_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop: uvloop, or asyncio where uvloop is not installed (there may be no wheel)."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return new_event_loop
 
 
 async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Callable[[], None]) -> None:
