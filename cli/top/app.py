@@ -146,11 +146,12 @@ class TopApp(App[None]):
 
     def __init__(self, client: AsyncClient, wanted: str) -> None:
         super().__init__()
-        self._first = QueuesPage(client, Model(wanted))
+        self._client = client
+        self._wanted = wanted
 
     def on_mount(self) -> None:
         """Show the queues. A signal ends the view like a key, so that the terminal is as it was."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.exit)
-        self.push_screen(self._first)
+        self.push_screen(QueuesPage(self._client, Model(self._wanted)))

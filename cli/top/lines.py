@@ -42,7 +42,7 @@ def number(value: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= size:
             scaled = value / (1e3 if unit == "k" else size)
-            return f"{scaled:.1f}{unit}" if scaled < 100 else f"{scaled:.0f}{unit}"
+            return f"{scaled:.1f}{unit}" if scaled < 99.9 else f"{scaled:.0f}{unit}"
     return f"{value:.0f}"
 
 
