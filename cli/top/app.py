@@ -52,12 +52,13 @@ class QueuesPage(Page):
         self._filter.display = False
         self.set_focus(self._listing)
 
-    async def read(self) -> None:
+    async def read(self) -> float:
         """Ask for the daemon's state and for all queues. The state first: dead letters are changed up to its time."""
         status = await self.client.status()
         began = time.monotonic()
         rows = await self.client.queues()
         self.model.update(status, rows, time.monotonic() - began)
+        return self.model.answer_seconds
 
     def show(self) -> None:
         """Draw the queues."""
@@ -84,7 +85,8 @@ class QueuesPage(Page):
     def action_filter(self) -> None:
         """Let the user type a filter."""
         self._filter.display = True
-        self.set_focus(self._filter)  # at once: the next key belongs to it
+        self.set_focus(self._filter)
+        self.keys.update("type a part of a name  enter keep it  esc all queues")
 
     def action_unfilter(self) -> None:
         """Show all queues again."""
@@ -103,6 +105,7 @@ class QueuesPage(Page):
     def _end_filter(self) -> None:
         self.set_focus(self._listing)
         self._filter.display = False
+        self.keys.update(self.KEYS)
 
     def action_order(self) -> None:
         """Change the order of the queues."""

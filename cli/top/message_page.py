@@ -36,9 +36,10 @@ class MessagePage(Page):
         yield self.said
         yield self.keys
 
-    async def read(self) -> None:
+    async def read(self) -> float:
         """Ask for the message."""
         self._lines = list(message_text(await self.client.show(self._queue, self._message_id)))
+        return 0.0  # one message is no work to speak of
 
     def show(self) -> None:
         """Draw the message."""

@@ -46,8 +46,8 @@ class Page(Screen[None]):
         """Draw again for another size."""
         self.show()
 
-    async def read(self) -> None:
-        """Ask the daemon for what this screen shows."""
+    async def read(self) -> float:
+        """Ask the daemon for what this screen shows. Return how long the answer took, in seconds."""
         raise NotImplementedError
 
     def show(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -26,10 +25,11 @@ def pause_after(answer_seconds: float) -> float:
 class Poller:
     """Calls ``read`` for ever, and tells ``said`` what is wrong, or None after an answer.
 
+    ``read`` returns how long the daemon took for the answer, in seconds, without the time until it was back.
     The client behind ``read`` connects again by itself when the daemon is back.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[None]], said: Callable[[str | None], None]) -> None:
+    def __init__(self, read: Callable[[], Awaitable[float]], said: Callable[[str | None], None]) -> None:
         self._read = read
         self._said = said
         self._wanted = asyncio.Event()
@@ -42,23 +42,21 @@ class Poller:
         """Ask until this task is cancelled."""
         while True:
             self._wanted.clear()
-            began = time.monotonic()
-            self._said(await self._ask())
-            pause = pause_after(time.monotonic() - began)
+            answer_seconds, trouble = await self._ask()
+            self._said(trouble)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(pause_after(answer_seconds)):
                     await self._wanted.wait()
 
-    async def _ask(self) -> str | None:
-        """Ask once. Return what went wrong. Say meanwhile that the daemon does not answer."""
+    async def _ask(self) -> tuple[float, str | None]:
+        """Ask once. Return how long the answer took, and what went wrong. Say meanwhile that none comes."""
         asking = asyncio.ensure_future(self._read())
         try:
             done, _ = await asyncio.wait({asking}, timeout=PATIENCE)
             if not done:
                 self._said(f"the daemon has not answered for {PATIENCE:g} s; trying again")
-            await asking
+            return await asking, None
         except EoqError as error:
-            return f"{error} (trying again)"
+            return 0.0, f"{error} (trying again)"
         finally:
             asking.cancel()
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -54,12 +55,14 @@ class QueuePage(Page):
         yield self.said
         yield self.keys
 
-    async def read(self) -> None:
+    async def read(self) -> float:
         """Ask for the messages of the state that is shown."""
-        state = self._state
+        await self.client.status()  # a daemon that was away is back now, so that only the answer is measured
+        state, began = self._state, time.monotonic()
         found = await self.client.peek(self._queue, state, limit=SHOWN)
         if state == self._state:  # not changed meanwhile
             self._messages = {message["id"]: message for message in found}
+        return time.monotonic() - began
 
     def show(self) -> None:
         """Draw the queue's row and its messages."""

@@ -123,11 +123,12 @@ def test_the_view_shows_and_steers_the_queues(daemon: Daemon) -> None:
         assert any(bar in view.text() for bar in "▂▃▄▅▆▇█")
         # The filter narrows while it is typed; the keys in it are letters.
         view.press("/")
-        view.shows("text in the name")
+        view.shows("type a part of a name")
         view.press("mail")
         view.shows("only queues with 'mail'")
         eventually(lambda: "orders" not in view.text())
         view.press(ENTER)
+        view.shows("q quit")
         view.press("p")
         view.shows("mail is paused")
         assert eventually(lambda: client.queues()[0]["paused"])
@@ -155,6 +156,7 @@ def test_the_view_shows_and_steers_the_queues(daemon: Daemon) -> None:
         view.press("y")
         view.shows("1 dead letter of mail dropped")
         assert [message["id"] for message in client.peek("mail", "dead")] == ["m2", "m4"]
+        eventually(lambda: view.row("mail")[-1] == "2")
         view.press("R")
         view.shows("Redrive 2 dead letters of mail?")
         view.press("y")
