@@ -91,6 +91,7 @@ def prove(
     eoq prove payments --db shop.db -- ./book.sh shop.db
     eoq prove payments --db shop.db --body '{"cents": 5}' -- sh -c 'exec ./book.sh "$EOQ_PROVE_DB"'
     """
+    from eoq.testing.proof.children import adopt_orphans
     from eoq.testing.proof.command import MOMENTS, CommandHandler
     from eoq.testing.proof.proving import prove_subject
 
@@ -101,6 +102,7 @@ def prove(
         report(f"no message waits in {queue}: send one, or give a body with --body")
         return NOTHING_THERE
     signal.signal(signal.SIGTERM, _exit_terminated)
+    adopt_orphans()
     subject = CommandHandler(
         command, db, timeout=timeout, moments=moments or MOMENTS, traced=None if moments is None else False
     )

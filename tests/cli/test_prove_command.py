@@ -139,7 +139,19 @@ def test_a_command_that_is_not_there_is_refused(shop: Shell) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_process_and_no_copy(shop: Shell, folder: Path, number: signal.Signals) -> None:
-    command = ["eoq", "prove", "q", "--db", "shop.db", "--body", "5", "--", "sh", "-c", "echo $$ > pid; sleep 60 {db}"]
+    command = [
+        "eoq",
+        "prove",
+        "q",
+        "--db",
+        "shop.db",
+        "--body",
+        "5",
+        "--",
+        "sh",
+        "-c",
+        "echo $$ > pid; sleep 60; : {db}",
+    ]
     environment = clean_environment(TMPDIR=str(folder))
     with subprocess.Popen(
         [sys.executable, "-m", "eoq.cli", *command[1:]], cwd=folder, env=environment, stderr=subprocess.PIPE

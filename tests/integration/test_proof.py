@@ -17,7 +17,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 import eoq
-from eoq.testing import ProofFailed, Report, make_message, prove
+from eoq.testing import CannotProve, PrivateDaemon, ProofFailed, Report, make_message, prove
 from eoq.testing.proof.ptrace import can_trace
 from examples import ledger_worker, sqlalchemy_worker
 
@@ -86,7 +86,7 @@ def test_an_outbox_in_the_transaction_passes(db: Path) -> None:
         book(tx, message)
         eoq.Outbox(tx).send("receipts", {"to": message.id})  # under a new id each time
 
-    report = prove(order, ["x"], db)
+    report = prove(order, ["x"], db, traced=False)
     assert "eoq_outbox.id" in report.not_compared
 
 
@@ -113,7 +113,7 @@ def test_the_worker_with_sqlalchemy_passes(tmp_path: Path) -> None:
     def inbox(path: Path) -> eoq.GuestInbox[Any]:
         return eoq.GuestInbox(sessionmaker(create_engine(f"sqlite:///{path}")).begin, sqlalchemy_worker.connection_of)
 
-    assert prove(sqlalchemy_worker.book, [PAYMENT], ledger, inbox=inbox).points > 10
+    assert prove(sqlalchemy_worker.book, [PAYMENT], ledger, inbox=inbox, traced=False).points > 10
 
 
 @pytest.mark.slow
@@ -126,7 +126,9 @@ def test_without_ptrace_it_kills_at_statements_and_says_so(db: Path) -> None:
 # ── planted faults ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_handler_that_commits_by_itself_is_found(db: Path) -> None:
+def test_a_handler_that_commits_by_itself_is_found(db: Path, eoq_daemon: PrivateDaemon) -> None:
+    """A daemon in a thread of this process does not matter to the forks."""
+
     def commits(path: Path, message: eoq.Message) -> None:
         with closing(sqlite3.connect(path)) as own:
             own.execute("insert into booking values (?, '')", (message.id,))
@@ -135,6 +137,7 @@ def test_a_handler_that_commits_by_itself_is_found(db: Path) -> None:
     text = failure(commits, db, inbox=None, traced=False)
     assert "4 crash points, 1 difference" in text
     assert "'p-1', killed at statement 4: the ack: booking: 1 row more than without a kill, such as ('p-1', '')" in text
+    eoq_daemon.client.send("q", "it still answers")
 
 
 def test_a_commit_inside_the_transaction_of_an_inbox_is_found(db: Path) -> None:
@@ -236,6 +239,31 @@ def test_a_handler_that_hangs_is_ended(db: Path) -> None:
         threading.Event().wait()
 
     assert "it took longer than 0.2 s" in failure(hangs, db, timeout=0.2)
+
+
+@pytest.mark.parametrize("traced", [False, None])
+def test_a_handler_that_uses_the_file_itself_is_stopped_before_it_does(db: Path, traced: bool | None) -> None:
+    def itself(_tx: sqlite3.Connection, message: eoq.Message) -> None:
+        with closing(sqlite3.connect(db)) as own, own:
+            own.execute("insert into booking values (?, '')", (message.id,))
+
+    with pytest.raises(CannotProve, match=r"opens .*ledger\.db itself, and not the copy"):
+        prove(itself, ["x"], db, traced=traced)
+    with closing(sqlite3.connect(db)) as database:
+        assert database.execute("select count(*) from booking").fetchone() == (0,)
+
+
+@pytest.mark.skipif(not can_trace(), reason="this system does not allow ptrace")
+def test_a_connection_from_before_the_run_is_stopped_as_well(db: Path) -> None:
+    with closing(sqlite3.connect(db, isolation_level=None)) as earlier:
+        earlier.execute("select * from booking").fetchall()
+
+        def itself(_tx: sqlite3.Connection, message: eoq.Message) -> None:
+            earlier.execute("insert into booking values (?, '')", (message.id,))
+
+        with pytest.raises(CannotProve, match="itself, and not the copy"):
+            prove(itself, ["x"], db)
+        assert earlier.execute("select count(*) from booking").fetchone() == (0,)
 
 
 def test_what_cannot_be_proved_is_refused(db: Path, tmp_path: Path) -> None:

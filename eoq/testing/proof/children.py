@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import select
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Final, NoReturn
 
 from .journal import Journal, Ran, read_journal
 
+_SET_CHILD_SUBREAPER: Final = 36
 KILLED: Final = 99
 """Exit status of a child that was killed at its crash point."""
 
@@ -30,9 +33,11 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
     try:
         ended, alive = os.pipe()
         try:
-            pid = _fork()
+            pid = fork()
             if pid == 0:
                 _be_child(journal, work)
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpgid(pid, pid)  # the child does the same; whoever is first
         finally:
             os.close(alive)
         try:
@@ -40,7 +45,9 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
                 readable, _, _ = select.select([ended], [], [], timeout)
             finally:
                 kill_group(pid)
-                os.waitpid(pid, 0)
+                with suppress(ChildProcessError):
+                    while True:
+                        os.waitpid(-pid, 0)  # its whole group
             if not readable:
                 journal.note("error", f"it took longer than {timeout:g} s, and was ended")
         finally:
@@ -53,7 +60,8 @@ def run_child(journal_path: Path, work: Callable[[Journal], int], timeout: float
     return ran
 
 
-def _fork() -> int:
+def fork() -> int:
+    """Fork. The child ends by `os._exit`, and uses only what it makes itself."""
     with warnings.catch_warnings():
         # Python warns of forks in a program with threads. The child uses no lock that another thread can have.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -76,6 +84,16 @@ def _be_child(journal: Journal, work: Callable[[Journal], int]) -> NoReturn:
             journal.note("error", f"{type(error).__name__}: {error}")
     finally:
         os._exit(status)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what the runs leave behind, where the system knows that (Linux).
+
+    So `run_child` waits for it as well, and no zombies are left to an init process that may not care for them. Only for
+    a program that has no other children.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def kill_group(group: int) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from .children import KILLED
 from .journal import Journal, signature_of
-from .seen import is_second_file
+from .seen import is_second_file, own_file
 
 Place = tuple[ModuleType, str]
 """A module and one of its names."""
@@ -40,8 +40,14 @@ class _State(threading.local):
 class Hooks:
     """The crash points within one process. At the one with the number ``stop_at`` the process ends, as by SIGKILL."""
 
-    def __init__(self, folder: Path, journal: Journal, stop_at: int | None, places: Sequence[Place]) -> None:
-        """``folder`` is the proof's. ``places`` are those of `places_of_connect`."""
+    def __init__(
+        self, folder: Path, guarded: Path, journal: Journal, stop_at: int | None, places: Sequence[Place]
+    ) -> None:
+        """``folder`` is the proof's. ``guarded`` is the user's own file, at whose opening the process ends.
+
+        ``places`` are those of `places_of_connect`.
+        """
+        self._guarded = str(guarded)
         self._folder = f"{folder}/"
         self._journal = journal
         self._stop_at = stop_at
@@ -101,6 +107,9 @@ class Hooks:
     def _file(self, path: object, verb: str) -> None:
         if isinstance(path, str | bytes | os.PathLike) and path:
             absolute = os.path.realpath(os.fsdecode(path))
+            if absolute == self._guarded:
+                self._journal.note("refused", own_file(absolute))
+                os._exit(KILLED)
             if is_second_file(absolute, self._folder):
                 self.point(f"{verb} {absolute}")
                 self._journal.note("file", absolute, signature_of(absolute))

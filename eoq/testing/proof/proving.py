@@ -61,9 +61,10 @@ def prove(
     says whether to kill at writes and syncs by ptrace as well; by default where the system allows it (Linux).
     ``progress(what, done, total)`` is called on the way.
 
-    Raises `ProofFailed`, an `AssertionError` whose text has the first difference with its place.
+    Raises `ProofFailed`, an `AssertionError` whose text has the first difference with its place, and `CannotProve` for
+    a handler that opens ``db`` itself to write: its process is ended before that.
     """
-    subject = PythonHandler(handler, inbox, timeout, traced)
+    subject = PythonHandler(handler, inbox, Path(db), timeout, traced)
     report = prove_subject(subject, [_delivery(message) for message in messages], Path(db), ignore, progress)
     if not report.ok:
         raise ProofFailed(report)

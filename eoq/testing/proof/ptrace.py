@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from .children import fork
+
 _X86_64: Final = 0xC000003E
 _AARCH64: Final = 0xC00000B7
 _ARCHITECTURES: Final = {"x86_64": _X86_64, "aarch64": _AARCH64}
@@ -214,7 +216,7 @@ def can_trace() -> bool:
     """Return whether this system lets a process trace its child, by trying it."""
     if _architecture() is None:
         return False
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         worked = False
         try:

@@ -19,7 +19,7 @@ from .children import KILLED, run_child
 from .hooks import Hooks, places_of_connect
 from .journal import Journal, Ran
 from .ptrace import SystemCall, can_trace, trace
-from .report import Point
+from .report import CannotProve, Point
 from .seen import Seen
 
 STATEMENTS: Final = "each statement and each call to the outside, from within the handler's process"
@@ -34,12 +34,14 @@ class PythonHandler:
         self,
         handler: Callable[..., object],
         inbox: Callable[[Path], Any] | None,
+        db: Path,
         timeout: float,
         traced: bool | None = None,
     ) -> None:
-        """``inbox`` makes the inbox of a copy; with None the handler is called as ``handler(path, message)``.
+        """``db`` is the user's own file, which no run may write to.
 
-        ``timeout`` is in seconds for one run. ``traced`` says whether to use ptrace; None means where it works.
+        ``inbox`` makes the inbox of a copy; with None the handler is called as ``handler(path, message)``. ``timeout``
+        is in seconds for one run. ``traced`` says whether to use ptrace; None means where it works.
         """
         self._traced = can_trace() if traced is None else traced
         self._is_async = inspect.iscoroutinefunction(handler)
@@ -49,6 +51,7 @@ class PythonHandler:
         check_handler(handler, inbox=True, messages=kind)  # two arguments in any case
         self._handler = handler
         self._inbox = inbox
+        self._db = db.resolve()
         self._timeout = timeout
         self._places = places_of_connect()
 
@@ -71,7 +74,7 @@ class PythonHandler:
             return 0
 
         def deliver_traced(journal: Journal) -> int:
-            seen = Seen(database, None, journal, write)
+            seen = Seen(database, self._db, journal, write)
 
             def see(call: SystemCall) -> bool:
                 # The hooks see what happens outside, also where no system call shows it.
@@ -82,10 +85,13 @@ class PythonHandler:
 
         traced = self._traced and (watched or write is not None)
         journal = database.parent.with_suffix(".journal")
-        return run_child(journal, deliver_traced if traced else deliver, self._timeout)
+        ran = run_child(journal, deliver_traced if traced else deliver, self._timeout)
+        if ran.refused is not None:
+            raise CannotProve(f"{ran.refused}: use the connection, or the path, that the handler gets")
+        return ran
 
     def _deliver(self, database: Path, message: Message, journal: Journal, stop_at: int | None) -> None:
-        hooks = Hooks(database.parent.parent, journal, stop_at, self._places)
+        hooks = Hooks(database.parent.parent, self._db, journal, stop_at, self._places)
         settler = _Settler(hooks, journal)
         hooks.install()
         if self._is_async:

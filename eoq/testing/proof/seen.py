@@ -46,6 +46,8 @@ class Seen:
         """Note the call. Return whether to kill the process before it."""
         if call.name in _WRITES or call.name in _COPIES:
             file = call.file(_COPIES.get(call.name, 0))
+            if file in self._guarded:  # over a connection that was open before the run
+                return self._refuse(file)
             return file in self._files and self._write(f"{_WORDS.get(call.name, 'write')} of {_name(file)}")
         if call.name in _OPENS:
             return self._opens(call)
@@ -80,11 +82,14 @@ class Seen:
             return False
         path = call.path(path_at, folder_at)
         if self._guarded and os.path.realpath(path) in self._guarded:
-            self._journal.note("refused", f"the command opens {path} itself, and not the copy")
-            return True
+            return self._refuse(path)
         if flags & (_CHANGES | os.O_TRUNC):
             self._file(path)
         return False
+
+    def _refuse(self, path: str) -> bool:
+        self._journal.note("refused", own_file(path))
+        return True
 
     def _file(self, path: str) -> None:
         if is_second_file(path, self._folder):
@@ -108,9 +113,14 @@ class Seen:
                 self._journal.note("call", f"connect to {_host(family, address)} port {port}")
 
 
+def own_file(path: str) -> str:
+    """Return why a run that is about to write to the user's own file is ended."""
+    return f"the handler opens {path} itself, and not the copy"
+
+
 def is_second_file(path: str, folder: str) -> bool:
     """Return whether a write to ``path`` may be an effect beside the database: not a device, not a compiled file."""
-    if path.startswith((folder, "/dev/", "/proc/")) or ".pyc" in path.rpartition("/")[2]:
+    if path.startswith((folder, "/proc/")) or ".pyc" in path.rpartition("/")[2]:
         return False
     try:
         return stat.S_ISREG(Path(path).stat().st_mode)
