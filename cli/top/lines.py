@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..common import visible
 from ..table import age, body_text, moment
-from .model import Model, Queue
+from .model import Model, QueueRow
 
 BARS: Final = "▁▂▃▄▅▆▇█"
 NARROW_SPARK: Final = 7
@@ -75,7 +75,7 @@ def queue_head(width: int) -> str:
     )
 
 
-def queue_line(queue: Queue, width: int) -> str:
+def queue_line(queue: QueueRow, width: int) -> str:
     """Return the row of a queue. The course of the rate makes room for the word ``paused``."""
     name, spark = _widths(width)
     values = (

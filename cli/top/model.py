@@ -18,7 +18,7 @@ def _course() -> deque[float]:
 
 
 @dataclass(slots=True)
-class Queue:
+class QueueRow:
     """A queue as the last answer had it."""
 
     name: str
@@ -58,7 +58,7 @@ class Model:
         """Text that the names of the shown queues contain."""
         self.order = ORDERS[0]
         self.status: dict[str, Any] = {}
-        self.queues: dict[str, Queue] = {}
+        self.queues: dict[str, QueueRow] = {}
         self.answer_seconds = 0.0
         """How long the daemon took for the last answer."""
         self.trouble: str | None = None
@@ -75,14 +75,14 @@ class Model:
         before, self.queues = self.queues, {}
         for row in rows:
             name = row["name"]
-            queue = self.queues[name] = before.get(name) or Queue(name)
+            queue = self.queues[name] = before.get(name) or QueueRow(name)
             queue.update(row, self.now)
 
     def next_order(self) -> None:
         """Change to the next order."""
         self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
 
-    def shown(self) -> list[Queue]:
+    def shown(self) -> list[QueueRow]:
         """Return the queues that pass the filter, in order."""
         wanted = self.wanted.casefold()
         found = [queue for queue in self.queues.values() if wanted in queue.name.casefold()]
