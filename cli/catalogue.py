@@ -15,6 +15,7 @@ _COMMANDS_OF_MODULE: Final = {
     "apply": ("apply",),
     "queries": ("result", "queues", "peek", "tail", "show"),
     "monitor": ("metrics", "why"),
+    "top.command": ("top",),
     "check": ("check",),
     "admin": ("pause", "resume", "purge", "queue"),
     "steer": ("cancel", "edit"),
