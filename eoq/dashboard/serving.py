@@ -13,7 +13,7 @@ import uvicorn
 
 from ..client.aio import connect_async
 from ..errors import InvalidRequest
-from .guard import LOOPBACK, Guard
+from .gate import LOOPBACK, Gate
 from .site import make_site
 from .watch import Watch
 
@@ -31,19 +31,19 @@ async def serve(socket: str | None, host: str, port: int, ready: Callable[[str],
     ``port`` 0 is any free one. ``ready`` is called with the URL, which has the token. Raises `InvalidRequest` where
     ``host`` is not loopback, or the port cannot be opened.
     """
-    listener = _listen(host, port)
+    listener = listen(host, port)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     async with connect_async(socket, timeout=PATIENCE) as client, connect_async(socket, timeout=PATIENCE) as looking:
         watch = Watch(looking)
-        guard = Guard(make_site(client, watch))
-        server = _Server(_settings(guard))
+        gate = Gate(make_site(client, watch))
+        server = _Server(_settings(gate))
         ends = asyncio.create_task(server.end_after(stopped, watch))
         asking = asyncio.create_task(watch.run())
         try:
-            ready(f"http://{_shown(host)}:{listener.getsockname()[1]}/?token={guard.token}")
+            ready(f"http://{_shown(host)}:{listener.getsockname()[1]}/?token={gate.token}")
             await server.serve(sockets=[listener])
         finally:
             for task in (ends, asking):
@@ -66,7 +66,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _settings(app: Guard) -> uvicorn.Config:
+def _settings(app: Gate) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",
@@ -83,7 +83,8 @@ def _settings(app: Guard) -> uvicorn.Config:
     )
 
 
-def _listen(host: str, port: int) -> sockets.socket:
+def listen(host: str, port: int) -> sockets.socket:
+    """Open a port of loopback. Raises `InvalidRequest` for any other host, and where the port cannot be opened."""
     if host not in LOOPBACK:
         raise InvalidRequest(
             f"the dashboard is served on this machine only ({', '.join(LOOPBACK)}), not on {host!r}; from another "

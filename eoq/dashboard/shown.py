@@ -16,8 +16,6 @@ TEXT: Final = 4_096
 """Characters of any other text."""
 ENTRIES: Final = 100
 """Entries of an object or an array, such as headers and deliveries."""
-_EXACT: Final = 2**53
-"""Whole numbers from here on are texts, because JavaScript rounds them."""
 _BODIES: Final = ("body", "body_base64", "result", "result_base64")
 
 
@@ -43,8 +41,6 @@ def _bounded(value: Any, limit: int) -> Any:
         return {visible(str(key)[:TEXT]): _bounded(value[key], limit) for key in list(value)[:ENTRIES]}
     if isinstance(value, list):
         return [_bounded(one, limit) for one in value[:ENTRIES]]
-    if isinstance(value, int) and abs(value) >= _EXACT:
-        return str(value)
     return value
 
 

@@ -39,7 +39,7 @@ _HEADERS: Final = {
 }
 
 
-class Guard:
+class Gate:
     """Checks each request, and adds the headers that keep other sites out to each answer."""
 
     def __init__(self, app: ASGIApp) -> None:
