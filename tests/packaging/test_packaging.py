@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUFFIXES = {".py", ".sql", ".md", ".typed"}
+SUFFIXES = {".py", ".sql", ".md", ".typed", ".html", ".css", ".js"}
 NEEDED = {
     str(Path("eoq", path.relative_to(ROOT)) if top == "cli" else path.relative_to(ROOT))
     for top in ("eoq", "cli")
