@@ -156,7 +156,7 @@ def test_a_file_in_the_folder_of_a_topic_goes_by_the_retention_behind_it(tmp_pat
     (taking / f"{token}.x").write_text("charge alice")
     with running_daemon("--spool", str(spool), "--config", str(config)):
         reason = spool / "orders" / ".rejected" / "x.reason"
-        eventually(reason.exists, what="the file is rejected")
+        eventually(lambda: reason.exists() and reason.read_text(), what="the file is rejected with a reason")
         assert "stored twice" in reason.read_text()
 
 
