@@ -174,7 +174,7 @@ def test_a_file_of_a_spool_needs_the_right_of_its_owner() -> None:
             os.chown(file, owner, owner)
             file.rename(folder / name)
         reason = folder / ".rejected" / "bad.reason"
-        eventually(reason.exists)
+        eventually(lambda: reason.exists() and reason.read_text(), what="the file is rejected with a reason")
         assert reason.read_text().startswith(f"forbidden: the owner of the file (uid {WORKER}) may not send")
         eventually(lambda: [m["body"] for m in daemon.ask(op="peek", queue="q")["messages"]] == ["good"])
 
