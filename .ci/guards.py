@@ -278,6 +278,14 @@ GUARDS: Final = (
         tests="tests/model/test_retention.py",
     ),
     Guard(
+        "an id below the newest is looked up among the settled",
+        "eoq/daemon/store/sqlite/sending/newest_ids.py",
+        old="are_new = False",
+        new="pass",
+        tests="tests/model/test_store.py",
+        select="imported",
+    ),
+    Guard(
         "put and claim together do not pass a ready message",
         "eoq/daemon/store/sqlite/deliveries/claims.py",
         old="if ready is not None or lower is not None:",

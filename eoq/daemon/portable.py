@@ -131,7 +131,7 @@ def decode_line(line: bytes) -> Line:
     try:
         value = _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"it is no line of an export: {error}") from error
+        raise InvalidRequest(f"it is no line of an export: {error}; correct it, or export again") from error
     except RecursionError as error:
         raise InvalidRequest("it is nested too deeply") from error
     if isinstance(value, LiveMessage | EndedMessage):

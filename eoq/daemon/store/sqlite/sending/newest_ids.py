@@ -23,7 +23,8 @@ class NewestIds:
     """By queue, an id above which none is stored.
 
     Ids that begin with the time, as those that eoq makes do, are mostly above it. To look one up takes a tenth of the
-    time of a send. After a rollback the id may be above all that are stored, which costs a look-up and nothing else.
+    time that the store needs for a send, without the sync of the disk. Measure: `send, batches of 100` of
+    tests/bench/run.py. After a rollback the id may be above all that are stored, which costs a look-up, no more.
     """
 
     def __init__(self, database: Database) -> None:
