@@ -26,13 +26,12 @@ def _database(direction: str) -> Decorator[Any]:
     """Add the options ``--to`` and ``--to-env`` (or ``--from``): the command gets the URL of the database as `url`."""
 
     def find(url: str | None, variable: str | None) -> str:
-        from eoq.bridge.places import find_url
-        from eoq.postgres.driver import refuse_password
+        from eoq.bridge.places import find_url, open_engine
 
         if (url is None) == (variable is None):
             raise click.UsageError(f"give either --{direction} URL or --{direction}-env NAME")
         if url is not None:
-            refuse_password(url)
+            open_engine(url).refuse_password()
         return find_url(url, variable)
 
     return gather(
@@ -188,9 +187,9 @@ def _run(bridge: Bridge) -> None:
 
 
 def _print_claims(url: str, queue: str | None, as_json: bool) -> None:
-    from eoq.bridge.claims import list_claims
+    from eoq.bridge.places import open_engine
 
-    for claim in list_claims(url, queue):
+    for claim in open_engine(url).list_claims(queue):
         if as_json:
             print_json(claim._asdict())
             continue
@@ -201,7 +200,7 @@ def _print_claims(url: str, queue: str | None, as_json: bool) -> None:
 
 
 def _release(url: str, queue: str, owner: str, yes: bool) -> None:
-    from eoq.bridge.claims import release_claims
+    from eoq.bridge.places import open_engine
 
     confirm(
         f"What {owner} has claimed of {queue} goes to other machines. Its daemon may have stored some of it before it "
@@ -209,4 +208,4 @@ def _release(url: str, queue: str, owner: str, yes: bool) -> None:
         "effects are seen elsewhere. Release them?",
         yes,
     )
-    click.echo(f"{release_claims(url, queue, owner):,}")
+    click.echo(f"{open_engine(url).release_claims(queue, owner):,}")

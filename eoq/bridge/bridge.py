@@ -8,19 +8,16 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
 from ..errors import InvalidRequest
-from ..postgres.driver import shown
 from ..protocol.validation import check_queue
-from .claims import OpenRows, count_open, open_table
+from .engine import KEEP_SECONDS, LIMIT, SHORTEST_KEEP, Engine, IngestOptions, Mover, OpenRows
 from .forward import Forwarder
-from .ingest import KEEP_SECONDS, LIMIT, Ingester
+from .places import open_engine
 
 T = TypeVar("T")
-
-SHORTEST_KEEP: Final = 86400.0
 
 
 class Bridge:
@@ -37,22 +34,22 @@ class Bridge:
         self,
         direction: Literal["forward", "ingest"],
         queue: str,
-        database: str,
+        engine: Engine,
         name: str | None,
-        make: Callable[[AsyncClient], Forwarder | Ingester],
+        make: Callable[[AsyncClient], Mover],
         socket: str | os.PathLike[str] | None,
     ) -> None:
         """Do as `forward` and `ingest`, which are to be called."""
         check_queue(queue)
         self.direction = direction
         self.queue = queue
-        self.place = shown(database)
+        self.place = engine.name
         """The name of the database, without user and password."""
         self._name = name
         self._make = make
         self._socket = socket
-        self._database = database
-        self._current: Forwarder | Ingester | None = None
+        self._engine = engine
+        self._current: Mover | None = None
         self._moved = self._refused = 0
         """What was counted in earlier runs."""
         self._stopped = False
@@ -66,7 +63,10 @@ class Bridge:
 
         Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
         """
-        return cls("forward", queue, database, None, lambda client: Forwarder(client, queue, database), socket)
+        engine = open_engine(database)
+        return cls(
+            "forward", queue, engine, None, lambda client: Forwarder(client, queue, engine.forward_end()), socket
+        )
 
     @classmethod
     def ingest(
@@ -89,11 +89,8 @@ class Bridge:
         """
         if limit < 1 or not keep >= SHORTEST_KEEP:
             raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of 86,400 seconds or more")
-
-        def make(client: AsyncClient) -> Ingester:
-            return Ingester(client, queue, database, owner=name, limit=limit, keep=keep)
-
-        return cls("ingest", queue, database, name, make, socket)
+        engine, options = open_engine(database), IngestOptions(name, limit, keep)
+        return cls("ingest", queue, engine, name, lambda client: engine.ingester(client, queue, options), socket)
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,7 +130,7 @@ class Bridge:
             with suppress(RuntimeError):  # its loop has just ended
                 wake()
 
-    async def _with_client(self, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T | None:
+    async def _with_client(self, work: Callable[[Mover], Coroutine[Any, Any, T]]) -> T | None:
         """Return what ``work`` returns, or None if it was stopped."""
         if self._current is not None:
             raise InvalidRequest("this bridge runs already; make another object to run it twice")
@@ -185,13 +182,13 @@ class Bridge:
 
     def waiting(self) -> OpenRows:
         """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
-        table = open_table(self._database)
+        counts = self._engine.counts()
         try:
-            return count_open(table, self.queue, self.name)
+            return counts.count(self.queue, self.name)
         finally:
-            table.close()
+            counts.close()
 
 
-async def _checked(one: Forwarder | Ingester, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T:
+async def _checked(one: Mover, work: Callable[[Mover], Coroutine[Any, Any, T]]) -> T:
     await one.check()
     return await work(one)

@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 
 import eoq
-from eoq.bridge.ingest import ClaimedRows
-from eoq.bridge.statements import MAKE
+from eoq.bridge.postgres.ingest import ClaimedRows
+from eoq.bridge.postgres.statements import MAKE
 from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
 from tests.support import PATIENCE, Daemon, Shell

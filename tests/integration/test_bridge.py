@@ -14,7 +14,9 @@ import psycopg
 import pytest
 
 import eoq
-from eoq.bridge.ingest import ROOM_SECONDS, Ingester
+from eoq.bridge.engine import IngestOptions
+from eoq.bridge.postgres.ingest import Ingester
+from eoq.bridge.room import ROOM_SECONDS
 from eoq.client.aio import AsyncClient
 from tests.integration.bridges import bridge, bridging
 from tests.postgres import Server
@@ -190,7 +192,7 @@ async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], da
 
     _, other, _ = machines
     async with Counting(other.socket) as client:
-        running = asyncio.create_task(Ingester(client, "q", database, owner="b").run())
+        running = asyncio.create_task(Ingester(client, "q", database, IngestOptions("b")).run())
         await asyncio.to_thread(eventually, lambda: asked == 1)
         await asyncio.sleep(2 * ROOM_SECONDS)  # long enough for it to ask again
         assert asked == 1

@@ -14,24 +14,20 @@ from typing import Any, Final
 
 import psycopg
 
-from ..client.aio import AsyncClient
-from ..errors import EoqError, InvalidRequest
-from ..outbox.relay import RESEND_WITHIN, Relay
-from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..postgres.driver import shown, storable_error
-from ..postgres.waking import WakingTable
+from ...client.aio import AsyncClient
+from ...errors import EoqError, InvalidRequest
+from ...outbox.relay import RESEND_WITHIN, Relay
+from ...outbox.rows import Row, SetAside, check_age, read_message
+from ...postgres.driver import storable_error
+from ...postgres.waking import WakingTable
+from ..engine import IngestOptions
+from ..room import ROOM_SECONDS, free_room
 from . import statements
 
 log = logging.getLogger("eoq.bridge")
 
-LIMIT: Final = 1000
-"""How many messages are claimed or unsettled here at most: what a lost machine can hold back."""
-KEEP_SECONDS: Final = 30 * 86400.0
-"""How long rows that were taken are remembered."""
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
-ROOM_SECONDS: Final = 0.5
-"""How often at most the daemon is asked how many messages it has."""
 
 
 class NameInUse(InvalidRequest):
@@ -203,30 +199,16 @@ class ClaimedRows:
 
 
 class Ingester:
-    """It takes the messages of one queue from the table in the database of a connection string.
+    """It takes the messages of one queue from the table in the database of a connection string. See `Mover`."""
 
-    ``owner`` is the name of this machine; by default it is the identity of the daemon's file.
-    """
-
-    def __init__(
-        self,
-        client: AsyncClient,
-        queue: str,
-        conninfo: str,
-        *,
-        owner: str | None = None,
-        limit: int = LIMIT,
-        keep: float = KEEP_SECONDS,
-    ) -> None:
+    def __init__(self, client: AsyncClient, queue: str, conninfo: str, options: IngestOptions) -> None:
         self._client = client
-        self.owner = owner
+        self.owner = options.name
         """The name of this machine. Without one it is known once it has begun."""
         self._queue = queue
         self._conninfo = conninfo
-        self._limit = limit
-        self._keep = keep
+        self._options = options
         self._running: Relay | None = None
-        self.name = shown(conninfo)
 
     @property
     def moved(self) -> int:
@@ -277,7 +259,7 @@ class Ingester:
         status = await self._client.ask("status")
         identity = str(status["identity"])
         self.owner = self.owner or identity
-        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._keep, claimed)
+        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed)
         remembers = status.get("remembers") or RESEND_WITHIN
         self._running = Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
         return claims, self._running
@@ -299,6 +281,4 @@ class Ingester:
                 await used.wait()
 
     async def _free(self) -> int:
-        queues = [row for row in await self._client.queues() if row["name"] == self._queue]
-        waiting = sum(int(row[state]) for row in queues for state in ("ready", "leased", "delayed", "blocked"))
-        return self._limit - waiting
+        return await free_room(self._client, self._queue, self._options.limit)

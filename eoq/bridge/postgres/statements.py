@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..postgres.sql.common import NOW, SIZE, make, waking
-from ..protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
+from ...postgres.sql.common import NOW, SIZE, make, waking
+from ...protocol.limits import MAX_BODY, MAX_HEADERS, MAX_ID
 
 _CREATE: Final = (
     """
