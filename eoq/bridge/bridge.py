@@ -21,13 +21,14 @@ T = TypeVar("T")
 
 
 class Bridge:
-    """One queue that is forwarded to other machines, or ingested from them, over a table in PostgreSQL.
+    """One queue that is forwarded to other machines, or ingested from them, over PostgreSQL or a stream of NATS.
 
     Make it with `Bridge.forward` or `Bridge.ingest`, in any process of the machine whose daemon it serves. Then call
     `run` or `flush`, or in asyncio `run_async` or `flush_async`. An object runs once at a time.
 
-    ``database`` is the URL of the database (or another connection string of libpq). A password in it never appears in
-    logs or errors. ``socket`` is that of the daemon, as for `eoq.connect`.
+    ``database`` is the URL of the database (or another connection string of libpq), or of a stream of NATS JetStream:
+    nats://HOST/STREAM. A password in it never appears in logs or errors. ``socket`` is that of the daemon, as for
+    `eoq.connect`.
     """
 
     def __init__(
@@ -58,12 +59,21 @@ class Bridge:
         """It ends the run, from any thread."""
 
     @classmethod
-    def forward(cls, queue: str, database: str, *, socket: str | os.PathLike[str] | None = None) -> Bridge:
-        """Return a bridge that moves the messages of a queue to the table in the database.
+    def forward(
+        cls,
+        queue: str,
+        database: str,
+        *,
+        partitions: int | None = None,
+        socket: str | os.PathLike[str] | None = None,
+    ) -> Bridge:
+        """Return a bridge that moves the messages of a queue to the table in the database, or to the stream.
+
+        In a stream, the queue is divided into so many ``partitions``: by default as many as it has there, or else one.
 
         Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
         """
-        engine = open_engine(database)
+        engine = open_engine(database, partitions)
         return cls(
             "forward", queue, engine, None, lambda client: Forwarder(client, queue, engine.forward_end()), socket
         )
@@ -77,19 +87,22 @@ class Bridge:
         name: str | None = None,
         limit: int = LIMIT,
         keep: float = KEEP_SECONDS,
+        partitions: int | None = None,
+        partition: str | None = None,
         socket: str | os.PathLike[str] | None = None,
     ) -> Bridge:
         """Return a bridge that takes messages for a queue from the table in the database.
 
         ``name`` is that of this machine; by default it is the identity of the daemon's file. At most ``limit`` messages
-        are claimed or unsettled here. For ``keep`` seconds the ids of what was taken are remembered.
+        are claimed or unsettled here. For ``keep`` seconds the table remembers the ids of what was taken. From a
+        stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
 
         Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
         below 1, or a ``keep`` below a day.
         """
         if limit < 1 or not keep >= SHORTEST_KEEP:
             raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of 86,400 seconds or more")
-        engine, options = open_engine(database), IngestOptions(name, limit, keep)
+        engine, options = open_engine(database, partitions, partition), IngestOptions(name, limit, keep)
         return cls("ingest", queue, engine, name, lambda client: engine.ingester(client, queue, options), socket)
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────

@@ -70,6 +70,7 @@ Name = Annotated[
 ]
 Url = Annotated[str, Meta(min_length=1, max_length=1000)]
 """Without a pattern: its error would show the value, which may have a password. `contradictions` checks it."""
+PartitionCount = Annotated[int, Meta(ge=1, le=256, description="into how many partitions a stream divides the queue")]
 HeaderText = Annotated[str, Meta(max_length=1000)]
 
 
@@ -110,22 +111,23 @@ class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ForwardConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """A queue whose messages go to other machines. Either ``to`` or ``to_env`` names the database between them."""
+    """A queue whose messages go to other machines. Either ``to`` or ``to_env`` names the engine between them."""
 
     queue: Name
     to: Url | None = None
     to_env: Url | None = None
+    partitions: PartitionCount | None = None
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.to, self.to_env
 
 
 class IngestConfig(
     Struct, forbid_unknown_fields=True, frozen=True, rename={"source": "from", "source_env": "from_env", "name": "as"}
 ):
-    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the database."""
+    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the engine."""
 
     queue: Name
     source: Url | None = None
@@ -137,10 +139,15 @@ class IngestConfig(
     keep: Annotated[float, Meta(ge=86400, le=10 * 366 * 86400, description="seconds for which ids are remembered")] = (
         30 * 86400.0
     )
+    partitions: PartitionCount | None = None
+    partition: Annotated[
+        Annotated[str, Meta(pattern=r"^\d{1,3}(?:-\d{1,3})?(?:,\d{1,3}(?:-\d{1,3})?)*\Z")] | None,
+        Meta(description='the partitions of this machine in a stream, such as "0-3"'),
+    ] = None
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.source, self.source_env
 
 
