@@ -23,7 +23,7 @@ SET_ASIDE = 65
 BRIDGE_FIELDS = ("direction", "queue", "place", "here", "there", "claimed", "rate", "error")
 
 
-class Place(NamedTuple):
+class Between(NamedTuple):
     """The engine that a command names, and how it divides the queue."""
 
     url: str
@@ -40,14 +40,16 @@ class Place(NamedTuple):
 def _engine(direction: str) -> Decorator[Any]:
     """Add the options ``--to`` and ``--to-env`` (or ``--from``), and those of partitions: the command gets `place`."""
 
-    def find(url: str | None, variable: str | None, partitions: int | None, partition: str | None = None) -> Place:
+    def find(
+        url: str | None, variable: str | None, partitions: int | None, partition: str | None = None
+    ) -> Between:
         from eoq.bridge.places import find_url, open_engine
 
         if (url is None) == (variable is None):
             raise click.UsageError(f"give either --{direction} URL or --{direction}-env NAME")
         if url is not None:
             open_engine(url).refuse_password()
-        return Place(find_url(url, variable), partitions, partition)
+        return Between(find_url(url, variable), partitions, partition)
 
     own = click.option(
         "--partition", metavar="0-3", help="Those of a stream that belong to this machine. Default: all."
@@ -74,7 +76,7 @@ def _engine(direction: str) -> Decorator[Any]:
 @click.option("--until-empty", is_flag=True, help="Forward what is ready, then end.")
 @json_option
 @socket_option
-def forward(queue: str, place: Place, until_empty: bool, as_json: bool, socket: str | None) -> None:
+def forward(queue: str, place: Between, until_empty: bool, as_json: bool, socket: str | None) -> None:
     """Move the messages of QUEUE to a PostgreSQL database or a stream of NATS JetStream, each once.
 
     `eoq ingest` takes them from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
@@ -120,7 +122,7 @@ def forward(queue: str, place: Place, until_empty: bool, as_json: bool, socket: 
 @socket_option
 def ingest(
     queue: str | None,
-    place: Place,
+    place: Between,
     owner: str | None,
     limit: int,
     keep: float,
@@ -221,7 +223,7 @@ def _run(bridge: Bridge) -> None:
     bridge.run()
 
 
-def _print_claims(place: Place, queue: str | None, as_json: bool) -> None:
+def _print_claims(place: Between, queue: str | None, as_json: bool) -> None:
     for claim in place.engine().list_claims(queue):
         if as_json:
             print_json(claim._asdict())
@@ -234,7 +236,7 @@ def _print_claims(place: Place, queue: str | None, as_json: bool) -> None:
         click.echo(visible(f"{claim.queue}{part}  {claim.owner or '-'}  {said}"))
 
 
-def _release(place: Place, queue: str, owner: str, yes: bool) -> None:
+def _release(place: Between, queue: str, owner: str, yes: bool) -> None:
     confirm(
         f"What {owner} has claimed of {queue} goes to other machines. Its daemon may have stored some of it before it "
         "was lost, and may even have processed it: these messages are doubled if that machine comes back, or if their "

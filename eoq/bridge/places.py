@@ -32,9 +32,9 @@ def open_engine(url: str, partitions: int | None = None, partition: str | None =
     Raises `InvalidRequest` if it cannot be read, without a word of it, and without the packages that it needs.
     """
     if url.startswith(("nats:", "tls:")):
-        from .jetstream.address import read_address
         from .jetstream.engine import JetStreamEngine
-        from .jetstream.names import Partitions
+        from .jetstream.wire.address import read_address
+        from .jetstream.wire.names import Partitions
 
         return JetStreamEngine(read_address(url), Partitions.read(partitions, partition))
     from .postgres.engine import PostgresEngine

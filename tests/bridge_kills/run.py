@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.bridge_kills.engines import Engine, running_engine
 from tests.bridge_kills.sender import GROUPS
 from tests.integration.bridges import bridge_processes
-from tests.postgres import Server, running_server
 from tests.support import Daemon, clean_environment, running_daemon
 
 PAUSE = 0.05, 0.4
@@ -80,20 +80,20 @@ class Program:
         self.start()
 
 
-def run(messages: int, kills: int, machines: int, seed: int, *, in_daemons: bool = False) -> Report:
+def run(
+    messages: int, kills: int, machines: int, seed: int, *, in_daemons: bool = False, engine: str = "postgres"
+) -> Report:
     """Send ``messages``, and kill parts ``kills`` times meanwhile.
 
-    ``in_daemons``: the daemons run the bridges themselves, by their configuration.
+    ``engine`` is ``postgres`` or ``jetstream``. ``in_daemons``: the daemons run the bridges themselves, by their
+    configuration.
     """
     report = Report(sent=messages)
     rng = random.Random(seed)
     with ExitStack() as stack:
-        server = stack.enter_context(running_server())
+        between = stack.enter_context(running_engine(engine, machines))
         files = Path(stack.enter_context(TemporaryDirectory()))
-        url = server.conninfo()
-        texts = [f'[[forward]]\nqueue = "q"\nto = "{url}"\n'] + [
-            f'[[ingest]]\nqueue = "q"\nfrom = "{url}"\nas = "m{n}"\nlimit = 100\n' for n in range(machines)
-        ]
+        texts = [between.forward_config(), *map(between.ingest_config, range(machines))]
         daemons = [stack.enter_context(running_daemon(environment=_configured(files, in_daemons, t))) for t in texts]
         origin, *others = daemons
         ledgers = [machine.folder / "ledger.db" for machine in others]
@@ -101,14 +101,14 @@ def run(messages: int, kills: int, machines: int, seed: int, *, in_daemons: bool
             with closing(sqlite3.connect(ledger)) as database:
                 database.execute("pragma journal_mode = wal")
                 database.execute("create table payment (number integer primary key, id text, grp text)")
-        programs = _programs(server, origin, others, ledgers, messages, in_daemons)
+        programs = _programs(between, origin, others, ledgers, messages, in_daemons)
         for program in programs.values():
             stack.callback(program.kill)
             program.start()
         parts: dict[str, Callable[[], None]] = {name: program.restart for name, program in programs.items()}
         parts["origin"] = origin.restart
         parts.update({f"daemon{number}": machine.restart for number, machine in enumerate(others)})
-        parts["engine"] = lambda: _restart(server)
+        parts["engine"] = between.restart
         if in_daemons:
             parts["bridge"] = lambda: _kill_bridge(rng.choice(daemons))
         for _ in range(kills):
@@ -137,24 +137,19 @@ def _kill_bridge(daemon: Daemon) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _restart(server: Server) -> None:
-    server.kill()
-    server.start()
-
-
 def _programs(
-    server: Server, origin: Daemon, others: list[Daemon], ledgers: list[Path], messages: int, in_daemons: bool
+    between: Engine, origin: Daemon, others: list[Daemon], ledgers: list[Path], messages: int, in_daemons: bool
 ) -> dict[str, Program]:
-    url, cli = server.conninfo(), ("-m", "eoq.cli")
+    cli = ("-m", "eoq.cli")
     sender = ("-m", "tests.bridge_kills.sender", str(origin.socket), str(messages), str(origin.folder / "sent"))
     programs = {"sender": Program(origin.folder, *sender)}
     if not in_daemons:
-        forward = ("forward", "q", "--to", url, "--socket", str(origin.socket))
-        programs["forwarder"] = Program(origin.folder, *cli, *forward)
+        forward = between.forward_command()
+        programs["forwarder"] = Program(origin.folder, *cli, *forward, "--socket", str(origin.socket))
     for number, (machine, ledger) in enumerate(zip(others, ledgers, strict=True)):
-        ingest = ("ingest", "q", "--from", url, "--as", f"m{number}", "--limit", "100", "--socket", str(machine.socket))
         if not in_daemons:
-            programs[f"ingester{number}"] = Program(machine.folder, *cli, *ingest)
+            ingest = between.ingest_command(number)
+            programs[f"ingester{number}"] = Program(machine.folder, *cli, *ingest, "--socket", str(machine.socket))
         work = ("-m", "tests.bridge_kills.worker", str(machine.socket), str(ledger))
         programs[f"worker{number}"] = Program(machine.folder, *work)
     return programs

@@ -8,16 +8,16 @@ from typing import Final
 from urllib.parse import quote
 
 from ...errors import EoqError
-from .content import MAX_HEADERS, PLAIN_ID, id_of, size_of
-from .link import Link, Refused, Sending
-from .names import Names
-from .read import Stored
+from .read import Published
 from .records import NO_STREAM
+from .wire.content import MAX_HEADERS, PLAIN_ID, id_of, size_of
+from .wire.link import Link, Sending, ServerRefusal
+from .wire.names import Names
 
 MAX_REASON: Final = 1000
 
 
-async def set_aside(link: Link, names: Names, partition: int, message: Stored, error: EoqError) -> None:
+async def set_aside(link: Link, names: Names, partition: int, message: Published, error: EoqError) -> None:
     """Copy a message to the stream of those that were set aside. The same message twice is there once.
 
     Its headers are kept where they are text, and the whole of it where it fits with the reason.
@@ -54,7 +54,7 @@ async def count_by_partition(link: Link, names: Names) -> dict[int, int]:
         request = {"subjects_filter": f"{names.aside}.{names.token}.>", "offset": offset}
         try:
             answer = await link.api(f"STREAM.INFO.{names.aside}", request)
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number == NO_STREAM:
                 return found
             raise

@@ -9,12 +9,12 @@ import msgspec
 
 from ...errors import InvalidRequest, NotFound, StorageFailed
 from ..engine import Holding, OpenRows
-from .address import Address
 from .aside import count_by_partition
-from .link import Link, Refused, open_link
-from .names import Names
 from .read import state_of
 from .records import NO_STREAM, Record, Records, list_queues
+from .wire.address import Address
+from .wire.link import Link, ServerRefusal, open_link
+from .wire.names import Names
 
 MOST: Final = 10_000
 
@@ -70,7 +70,7 @@ async def _waiting(link: Link, names: Names, partition: int, record: Record | No
         subject = names.subject(partition)
         try:
             answer = await link.api(f"STREAM.INFO.{names.stream}", {"subjects_filter": subject})
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number == NO_STREAM:
                 raise NotFound(f"there is no stream at {link.name}; `eoq forward` makes it") from refusal
             raise

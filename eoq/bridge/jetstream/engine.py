@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ...client.aio import AsyncClient
 from ..engine import Holding, IngestOptions
-from .address import Address
 from .claims import StreamCounts, list_claims, release_claims
-from .ingest import Ingester
-from .names import Names, Partitions
+from .ingest import StreamIngester
 from .publish import StreamPublisher
+from .wire.address import Address
+from .wire.names import Names, Partitions
 
 
 class JetStreamEngine:
@@ -28,9 +28,9 @@ class JetStreamEngine:
         """See `Engine.forward_end`."""
         return StreamPublisher(self._address, self._partitions)
 
-    def ingester(self, client: AsyncClient, queue: str, options: IngestOptions) -> Ingester:
+    def ingester(self, client: AsyncClient, queue: str, options: IngestOptions) -> StreamIngester:
         """See `Engine.ingester`."""
-        return Ingester(client, queue, self._address, self._partitions, options)
+        return StreamIngester(client, queue, self._address, self._partitions, options)
 
     def counts(self) -> StreamCounts:
         """See `Engine.counts`."""

@@ -21,15 +21,15 @@ from ...errors import EoqError, InvalidRequest
 from ...protocol.features import NOT_AFTER
 from ..engine import IngestOptions
 from ..room import ROOM_SECONDS, free_room
-from .address import Address
 from .aside import count_aside
-from .link import Link, open_link
-from .names import Names, Partitions
 from .partition import Partition, claim
-from .read import Stored
+from .read import Published
 from .records import PartitionTaken, Records, check_own
 from .storing import Arrivals
 from .stream import open_stream
+from .wire.address import Address
+from .wire.link import Link, open_link
+from .wire.names import Names, Partitions
 
 log = logging.getLogger("eoq.bridge")
 
@@ -48,7 +48,7 @@ class _Opened(NamedTuple):
     own: list[Partition]
 
 
-class Ingester:
+class StreamIngester:
     """It takes the messages of some partitions of one queue. See `Mover`."""
 
     def __init__(
@@ -152,7 +152,7 @@ class Ingester:
             else:
                 await partition.idle()
 
-    async def _fetch(self, partition: Partition, *, wait: bool) -> Sequence[Stored]:
+    async def _fetch(self, partition: Partition, *, wait: bool) -> Sequence[Published]:
         """Return the next messages, as many as there is room for.
 
         While it waits, it asks for one only: or else the partitions together could take more than there is room for.
@@ -176,7 +176,7 @@ class Ingester:
             await asyncio.sleep(ROOM_SECONDS)
 
     async def _store(
-        self, opened: _Opened, partition: Partition, messages: Sequence[Stored], *, is_patient: bool
+        self, opened: _Opened, partition: Partition, messages: Sequence[Published], *, is_patient: bool
     ) -> None:
         """Store messages here, and then note that they are taken. ``is_patient``: wait while the daemon refuses."""
         arrivals = Arrivals(opened.link, self._names, partition.number, self._remembers, messages)

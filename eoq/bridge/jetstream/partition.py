@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 
 from ...errors import InvalidRequest
-from .content import id_of, parse_headers
-from .link import Link, Refused
-from .names import Names
-from .read import Reader, Stored, open_reader, state_of
+from .read import PartitionReader, Published, open_reader, state_of
 from .records import NO_MESSAGE, PartitionTaken, Record, Records
 from .stream import Stream
+from .wire.content import id_of, parse_headers
+from .wire.link import Link, ServerRefusal
+from .wire.names import Names
 
 log = logging.getLogger("eoq.bridge")
 
@@ -31,14 +31,14 @@ ALIVE_SECONDS: Final = 0.4
 class Partition:
     """A partition that belongs to this machine, as long as its record says so. See `claim`."""
 
-    def __init__(self, records: Records, number: int, record: Record, reader: Reader, stream: Stream) -> None:
+    def __init__(self, records: Records, number: int, record: Record, reader: PartitionReader, stream: Stream) -> None:
         self.number = number
         self.reader = reader
         self._records = records
         self._record = record
         self._stream = stream
 
-    async def taken(self, messages: Sequence[Stored]) -> None:
+    async def taken(self, messages: Sequence[Published]) -> None:
         """Note that all of these, and those before, are stored here. Raises `PartitionTaken` if it was taken away."""
         last = messages[-1]
         await self._note(taken=last.seq, taken_id=id_of(last.headers) or "", read=last.number)
@@ -130,11 +130,11 @@ async def _check_place(link: Link, names: Names, number: int, stream: Stream, re
 
 
 async def _is_as_it_was(link: Link, names: Names, stream: Stream, record: Record) -> bool:
-    if not stream.first_seq <= record.taken <= stream.last_seq:
-        return record.taken < max(stream.first_seq, 1)
+    if not stream.first_seq <= record.taken <= stream.last_seq or not record.taken:
+        return record.taken < max(stream.first_seq, 1)  # what is forgotten cannot be compared
     try:
         answer = await link.api(f"STREAM.MSG.GET.{names.stream}", {"seq": record.taken})
-    except Refused as refusal:
+    except ServerRefusal as refusal:
         if refusal.number == NO_MESSAGE:
             return True  # somebody has deleted this one
         raise

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from ...errors import StorageFailed, StorageFull
 from ...message import AsyncMessage
-from .address import Address
-from .content import DIGEST, GROUP, MAX_HEADERS, headers_of, id_of, parse_headers, size_of
-from .link import Link, Refused, Sending, number_of, text_of
-from .names import Names, Partitions, partition_of
 from .records import NO_MESSAGE, Records
 from .stream import open_stream
+from .wire.address import Address
+from .wire.content import DIGEST, GROUP, MAX_HEADERS, headers_of, id_of, parse_headers, size_of
+from .wire.link import Link, Sending, ServerRefusal, number_of, text_of
+from .wire.names import Names, Partitions, partition_of
 
 OF_A_MESSAGE: Final = (10054, 10097)
 """The message, or its headers, are too large for the stream."""
@@ -135,7 +135,7 @@ class StreamPublisher:
         """
         try:
             answer = await link.api(f"STREAM.MSG.GET.{self._address.stream}", {"seq": seq})
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number == NO_MESSAGE:
                 return None
             raise

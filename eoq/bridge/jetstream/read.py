@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...errors import StorageFailed
-from .link import API, Link, Refused, Sending
-from .names import Names
+from .wire.link import API, Link, Sending, ServerRefusal
+from .wire.names import Names
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -29,7 +29,7 @@ _END: Final = ("404", "408")
 """There are no messages, or no more in time."""
 
 
-class Stored(NamedTuple):
+class Published(NamedTuple):
     """A message as it is in the stream: its place there, its number for this reader, and when it was published."""
 
     seq: int
@@ -39,7 +39,7 @@ class Stored(NamedTuple):
     body: bytes
 
 
-class Reader:
+class PartitionReader:
     """The reader of one partition. See `open_reader`."""
 
     def __init__(self, link: Link, names: Names, partition: int) -> None:
@@ -48,7 +48,7 @@ class Reader:
         self._inbox = link.new_inbox()
         self._fetch = 0
         """The number of the fetch whose messages are taken."""
-        self._got: list[Stored] = []
+        self._got: list[Published] = []
         self._wanted = 0
         self._last = 0
         """The number of the last message."""
@@ -59,7 +59,7 @@ class Reader:
         """Listen to what the server sends."""
         await self._link.subscribe(f"{self._inbox}.*", self._take)
 
-    async def fetch(self, limit: int, wait: float) -> Sequence[Stored]:
+    async def fetch(self, limit: int, wait: float) -> Sequence[Published]:
         """Return the next messages, ``limit`` at most. If there is none, wait up to ``wait`` seconds for one.
 
         Raises `StorageFailed` if the reader has ended.
@@ -67,7 +67,7 @@ class Reader:
         found = await self._pull(limit, wait, BATCH_BYTES)
         return await self._pull(1, 0.0, None) if not found and self._too_long else found
 
-    async def _pull(self, limit: int, wait: float, most_bytes: int | None) -> Sequence[Stored]:
+    async def _pull(self, limit: int, wait: float, most_bytes: int | None) -> Sequence[Published]:
         if self._ended.done() and self._ended.exception() is not None:
             self._ended.result()
         self._fetch += 1
@@ -95,7 +95,7 @@ class Reader:
         self._last = meta.sequence.consumer
         at = meta.timestamp.timestamp()
         texts = {str(getattr(name, "value", name)): str(value) for name, value in headers.items()}
-        self._got.append(Stored(meta.sequence.stream, meta.sequence.consumer, at, texts, message.data))
+        self._got.append(Published(meta.sequence.stream, meta.sequence.consumer, at, texts, message.data))
         if len(self._got) == self._wanted and not self._ended.done():
             self._ended.set_result(None)
 
@@ -115,7 +115,7 @@ class Reader:
         self._ended.exception()  # it may never be waited for
 
 
-async def open_reader(link: Link, names: Names, partition: int, start: int) -> Reader:
+async def open_reader(link: Link, names: Names, partition: int, start: int) -> PartitionReader:
     """Return a reader of a partition that begins at the place ``start``. An earlier one ends."""
     name, subject = names.reader(partition), names.subject(partition)
     await delete_reader(link, names, partition)
@@ -129,14 +129,14 @@ async def open_reader(link: Link, names: Names, partition: int, start: int) -> R
     }
     request = {"stream_name": names.stream, "config": config}
     await link.api(f"CONSUMER.CREATE.{names.stream}.{name}.{subject}", request)
-    reader = Reader(link, names, partition)
+    reader = PartitionReader(link, names, partition)
     await reader.begin()
     return reader
 
 
 async def delete_reader(link: Link, names: Names, partition: int) -> None:
     """End the reader of a partition, if there is one."""
-    with suppress(Refused):
+    with suppress(ServerRefusal):
         await link.api(f"CONSUMER.DELETE.{names.stream}.{names.reader(partition)}")
 
 
@@ -155,7 +155,7 @@ async def state_of(link: Link, names: Names, partition: int) -> State | None:
     """Return the state of the reader of a partition, or None if there is none."""
     try:
         info = await link.api(f"CONSUMER.INFO.{names.stream}.{names.reader(partition)}")
-    except Refused as refusal:
+    except ServerRefusal as refusal:
         if refusal.number == NO_CONSUMER:
             return None
         raise

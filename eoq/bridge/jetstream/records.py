@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 
 from ...errors import InvalidRequest, NotFound
-from .link import Link, Refused, Sending
-from .names import Names, Partitions, bucket_of
+from .wire.link import Link, Sending, ServerRefusal
+from .wire.names import Names, Partitions, bucket_of
 
 CHANGED_MEANWHILE: Final = (10071, 10164)
 NO_MESSAGE: Final = 10037
@@ -118,7 +118,7 @@ class Records:
         bucket = self.names.bucket
         try:
             answer = await self._link.api(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number in (NO_MESSAGE, NO_STREAM):
                 return None, 0
             raise
@@ -131,7 +131,7 @@ class Records:
         expected = {"Nats-Expected-Last-Subject-Sequence": str(number)}
         try:
             answer = await self._link.ask(Sending(f"$KV.{self.names.bucket}.{key}", value, expected))
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number in CHANGED_MEANWHILE:
                 return 0
             raise
@@ -145,7 +145,7 @@ async def list_queues(link: Link) -> list[str]:
         request = {"subjects_filter": f"$KV.{bucket}.*.partitions", "offset": offset}
         try:
             answer = await link.api(f"STREAM.INFO.KV_{bucket}", request)
-        except Refused as refusal:
+        except ServerRefusal as refusal:
             if refusal.number == NO_STREAM:
                 return []
             raise

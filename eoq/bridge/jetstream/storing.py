@@ -9,10 +9,10 @@ from ...errors import EoqError
 from ...message import Outgoing
 from ...protocol.features import stored_until
 from .aside import set_aside
-from .content import read_content
-from .link import Link
-from .names import Names
-from .read import Stored
+from .read import Published
+from .wire.content import read_content
+from .wire.link import Link
+from .wire.names import Names
 
 log = logging.getLogger("eoq.bridge")
 
@@ -20,7 +20,9 @@ log = logging.getLogger("eoq.bridge")
 class Arrivals:
     """Messages of one partition, for the batch sender. Their keys are their places in the stream."""
 
-    def __init__(self, link: Link, names: Names, partition: int, remembers: float, messages: Sequence[Stored]) -> None:
+    def __init__(
+        self, link: Link, names: Names, partition: int, remembers: float, messages: Sequence[Published]
+    ) -> None:
         self.stored = 0
         self.refused = 0
         self._link = link

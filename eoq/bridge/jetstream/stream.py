@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...errors import InvalidRequest
-from .link import Link, Refused
-from .names import Names, bucket_of
+from .wire.link import Link, ServerRefusal
+from .wire.names import Names, bucket_of
 
 log = logging.getLogger("eoq.bridge")
 
@@ -96,7 +96,7 @@ def _aside(name: str, replicas: int) -> dict[str, Any]:
 async def _find(link: Link, name: str) -> dict[str, Any] | None:
     try:
         return await link.api(f"STREAM.INFO.{name}")
-    except Refused as refusal:
+    except ServerRefusal as refusal:
         if refusal.number == NO_STREAM:
             return None
         raise
@@ -106,7 +106,7 @@ async def _make(link: Link, config: dict[str, Any]) -> dict[str, Any]:
     name = str(config["name"])
     try:
         return await link.api(f"STREAM.CREATE.{name}", config)
-    except Refused as refusal:
+    except ServerRefusal as refusal:
         # Another machine has made it just now, and its settings are checked like those of any other.
         if refusal.number == NAME_IN_USE and (found := await _find(link, name)) is not None:
             return found

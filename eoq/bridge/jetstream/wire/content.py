@@ -16,9 +16,9 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import quote, unquote
 
-from ...errors import EoqError, InvalidRequest
-from ...message import AsyncMessage, Outgoing
-from ...outbox.rows import read_message
+from ....errors import EoqError, InvalidRequest
+from ....message import AsyncMessage, Outgoing
+from ....outbox.rows import read_message
 from .names import Names, partition_of
 
 ID: Final = "Nats-Msg-Id"

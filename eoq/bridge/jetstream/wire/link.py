@@ -11,9 +11,10 @@ import json
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ...errors import Forbidden, InvalidRequest, StorageFailed
+from ....errors import Forbidden, InvalidRequest, StorageFailed
 from .address import CONNECT_SECONDS, Address
 from .driver import nats
 
@@ -36,7 +37,7 @@ class Sending(NamedTuple):
     headers: dict[str, str] | None = None
 
 
-class Refused(StorageFailed):
+class ServerRefusal(StorageFailed):
     """The server refuses a request. ``number`` is that of the error in JetStream, or 0."""
 
     def __init__(self, text: str, number: int) -> None:
@@ -72,7 +73,12 @@ class Link:
         try:
             with _translated(self.name):
                 async with asyncio.timeout(2 * CONNECT_SECONDS):
-                    await self._client.connect(error_cb=self._complain, closed_cb=self._end, **self.address.options())
+                    options = self.address.options()
+                    for secret in ("token", "password"):  # the driver asks for them where it would send them
+                        if secret in options:
+                            options[secret] = partial(self._secret, options[secret])
+                    await self._client.connect(error_cb=self._complain, closed_cb=self._end, **options)
+                    self._insist_on_tls()
                     self._inbox = self._client.new_inbox()
                     await self._client.subscribe(f"{self._inbox}.*.*", cb=self._answered)
         except StorageFailed as error:
@@ -83,7 +89,7 @@ class Link:
     async def close(self) -> None:
         """Close the connection."""
         self._end_now()
-        with suppress(nats.errors.Error, OSError, TimeoutError):
+        with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):  # the last: it was never connected
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._client.close()
 
@@ -130,14 +136,14 @@ class Link:
         return batch.answers
 
     async def ask(self, sending: Sending) -> dict[str, Any]:
-        """Send a message and return its answer. Raises `Refused` if that is an error."""
+        """Send a message and return its answer. Raises `ServerRefusal` if that is an error."""
         (answer,) = await self.ask_all([sending])
         if "error" in answer:
-            raise Refused(f"{self.name}: {text_of(answer)}", number_of(answer))
+            raise ServerRefusal(f"{self.name}: {text_of(answer)}", number_of(answer))
         return answer
 
     async def api(self, name: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what the API of JetStream answers. Raises `Refused`."""
+        """Return what the API of JetStream answers. Raises `ServerRefusal`."""
         return await self.ask(Sending(API + name, json.dumps(request).encode() if request is not None else b""))
 
     async def wait(self, future: asyncio.Future[None], seconds: float) -> None:
@@ -148,6 +154,12 @@ class Link:
             return
         why = "the connection is lost" if self.is_lost else "no answer"
         raise StorageFailed(f"{self.name}: {why}{f' ({self._said})' if self._said else ''}")
+
+    def _insist_on_tls(self) -> None:
+        """Raise an error of the driver if a connection that is to be secure is not: the driver goes on without."""
+        info: dict[str, Any] = self._client._server_info  # noqa: SLF001 # the driver tells it nowhere else
+        if self.address.scheme == "tls" and not info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
 
     # ── called by the driver ────────────────────────────────────────────────────────────────────────────
 
@@ -160,6 +172,10 @@ class Link:
         batch.left -= 1
         if not batch.left and not batch.done.done():
             batch.done.set_result(None)
+
+    def _secret(self, secret: str) -> str:
+        self._insist_on_tls()
+        return secret
 
     async def _complain(self, error: Exception) -> None:
         self._said = " ".join(str(error).split()) or type(error).__name__

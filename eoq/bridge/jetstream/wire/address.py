@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...errors import InvalidRequest
+from ....errors import InvalidRequest
 
 SCHEMES: Final = ("nats", "tls")
 FORM: Final = "nats://HOST:4222/STREAM (or tls://…; characters such as @ / : in a name as %40 %2F %3A)"
@@ -60,6 +60,8 @@ class Address:
             "name": "eoq",
             "allow_reconnect": False,  # a broken connection is replaced, with what was begun on it
             "connect_timeout": CONNECT_SECONDS,
+            "max_reconnect_attempts": 1,  # it counts for the first connection as well
+            "reconnect_time_wait": 0,
             "ping_interval": PING_SECONDS,
             "max_outstanding_pings": 2,
         }

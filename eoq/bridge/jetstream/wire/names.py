@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from ...errors import InvalidRequest
+from ....errors import InvalidRequest
 
 MAX_PARTITIONS: Final = 256
 

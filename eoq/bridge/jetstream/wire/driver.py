@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ...errors import InvalidRequest
+from ....errors import InvalidRequest
 
 
-class DriverMissing(InvalidRequest, ImportError):
+class NatsMissing(InvalidRequest, ImportError):
     """nats-py is not installed, or cannot be loaded."""
 
 
@@ -18,8 +18,8 @@ try:
 except ImportError as error:
     _failure = error
 if _failure is not None:
-    raise DriverMissing(
+    raise NatsMissing(
         f"NATS JetStream needs the driver nats-py, which cannot be loaded ({_failure}): pip install 'eoq[jetstream]'"
     )
 
-__all__ = ["DriverMissing", "nats"]
+__all__ = ["NatsMissing", "nats"]
