@@ -40,7 +40,7 @@ STARTING_SECONDS: Final = 15.0
 
 
 class Task(TypedDict):
-    """What to run. ``url`` and ``variable`` are those of `find_url`; the last three are for an ingest."""
+    """What to run. ``url`` and ``variable`` are those of `find_url`. Name, limit and keep are for an ingest."""
 
     direction: str
     queue: str
@@ -50,6 +50,7 @@ class Task(TypedDict):
     name: str | None
     limit: int
     keep: float
+    results: bool
 
 
 class _Lines(logging.Handler):
@@ -105,9 +106,15 @@ def _make(task: Task, reporter: _Reporter) -> Bridge:
     url = find_url(task["url"], task["variable"])
     reporter.counts = open_engine(url).counts()  # raises `InvalidRequest` without the driver
     if task["direction"] == "forward":
-        return Bridge.forward(task["queue"], url, socket=task["socket"])
+        return Bridge.forward(task["queue"], url, results=task["results"], socket=task["socket"])
     return Bridge.ingest(
-        task["queue"], url, name=task["name"], limit=task["limit"], keep=task["keep"], socket=task["socket"]
+        task["queue"],
+        url,
+        name=task["name"],
+        limit=task["limit"],
+        keep=task["keep"],
+        results=task["results"],
+        socket=task["socket"],
     )
 
 

@@ -40,9 +40,10 @@ class BridgeProcess:
             "socket": str(socket),
             "url": url,
             "variable": variable,
+            "results": entry.results,
         }
         if isinstance(entry, IngestConfig):
-            self._task |= {"name": entry.name, "limit": entry.limit, "keep": entry.keep}
+            self._task |= {"name": entry.name, "limit": entry.limit, "keep": entry.keep_seconds}
         self.state: dict[str, Any] = {
             "direction": self._task["direction"],
             "queue": entry.queue,
