@@ -11,7 +11,7 @@ import click
 
 from .common import confirm, connect, print_json, visible
 from .logs import log_to_standard_error
-from .options import Decorator, gather, json_option, queue_argument, socket_option
+from .options import Decorator, gather, json_option, socket_option
 from .table import print_table
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class Between(NamedTuple):
 def _engine(direction: str) -> Decorator[Any]:
     """Add the options ``--to`` and ``--to-env`` (or ``--from``), and those of partitions: the command gets `place`."""
 
-    def find(
-        url: str | None, variable: str | None, partitions: int | None, partition: str | None = None
-    ) -> Between:
+    def find(url: str | None, variable: str | None, partitions: int | None, partition: str | None = None) -> Between:
         from eoq.bridge.places import find_url, open_engine
 
         if (url is None) == (variable is None):
@@ -71,15 +69,17 @@ def _engine(direction: str) -> Decorator[Any]:
 
 
 @click.command()
-@queue_argument
+@click.argument("queue")
 @_engine("to")
+@click.option("--results", is_flag=True, help="Let their results come back, for `eoq result`.")
 @click.option("--until-empty", is_flag=True, help="Forward what is ready, then end.")
 @json_option
 @socket_option
-def forward(queue: str, place: Between, until_empty: bool, as_json: bool, socket: str | None) -> None:
+def forward(queue: str, place: Between, results: bool, until_empty: bool, as_json: bool, socket: str | None) -> None:
     """Move the messages of QUEUE to a PostgreSQL database or a stream of NATS JetStream, each once.
 
-    `eoq ingest` takes them from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
+    QUEUE is a name, or a pattern with * ? [...]: all queues that match, also those that are made later. `eoq ingest`
+    takes the messages from there, on any machine. Give a queue either to workers or to a forwarder. It runs until
     it is stopped, and waits while the database or the daemon is away. The password comes from PGPASSFILE, a service, or
     the variable that --to-env names; for NATS from a file of credentials (?creds=FILE) or that variable.
 
@@ -87,12 +87,13 @@ def forward(queue: str, place: Between, until_empty: bool, as_json: bool, socket
     eoq forward payments --to postgresql://eoq@db/shop
     eoq forward payments --to-env SHOP_URL
     eoq forward payments --to postgresql://eoq@db/shop --until-empty
+    eoq forward 'orders.*' --to postgresql://eoq@db/shop --results
     eoq forward payments --to nats://db:4222/PAY --partitions 8
     """
     from eoq.bridge.bridge import Bridge
 
     log_to_standard_error("eoq forward")
-    one = Bridge.forward(queue, place.url, partitions=place.partitions, socket=socket)
+    one = Bridge.forward(queue, place.url, results=results, partitions=place.partitions, socket=socket)
     if not until_empty:
         click.echo(f"eoq forward: {queue} to {one.place}", err=True)
         _run(one)
@@ -109,11 +110,11 @@ def forward(queue: str, place: Between, until_empty: bool, as_json: bool, socket
 @click.option("--limit", type=click.IntRange(min=1), default=1000, help="Messages that are unsettled here at most.")
 @click.option(
     "--keep",
-    type=click.FloatRange(min=86400),
-    default=30 * 86400.0,
-    metavar="SECONDS",
-    help="How long ids are remembered.",
+    default="30d",
+    metavar="DURATION",
+    help="How long ids are remembered: seconds, or a number with h, d or w.",
 )
+@click.option("--results", is_flag=True, help="Tell how messages ended to the machines that ask for it.")
 @click.option("--until-empty", is_flag=True, help="Take what is there, up to the limit, then end.")
 @click.option("--claims", is_flag=True, help="Print which machine holds how many messages, and take none.")
 @click.option("--release", metavar="NAME", help="Give up what a lost machine has claimed, so that others take it.")
@@ -125,7 +126,8 @@ def ingest(
     place: Between,
     owner: str | None,
     limit: int,
-    keep: float,
+    keep: str,
+    results: bool,
     until_empty: bool,
     claims: bool,
     release: str | None,
@@ -161,6 +163,7 @@ def ingest(
         name=owner,
         limit=limit,
         keep=keep,
+        results=results,
         partitions=place.partitions,
         partition=place.partition,
         socket=socket,

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
+from ..durations import read_duration
 from ..errors import InvalidRequest
-from ..protocol.validation import check_queue
 from .engine import KEEP_SECONDS, LIMIT, SHORTEST_KEEP, Engine, IngestOptions, Mover, OpenRows
 from .forward import Forwarder
+from .patterns import check_pattern
 from .places import open_engine
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Bridge:
         socket: str | os.PathLike[str] | None,
     ) -> None:
         """Do as `forward` and `ingest`, which are to be called."""
-        check_queue(queue)
+        check_pattern(queue)
         self.direction = direction
         self.queue = queue
         self.place = engine.name
@@ -64,19 +65,23 @@ class Bridge:
         queue: str,
         database: str,
         *,
+        results: bool = False,
         partitions: int | None = None,
         socket: str | os.PathLike[str] | None = None,
     ) -> Bridge:
         """Return a bridge that moves the messages of a queue to the table in the database, or to the stream.
 
-        In a stream, the queue is divided into so many ``partitions``: by default as many as it has there, or else one.
+        ``queue`` may be a pattern such as ``orders.*``: all queues that match, also those that are made later. With
+        ``results``, how the messages end on the other machines comes back, as far as their ingests tell it.
 
         Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
         """
         engine = open_engine(database, partitions)
-        return cls(
-            "forward", queue, engine, None, lambda client: Forwarder(client, queue, engine.forward_end()), socket
-        )
+
+        def make(client: AsyncClient) -> Mover:
+            return Forwarder(client, queue, engine, results=results)
+
+        return cls("forward", queue, engine, None, make, socket)
 
     @classmethod
     def ingest(
@@ -86,7 +91,8 @@ class Bridge:
         *,
         name: str | None = None,
         limit: int = LIMIT,
-        keep: float = KEEP_SECONDS,
+        keep: float | str = KEEP_SECONDS,
+        results: bool = False,
         partitions: int | None = None,
         partition: str | None = None,
         socket: str | os.PathLike[str] | None = None,
@@ -94,15 +100,17 @@ class Bridge:
         """Return a bridge that takes messages for a queue from the table in the database.
 
         ``name`` is that of this machine; by default it is the identity of the daemon's file. At most ``limit`` messages
-        are claimed or unsettled here. For ``keep`` seconds the table remembers the ids of what was taken. From a
-        stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
+        are claimed or unsettled here. For ``keep`` seconds, or a text such as ``30d``, a table remembers the ids of
+        what was taken. With ``results``, how the messages end here is told to the machines that have asked for it. From
+        a stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
 
         Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
         below 1, or a ``keep`` below a day.
         """
-        if limit < 1 or not keep >= SHORTEST_KEEP:
-            raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of 86,400 seconds or more")
-        engine, options = open_engine(database, partitions, partition), IngestOptions(name, limit, keep)
+        seconds = read_duration(keep)
+        if limit < 1 or seconds < SHORTEST_KEEP:
+            raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of a day (1d) or more")
+        engine, options = open_engine(database, partitions, partition), IngestOptions(name, limit, seconds, results)
         return cls("ingest", queue, engine, name, lambda client: engine.ingester(client, queue, options), socket)
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────

@@ -40,7 +40,10 @@ STARTING_SECONDS: Final = 15.0
 
 
 class Task(TypedDict):
-    """What to run. ``url`` and ``variable`` are those of `find_url`; the last four are for an ingest."""
+    """What to run. ``url`` and ``variable`` are those of `find_url`.
+
+    Partition, name, limit and keep are for an ingest.
+    """
 
     direction: str
     queue: str
@@ -52,6 +55,7 @@ class Task(TypedDict):
     name: str | None
     limit: int
     keep: float
+    results: bool
 
 
 class _Lines(logging.Handler):
@@ -107,13 +111,16 @@ def _make(task: Task, reporter: _Reporter) -> Bridge:
     url = find_url(task["url"], task["variable"])
     reporter.counts = open_engine(url, task["partitions"]).counts()  # raises `InvalidRequest` without the driver
     if task["direction"] == "forward":
-        return Bridge.forward(task["queue"], url, partitions=task["partitions"], socket=task["socket"])
+        return Bridge.forward(
+            task["queue"], url, results=task["results"], partitions=task["partitions"], socket=task["socket"]
+        )
     return Bridge.ingest(
         task["queue"],
         url,
         name=task["name"],
         limit=task["limit"],
         keep=task["keep"],
+        results=task["results"],
         partitions=task["partitions"],
         partition=task["partition"],
         socket=task["socket"],

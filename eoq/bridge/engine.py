@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ..client.aio import AsyncClient
 from ..message import AsyncMessage
+from .results import AwaitedResults
 
 LIMIT: Final = 1000
 """How many messages are claimed or unsettled here at most: what a lost machine can hold back."""
@@ -52,6 +53,8 @@ class IngestOptions:
     name: str | None = None
     limit: int = LIMIT
     keep: float = KEEP_SECONDS
+    results: bool = False
+    """Whether the results that are waited for are told to the machines that have sent the messages."""
 
 
 class Mover(Protocol):
@@ -90,8 +93,12 @@ class ForwardEnd(Protocol):
     def name(self) -> str:
         """The engine's URL, without user and password."""
 
-    async def publish(self, queue: str, messages: Sequence[AsyncMessage]) -> dict[str, str]:
+    async def publish(
+        self, queue: str, messages: Sequence[AsyncMessage], *, origin: str | None = None
+    ) -> dict[str, str]:
         """Store messages durably, in their order, each once by its id. What is there already counts as stored.
+
+        ``origin``, the identity of the daemon's file, asks for their results: see `Engine.awaited`.
 
         Return the ids of those that can never be stored, and why, such as an id that is there with other content. All
         others are on disk. Raise an `EoqError` if any may not be, since the engine is away or full: then all are
@@ -131,6 +138,12 @@ class Engine(Protocol):
 
     def forward_end(self) -> ForwardEnd:
         """Return the forwarding half."""
+
+    def awaited(self, origin: str) -> AwaitedResults:
+        """Return the results that come back to the daemon whose file is ``origin``.
+
+        Raises `InvalidRequest` where the engine carries no results.
+        """
 
     def ingester(self, client: AsyncClient, queue: str, options: IngestOptions) -> Mover:
         """Return the ingesting half, for one queue of the daemon of ``client``."""

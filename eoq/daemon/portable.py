@@ -17,8 +17,8 @@ from ..errors import InvalidRequest, MessageTooLarge
 from ..message import MAX_DELAY
 from ..protocol.codec import get_bytes, put_bytes
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_LINE, MAX_OUTPUT
+from .request_fields import Id, Moment, Priority, QueueName
 from .request_values import content_digest, require_printable
-from .requests import Id, Moment, Priority, QueueName
 
 FORMAT: Final = 1
 """The version of the lines."""

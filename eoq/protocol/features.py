@@ -11,6 +11,8 @@ NOT_AFTER: Final = "not_after"
 """``send``, ``send_many`` and ``settle`` take ``not_after``: until when a message may be stored."""
 FORWARDED: Final = "forwarded"
 """``settle`` takes ``forwarded``: the place to which its messages went."""
+RESULTS: Final = "results"
+"""``settle`` takes ``awaits``, and there are the requests ``results`` and ``take_results``."""
 HANDLES: Final = "handles"
 """``receive`` takes ``handles``: how many of the messages are handled at once."""
 

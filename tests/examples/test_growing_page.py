@@ -24,6 +24,7 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
     with eoq.connect(shared_daemon.socket) as client:
         client.send("elsewhere", "x")  # so that the daemon knows a queue
         (move,) = PAGE.blocks("Move a queue", "sh")
+        (results,) = PAGE.blocks("Results that come back", "sh")
         (release,) = PAGE.blocks("When a machine is lost", "sh")
         insert, _table = PAGE.blocks("A send without eoq", "sql")
         ran = shell.run(_for(database, move))
@@ -34,6 +35,9 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
         assert "taken 1" in ran.text
         (message,) = client.receive("payments", wait=PATIENCE)
         assert (message.id, message.json()) == ("order-18", {"amount": 7})
+        message.ack("paid")
+        ran = shell.run(_for(database, results))
+        assert ran.status == 0, ran.errors
         assert shell.run(_for(database, release)).text == "0\n"
 
 

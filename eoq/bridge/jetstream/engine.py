@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ...client.aio import AsyncClient
 from ..engine import Holding, IngestOptions
+from ..results import AwaitedResults
 from .claims import StreamCounts, list_claims, release_claims
 from .ingest import StreamIngester
-from .publish import StreamPublisher
+from .publish import NoResults, StreamPublisher
 from .wire.address import Address
 from .wire.names import Names, Partitions
 
@@ -28,8 +29,14 @@ class JetStreamEngine:
         """See `Engine.forward_end`."""
         return StreamPublisher(self._address, self._partitions)
 
+    def awaited(self, origin: str) -> AwaitedResults:
+        """Raise `InvalidRequest`: see `Engine.awaited`."""
+        raise NoResults
+
     def ingester(self, client: AsyncClient, queue: str, options: IngestOptions) -> StreamIngester:
-        """See `Engine.ingester`."""
+        """See `Engine.ingester`. Raises `InvalidRequest` if it is to tell results."""
+        if options.results:
+            raise NoResults
         return StreamIngester(client, queue, self._address, self._partitions, options)
 
     def counts(self) -> StreamCounts:

@@ -6,11 +6,12 @@ does not drop goes to the same machine, whose daemon knows the id.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ...errors import StorageFailed, StorageFull
+from ...errors import InvalidRequest, StorageFailed, StorageFull
 from ...message import AsyncMessage
 from .records import NO_MESSAGE, Records
 from .stream import open_stream
@@ -25,6 +26,13 @@ FULL: Final = (10023, 10047, 10077, 10122)
 """No room in the stream, the account or on the disk."""
 
 
+class NoResults(InvalidRequest):
+    """A stream carries no results."""
+
+    def __init__(self) -> None:
+        super().__init__("results come back over PostgreSQL only; leave `results` out for a stream of NATS")
+
+
 class StreamPublisher:
     """It publishes in the stream of an address. See `ForwardEnd`."""
 
@@ -33,12 +41,18 @@ class StreamPublisher:
         self._address = address
         self._partitions = partitions
         self._link: Link | None = None
+        self._opening = asyncio.Lock()
         self._counts: dict[str, int] = {}
         """The number of partitions of each queue, as long as the connection lives."""
 
-    async def publish(self, queue: str, messages: Sequence[AsyncMessage]) -> dict[str, str]:
+    async def publish(
+        self, queue: str, messages: Sequence[AsyncMessage], *, origin: str | None = None
+    ) -> dict[str, str]:
         """Publish messages. Return the ids of those that can never be published. See `ForwardEnd.publish`."""
-        link = await self._open()
+        if origin is not None:
+            raise NoResults
+        async with self._opening:
+            link = await self._open()
         names = Names(self._address.stream, queue)
         if queue not in self._counts:
             self._counts[queue] = await Records(link, names).count(self._partitions.count, default=1)

@@ -8,6 +8,7 @@ from ..engine import Holding, IngestOptions
 from .claims import RowCounts, list_claims, release_claims
 from .ingest import Ingester
 from .publish import RowPublisher
+from .results import AwaitedRows
 
 
 class PostgresEngine:
@@ -25,6 +26,10 @@ class PostgresEngine:
     def forward_end(self) -> RowPublisher:
         """See `Engine.forward_end`."""
         return RowPublisher(self._conninfo)
+
+    def awaited(self, origin: str) -> AwaitedRows:
+        """See `Engine.awaited`."""
+        return AwaitedRows(self._conninfo, origin)
 
     def ingester(self, client: AsyncClient, queue: str, options: IngestOptions) -> Ingester:
         """See `Engine.ingester`."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -21,8 +22,10 @@ from ...outbox.rows import Row, SetAside, check_age, read_message
 from ...postgres.driver import storable_error
 from ...postgres.waking import WakingTable
 from ..engine import IngestOptions
+from ..results import ResultSender, check_results
 from ..room import ROOM_SECONDS, free_room
-from . import statements
+from . import result_statements, statements
+from .results import OwedRows
 
 log = logging.getLogger("eoq.bridge")
 
@@ -37,17 +40,26 @@ class NameInUse(InvalidRequest):
 class ClaimedRows:
     """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`.
 
-    ``claimed`` is called, in the thread that reads, when rows were claimed.
+    ``claimed`` is called, in the thread that reads, when rows were claimed. ``owe`` is called likewise with the ids of
+    rows that were taken, and whose results are waited for.
     """
 
     def __init__(
-        self, conninfo: str, queue: str, owner: str, identity: str, keep: float, claimed: Callable[[], None]
+        self,
+        conninfo: str,
+        queue: str,
+        owner: str,
+        identity: str,
+        keep: float,
+        claimed: Callable[[], None],
+        owe: Callable[[list[str]], None] | None = None,
     ) -> None:
         self._table = WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it", self._begin)
         self.name = f"{queue} from {self._table.name}"
         self.room = 0
         """How many more messages may be claimed now."""
         self._claimed = claimed
+        self._owe = owe
         self._queue = queue
         self._owner = owner
         self._identity = identity
@@ -68,6 +80,8 @@ class ClaimedRows:
                 "would double messages: give each a name of its own (--as)"
             )
         connection.execute(statements.MAKE)
+        if self._owe is not None:
+            connection.execute(result_statements.MAKE)
         connection.execute(statements.NAME_OWNER, (self._queue, self._owner, self._identity))
         identity, has_claims = connection.execute(statements.OWNER, (self._queue, self._owner)).fetchall()[0]
         if identity != self._identity and has_claims:
@@ -169,8 +183,15 @@ class ClaimedRows:
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""
+        keys = [row.key.decode() for row in rows]
+        owed: list[str] = []
         with self._table.transaction() as connection:
-            connection.execute(statements.TAKEN, (self._queue, [row.key.decode() for row in rows], self._owner))
+            connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
+            if self._owe is not None:
+                found = connection.execute(result_statements.OWE, (self._owner, self._queue, keys))
+                owed = [id for (id,) in found.fetchall()]
+        if self._owe is not None and owed:
+            self._owe(owed)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
@@ -194,6 +215,9 @@ class ClaimedRows:
         if time.monotonic() >= self._forgotten_at + FORGET_SECONDS:
             with self._table.transaction() as connection:
                 forgotten = connection.execute(statements.FORGET, (self._queue, self._keep)).rowcount
+                if self._owe is not None:
+                    results = connection.execute(result_statements.FORGET, (self._queue, self._keep)).rowcount
+                    forgotten = max(forgotten, results)
             if forgotten < statements.FORGET_ROWS:  # or else the next read goes on
                 self._forgotten_at = time.monotonic()
 
@@ -226,8 +250,10 @@ class Ingester:
         return None if self._running is None else self._running.error
 
     async def check(self) -> None:
-        """Raise `Unavailable` without a daemon."""
+        """Raise `Unavailable` without a daemon, and `InvalidRequest` if it cannot tell results."""
         await self._client.ask("status")
+        if self._options.results:
+            await check_results(self._client)
 
     async def run(self) -> None:
         """Ingest until this task is cancelled. Raises `NameInUse` at the start."""
@@ -236,9 +262,11 @@ class Ingester:
         def claimed() -> None:
             loop.call_soon_threadsafe(used.set)
 
-        claims, relay = await self._relay(claimed)
+        claims, relay, sender = await self._relay(claimed)
         await asyncio.to_thread(claims.count_set_aside)
         running = [asyncio.create_task(relay.run()), asyncio.create_task(self._make_room(claims, relay, used))]
+        if sender is not None:
+            running.append(asyncio.create_task(sender.run()))
         try:
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in running:
@@ -251,18 +279,25 @@ class Ingester:
 
     async def flush(self) -> int:
         """Ingest what is there now, up to the limit. Return how many rows are set aside."""
-        claims, relay = await self._relay(lambda: None)
+        claims, relay, sender = await self._relay(lambda: None)
         claims.room = await self._free()
-        return await relay.flush()
+        aside = await relay.flush()
+        if sender is not None:
+            await sender.flush()
+        return aside
 
-    async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay]:
+    async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay, ResultSender | None]:
         status = await self._client.ask("status")
         identity = str(status["identity"])
         self.owner = self.owner or identity
-        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed)
+        sender, owe, loop = None, None, asyncio.get_running_loop()
+        if self._options.results:
+            sender = ResultSender(self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner))
+            owe = partial(_call_in, loop, sender.add)
+        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed, owe)
         remembers = status.get("remembers") or RESEND_WITHIN
         self._running = Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
-        return claims, self._running
+        return claims, self._running, sender
 
     async def _make_room(self, claims: ClaimedRows, relay: Relay, used: asyncio.Event) -> None:
         """Ask the daemon how much room there is: while there is none, and after each claim."""
@@ -282,3 +317,7 @@ class Ingester:
 
     async def _free(self) -> int:
         return await free_room(self._client, self._queue, self._options.limit)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, add: Callable[[list[str]], None], ids: list[str]) -> None:
+    loop.call_soon_threadsafe(add, ids)

@@ -15,7 +15,7 @@ from ...client.batch_sender import MESSAGE_FAULTS
 from ...message import AsyncMessage
 from ...postgres.driver import shown, with_defaults
 from ...postgres.waking import SETTINGS, failure_of
-from . import statements
+from . import result_statements, statements
 
 OF_A_ROW: Final = ("22", "23", "54")
 """The classes of the database's errors that one row may cause: its data, a constraint, a limit of the database."""
@@ -28,11 +28,19 @@ class RowPublisher:
         self.name = shown(conninfo)
         self._conninfo = with_defaults(conninfo)
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._asks = False
+        """Whether the table of results is there."""
 
-    async def publish(self, queue: str, messages: Sequence[AsyncMessage]) -> dict[str, str]:
+    async def publish(
+        self, queue: str, messages: Sequence[AsyncMessage], *, origin: str | None = None
+    ) -> dict[str, str]:
         """Insert messages. Return the ids of those that can never be inserted, and why. See `ForwardEnd.publish`."""
         try:
-            return await self._publish(await self._open(), queue, messages)
+            connection = await self._open()
+            if origin is not None and not self._asks:
+                await connection.execute(result_statements.MAKE)
+                self._asks = True
+            return await self._publish(connection, queue, messages, origin)
         except psycopg.Error as error:
             raise failure_of(error, self.name, "eoq_forward", "`eoq forward` makes it") from error
         finally:
@@ -46,7 +54,11 @@ class RowPublisher:
             self._connection = None
 
     async def _publish(
-        self, connection: psycopg.AsyncConnection[Any], queue: str, messages: Sequence[AsyncMessage]
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        queue: str,
+        messages: Sequence[AsyncMessage],
+        origin: str | None,
     ) -> dict[str, str]:
         """Insert messages.
 
@@ -54,18 +66,22 @@ class RowPublisher:
         found, and those before and behind it arrive in their order.
         """
         try:
-            return await self._insert(connection, queue, messages)
+            return await self._insert(connection, queue, messages, origin)
         except (psycopg.Error, *MESSAGE_FAULTS) as error:
             if not _is_of_a_row(error):
                 raise
             if len(messages) == 1:
                 return {messages[0].id: f"{self.name} refuses it: {_said(error)}"}
         middle = len(messages) // 2
-        refused = await self._publish(connection, queue, messages[:middle])
-        return {**refused, **await self._publish(connection, queue, messages[middle:])}
+        refused = await self._publish(connection, queue, messages[:middle], origin)
+        return {**refused, **await self._publish(connection, queue, messages[middle:], origin)}
 
     async def _insert(
-        self, connection: psycopg.AsyncConnection[Any], queue: str, messages: Sequence[AsyncMessage]
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        queue: str,
+        messages: Sequence[AsyncMessage],
+        origin: str | None,
     ) -> dict[str, str]:
         ids = [message.id for message in messages]
         bodies = [message.body for message in messages]
@@ -78,11 +94,15 @@ class RowPublisher:
             inserted = await connection.execute(
                 statements.PUBLISH, (queue, ids, bodies, headers, groups, priorities, ends, digests)
             )
-            if inserted.rowcount == len(messages):
-                return {}
-            found = await connection.execute(statements.CONFLICTS, (ids, bodies, groups, digests, queue))
-            reason = f"id_conflict: {self.name} has this id in {queue} with other content"
-            return {id: reason for (id,) in await found.fetchall()}
+            refused: dict[str, str] = {}
+            if inserted.rowcount < len(messages):
+                found = await connection.execute(statements.CONFLICTS, (ids, bodies, groups, digests, queue))
+                reason = f"id_conflict: {self.name} has this id in {queue} with other content"
+                refused = {id: reason for (id,) in await found.fetchall()}
+            if origin is not None:
+                wanted = [id for id in ids if id not in refused]
+                await connection.execute(result_statements.ASK, (origin, queue, wanted))
+            return refused
 
     async def _open(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
@@ -90,6 +110,7 @@ class RowPublisher:
             try:
                 await connection.execute(SETTINGS)
                 await connection.execute(statements.MAKE)
+                self._asks = False
             except BaseException:
                 await connection.close()
                 raise

@@ -12,6 +12,7 @@ from ...errors import EoqError, MessageTooLarge, Overloaded
 from ...protocol.codec import LineBuffer, encode
 from ...protocol.limits import MAX_LINE, MAX_OUTPUT
 from .. import requests as ask
+from ..request_fields import Rid
 from ..session import Fields, Handler, Session
 from .sockets import has_hung_up, peer_of
 from .traffic import LARGE_REPLY, LIGHT_LINE, QUANTUM, Traffic
@@ -27,10 +28,11 @@ MAX_WAITING: Final = 256
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes. The next one starts when one is answered, or
 found nothing and waits."""
-WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
+WAITING: Final = (ask.Receive, ask.GetResult, ask.Results, ask.Once, ask.Tail)
 FETCHED: Final[dict[type, int]] = {
     ask.Once: 4 * MAX_OUTPUT,
     **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
+    ask.Results: 2 * 1024 * 1024,
     ask.Metrics: 16 * 1024 * 1024,
     **dict.fromkeys((ask.Queues, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
 }
@@ -93,7 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._unread_replies = False
         self._unwritten_bytes = 0
         """About how many bytes of messages the replies in `_unwritten` have."""
-        self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
+        self._unwritten: deque[tuple[Rid, Fields | EoqError]] = deque()
         """Replies that wait until the client has read earlier ones. They are encoded later, as some share fields."""
         self._reading = True
         self._handling = False
@@ -316,7 +318,7 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped and self._in_flight == 0 and not self._unhandled and not self._unwritten:
             self._transport.close()
 
-    def _write(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+    def _write(self, rid: Rid, outcome: Fields | EoqError) -> None:
         if not self._unread_replies and not self._unwritten and not self._traffic.crowded:
             self._encode(rid, outcome)
         elif not self._session.closed:
@@ -338,7 +340,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_if_answered()
         return False
 
-    def _encode(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+    def _encode(self, rid: Rid, outcome: Fields | EoqError) -> None:
         if self._session.closed:
             return
         if isinstance(outcome, EoqError):

@@ -23,6 +23,17 @@ PING_SECONDS: Final = 10
 """A connection that answers nothing for three times as long counts as lost."""
 
 
+class NotedTls(ssl.SSLContext):
+    """Settings of TLS, and whether a connection has used them: the driver goes on without where the server has none."""
+
+    is_used = False
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin TLS. The event loop calls it."""
+        self.is_used = True
+        return super().wrap_bio(*arguments, **options)
+
+
 @dataclass(frozen=True)
 class Address:
     """A stream on a server, or on the servers of a cluster."""
@@ -76,9 +87,13 @@ class Address:
             options["tls"] = self._tls()
         return options
 
-    def _tls(self) -> ssl.SSLContext:
+    def _tls(self) -> NotedTls:
         try:
-            context = ssl.create_default_context(cafile=self.files.get("ca"))
+            context = NotedTls(ssl.PROTOCOL_TLS_CLIENT)
+            if "ca" in self.files:
+                context.load_verify_locations(self.files["ca"])
+            else:
+                context.load_default_certs()
             if "cert" in self.files:
                 context.load_cert_chain(self.files["cert"], self.files.get("key"))
         except OSError as error:  # `ssl.SSLError` is one

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....errors import Forbidden, InvalidRequest, StorageFailed
-from .address import CONNECT_SECONDS, Address
+from .address import CONNECT_SECONDS, Address, NotedTls
 from .driver import nats
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Link:
         self.name = address.name
         self._client: Client = nats.aio.client.Client()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tls: NotedTls | None = None
         self._said = ""
         """What the server or the driver has complained of last."""
         self._numbers = itertools.count()
@@ -74,6 +75,7 @@ class Link:
             with _translated(self.name):
                 async with asyncio.timeout(2 * CONNECT_SECONDS):
                     options = self.address.options()
+                    self._tls = options.get("tls")
                     for secret in ("token", "password"):  # the driver asks for them where it would send them
                         if secret in options:
                             options[secret] = partial(self._secret, options[secret])
@@ -157,8 +159,7 @@ class Link:
 
     def _insist_on_tls(self) -> None:
         """Raise an error of the driver if a connection that is to be secure is not: the driver goes on without."""
-        info: dict[str, Any] = self._client._server_info  # noqa: SLF001 # the driver tells it nowhere else
-        if self.address.scheme == "tls" and not info.get("tls_required"):
+        if self._tls is not None and not self._tls.is_used:
             raise nats.errors.SecureConnWantedError
 
     # ── called by the driver ────────────────────────────────────────────────────────────────────────────
