@@ -98,10 +98,10 @@ class Server:
             self._process.wait(PATIENCE)
             self._process = None
 
-    def conninfo(self, schema: str = "public") -> str:
-        """Return the URL of its database, with the search path set to a schema."""
+    def conninfo(self, schema: str = "public", host: Path | None = None) -> str:
+        """Return the URL of its database, with the search path set to a schema. ``host``: the folder of its socket."""
         options = quote(f"-c search_path={schema}", safe="")
-        return f"postgresql://eoq@/postgres?host={quote(str(self.folder), safe='')}&options={options}"
+        return f"postgresql://eoq@/postgres?host={quote(str(host or self.folder), safe='')}&options={options}"
 
 
 @contextmanager
