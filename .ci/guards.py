@@ -426,8 +426,8 @@ GUARDS: Final = (
     Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
-        old="routed.messages, self._settings, forwarded), done)",
-        new="routed.messages, self._settings, forwarded), done, durable=False)",
+        old="routed.messages, self._settings, forwarded, awaits), done)",
+        new="routed.messages, self._settings, forwarded, awaits), done, durable=False)",
         tests="tests/power/test_power_loss.py",
         select="sync",
         needs="strace",
