@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from ...errors import InvalidRequest, StorageFailed, StorageFull
@@ -20,6 +20,8 @@ from .wire.content import DIGEST, GROUP, MAX_HEADERS, headers_of, id_of, parse_h
 from .wire.link import Link, Sending, ServerRefusal, number_of, text_of
 from .wire.names import Names, Partitions, partition_of
 
+PART_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of bodies that are published before their confirmations are waited for, unless it is one body."""
 OF_A_MESSAGE: Final = (10054, 10097)
 """The message, or its headers, are too large for the stream."""
 FULL: Final = (10023, 10047, 10077, 10122)
@@ -130,8 +132,9 @@ class StreamPublisher:
             )
             for message in messages
         ]
+        answers = [answer for part in _parts(sendings) for answer in await link.ask_all(part)]
         known = []
-        for message, answer in zip(messages, await link.ask_all(sendings), strict=True):
+        for message, answer in zip(messages, answers, strict=True):
             if "error" in answer:
                 number, text = number_of(answer), f"{self.name}: {text_of(answer)}"
                 if number not in OF_A_MESSAGE:
@@ -163,3 +166,17 @@ class StreamPublisher:
             body = base64.b64decode(found.get("data") or "")
             same = (body, headers.get(GROUP)) == (message.body, headers_of(message).get(GROUP))
         return "" if same else f"id_conflict: {self.name} has this id in {message.queue} with other content"
+
+
+def _parts(sendings: Sequence[Sending]) -> Iterator[list[Sending]]:
+    """Yield the messages in parts that a slow network carries in time."""
+    part: list[Sending] = []
+    size = 0
+    for sending in sendings:
+        size += len(sending.body)
+        if part and size > PART_BYTES:
+            yield part
+            part, size = [], len(sending.body)
+        part.append(sending)
+    if part:
+        yield part
