@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
-from ..durations import read_duration
 from ..errors import InvalidRequest
+from ..protocol.durations import read_duration
 from .engine import KEEP_SECONDS, LIMIT, SHORTEST_KEEP, Engine, IngestOptions, Mover, OpenRows
 from .forward import Forwarder
 from .patterns import check_pattern

@@ -44,12 +44,13 @@ LOG_SECONDS: Final = 60.0
 
 
 class Tally:
-    """What a forwarder has done, in all its queues, and why it waits."""
+    """What the queues of a forwarder share: what was done, why it waits, and whose turn it is to publish."""
 
     def __init__(self, name: str) -> None:
         self.moved = 0
         self.refused = 0
         self.error: str | None = None
+        self.publishing = asyncio.Lock()
         self._name = name
         self._logged_at = -LOG_SECONDS
 
@@ -77,16 +78,31 @@ class QueueForwarder:
         Errors of the engine or of the daemon are logged, and tried again.
         """
         waits = pauses()
-        while True:
-            try:
-                messages = await self._receive(min(WAIT_SECONDS, idle))
-                if not messages and idle <= WAIT_SECONDS:
-                    return
-                await self._forward(messages)
-                waits, self._tally.error = pauses(), None
-            except (OSError, EoqError) as error:
-                self._tally.failed(self._queue, error)
-                await asyncio.sleep(next(waits))  # the engine or the daemon is away
+        wait = min(WAIT_SECONDS, idle)
+        # The next messages are received while these are published. Those of one group come only when these are settled.
+        coming = asyncio.create_task(self._receive(wait))
+        try:
+            while True:
+                try:
+                    messages = await coming
+                    if not messages and idle <= WAIT_SECONDS:
+                        return
+                    coming = asyncio.create_task(self._receive(wait))
+                    await self._forward(messages)
+                    waits, self._tally.error = pauses(), None
+                except (OSError, EoqError) as error:
+                    self._tally.failed(self._queue, error)
+                    await asyncio.sleep(next(waits))  # the engine or the daemon is away
+                    if coming.done() and coming.exception() is not None:
+                        coming = asyncio.create_task(self._receive(wait))
+        finally:
+            await self._give_back(coming)
+
+    async def _give_back(self, coming: asyncio.Task[list[AsyncMessage]]) -> None:
+        coming.cancel()
+        (messages,) = await asyncio.gather(coming, return_exceptions=True)
+        if isinstance(messages, list) and messages:
+            await asyncio.shield(self._release(messages))
 
     async def flush(self) -> None:
         """Forward what is ready now. Raises what keeps it from going on."""
@@ -110,7 +126,8 @@ class QueueForwarder:
         if not messages:
             return
         try:
-            refused = await self._end.publish(self._queue, messages, origin=self._origin)
+            async with self._tally.publishing:
+                refused = await self._end.publish(self._queue, messages, origin=self._origin)
         except BaseException:
             await asyncio.shield(self._release(messages))
             raise

@@ -12,7 +12,7 @@ import pytest
 
 import eoq
 from eoq.daemon.config.loader import load
-from eoq.durations import read_duration
+from eoq.protocol.durations import read_duration
 from tests.integration.bridges import bridge_processes
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
 

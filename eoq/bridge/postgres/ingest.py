@@ -69,10 +69,14 @@ class ClaimedRows:
         """The rows of the last `read` that were never tried."""
         self._first_tries: set[bytes] = set()
         """The rows of the last `mark` that were not tried before."""
+        self._marked: set[bytes] = set()
+        """The rows that were claimed by the last `read`, which noted their first try, and that `mark` has not had."""
+        self._marked_at = 0.0
 
     def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
-        self._untried, self._first_tries = set(), set()  # while the name was not held, another may have tried them
+        # While the name was not held, another may have tried them.
+        self._untried, self._first_tries, self._marked = set(), set(), set()
         (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
         if not taken:
             raise NameInUse(
@@ -118,11 +122,17 @@ class ClaimedRows:
         else:
             self._table.end_waiting()
         self._forget()
+        claimed: set[bytes] = set()
+        now = time.time()
         with self._table.transaction() as connection:
+            if self._marked:  # they were not sent
+                self._unmark(connection, self._marked)
             found = connection.execute(statements.OWN, (self._queue, self._owner, limit, most_bytes)).fetchall()
             if not found:
                 found = self._claim(connection, min(limit, self.room), most_bytes)
+                claimed = {bytes(key) for _seq, key, *_ in found}
         self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
+        self._marked, self._marked_at = claimed, now
         return [self._row(*row, resend_within=resend_within) for row in found]
 
     def _claim(
@@ -161,13 +171,18 @@ class ClaimedRows:
 
     def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Note that rows are about to be sent. Return those that are claimed, and when the first of them was tried."""
+        marked = self._marked.intersection(row.key for row in rows)
+        self._marked -= marked
+        if len(marked) == len(rows):
+            self._first_tries = marked
+            return list(rows), self._marked_at
         with self._table.transaction() as connection:
             keys = [row.key.decode() for row in rows]
             ages = {
                 id.encode(): age for id, age in connection.execute(statements.MARK, (self._queue, keys, self._owner))
             }
             now = time.time()
-        self._first_tries = self._untried.intersection(ages)
+        self._first_tries = marked | self._untried.intersection(ages)
         self._untried -= self._first_tries
         return [row for row in rows if row.key in ages], now - max(ages.values(), default=0.0)
 
@@ -178,8 +193,11 @@ class ClaimedRows:
         """
         with self._table.transaction() as connection:
             keys = self._first_tries.intersection(row.key for row in rows)
-            connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
+            self._unmark(connection, keys)
         self._untried |= keys
+
+    def _unmark(self, connection: psycopg.Connection[tuple[Any, ...]], keys: Collection[bytes]) -> None:
+        connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""

@@ -43,7 +43,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from ...durations import read_duration
+from ...protocol.durations import read_duration
 from ...protocol.limits import QUEUE_PATTERN
 from ..requests import Schedule
 from .access import AccessConfig

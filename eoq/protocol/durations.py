@@ -6,7 +6,7 @@ import math
 import re
 from typing import Final
 
-from .errors import InvalidRequest
+from ..errors import InvalidRequest
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _FORM: Final = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([smhdw]?)\s*")
