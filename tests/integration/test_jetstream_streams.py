@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,3 +167,26 @@ def test_what_any_program_has_published_delays_nothing_else(nats_server: NatsSer
         assert [message.id for message in take(other)] == ["first", "h", "s", "last"]
         nats_server.api("STREAM.PURGE.PAY_aside")
         assert bridge(other, f"ingest q --from {url} --until-empty").status == 0, "somebody has looked"
+
+
+@pytest.mark.slow
+def test_what_the_daemon_has_refused_is_not_noted(folder: Path, nats_server: NatsServer) -> None:
+    config = folder / "eoq.toml"
+    config.write_text("[queues.q]\nmax_depth = 1\n")
+    with running_daemon() as origin, running_daemon(environment={"EOQ_CONFIG": str(config)}) as other:
+        url = nats_server.url()
+        send(origin, *[eoq.Outgoing("x", id=f"{n}") for n in range(5)])
+        forward(origin, url)
+        with bridging(other, f"ingest q --from {url}"), eoq.connect(other.socket) as client:
+            (message,) = client.receive("q", wait=PATIENCE)
+            message.ack()
+            (second,) = client.receive("q", wait=PATIENCE)  # it was refused before, so the rest is in hand
+            second.ack()
+        got = {message.id, second.id}
+        with bridging(other, f"ingest q --from {url}"):
+
+            def all_there() -> bool:
+                got.update(message.id for message in take(other))
+                return len(got) == 5
+
+            eventually(all_there, PATIENCE * 2)
