@@ -33,6 +33,7 @@ from .deliveries.settled import Settled
 from .sending.imports import Imports
 from .sending.newest_ids import NewestIds
 from .sending.puts import Puts
+from .sending.setups import Setups
 from .seqs import Seqs
 from .space import Space
 from .tables.clock import ClockNotes
@@ -134,9 +135,12 @@ class SqliteStore:
         deletion = Deletion(database, queues, settled, contents, leased, totals)
         steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
-        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
+        setups = Setups(database, queues, bindings, schedules)
+        imports = Imports(
+            database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest, setups
+        )
         return {
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,

@@ -119,6 +119,34 @@ class Schedules:
         )
         return True
 
+    def restore(self, schedule: ScheduleRecord) -> bool:
+        """Store a schedule of an export, and how far it has come. Return False if its definition is known.
+
+        Raises `IdConflict` where the name has another definition, and `QueueFull` where there are too many.
+        """
+        definition = schedule.definition
+        old = self._find(definition.name)
+        if old is not None:
+            if old.definition != definition:
+                raise IdConflict(
+                    f"there is a schedule {definition.name!r} with another definition; remove the line or the schedule"
+                )
+            return False
+        self._require_room()
+        self._database.execute(
+            """
+            insert into schedule
+              (name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error,
+               paused, try_at)
+            values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (
+                *(*definition[:2], *definition.timing, *definition[3:], *schedule[1:-1]),
+                None if schedule.paused else schedule.next_at,
+            ),
+        )
+        return True
+
     def _require_room(self) -> None:
         (count,) = self._database.execute("select count(*) from schedule").fetchone()
         if count >= MAX_SCHEDULES:
