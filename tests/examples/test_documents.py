@@ -33,7 +33,7 @@ def test_the_contents_list_every_document() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f"eoq/docs/{page}.md" for page in ("guide", "guarantees", "configuration", "operations")]
+    "name", [f"eoq/docs/{page}.md" for page in ("guide", "recipes", "guarantees", "configuration", "operations")]
 )
 def test_the_first_lines_list_every_section(name: str) -> None:
     page = Page(name)
