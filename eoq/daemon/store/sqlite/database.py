@@ -194,16 +194,19 @@ class Database:
         """Begin a transaction. SQLite's own waiting would keep the event loop, where this may run."""
         try:
             self.execute("begin immediate")
-            return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
+            self._wait_for_lock(wait)
+        self.trouble.report("lock", None)
+
+    def _wait_for_lock(self, wait: float) -> None:
+        """Begin a transaction as soon as the other program releases its lock."""
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline:
             time.sleep(LOCK_PAUSE)  # SQLite tells no one when a lock is released
             with suppress(sqlite3.OperationalError):
                 self.execute("begin immediate")
-                self.trouble.report("lock", None)
                 return
         holders = self.trouble.holders()
         text = f"{self.path} is locked by {holders}, so nothing was changed; end its transaction, and try again"
