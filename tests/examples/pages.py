@@ -82,8 +82,9 @@ class Page:
         return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in wanted]
 
     def broken_links(self) -> Iterator[str]:
-        """Yield each link to a file or a heading that does not exist."""
-        for target in re.findall(r"\]\(([^)\s]+)\)", self.text):
+        """Yield each link to a file or a heading that does not exist, and each picture that does not."""
+        pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', self.text)
+        for target in pictures + re.findall(r"\]\(([^)\s]+)\)", self.text):
             if re.match(r"\w+:", target):
                 continue
             file, _, anchor = target.partition("#")
