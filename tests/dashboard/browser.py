@@ -21,6 +21,10 @@ CHROMIUM = next(
 )
 
 
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
+"""Keys that do something by themselves, and their codes."""
+
+
 class Tab:
     """One tab. Make it with `open_tab`."""
 
@@ -66,8 +70,22 @@ class Tab:
 
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key."""
-        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
-        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
+        code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS.get(key, 0)}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", text=text or {"Enter": "\r"}.get(key, ""), **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def press_until(self, key: str, reached: str, most: int = 60) -> None:
+        """Press a key until an expression is true in the page."""
+        for _ in range(most):
+            if self.run(reached):
+                return
+            self.press(key)
+        raise AssertionError(f"{most} times {key}, and not {reached}")
+
+    def frames(self) -> list[str]:
+        """Return the addresses of the frames in the page. One that was refused has that of an error page."""
+        tree = self.ask("Page.getFrameTree")["frameTree"]
+        return [child["frame"].get("unreachableUrl") or child["frame"]["url"] for child in tree.get("childFrames", [])]
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
@@ -80,8 +98,8 @@ class Tab:
 
 
 @contextmanager
-def open_tab() -> Iterator[Tab]:
-    """Run a browser with one tab and without any data of its user."""
+def open_tab(*more: str) -> Iterator[Tab]:
+    """Run a browser with one tab and without any data of its user. ``more`` are flags of it."""
     commands_read, commands = os.pipe()
     answers, answers_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -89,7 +107,17 @@ def open_tab() -> Iterator[Tab]:
         moved = f'exec "$@" 3<&{commands_read} 4>&{answers_write}'
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
         process = subprocess.Popen(
-            ["bash", "-c", moved, "bash", CHROMIUM, *flags, f"--user-data-dir={folder}", "--window-size=1200,900"],
+            [
+                "bash",
+                "-c",
+                moved,
+                "bash",
+                CHROMIUM,
+                *flags,
+                f"--user-data-dir={folder}",
+                "--window-size=1200,900",
+                *more,
+            ],
             pass_fds=(commands_read, answers_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
