@@ -95,8 +95,12 @@ class Page:
 
 def _anchors(path: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a document."""
-    headings = Page(str(path.relative_to(ROOT))).headings
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {anchor(heading) for heading in Page(str(path.relative_to(ROOT))).headings}
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def with_netcat(shell: Shell, script: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import pytest
 
-from tests.examples.pages import ROOT, Page
+from tests.examples.pages import ROOT, Page, anchor
 
 NAMES: Final = sorted(
     str(path.relative_to(ROOT))
@@ -26,17 +27,20 @@ def test_each_python_block_compiles(name: str) -> None:
         compile(code, name, "exec")
 
 
-def test_the_contents_list_every_document() -> None:
-    contents = Page("eoq/docs/README.md").text
-    for path in (ROOT / "eoq" / "docs").glob("*.md"):
-        assert path.name == "README.md" or f"]({path.name})" in contents, path.name
+CONTENTS: Final = "eoq/docs/README.md"
 
 
-@pytest.mark.parametrize(
-    "name", [f"eoq/docs/{page}.md" for page in ("guide", "recipes", "guarantees", "configuration", "operations")]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CONTENTS])
+def test_the_contents_list_every_document_and_each_leads_back(name: str) -> None:
+    assert f"]({os.path.relpath(ROOT / name, ROOT / 'eoq/docs')})" in Page(CONTENTS).text
+    if name != "CHANGELOG.md":
+        assert f"]({os.path.relpath(ROOT / CONTENTS, (ROOT / name).parent)})" in Page(name).text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("eoq/docs/") and name != CONTENTS])
 def test_the_first_lines_list_every_section(name: str) -> None:
     page = Page(name)
+    first = page.text.partition("\n## ")[0]
     for line in page.text.splitlines():
         if line.startswith("## "):
-            assert f"[{line.removeprefix('## ')}](#" in page.text.replace("\n", " "), line
+            assert f"](#{anchor(line.removeprefix('## '))})" in first, line
