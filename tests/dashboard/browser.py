@@ -12,15 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from tests.support import PATIENCE, eventually
+from tests.support import eventually
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 
 
+PATIENT: Final = 120.0
+"""Seconds until a wait for the browser fails the test. It starts slowly on a busy machine."""
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
 """Keys that do something by themselves, and their codes."""
 
@@ -66,7 +68,7 @@ class Tab:
 
     def sees(self, text: str) -> None:
         """Wait until the page shows a text."""
-        eventually(lambda: text in (self.run("document.body ? document.body.innerText : ''") or ""), what=text)
+        eventually(lambda: text in (self.run("document.body ? document.body.innerText : ''") or ""), PATIENT, what=text)
 
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key."""
@@ -88,7 +90,7 @@ class Tab:
         return [child["frame"].get("unreachableUrl") or child["frame"]["url"] for child in tree.get("childFrames", [])]
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENT
         while b"\0" not in self._read:
             assert select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0], "no answer"
             self._read += os.read(self._answers, 1 << 20)

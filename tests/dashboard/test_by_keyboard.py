@@ -7,7 +7,7 @@ import json
 import pytest
 
 from eoq.testing import private_daemon
-from tests.dashboard.browser import CHROMIUM, Tab, open_tab
+from tests.dashboard.browser import CHROMIUM, PATIENT, Tab, open_tab
 from tests.dashboard.site import running_dashboard
 from tests.support import eventually
 
@@ -36,7 +36,7 @@ RATIOS = """
 
 def _go_to(tab: Tab, name: str) -> None:
     """Press Tab until what has this name has the focus, and see it."""
-    eventually(lambda: tab.run(f"document.body.innerHTML.includes({json.dumps(name)})"), what=name)
+    eventually(lambda: tab.run(f"document.body.innerHTML.includes({json.dumps(name)})"), PATIENT, what=name)
     tab.press_until("Tab", f"{NAME} === {json.dumps(name)}")
     assert tab.run("getComputedStyle(document.activeElement).outlineStyle") != "none", f"the focus on {name} is unseen"
 
@@ -56,30 +56,30 @@ def test_a_person_without_a_mouse_does_everything() -> None:
         _go_to(tab, "Pause mail")
         tab.press("Enter")
         tab.sees("The queue mail is paused.")
-        eventually(lambda: tab.run(NAME) == "Resume mail")
+        eventually(lambda: tab.run(NAME) == "Resume mail", PATIENT)
         tab.press("Enter")
         tab.sees("The queue mail delivers again.")
         # Charts are drawn while one looks.
-        eventually(lambda: tab.run("document.querySelectorAll('figure polyline').length") == 6)
+        eventually(lambda: tab.run("document.querySelectorAll('figure polyline').length") == 6, PATIENT)
         # The queue, its dead letters, and a question that Escape answers with no.
         _go_to(tab, "mail")
         tab.press("Enter")
-        eventually(lambda: tab.run("document.activeElement.id") == "main", what="the focus is in the new page")
+        eventually(lambda: tab.run("document.activeElement.id") == "main", PATIENT, what="the focus is in the new page")
         tab.run("location.hash += '?state=dead'")
         _go_to(tab, "Drop d-1")
         tab.press("Enter")
-        eventually(lambda: tab.run("document.activeElement.id") == "no")
+        eventually(lambda: tab.run("document.activeElement.id") == "no", PATIENT)
         tab.press("Escape")
-        eventually(lambda: not tab.run("document.getElementById('ask').open"))
+        eventually(lambda: not tab.run("document.getElementById('ask').open"), PATIENT)
         assert set(daemon.dead_letters("mail")) == {"d-1", "d-2"}
         _go_to(tab, "Drop d-1")
         tab.press("Enter")
-        eventually(lambda: tab.run("document.activeElement.id") == "no")
+        eventually(lambda: tab.run("document.activeElement.id") == "no", PATIENT)
         tab.press("Tab")
         assert tab.run("document.activeElement.id") == "yes", "no key leads out of the question"
         tab.press("Enter")
         tab.sees("Dropped: 1.")
-        eventually(lambda: not tab.run("document.body.innerText.includes('d-1')"), what="the list without it")
+        eventually(lambda: not tab.run("document.body.innerText.includes('d-1')"), PATIENT, what="the list without it")
         _go_to(tab, "Redrive d-2")
         tab.press("Enter")
         tab.sees("Redriven: 1.")
@@ -102,7 +102,9 @@ def test_a_person_without_a_mouse_does_everything() -> None:
             _go_to(tab, f"{name} nightly" + (" now" if name == "Run" else ""))
             tab.press("Enter")
             tab.sees(said)
-            eventually(lambda: tab.run("main.contains(document.activeElement)"), what="the focus stays in the page")
+            eventually(
+                lambda: tab.run("main.contains(document.activeElement)"), PATIENT, what="the focus stays in the page"
+            )
         assert client.receive("reports"), "it was run"
         assert tab.errors == []
 

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from eoq.testing import PrivateDaemon, private_daemon
-from tests.dashboard.browser import CHROMIUM, Tab, open_tab
+from tests.dashboard.browser import CHROMIUM, PATIENT, Tab, open_tab
 from tests.dashboard.site import Site, running_dashboard
-from tests.support import NOBODY, PATIENCE, eventually
+from tests.support import NOBODY, eventually
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 REBOUND: Final = "evil.example"
@@ -141,7 +141,7 @@ def _untouched(daemon: PrivateDaemon) -> bool:
 def _visit(tab: Tab, url: str) -> None:
     """Open a page of somebody else, and wait until it is there."""
     tab.ask("Page.navigate", url=url)
-    eventually(lambda: tab.run("location.href + document.readyState") == url + "complete", what=url)
+    eventually(lambda: tab.run("location.href + document.readyState") == url + "complete", PATIENT, what=url)
 
 
 @needs_browser
@@ -172,7 +172,7 @@ def test_a_form_of_another_site_changes_nothing(tab: Tab, site: Site, daemon: Pr
         if target == "_self":
             tab.sees("the request comes from another site")
         else:
-            eventually(lambda: tab.frames() not in ([], ["about:blank"]))
+            eventually(lambda: tab.frames() not in ([], ["about:blank"]), PATIENT)
     assert _untouched(daemon)
 
 
@@ -247,7 +247,7 @@ def test_another_user_gets_neither_the_token_nor_in(site: Site, daemon: PrivateD
         [sys.executable, "-c", AS_NOBODY, str(site.process.pid), site.host, site.path],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PATIENT,
         check=True,
         cwd="/",
     )

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from tests.support import Shell
 
 ROOT: Final = Path(__file__).parents[2]
+PATIENT: Final = 300.0
+"""Seconds that a block with many commands may take. It is only there so that nothing hangs for ever."""
 
 
 class Block(NamedTuple):
@@ -114,6 +116,6 @@ def with_netcat(shell: Shell, script: str) -> str:
 
 def follow(shell: Shell, script: str) -> list[str]:
     """Run a block in which no command may fail. Return the lines that it printed."""
-    ran = shell.run(f"set -e; {script}", HOME=str(shell.folder))
+    ran = shell.run(f"set -e; {script}", timeout=PATIENT, HOME=str(shell.folder))
     assert ran.status == 0, f"{script}\n{ran.text}\n{ran.errors}"
     return ran.lines

@@ -17,6 +17,7 @@ import pytest
 import eoq
 from tests.examples.conftest import EXAMPLES
 from tests.examples.node import needs_node
+from tests.examples.pages import PATIENT
 from tests.support import Daemon, Shell, clean_environment, eventually
 
 NODE: Final = EXAMPLES / "ledger_worker.mjs"
@@ -48,7 +49,7 @@ def _said(daemon: Daemon) -> str:
 
 def _finish(daemon: Daemon) -> None:
     with _worker(daemon, "--until-empty") as process:
-        assert process.wait(60) == 0, _said(daemon)
+        assert process.wait(PATIENT) == 0, _said(daemon)
 
 
 def _rows(daemon: Daemon, sql: str) -> list[tuple[Any, ...]]:
@@ -62,7 +63,9 @@ def _rows(daemon: Daemon, sql: str) -> list[tuple[Any, ...]]:
 
 
 def _wait_until_booked(daemon: Daemon, wanted: int) -> None:
-    eventually(lambda: len(_rows(daemon, "select 1 from booking")) >= wanted, 60, what=f"{wanted} payments are booked")
+    eventually(
+        lambda: len(_rows(daemon, "select 1 from booking")) >= wanted, PATIENT, what=f"{wanted} payments are booked"
+    )
 
 
 def _send(daemon: Daemon, count: int) -> dict[str, int]:
@@ -169,7 +172,7 @@ def test_node_uses_no_attempt_where_the_ledger_cannot_be_used(daemon: Daemon) ->
         file.write(b"\xff" * size[0])
     daemon.ask(op="send", queue="payments", id="second", body='{"account": "a", "cents": 1}')
     with _worker(daemon, "--until-empty") as process:
-        assert process.wait(60) == 74
+        assert process.wait(PATIENT) == 74
     assert "malformed" in _said(daemon)
     assert daemon.ask(op="show", queue="payments", id="second")["message"]["attempts"] == 0
 
@@ -178,7 +181,7 @@ def test_node_uses_no_attempt_where_the_ledger_cannot_be_used(daemon: Daemon) ->
 @pytest.mark.slow
 def test_node_says_that_there_is_no_daemon(folder: Path) -> None:
     command = ["node", str(NODE), "--db", str(folder / "ledger.db"), "--socket", str(folder / "missing")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENT, check=False)
     assert ran.returncode == 69
     assert ran.stderr.startswith("ledger_worker: ") and "missing" in ran.stderr
 

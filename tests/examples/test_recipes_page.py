@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 
 from tests.examples.conftest import EXAMPLES
 from tests.examples.node import needs_node
-from tests.examples.pages import Page, follow
-from tests.support import Shell, kill_group, read_line_of
+from tests.examples.pages import PATIENT, Page, follow
+from tests.support import Shell, eventually, kill_group
 
 PAGE: Final = Page("eoq/docs/recipes.md")
 BLOCKS: Final = {
@@ -102,14 +101,16 @@ def test_the_line_of_the_crontab_runs_as_cron_runs_it(alone: Shell, folder: Path
 @contextmanager
 def _served(alone: Shell, command: str) -> Iterator[str]:
     """Run a web server on a free port. Yield its address."""
-    started = alone.start(f"exec {command} 2>&1", stdout=subprocess.PIPE)
+    said = alone.folder / "server.log"
+    started = alone.start(f"exec {command.rstrip()} > {said} 2>&1")
     with started:
         try:
-            address = None
-            while not address:
-                line = read_line_of(started).decode()
-                assert line, "the server has ended"
-                address = re.search(r"(?:Running|running) on (http://\S+)", line)
+            address = eventually(
+                lambda: re.search(r"unning on (http://[\d.:]+)\s", said.read_text() if said.exists() else ""),
+                PATIENT,
+                what="the server runs",
+            )
+            assert address
             yield address[1]
         finally:
             kill_group(started)
