@@ -220,11 +220,12 @@ async function work(path, db, queue, untilEmpty) {
   }
 }
 
+const folder = process.env.XDG_RUNTIME_DIR || `/run/user/${process.getuid()}`;
 const { values } = parseArgs({
   options: {
     db: { type: "string", default: "ledger.db" },
     queue: { type: "string", default: "payments" },
-    socket: { type: "string", default: process.env.EOQ_SOCKET ?? `${process.env.XDG_RUNTIME_DIR}/eoq/eoq.sock` },
+    socket: { type: "string", default: process.env.EOQ_SOCKET || `${folder}/eoq/eoq.sock` },
     "until-empty": { type: "boolean", default: false },
   },
 });

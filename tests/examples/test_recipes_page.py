@@ -26,7 +26,7 @@ BLOCKS: Final = {
     ("Flask", "sh"): 2,
     ("FastAPI", "python"): 1,
     ("FastAPI", "sh"): 2,
-    ("Django", "python"): 3,
+    ("Django", "python"): 4,
     ("Django", "sh"): 1,
     ("SQLAlchemy", "python"): 1,
     ("SQLAlchemy", "sh"): 1,
@@ -46,7 +46,7 @@ def test_no_block_is_left_out() -> None:
 def _save(folder: Path, title: str, language: str) -> None:
     """Write each block of a recipe to the file that its first line names."""
     for code in PAGE.blocks(title, language):
-        name = re.match(r"(?:#|//) (\S+)\n", code)
+        name = re.match(r"(?:#|//) ([^\s,]+)[,\n]", code)
         assert name, code
         (folder / name[1]).parent.mkdir(parents=True, exist_ok=True)
         (folder / name[1]).write_text(code)
@@ -147,17 +147,19 @@ def test_an_endpoint_stores_each_payment_once(alone: Shell, folder: Path, title:
 
 @pytest.mark.slow
 def test_django_stores_an_order_and_its_message_together_and_books_once(alone: Shell, folder: Path) -> None:
-    pytest.importorskip("django")
+    pytest.importorskip("django", "5.1")
     follow(alone, "django-admin startproject site_ . && python manage.py startapp shop")
     _save(folder, "Django", "python")
     settings = folder / "site_" / "settings.py"
-    settings.write_text(settings.read_text() + "\nINSTALLED_APPS.append('shop')\n")
+    ours = (folder / "settings.py").read_text()
+    settings.write_text(f"{settings.read_text()}\nINSTALLED_APPS.append('shop')\n{ours}")
     follow(alone, "python manage.py makemigrations shop && python manage.py migrate && eoq start")
     (folder / "order.py").write_text(
         "from django.db import connection, transaction\n"
         "from django.test import RequestFactory\n"
         "from shop.views import place_order\n"
         "request = RequestFactory().post('/', {'account': 'alice', 'amount': 5})\n"
+        "print(connection.cursor().execute('pragma synchronous').fetchone()[0])\n"
         "print(place_order(request).content.decode())\n"
         "try:\n"
         "    with transaction.atomic():\n"
@@ -166,7 +168,8 @@ def test_django_stores_an_order_and_its_message_together_and_books_once(alone: S
         "except LookupError:\n"
         "    pass\n"
     )
-    assert json.loads(follow(alone, "python manage.py shell < order.py")[-1]) == {"order": 1}
+    synchronous, placed = follow(alone, "python manage.py shell < order.py")[-2:]
+    assert (synchronous, json.loads(placed)) == ("3", {"order": 1})
     (commands,) = PAGE.blocks("Django", "sh")
     assert follow(alone, commands)[-1] == "booked"
     bookings = "select payment, account, amount from shop_booking"
@@ -184,6 +187,8 @@ def test_sqlalchemy_stores_an_order_and_its_message_together_and_books_once(alon
     pytest.importorskip("sqlalchemy")
     _save(folder, "SQLAlchemy", "python")
     (commands,) = PAGE.blocks("SQLAlchemy", "sh")
+    asked = "import shop; print(shop.engine.connect().exec_driver_sql('pragma synchronous').scalar())"
+    assert follow(alone, f'python -c "{asked}"') == ["3"], "extra"
     assert follow(alone, f"eoq start; {commands}")[-1] == "booked"
     assert _rows(folder / "shop.db", "select payment, amount from booking") == [("order-1", 5)]
 
