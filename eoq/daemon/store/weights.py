@@ -23,6 +23,7 @@ from .commands import (
     RetryDeliveries,
     Settle,
     StoreTotals,
+    TakeResults,
     Unbind,
 )
 from .schedule_commands import ScheduleAdd, ScheduleList, SchedulePause, ScheduleRemove, StoreOccurrences
@@ -46,6 +47,10 @@ def _of_put(command: Put) -> int:
 def _of_settle(command: Settle) -> int:
     results = sum([len(result) for _, result in command.acks if result is not None]) >> 10
     return len(command.acks) + results + _of_messages(command.messages)
+
+
+def _of_results(command: TakeResults) -> int:
+    return len(command.results) + (sum([len(result.result or b"") for result in command.results]) >> 10)
 
 
 def _of_retry(command: RetryDeliveries) -> int:
@@ -82,6 +87,7 @@ def _of_messages(messages: Sequence[NewMessage]) -> int:
 _WEIGHTS: Final[dict[type, Callable[[Any], int]]] = {
     Put: _of_put,
     Settle: _of_settle,
+    TakeResults: _of_results,
     RetryDeliveries: _of_retry,
     EditMessage: _of_edit,
     OnceFinish: _of_finish,

@@ -24,6 +24,7 @@ from .batching import Batching
 from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost, storage_error
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
+from .deliveries.far_results import FarResults
 from .deliveries.forgetting import Forgetting
 from .deliveries.leased import Leased
 from .deliveries.lives import Lives
@@ -105,6 +106,7 @@ class SqliteStore:
             commands.Put: self._puts.put,
             commands.Claim: claims.claim,
             commands.Settle: acks.settle,
+            commands.TakeResults: FarResults(database, queues).take,
             commands.RetryDeliveries: returns.retry,
             commands.RejectDelivery: returns.reject,
             commands.EndLife: self._end_life,
