@@ -426,8 +426,8 @@ GUARDS: Final = (
     Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
-        old="routed.messages, self._settings, forwarded), done)",
-        new="routed.messages, self._settings, forwarded), done, durable=False)",
+        old="routed.messages, self._settings, forwarded, awaits), done)",
+        new="routed.messages, self._settings, forwarded, awaits), done, durable=False)",
         tests="tests/power/test_power_loss.py",
         select="sync",
         needs="strace",
@@ -578,6 +578,57 @@ GUARDS: Final = (
         old="if row[0] != digest_of(entry):",
         new="if False:",
         tests="tests/cli/test_moving.py",
+    ),
+    # ── dashboard ───────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "dashboard is served under names of loopback only",
+        "eoq/dashboard/gate.py",
+        old="if len(hosts) != 1 or _name_of(hosts[0]) not in LOOPBACK:",
+        new="if len(hosts) != 1:",
+        tests="tests/dashboard/test_dashboard.py",
+        select="another_site",
+    ),
+    Guard(
+        "dashboard acts for its own pages only",
+        "eoq/dashboard/gate.py",
+        old="foreign = any(origin",
+        new="foreign = False and any(origin",
+        tests="tests/dashboard/test_dashboard.py",
+        select="another_site",
+    ),
+    Guard(
+        "dashboard is for who has its token",
+        "eoq/dashboard/gate.py",
+        old='and _same(request.cookies.get(_COOKIE, ""), self._secret)',
+        new="",
+        tests="tests/dashboard/test_dashboard.py",
+        select="token",
+    ),
+    # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "message in another partition is not taken",
+        "eoq/bridge/jetstream/wire/content.py",
+        old="(right := partition_of(id if group is None else group, count)) != partition:",
+        new="(right := partition_of(id if group is None else group, count)) < 0:",
+        tests="tests/integration/test_jetstream_names.py",
+    ),
+    Guard(
+        "partition belongs to one daemon's file",
+        "eoq/bridge/jetstream/partition.py",
+        old="if record.identity != identity and not record.given_up:",
+        new="if False:",
+        tests="tests/integration/test_jetstream.py",
+        select="belongs_to_one_file",
+        needs="nats-server",
+    ),
+    Guard(
+        "stream that was made anew is read from its beginning",
+        "eoq/bridge/jetstream/partition.py",
+        old='return (id_of(headers) or "") == record.taken_id',
+        new="return True",
+        tests="tests/integration/test_jetstream_streams.py",
+        select="made_anew",
+        needs="nats-server",
     ),
 )
 

@@ -48,7 +48,7 @@ def send(single: Single, request: Fields, wait: float | None, as_json: bool) -> 
             raise
         return 0
     result = _find_result(single, queue, id, wait)
-    if result is None:
+    if result["outcome"] is None:
         report(f"{id} is stored, but had no result within {wait:g} s; `eoq result {queue} {id}` prints it later")
         return NOTHING_THERE
     _print_result(result, {"id": id, "duplicate": sent["duplicate"]} if as_json else None)
@@ -89,24 +89,24 @@ def tell_of_duplicates(count: int) -> None:
 def result(single: Single, queue: str, id: str, wait: float, as_json: bool) -> int:
     """Print the stored result of a message."""
     found = _find_result(single, queue, id, wait)
-    if found is None:
+    if found["outcome"] is None:
+        if (place := found.get("forwarded_to")) is not None:
+            report(f"{id} was forwarded to {place}; its result has not come back yet")
         return NOTHING_THERE
     _print_result(found, {"queue": queue, "id": id} if as_json else None, with_error=True)
     _refuse_failed(id, found)
     return 0
 
 
-def _find_result(single: Single, queue: str, id: str, wait: float) -> Fields | None:
-    """Return how a message ended, or None if it has not within ``wait`` seconds."""
+def _find_result(single: Single, queue: str, id: str, wait: float) -> Fields:
+    """Return how a message ended. Its outcome is None if it has not within ``wait`` seconds."""
     deadline = time.monotonic() + wait
     while True:
         left = max(0.0, deadline - time.monotonic())
         portion = min(left, POLL_SECONDS)
         found = single.ask({"op": "result", "queue": queue, "id": id, "wait": portion}, portion)
-        if found["outcome"] is not None:
+        if found["outcome"] is not None or time.monotonic() >= deadline:
             return found
-        if time.monotonic() >= deadline:
-            return None
         time.sleep(REPEAT_SECONDS)
 
 
@@ -119,7 +119,8 @@ def _print_result(found: Fields, as_json: Fields | None, with_error: bool = Fals
         return
     fields = {} if body is None else bytes_fields("result", body)
     error = {"error": found["error"]} if with_error and found.get("error") is not None else {}
-    print_json({**as_json, "outcome": found["outcome"], **fields, **error})
+    place = {"forwarded_to": found["forwarded_to"]} if "forwarded_to" in found else {}
+    print_json({**as_json, "outcome": found["outcome"], **fields, **error, **place})
 
 
 def _refuse_failed(id: str, found: Fields) -> None:

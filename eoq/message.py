@@ -125,13 +125,15 @@ class Result:
 
     ``outcome`` is ``done``; ``dead`` when the message was rejected or ran out of attempts; ``expired`` when its time to
     live ended; ``dropped`` when an operator or a full queue dropped it; ``cancelled``; or ``forwarded`` when it went
-    elsewhere. ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the
-    result that the ack stored, or None where it stored none.
+    elsewhere and no result comes back. Where one came back, ``outcome``, ``body`` and ``error`` are those from there.
+    ``error`` is the reason, or where it went, if that is known; it is None for ``done``. ``body`` is the result that
+    the ack stored, or None where it stored none. ``forwarded_to`` is where the message went, if it was forwarded.
     """
 
     outcome: str
     body: bytes | None = None
     error: str | None = None
+    forwarded_to: str | None = None
 
     @property
     def text(self) -> str:

@@ -44,8 +44,10 @@ def programs() -> Path | None:
 class Server:
     """A server of its own, in a folder. It does not run as root, which PostgreSQL refuses."""
 
-    def __init__(self, folder: Path, bin: Path) -> None:
+    def __init__(self, folder: Path, bin: Path, settings: dict[str, str] | None = None) -> None:
+        """``settings`` take precedence over those of all tests."""
         self.folder = folder
+        self._settings = {**_SETTINGS, **(settings or {})}
         self._bin = bin
         self._process: subprocess.Popen[bytes] | None = None
         self._user = "nobody" if os.getuid() == 0 else None
@@ -60,7 +62,7 @@ class Server:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._bin / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder), *settings],
@@ -98,10 +100,10 @@ class Server:
             self._process.wait(PATIENCE)
             self._process = None
 
-    def conninfo(self, schema: str = "public") -> str:
-        """Return the URL of its database, with the search path set to a schema."""
+    def conninfo(self, schema: str = "public", host: Path | None = None) -> str:
+        """Return the URL of its database, with the search path set to a schema. ``host``: the folder of its socket."""
         options = quote(f"-c search_path={schema}", safe="")
-        return f"postgresql://eoq@/postgres?host={quote(str(self.folder), safe='')}&options={options}"
+        return f"postgresql://eoq@/postgres?host={quote(str(host or self.folder), safe='')}&options={options}"
 
 
 @contextmanager

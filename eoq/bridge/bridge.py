@@ -8,51 +8,50 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..client.aio import AsyncClient, connect_async
 from ..errors import InvalidRequest
-from ..postgres.driver import shown
-from ..protocol.validation import check_queue
-from .claims import OpenRows, count_open, open_table
+from ..protocol.durations import read_duration
+from .engine import KEEP_SECONDS, LIMIT, SHORTEST_KEEP, Engine, IngestOptions, Mover, OpenRows
 from .forward import Forwarder
-from .ingest import KEEP_SECONDS, LIMIT, Ingester
+from .patterns import check_pattern
+from .places import open_engine
 
 T = TypeVar("T")
 
-SHORTEST_KEEP: Final = 86400.0
-
 
 class Bridge:
-    """One queue that is forwarded to other machines, or ingested from them, over a table in PostgreSQL.
+    """One queue that is forwarded to other machines, or ingested from them, over PostgreSQL or a stream of NATS.
 
     Make it with `Bridge.forward` or `Bridge.ingest`, in any process of the machine whose daemon it serves. Then call
     `run` or `flush`, or in asyncio `run_async` or `flush_async`. An object runs once at a time.
 
-    ``database`` is the URL of the database (or another connection string of libpq). A password in it never appears in
-    logs or errors. ``socket`` is that of the daemon, as for `eoq.connect`.
+    ``database`` is the URL of the database (or another connection string of libpq), or of a stream of NATS JetStream:
+    nats://HOST/STREAM. A password in it never appears in logs or errors. ``socket`` is that of the daemon, as for
+    `eoq.connect`.
     """
 
     def __init__(
         self,
         direction: Literal["forward", "ingest"],
         queue: str,
-        database: str,
+        engine: Engine,
         name: str | None,
-        make: Callable[[AsyncClient], Forwarder | Ingester],
+        make: Callable[[AsyncClient], Mover],
         socket: str | os.PathLike[str] | None,
     ) -> None:
         """Do as `forward` and `ingest`, which are to be called."""
-        check_queue(queue)
+        check_pattern(queue)
         self.direction = direction
         self.queue = queue
-        self.place = shown(database)
+        self.place = engine.name
         """The name of the database, without user and password."""
         self._name = name
         self._make = make
         self._socket = socket
-        self._database = database
-        self._current: Forwarder | Ingester | None = None
+        self._engine = engine
+        self._current: Mover | None = None
         self._moved = self._refused = 0
         """What was counted in earlier runs."""
         self._stopped = False
@@ -61,12 +60,28 @@ class Bridge:
         """It ends the run, from any thread."""
 
     @classmethod
-    def forward(cls, queue: str, database: str, *, socket: str | os.PathLike[str] | None = None) -> Bridge:
-        """Return a bridge that moves the messages of a queue to the table in the database.
+    def forward(
+        cls,
+        queue: str,
+        database: str,
+        *,
+        results: bool = False,
+        partitions: int | None = None,
+        socket: str | os.PathLike[str] | None = None,
+    ) -> Bridge:
+        """Return a bridge that moves the messages of a queue to the table in the database, or to the stream.
+
+        ``queue`` may be a pattern such as ``orders.*``: all queues that match, also those that are made later. With
+        ``results``, how the messages end on the other machines comes back, as far as their ingests tell it.
 
         Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
         """
-        return cls("forward", queue, database, None, lambda client: Forwarder(client, queue, database), socket)
+        engine = open_engine(database, partitions)
+
+        def make(client: AsyncClient) -> Mover:
+            return Forwarder(client, queue, engine, results=results)
+
+        return cls("forward", queue, engine, None, make, socket)
 
     @classmethod
     def ingest(
@@ -76,24 +91,27 @@ class Bridge:
         *,
         name: str | None = None,
         limit: int = LIMIT,
-        keep: float = KEEP_SECONDS,
+        keep: float | str = KEEP_SECONDS,
+        results: bool = False,
+        partitions: int | None = None,
+        partition: str | None = None,
         socket: str | os.PathLike[str] | None = None,
     ) -> Bridge:
         """Return a bridge that takes messages for a queue from the table in the database.
 
         ``name`` is that of this machine; by default it is the identity of the daemon's file. At most ``limit`` messages
-        are claimed or unsettled here. For ``keep`` seconds the ids of what was taken are remembered.
+        are claimed or unsettled here. For ``keep`` seconds, or a text such as ``30d``, a table remembers the ids of
+        what was taken. With ``results``, how the messages end here is told to the machines that have asked for it. From
+        a stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
 
         Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
         below 1, or a ``keep`` below a day.
         """
-        if limit < 1 or not keep >= SHORTEST_KEEP:
-            raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of 86,400 seconds or more")
-
-        def make(client: AsyncClient) -> Ingester:
-            return Ingester(client, queue, database, owner=name, limit=limit, keep=keep)
-
-        return cls("ingest", queue, database, name, make, socket)
+        seconds = read_duration(keep)
+        if limit < 1 or seconds < SHORTEST_KEEP:
+            raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of a day (1d) or more")
+        engine, options = open_engine(database, partitions, partition), IngestOptions(name, limit, seconds, results)
+        return cls("ingest", queue, engine, name, lambda client: engine.ingester(client, queue, options), socket)
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,7 +151,7 @@ class Bridge:
             with suppress(RuntimeError):  # its loop has just ended
                 wake()
 
-    async def _with_client(self, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T | None:
+    async def _with_client(self, work: Callable[[Mover], Coroutine[Any, Any, T]]) -> T | None:
         """Return what ``work`` returns, or None if it was stopped."""
         if self._current is not None:
             raise InvalidRequest("this bridge runs already; make another object to run it twice")
@@ -185,13 +203,13 @@ class Bridge:
 
     def waiting(self) -> OpenRows:
         """Return what waits in the database. Raises `StorageFailed`, `Forbidden`, or `NotFound` without the table."""
-        table = open_table(self._database)
+        counts = self._engine.counts()
         try:
-            return count_open(table, self.queue, self.name)
+            return counts.count(self.queue, self.name)
         finally:
-            table.close()
+            counts.close()
 
 
-async def _checked(one: Forwarder | Ingester, work: Callable[[Forwarder | Ingester], Coroutine[Any, Any, T]]) -> T:
+async def _checked(one: Mover, work: Callable[[Mover], Coroutine[Any, Any, T]]) -> T:
     await one.check()
     return await work(one)

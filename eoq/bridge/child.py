@@ -15,18 +15,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from ..backoff import pauses
 from ..errors import EoqError, NotFound
 from ..protocol.limits import MAX_ERROR
-from .places import find_url
 
 if TYPE_CHECKING:
     from .bridge import Bridge
-    from .claims import OpenRows
+    from .engine import OpenCounts
 
 log = logging.getLogger("eoq.bridge")
 
@@ -42,16 +40,22 @@ STARTING_SECONDS: Final = 15.0
 
 
 class Task(TypedDict):
-    """What to run. ``url`` and ``variable`` are those of `find_url`; the last three are for an ingest."""
+    """What to run. ``url`` and ``variable`` are those of `find_url`.
+
+    Partition, name, limit and keep are for an ingest.
+    """
 
     direction: str
     queue: str
     socket: str
     url: str | None
     variable: str | None
+    partitions: int | None
+    partition: str | None
     name: str | None
     limit: int
     keep: float
+    results: bool
 
 
 class _Lines(logging.Handler):
@@ -101,16 +105,25 @@ async def _run(task: Task) -> None:
 
 
 def _make(task: Task, reporter: _Reporter) -> Bridge:
-    from .bridge import Bridge  # raises `InvalidRequest` without the driver
-    from .claims import count_open, open_table
+    from .bridge import Bridge
+    from .places import find_url, open_engine
 
     url = find_url(task["url"], task["variable"])
-    table = open_table(url)
-    reporter.count = lambda bridge: count_open(table, bridge.queue, bridge.name)
+    reporter.counts = open_engine(url, task["partitions"]).counts()  # raises `InvalidRequest` without the driver
     if task["direction"] == "forward":
-        return Bridge.forward(task["queue"], url, socket=task["socket"])
+        return Bridge.forward(
+            task["queue"], url, results=task["results"], partitions=task["partitions"], socket=task["socket"]
+        )
     return Bridge.ingest(
-        task["queue"], url, name=task["name"], limit=task["limit"], keep=task["keep"], socket=task["socket"]
+        task["queue"],
+        url,
+        name=task["name"],
+        limit=task["limit"],
+        keep=task["keep"],
+        results=task["results"],
+        partitions=task["partitions"],
+        partition=task["partition"],
+        socket=task["socket"],
     )
 
 
@@ -119,7 +132,7 @@ class _Reporter:
 
     def __init__(self) -> None:
         self.bridge: Bridge | None = None
-        self.count: Callable[[Bridge], OpenRows] | None = None
+        self.counts: OpenCounts | None = None
         """It counts what waits in the database, over a connection that it keeps."""
         self._error = ""
         self._failed_at = 0.0
@@ -138,7 +151,7 @@ class _Reporter:
     def _state(self) -> dict[str, Any]:
         now = time.monotonic()
         error = self._error if now < self._failed_at + LONGEST_PAUSE + STARTING_SECONDS else None
-        if self.bridge is None or self.count is None:
+        if self.bridge is None or self.counts is None:
             return {"error": _cut(error)}
         moved = self.bridge.moved
         self._counts.append((now, moved))
@@ -151,7 +164,7 @@ class _Reporter:
             error = None
         error = self.bridge.error or error
         try:
-            unclaimed, claimed = self.count(self.bridge)
+            unclaimed, claimed = self.counts.count(self.bridge.queue, self.bridge.name)
         except NotFound:  # no table yet
             unclaimed = claimed = 0
         except EoqError as failure:

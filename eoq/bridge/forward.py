@@ -1,98 +1,113 @@
-"""Forward a queue: lease its messages, insert them in `eoq_forward`, and settle them as forwarded.
+"""Forward queues: lease their messages, publish them in the engine, and settle them as forwarded.
 
-A forwarder that is killed after the insert and before the settling inserts them again: the row is there, with the same
-digest. Its deliveries never count as attempts (``handles`` 0).
+A forwarder that is killed after the publishing and before the settling publishes them again: the engine finds them by
+their ids. Its deliveries never count as attempts (``handles`` 0).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import time
-from collections.abc import Sequence
-from typing import Any, Final
-
-import psycopg
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
 
 from ..backoff import pauses
 from ..client.aio import AsyncClient
-from ..client.batch_sender import MESSAGE_FAULTS
 from ..errors import EoqError, InvalidRequest, LeaseLost, Unavailable
 from ..message import AsyncMessage
-from ..postgres.driver import shown, with_defaults
-from ..postgres.waking import SETTINGS
 from ..protocol import calls
 from ..protocol.features import FORWARDED
 from ..protocol.forwarding import forwarded
-from . import statements
+from .engine import Engine, ForwardEnd
+from .patterns import is_pattern, matches
+from .results import ResultTaker, check_results
 
 log = logging.getLogger("eoq.bridge")
 
 BATCH: Final = 250
 """Messages in one transaction."""
-OF_A_ROW: Final = ("22", "23", "54")
-"""The classes of the database's errors that one row may cause: its data, a constraint, a limit of the database."""
 LEASE_SECONDS: Final = 60.0
 WAIT_SECONDS: Final = 30.0
-"""How long one request waits for messages."""
+"""How long one request waits for messages. One of many queues that has none for so long is no longer asked."""
+LOOK_SECONDS: Final = 1.0
+"""How often the daemon is asked which queues it has, for a pattern."""
+LOOK_SHARE: Final = 20
+"""The pause between two such questions is so many times as long as the answer took, at least."""
+MOST_QUEUES: Final = 100
+"""Queues of a pattern that are forwarded at once. The others wait their turn."""
 LOG_SECONDS: Final = 60.0
 """How often at most an outage is logged."""
 
 
-class Forwarder:
-    """It moves the messages of one queue to the table in the database of a connection string."""
+class Tally:
+    """What the queues of a forwarder share: what was done, why it waits, and whose turn it is to publish."""
 
-    def __init__(self, client: AsyncClient, queue: str, conninfo: str) -> None:
-        self.name = shown(conninfo)
+    def __init__(self, name: str) -> None:
         self.moved = 0
-        """How many messages were forwarded."""
         self.refused = 0
-        """How many became dead letters: their id is there with other content, or the database refuses them."""
-        self.owner = None
-        """It claims nothing, so it needs no name."""
         self.error: str | None = None
-        """Why it waits now, or None."""
-        self._client = client
-        self._queue = queue
-        self._conninfo = with_defaults(conninfo)
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self.publishing = asyncio.Lock()
+        self._name = name
         self._logged_at = -LOG_SECONDS
 
-    async def check(self) -> None:
-        """Raise `Unavailable` without a daemon, and `InvalidRequest` if it cannot settle messages as forwarded."""
-        await self._client.ask("status")
-        if not await self._client.channel.knows(FORWARDED):
-            raise InvalidRequest("the daemon is of an earlier version, which cannot forward; update it")
+    def failed(self, queue: str, error: Exception) -> None:
+        """Note that the engine or the daemon is away, and log it once a minute."""
+        self.error = " ".join(str(error).split())  # it may have several lines
+        if time.monotonic() >= self._logged_at + LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            log.warning("%s to %s: %s; waiting", queue, self._name, self.error)
 
-    async def run(self) -> None:
-        """Forward until this task is cancelled. Errors of the database or of the daemon are logged, and tried again."""
+
+class QueueForwarder:
+    """It moves the messages of one queue to an engine. ``origin`` asks for their results."""
+
+    def __init__(self, client: AsyncClient, queue: str, end: ForwardEnd, tally: Tally, origin: str | None) -> None:
+        self._client = client
+        self._queue = queue
+        self._end = end
+        self._tally = tally
+        self._origin = origin
+
+    async def run(self, idle: float = math.inf) -> None:
+        """Forward until this task is cancelled, or until there was no message for ``idle`` seconds.
+
+        Errors of the engine or of the daemon are logged, and tried again.
+        """
         waits = pauses()
+        wait = min(WAIT_SECONDS, idle)
+        # The next messages are received while these are published. Those of one group come only when these are settled.
+        coming = asyncio.create_task(self._receive(wait))
         try:
             while True:
                 try:
-                    await self._forward(await self._receive(WAIT_SECONDS))
-                    waits, self.error = pauses(), None
-                except (psycopg.Error, OSError, EoqError) as error:
-                    self._log(error)
-                    await asyncio.sleep(next(waits))  # the database or the daemon is away
+                    messages = await coming
+                    if not messages and idle <= WAIT_SECONDS:
+                        return
+                    coming = asyncio.create_task(self._receive(wait))
+                    await self._forward(messages)
+                    waits, self._tally.error = pauses(), None
+                except (OSError, EoqError) as error:
+                    self._tally.failed(self._queue, error)
+                    await asyncio.sleep(next(waits))  # the engine or the daemon is away
+                    if coming.done() and coming.exception() is not None:
+                        coming = asyncio.create_task(self._receive(wait))
         finally:
-            await self._close()
+            await self._give_back(coming)
 
-    async def flush(self) -> int:
-        """Forward what is ready now. Return how many became dead letters. Raises what keeps it from going on."""
-        try:
-            while messages := await self._receive(0.0):
-                await self._forward(messages)
-        finally:
-            await self._close()
-        return self.refused
+    async def _give_back(self, coming: asyncio.Task[list[AsyncMessage]]) -> None:
+        coming.cancel()
+        (messages,) = await asyncio.gather(coming, return_exceptions=True)
+        if isinstance(messages, list) and messages:
+            await asyncio.shield(self._release(messages))
 
-    def _log(self, error: Exception) -> None:
-        self.error = " ".join(str(error).split())  # of libpq it has several lines
-        if time.monotonic() >= self._logged_at + LOG_SECONDS:
-            self._logged_at = time.monotonic()
-            log.warning("%s to %s: %s; waiting", self._queue, self.name, self.error)
+    async def flush(self) -> None:
+        """Forward what is ready now. Raises what keeps it from going on."""
+        while messages := await self._receive(0.0):
+            await self._forward(messages)
 
     async def _receive(self, wait: float) -> list[AsyncMessage]:
         call = calls.receive(
@@ -111,9 +126,9 @@ class Forwarder:
         if not messages:
             return
         try:
-            refused = await self._publish(await self._open(), messages)
+            async with self._tally.publishing:
+                refused = await self._end.publish(self._queue, messages, origin=self._origin)
         except BaseException:
-            await self._drop_connection()
             await asyncio.shield(self._release(messages))
             raise
         await self._settle([message for message in messages if message.id not in refused])
@@ -121,49 +136,10 @@ class Forwarder:
             if message.id in refused:
                 await self._reject(message, refused[message.id])
 
-    async def _publish(
-        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
-    ) -> dict[str, str]:
-        """Insert messages. Return the ids of those that can never be inserted, and why.
-
-        Where the database refuses what is in a row, the halves are inserted one after the other, so that the row is
-        found, and those before and behind it arrive in their order.
-        """
-        try:
-            return await self._insert(connection, messages)
-        except (psycopg.Error, *MESSAGE_FAULTS) as error:
-            if not _is_of_a_row(error):
-                raise
-            if len(messages) == 1:
-                return {messages[0].id: f"{self.name} refuses it: {_said(error)}"}
-        middle = len(messages) // 2
-        refused = await self._publish(connection, messages[:middle])
-        return {**refused, **await self._publish(connection, messages[middle:])}
-
-    async def _insert(
-        self, connection: psycopg.AsyncConnection[Any], messages: Sequence[AsyncMessage]
-    ) -> dict[str, str]:
-        ids = [message.id for message in messages]
-        bodies = [message.body for message in messages]
-        groups = [message.group for message in messages]
-        digests = [message.digest or None for message in messages]
-        headers = [json.dumps(dict(m.headers), ensure_ascii=False) if m.headers else None for m in messages]
-        priorities = [message.priority for message in messages]
-        ends = [message.expires_at for message in messages]
-        async with connection.transaction():
-            inserted = await connection.execute(
-                statements.PUBLISH, (self._queue, ids, bodies, headers, groups, priorities, ends, digests)
-            )
-            if inserted.rowcount == len(messages):
-                return {}
-            found = await connection.execute(statements.CONFLICTS, (ids, bodies, groups, digests, self._queue))
-            reason = f"id_conflict: {self.name} has this id in {self._queue} with other content"
-            return {id: reason for (id,) in await found.fetchall()}
-
     async def _reject(self, message: AsyncMessage, reason: str) -> None:
         try:
             await message.reject(reason)
-            self.refused += 1
+            self._tally.refused += 1
         except LeaseLost:
             log.info("%s: the lease of %s has ended; it is refused again", self._queue, message.id)
 
@@ -171,16 +147,18 @@ class Forwarder:
         if not messages:
             return
         try:
-            await self._client.channel.run(forwarded(messages, self.name))
-            self.moved += len(messages)
+            await self._settle_together(messages)
         except LeaseLost:
-            # Those whose lease has ended are delivered again, and their rows are found.
+            # Those whose lease has ended are delivered again, and are found in the engine.
             for message in messages:
                 try:
-                    await self._client.channel.run(forwarded([message], self.name))
-                    self.moved += 1
+                    await self._settle_together([message])
                 except LeaseLost:
                     log.info("%s: the lease of %s has ended; it is forwarded again", self._queue, message.id)
+
+    async def _settle_together(self, messages: Sequence[AsyncMessage]) -> None:
+        await self._client.channel.run(forwarded(messages, self._end.name, awaits=self._origin is not None))
+        self._tally.moved += len(messages)
 
     async def _release(self, messages: Sequence[AsyncMessage]) -> None:
         try:
@@ -188,37 +166,137 @@ class Forwarder:
         except (Unavailable, LeaseLost):
             log.debug("%s: the messages come back when their leases end", self._queue)
 
-    # ── the connection ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _open(self) -> psycopg.AsyncConnection[Any]:
-        if self._connection is None or self._connection.closed:
-            connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-            try:
-                await connection.execute(SETTINGS)
-                await connection.execute(statements.MAKE)
-            except BaseException:
-                await connection.close()
-                raise
-            self._connection = connection
-        return self._connection
+class Forwarder:
+    """It moves the messages of one queue, or of all that match a pattern, to an engine. See `Mover`.
 
-    async def _drop_connection(self) -> None:
-        if self._connection is not None and self._connection.closed:
-            self._connection = None
+    ``results``: how they ended there comes back.
+    """
 
-    async def _close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+    def __init__(self, client: AsyncClient, pattern: str, engine: Engine, *, results: bool = False) -> None:
+        self.owner = None
+        """It claims nothing, so it needs no name."""
+        self._client = client
+        self._pattern = pattern
+        self._engine = engine
+        self._end = engine.forward_end()
+        self._tally = Tally(engine.name)
+        self._results = results
+        self._queues: Collection[str] = [] if is_pattern(pattern) else [pattern]
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._changes = True
+        """Whether a queue may have messages to be forwarded before the next one is sent."""
 
+    @property
+    def moved(self) -> int:
+        """How many messages were forwarded."""
+        return self._tally.moved
 
-def _is_of_a_row(error: Exception) -> bool:
-    """Return whether an error is about what is in a row: data, a constraint, or a value too long for an index."""
-    return not isinstance(error, psycopg.Error) or (
-        isinstance(error, psycopg.DataError) if error.sqlstate is None else error.sqlstate.startswith(OF_A_ROW)
-    )
+    @property
+    def refused(self) -> int:
+        """How many became dead letters: their id is there with other content, or the engine refuses them."""
+        return self._tally.refused
 
+    @property
+    def error(self) -> str | None:
+        """Why it waits now, or None."""
+        return self._tally.error
 
-def _said(error: Exception) -> str:
-    """Return what the database says of a row, without what is in the row."""
-    return (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)
+    async def check(self) -> None:
+        """Raise `Unavailable` without a daemon, and `InvalidRequest` if it cannot settle messages as forwarded."""
+        await self._client.ask("status")
+        if not await self._client.channel.knows(FORWARDED):
+            raise InvalidRequest("the daemon is of an earlier version, which cannot forward; update it")
+        if self._results:
+            await check_results(self._client)
+
+    async def run(self) -> None:
+        """Forward until this task is cancelled. Errors of the engine or of the daemon are logged, and tried again."""
+        origin = await self._origin()
+        running = [
+            asyncio.create_task(self._run_pattern(origin) if is_pattern(self._pattern) else self._run_one(origin))
+        ]
+        if origin is not None:
+            running.append(asyncio.create_task(self._taker(origin).run()))
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in running:
+                if task.done():
+                    await task
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await self._end.close()
+
+    async def flush(self) -> int:
+        """Forward what is ready now. Return how many became dead letters. Raises what keeps it from going on."""
+        origin = await self._origin()
+        try:
+            if is_pattern(self._pattern):
+                await self._look()
+            for queue in self._queues:
+                await self._forwarder(queue, origin).flush()
+            if origin is not None:
+                await self._taker(origin).flush()
+        finally:
+            await self._end.close()
+        return self._tally.refused
+
+    async def _origin(self) -> str | None:
+        """Return the identity of the daemon's file, where results come back."""
+        return str((await self._client.ask("status"))["identity"]) if self._results else None
+
+    def _taker(self, origin: str) -> ResultTaker:
+        return ResultTaker(self._client, self._engine.awaited(origin), lambda: self._queues)
+
+    def _forwarder(self, queue: str, origin: str | None) -> QueueForwarder:
+        return QueueForwarder(self._client, queue, self._end, self._tally, origin)
+
+    async def _run_one(self, origin: str | None) -> None:
+        await self._forwarder(self._pattern, origin).run()
+
+    # ── a pattern ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run_pattern(self, origin: str | None) -> None:
+        """Forward each queue that matches and has messages, in a task of its own."""
+        counted: object = None
+        looked_at = -WAIT_SECONDS
+        try:
+            while True:
+                began = time.monotonic()
+                with suppress(EoqError):  # the daemon is away: those that forward say so
+                    now = (await self._client.ask("status"))["totals"]
+                    if self._changes or now != counted or began >= looked_at + WAIT_SECONDS:
+                        counted, looked_at, self._changes = now, began, False
+                        for queue in await self._look():
+                            self._serve(queue, origin)
+                await asyncio.sleep(max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began)))
+        finally:
+            for task in list(self._serving.values()):
+                task.cancel()
+            await asyncio.gather(*self._serving.values(), return_exceptions=True)
+
+    async def _look(self) -> list[str]:
+        """Return the queues that match and have messages to be forwarded, the oldest messages first."""
+        rows = [row for row in await self._client.queues() if matches(row["name"], self._pattern)]
+        self._queues = [row["name"] for row in rows]
+        self._changes = any(row["delayed"] or row["leased"] for row in rows if row["name"] not in self._serving)
+        ready = [row for row in rows if row["ready"]]
+        return [row["name"] for row in sorted(ready, key=lambda row: row["oldest"] or 0.0)]
+
+    def _serve(self, queue: str, origin: str | None) -> None:
+        if queue in self._serving:
+            return
+        if len(self._serving) >= MOST_QUEUES:
+            self._changes = True
+            return
+        task = asyncio.create_task(self._forwarder(queue, origin).run(WAIT_SECONDS))
+        self._serving[queue] = task
+        task.add_done_callback(partial(self._served, queue))
+
+    def _served(self, queue: str, task: asyncio.Task[None]) -> None:
+        del self._serving[queue]
+        self._changes = True  # a message may have come just now
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: a fault in eoq; its messages wait for the next try", queue, exc_info=error)

@@ -36,6 +36,7 @@ from .server.server import Server
 from .server.sockets import SocketAccess, who_cannot_pass
 from .services.admin import AdminService
 from .services.bridges.bridges import Bridges
+from .services.far_results import ResultsService
 from .services.monitoring.explain import Explain
 from .services.monitoring.letters import log_dead_letters
 from .services.monitoring.metrics import Metrics
@@ -125,6 +126,7 @@ class Daemon:
         clock = self._broker.clock
         overview = QueueOverview(reader, self._throughput, self._broker.receivers, store.totals)
         self._queries = Queries(reader, clock, overview)
+        self._results = ResultsService(writer, reader, events)
         self._explain = Explain(reader, self._broker, config.queue)
         self._once = OnceService(writer, clock)
         self._retention = Retention(writer, clock, config, self._topics.configured_names, self._broker.due_times)
@@ -161,10 +163,12 @@ class Daemon:
         events.on_ended += [
             self._throughput.ended,
             self._queries.ended,
+            self._results.ended,
             self._retention.ended,
             self._totals.ended,
             log_dead_letters,
         ]
+        events.on_resulted += [self._queries.ended, self._results.ended]
         events.on_room += [self._scheduler.made_room]
         self._reloader.listeners += [
             self._relays.follow,
@@ -177,7 +181,7 @@ class Daemon:
             self._wake_receivers,
         ]
         for part in (
-            *(self._broker, self._topics, self._queries, self._explain, self._once),
+            *(self._broker, self._topics, self._queries, self._results, self._explain, self._once),
             *(self._admin, self._steering, self._scheduler, self._status, self._metrics),
         ):
             self._server.add(part.handlers)
@@ -226,6 +230,7 @@ class Daemon:
         if drain:
             await self._writer.drain()
         await self._queries.stop()
+        await self._results.stop()
         await self._server.close()
         if drain:
             await self._writer.drain()

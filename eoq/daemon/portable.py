@@ -19,8 +19,9 @@ from ..protocol.codec import get_bytes, put_bytes
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_LINE, MAX_OUTPUT
 from .measures import Counter
 from .records import ScheduleRecord
+from .request_fields import Id, Moment, Priority, QueueName
 from .request_values import content_digest, content_of, new_schedule, require_printable
-from .requests import Id, Moment, Priority, QueueName, Schedule
+from .requests import Schedule
 from .rules.topic_rules import check_headers
 
 FORMAT: Final = 1
@@ -238,7 +239,7 @@ def headers_of(line: LiveMessage) -> str | None:
 
 def schedule_of(line: ScheduleLine) -> ScheduleRecord:
     """Return a schedule as it is stored. Raises `InvalidRequest` or `MessageTooLarge`."""
-    definition = new_schedule(line, line.seen_at)
+    definition, _ = new_schedule(line, line.seen_at)
     return ScheduleRecord(
         definition, line.origin, line.seen_at, line.next_at, line.last_at, line.error, int(line.paused), 0
     )

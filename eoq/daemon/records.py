@@ -71,6 +71,27 @@ class End(Struct, frozen=True, gc=False):
     error: str | None
     result: bytes | None = None
     """The result of its ack. The store sets none, because its outcomes list only messages that were not acked."""
+    forwarded_to: str | None = None
+    """Where it went, if it was forwarded."""
+    awaits: bool = False
+    """Whether its result is to come back from there, so that who waits for it goes on waiting."""
+
+
+class FarResult(NamedTuple):
+    """How a message ended where it was forwarded to."""
+
+    id: str
+    outcome: str
+    result: bytes | None
+    error: str | None
+
+
+class ResultsTaken(NamedTuple):
+    """The outcome of storing results that came back."""
+
+    early: list[str]
+    """The ids of those whose messages are not settled here yet. The others are stored, or nothing waits for them."""
+    ended: list[End]
 
 
 class Stored(Struct, frozen=True):

@@ -15,36 +15,25 @@ from msgspec import Meta, Struct, field
 from ..errors import InvalidRequest
 from ..message import MAX_DELAY
 from ..protocol.features import QueueOrder
-from ..protocol.limits import (
-    DEFAULT_LEASE,
-    MAX_BATCH,
-    MAX_ERROR,
-    MAX_ID,
-    MAX_LEASE,
-    MAX_PRIORITY,
-    MAX_QUEUE,
-    MAX_RECEIPT,
-    MAX_TTL,
-    MAX_WAIT,
-    QUEUE_NAMES,
-    QUEUE_PATTERN,
-)
+from ..protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_ID, MAX_QUEUE, MAX_TTL, QUEUE_NAMES, QUEUE_PATTERN
 from ..protocol.validation import check_queue
-
-Rid: TypeAlias = int | str | None
-QueueName = Annotated[str, Meta(pattern=QUEUE_PATTERN)]
-Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
-Receipt = Annotated[str, Meta(min_length=1, max_length=MAX_RECEIPT)]
-Token = Annotated[str, Meta(min_length=1, max_length=100)]
-Limit = Annotated[int, Meta(ge=1, le=MAX_BATCH)]
-Wait = Annotated[float, Meta(ge=0, le=MAX_WAIT)]
-Seconds = Annotated[float, Meta(ge=0, le=MAX_DELAY)]
-LeaseSeconds = Annotated[float, Meta(gt=0, le=MAX_LEASE)]
-Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
-ErrorText = Annotated[str, Meta(max_length=MAX_ERROR)]
-Moment = Annotated[float, Meta(ge=0, le=1e11)]
-Handles = Annotated[int, Meta(ge=0, le=MAX_BATCH)]
-Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+from .request_fields import (
+    ErrorText,
+    FarResultItem,
+    Handles,
+    Id,
+    LeaseSeconds,
+    Limit,
+    Moment,
+    Priority,
+    QueueName,
+    Receipt,
+    Rid,
+    Seconds,
+    Seq,
+    Token,
+    Wait,
+)
 
 
 class _Request(Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -115,6 +104,7 @@ class Settle(_Request, tag="settle"):
     acks: Annotated[list[AckItem], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
     send: Annotated[list[AddressedMessage], Meta(max_length=MAX_BATCH)] = field(default_factory=list)
     forwarded: ErrorText | None = None
+    awaits: bool = False
 
 
 class Nack(_Request, tag="nack"):
@@ -145,6 +135,17 @@ class GetResult(_Request, tag="result"):
     queue: QueueName
     id: Id
     wait: Wait = 0.0
+
+
+class Results(_Request, tag="results"):
+    queue: QueueName
+    ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_BATCH)]
+    wait: Wait = 0.0
+
+
+class TakeResults(_Request, tag="take_results"):
+    queue: QueueName
+    results: Annotated[list[FarResultItem], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
 class Once(_Request, tag="once"):
@@ -340,7 +341,9 @@ class Schedules(_Request, tag="schedules"):
 
 _OfMessages: TypeAlias = Send | SendMany | Receive | Ack | Settle | Nack | Reject | Extend | Release | Cancel
 _OfKeys: TypeAlias = Once | OnceDone | OnceRelease
-_Queries: TypeAlias = GetResult | Queues | Overview | Peek | Show | Why | Status | Metrics | Tail
+_Queries: TypeAlias = (
+    GetResult | Results | TakeResults | Queues | Overview | Peek | Show | Why | Status | Metrics | Tail
+)
 _OfQueues: TypeAlias = Pause | Resume | DeleteQueue | Purge | CancelMessage | Edit | Redrive | Drop
 _OfTopics: TypeAlias = Bind | Unbind | Topics
 _OfSchedules: TypeAlias = (

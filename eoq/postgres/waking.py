@@ -84,7 +84,7 @@ class WakingTable:
                 # A transaction is open for long. To wait for it again and again would fill the log of the server.
                 ((free,),) = connection.execute(self._of_lock("pg_try_advisory_xact_lock", WRITING)).fetchall()
                 if not free:
-                    raise self._busy()
+                    raise _busy(self.name, self._table)
             else:
                 self._is_held_up = True  # unless the lock is free in time
                 connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
@@ -100,9 +100,6 @@ class WakingTable:
 
     def _of_lock(self, function: str, number: int) -> str:
         return f"select {function}({number}, '{self._table}'::regclass::oid::integer)"
-
-    def _busy(self) -> FileBusy:
-        return FileBusy(f"{self.name} has open transactions that have written to {self._table}")
 
     async def watch(self, wake: Callable[[], None], seconds: float) -> None:
         """Call ``wake`` when another program may have written to the table, until cancelled.
@@ -129,7 +126,7 @@ class WakingTable:
             with connection.transaction():
                 yield connection
         except psycopg.Error as error:
-            failure = self.failure(error)
+            failure = failure_of(error, self.name, self._table, self._absent)
             if not isinstance(failure, FileBusy | NoOutbox):
                 self.close()
             raise failure from error
@@ -147,17 +144,22 @@ class WakingTable:
             self._connection = connection
         return self._connection
 
-    def failure(self, error: psycopg.Error) -> EoqError:
-        """Return the error of eoq for one of the database."""
-        state, said = error.sqlstate or "", " ".join(str(error).split())  # those of libpq have several lines
-        if state == "55P03":
-            return self._busy()
-        if state == "42P01":
-            return NoOutbox(f"{self.name} has no table {self._table} in its search path; {self._absent}")
-        if state == "53100":
-            return StorageFull(f"there is no space for {self.name}; free some")
-        if state.startswith(("28", "42501")):
-            return Forbidden(f"{self.name} refuses this user: {said}; grant select, insert, update and delete")
-        if state.startswith(("42", "22")):
-            return InvalidRequest(f"the table {self._table} of {self.name} is not as documented: {said}")
-        return StorageFailed(f"{self.name} cannot be reached or used: {said}")
+
+def failure_of(error: psycopg.Error, name: str, table: str, absent: str) -> EoqError:
+    """Return the error of eoq for one of the database ``name``. ``absent`` says what to do if there is no table."""
+    state, said = error.sqlstate or "", " ".join(str(error).split())  # those of libpq have several lines
+    if state == "55P03":
+        return _busy(name, table)
+    if state == "42P01":
+        return NoOutbox(f"{name} has no table {table} in its search path; {absent}")
+    if state == "53100":
+        return StorageFull(f"there is no space for {name}; free some")
+    if state.startswith(("28", "42501")):
+        return Forbidden(f"{name} refuses this user: {said}; grant select, insert, update and delete")
+    if state.startswith(("42", "22")):
+        return InvalidRequest(f"the table {table} of {name} is not as documented: {said}")
+    return StorageFailed(f"{name} cannot be reached or used: {said}")
+
+
+def _busy(name: str, table: str) -> FileBusy:
+    return FileBusy(f"{name} has open transactions that have written to {table}")

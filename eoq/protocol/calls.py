@@ -332,7 +332,7 @@ def result(queue: str, id: str, wait: float) -> Call[Result | None]:
         if outcome is None:
             return None
         body = get_bytes(reply.get("result"), reply.get("result_base64"), "result")
-        return Result(outcome, body, reply.get("error"))
+        return Result(outcome, body, reply.get("error"), reply.get("forwarded_to"))
 
     return Call({"op": "result", "queue": check_queue(queue), "id": id, "wait": wait}, read, wait)
 

@@ -15,6 +15,8 @@ PAGES: Final = "pages"
 """``queues`` and ``metrics`` are answered in parts, and there is ``overview``."""
 QueueOrder: TypeAlias = Literal["name", "busy", "depth", "ready", "dead", "sent", "done", "age"]
 """The orders in which ``overview`` has the queues."""
+RESULTS: Final = "results"
+"""``settle`` takes ``awaits``, and there are the requests ``results`` and ``take_results``."""
 HANDLES: Final = "handles"
 """``receive`` takes ``handles``: how many of the messages are handled at once."""
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 2
 """The version of the protocol. `status` gives it; a daemon that gives none speaks version 1."""
-FEATURES: Final = ("digest", "forwarded", "handles", "not_after", "pages")
+FEATURES: Final = ("digest", "forwarded", "handles", "not_after", "pages", "results")
 """What a daemon of this version knows that one of an earlier version does not. `status` gives it."""
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""

@@ -1,6 +1,6 @@
 """Run the system, kill its parts, and print what was done and what was lost, doubled or out of order.
 
-python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7 [--in-daemons]
+python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7 --results --steps 300 --cuts --skew 3600 --away 60
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bridge_kills.run import run
+from tests.bridge_kills.run import Plan, run
 
 
 def main() -> None:
@@ -17,10 +17,29 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--machines", type=int, default=3, help="destinations")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=("postgres", "jetstream"), default="postgres")
     parser.add_argument("--in-daemons", action="store_true", help="the daemons run the bridges, by their configuration")
-    arguments = parser.parse_args()
-    sizes = arguments.messages, arguments.kills, arguments.machines, arguments.seed
-    report = run(*sizes, in_daemons=arguments.in_daemons)
+    parser.add_argument("--results", action="store_true", help="results come back, and are checked")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="a bridge kills itself at one of N steps")
+    parser.add_argument("--cuts", action="store_true", help="the network is cut and frozen")
+    parser.add_argument("--skew", type=float, default=0.0, metavar="SECONDS", help="wrong clocks, ahead and behind")
+    parser.add_argument("--away", type=float, default=0.0, metavar="SECONDS", help="the engine is away, once")
+    given = parser.parse_args()
+    report = run(
+        Plan(
+            given.messages,
+            given.kills,
+            given.machines,
+            given.seed,
+            engine=given.engine,
+            in_daemons=given.in_daemons,
+            results=given.results,
+            one_step_in=given.steps,
+            cuts=given.cuts,
+            skew=given.skew,
+            away=given.away,
+        )
+    )
     print(report)
     sys.exit(0 if report.clean else 1)
 

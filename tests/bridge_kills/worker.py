@@ -11,8 +11,9 @@ import sys
 import eoq
 
 
-def book(tx: sqlite3.Connection, message: eoq.Message) -> None:
+def book(tx: sqlite3.Connection, message: eoq.Message) -> str:
     tx.execute("insert into payment (id, grp) values (?, ?)", (message.id, message.group))
+    return f"booked {message.id}"
 
 
 def main() -> None:

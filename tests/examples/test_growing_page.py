@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import psycopg
+import pytest
 
 import eoq
-from eoq.bridge.ingest import ClaimedRows
-from eoq.bridge.statements import MAKE
+from eoq.bridge.postgres.ingest import ClaimedRows
+from eoq.bridge.postgres.statements import MAKE
 from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
+from tests.nats_server import NatsServer
 from tests.support import PATIENCE, Daemon, Shell
 
 PAGE = Page("eoq/docs/growing.md")
@@ -24,6 +26,7 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
     with eoq.connect(shared_daemon.socket) as client:
         client.send("elsewhere", "x")  # so that the daemon knows a queue
         (move,) = PAGE.blocks("Move a queue", "sh")
+        (results,) = PAGE.blocks("Results that come back", "sh")
         (release,) = PAGE.blocks("When a machine is lost", "sh")
         insert, _table = PAGE.blocks("A send without eoq", "sql")
         ran = shell.run(_for(database, move))
@@ -34,14 +37,29 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
         assert "taken 1" in ran.text
         (message,) = client.receive("payments", wait=PATIENCE)
         assert (message.id, message.json()) == ("order-18", {"amount": 7})
+        message.ack("paid")
+        ran = shell.run(_for(database, results))
+        assert ran.status == 0, ran.errors
         assert shell.run(_for(database, release)).text == "0\n"
 
 
 def test_the_file_is_right(folder: Path) -> None:
-    (text,) = PAGE.blocks("By the daemon", "toml")
-    (folder / "eoq.toml").write_text(text)
-    config = load(folder / "eoq.toml")
-    assert (config.forward[0].queue, config.ingest[0].name) == ("payments", "till-3")
+    for section in ("By the daemon", "Over NATS JetStream"):
+        (text,) = PAGE.blocks(section, "toml")
+        (folder / "eoq.toml").write_text(text)
+        config = load(folder / "eoq.toml")
+        assert (config.forward[0].queue, config.ingest[0].name) == ("payments", "till-3")
+    assert (config.forward[0].partitions, config.ingest[0].partition) == (8, "0-3")
+
+
+@pytest.mark.slow
+def test_the_commands_with_a_stream_work(shell: Shell, shared_daemon: Daemon, nats_server: NatsServer) -> None:
+    with eoq.connect(shared_daemon.socket) as client:
+        client.send("payments", "x")
+    (commands,) = PAGE.blocks("Over NATS JetStream", "sh")
+    ran = shell.run(commands.replace("nats://db:4222/PAY", nats_server.url()))
+    assert ran.status == 0, ran.errors
+    assert "payments  partition 3  till-3  claimed 0, set aside 0" in ran.text
 
 
 def test_a_program_forwards(shell: Shell, shared_daemon: Daemon, database: str) -> None:

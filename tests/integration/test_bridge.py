@@ -14,7 +14,9 @@ import psycopg
 import pytest
 
 import eoq
-from eoq.bridge.ingest import ROOM_SECONDS, Ingester
+from eoq.bridge.engine import IngestOptions
+from eoq.bridge.postgres.ingest import Ingester
+from eoq.bridge.room import ROOM_SECONDS
 from eoq.client.aio import AsyncClient
 from tests.integration.bridges import bridge, bridging
 from tests.postgres import Server
@@ -190,7 +192,7 @@ async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], da
 
     _, other, _ = machines
     async with Counting(other.socket) as client:
-        running = asyncio.create_task(Ingester(client, "q", database, owner="b").run())
+        running = asyncio.create_task(Ingester(client, "q", database, IngestOptions("b")).run())
         await asyncio.to_thread(eventually, lambda: asked == 1)
         await asyncio.sleep(2 * ROOM_SECONDS)  # long enough for it to ask again
         assert asked == 1
@@ -340,6 +342,34 @@ def test_a_program_runs_a_bridge(machines: list[Daemon], database: str) -> None:
     assert not running.is_alive()
     assert [message.id for message in _take(other)] == ["b"]
     ingest.run()  # it was stopped
+
+
+@pytest.mark.slow
+def test_a_pattern_forwards_all_queues_that_match_also_later_ones(machines: list[Daemon], database: str) -> None:
+    origin, other, _ = machines
+    with eoq.connect(origin.socket) as client:
+        for queue in ("orders.de", "orders.fr", "bills"):
+            client.send_many(queue, [eoq.Outgoing("x", id=f"{n}", group="g") for n in range(5)])
+        with bridging(origin, f"forward 'orders.*' --to '{database}' --results"):
+            rows = "select queue, array_agg(id order by seq) from eoq_forward group by queue order by queue"
+            ids = [f"{n}" for n in range(5)]
+            eventually(lambda: _rows(database, "select to_regclass('eoq_forward')") != [(None,)])
+            eventually(lambda: _rows(database, rows) == [("orders.de", ids), ("orders.fr", ids)])
+            client.send("orders.new", "x", id="later")
+            client.send("orders.fr", "x", id="5", delay=0.5)
+            eventually(lambda: len(_rows(database, "select id from eoq_forward")) == 12, PATIENCE * 2)
+            bridge(other, f"ingest orders.new --from '{database}' --as b --results --until-empty")
+            with eoq.connect(other.socket) as there:
+                (message,) = there.receive("orders.new")
+                message.ack("from afar")
+            bridge(other, f"ingest orders.new --from '{database}' --as b --results --until-empty")
+            result = client.result("orders.new", "later", wait=PATIENCE * 2)
+        assert result is not None
+        assert result.text == "from afar"
+        assert [row["blocked"] for row in client.queues() if row["name"] == "bills"] == [4]
+        client.send("orders.uk", "x")
+        ran = bridge(origin, f"forward 'orders.*' --to '{database}' --until-empty --json")
+        assert ran.rows[0]["forwarded"] == 1
 
 
 @pytest.mark.parametrize(("queue", "limit", "keep"), [("no such name!", 1, 1e6), ("q", 0, 1e6), ("q", 1, 60)])

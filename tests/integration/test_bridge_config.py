@@ -12,6 +12,7 @@ import pytest
 
 import eoq
 from eoq.daemon.config.loader import load
+from eoq.protocol.durations import read_duration
 from tests.integration.bridges import bridge_processes
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
 
@@ -106,7 +107,14 @@ def test_a_bridge_that_fails_leaves_the_daemon_alone(folder: Path) -> None:
         ('[[forward]]\nqueue = "q"\nto_env = "postgresql://u:secret@h/x"', "name of a variable"),
         ('[[forward]]\nqueue = "q"\nto = "postgresql:///x"\n' * 2, "an earlier entry"),
         ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nname = "b"', "there are queue, from, from_env, as,"),
-        ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = 60', "keep"),
+        ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = 60', "from a day (1d) to 10 years"),
+        ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = "23h"', "from a day (1d) to 10 years"),
+        ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = "a month"', "is no duration"),
+        ('[[forward]]\nqueue = "or ders"\nto = "postgresql:///x"', "queue"),
+        (
+            '[[forward]]\nqueue = "o*"\nto_env = "X"\n[[ingest]]\nqueue = "orders"\nfrom_env = "X"',
+            "its messages would go back at once",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_bridge_is_said_without_its_password(folder: Path, text: str, words: str) -> None:
@@ -123,3 +131,21 @@ def test_a_file_with_bridges_is_shown(folder: Path) -> None:
     file = folder / "eoq.toml"
     file.write_text('[[ingest]]\nqueue = "q"\nfrom = "postgresql://eoq@[::1]:5432,db/x"\nas = "b"\nlimit = 5\n')
     assert load(file).ingest[0].name == "b"
+
+
+@pytest.mark.parametrize(("keep", "seconds"), [('"30d"', 30 * 86400), ("172800", 172800), ('"1.5w"', 1.5 * 7 * 86400)])
+def test_a_duration_has_a_unit_or_is_in_seconds(folder: Path, keep: str, seconds: float) -> None:
+    file = folder / "eoq.toml"
+    file.write_text(
+        f'[[forward]]\nqueue = "orders.*"\nto = "postgresql:///x"\nresults = true\n'
+        f'[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = {keep}\n'
+    )
+    config = load(file)
+    assert (config.ingest[0].keep_seconds, config.ingest[0].results) == (seconds, False)
+    assert (config.forward[0].queue, config.forward[0].results) == ("orders.*", True)
+
+
+@pytest.mark.parametrize("text", ["", "d", "1 month", "-1d", "1e3", "nan", "1d2h", "٣d"])
+def test_other_texts_are_no_durations(text: str) -> None:
+    with pytest.raises(eoq.InvalidRequest, match="is no duration"):
+        read_duration(text)

@@ -9,9 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from eoq.bridge.claims import list_claims, release_claims
-from eoq.bridge.ingest import ClaimedRows, NameInUse
-from eoq.bridge.statements import LOCK_QUEUE, MAKE
+from eoq.bridge.postgres.claims import list_claims, release_claims
+from eoq.bridge.postgres.ingest import ClaimedRows, NameInUse
+from eoq.bridge.postgres.statements import LOCK_QUEUE, MAKE
 from eoq.message import Outgoing
 from eoq.outbox.rows import FileBusy, Row
 from eoq.postgres.waking import WakingTable

@@ -309,8 +309,7 @@ def test_redrive_drop_and_purge_find_what_they_change(traced: Traced) -> None:
 def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
     for n in range(FILL):
         fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
-        definition = request_values.new_schedule(fields, NOW)
-        traced.run(ScheduleAdd(NOW, definition, False))
+        traced.run(ScheduleAdd(NOW, *request_values.new_schedule(fields, NOW), False))
 
     now = NOW + 602
     read = ReadDue(now, FILL, False)

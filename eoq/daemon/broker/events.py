@@ -1,7 +1,7 @@
 """Events: one part of the daemon announces what has happened, and does not know which parts listen.
 
-`assembly.py` subscribes the services to `stored`, `ended` and `room`. `broker.py` subscribes its receivers to `ready`.
-Listeners are called at once, in the order of their subscription.
+`assembly.py` subscribes the services to `stored`, `ended`, `resulted` and `room`. `broker.py` subscribes its receivers
+to `ready`. Listeners are called at once, in the order of their subscription.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class Events:
         self.on_ready: list[Callable[[str, int | None], None]] = []
         self.on_stored: list[Callable[[str, int], None]] = []
         self.on_ended: list[Callable[[Sequence[End]], None]] = []
+        self.on_resulted: list[Callable[[Sequence[End]], None]] = []
         self.on_room: list[Callable[[], None]] = []
 
     def ready(self, queue: str, count: int | None) -> None:
@@ -36,6 +37,11 @@ class Events:
     def ended(self, ends: Sequence[End]) -> None:
         """Announce that messages have ended, whether a consumer settled them or not."""
         for listener in self.on_ended:
+            listener(ends)
+
+    def resulted(self, ends: Sequence[End]) -> None:
+        """Announce that the results of messages have come back, which were forwarded before."""
+        for listener in self.on_resulted:
             listener(ends)
 
     def room(self) -> None:

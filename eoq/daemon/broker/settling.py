@@ -89,7 +89,9 @@ class Settling:
         ids = [message.id for message in sends]
         if request.forwarded is not None and (sends or any(result is not None for _, result in acks)):
             raise InvalidRequest("a forwarded message has no result and sends nothing; leave out `result` and `send`")
-        self._submit(now, acks, sends, partial(many_stored, ids), reply, request.forwarded)
+        if request.awaits and request.forwarded is None:
+            raise InvalidRequest("only the result of a forwarded message can be awaited; give `forwarded`")
+        self._submit(now, acks, sends, partial(many_stored, ids), reply, (request.forwarded, request.awaits))
 
     def _submit(
         self,
@@ -98,8 +100,9 @@ class Settling:
         sends: Sequence[NewMessage],
         answer: Answer,
         reply: Reply,
-        forwarded: str | None = None,
+        way: tuple[str | None, bool] = (None, False),
     ) -> None:
+        forwarded, awaits = way
         end = "done" if forwarded is None else "forwarded"
         routed = self._publisher.route(sends, now) if sends else Routed((), None)
 
@@ -114,14 +117,17 @@ class Settling:
             if results:
                 self._redelivery.free(list(results))
                 self._events.ended(
-                    [End(lease.delivery.queue, lease.id, end, forwarded, result) for lease, result in results.items()]
+                    [
+                        End(lease.delivery.queue, lease.id, end, forwarded, result, forwarded, awaits)
+                        for lease, result in results.items()
+                    ]
                 )
                 self._events.room()
             if sends:
                 self._publisher.stored(routed.messages, outcome)
 
         deliveries = [(lease.delivery, result) for lease, result in acks]
-        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings, forwarded), done)
+        self._writer.submit(Settle(now, deliveries, routed.messages, self._settings, forwarded, awaits), done)
         self._redelivery.move_groups_on([lease for lease, _ in acks])
         if sends:
             self._publisher.submitted(routed.messages)

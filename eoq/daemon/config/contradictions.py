@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-from ...errors import EoqError
+from ...errors import EoqError, InvalidRequest
 from ..request_values import new_schedule
 from .access import unknown_names
-from .database_urls import is_variable, url_problem
+from .database_urls import is_stream, is_variable, url_problem
 from .model import Config, ForwardConfig, IngestConfig
+from .patterns import matches
 from .problems import Problem
 from .settings import QueueSettings
 from .toml_text import to_key, to_text
+
+SHORTEST_KEEP: Final = 86400.0
+LONGEST_KEEP: Final = 10 * 366 * 86400.0
 
 
 def contradictions(config: Config) -> Iterator[Problem]:
@@ -62,6 +67,10 @@ def _of_bridges(config: Config) -> Iterator[Problem]:
                 yield Problem(where, f"needs either `{word}` or `{word}_env`")
             if url is not None and (problem := url_problem(url)) is not None:
                 yield Problem(f"{where}: {word}", problem)
+            if url is not None and not is_stream(url):
+                for name in ("partitions", "partition"):
+                    if getattr(entry, name, None) is not None:
+                        yield Problem(f"{where}: {name}", "is for a stream of NATS only; PostgreSQL has no partitions")
             if variable is not None and not is_variable(variable):
                 yield Problem(f"{where}: {word}_env", "must be the name of a variable of the environment")
             # A queue is forwarded to one place, and ingested from each place once.
@@ -69,6 +78,21 @@ def _of_bridges(config: Config) -> Iterator[Problem]:
             if place in places:
                 yield Problem(where, f"has the queue {to_text(entry.queue)} of an earlier entry; remove one")
             places.add(place)
+            if isinstance(entry, IngestConfig):
+                yield from _of_ingest(config, entry, where)
+
+
+def _of_ingest(config: Config, entry: IngestConfig, where: str) -> Iterator[Problem]:
+    try:
+        fits = SHORTEST_KEEP <= entry.keep_seconds <= LONGEST_KEEP
+    except InvalidRequest as error:
+        yield Problem(f"{where}: keep", str(error))
+    else:
+        if not fits:
+            yield Problem(f"{where}: keep", f"is {to_text(entry.keep)}; it must be from a day (1d) to 10 years (3650d)")
+    if any(matches(entry.queue, other.queue) and other.place == entry.place for other in config.forward):
+        text = f"takes {to_text(entry.queue)} from where a [[forward]] puts it, so its messages would go back at once"
+        yield Problem(where, text)
 
 
 def _of_schedules(config: Config) -> Iterator[Problem]:

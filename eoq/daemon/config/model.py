@@ -16,7 +16,7 @@ send = ["www-data", "@web"]
 path = "shop.db"         # an application's file whose outbox is sent
 
 [[forward]]
-queue = "payments"       # its messages go to other machines
+queue = "payments"       # or a pattern: the messages of these queues go to other machines
 to = "postgresql://eoq@db/shop"  # or to_env: the variable that has the URL
 
 [[ingest]]
@@ -43,10 +43,11 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
+from ...protocol.durations import read_duration
 from ...protocol.limits import QUEUE_PATTERN
 from ..requests import Schedule
 from .access import AccessConfig
-from .patterns import MAX_SECTIONS, matches
+from .patterns import MAX_SECTIONS, QueuePattern, matches
 from .settings import RETENTION, QueueSettings, StorageSettings
 
 MAX_RELAYS: Final = 100
@@ -59,6 +60,7 @@ _LISTEN: Final = (
     rf"^(?:(?:127\.\d{{1,3}}\.\d{{1,3}}\.\d{{1,3}}|\[::1\]):{_PORT}|[^~:\x00-\x1f\x7f][^:\x00-\x1f\x7f]*)\Z"
 )
 
+KEEP: Final = "how long ids are remembered, such as 30d"
 PATH: Final = "a path without `~` and control characters"
 FilePath = Annotated[
     str,
@@ -70,6 +72,7 @@ Name = Annotated[
 ]
 Url = Annotated[str, Meta(min_length=1, max_length=1000)]
 """Without a pattern: its error would show the value, which may have a password. `contradictions` checks it."""
+PartitionCount = Annotated[int, Meta(ge=1, le=256, description="into how many partitions a stream divides the queue")]
 HeaderText = Annotated[str, Meta(max_length=1000)]
 
 
@@ -110,22 +113,27 @@ class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ForwardConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """A queue whose messages go to other machines. Either ``to`` or ``to_env`` names the database between them."""
+    """A queue, or all that match a pattern, whose messages go to other machines.
 
-    queue: Name
+    Either ``to`` or ``to_env`` names the engine between them.
+    """
+
+    queue: QueuePattern
     to: Url | None = None
     to_env: Url | None = None
+    results: bool = False
+    partitions: PartitionCount | None = None
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.to, self.to_env
 
 
 class IngestConfig(
     Struct, forbid_unknown_fields=True, frozen=True, rename={"source": "from", "source_env": "from_env", "name": "as"}
 ):
-    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the database."""
+    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the engine."""
 
     queue: Name
     source: Url | None = None
@@ -134,13 +142,22 @@ class IngestConfig(
         Annotated[str, Meta(min_length=1, max_length=200)] | None, Meta(description="the name of this machine")
     ] = None
     limit: Annotated[int, Meta(ge=1, le=1_000_000, description="messages that are claimed or unsettled here")] = 1000
-    keep: Annotated[float, Meta(ge=86400, le=10 * 366 * 86400, description="seconds for which ids are remembered")] = (
-        30 * 86400.0
-    )
+    keep: Annotated[float | str, Meta(description=KEEP)] = "30d"
+    results: bool = False
+    partitions: PartitionCount | None = None
+    partition: Annotated[
+        Annotated[str, Meta(pattern=r"^\d{1,3}(?:-\d{1,3})?(?:,\d{1,3}(?:-\d{1,3})?)*\Z")] | None,
+        Meta(description='the partitions of this machine in a stream, such as "0-3"'),
+    ] = None
+
+    @property
+    def keep_seconds(self) -> float:
+        """For how many seconds ids are remembered. Raises `InvalidRequest` if that is no duration."""
+        return read_duration(self.keep)
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.source, self.source_env
 
 

@@ -53,7 +53,9 @@ def _send(request: ask.Send | ask.SendMany) -> list[Need]:
     return [Need(Right.SEND, request.queue)]
 
 
-def _receive(request: ask.Receive | ask.GetResult | ask.Peek | ask.Tail | ask.Show | ask.Why) -> list[Need]:
+def _receive(
+    request: ask.Receive | ask.GetResult | ask.Results | ask.TakeResults | ask.Peek | ask.Tail | ask.Show | ask.Why,
+) -> list[Need]:
     return [Need(Right.RECEIVE, request.queue)]
 
 
@@ -107,6 +109,8 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.Send: _send,
     ask.SendMany: _send,
     ask.GetResult: _receive,
+    ask.Results: _receive,
+    ask.TakeResults: _receive,
     ask.Receive: _receive,
     ask.Peek: _receive,
     ask.Tail: _receive,

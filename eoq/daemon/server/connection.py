@@ -6,14 +6,17 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from ...errors import EoqError, MessageTooLarge, Overloaded
 from ...protocol.codec import LineBuffer, encode
-from ...protocol.limits import MAX_LINE, MAX_OUTPUT
+from ...protocol.limits import MAX_LINE
 from .. import requests as ask
-from ..session import Fields, Handler, Session
-from .sockets import has_hung_up, peer_of
+from ..request_fields import Rid
+from ..session import Fields, Session
+from .hang_ups import HangUps, has_hung_up
+from .routes import Route
+from .sockets import peer_of
 from .traffic import LARGE_REPLY, LIGHT_LINE, QUANTUM, Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -27,34 +30,12 @@ MAX_WAITING: Final = 256
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes. The next one starts when one is answered, or
 found nothing and waits."""
-WAITING: Final = (ask.Receive, ask.GetResult, ask.Once, ask.Tail)
-FETCHED: Final[dict[type, int]] = {
-    ask.Once: 4 * MAX_OUTPUT,
-    **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
-    ask.Metrics: 16 * 1024 * 1024,
-    **dict.fromkeys((ask.Queues, ask.Overview, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
-}
-"""The requests whose replies may have megabytes, and about how many bytes each takes until its reply is made."""
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024
 """Bytes of an unfinished line that a connection may always keep."""
 WRITE_HIGH: Final = 64 * 1024
 """Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
-
-
-class Route(NamedTuple):
-    """How one type of request is handled."""
-
-    handle: Handler
-    may_wait: bool
-    size: int
-    """About how many bytes its reply may have; 0 for few."""
-
-
-def route_of(kind: type, handle: Handler) -> Route:
-    """Return how requests of one type are handled, by ``handle``."""
-    return Route(handle, kind in WAITING, FETCHED.get(kind, 0))
 
 
 class Host(Protocol):
@@ -64,10 +45,10 @@ class Host(Protocol):
     connections: set[ClientConnection]
     partial: int
     traffic: Traffic
+    hang_ups: HangUps
 
     def asked(self) -> None: ...
     def answered(self) -> None: ...
-    def only_reads(self, connection: ClientConnection) -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):
@@ -93,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._unread_replies = False
         self._unwritten_bytes = 0
         """About how many bytes of messages the replies in `_unwritten` have."""
-        self._unwritten: deque[tuple[ask.Rid, Fields | EoqError]] = deque()
+        self._unwritten: deque[tuple[Rid, Fields | EoqError]] = deque()
         """Replies that wait until the client has read earlier ones. They are encoded later, as some share fields."""
         self._reading = True
         self._handling = False
@@ -115,8 +96,10 @@ class ClientConnection(asyncio.Protocol):
         self._server.partial -= self._counted
         self._counted = 0
         self._lost = True
+        self._server.hang_ups.leave(self)
         self._traffic.under_way -= self._under_way
-        self._traffic.fetched(sum(self._fetching.values()))
+        for size in self._fetching.values():
+            self._traffic.fetched(size)
         self._fetching.clear()
         self._traffic.forget(self)
         if self._traffic.held:
@@ -144,7 +127,7 @@ class ClientConnection(asyncio.Protocol):
         stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
         if stays:
             self._session.hung_up = self._hung_up
-            self._server.only_reads(self)
+            self._server.hang_ups.watch(self)
         return stays
 
     def pause_writing(self) -> None:
@@ -161,7 +144,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_if_answered()
 
     def _hung_up(self) -> bool:
-        return self._transport.is_closing() or has_hung_up(self._transport.get_extra_info("socket").fileno())
+        return self._transport.is_closing() or has_hung_up(self.descriptor())
 
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
@@ -183,10 +166,10 @@ class ClientConnection(asyncio.Protocol):
         """Return about how many bytes of replies the client has not read."""
         return self._transport.get_write_buffer_size() + self._unwritten_bytes
 
-    def abort_if_hung_up(self) -> None:
-        """Close the connection now if its client reads no more."""
-        if self._hung_up():
-            self._transport.abort()
+    def descriptor(self) -> int:
+        """Return the descriptor of the socket."""
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
 
     # ── one line ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +241,7 @@ class ClientConnection(asyncio.Protocol):
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return True
         if route.size:
-            if not self._traffic.fetch(self, route.size):
+            if not self._traffic.fetch(self, route.size, not self._in_flight):
                 self._unhandled.appendleft(line)
                 return False
             self._fetching[id(request)] = route.size
@@ -316,7 +299,7 @@ class ClientConnection(asyncio.Protocol):
         if self._stopped and self._in_flight == 0 and not self._unhandled and not self._unwritten:
             self._transport.close()
 
-    def _write(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+    def _write(self, rid: Rid, outcome: Fields | EoqError) -> None:
         if not self._unread_replies and not self._unwritten and not self._traffic.crowded:
             self._encode(rid, outcome)
         elif not self._session.closed:
@@ -338,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_if_answered()
         return False
 
-    def _encode(self, rid: ask.Rid, outcome: Fields | EoqError) -> None:
+    def _encode(self, rid: Rid, outcome: Fields | EoqError) -> None:
         if self._session.closed:
             return
         if isinstance(outcome, EoqError):
@@ -384,8 +367,10 @@ class ClientConnection(asyncio.Protocol):
             self._reading = reading
             if reading:
                 self._transport.resume_reading()
+                self._server.hang_ups.leave(self)
             else:
                 self._transport.pause_reading()
+                self._server.hang_ups.watch(self)
 
 
 def _bytes_of(outcome: Fields | EoqError) -> int:

@@ -30,6 +30,13 @@ STOP_SECONDS: Final = 0.5
 """How long to wait, when the daemon stops, until the requests that follow a queue are answered."""
 
 
+class ResultWaiter(Waiter):
+    """A request that waits for a result."""
+
+    forwarded_to: str | None = None
+    """Where the message went. Its result is to come back from there."""
+
+
 class Followed:
     """What is remembered of a queue that is followed."""
 
@@ -49,7 +56,7 @@ class Queries:
         self._reader = reader
         self._overview = overview
         self._loop = asyncio.get_running_loop()
-        self._results: WaitList[Waiter] = WaitList(clock, self._answer_without_result)
+        self._results: WaitList[ResultWaiter] = WaitList(clock, self._answer_without_result)
         """The requests that wait for a result. The key is the message's queue and id."""
         self._followed: dict[str, Followed] = {}
         """The queues that are followed, or were a moment ago."""
@@ -94,8 +101,11 @@ class Queries:
             waiters = list(self._results.line((end.queue, end.id)))
             if waiters:
                 # One reply for all waiters: it may be large, and their clients may read slowly.
-                fields = _result(end.outcome, end.result, end.error)
+                fields = result_fields(end.outcome, end.result, end.error, end.forwarded_to)
                 for waiter in waiters:
+                    if end.awaits:
+                        waiter.forwarded_to = end.forwarded_to
+                        continue
                     self._results.leave(waiter)
                     waiter.reply(fields)
 
@@ -108,12 +118,12 @@ class Queries:
     # ── results ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _result(self, session: Session, request: ask.GetResult, reply: Reply) -> None:
-        waiter = Waiter(session=session, reply=reply, key=(request.queue, request.id))
+        waiter = ResultWaiter(session=session, reply=reply, key=(request.queue, request.id))
         # Before the file is read, so that a message that ends meanwhile is not missed.
         self._results.join(waiter)
         self._tasks.spawn(session, self._read_result(waiter, request))
 
-    async def _read_result(self, waiter: Waiter, request: ask.GetResult) -> None:
+    async def _read_result(self, waiter: ResultWaiter, request: ask.GetResult) -> None:
         try:
             found = await self._reader.result(request.queue, request.id)
         except EoqError as error:
@@ -122,18 +132,20 @@ class Queries:
             return
         if not waiter.joined:
             return
+        if found is not None:
+            waiter.forwarded_to = found["forwarded_to"] or waiter.forwarded_to
         if found is not None and found["state"] in OUTCOMES:
             self._results.leave(waiter)
-            waiter.reply(_result(found["state"], found["result"], found["error"]))
+            waiter.reply(result_fields(found["state"], found["result"], found["error"], found["forwarded_to"]))
         elif not request.wait:
             self._answer_without_result(waiter)
         else:
             self._results.start_timer(waiter, request.wait)
             waiter.session.parked(request)
 
-    def _answer_without_result(self, waiter: Waiter) -> None:
+    def _answer_without_result(self, waiter: ResultWaiter) -> None:
         if self._results.leave(waiter):
-            waiter.reply({"outcome": None})
+            waiter.reply(result_fields(None, None, None, waiter.forwarded_to))
 
     # ── other queries ───────────────────────────────────────────────────────────────────────────────────
 
@@ -217,10 +229,13 @@ class Queries:
         self._tasks.spawn(session, run())
 
 
-def _result(outcome: str, result: bytes | None, error: str | None) -> Fields:
+def result_fields(outcome: str | None, result: bytes | None, error: str | None, forwarded_to: str | None) -> Fields:
+    """Return how a message ended, as the fields of a reply. An ``outcome`` of None: it has not."""
     fields: Fields = {"outcome": outcome}
     if result is not None:
         put_bytes(fields, "result", result)
     if error is not None:
         fields["error"] = error
+    if forwarded_to is not None:
+        fields["forwarded_to"] = forwarded_to
     return fields

@@ -27,9 +27,11 @@ from ..records import (
     DeliveryRef,
     Edited,
     End,
+    FarResult,
     Forgotten,
     NewMessage,
     OnceRecord,
+    ResultsTaken,
     Shifted,
     Step,
     Stored,
@@ -81,7 +83,8 @@ class Settle(Command[Stored], frozen=True):
     """Ack deliveries with their results, and store messages: everything or nothing (G4).
 
     An ack that the same delivery made before is repeated without effect. Raises `LeaseLost`, or what `Put` raises.
-    With ``forwarded``, the messages went to that place instead of being done here; they have no results.
+    With ``forwarded``, the messages went to that place instead of being done here; they have no results. Where it
+    ``awaits`` these, they come back later, by `TakeResults`.
     """
 
     now: float
@@ -89,6 +92,14 @@ class Settle(Command[Stored], frozen=True):
     messages: Sequence[NewMessage]
     settings: SettingsOf
     forwarded: str | None = None
+    awaits: bool = False
+
+
+class TakeResults(Command[ResultsTaken], frozen=True):
+    """Store how forwarded messages ended elsewhere, for those that await it. Repeated, it changes nothing."""
+
+    queue: str
+    results: Sequence[FarResult]
 
 
 class RetryDeliveries(Command[list[End | bool]], frozen=True):

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from ..records import NewMessage
 from .commands import (
+    Bind,
     Command,
     Drop,
     EditMessage,
     Forget,
+    ListBindings,
     OnceFinish,
     Purge,
     Put,
@@ -21,9 +23,13 @@ from .commands import (
     RetryDeliveries,
     Settle,
     StoreTotals,
+    TakeResults,
+    Unbind,
 )
-from .schedule_commands import StoreOccurrences
+from .schedule_commands import ScheduleAdd, ScheduleList, SchedulePause, ScheduleRemove, StoreOccurrences
 
+DEFINITION: Final = 10
+"""The weight of a change of one schedule or binding."""
 STEP: Final = 500
 """The weight of a step over many rows."""
 
@@ -43,6 +49,10 @@ def _of_settle(command: Settle) -> int:
     return len(command.acks) + results + _of_messages(command.messages)
 
 
+def _of_results(command: TakeResults) -> int:
+    return len(command.results) + (sum([len(result.result or b"") for result in command.results]) >> 10)
+
+
 def _of_retry(command: RetryDeliveries) -> int:
     return len(command.deliveries)
 
@@ -59,6 +69,10 @@ def _of_occurrences(command: StoreOccurrences) -> int:
     return sum(_of_messages(messages) for plan in command.plans for _, messages in plan.occurrences)
 
 
+def _of_definition(_command: Command[Any]) -> int:
+    return DEFINITION
+
+
 def _of_step(_command: Command[Any]) -> int:
     return STEP
 
@@ -73,9 +87,11 @@ def _of_messages(messages: Sequence[NewMessage]) -> int:
 _WEIGHTS: Final[dict[type, Callable[[Any], int]]] = {
     Put: _of_put,
     Settle: _of_settle,
+    TakeResults: _of_results,
     RetryDeliveries: _of_retry,
     EditMessage: _of_edit,
     OnceFinish: _of_finish,
     StoreOccurrences: _of_occurrences,
-    **dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals), _of_step),
+    **dict.fromkeys((ScheduleAdd, ScheduleRemove, SchedulePause, Bind, Unbind), _of_definition),
+    **dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals, ScheduleList, ListBindings), _of_step),
 }

@@ -20,6 +20,7 @@ import aiosqlite
 
 from ....system import aio_sqlite
 from .database import storage_error
+from .deliveries.settled import AWAITED
 from .overview import QueueState, Ranking, read_page, read_ranking
 from .shown import SET_BY, Fields, Filter, Found, shown, with_lease
 from .waits import Waiting, read_settled, read_waiting
@@ -73,14 +74,19 @@ class Reader:
         await self._connection.close()
 
     async def result(self, queue: str, id: str) -> Fields | None:
-        """Return the state of a message, its result and its last error; None where the id is not known."""
+        """Return the state of a message, its result, its last error and where it went; None where it is not known.
+
+        The state of a forwarded message is how it ended there, if that came back, or ``awaited``.
+        """
         rows = await self._rows(
             """
-            select state, null as result, error
+            select state, null as result, error, null as forwarded_to
             from message
             where queue = (select number from queue where name = ?1) and id = ?2
             union all
-            select outcome, result, error
+            select
+              coalesce(far_outcome, outcome), result, iif(far_outcome is null, error, far_error),
+              iif(outcome = 'forwarded', error, null)
             from settled
             left join result using (seq)
             where queue = (select number from queue where name = ?1) and id = ?2
@@ -96,6 +102,42 @@ class Reader:
     async def ranking(self, order: str, contains: str, skip: int, limit: int, rates: bytes) -> Ranking:
         """Return the sums of all queues, and the first ones in an order. See `read_ranking`."""
         return await self._run(lambda: read_ranking(self._database, order, contains, skip, limit, rates))
+
+    async def results(self, queue: str, ids: Sequence[str], most_bytes: int) -> tuple[list[Fields], list[str]]:
+        """Return how the first of these messages ended, ``most_bytes`` of results at most, and the ids unknown here."""
+        return await self._run(partial(self._results, queue, ids, most_bytes))
+
+    def _results(self, queue: str, ids: Sequence[str], most_bytes: int) -> tuple[list[Fields], list[str]]:
+        values = (queue, json.dumps(ids))
+        live = self._fetch(
+            """
+            select id, state, null as result, error
+            from message
+            where queue = (select number from queue where name = ?) and id in (select value from json_each(?))
+            """,
+            values,
+        )
+        settled = self._fetch(
+            """
+            select
+              id, coalesce(far_outcome, outcome) as state, length(result) as bytes, seq,
+              iif(far_outcome is null, error, far_error) as error
+            from settled
+            left join result using (seq)
+            where queue = (select number from queue where name = ?) and id in (select value from json_each(?))
+            """,
+            values,
+        )
+        ended = [{**row} for row in live if row["state"] == "dead"]
+        for row in settled:
+            most_bytes -= row["bytes"] or 0
+            if row["state"] == AWAITED:
+                continue
+            if most_bytes < 0 and ended:
+                break
+            found = self._fetch("select result from result where seq = ?", (row["seq"],)) if row["bytes"] else []
+            ended.append({**row, "result": found[0]["result"] if found else None})
+        return ended, sorted(set(ids).difference([row["id"] for row in (*live, *settled)]))
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
         """Return the first messages of a queue in one state, in the order of delivery; settled ones from the newest.
@@ -247,7 +289,11 @@ class Reader:
     def _show_settled(self, queue: str, id: str) -> Fields | None:
         rows = self._fetch(
             """
-            select id, seq, outcome as state, settled_at, result, error
+            select
+              id, seq, settled.outcome as state, settled_at, nullif(far_outcome, 'awaited') as outcome,
+              iif(far_outcome = 'awaited', 1, null) as awaits, result,
+              iif(far_outcome is null, error, far_error) as error,
+              iif(outcome = 'forwarded', error, null) as forwarded_to
             from settled
             left join result using (seq)
             where id = ?

@@ -57,10 +57,10 @@ class Acks:
         now, acks, messages = command.now, command.acks, command.messages
         live, repeated = self._sorted(acks)
         if not repeated and not messages:
-            self._ack(now, live, command.forwarded)
+            self._ack(now, live, command.forwarded, command.awaits)
             return Stored([], [])
         with self._database.savepoint():
-            self._ack(now, live, command.forwarded)
+            self._ack(now, live, command.forwarded, command.awaits)
             for delivery in repeated:
                 self._require_done(delivery)
             if not messages:
@@ -116,16 +116,17 @@ class Acks:
             if firsts[messages[index].queue, messages[index].id] != index or not is_repeated(index)
         ]
 
-    def _ack(self, now: float, acks: Acked, forwarded: str | None) -> None:
+    def _ack(self, now: float, acks: Acked, forwarded: str | None, awaits: bool) -> None:
         """Settle leased messages, as done or as ``forwarded`` to a place."""
         if not acks:
             return
         number = acks[0][0].number
         if all(delivery.number == number for delivery, _ in acks):
-            self._done(now, [delivery.seq for delivery, _ in acks], forwarded)
+            self._done(now, [delivery.seq for delivery, _ in acks], forwarded, awaits)
         else:
             for one in sorted({delivery.number for delivery, _ in acks}):
-                self._done(now, [delivery.seq for delivery, _ in acks if delivery.number == one], forwarded)
+                seqs = [delivery.seq for delivery, _ in acks if delivery.number == one]
+                self._done(now, seqs, forwarded, awaits)
         results = [(delivery.seq, result) for delivery, result in acks if result is not None]
         if results:
             self._settled.store_results(results)
@@ -136,7 +137,7 @@ class Acks:
             if delivery.group is not None:
                 self._groups.unblock(now, self._queues.make(delivery.queue), delivery.group)
 
-    def _done(self, now: float, seqs: list[int], forwarded: str | None) -> None:
+    def _done(self, now: float, seqs: list[int], forwarded: str | None, awaits: bool) -> None:
         """Settle messages that one delivery has leased, as done or as ``forwarded`` to a place."""
         outcome: Literal["done", "forwarded"] = "done" if forwarded is None else "forwarded"
         lease = self._leased.get(seqs[0])
@@ -144,6 +145,6 @@ class Acks:
         self._leased.end(seqs)
         self._settled.done(now, self._lives.number, lease.number, seqs, outcome)
         if forwarded is not None:
-            self._settled.store_places(seqs, forwarded)
+            self._settled.store_places(seqs, forwarded, awaits)
         self._totals.add(lease.queue_id, outcome, len(seqs))
         self._handling.add(max(0.0, now - lease.delivered_at), len(seqs))

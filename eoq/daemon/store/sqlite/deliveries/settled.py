@@ -27,9 +27,11 @@ _RESULT: Final = "insert into result (seq, result) values {rows}"
 _RESULT_ONE: Final = _RESULT.format(rows="(?, ?)")
 _RESULT_MANY: Final = _RESULT.format(rows=", ".join(["(?, ?)"] * MANY))
 
-_PLACE: Final = "insert into result (seq, error) values {rows}"
-_PLACE_ONE: Final = _PLACE.format(rows="(?, ?)")
-_PLACE_MANY: Final = _PLACE.format(rows=", ".join(["(?, ?)"] * MANY))
+_PLACE: Final = "insert into result (seq, error, far_outcome) values {rows}"
+_PLACE_ONE: Final = _PLACE.format(rows="(?, ?, ?)")
+_PLACE_MANY: Final = _PLACE.format(rows=", ".join(["(?, ?, ?)"] * MANY))
+AWAITED: Final = "awaited"
+"""The ``far_outcome`` of a forwarded message whose result is to come back."""
 
 
 _IN_RANGE: Final = "seq between ? and ?"
@@ -68,9 +70,10 @@ class Settled:
         """Store the results of done messages, by their seqs."""
         self._database.execute_rows(_RESULT_ONE, _RESULT_MANY, results)
 
-    def store_places(self, seqs: Sequence[int], place: str) -> None:
-        """Store where forwarded messages went."""
-        self._database.execute_rows(_PLACE_ONE, _PLACE_MANY, [(seq, place) for seq in seqs])
+    def store_places(self, seqs: Sequence[int], place: str, awaits: bool) -> None:
+        """Store where forwarded messages went, and whether their results are to come back."""
+        far = AWAITED if awaits else None
+        self._database.execute_rows(_PLACE_ONE, _PLACE_MANY, [(seq, place, far) for seq in seqs])
 
     def give_up(self, now: float, seq: int, outcome: str, error: str) -> str:
         """Settle a message that no consumer has settled. Return ``error``, which says if it was delivered before."""

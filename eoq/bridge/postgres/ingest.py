@@ -10,28 +10,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 
-from ..client.aio import AsyncClient
-from ..errors import EoqError, InvalidRequest
-from ..outbox.relay import RESEND_WITHIN, Relay
-from ..outbox.rows import Row, SetAside, check_age, read_message
-from ..postgres.driver import shown, storable_error
-from ..postgres.waking import WakingTable
-from . import statements
+from ...client.aio import AsyncClient
+from ...errors import EoqError, InvalidRequest
+from ...outbox.relay import RESEND_WITHIN, Relay
+from ...outbox.rows import Row, SetAside, check_age, read_message
+from ...postgres.driver import storable_error
+from ...postgres.waking import WakingTable
+from ..engine import IngestOptions
+from ..results import ResultSender, check_results
+from ..room import ROOM_SECONDS, free_room
+from . import result_statements, statements
+from .results import OwedRows
 
 log = logging.getLogger("eoq.bridge")
 
-LIMIT: Final = 1000
-"""How many messages are claimed or unsettled here at most: what a lost machine can hold back."""
-KEEP_SECONDS: Final = 30 * 86400.0
-"""How long rows that were taken are remembered."""
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
-ROOM_SECONDS: Final = 0.5
-"""How often at most the daemon is asked how many messages it has."""
 
 
 class NameInUse(InvalidRequest):
@@ -41,17 +40,26 @@ class NameInUse(InvalidRequest):
 class ClaimedRows:
     """The rows of a queue that this machine, ``owner``, claims. It has the methods of an outbox, for `Relay`.
 
-    ``claimed`` is called, in the thread that reads, when rows were claimed.
+    ``claimed`` is called, in the thread that reads, when rows were claimed. ``owe`` is called likewise with the ids of
+    rows that were taken, and whose results are waited for.
     """
 
     def __init__(
-        self, conninfo: str, queue: str, owner: str, identity: str, keep: float, claimed: Callable[[], None]
+        self,
+        conninfo: str,
+        queue: str,
+        owner: str,
+        identity: str,
+        keep: float,
+        claimed: Callable[[], None],
+        owe: Callable[[list[str]], None] | None = None,
     ) -> None:
         self._table = WakingTable(conninfo, "eoq_forward", "`eoq forward` makes it", self._begin)
         self.name = f"{queue} from {self._table.name}"
         self.room = 0
         """How many more messages may be claimed now."""
         self._claimed = claimed
+        self._owe = owe
         self._queue = queue
         self._owner = owner
         self._identity = identity
@@ -61,10 +69,14 @@ class ClaimedRows:
         """The rows of the last `read` that were never tried."""
         self._first_tries: set[bytes] = set()
         """The rows of the last `mark` that were not tried before."""
+        self._marked: set[bytes] = set()
+        """The rows that were claimed by the last `read`, which noted their first try, and that `mark` has not had."""
+        self._marked_at = 0.0
 
     def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
-        self._untried, self._first_tries = set(), set()  # while the name was not held, another may have tried them
+        # While the name was not held, another may have tried them.
+        self._untried, self._first_tries, self._marked = set(), set(), set()
         (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
         if not taken:
             raise NameInUse(
@@ -72,6 +84,8 @@ class ClaimedRows:
                 "would double messages: give each a name of its own (--as)"
             )
         connection.execute(statements.MAKE)
+        if self._owe is not None:
+            connection.execute(result_statements.MAKE)
         connection.execute(statements.NAME_OWNER, (self._queue, self._owner, self._identity))
         identity, has_claims = connection.execute(statements.OWNER, (self._queue, self._owner)).fetchall()[0]
         if identity != self._identity and has_claims:
@@ -108,11 +122,17 @@ class ClaimedRows:
         else:
             self._table.end_waiting()
         self._forget()
+        claimed: set[bytes] = set()
+        now = time.time()
         with self._table.transaction() as connection:
+            if self._marked:  # they were not sent
+                self._unmark(connection, self._marked)
             found = connection.execute(statements.OWN, (self._queue, self._owner, limit, most_bytes)).fetchall()
             if not found:
                 found = self._claim(connection, min(limit, self.room), most_bytes)
+                claimed = {bytes(key) for _seq, key, *_ in found}
         self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
+        self._marked, self._marked_at = claimed, now
         return [self._row(*row, resend_within=resend_within) for row in found]
 
     def _claim(
@@ -151,13 +171,18 @@ class ClaimedRows:
 
     def mark(self, rows: Sequence[Row]) -> tuple[list[Row], float]:
         """Note that rows are about to be sent. Return those that are claimed, and when the first of them was tried."""
+        marked = self._marked.intersection(row.key for row in rows)
+        self._marked -= marked
+        if len(marked) == len(rows):
+            self._first_tries = marked
+            return list(rows), self._marked_at
         with self._table.transaction() as connection:
             keys = [row.key.decode() for row in rows]
             ages = {
                 id.encode(): age for id, age in connection.execute(statements.MARK, (self._queue, keys, self._owner))
             }
             now = time.time()
-        self._first_tries = self._untried.intersection(ages)
+        self._first_tries = marked | self._untried.intersection(ages)
         self._untried -= self._first_tries
         return [row for row in rows if row.key in ages], now - max(ages.values(), default=0.0)
 
@@ -168,13 +193,23 @@ class ClaimedRows:
         """
         with self._table.transaction() as connection:
             keys = self._first_tries.intersection(row.key for row in rows)
-            connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
+            self._unmark(connection, keys)
         self._untried |= keys
+
+    def _unmark(self, connection: psycopg.Connection[tuple[Any, ...]], keys: Collection[bytes]) -> None:
+        connection.execute(statements.UNMARK, (self._queue, [key.decode() for key in keys], self._owner))
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""
+        keys = [row.key.decode() for row in rows]
+        owed: list[str] = []
         with self._table.transaction() as connection:
-            connection.execute(statements.TAKEN, (self._queue, [row.key.decode() for row in rows], self._owner))
+            connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
+            if self._owe is not None:
+                found = connection.execute(result_statements.OWE, (self._owner, self._queue, keys))
+                owed = [id for (id,) in found.fetchall()]
+        if self._owe is not None and owed:
+            self._owe(owed)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
@@ -198,35 +233,24 @@ class ClaimedRows:
         if time.monotonic() >= self._forgotten_at + FORGET_SECONDS:
             with self._table.transaction() as connection:
                 forgotten = connection.execute(statements.FORGET, (self._queue, self._keep)).rowcount
+                if self._owe is not None:
+                    results = connection.execute(result_statements.FORGET, (self._queue, self._keep)).rowcount
+                    forgotten = max(forgotten, results)
             if forgotten < statements.FORGET_ROWS:  # or else the next read goes on
                 self._forgotten_at = time.monotonic()
 
 
 class Ingester:
-    """It takes the messages of one queue from the table in the database of a connection string.
+    """It takes the messages of one queue from the table in the database of a connection string. See `Mover`."""
 
-    ``owner`` is the name of this machine; by default it is the identity of the daemon's file.
-    """
-
-    def __init__(
-        self,
-        client: AsyncClient,
-        queue: str,
-        conninfo: str,
-        *,
-        owner: str | None = None,
-        limit: int = LIMIT,
-        keep: float = KEEP_SECONDS,
-    ) -> None:
+    def __init__(self, client: AsyncClient, queue: str, conninfo: str, options: IngestOptions) -> None:
         self._client = client
-        self.owner = owner
+        self.owner = options.name
         """The name of this machine. Without one it is known once it has begun."""
         self._queue = queue
         self._conninfo = conninfo
-        self._limit = limit
-        self._keep = keep
+        self._options = options
         self._running: Relay | None = None
-        self.name = shown(conninfo)
 
     @property
     def moved(self) -> int:
@@ -244,8 +268,10 @@ class Ingester:
         return None if self._running is None else self._running.error
 
     async def check(self) -> None:
-        """Raise `Unavailable` without a daemon."""
+        """Raise `Unavailable` without a daemon, and `InvalidRequest` if it cannot tell results."""
         await self._client.ask("status")
+        if self._options.results:
+            await check_results(self._client)
 
     async def run(self) -> None:
         """Ingest until this task is cancelled. Raises `NameInUse` at the start."""
@@ -254,9 +280,11 @@ class Ingester:
         def claimed() -> None:
             loop.call_soon_threadsafe(used.set)
 
-        claims, relay = await self._relay(claimed)
+        claims, relay, sender = await self._relay(claimed)
         await asyncio.to_thread(claims.count_set_aside)
         running = [asyncio.create_task(relay.run()), asyncio.create_task(self._make_room(claims, relay, used))]
+        if sender is not None:
+            running.append(asyncio.create_task(sender.run()))
         try:
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in running:
@@ -269,18 +297,25 @@ class Ingester:
 
     async def flush(self) -> int:
         """Ingest what is there now, up to the limit. Return how many rows are set aside."""
-        claims, relay = await self._relay(lambda: None)
+        claims, relay, sender = await self._relay(lambda: None)
         claims.room = await self._free()
-        return await relay.flush()
+        aside = await relay.flush()
+        if sender is not None:
+            await sender.flush()
+        return aside
 
-    async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay]:
+    async def _relay(self, claimed: Callable[[], None]) -> tuple[ClaimedRows, Relay, ResultSender | None]:
         status = await self._client.ask("status")
         identity = str(status["identity"])
         self.owner = self.owner or identity
-        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._keep, claimed)
+        sender, owe, loop = None, None, asyncio.get_running_loop()
+        if self._options.results:
+            sender = ResultSender(self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner))
+            owe = partial(_call_in, loop, sender.add)
+        claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed, owe)
         remembers = status.get("remembers") or RESEND_WITHIN
         self._running = Relay(claims, self._client, resend_within=min(RESEND_WITHIN, float(remembers)))
-        return claims, self._running
+        return claims, self._running, sender
 
     async def _make_room(self, claims: ClaimedRows, relay: Relay, used: asyncio.Event) -> None:
         """Ask the daemon how much room there is: while there is none, and after each claim."""
@@ -299,6 +334,8 @@ class Ingester:
                 await used.wait()
 
     async def _free(self) -> int:
-        queues = [row for row in await self._client.queues() if row["name"] == self._queue]
-        waiting = sum(int(row[state]) for row in queues for state in ("ready", "leased", "delayed", "blocked"))
-        return self._limit - waiting
+        return await free_room(self._client, self._queue, self._options.limit)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, add: Callable[[list[str]], None], ids: list[str]) -> None:
+    loop.call_soon_threadsafe(add, ids)

@@ -1,0 +1,1 @@
+"""The engine PostgreSQL: the table `eoq_forward` between the machines."""
