@@ -579,6 +579,31 @@ GUARDS: Final = (
         new="if False:",
         tests="tests/cli/test_moving.py",
     ),
+    # ── dashboard ───────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "dashboard is served under names of loopback only",
+        "eoq/dashboard/gate.py",
+        old="if len(hosts) != 1 or _name_of(hosts[0]) not in LOOPBACK:",
+        new="if len(hosts) != 1:",
+        tests="tests/dashboard/test_dashboard.py",
+        select="another_site",
+    ),
+    Guard(
+        "dashboard acts for its own pages only",
+        "eoq/dashboard/gate.py",
+        old="foreign = any(origin",
+        new="foreign = False and any(origin",
+        tests="tests/dashboard/test_dashboard.py",
+        select="another_site",
+    ),
+    Guard(
+        "dashboard is for who has its token",
+        "eoq/dashboard/gate.py",
+        old='and _same(request.cookies.get(_COOKIE, ""), self._secret)',
+        new="",
+        tests="tests/dashboard/test_dashboard.py",
+        select="token",
+    ),
 )
 
 ROOT: Final = Path(__file__).resolve().parents[1]

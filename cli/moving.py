@@ -38,8 +38,9 @@ def export(ctx: click.Context, /, queues: tuple[str, ...], socket: str | None, *
     """Print what the daemon's file knows of its messages, as lines of JSON for `eoq import`.
 
     That are the messages that wait, with their states, attempts and failures; dead letters with their history; the ids
-    of settled messages with outcome and result; and, if no QUEUE is named, the keys of `eoq once` that are done. It is
-    one state of the file. The daemon may run. Bindings, schedules and counts are not in it; `eoq backup` has all.
+    of settled messages with outcome and result; paused queues, bindings, schedules and counts. If QUEUEs are named, it
+    is what belongs to them; otherwise also the keys of `eoq once` that are done. It is one state of the file. The
+    daemon may run. What its configuration file says is not in it.
 
     The lines have the bodies of messages: keep the file private.
 
@@ -70,9 +71,10 @@ def export(ctx: click.Context, /, queues: tuple[str, ...], socket: str | None, *
 def import_(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: object) -> None:
     """Store what `eoq export` has printed, from FILE or standard input. Stop the daemon first.
 
-    Ids and states are kept: a repeated send of an imported id is a duplicate, and its result is there. What the file
-    knows already stays as it is, so an import that was interrupted is repeated as a whole. Order within groups is kept.
-    A line that is wrong is refused with its number; the entries before it may be stored.
+    Ids and states are kept: a repeated send of an imported id is a duplicate, and its result is there. Schedules go on
+    where they were, and what they missed meanwhile is sent as their rule says. What the file knows already stays as it
+    is, so an import that was interrupted is repeated as a whole. Order within groups is kept. A line that is wrong is
+    refused with its number; the entries before it may be stored.
 
     Stop the other daemon as well, before the export, if its messages are to be handled here only: a message in both
     is delivered by both. An inbox that both deliver to still runs it once.

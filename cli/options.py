@@ -13,6 +13,8 @@ from eoq.errors import InvalidRequest
 from eoq.message import Outgoing
 from eoq.protocol.validation import check_queue
 
+COMPLETED = 200
+"""Queues that a shell is offered, of those that begin with what was typed."""
 COMPLETION_SECONDS = 1.0
 """How long a completion waits for the daemon, at most."""
 
@@ -109,7 +111,8 @@ def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str 
 
 def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the queues of the daemon that begin with ``incomplete``, for the completion of a shell."""
-    return _names(ctx, incomplete, {"op": "queues"}, "queues", "name")
+    request: dict[str, Any] = {"op": "queues", "prefix": incomplete, "limit": COMPLETED}
+    return _names(ctx, incomplete, request, "queues", "name")
 
 
 def complete_topic(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -122,7 +125,7 @@ def complete_schedule(ctx: click.Context, _param: click.Parameter, incomplete: s
     return _names(ctx, incomplete, {"op": "schedules"}, "schedules", "name")
 
 
-def _names(ctx: click.Context, incomplete: str, request: dict[str, str], listed: str, name: str) -> list[str]:
+def _names(ctx: click.Context, incomplete: str, request: dict[str, Any], listed: str, name: str) -> list[str]:
     """Return names that the daemon knows; none where it does not answer at once."""
     from eoq.errors import EoqError
     from eoq.transport.single import Single

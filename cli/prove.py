@@ -60,6 +60,12 @@ TERMINATED = 128 + signal.SIGTERM
     metavar="N",
     help="Kill at N moments of each run, as where ptrace is not allowed; there 100 is the default.",
 )
+@click.option(
+    "--second-kills",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Kill at most N redeliveries of each message as well; default 100.",
+)
 @json_option
 @socket_option
 def prove(
@@ -71,6 +77,7 @@ def prove(
     ignore: tuple[str, ...],
     timeout: float,
     moments: int | None,
+    second_kills: int | None,
     as_json: bool,
     socket: str | None,
 ) -> int:
@@ -79,7 +86,8 @@ def prove(
     COMMAND is run as by `eoq work`, for waiting messages of QUEUE, which stay there as they are. It is killed at each
     write and sync of the file and its log, and at its end before the ack. Each time its message is delivered again, and
     the contents of APP.db are compared with those of a run without a kill. Files that it writes besides, and
-    connections that it makes, are compared too.
+    connections that it makes, are compared too. Redeliveries are killed as well, up to a number: before their ack, at
+    commits and at places between.
 
     APP.db itself is never changed. COMMAND gets the path of a copy: where an argument is APP.db, in the place of {db},
     and as EOQ_PROVE_DB in its environment. It finds no daemon.
@@ -93,7 +101,7 @@ def prove(
     """
     from eoq.testing.proof.children import adopt_orphans
     from eoq.testing.proof.command import MOMENTS, CommandHandler
-    from eoq.testing.proof.proving import prove_subject
+    from eoq.testing.proof.proving import SECOND_KILLS, prove_subject
 
     if shutil.which(command[0]) is None:
         raise click.UsageError(f"the command {command[0]!r} is not found, or not executable; nothing was run")
@@ -108,7 +116,8 @@ def prove(
     )
     progress = ProgressLine()
     try:
-        found = prove_subject(subject, messages, db, ignore, progress)
+        most = SECOND_KILLS if second_kills is None else second_kills
+        found = prove_subject(subject, messages, db, ignore, progress, most)
     finally:
         progress.end()
     if as_json:

@@ -6,10 +6,11 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
+from eoq.protocol.features import QueueOrder
 from eoq.protocol.limits import MAX_BATCH
 from eoq.protocol.validation import check_finite
 from eoq.transport.single import Single
@@ -19,8 +20,14 @@ from .common import NOTHING_THERE, connect, print_json, visible
 from .options import Decorator, gather, header_option, json_option, queue_argument, socket_option
 from .table import age, body_text, moment, print_table, short
 
+if TYPE_CHECKING:
+    from eoq.client.blocking import Client
+
 COUNTED = ("ready", "delayed", "leased", "blocked", "dead")
 STATES = (*COUNTED, "done", "forwarded", "expired", "dropped", "cancelled")
+ORDERS: Final = get_args(QueueOrder)
+SHOWN: Final = 20
+"""Queues that are listed in an order other than by name."""
 COLUMNS = (
     *("queue", *COUNTED, "oldest_seconds", "sent_rate", "done_rate", "paused"),
     *("oldest_ready_seconds", "consumers", "waiting", "totals", "since_start"),
@@ -49,23 +56,47 @@ def result(queue: str, id_: str, wait: float, as_json: bool, socket: str | None)
 
 @click.command()
 @click.option("--totals", is_flag=True, help="Print what was counted of each queue since the file was made.")
+@click.option("--prefix", default="", metavar="TEXT", help="Only queues whose names begin with TEXT.")
+@click.option("--after", default="", metavar="NAME", help="Only queues behind this name.")
+@click.option("--order", type=click.Choice(ORDERS), help="The first queues in this order.")
+@click.option("--contains", metavar="TEXT", help="Only queues with TEXT in their names, whatever its case.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N queues; with --order, 20 by default.")
 @json_option
 @socket_option
-def queues(totals: bool, as_json: bool, socket: str | None) -> None:
+def queues(
+    totals: bool,
+    prefix: str,
+    after: str,
+    order: QueueOrder | None,
+    contains: str | None,
+    limit: int | None,
+    as_json: bool,
+    socket: str | None,
+) -> None:
     """List the queues with their messages, throughput and consumers.
 
     The columns are: queue; ready, delayed, leased, blocked and dead messages; age of the oldest unsettled message;
     messages sent and done per second; connections that consume; `paused` if the queue is paused. With --totals: queue;
     then the counters by the names that a terminal shows above them. A pipe gets no header line.
 
+    They come by name. With --order: the busiest, or those with most messages (`depth`), most ready or dead ones, most
+    sent or done a second, or the oldest ready message (`age`).
+
     \b
     eoq queues
-    eoq queues --totals
+    eoq queues --order dead --limit 5
+    eoq queues --prefix mail. --totals
     eoq queues --json | jq 'select(.dead > 0) | .queue'
     """
+    ranked = order is not None or contains is not None
+    if ranked and (prefix or after):
+        raise click.UsageError("--order and --contains go through all queues: leave out --prefix and --after")
     now = time.time()
     with connect(socket) as client:
-        rows = client.queues()
+        if ranked:
+            rows = _first(client, order or "name", contains or "", limit)
+        else:
+            rows = client.queues(prefix=prefix, after=after, limit=limit)
     for row in rows:
         row["queue"] = row.pop("name")
         oldest = row.pop("oldest")
@@ -95,6 +126,20 @@ def queues(totals: bool, as_json: bool, socket: str | None) -> None:
             ],
             _colour,
         )
+
+
+def _first(client: Client, order: QueueOrder, contains: str, limit: int | None) -> list[dict[str, Any]]:
+    """Return the first queues in an order; by name, and without a limit, all of them."""
+    if limit is None:
+        limit = sys.maxsize if order == "name" else SHOWN
+    rows: list[dict[str, Any]] = []
+    while len(rows) < limit:
+        asked = min(limit - len(rows), MAX_BATCH)
+        found = client.overview(order, contains=contains, skip=len(rows), limit=asked)["queues"]
+        rows += found
+        if len(found) < asked:
+            break
+    return rows
 
 
 def _colour(column: str, value: Any) -> str | None:

@@ -15,7 +15,7 @@ import sqlite3
 import sys
 from typing import cast
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import eoq
@@ -47,6 +47,11 @@ def connection_of(session: Session) -> sqlite3.Connection:
     return cast(sqlite3.Connection, session.connection().connection.driver_connection)
 
 
+def sync_fully(connection: sqlite3.Connection, _record: object) -> None:
+    """Have each commit on disk when it returns, so that a loss of power takes nothing that was acked."""
+    connection.execute("pragma synchronous = extra")
+
+
 def book(session: Session, message: eoq.Message) -> str:
     """Book one payment. The handler uses the session as usual, but leaves the commit to the inbox."""
     payment = message.json()
@@ -59,6 +64,7 @@ def book(session: Session, message: eoq.Message) -> str:
 def work(db: str, queue: str, socket: str | None, until_empty: bool) -> None:
     """Handle payments until the worker is stopped, or until there are no more."""
     engine = create_engine(f"sqlite:///{db}", connect_args={"timeout": 30})
+    event.listen(engine, "connect", sync_fully)
     Base.metadata.create_all(engine)
     inbox = eoq.GuestInbox(sessionmaker(engine).begin, connection_of)
     with eoq.connect(socket, timeout=60) as client:

@@ -12,11 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from eoq.client.aio import AsyncClient
+from eoq.protocol.limits import MAX_QUEUE
 
 from . import actions
 from .lines import cut, queue_head, queue_line, summary
 from .listing import Listing
-from .model import Model
+from .model import MOST, ORDERS, Model
 from .page import Page
 from .queue_page import QueuePage, drop_all, redrive_all
 
@@ -53,12 +54,20 @@ class QueuesPage(Page):
         self.set_focus(self._listing)
 
     async def read(self) -> float:
-        """Ask for the daemon's state and for all queues. The state first: dead letters are changed up to its time."""
+        """Ask for the daemon's state and for queues. The state first: dead letters are changed up to its time."""
+        if not self.is_current:
+            return 0.0  # the screen above asks for what it shows
         status = await self.client.status()
         began = time.monotonic()
-        rows = await self.client.queues()
-        self.model.update(status, rows, time.monotonic() - began)
+        answer = await self.client.overview(
+            ORDERS[self.model.order], contains=self.model.wanted[:MAX_QUEUE], limit=MOST
+        )
+        self.model.update(status, answer, time.monotonic() - began)
         return self.model.answer_seconds
+
+    def on_screen_resume(self) -> None:
+        """Ask at once when the screen above has gone."""
+        self.poller.soon()
 
     def show(self) -> None:
         """Draw the queues."""
@@ -66,6 +75,8 @@ class QueuesPage(Page):
         lines = [cut(line, width) for line in summary(self.model)]
         if self.model.wanted:
             lines.append(cut(f"only queues with {self.model.wanted!r} in their name; escape shows all", width))
+        if self.model.matching > len(self.model.queues):
+            lines.append(cut(f"the first {len(self.model.queues)} of {self.model.matching:,}; / finds others", width))
         self.above.update("\n".join(lines))
         self._listing.fill([queue.name for queue in self.model.shown()])
 
@@ -97,6 +108,7 @@ class QueuesPage(Page):
         """Filter while the user types."""
         self.model.wanted = event.value
         self.show()
+        self.poller.soon()
 
     def on_input_submitted(self) -> None:
         """Keep the filter."""
@@ -112,6 +124,7 @@ class QueuesPage(Page):
         self.model.next_order()
         self._listing.action_first()
         self.show()
+        self.poller.soon()
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -89,11 +89,11 @@ def queue_line(queue: QueueRow, width: int) -> str:
 
 def summary(model: Model) -> Iterator[str]:
     """Yield the lines above the queues: what the daemon is, all its queues together, and its latencies."""
-    status, queues = model.status, model.queues.values()
+    status = model.status
     up = age(max(model.now - float(status.get("started_at", model.now)), 0.0))
-    ready, leased, dead = (sum(getattr(queue, state) for queue in queues) for state in ("ready", "leased", "dead"))
+    ready, leased, dead = (model.sums.get(state, 0) for state in ("ready", "leased", "dead"))
     yield (
-        f"eoq {status.get('version', '')} up {up}  {len(queues):,} queues  {number(ready)} ready  "
+        f"eoq {status.get('version', '')} up {up}  {model.count:,} queues  {number(ready)} ready  "
         f"{number(leased)} leased  {number(dead)} dead  by {model.order}"
     )
     latencies = status.get("latencies", {})

@@ -57,8 +57,10 @@ class QueuePage(Page):
 
     async def read(self) -> float:
         """Ask for the messages of the state that is shown."""
-        await self.client.status()  # a daemon that was away is back now, so that only the answer is measured
+        # A daemon that was away is back now, so that only the answer is measured.
+        self.model.status = await self.client.status()
         state, began = self._state, time.monotonic()
+        self.model.update_queue(self._queue, await self.client.queues(prefix=self._queue, limit=1))
         found = await self.client.peek(self._queue, state, limit=SHOWN)
         if state == self._state:  # not changed meanwhile
             self._messages = {message["id"]: message for message in found}

@@ -14,6 +14,7 @@ from ..message import MessageOptions, Outgoing, Sent
 from ..protocol import admin_calls
 from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage
 from ..protocol.codec import Fields
+from ..protocol.features import PAGES, QueueOrder
 from ..transport.channel import Channel
 
 
@@ -26,12 +27,43 @@ class Admin:
 
     # ── queries ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def queues(self) -> list[Fields]:
-        """Return all queues: the messages in each state, throughput, consumers, and what was counted of each.
+    def queues(self, *, prefix: str = "", after: str = "", limit: int | None = None) -> list[Fields]:
+        """Return queues by name: the messages in each state, throughput, consumers, and what was counted of each.
 
         ``totals`` counts since the daemon's file was made, and ``since_start`` since the daemon started.
+
+        These are all queues, or those whose names begin with ``prefix``, of them those behind the name ``after``, and
+        at most ``limit``. Thousands of queues are asked for in pages, so that nobody else waits for the answer.
         """
-        return self.channel.run(admin_calls.QUEUES)
+        if not self.channel.knows(PAGES):
+            rows = self.channel.run(admin_calls.ALL_QUEUES)
+            return admin_calls.some_queues(rows, after, prefix, limit)
+        found: list[Fields] = []
+        more = True
+        while more and len(found) != limit:
+            left = None if limit is None else limit - len(found)
+            page = self.channel.run(admin_calls.queues(after, prefix, left))
+            found += page.queues
+            more = page.more
+            after = found[-1]["name"] if found else after
+        return found
+
+    def overview(
+        self,
+        order: QueueOrder = "busy",
+        *,
+        contains: str = "",
+        skip: int = 0,
+        limit: int = 100,
+    ) -> Fields:
+        """Return the sums of all queues (``sums``), how many there are (``count``), and the first in an order.
+
+        ``queues`` has ``limit`` queues (1,000 at most) behind the first ``skip`` of those with the text ``contains`` in
+        their names, whatever its case; ``matching`` is how many have it. In the order ``busy``, those with most
+        messages a second come first; in ``depth``, with most messages that are not settled; in ``age``, with the oldest
+        message that is ready. Raises `InvalidRequest` where the daemon is of an earlier version.
+        """
+        return self.channel.run(admin_calls.overview(order, contains, skip, limit))
 
     def status(self) -> Fields:
         """Return what the daemon says of itself: its version, file and settings, what it has counted and measured."""
@@ -39,7 +71,15 @@ class Admin:
 
     def metrics(self) -> str:
         """Return the metrics of the daemon and its queues, in Prometheus' text format."""
-        return self.channel.run(admin_calls.METRICS)
+        if not self.channel.knows(PAGES):
+            return self.channel.run(admin_calls.ALL_METRICS)
+        texts: list[str] = []
+        after: int | None = 0
+        while after is not None:
+            part = self.channel.run(admin_calls.metrics(after))
+            texts.append(part.text)
+            after = part.after
+        return "".join(texts)
 
     def peek(
         self,

@@ -17,8 +17,12 @@ from ..errors import InvalidRequest, MessageTooLarge
 from ..message import MAX_DELAY
 from ..protocol.codec import get_bytes, put_bytes
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_LINE, MAX_OUTPUT
+from .measures import Counter
+from .records import ScheduleRecord
 from .request_fields import Id, Moment, Priority, QueueName
-from .request_values import content_digest, require_printable
+from .request_values import content_digest, content_of, new_schedule, require_printable
+from .requests import Schedule
+from .rules.topic_rules import check_headers
 
 FORMAT: Final = 1
 """The version of the lines."""
@@ -53,6 +57,32 @@ class Queue(_Line, tag="queue", kw_only=True):
 
     queue: QueueName
     paused: Literal[True]
+
+
+class BindingLine(_Line, tag="binding", kw_only=True):
+    """A queue that is bound to a topic."""
+
+    topic: QueueName
+    queue: QueueName
+    headers: dict[str, str] = {}
+
+
+class ScheduleLine(Schedule, tag="schedule", tag_field="type", omit_defaults=True, kw_only=True):
+    """A schedule, and how far it has come."""
+
+    origin: Literal["client", "config"] = "client"
+    seen_at: Moment
+    next_at: Annotated[int, Meta(ge=0, le=10**11)] | None = None
+    last_at: Annotated[int, Meta(ge=0, le=10**11)] | None = None
+    error: Reason | None = None
+    paused: bool = False
+
+
+class CountsLine(_Line, tag="counts", kw_only=True):
+    """What was counted of a queue since its file was made; without a queue, of all that were deleted."""
+
+    queue: QueueName | None = None
+    counts: dict[Counter, Annotated[int, Meta(ge=0, le=2**53)]]
 
 
 class Failure(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -117,7 +147,9 @@ class Key(_Line, tag="key", kw_only=True):
     expires_at: Wait | None = None
 
 
-Entry: TypeAlias = Queue | LiveMessage | EndedMessage | Key
+Setup: TypeAlias = Queue | BindingLine | ScheduleLine | CountsLine
+"""What is known of queues beside their messages."""
+Entry: TypeAlias = Setup | LiveMessage | EndedMessage | Key
 Line: TypeAlias = Export | EndOfExport | Entry
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
@@ -138,6 +170,10 @@ def decode_line(line: bytes) -> Line:
         require_printable("id", value.id)
     if isinstance(value, LiveMessage):
         _check_live(value)
+    elif isinstance(value, BindingLine):
+        check_headers(value.headers)
+    elif isinstance(value, ScheduleLine):
+        schedule_of(value)
     elif isinstance(value, EndedMessage) and value.digest is None:
         raise InvalidRequest("a settled id needs `digest`, by which a repeated send is recognized")
     elif isinstance(value, EndedMessage) and len(result_of(value) or b"") > MAX_BODY:
@@ -199,6 +235,23 @@ def headers_of(line: LiveMessage) -> str | None:
     if not line.headers:
         return None
     return json.dumps(line.headers, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def schedule_of(line: ScheduleLine) -> ScheduleRecord:
+    """Return a schedule as it is stored. Raises `InvalidRequest` or `MessageTooLarge`."""
+    definition = new_schedule(line, line.seen_at)
+    return ScheduleRecord(
+        definition, line.origin, line.seen_at, line.next_at, line.last_at, line.error, int(line.paused), 0
+    )
+
+
+def schedule_line(schedule: ScheduleRecord) -> ScheduleLine:
+    """Return the line of a schedule."""
+    name, queue, timing, catch_up, _ = schedule.definition
+    fields = {**content_of(schedule.definition), **timing._asdict(), "name": name, "queue": queue, "catch_up": catch_up}
+    fields |= {"origin": schedule.origin, "seen_at": schedule.seen_at, "next_at": schedule.next_at}
+    fields |= {"last_at": schedule.last_at, "error": schedule.error, "paused": bool(schedule.paused)}
+    return msgspec.convert(fields, ScheduleLine)
 
 
 def digest_of(line: LiveMessage | EndedMessage) -> bytes:

@@ -78,10 +78,10 @@ def new_message(queue: str, content: Content, now: float, make_id: Callable[[], 
     )
 
 
-def new_schedule(schedule: Schedule, now: float) -> Definition:
-    """Return the definition of a schedule, as it is to be stored. Raises `InvalidRequest` or `MessageTooLarge`.
+def new_schedule(schedule: Schedule, now: float) -> tuple[Definition, int]:
+    """Return the definition of a schedule, as it is to be stored, and its first occurrence after ``now``.
 
-    A schedule without an occurrence after ``now`` is invalid too.
+    Raises `InvalidRequest` or `MessageTooLarge`. A schedule without such an occurrence is invalid too.
     """
     content: dict[str, Any] = {}
     put_bytes(content, "body", get_bytes(schedule.body, schedule.body_base64, "body") or b"")
@@ -95,10 +95,11 @@ def new_schedule(schedule: Schedule, now: float) -> Definition:
         schedule.every,
         None if schedule.at is None else int(schedule.at),
     )
-    if rule_of(first_of(timing, now)).after(now) is None:
+    first_at = rule_of(first_of(timing, now)).after(now)
+    if first_at is None:
         raise InvalidRequest(f"{timing.cron!r} has no occurrence within the next 50 years")
     text = json.dumps(content, sort_keys=True)
-    return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text)
+    return Definition(schedule.name, schedule.queue, timing, schedule.catch_up, text), first_at
 
 
 def content_of(definition: Definition) -> dict[str, Any]:

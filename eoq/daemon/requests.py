@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from ..errors import InvalidRequest
 from ..message import MAX_DELAY
+from ..protocol.features import QueueOrder
 from ..protocol.limits import DEFAULT_LEASE, MAX_BATCH, MAX_ID, MAX_QUEUE, MAX_TTL, QUEUE_NAMES, QUEUE_PATTERN
 from ..protocol.validation import check_queue
 from .request_fields import (
@@ -170,7 +171,16 @@ class OnceRelease(_Request, tag="once_release"):
 
 
 class Queues(_Request, tag="queues"):
-    pass
+    limit: Limit | None = None
+    after: Annotated[str, Meta(max_length=MAX_QUEUE)] = ""
+    prefix: Annotated[str, Meta(max_length=MAX_QUEUE)] = ""
+
+
+class Overview(_Request, tag="overview"):
+    order: QueueOrder = "name"
+    contains: Annotated[str, Meta(max_length=MAX_QUEUE)] = ""
+    skip: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    limit: Limit = 100
 
 
 class Peek(_Request, tag="peek"):
@@ -206,7 +216,7 @@ class Status(_Request, tag="status"):
 
 
 class Metrics(_Request, tag="metrics"):
-    pass
+    after: Seq | None = None
 
 
 class Pause(_Request, tag="pause"):
@@ -331,7 +341,9 @@ class Schedules(_Request, tag="schedules"):
 
 _OfMessages: TypeAlias = Send | SendMany | Receive | Ack | Settle | Nack | Reject | Extend | Release | Cancel
 _OfKeys: TypeAlias = Once | OnceDone | OnceRelease
-_Queries: TypeAlias = GetResult | Results | TakeResults | Queues | Peek | Show | Why | Status | Metrics | Tail
+_Queries: TypeAlias = (
+    GetResult | Results | TakeResults | Queues | Overview | Peek | Show | Why | Status | Metrics | Tail
+)
 _OfQueues: TypeAlias = Pause | Resume | DeleteQueue | Purge | CancelMessage | Edit | Redrive | Drop
 _OfTopics: TypeAlias = Bind | Unbind | Topics
 _OfSchedules: TypeAlias = (

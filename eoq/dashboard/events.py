@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from ..protocol.limits import MAX_QUEUE
 from ..protocol.validation import check_queue
-from .history import SAMPLES, WHOLE, total
+from .history import SAMPLES, WHOLE, sample
 from .shown import as_json, shown
-from .watch import View, Watch
+from .watch import Order, View, Watch
 
 MOST: Final = 24
 """Streams at once."""
@@ -42,12 +43,12 @@ class Streams:
             while not self._watch.ended:
                 if self._watch.number and self._watch.number != sent:
                     sent = self._watch.number
-                    yield f"data: {json.dumps(self._state(view))}\n\n"
+                    yield f"data: {json.dumps(await self._state(view))}\n\n"
                 elif not await self._watch.next(sent, ALIVE):
                     yield ":\n\n"
 
-    def _state(self, view: View) -> dict[str, object]:
-        rows, count = view.select(self._watch.rows or [])
+    async def _state(self, view: View) -> dict[str, object]:
+        rows, count = await self._watch.rows(view)
         samples = SAMPLES if view.queue is not None else ROW_SAMPLES
         history = self._watch.history
         return {
@@ -55,7 +56,7 @@ class Streams:
             "status": shown(self._watch.status),
             "queues": [{**row, "samples": history.of(row["name"], samples)} for row in rows],
             "count": count,
-            "total": total(self._watch.rows or []),
+            "total": sample(self._watch.sums),
             "samples": history.of(WHOLE),
         }
 
@@ -66,6 +67,5 @@ def read_view(request: Request) -> View:
     queue = asked.get("queue")
     page = asked.get("page", "0")
     number = int(page) if page.isascii() and page.isdecimal() and len(page) < len(str(MOST_PAGES)) else 0
-    return View(
-        None if queue is None else check_queue(queue), asked.get("text", "")[:128], asked.get("order", "name"), number
-    )
+    order: Order = next((one for one in get_args(Order) if one == asked.get("order")), "name")
+    return View(None if queue is None else check_queue(queue), asked.get("text", "")[:MAX_QUEUE], order, number)

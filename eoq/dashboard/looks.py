@@ -12,7 +12,6 @@ from ..client.aio import AsyncClient
 from ..errors import InvalidRequest, NotFound
 from ..protocol.codec import Fields
 from .shown import PREVIEW, as_json, shown
-from .watch import Watch
 
 MESSAGES: Final = 50
 """Messages of one list."""
@@ -27,9 +26,8 @@ SEARCH_SECONDS: Final = 2.0
 class Looks:
     """Answers questions about messages and schedules."""
 
-    def __init__(self, client: AsyncClient, watch: Watch) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._watch = watch
 
     async def messages(self, request: Request) -> Response:
         """Answer with the first messages of one state of a queue, and the daemon's time before it read them."""
@@ -50,11 +48,14 @@ class Looks:
     async def search(self, request: Request) -> Response:
         """Answer with the queues that know an id: the given queue, or the first of all."""
         id, queue = _given(request, "id"), request.query_params.get("queue", "")
-        names = [queue] if queue else [row["name"] for row in await self._watch.queues()]
+        names, count = [queue], 1
+        if not queue:
+            answer = await self._client.overview("name", limit=SEARCHED)
+            names, count = [row["name"] for row in answer["queues"]], answer["count"]
         found: list[Fields] = []
         until = time.monotonic() + SEARCH_SECONDS
         searched = 0
-        for name in names[:SEARCHED]:
+        for name in names:
             if time.monotonic() > until:
                 break
             searched += 1
@@ -63,7 +64,7 @@ class Looks:
             except NotFound:
                 continue
             found.append({"queue": name, "id": id, "state": message["state"]})
-        return as_json({"found": found, "searched": searched, "queues": len(names)})
+        return as_json({"found": found, "searched": searched, "queues": count})
 
     async def schedules(self, request: Request) -> Response:
         """Answer with the first schedules whose names have a text."""

@@ -33,7 +33,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 def make_site(client: AsyncClient, watch: Watch) -> Starlette:
     """Return the application."""
-    looks, streams, actions = Looks(client, watch), Streams(watch), Actions(client)
+    looks, streams, actions = Looks(client), Streams(watch), Actions(client)
     questions: dict[str, Answer] = {
         "/events": streams.events,
         "/messages": looks.messages,

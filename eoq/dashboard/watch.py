@@ -1,5 +1,6 @@
 """The live view: one task asks the daemon for its queues, for everybody who looks, and only while somebody does.
 
+It asks for the sums of all queues and for the rows that somebody looks at; where there are few queues, for all of them.
 Its pauses grow with the time an answer takes, so that the daemon spends a small part of its time on the dashboard,
 however many queues it has. A daemon that goes away is reported, and asked again until it is back.
 """
@@ -11,29 +12,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..client.aio import AsyncClient
 from ..errors import EoqError
 from ..protocol.codec import Fields
 from .history import History
 
+Order: TypeAlias = Literal["name", "ready", "dead", "sent", "done", "age"]
+
 PAUSE: Final = 2.0
 """Seconds between two questions, at least."""
-SHARE: Final = 25.0
+SHARE: Final = 10.0
 """A pause is at least so many times as long as the answer before it took."""
 AGAIN: Final = 1.0
 """Seconds until a daemon that did not answer is asked again."""
+ALL_UP_TO: Final = 500
+"""Up to so many queues, all have samples. Of more, only those that somebody looks at."""
 ROWS: Final = 25
 """Queues on one page."""
 _STATUS: Final = ("version", "pid", "now", "started_at", "database", "connections", "storage_errors", "config_error")
-_ORDERS: Final = {
-    "ready": lambda row: -row["ready"],
-    "dead": lambda row: -row["dead"],
-    "sent": lambda row: -row["sent_rate"],
-    "done": lambda row: -row["done_rate"],
-    "age": lambda row: row["oldest_ready"] or float("inf"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +40,15 @@ class View:
 
     queue: str | None = None
     text: str = ""
-    order: str = "name"
+    order: Order = "name"
     page: int = 0
 
-    def select(self, rows: list[Fields]) -> tuple[list[Fields], int]:
-        """Return the queues of this view, and how many there are on all of its pages."""
-        if self.queue is not None:
-            found = [row for row in rows if row["name"] == self.queue]
-            return found, len(found)
-        found = [row for row in rows if self.text in row["name"]] if self.text else rows
-        if self.order in _ORDERS:
-            found = sorted(found, key=_ORDERS[self.order])
-        return found[self.page * ROWS :][:ROWS], len(found)
+
+class Rows(NamedTuple):
+    """What a view is answered: its queues, and how many there are on all of its pages."""
+
+    queues: list[Fields]
+    matching: int
 
 
 class Watch:
@@ -61,8 +56,8 @@ class Watch:
 
     def __init__(self, client: AsyncClient) -> None:
         self.history = History()
-        self.rows: list[Fields] | None = None
-        """The queues in the newest answer; None before the first."""
+        self.sums: Fields = {}
+        """The sums of all queues."""
         self.status: Fields = {}
         self.trouble: str | None = None
         """Why the daemon does not answer, or None while it does."""
@@ -71,6 +66,9 @@ class Watch:
         self.ended = False
         """Whether nobody may wait any longer."""
         self._client = client
+        self._rows: dict[View, Rows] = {}
+        self._few = True
+        """Whether there are so few queues that each has a history, also if nobody looks at it."""
         self._views: list[View] = []
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
@@ -111,9 +109,16 @@ class Watch:
             took = time.monotonic() - began
             await asyncio.sleep(max(PAUSE, SHARE * took) if answered else AGAIN)
 
-    async def queues(self) -> list[Fields]:
-        """Return the queues of the newest answer, or ask for one. Raises what the daemon answers."""
-        return await self._client.queues() if self.rows is None else self.rows
+    async def rows(self, view: View) -> Rows:
+        """Return what the newest answer has for a view, or ask for it where the view is new."""
+        if view not in self._rows:
+            if self.trouble is not None:
+                return Rows([], 0)
+            try:
+                self._rows[view] = await self._ask_for(view)
+            except EoqError:
+                return Rows([], 0)  # the next answer says why
+        return self._rows[view]
 
     def end(self) -> None:
         """Let all who wait end."""
@@ -128,14 +133,23 @@ class Watch:
     async def _ask(self) -> bool:
         try:
             status = await self._client.status()
-            rows = await self._client.queues()
+            rows = {view: await self._ask_for(view) for view in set(self._views)}
+            some = await self._client.overview("name", limit=ALL_UP_TO if self._few else 1)
         except EoqError as error:
             self.trouble = str(error)
         else:
             self.trouble = None
             self.status = {name: status.get(name) for name in _STATUS}
-            self.rows = rows
-            looked_at = {row["name"] for view in self._views for row in view.select(rows)[0]}
-            self.history.add(rows, looked_at)
+            self.sums, self._rows, self._few = some["sums"], rows, some["count"] <= ALL_UP_TO
+            looked_at = [row for found in rows.values() for row in found.queues]
+            self.history.add([*some["queues"], *looked_at] if self._few else looked_at, self.sums)
         self._tell()
         return self.trouble is None
+
+    async def _ask_for(self, view: View) -> Rows:
+        if view.queue is not None:
+            found = await self._client.queues(prefix=view.queue, limit=1)
+            rows = [row for row in found if row["name"] == view.queue]
+            return Rows(rows, len(rows))
+        answer = await self._client.overview(view.order, contains=view.text, skip=view.page * ROWS, limit=ROWS)
+        return Rows(answer["queues"], answer["matching"])

@@ -98,10 +98,6 @@ class AsyncPgInbox:
         self._closed = True
         await self._close_idle()
 
-    async def _close_idle(self) -> None:
-        while self._idle:
-            await self._idle.pop().close()
-
     def forked(self) -> None:
         """Start anew in a forked child. The connections are the parent's."""
         for connection in (*self._idle, *self._in_use):

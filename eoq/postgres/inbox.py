@@ -99,10 +99,6 @@ class PgInbox:
         self._closed = True
         self._close_idle()
 
-    def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
     def forked(self) -> None:
         """Start anew in a forked child. The connections are the parent's."""
         for connection in (*self._idle, *self._in_use):

@@ -13,12 +13,15 @@ from ..ids import new_id
 from ..message import Outgoing, Sent, complete_headers, encode_payload
 from .calls import Call, portions
 from .codec import Fields, put_bytes
-from .limits import POLL_SECONDS
+from .features import QueueOrder
+from .limits import MAX_BATCH, POLL_SECONDS, QUEUES_PAGE
 from .validation import check_finite, check_options, check_queue
 
 SCHEDULES: Final[Call[list[Fields]]] = Call({"op": "schedules"}, lambda reply: list(reply["schedules"]))
-QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
-METRICS: Final[Call[str]] = Call({"op": "metrics"}, lambda reply: str(reply["text"]))
+ALL_QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: list(reply["queues"]))
+"""Asks for all queues at once. A daemon of an earlier version knows no other way."""
+ALL_METRICS: Final[Call[str]] = Call({"op": "metrics"}, lambda reply: str(reply["text"]))
+"""Asks for all metrics at once, likewise."""
 STATUS: Final[Call[Fields]] = Call({"op": "status"}, lambda reply: _without(reply, "rid", "ok"))
 MOVED_TOGETHER: Final = 10
 """How many dead letters one request may name, to redrive them to another queue."""
@@ -29,6 +32,43 @@ TOPICS: Final[Call[list[Fields]]] = Call({"op": "topics"}, lambda reply: list(re
 
 def _without(reply: Fields, *names: str) -> Fields:
     return {name: value for name, value in reply.items() if name not in names}
+
+
+class QueuesPart(NamedTuple):
+    """Queues by name, and whether there are more behind them."""
+
+    queues: list[Fields]
+    more: bool
+
+
+def queues(after: str, prefix: str, limit: int | None) -> Call[QueuesPart]:
+    """Ask for the next queues by name. Without a limit, for as many as are asked for at once."""
+    fields: Fields = {"op": "queues", "after": after, "prefix": prefix}
+    fields["limit"] = QUEUES_PAGE if limit is None else min(limit, MAX_BATCH)
+    return Call(fields, lambda reply: QueuesPart(list(reply["queues"]), bool(reply["more"])))
+
+
+def some_queues(rows: list[Fields], after: str, prefix: str, limit: int | None) -> list[Fields]:
+    """Return what `queues` would ask for, of all queues of a daemon of an earlier version."""
+    return [row for row in rows if row["name"] > after and row["name"].startswith(prefix)][:limit]
+
+
+def overview(order: QueueOrder, contains: str, skip: int, limit: int) -> Call[Fields]:
+    """Ask for the sums of all queues, and the first ones in an order."""
+    fields: Fields = {"op": "overview", "order": order, "contains": contains, "skip": skip, "limit": limit}
+    return Call(fields, lambda reply: _without(reply, "rid", "ok"))
+
+
+class MetricsPart(NamedTuple):
+    """A part of the metrics, and where the next one begins, if there is one."""
+
+    text: str
+    after: int | None
+
+
+def metrics(after: int) -> Call[MetricsPart]:
+    """Ask for a part of the metrics. The first one is behind 0."""
+    return Call({"op": "metrics", "after": after}, lambda reply: MetricsPart(reply["text"], reply.get("after")))
 
 
 class Changed(NamedTuple):

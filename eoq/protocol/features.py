@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from .codec import Fields
 
@@ -11,6 +11,10 @@ NOT_AFTER: Final = "not_after"
 """``send``, ``send_many`` and ``settle`` take ``not_after``: until when a message may be stored."""
 FORWARDED: Final = "forwarded"
 """``settle`` takes ``forwarded``: the place to which its messages went."""
+PAGES: Final = "pages"
+"""``queues`` and ``metrics`` are answered in parts, and there is ``overview``."""
+QueueOrder: TypeAlias = Literal["name", "busy", "depth", "ready", "dead", "sent", "done", "age"]
+"""The orders in which ``overview`` has the queues."""
 RESULTS: Final = "results"
 """``settle`` takes ``awaits``, and there are the requests ``results`` and ``take_results``."""
 HANDLES: Final = "handles"

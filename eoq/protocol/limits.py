@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 2
 """The version of the protocol. `status` gives it; a daemon that gives none speaks version 1."""
-FEATURES: Final = ("digest", "forwarded", "handles", "not_after", "results")
+FEATURES: Final = ("digest", "forwarded", "handles", "not_after", "pages", "results")
 """What a daemon of this version knows that one of an earlier version does not. `status` gives it."""
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a body or a result."""
@@ -19,6 +19,8 @@ MAX_OUTPUT: Final = 8 * 1024 * 1024
 """Bytes of an output that the dedup service keeps."""
 MAX_LINE: Final = 16 * 1024 * 1024
 """Bytes of a request line. The largest body in its longest JSON spelling (six bytes per byte) fits twice."""
+QUEUES_PAGE: Final = 200
+"""Queues that a client asks for at once, where it wants all."""
 MAX_BATCH: Final = 1000
 """Messages or receipts in one request."""
 MAX_ID: Final = 200

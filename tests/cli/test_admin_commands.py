@@ -265,3 +265,27 @@ def test_a_send_to_a_topic_says_to_how_many_queues_it_went(shell: Shell, queue: 
     assert (spooling.status, "stored nowhere" in spooling.errors) == (0, True)
     plain = shell.run(f"eoq send {queue} x --json")
     assert ("queues" in plain.rows[0], plain.errors) == (False, "")
+
+
+# ── many queues ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_queues_are_listed_in_pages_and_in_orders(shell: Shell, client: eoq.Client, queue: str) -> None:
+    for number in range(4):
+        client.send(f"{queue}{number}", "x")
+    client.send_many(f"{queue}2", ["x", "x"])
+
+    def listed(options: str) -> list[str]:
+        ran = shell.run(f"eoq queues {options}")
+        assert ran.status == 0, ran.errors
+        return [line.split()[0].removeprefix(queue) for line in ran.lines]
+
+    assert listed(f"--prefix {queue}") == ["0", "1", "2", "3"]
+    assert listed(f"--prefix {queue} --after {queue}1 --limit 1") == ["2"]
+    assert listed(f"--contains {queue.upper()} --order depth --limit 2") == ["2", "0"]
+    assert listed(f"--contains {queue}") == ["0", "1", "2", "3"]
+    assert shell.run(f"eoq queues --json --prefix {queue}3").rows[0]["ready"] == 1
+    refused = shell.run("eoq queues --order busy --prefix a")
+    assert (refused.status, refused.text) == (2, "")
+    assert "leave out --prefix" in refused.errors

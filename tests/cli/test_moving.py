@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,11 @@ import pytest
 
 import eoq
 from eoq.daemon.config.settings import StorageSettings, defaults
+from eoq.daemon.rules.schedule_rules import occurrence_id
 from eoq.daemon.upkeep.exporting import export
 from eoq.daemon.upkeep.importing import STEP_LINES, import_lines
-from tests.support import Daemon, Shell, clean_environment, running_daemon
+from eoq.protocol import calls
+from tests.support import Daemon, Shell, clean_environment, eventually, running_daemon
 
 BAD_DATA, LOCKED = 65, 75
 HEAD: Final = '{"type":"export","format":1,"source":"other","exported_at":1767225600.0}'
@@ -57,7 +60,26 @@ def origin() -> Iterator[Daemon]:
         client.receive("leased", lease=600)
         client.once("key", lambda: b"output")
         client.pause("groups")
+        client.bind("news", "q", {"kind": "big"})
+        client.bind("news", "other")
+        client.schedule("daily", "q", {"a": 1}, cron="5 4 * * *", timezone="Europe/Berlin", headers={"h": "v"})
+        client.schedule("often", "other", b"\xff", every=3600, at=4_000_000_000, catch_up="none", priority=2)
+        client.pause_schedule("often")
+        client.send("gone", "x")
+        client.purge("gone")
+        client.delete_queue("gone", forget_ids=True)
+        eventually(lambda: _counts(daemon) == {row["name"]: _nonzero(row["totals"]) for row in client.queues()})
         yield daemon
+
+
+def _nonzero(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
+
+
+def _counts(daemon: Daemon) -> dict[str, dict[str, int]]:
+    """Return the counts in the file, which follow those of the daemon a little later."""
+    lines = lines_of(daemon.db)
+    return {line["queue"]: line["counts"] for line in lines if line["type"] == "counts" and "queue" in line}
 
 
 def test_ids_and_states_are_kept(origin: Daemon, tmp_path: Path) -> None:
@@ -68,7 +90,7 @@ def test_ids_and_states_are_kept(origin: Daemon, tmp_path: Path) -> None:
     ran = shell.run(
         f"eoq import {tmp_path}/all.jsonl --db {database}; eoq import --db {database} <{tmp_path}/all.jsonl"
     )
-    assert (ran.status, ran.lines) == (0, ["10", "0"]), ran.errors
+    assert (ran.status, ran.lines) == (0, ["19", "0"]), ran.errors
     assert lines_of(database) == lines_of(origin.db)
 
     with running_daemon("--db", str(database)) as other, eoq.connect(other.socket) as client:
@@ -90,8 +112,83 @@ def test_ids_and_states_are_kept(origin: Daemon, tmp_path: Path) -> None:
         assert client.once("key", lambda: b"never") == b"output"
 
 
+def _seen(client: eoq.Client) -> dict[str, Any]:
+    """Return what a user sees of a daemon. Who has leased a message does not belong to the messages."""
+    queues = client.queues()
+    for row in queues:
+        row["ready"] += row.pop("leased")
+        for name in ("sent_rate", "done_rate", "consumers", "waiting", "since_start"):
+            del row[name]
+    states = ("ready", "leased", "delayed", "blocked", "dead", "done", "dropped", "cancelled")
+    found = [(row["name"], client.peek(row["name"], state, limit=100)) for row in queues for state in states]
+    bodies = {(name, one["id"]): (one.get("body"), one["seq"] is None) for name, some in found for one in some}
+    return {
+        "queues": queues,
+        "topics": client.topics(),
+        "schedules": [client.channel.run(calls.query("schedule_show", name=s["name"])) for s in client.schedules()],
+        "bodies": bodies,
+        "totals": client.status()["totals"],
+    }
+
+
+@pytest.mark.slow
+def test_a_daemon_from_an_export_is_the_same_for_its_users(origin: Daemon, tmp_path: Path) -> None:
+    database = tmp_path / "other.db"
+    ran = origin.shell().run(f"eoq export | eoq import --db {database}")
+    assert ran.status == 0, ran.errors
+    with running_daemon("--db", str(database)) as other, eoq.connect(other.socket) as client:
+        with eoq.connect(origin.socket) as before:
+            expected = _seen(before)
+        assert _seen(client) == expected
+        assert {schedule["schedule"]["name"] for schedule in expected["schedules"]} == {"daily", "often"}
+        client.send("news", "for all", headers={"kind": "big"})
+        assert client.resume_schedule("often")
+        assert client.run_schedule("often").duplicate is False
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
+    """What it missed between export and import is sent by its rule, under the ids that the first daemon would use."""
+    now = int(time.time()) // 100 * 100
+    line = {"type": "schedule", "name": "s", "queue": "q", "every": 100, "at": 1000, "catch_up": "all", "body": "x"}
+    line |= {"seen_at": now - 250.0, "next_at": now - 200, "last_at": now - 300}
+    import_text(tmp_path / "eoq.db", HEAD, json.dumps(line), '{"type":"end","lines":1}')
+    with running_daemon("--db", str(tmp_path / "eoq.db")) as daemon, eoq.connect(daemon.socket) as client:
+        eventually(lambda: len(client.peek("q", limit=100)) >= 3)
+        sent = [one["id"] for one in client.peek("q", limit=3)]
+    assert sent == [occurrence_id("s", now - ago) for ago in (200, 100, 0)]
+
+
+def test_setups_that_contradict_what_is_known_are_refused(tmp_path: Path) -> None:
+    database = tmp_path / "eoq.db"
+    binding = '{"type":"binding","topic":"t","queue":"q","headers":{"a":"b"}}'
+    schedule = '{"type":"schedule","name":"s","queue":"q","every":10,"at":1000,"body":"x","seen_at":1.0,"next_at":1000}'
+    counts = '{"type":"counts","queue":"q","counts":{"sent":3}}'
+    import_text(database, HEAD, binding, schedule, counts, '{"type":"end","lines":3}')
+    stored = lines_of(database)
+    import_text(database, HEAD, binding, schedule, counts.replace("3", "4"), '{"type":"end","lines":3}')
+    assert lines_of(database) == stored, "what is known stays"
+    for wrong, error in (
+        (binding.replace('"b"', '"c"'), "line 2: 'q' is bound to 't' with other headers"),
+        (schedule.replace('"x"', '"y"'), "line 2: there is a schedule 's' with another definition"),
+        ('{"type":"binding","topic":"q","queue":"r"}', "the bindings up to line 2: 'q' is a topic itself"),
+        ('{"type":"binding","topic":"t","queue":"r","headers":{"a":"' + "x" * 5000 + '"}}', "line 2: the headers of"),
+        (schedule.replace('"every":10', '"cron":"nonsense"'), "line 2: "),
+        (schedule.replace('"every":10,', ""), "line 2: "),
+        (counts.replace("sent", "unknown"), "line 2: "),
+        (counts.replace("3", "-1"), "line 2: "),
+        ('{"type":"message","queue":"x","id":"i","body":"","enqueued_at":1}', "line 3: 'x' is a queue with messages"),
+    ):
+        more = ['{"type":"binding","topic":"x","queue":"q"}'] if "message" in wrong else []
+        with pytest.raises(eoq.EoqError, match=error):
+            import_text(database, HEAD, wrong, *more, '{"type":"end","lines":1}')
+    assert [line for line in lines_of(database) if line["type"] != "message"] == stored
+
+
 def test_some_queues_can_be_exported(origin: Daemon) -> None:
     assert {line.get("id") for line in lines_of(origin.db, "dead", "leased")} == {"dead", "leased", None}
+    kinds = [(line["type"], line.get("topic") or line.get("name")) for line in lines_of(origin.db, "q")]
+    assert kinds[:3] == [("counts", None), ("binding", "news"), ("schedule", "daily")]
     ran = origin.shell().run("eoq export no-such-queue")
     assert (ran.status, ran.text) == (1, "")
 

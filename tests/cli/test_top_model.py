@@ -18,9 +18,14 @@ def _row(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, **counts, **rates, "since_start": {"retried": 0}, **more}
 
 
+def _answer(*rows: dict[str, Any]) -> dict[str, Any]:
+    sums = {state: sum(row[state] for row in rows) for state in ("ready", "leased", "delayed", "blocked", "dead")}
+    return {"count": len(rows), "matching": len(rows), "sums": sums, "queues": list(rows)}
+
+
 def _model(*rows: dict[str, Any]) -> Any:
     one = model.Model()
-    one.update({"now": 100.0, "started_at": 40.0, "version": "1"}, rows, 0.01)
+    one.update({"now": 100.0, "started_at": 40.0, "version": "1"}, _answer(*rows), 0.01)
     return one
 
 
@@ -42,11 +47,11 @@ def test_the_busiest_queues_come_first_and_the_order_can_be_changed() -> None:
 
 def test_the_course_of_a_queue_is_kept_until_the_queue_is_gone() -> None:
     one = _model(_row("q", ready=1, delayed=2))
-    one.update({"now": 101.0}, [_row("q", ready=7, oldest_ready=99.5)], 0.01)
+    one.update({"now": 101.0}, _answer(_row("q", ready=7, oldest_ready=99.5)), 0.01)
     queue = one.queues["q"]
     assert (list(queue.depths), queue.oldest) == ([3, 7], 1.5)
-    one.update({"now": 102.0}, [], 0.01)
-    one.update({"now": 103.0}, [_row("q")], 0.01)
+    one.update({"now": 102.0}, _answer(), 0.01)
+    one.update({"now": 103.0}, _answer(_row("q")), 0.01)
     assert list(one.queues["q"].depths) == [0]
 
 

@@ -12,13 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from tests.support import PATIENCE, eventually
+from tests.support import eventually
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
+
+
+PATIENT: Final = 120.0
+"""Seconds until a wait for the browser fails the test. It starts slowly on a busy machine."""
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
+"""Keys that do something by themselves, and their codes."""
 
 
 class Tab:
@@ -62,15 +68,29 @@ class Tab:
 
     def sees(self, text: str) -> None:
         """Wait until the page shows a text."""
-        eventually(lambda: text in (self.run("document.body ? document.body.innerText : ''") or ""), what=text)
+        eventually(lambda: text in (self.run("document.body ? document.body.innerText : ''") or ""), PATIENT, what=text)
 
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key."""
-        self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
-        self.ask("Input.dispatchKeyEvent", type="keyUp", key=key)
+        code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS.get(key, 0)}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", text=text or {"Enter": "\r"}.get(key, ""), **code)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def press_until(self, key: str, reached: str, most: int = 60) -> None:
+        """Press a key until an expression is true in the page."""
+        for _ in range(most):
+            if self.run(reached):
+                return
+            self.press(key)
+        raise AssertionError(f"{most} times {key}, and not {reached}")
+
+    def frames(self) -> list[str]:
+        """Return the addresses of the frames in the page. One that was refused has that of an error page."""
+        tree = self.ask("Page.getFrameTree")["frameTree"]
+        return [child["frame"].get("unreachableUrl") or child["frame"]["url"] for child in tree.get("childFrames", [])]
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENT
         while b"\0" not in self._read:
             assert select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0], "no answer"
             self._read += os.read(self._answers, 1 << 20)
@@ -80,8 +100,8 @@ class Tab:
 
 
 @contextmanager
-def open_tab() -> Iterator[Tab]:
-    """Run a browser with one tab and without any data of its user."""
+def open_tab(*more: str) -> Iterator[Tab]:
+    """Run a browser with one tab and without any data of its user. ``more`` are flags of it."""
     commands_read, commands = os.pipe()
     answers, answers_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -89,7 +109,17 @@ def open_tab() -> Iterator[Tab]:
         moved = f'exec "$@" 3<&{commands_read} 4>&{answers_write}'
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
         process = subprocess.Popen(
-            ["bash", "-c", moved, "bash", CHROMIUM, *flags, f"--user-data-dir={folder}", "--window-size=1200,900"],
+            [
+                "bash",
+                "-c",
+                moved,
+                "bash",
+                CHROMIUM,
+                *flags,
+                f"--user-data-dir={folder}",
+                "--window-size=1200,900",
+                *more,
+            ],
             pass_fds=(commands_read, answers_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -50,6 +50,7 @@ def test_only_the_token_lets_in(site: Site) -> None:
     "headers",
     [
         {"Host": "evil.example"},
+        {"Host": "evil.example:80", "Origin": "http://evil.example:80"},  # as a browser asks after DNS rebinding
         {"Host": "127.0.0.1.evil.example:80"},
         {"Host": "evil.example@127.0.0.1"},
         {"Host": "127.0.0.1:x/../evil"},

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from tests.support import Shell
 
 ROOT: Final = Path(__file__).parents[2]
+PATIENT: Final = 300.0
+"""Seconds that a block with many commands may take. It is only there so that nothing hangs for ever."""
 
 
 class Block(NamedTuple):
@@ -82,8 +84,9 @@ class Page:
         return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in wanted]
 
     def broken_links(self) -> Iterator[str]:
-        """Yield each link to a file or a heading that does not exist."""
-        for target in re.findall(r"\]\(([^)\s]+)\)", self.text):
+        """Yield each link to a file or a heading that does not exist, and each picture that does not."""
+        pictures = re.findall(r'\bsrc(?:set)?="([^"]+)"', self.text)
+        for target in pictures + re.findall(r"\]\(([^)\s]+)\)", self.text):
             if re.match(r"\w+:", target):
                 continue
             file, _, anchor = target.partition("#")
@@ -94,8 +97,12 @@ class Page:
 
 def _anchors(path: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a document."""
-    headings = Page(str(path.relative_to(ROOT))).headings
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {anchor(heading) for heading in Page(str(path.relative_to(ROOT))).headings}
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def with_netcat(shell: Shell, script: str) -> str:
@@ -109,6 +116,6 @@ def with_netcat(shell: Shell, script: str) -> str:
 
 def follow(shell: Shell, script: str) -> list[str]:
     """Run a block in which no command may fail. Return the lines that it printed."""
-    ran = shell.run(f"set -e; {script}", HOME=str(shell.folder))
+    ran = shell.run(f"set -e; {script}", timeout=PATIENT, HOME=str(shell.folder))
     assert ran.status == 0, f"{script}\n{ran.text}\n{ran.errors}"
     return ran.lines

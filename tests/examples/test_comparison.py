@@ -1,4 +1,4 @@
-"""The guide's table of other queues: eoq says "yes" in each row, and each row has tests."""
+"""What the documents claim of eoq and of others: what eoq does has tests, and what others do has its source."""
 
 from __future__ import annotations
 
@@ -43,15 +43,24 @@ PROOFS: Final = {
 """For each row, the files of its tests. The text after "::" is part of the name of the most important test."""
 
 
-def _rows() -> dict[str, list[str]]:
-    return {row[0]: row[1:] for row in Page("eoq/docs/guide.md").rows("Beside others")}
+README: Final = Page("README.md")
+PEERS: Final = "Beside others"
 
 
-def test_eoq_has_yes_in_every_row_and_every_row_has_tests() -> None:
-    rows = _rows()
+def test_what_eoq_does_has_tests() -> None:
+    rows = {row[0]: row[1:] for row in Page("eoq/docs/guide.md").rows("What eoq does")}
     assert rows.keys() == PROOFS.keys()
-    assert {name for name, cells in rows.items() if cells[0] != "yes"} == set()
-    assert {len(cells) for cells in rows.values()} == {8}
+    assert all(len(cells) == 1 and cells[0] for cells in rows.values())
+
+
+def test_each_claim_about_another_queue_names_its_source_and_the_table_its_date() -> None:
+    rows = README.rows(PEERS)
+    assert len(rows) > 4
+    assert "eoq" in rows[0][0]
+    for name, *claims in rows[1:]:
+        for claim in claims:
+            assert re.search(r"\]\(https://[^)]+\)", claim), f"{name}: {claim}"
+    assert re.search(r"\b20\d\d\b", README.section(PEERS))
 
 
 def test_the_named_tests_exist() -> None:

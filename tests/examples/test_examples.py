@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from tests.examples.conftest import EXAMPLES, ExampleShell
+from tests.examples.node import node_is_able
 from tests.examples.pages import Page, follow
 from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
 
@@ -31,7 +32,7 @@ def _outcome(daemon: Daemon, queue: str, id: str) -> tuple[object, object]:
 
 
 def _examples() -> list[str]:
-    return sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".toml"))
+    return sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".mjs", ".toml"))
 
 
 @pytest.mark.parametrize("name", _examples())
@@ -66,8 +67,12 @@ def _pages_blocks() -> tuple[list[str], str, str]:
 def test_the_examples_can_be_followed_one_after_the_other(alone: Shell, folder: Path) -> None:
     blocks, _start, _request = _pages_blocks()
     (folder / "examples").symlink_to(EXAMPLES)
-    printed = follow(alone, "\n".join(blocks))
-    assert [line for line in printed if line in ("2", "alice|500")] == ["2", "alice|500"]
+    script = "\n".join(blocks)
+    if not node_is_able():  # the test of that example says so
+        script = re.sub(r"^node .*", "eoq receive payments --ack", script, flags=re.MULTILINE)
+    printed = follow(alone, script)
+    results = ("2", "alice|500", "dave has 300 cents")
+    assert [line for line in printed if line in results] == list(results)
     eventually(lambda: "nightly-report-" in alone.run("eoq peek reports").text)
 
 

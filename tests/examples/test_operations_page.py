@@ -36,7 +36,7 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
 def test_a_move_can_be_pasted(alone: Shell, folder: Path) -> None:
     (move,) = PAGE.blocks("Move", "sh")
     follow(alone, "eoq start && eoq send q hello --id a")
-    assert follow(alone, move) == ["1"]
+    assert follow(alone, move) == ["2"], "the message, and what was counted of its queue"
     assert follow(alone, "eoq export --db new.db | jq -r 'select(.id) | .id'") == ["a"]
 
 

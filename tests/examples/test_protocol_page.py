@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -26,6 +27,8 @@ from eoq.daemon.store.sqlite.tables import queues as queue_table
 from eoq.daemon.store.sqlite.tables import schedules as schedule_table
 from eoq.message import MAX_DELAY
 from eoq.protocol import limits
+from eoq.protocol.paths import socket_path
+from eoq.testing import private_daemon
 from tests.examples.pages import Page, follow, with_netcat
 from tests.support import Daemon, Shell, Wire, clean_environment, eventually
 
@@ -135,6 +138,73 @@ def test_every_error_code_is_explained() -> None:
     kinds: list[type[eoq.EoqError]] = [eoq.EoqError, *eoq.EoqError.__subclasses__()]
     own = {kind.code for kind in kinds if kind.__module__ == "eoq.errors"}
     assert explained == own - {"unavailable"}  # only a client raises it
+
+
+def test_result_answers_each_outcome_that_is_listed() -> None:
+    section = PAGE.split("\n### result\n")[1].split("\n### ")[0]
+    listed = re.findall(r"^\| `(\w+)` \| (?!string|seconds|queue|means)", section, re.MULTILINE)
+    with private_daemon() as daemon:
+        client = daemon.client
+        for id in ("done", "dead", "forwarded"):
+            client.send("q", "x", id=id)
+        done, dead, forwarded = client.receive("q", limit=3)
+        done.ack()
+        dead.reject("no")
+        client.ask("settle", acks=[{"receipt": forwarded.receipt}], forwarded="there")
+        client.send("q", "x", id="expired", ttl=1)
+        daemon.clock.move(2)
+        client.send("q", "x", id="dropped")
+        client.purge("q")
+        client.send("q", "x", id="cancelled")
+        client.cancel("q", "cancelled")
+        client.send("q", "x", id="waits")
+        assert [client.ask("result", queue="q", id=id)["outcome"] for id in listed] == listed
+        assert client.ask("result", queue="q", id="waits")["outcome"] is None
+    assert len(listed) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "rid"),
+    [
+        (b'{"rid":1,"op":"topics","x":1}', 1),
+        (b'{"rid":"a","op":"receive","queue":"q","limit":1001}', "a"),
+        (b'{"rid":"a"}', "a"),
+        (b'{"rid":1.5,"op":"topics"}', None),
+        (b'{"rid":true,"op":"topics"}', None),
+        (b'{"rid":[1],"op":"topics"}', None),
+        (b'{"rid":1,"op":"topics"', None),
+        (b'[{"rid":1}]', None),
+        (b"", None),
+    ],
+)
+def test_an_error_has_the_rid_unless_it_could_not_be_read(wire: Wire, line: bytes, rid: object) -> None:
+    reply = wire.ask_line(line)
+    assert (reply["ok"], reply["error"]["code"], reply.get("rid")) == (False, "invalid_request", rid)
+    assert wire.ask({"rid": 2, "op": "topics"})["rid"] == 2, "the connection stays open"
+
+
+def test_a_reply_has_one_message_of_a_group_and_its_texts_as_they_are(wire: Wire, queue: str) -> None:
+    text = "a\u2028b\u0085c"
+    for id, group in (("1", "g"), ("2", "g"), ("3", None)):
+        wire.ask({"op": "send", "queue": queue, "id": id, "body": text, "group": group})
+    wire.send({"op": "receive", "queue": queue, "limit": 10})
+    line = wire.read_line()
+    assert line is not None and text.encode() in line
+    assert [message["id"] for message in json.loads(line)["messages"]] == ["1", "3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rows are those of Linux")
+def test_the_default_socket_is_where_the_table_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row[1].strip("`") for row in Page("eoq/PROTOCOL.md").rows("1 Framing") if row[0] == "Linux"]
+    assert len(rows) == 3
+    monkeypatch.setenv("EOQ_SOCKET", "")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    assert str(socket_path()) == rows[0].replace("$XDG_RUNTIME_DIR", str(folder))
+    usual, last = (Path(row.replace("UID", str(os.getuid()))) for row in rows[1:])
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", unset)
+        writable = os.access(usual.parents[1], os.W_OK)
+        assert socket_path() == (usual if writable else last)
 
 
 def test_the_limits_are_those_of_the_code() -> None:

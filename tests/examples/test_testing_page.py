@@ -21,7 +21,8 @@ PAGE: Final = Page("eoq/docs/testing.md")
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="there is no `sqlite3` command")
 def test_the_command_of_the_page_is_proved(alone: Shell) -> None:
     (block,) = PAGE.blocks("Prove a command", "sh")
-    first, method = follow(alone, block)[-2:]
+    first, second, method = follow(alone, block)[-3:]
+    assert second.startswith("second kills, of the redelivery: ")
     assert first.endswith(" crash points, 0 differences")
     assert method.startswith("crash points: each write and sync" if can_trace() else "crash points: a sweep")
 

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 import eoq
+from eoq.daemon.server.connection import MAX_IN_FLIGHT
 from eoq.daemon.store.sqlite.database import LOCK_SECONDS
 from tests.support import Daemon, eventually, python_process, read_line_of
 
@@ -81,3 +82,16 @@ def test_a_reader_that_keeps_the_log_from_shrinking_is_named(daemon: Daemon) -> 
             assert "grows" in error
             assert daemon.said.count("grows") == 1, "the same trouble is logged once a minute"
         assert client.send("q", "x").duplicate is False
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_while_its_requests_wait_gives_its_place_free(daemon: Daemon) -> None:
+    """Nothing is read from a client with many requests under way, so no event tells that it has disconnected."""
+    with daemon.wire() as wire, _other_program(daemon.db, "begin immediate"):
+        with daemon.wire() as leaving:
+            line = b'{"op":"send","queue":"q","body":"x"}\n'
+            leaving.socket.sendall(line * (MAX_IN_FLIGHT + 10))
+            eventually(lambda: daemon.ask(op="status")["connections"] == 3)
+        wire.send({"op": "send", "queue": "q", "id": "a", "body": "x"})
+        eventually(lambda: daemon.ask(op="status")["connections"] == 2)
+        assert wire.silent(0), "the requests still wait for the other program"

@@ -39,6 +39,8 @@ VALID: Final[list[Fields]] = [
     {"op": "release", "receipts": ["0.1.1"]},
     {"op": "result", "queue": "q", "id": "a", "wait": 0},
     {"op": "queues"},
+    {"op": "queues", "limit": 2, "after": "a", "prefix": "q"},
+    {"op": "overview", "order": "busy", "contains": "q", "skip": 1, "limit": 2},
     {"op": "peek", "queue": "q", "limit": 1, "state": "dead"},
     {"op": "show", "queue": "q", "id": "a"},
     {"op": "status"},
@@ -69,7 +71,7 @@ MORE: Final[list[Fields]] = [
     {"op": "schedule_show", "name": "s"},
     {"op": "schedules"},
 ]
-LONG: Final = {"queues", "topics", "schedules"}
+LONG: Final = {"queues", "overview", "topics", "schedules"}
 """Requests whose reply grows with what the lines have made. They are rare, so that the rest gets its turn."""
 LINES: Final = 500
 """Lines in one write."""

@@ -15,6 +15,7 @@ import eoq
 from eoq.message import Delivery
 from eoq.protocol.admin_calls import CancelledMessage, Changed, EditedMessage
 from eoq.protocol.codec import Fields
+from eoq.protocol.features import QueueOrder
 
 T = TypeVar("T")
 Kind = Literal["blocking", "asyncio"]
@@ -61,7 +62,10 @@ class AnyClient(Protocol):
     def extend(self, message: Delivery | str, seconds: float) -> bool: ...
     def transaction(self) -> AbstractContextManager[AnyTransaction]: ...
     def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None: ...
-    def queues(self) -> list[Fields]: ...
+    def queues(self, *, prefix: str = "", after: str = "", limit: int | None = None) -> list[Fields]: ...
+    def overview(
+        self, order: QueueOrder = "busy", *, contains: str = "", skip: int = 0, limit: int = 100
+    ) -> Fields: ...
     def status(self) -> Fields: ...
     def why(self, queue: str, id: str) -> Fields: ...
     def metrics(self) -> str: ...
@@ -212,8 +216,11 @@ class AsyncFace:
     def result(self, queue: str, id: str, wait: float = 0.0) -> eoq.Result | None:
         return self.run(self.client.result(queue, id, wait))
 
-    def queues(self) -> list[Fields]:
-        return self.run(self.client.queues())
+    def queues(self, **options: Any) -> list[Fields]:
+        return self.run(self.client.queues(**options))
+
+    def overview(self, order: QueueOrder = "busy", **options: Any) -> Fields:
+        return self.run(self.client.overview(order, **options))
 
     def why(self, queue: str, id: str) -> Fields:
         return self.run(self.client.why(queue, id))

@@ -185,10 +185,10 @@ async def test_an_idle_ingest_leaves_its_daemon_alone(machines: list[Daemon], da
     asked = 0
 
     class Counting(AsyncClient):
-        async def queues(self) -> list[dict[str, Any]]:
+        async def queues(self, **options: Any) -> list[dict[str, Any]]:
             nonlocal asked
             asked += 1
-            return await super().queues()
+            return await super().queues(**options)
 
     _, other, _ = machines
     async with Counting(other.socket) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import re
 import socket as sockets
@@ -138,6 +139,20 @@ def test_get_metrics_is_answered_with_the_whole_text(port: int) -> None:
         reply = connection.getresponse()
         assert (reply.status, reply.getheader("Content-Type")) == (200, "text/plain; version=0.0.4; charset=utf-8")
         samples = _samples(reply.read().decode())
+    assert samples['eoq_queue_messages{messaging_destination_name="mail",state="ready"}'] == 1
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("br, GZIP;q=0.5", True), ("gzip;q=0", False), ("gzip;q=0.0, *", False), ("identity", False)],
+)
+def test_who_takes_it_gets_the_text_packed(port: int, accepted: str, packed: bool) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/metrics", headers={"Accept-Encoding": accepted})
+        reply = connection.getresponse()
+        assert reply.getheader("Content-Encoding") == ("gzip" if packed else None)
+        body = reply.read()
+    samples = _samples((gzip.decompress(body) if packed else body).decode())
     assert samples['eoq_queue_messages{messaging_destination_name="mail",state="ready"}'] == 1
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from sqlalchemy.orm import sessionmaker
 
 import eoq
 from eoq.testing import CannotProve, PrivateDaemon, ProofFailed, Report, make_message, prove
+from eoq.testing.proof.proving import chosen
 from eoq.testing.proof.ptrace import can_trace
+from eoq.testing.proof.report import Point
 from examples import ledger_worker, sqlalchemy_worker
 
 PAYMENT = {"account": "alice", "cents": 500}
@@ -138,6 +141,57 @@ def test_a_handler_that_commits_by_itself_is_found(db: Path, eoq_daemon: Private
     assert "4 crash points, 1 difference" in text
     assert "'p-1', killed at statement 4: the ack: booking: 1 row more than without a kill, such as ('p-1', '')" in text
     eoq_daemon.client.send("q", "it still answers")
+
+
+def _recovers_badly(path: Path, message: eoq.Message) -> None:
+    """Survive a kill: a redelivery takes back what was begun. But a kill between its two steps takes it back twice."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as own:
+        if own.execute("select 1 from booking").fetchone():
+            return
+        if own.execute("select 1 from pending").fetchone():
+            own.execute("update purse set cents = cents - 5")
+            own.execute("delete from pending")
+        own.execute("begin")
+        own.execute("insert into pending values (?)", (message.id,))
+        own.execute("update purse set cents = cents + 5")
+        own.execute("commit")
+        own.execute("begin")
+        own.execute("insert into booking values (?, '')", (message.id,))
+        own.execute("delete from pending")
+        own.execute("commit")
+
+
+def test_a_handler_that_survives_one_kill_and_not_two_is_found(db: Path) -> None:
+    with closing(sqlite3.connect(db)) as database:
+        database.executescript(
+            """
+            create table pending (payment text);
+            create table purse (cents integer);
+            insert into purse values (0);
+            """
+        )
+    text = failure(_recovers_badly, db, inbox=None, traced=False)
+    assert ", and the redelivery at statement 4: delete from pending: purse: " in text
+    report = prove(_recovers_badly, ["x"], db, inbox=None, traced=False, second_kills=0)
+    assert (report.ok, report.second_kills) == (True, 0), "it survives one kill"
+
+
+def test_second_kills_are_bounded_and_counted(db: Path) -> None:
+    report = prove(book, ["x", "y"], db, traced=False, second_kills=3)
+    assert report.second_kills == 6
+    assert "second kills, of the redelivery: 6" in str(report)
+    assert report.as_json()["second_kills"] == 6
+
+
+def test_second_kills_are_before_the_ack_at_commits_and_between() -> None:
+    points = [Point("statement", number, place) for number, place in enumerate(["x"] * 5 + ["COMMIT"] + ["y"] * 94)]
+    points += [Point("statement", 100, "the ack")]
+    some = chosen(points, 10)
+    assert len(some) == 10
+    assert {"COMMIT", "the ack"} <= {point.place for point in some}
+    assert some == sorted(some, key=lambda point: point.number)
+    assert max(later.number - one.number for one, later in pairwise(some)) <= 30
+    assert (chosen(points[:3], 10), chosen(points, 1)) == (points[:3], points[-1:])
 
 
 def test_a_commit_inside_the_transaction_of_an_inbox_is_found(db: Path) -> None:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import pytest
 from msgspec.structs import replace
@@ -39,6 +39,7 @@ from eoq.daemon.store.sqlite.database import MANY
 from eoq.daemon.store.sqlite.reader import Reader
 from eoq.daemon.store.sqlite.shown import Filter
 from eoq.daemon.store.sqlite.store import SqliteStore
+from eoq.protocol.features import QueueOrder
 
 NOW: Final = 1_700_000_000.0
 LATER: Final = NOW + 1000
@@ -308,8 +309,7 @@ def test_redrive_drop_and_purge_find_what_they_change(traced: Traced) -> None:
 def test_firing_finds_the_schedules_that_are_due_and_the_next(traced: Traced) -> None:
     for n in range(FILL):
         fields = requests.Schedule(name=f"s{n}", queue="q", every=600 + n)
-        definition = request_values.new_schedule(fields, NOW)
-        traced.run(ScheduleAdd(NOW, definition, False))
+        traced.run(ScheduleAdd(NOW, *request_values.new_schedule(fields, NOW), False))
 
     now = NOW + 602
     read = ReadDue(now, FILL, False)
@@ -369,6 +369,38 @@ def test_a_peek_walks_only_its_state(
 def test_a_result_is_found_by_id(tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced) -> None:
     steps = loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.result("q", "done0")))
     _check(steps, "INDEX message_by_id (queue=? AND id=?)", "settled USING PRIMARY KEY (queue=? AND id=?)")
+
+
+def test_a_page_of_queues_counts_by_indexes_alone(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced
+) -> None:
+    steps = loop.run_until_complete(_plan_of_reading(tmp_path, lambda reader: reader.queues("a", "b", 10)))
+    assert "SEARCH queue USING INDEX sqlite_autoindex_queue_1 (name>? AND name<?)" in steps
+    _check_counts(steps)
+
+
+@pytest.mark.parametrize("order", get_args(QueueOrder))
+def test_a_ranking_counts_by_indexes_alone(
+    tmp_path: Path, loop: asyncio.AbstractEventLoop, traced: Traced, order: str
+) -> None:
+    ranking = loop.run_until_complete(
+        _plan_of_reading(tmp_path, lambda reader: reader.ranking(order, "q", 0, 10, b"{}"))
+    )
+    _check_counts(ranking)
+
+
+def _check_counts(steps: list[str]) -> None:
+    of_messages = [step for step in steps if step.startswith(("SCAN message", "SEARCH message"))]
+    assert {step.split("USING ")[1].removeprefix("COVERING ") for step in of_messages} <= {
+        "INTEGER PRIMARY KEY (rowid=?)",  # that of a message which is leased, or is the oldest
+        "INDEX message_ready (queue=?)",
+        "INDEX message_ready (queue=? AND priority=?)",
+        "INDEX message_ready_by_seq (queue=?)",
+        "INDEX message_later (queue=?)",
+        "INDEX message_group (queue=? AND group>?)",
+        "INDEX message_dead (queue=?)",
+    }
+    assert not [step for step in steps if step.startswith("SCAN queue") and "INDEX" not in step]
 
 
 async def _plan_of_reading(folder: Path, look: Callable[[Reader], Awaitable[object]]) -> list[str]:

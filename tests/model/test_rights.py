@@ -28,6 +28,7 @@ SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "once_done": {"key": "k", "token": "t"},
     "once_release": {"key": "k", "token": "t"},
     "queues": {},
+    "overview": {},
     "peek": {"queue": "q"},
     "tail": {"queue": "q"},
     "show": {"queue": "q", "id": "i"},

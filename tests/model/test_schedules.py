@@ -30,6 +30,7 @@ from eoq.daemon.config.model import Config
 from eoq.daemon.config.settings import StorageSettings, defaults
 from eoq.daemon.records import DueSchedules, NewMessage, OccurrencePlan
 from eoq.daemon.rules.schedule_rules import GRACE, Definition
+from eoq.daemon.services import scheduler
 from eoq.daemon.services.scheduler import LONGEST_TIMER, REFUSED_SECONDS, STEP, Scheduler
 from eoq.daemon.session import Session
 from eoq.daemon.store.commands import Command, Put, R
@@ -371,6 +372,23 @@ def test_a_start_far_ahead_stays_when_the_clock_is_set_back(daemon: Daemon, cloc
     assert daemon.ask("schedule_show", name="s")["schedule"]["next_at"] == start
 
 
+@pytest.mark.parametrize("limit", ["PLAN_SECONDS", "STEP"])
+def test_many_that_were_set_back_or_are_due_are_planned_in_steps(
+    daemon: Daemon, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """One step plans only a few, so that others need not wait. The next step follows at once."""
+    monkeypatch.setattr(scheduler, limit, 1 if limit == "STEP" else 0)
+    names = [f"s{n}" for n in range(5)]
+    for name in names:
+        daemon.ask("schedule_add", name=name, queue="q", cron="@hourly")
+    clock.jump(-24 * HOUR)
+    daemon.pass_time(LONGEST_TIMER + 1)
+    hour = (clock.wall() // HOUR + 1) * HOUR
+    assert {daemon.ask("schedule_show", name=name)["schedule"]["next_at"] for name in names} == {hour}
+    daemon.pass_time(hour - clock.wall() + 1)
+    assert sorted(daemon.messages()) == [_id(name, hour) for name in names]
+
+
 def test_a_ttl_is_not_moved_by_a_jump_that_was_before(daemon: Daemon, clock: ManualClock) -> None:
     """The broker moves times to live with the clock: of what was stored before it was set, and of nothing else."""
     start = clock.wall()
@@ -635,7 +653,8 @@ def test_a_configuration_of_too_many_is_not_taken_by_half(
 
 def test_definitions_are_values() -> None:
     schedule = requests.Schedule(name="s", queue="q", every=10, at=7.9, body="x")
-    definition = request_values.new_schedule(schedule, 0.0)
+    definition, first_at = request_values.new_schedule(schedule, 0.0)
+    assert first_at == 7
     assert isinstance(definition, Definition)
     assert definition.timing.at == 7
     assert request_values.content_of(definition) == {"body": "x"}

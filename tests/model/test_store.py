@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from eoq.daemon.config.settings import QueueSettings, defaults
 from eoq.daemon.portable import EndedMessage
 from eoq.daemon.records import Claimed, NewMessage, Stored
 from eoq.daemon.store.commands import Claim, Command, DeleteQueue, Import, Purge, Put, StoreTotals
+from eoq.daemon.store.sqlite import store as store_module
 from eoq.daemon.store.sqlite.deliveries.claims import EXPIRY_ROWS
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables import queues as queue_table
+from eoq.daemon.store.writer import Writer
 
 
 def test_a_send_over_several_queues_is_undone_where_there_is_no_room_for_another(
@@ -157,6 +160,35 @@ def test_counts_are_written_once_where_a_later_command_is_refused(tmp_path: Path
             store.transact([StoreTotals()])
             (sent,) = store.database.execute("select sum(sent) from total").fetchone()
             assert sent == store.totals.all()["sent"] == 2
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_commands_that_take_long_do_not_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for one of them only, and each has its outcome, in the order in which they were submitted."""
+
+    async def run() -> None:
+        store = await SqliteStore.open(tmp_path / "eoq.db")
+        try:
+            queues = ["a", "b", "c", "d"]
+            puts = [Put(1.0, [NewMessage(queue, "id", b"", b"digest", due_at=9.0)], defaults) for queue in queues]
+            assert len(store.transact(puts[:3], seconds=0)) == 1, "one command is run in any case"
+            monkeypatch.setattr(store_module, "MOST_SECONDS", 0)
+            lost: list[eoq.EoqError] = []
+            writer = Writer(store, lost.append)
+            done: list[tuple[str, object]] = []
+
+            def note(queue: str, outcome: object) -> None:
+                done.append((queue, outcome))
+
+            for put in puts:
+                writer.submit(put, partial(note, put.messages[0].queue))
+            await writer.drain()
+            assert [queue for queue, _ in done] == queues
+            assert not any(isinstance(outcome, eoq.EoqError) for _, outcome in done)
+            assert writer.backlog == 0
         finally:
             await store.close()
 

@@ -501,7 +501,7 @@ def test_once_keys_have_one_caller(database: Database) -> None:
 def test_schedules_store_a_planned_occurrence_once(parts: Parts) -> None:
     schedules = Schedules(parts.database, parts.puts, parts.totals)
     definition = Definition("s", "q", Timing(None, None, 60, None), "last", "{}")
-    added = schedules.add(ScheduleAdd(NOW, definition, False))
+    added = schedules.add(ScheduleAdd(NOW, definition, int(NOW + 60), False))
     assert added.next_at == NOW + 60
     assert schedules.read_due(ReadDue(NOW, 10, False)).next_due_at == NOW + 60
     (due,) = schedules.read_due(ReadDue(NOW + 60, 10, False)).due

@@ -42,6 +42,7 @@ def test_the_wheel_holds_eoq_and_nothing_else(distributions: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= NEEDED
     assert {name.split("/")[0].split("-")[0] for name in names} == {"eoq"}
+    assert not [name for name in names if "pictures" in name], "they are for readers of the tree"
 
 
 @pytest.mark.slow

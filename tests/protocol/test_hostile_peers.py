@@ -169,6 +169,8 @@ UNREAD = {
     "receive of large messages": {"op": "receive", "queue": "large", "limit": 2, "lease": 0.001, "wait": 3600},
     "large results": {"op": "result", "queue": "done", "id": "0"},
     "queues": {"op": "queues"},
+    "metrics": {"op": "metrics"},
+    "overview": {"op": "overview"},
     "send": {"op": "send", "queue": "sent", "id": "0", "body": ""},
     "nonsense": {"op": "nonsense"},
 }

@@ -66,6 +66,10 @@ class Throughput:
             round((window.done_before * rest + window.done) / WINDOW, 3),
         )
 
+    def active(self) -> list[str]:
+        """Return the queues whose rates may be above zero."""
+        return list(self._windows)
+
     def _prune(self, now: float) -> None:
         """Drop the windows of queues without traffic: names may be used once and never again."""
         self._windows = {name: window for name, window in self._windows.items() if now - window.begun < 2 * WINDOW}

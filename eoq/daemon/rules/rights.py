@@ -145,6 +145,7 @@ _NEEDS: Final[dict[type, Callable[[Any], list[Need]]]] = {
     ask.ScheduleShow: _all,
     ask.Schedules: _all,
     ask.Queues: _observe,
+    ask.Overview: _observe,
     ask.Metrics: _observe,
     ask.Topics: _observe,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...errors import InvalidRequest, QueueFull
@@ -10,6 +11,14 @@ from ..records import Binding
 
 MAX_BINDINGS: Final = 10_000
 MAX_QUEUES_OF_TOPIC: Final = 100
+MAX_BINDING_HEADERS: Final = 4096
+"""Characters of the headers of a binding, as JSON."""
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` where the headers of a binding are too long."""
+    if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
+        raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
 
 
 def check_bindings(bindings: Sequence[Binding]) -> None:

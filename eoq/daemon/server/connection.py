@@ -14,7 +14,8 @@ from ...protocol.limits import MAX_LINE, MAX_OUTPUT
 from .. import requests as ask
 from ..request_fields import Rid
 from ..session import Fields, Handler, Session
-from .sockets import has_hung_up, peer_of
+from .hang_ups import HangUps, has_hung_up
+from .sockets import peer_of
 from .traffic import LARGE_REPLY, LIGHT_LINE, QUANTUM, Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -34,7 +35,7 @@ FETCHED: Final[dict[type, int]] = {
     **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
     ask.Results: 2 * 1024 * 1024,
     ask.Metrics: 16 * 1024 * 1024,
-    **dict.fromkeys((ask.Queues, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
+    **dict.fromkeys((ask.Queues, ask.Overview, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
 }
 """The requests whose replies may have megabytes, and about how many bytes each takes until its reply is made."""
 MAX_PARTIAL: Final = 256 * 1024 * 1024
@@ -66,10 +67,10 @@ class Host(Protocol):
     connections: set[ClientConnection]
     partial: int
     traffic: Traffic
+    hang_ups: HangUps
 
     def asked(self) -> None: ...
     def answered(self) -> None: ...
-    def only_reads(self, connection: ClientConnection) -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):
@@ -117,8 +118,10 @@ class ClientConnection(asyncio.Protocol):
         self._server.partial -= self._counted
         self._counted = 0
         self._lost = True
+        self._server.hang_ups.leave(self)
         self._traffic.under_way -= self._under_way
-        self._traffic.fetched(sum(self._fetching.values()))
+        for size in self._fetching.values():
+            self._traffic.fetched(size)
         self._fetching.clear()
         self._traffic.forget(self)
         if self._traffic.held:
@@ -146,7 +149,7 @@ class ClientConnection(asyncio.Protocol):
         stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
         if stays:
             self._session.hung_up = self._hung_up
-            self._server.only_reads(self)
+            self._server.hang_ups.watch(self)
         return stays
 
     def pause_writing(self) -> None:
@@ -163,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
         self._close_if_answered()
 
     def _hung_up(self) -> bool:
-        return self._transport.is_closing() or has_hung_up(self._transport.get_extra_info("socket").fileno())
+        return self._transport.is_closing() or has_hung_up(self.descriptor())
 
     # ── from the server ─────────────────────────────────────────────────────────────────────────────────
 
@@ -185,10 +188,10 @@ class ClientConnection(asyncio.Protocol):
         """Return about how many bytes of replies the client has not read."""
         return self._transport.get_write_buffer_size() + self._unwritten_bytes
 
-    def abort_if_hung_up(self) -> None:
-        """Close the connection now if its client reads no more."""
-        if self._hung_up():
-            self._transport.abort()
+    def descriptor(self) -> int:
+        """Return the descriptor of the socket."""
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
 
     # ── one line ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,7 +263,7 @@ class ClientConnection(asyncio.Protocol):
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return True
         if route.size:
-            if not self._traffic.fetch(self, route.size):
+            if not self._traffic.fetch(self, route.size, not self._in_flight):
                 self._unhandled.appendleft(line)
                 return False
             self._fetching[id(request)] = route.size
@@ -386,8 +389,10 @@ class ClientConnection(asyncio.Protocol):
             self._reading = reading
             if reading:
                 self._transport.resume_reading()
+                self._server.hang_ups.leave(self)
             else:
                 self._transport.pause_reading()
+                self._server.hang_ups.watch(self)
 
 
 def _bytes_of(outcome: Fields | EoqError) -> int:

@@ -15,13 +15,12 @@ from ...system.spin import Spin
 from ..locks import Lock, Locked
 from ..session import Handler, Handlers, Reply, Session
 from .connection import ClientConnection, Route, route_of
+from .hang_ups import HangUps
 from .sockets import SocketAccess, identity_of, listen, require_at
 from .traffic import Traffic
 
 log = logging.getLogger("eoq.daemon")
 
-HUNG_UP_SECONDS: Final = 1.0
-"""How often to check clients that only read, since no event says that one has disconnected."""
 SOCKET_SECONDS: Final = 3.0
 """How often to check that the file of the socket is still there. More often would wake an idle daemon for little."""
 SPIN_SECONDS: Final = 0.0003
@@ -51,7 +50,7 @@ class Server:
         self.partial = 0
         """Bytes of unfinished lines of all connections."""
         self.traffic = Traffic(backlog)
-        self._only_reading: set[ClientConnection] = set()
+        self.hang_ups = HangUps()
         self._loop = asyncio.get_running_loop()
         self._spin = Spin(SPIN_SECONDS)
         self._spinning = False
@@ -162,19 +161,6 @@ class Server:
         self._spinning = self._spin.again()
         if self._spinning:
             self._loop.call_soon(self._stay_awake)
-
-    def only_reads(self, connection: ClientConnection) -> None:
-        """Check a client now and then: it has closed its sending side, and waits for replies."""
-        if not self._only_reading:
-            self._loop.call_later(HUNG_UP_SECONDS, self._abort_hung_up)
-        self._only_reading.add(connection)
-
-    def _abort_hung_up(self) -> None:
-        self._only_reading &= self.connections
-        for connection in self._only_reading:
-            connection.abort_if_hung_up()
-        if self._only_reading:
-            self._loop.call_later(HUNG_UP_SECONDS, self._abort_hung_up)
 
     def refuse_new(self) -> None:
         """Accept no more connections and read no more requests. Those under way are answered."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
 from functools import partial
@@ -154,10 +153,3 @@ def _groups_of(connection: socket.socket, user: int, group: int) -> frozenset[in
             return frozenset((group, *os.getgrouplist(pwd.getpwuid(user).pw_name, group)))
         except (KeyError, OSError):
             return frozenset((group,))
-
-
-def has_hung_up(descriptor: int) -> bool:
-    """Return whether the other end of a connection is closed for reading as well."""
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))

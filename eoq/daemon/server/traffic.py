@@ -30,6 +30,8 @@ LARGE_REPLY: Final = 16 * 1024
 """Bytes from which on a reply counts towards `TURN_BYTES`."""
 MAX_FETCHING: Final = 64 * 1024 * 1024
 """Bytes that the replies of all requests under way may have together, by what each of them may have at most."""
+VERY_LARGE: Final = 16 * 1024 * 1024
+"""Bytes above which a reply is one of few: these have as many bytes again, and nobody else waits for them."""
 MAX_UNREAD: Final = 128 * 1024 * 1024
 """Bytes of replies that all clients together may leave unread. Above it, clients that do not read are disconnected."""
 LOG_SECONDS: Final = 1.0
@@ -47,6 +49,44 @@ class Member(Protocol):
     def unread_bytes(self) -> int: ...
 
 
+class _Budget:
+    """Bytes that replies under way may have together, and which connections wait for some, in two lines.
+
+    A connection with nothing else under way stands in the quick line. It has three turns of four, so that a client
+    with one request at a time does not stand behind hundreds of connections with hundreds of requests each.
+    """
+
+    __slots__ = ("_line", "_quick", "_turn", "taken")
+
+    def __init__(self) -> None:
+        self.taken = 0
+        # Ordered dictionaries serve as queues in which each connection stands once.
+        self._quick: OrderedDict[Member, None] = OrderedDict()
+        self._line: OrderedDict[Member, None] = OrderedDict()
+        self._turn = 0
+
+    def next(self) -> Member | None:
+        """Return who has the next turn, or None where nobody waits."""
+        line = self._quick if self._quick and (self._turn % 4 or not self._line) else self._line
+        return next(iter(line), None)
+
+    def take(self, size: int) -> None:
+        """Take bytes. The turn is over."""
+        self.taken += size
+        self._turn += 1
+
+    def join(self, peer: Member, quick: bool) -> None:
+        """Let a connection wait, unless it waits already."""
+        if peer not in self._quick and peer not in self._line:
+            (self._quick if quick else self._line)[peer] = None
+
+    def leave(self, peer: Member) -> bool:
+        """Let a connection wait no more. Return whether others wait."""
+        self._quick.pop(peer, None)
+        self._line.pop(peer, None)
+        return bool(self._quick or self._line)
+
+
 class Traffic:
     """The turns and the bytes of all connections."""
 
@@ -61,16 +101,17 @@ class Traffic:
         self.crowded = False
         """Whether so many bytes were encoded in this turn that further replies have to queue up."""
         self._loop = asyncio.get_running_loop()
-        self._fetching = 0
+        self._large = _Budget()
+        self._very_large = _Budget()
         # Ordered dictionaries serve as queues in which each connection stands once.
-        self._barred: OrderedDict[Member, None] = OrderedDict()
-        """Connections whose next request waits until others have their replies, in the order of their turns."""
         self._with_lines: OrderedDict[Member, None] = OrderedDict()
         """Connections with lines to handle, in the order of their turns."""
         self._with_replies: OrderedDict[Member, None] = OrderedDict()
         """Connections with replies to encode, in the order of their turns."""
         self._closing: deque[Callable[[], None]] = deque()
         self._planned = False
+        self._admitted = False
+        """Whether a connection that waited for bytes has got a turn since this was last looked at."""
         self._encoded = 0
         self._unread: OrderedDict[Member, int] = OrderedDict()
         """Bytes that each client has not read. Who has read, or got a reply, most recently stands last."""
@@ -138,7 +179,10 @@ class Traffic:
             self._closing.popleft()()
         end = self.turn_end()
         self._take_turns(self._with_replies, lambda peer: self.crowded or peer.write_some(), end)
-        self._take_turns(self._with_lines, self._handle_some, end)
+        self._admitted = True
+        while self._admitted and not self.is_over(end):  # each of those who wait for bytes lets the next one in
+            self._admitted = False
+            self._take_turns(self._with_lines, self._handle_some, end)
         if self._closing or self._with_replies or (self._with_lines and not self.held):
             self._plan()
 
@@ -159,33 +203,42 @@ class Traffic:
 
     # ── bytes under way ─────────────────────────────────────────────────────────────────────────────────
 
-    def fetch(self, peer: Member, size: int) -> bool:
+    def fetch(self, peer: Member, size: int, quick: bool) -> bool:
         """Reserve the bytes of a reply. Return False if ``peer`` has to wait: it then handles its lines again later.
 
-        Who waits keeps its place, and nobody overtakes: with hundreds of connections, each has its turn soon.
+        ``quick``: whether it has nothing else under way. Who waits keeps its place, so each has its turn soon.
         """
-        is_next = not self._barred or next(iter(self._barred)) is peer
-        if not is_next or (self._fetching and self._fetching + size > MAX_FETCHING):
-            self._barred.setdefault(peer)
+        budget = self._budget_of(size)
+        is_next = budget.next() in (None, peer)
+        if not is_next or (budget.taken and budget.taken + size > MAX_FETCHING):
+            budget.join(peer, quick)
+            if not is_next:
+                self._admit_next(budget)
             return False
-        self._fetching += size
+        budget.take(size)
         self.pass_over(peer)
         return True
 
     def fetched(self, size: int) -> None:
         """Give reserved bytes back: the reply was made, or its request waits."""
-        self._fetching -= size
-        self._admit_next()
+        budget = self._budget_of(size)
+        budget.taken -= size
+        self._admit_next(budget)
 
     def pass_over(self, peer: Member) -> None:
         """Let ``peer`` wait for no bytes any more: it has them, or it handles no lines for now."""
-        if self._barred:
-            self._barred.pop(peer, None)
-            self._admit_next()
+        for budget in (self._large, self._very_large):
+            if budget.next() is not None and budget.leave(peer):
+                self._admit_next(budget)
 
-    def _admit_next(self) -> None:
-        if self._barred and self._fetching < MAX_FETCHING:
-            self.has_lines(next(iter(self._barred)))
+    def _budget_of(self, size: int) -> _Budget:
+        return self._very_large if size > VERY_LARGE else self._large
+
+    def _admit_next(self, budget: _Budget) -> None:
+        peer = budget.next()
+        if peer is not None and budget.taken < MAX_FETCHING:
+            self._admitted = True
+            self.has_lines(peer)
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────────────
 

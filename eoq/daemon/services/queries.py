@@ -67,6 +67,7 @@ class Queries:
         self.handlers: Handlers = {
             ask.GetResult: self._result,
             ask.Queues: self._queues,
+            ask.Overview: self._rank,
             ask.Peek: self._peek,
             ask.Show: self._show,
             ask.Tail: self._tail,
@@ -148,8 +149,11 @@ class Queries:
 
     # ── other queries ───────────────────────────────────────────────────────────────────────────────────
 
-    def _queues(self, session: Session, _request: ask.Queues, reply: Reply) -> None:
-        self._run(session, self._overview.reply, reply)
+    def _queues(self, session: Session, request: ask.Queues, reply: Reply) -> None:
+        self._run(session, partial(self._overview.queues, request), reply)
+
+    def _rank(self, session: Session, request: ask.Overview, reply: Reply) -> None:
+        self._run(session, partial(self._overview.overview, request), reply)
 
     def _peek(self, session: Session, request: ask.Peek, reply: Reply) -> None:
         self._run(session, partial(self._read_peek, request), reply)

@@ -45,6 +45,8 @@ ROOM_SECONDS: Final = 0.2
 """Seconds from the end of a message until refused occurrences are tried again. Meanwhile more messages may end."""
 STEP: Final = 100
 """How many occurrences or schedules one transaction handles, so that no send waits long behind them."""
+PLAN_SECONDS: Final = 0.02
+"""How long one step plans at most. To find an occurrence of a rare cron expression takes a hundredth of a second."""
 
 log = logging.getLogger("eoq.schedule")
 
@@ -137,7 +139,7 @@ class Scheduler:
         match request:
             case ask.ScheduleAdd():
                 now = self._clock.wall()
-                command = ScheduleAdd(now, new_schedule(request, now), request.replace)
+                command = ScheduleAdd(now, *new_schedule(request, now), request.replace)
                 self._submit(command, partial(self._added, reply), reply)
             case ask.ScheduleRemove(name=name):
                 self._submit(ScheduleRemove(name), lambda _: reply({}), reply)
@@ -205,20 +207,27 @@ class Scheduler:
         if isinstance(outcome, EoqError):
             self._failed(outcome)
             return
+        end = self._clock.monotonic() + PLAN_SECONDS
         notes: list[str] = []
-        plans = [self._plan_anew(now, schedule) for schedule in outcome.set_back]
-        left = STEP - len(plans)
-        ahead = {plan.schedule.row_id for plan in plans}
-        waiting = [schedule for schedule in outcome.due if schedule.row_id not in ahead]
-        while waiting and left > 0:
-            plan = self._plan_due(now, waiting.pop(0), left, notes)
+        plans: list[OccurrencePlan] = []
+        ahead = {schedule.row_id for schedule in outcome.set_back}
+        waiting = deque(schedule for schedule in outcome.due if schedule.row_id not in ahead)
+        set_back = deque(outcome.set_back)
+        left = STEP
+        while (set_back or waiting) and left > 0 and (not plans or self._clock.monotonic() < end):
+            if set_back:
+                plan = self._plan_anew(now, set_back.popleft())
+            else:
+                plan = self._plan_due(now, waiting.popleft(), left, notes)
             plans.append(plan)
             left -= max(len(plan.occurrences), 1)
         if not plans:
             self._end_step(outcome.next_due_at)
             return
+        # Those that were set back are not found by the moment of their next occurrence.
+        again = now if outcome.set_back else None
         command = StoreOccurrences(now, plans, self._settings, now + REFUSED_SECONDS)
-        self._writer.submit(command, partial(self._fired, notes))
+        self._writer.submit(command, partial(self._fired, notes, again))
 
     def _plan_anew(self, now: float, schedule: ScheduleRecord) -> OccurrencePlan:
         """Plan a schedule after the clock was set back: its occurrences since the new time are sent again.
@@ -263,7 +272,8 @@ class Scheduler:
     def _route(self, now: float, definition: Definition, at: int) -> Sequence[NewMessage]:
         return self._publisher.route([scheduled_message(definition, at)], now).messages
 
-    def _fired(self, notes: list[str], outcome: Fired | EoqError) -> None:
+    def _fired(self, notes: list[str], again: float | None, outcome: Fired | EoqError) -> None:
+        """End a step. The next one is ``again``, or where a schedule is due."""
         if isinstance(outcome, EoqError):
             self._failed(outcome)
             return
@@ -274,7 +284,7 @@ class Scheduler:
         for messages, stored in outcome.stored:
             self._publisher.submitted(messages)
             self._publisher.stored(messages, stored)
-        self._end_step(outcome.next_due_at)
+        self._end_step(outcome.next_due_at if again is None else again)
 
     def _failed(self, error: EoqError) -> None:
         if not self._failing:

@@ -6,19 +6,15 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 from msgspec.structs import replace
 
-from ...errors import EoqError, InvalidRequest
+from ...errors import EoqError
 from .. import requests as ask
 from ..records import Binding, NewMessage, Routed
-from ..rules.topic_rules import check_bindings
+from ..rules.topic_rules import check_bindings, check_headers
 from ..session import Handlers, Reply, Session, Submitter
 from ..store import commands
-
-MAX_BINDING_HEADERS: Final = 4096
-"""Characters of the headers of a binding, as JSON."""
 
 log = logging.getLogger("eoq.topics")
 
@@ -86,8 +82,7 @@ class Topics:
 
     def _bind(self, _session: Session, request: ask.Bind, reply: Reply) -> None:
         headers = request.headers or {}
-        if headers and len(json.dumps(headers)) > MAX_BINDING_HEADERS:
-            raise InvalidRequest(f"the headers of a binding have {MAX_BINDING_HEADERS:,} characters at most")
+        check_headers(headers)
         binding = Binding(request.topic, request.queue, headers)
         self._writer.submit(commands.Bind(binding, tuple(self._configured)), partial(self._changed, reply))
 

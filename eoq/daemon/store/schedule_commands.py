@@ -11,7 +11,9 @@ from .commands import Command
 
 
 class ScheduleAdd(Command[ScheduleAdded], frozen=True):
-    """Store a schedule, whose first occurrence is the first one after ``now``.
+    """Store a schedule. ``first_at`` is its first occurrence after ``now``.
+
+    It may take a hundredth of a second to find that occurrence, and so it is found outside the transaction.
 
     Raises `IdConflict` where the name has another definition and ``replace`` is false, `InvalidRequest` where the
     configuration file declares it, `QueueFull` where there are too many.
@@ -19,14 +21,18 @@ class ScheduleAdd(Command[ScheduleAdded], frozen=True):
 
     now: float
     definition: Definition
+    first_at: int
     replace: bool
 
 
 class ScheduleApply(Command[list[str]], frozen=True):
-    """Make the schedules of the configuration file exactly these. The outcome is a log line for each change."""
+    """Make the schedules of the configuration file exactly these. The outcome is a log line for each change.
+
+    With each definition stands its first occurrence after ``now``.
+    """
 
     now: float
-    definitions: Sequence[Definition]
+    definitions: Sequence[tuple[Definition, int]]
 
 
 class ScheduleRemove(Command[None], frozen=True):

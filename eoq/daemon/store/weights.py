@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from ..records import NewMessage
 from .commands import (
+    Bind,
     Command,
     Drop,
     EditMessage,
     Forget,
+    ListBindings,
     OnceFinish,
     Purge,
     Put,
@@ -22,9 +24,12 @@ from .commands import (
     Settle,
     StoreTotals,
     TakeResults,
+    Unbind,
 )
-from .schedule_commands import StoreOccurrences
+from .schedule_commands import ScheduleAdd, ScheduleList, SchedulePause, ScheduleRemove, StoreOccurrences
 
+DEFINITION: Final = 10
+"""The weight of a change of one schedule or binding."""
 STEP: Final = 500
 """The weight of a step over many rows."""
 
@@ -64,6 +69,10 @@ def _of_occurrences(command: StoreOccurrences) -> int:
     return sum(_of_messages(messages) for plan in command.plans for _, messages in plan.occurrences)
 
 
+def _of_definition(_command: Command[Any]) -> int:
+    return DEFINITION
+
+
 def _of_step(_command: Command[Any]) -> int:
     return STEP
 
@@ -83,5 +92,6 @@ _WEIGHTS: Final[dict[type, Callable[[Any], int]]] = {
     EditMessage: _of_edit,
     OnceFinish: _of_finish,
     StoreOccurrences: _of_occurrences,
-    **dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals), _of_step),
+    **dict.fromkeys((ScheduleAdd, ScheduleRemove, SchedulePause, Bind, Unbind), _of_definition),
+    **dict.fromkeys((Purge, Redrive, Drop, Forget, StoreTotals, ScheduleList, ListBindings), _of_step),
 }

@@ -27,6 +27,8 @@ class Store(Protocol):
     def quick(self) -> bool: ...
     @property
     def lost(self) -> EoqError | None: ...
+
+    # Each of these may run only the first commands of the batch, where they take long.
     def transact_at_once(self, batch: Sequence[Command[Any]], durable: bool) -> list[object] | None: ...
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool) -> list[object]: ...
 
@@ -106,6 +108,9 @@ class Writer:
         self._finish(batch, await self._store.transact_in_thread(commands, durable))
 
     def _finish(self, batch: list[Submitted], outcomes: list[object]) -> None:
+        if len(outcomes) < len(batch):  # they took long, and the others begin the next transaction
+            self._pending = batch[len(outcomes) :] + self._pending
+            del batch[len(outcomes) :]
         self.backlog -= sum([submitted.weight for submitted in batch])
         try:
             for submitted, outcome in zip(batch, outcomes, strict=True):

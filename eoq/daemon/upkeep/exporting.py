@@ -12,8 +12,11 @@ from typing import Any, Final
 
 from ...errors import InvalidRequest, NotFound
 from ..config.settings import StorageSettings
+from ..measures import COUNTERS
 from ..portable import (
     FORMAT,
+    BindingLine,
+    CountsLine,
     EndedMessage,
     EndOfExport,
     Export,
@@ -23,9 +26,13 @@ from ..portable import (
     LiveMessage,
     Queue,
     encode_line,
+    schedule_line,
     with_bytes,
 )
+from ..records import ScheduleRecord
+from ..rules.schedule_rules import Definition, Timing
 from ..store.sqlite.migration import migrations
+from ..store.sqlite.totals import DELETED
 from .backup import require_room
 from .snapshots import Watch, failure, open_read_only, stop_at_interrupt
 
@@ -50,6 +57,29 @@ _SETTLED: Final = """
     left join result on result.seq = settled.seq
     where :queues is null or queue.name in (select value from json_each(:queues))
     order by settled.queue, settled.id
+    """
+
+
+_COUNTS: Final = f"""
+    select queue.name, {", ".join(f"total.{name}" for name in COUNTERS)}
+    from total
+    left join queue on queue.number = total.queue
+    where iif(:queues is null, queue.number is not null or total.queue = {DELETED},
+              queue.name in (select value from json_each(:queues)))
+    order by queue.name
+    """  # noqa: S608 # our own columns
+_BINDINGS: Final = """
+    select topic, queue, headers
+    from binding
+    where :queues is null or queue in (select value from json_each(:queues))
+    order by topic, queue
+    """
+_SCHEDULES: Final = """
+    select
+      name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error, paused
+    from schedule
+    where :queues is null or queue in (select value from json_each(:queues))
+    order by name
     """
 
 
@@ -125,6 +155,7 @@ class _Reading:
             """
         ):
             yield Queue(queue=name, paused=True)
+        yield from self._setups()
         for row in self._rows(_SETTLED):
             yield self._ended(row)
         for row in self._rows(_MESSAGES):
@@ -132,6 +163,19 @@ class _Reading:
         if self._queues is None:
             for row in self._rows("select * from once where state = 'done' order by number"):
                 yield self._key(row)
+
+    def _setups(self) -> Iterator[Line]:
+        """Yield the lines of counts, bindings and schedules."""
+        for queue, *counts in self._rows(_COUNTS):
+            yield CountsLine(
+                queue=queue, counts={name: count for name, count in zip(COUNTERS, counts, strict=True) if count}
+            )
+        for topic, queue, headers in self._rows(_BINDINGS):
+            yield BindingLine(topic=topic, queue=queue, headers=json.loads(headers or "{}"))
+        for row in self._rows(_SCHEDULES):
+            name, queue, cron, timezone, every, at, catch_up, content, *state = row
+            definition = Definition(name, queue, Timing(cron, timezone, every, at), catch_up, content)
+            yield schedule_line(ScheduleRecord._make((definition, *state, 0)))
 
     def _rows(self, sql: str) -> sqlite3.Cursor:
         return self._execute(sql, {"queues": self._queues})

@@ -39,6 +39,14 @@ function table(titles, rows, label) {
   return make("div", { class: "scroll" }, make("table", { "aria-label": label }, make("thead", null, make("tr", null, ...head)), make("tbody", null, ...body)));
 }
 
+// What had the focus keeps it, if it is there again. If not, the next Tab goes on in the page, and not at its top.
+function refill(section, ...children) {
+  const label = (element) => element.ariaLabel || element.textContent;
+  const focused = section.contains(document.activeElement) ? label(document.activeElement) : null;
+  section.replaceChildren(...children);
+  if (focused !== null) ([...section.querySelectorAll("a, button")].find((one) => label(one) === focused) || main).focus({ preventScroll: true });
+}
+
 const number = (value) => typeof value === "number" ? value.toLocaleString("en", { maximumFractionDigits: 1 }) : String(value);
 const moment = (seconds) => typeof seconds === "number" ? new Date(seconds * 1000).toLocaleString("sv") : "–";
 
@@ -232,7 +240,7 @@ function queuePage([, name], options) {
     const began = performance.now();
     try {
       const found = await ask("messages", contains ? { queue: name, state, contains } : { queue: name, state });
-      if (mine === turn) messages.replaceChildren(...messageList(name, state, contains, found, load));
+      if (mine === turn) refill(messages, ...messageList(name, state, contains, found, load));
     } catch (error) {
       if (mine === turn) say(error.message, true);
     }
@@ -354,7 +362,7 @@ async function schedulesPage(_path, options) {
         make("div", { class: "buttons" },
           button(one.paused ? "Resume" : "Pause", () => act({ do: one.paused ? "schedule-resume" : "schedule-pause", name: one.name }, load), { "aria-label": (one.paused ? "Resume " : "Pause ") + one.name }),
           button("Run now", () => act({ do: "schedule-run", name: one.name, id: crypto.randomUUID() }, load), { "aria-label": "Run " + one.name + " now" }))]);
-      list.replaceChildren(rows.length ? table([["name", "text"], ["queue"], ["occurs"], ["next"], ["last", "wide"], ["error", "text wide"], [""]], rows, "Schedules") : make("p", null, "There are none."));
+      refill(list, rows.length ? table([["name", "text"], ["queue"], ["occurs"], ["next"], ["last", "wide"], ["error", "text wide"], [""]], rows, "Schedules") : make("p", null, "There are none."));
       if (found.count > found.schedules.length) list.append(make("p", null, `The first ${found.most} of ${number(found.count)} are shown.`));
     } catch (error) {
       if (mine === turn) say(error.message, true);

@@ -48,7 +48,6 @@ class CommandHandler:
         self._timeout = timeout
         self._moments = moments
         self._traced = can_trace() if traced is None else traced
-        self._seconds = 0.0
 
     @property
     def method(self) -> str:
@@ -63,13 +62,9 @@ class CommandHandler:
         if self._traced:
             places = [Point("write", number, place) for number, place in enumerate(ran.writes, start=1)]
         else:
-            self._seconds = ran.seconds
-            moments = range(1, self._moments + 1)
-            places = [Point("moment", number, f"after {self._moment(number) * 1000:.1f} ms") for number in moments]
+            moments = ((number, ran.seconds * number / self._moments) for number in range(1, self._moments + 1))
+            places = [Point("moment", number, f"after {at * 1000:.1f} ms", at) for number, at in moments]
         return [*places, Point("end", 1, "the command has ended, and its message is not acked")]
-
-    def _moment(self, number: int) -> float:
-        return self._seconds * number / self._moments
 
     def run(self, database: Path, message: Message, attempt: int, stop: Point | None, *, watched: bool) -> Ran:
         root = database.parent.parent
@@ -102,7 +97,7 @@ class CommandHandler:
             ran, writes = run_child(journal, deliver, self._timeout), True
         if ran.refused is not None:
             raise CannotProve(f"{ran.refused}; a proof works on copies: {_HOW}")
-        if not writes and ran.outcome == "done":
+        if not writes and ran.outcome == "done" and attempt == 1:
             raise CannotProve(f"the command has written nothing to the copy of {self._db.name}: {_HOW}")
         return ran
 
@@ -111,7 +106,7 @@ class CommandHandler:
         if stop is None or stop.source != "moment":
             return process.wait()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(self._moment(stop.number))
+            process.wait(stop.after)
         os.killpg(0, signal.SIGKILL)  # this process as well
         return None
 

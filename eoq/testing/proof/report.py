@@ -20,6 +20,11 @@ class Point:
     source: str
     number: int
     place: str
+    after: float = 0.0
+    """Of a moment: seconds from the begin of the run."""
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.number}: {self.place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Report:
     method: str
     messages: int = 0
     points: int = 0
+    second_kills: int = 0
+    """How many redeliveries were killed as well."""
     difference: Difference | None = None
     not_compared: Sequence[str] = field(default_factory=list)
     """The columns that differ without kills as well, such as times, as ``table.column``."""
@@ -59,6 +66,8 @@ class Report:
             lines.append(str(self.difference))
         if self.not_compared:
             lines.append(f"not compared, because they differ without a kill as well: {', '.join(self.not_compared)}")
+        if self.second_kills:
+            lines.append(f"second kills, of the redelivery: {self.second_kills:,}")
         lines.append(f"crash points: {self.method}")
         return "\n".join(lines)
 
@@ -69,6 +78,7 @@ class Report:
             "ok": self.ok,
             "messages": self.messages,
             "points": self.points,
+            "second_kills": self.second_kills,
             "differences": 0 if found is None else 1,
             "difference": None
             if found is None

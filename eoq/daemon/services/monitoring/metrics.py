@@ -1,6 +1,7 @@
 """Metrics: the text that Prometheus reads, of the daemon and of each queue.
 
-The text is made in slices, because it has megabytes where there are thousands of queues. Other requests come between.
+With thousands of queues it has megabytes. So it is made at a pace, and given in parts. What took long is given again to
+whoever asks soon: the metrics take a fiftieth of the daemon's time, however often they are asked for.
 """
 
 from __future__ import annotations
@@ -8,27 +9,37 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from ....errors import EoqError
+from ....errors import EoqError, NotFound
 from ... import requests as ask
-from ...measures import COUNTERS, Latencies
+from ...measures import COUNTERS, Counter, Latencies
 from ...session import Fields, Handlers, Reply, Session
-from .overview import QueueOverview
+from ...store.sqlite.overview import QueueState
+from .overview import QueueOverview, QueueSample
+from .pace import Pace
 from .status import StatusService
 from .tasks import SessionTasks
-from .text import SYSTEM, distribution, head, label_text, labelled, single
+from .text import SYSTEM, distribution, head, label_text, labelled, pack, single, unpack
 
 MOST_QUEUES: Final = 10_000
 """How many queues have samples of their own, the first by their names. The totals of the daemon have all."""
-SLICE: Final = 500
-"""Samples that are made before other requests have their turn: about half a millisecond."""
+FEW: Final = 500
+"""Up to so many queues, the samples are made anew for each who asks: that takes about 10 ms."""
+SPARED: Final = 50
+"""Those of more queues are given again for so many times as long as the work took."""
+READ_SECONDS: Final = 30.0
+"""How long after its first request a client may ask for the further parts of the same samples."""
+LINES: Final = 2000
+"""Lines of a series in one part: less than 256 KiB."""
+PART_BYTES: Final = 256 * 1024
+"""Bytes from which on a reply has no further part."""
+MOST_PARTS: Final = 1_000_000
 STATES: Final = ("ready", "delayed", "leased", "blocked", "dead")
 ENDS: Final = ("done", "dead", "expired", "dropped", "cancelled", "forwarded")
-
-Queue = dict[str, Any]
 
 
 class Series(NamedTuple):
@@ -36,7 +47,7 @@ class Series(NamedTuple):
 
     name: str
     labels: dict[str, str]
-    value: Callable[[Queue], float]
+    value: Callable[[QueueSample], float]
 
 
 class QueueFamily(NamedTuple):
@@ -48,30 +59,32 @@ class QueueFamily(NamedTuple):
     series: Sequence[Series]
 
 
-def _counted(name: str, help: str, counter: str, labels: dict[str, str] | None = None) -> QueueFamily:
-    return QueueFamily(name, "counter", help, [Series(name, labels or {}, lambda queue: queue["totals"][counter])])
+def _counted(name: str, help: str, counter: Counter, labels: dict[str, str] | None = None) -> QueueFamily:
+    return QueueFamily(name, "counter", help, [Series(name, labels or {}, _total(counter))])
 
 
 def _several(
-    name: str, kind: Literal["counter", "gauge"], help: str, label: str, values: dict[str, Callable[[Queue], float]]
+    name: str,
+    kind: Literal["counter", "gauge"],
+    help: str,
+    label: str,
+    values: dict[str, Callable[[QueueSample], float]],
 ) -> QueueFamily:
     return QueueFamily(name, kind, help, [Series(name, {label: text}, value) for text, value in values.items()])
 
 
-def _age(field: str) -> Callable[[Queue], float]:
-    def age(queue: Queue) -> float:
-        moment = queue[field]
-        return 0.0 if moment is None else round(max(0.0, time.time() - moment), 3)
+def _age(field: Literal["oldest", "oldest_ready"]) -> Callable[[QueueSample], float]:
+    moment_of: Callable[[QueueSample], float | None] = attrgetter(f"state.{field}")
+
+    def age(queue: QueueSample) -> float:
+        moment = moment_of(queue)
+        return 0.0 if moment is None else int(max(0.0, time.time() - moment) * 1000) / 1000  # faster than `round`
 
     return age
 
 
-def _of(field: str) -> Callable[[Queue], float]:
-    return lambda queue: int(queue[field])
-
-
-def _total(counter: str) -> Callable[[Queue], float]:
-    return lambda queue: int(queue["totals"][counter])
+def _total(counter: Counter) -> Callable[[QueueSample], float]:
+    return lambda queue: queue.totals[counter]
 
 
 FAMILIES: Final = (
@@ -80,21 +93,24 @@ FAMILIES: Final = (
         "gauge",
         "Messages of a queue by their state.",
         "state",
-        {state: _of(state) for state in STATES},
+        {state: attrgetter(f"state.{state}") for state in STATES},
     ),
     *(
-        QueueFamily(name, "gauge", help, [Series(name, {}, _age(field))])
-        for name, field, help in (
-            ("eoq_queue_oldest_message_seconds", "oldest", "Age of the oldest message that is not settled."),
-            ("eoq_queue_oldest_ready_seconds", "oldest_ready", "Age of the oldest message that is ready or leased."),
-        )
-    ),
-    *(
-        QueueFamily(name, "gauge", help, [Series(name, {}, _of(field))])
-        for name, field, help in (
-            ("eoq_queue_consumers", "consumers", "Open connections that have asked for messages of the queue."),
-            ("eoq_queue_waiting_receives", "waiting", "Requests that wait for messages of the queue."),
-            ("eoq_queue_paused", "paused", "Whether deliveries are paused: 1 or 0."),
+        QueueFamily(name, "gauge", help, [Series(name, {}, value)])
+        for name, value, help in (
+            ("eoq_queue_oldest_message_seconds", _age("oldest"), "Age of the oldest message that is not settled."),
+            (
+                "eoq_queue_oldest_ready_seconds",
+                _age("oldest_ready"),
+                "Age of the oldest message that is ready or leased.",
+            ),
+            (
+                "eoq_queue_consumers",
+                attrgetter("consumers"),
+                "Open connections that have asked for messages of the queue.",
+            ),
+            ("eoq_queue_waiting_receives", attrgetter("waiting"), "Requests that wait for messages of the queue."),
+            ("eoq_queue_paused", attrgetter("state.paused"), "Whether deliveries are paused: 1 or 0."),
         )
     ),
     _counted("messaging_client_sent_messages_total", "Messages that were stored.", "sent", SYSTEM),
@@ -118,57 +134,166 @@ FAMILIES: Final = (
 )
 
 
+class Column:
+    """The lines of one series. They are packed when there are many, in another thread, as that needs no Python."""
+
+    def __init__(self, series: Series) -> None:
+        more = "," + label_text(series.labels)[1:-1] if series.labels else ""
+        self._name = series.name
+        self._end = f"{more}}}"
+        self._value = series.value
+        self._lines: list[str] = []
+        self._packed: list[bytes] = []
+
+    async def add(self, queues: Sequence[tuple[str, QueueSample]]) -> None:
+        """Add the lines of more queues, which are given with their first label."""
+        name, end, value = self._name, self._end, self._value
+        self._lines += [f"{name}{{{label}{end} {value(queue)}\n" for label, queue in queues]
+        if len(self._lines) >= LINES:
+            await self._pack()
+
+    async def end(self) -> list[bytes]:
+        """Return the packed parts of all lines."""
+        await self._pack()
+        return self._packed
+
+    async def _pack(self) -> None:
+        if self._lines:
+            lines, self._lines = "".join(self._lines).encode(), []
+            self._packed.append(await asyncio.to_thread(pack, lines))
+
+
+class Samples(NamedTuple):
+    """The samples of the queues at one moment, as parts of the text, each of whole lines and packed."""
+
+    number: int
+    """Counts them, so that a client gets all parts of the same ones."""
+    parts: list[bytes]
+    usable_until: float
+    """Until when they are given to others, on the clock of the event loop."""
+
+
 class Metrics:
-    """The request ``metrics``, and the slices of its text."""
+    """The request ``metrics``, and the parts of its text."""
 
     def __init__(self, status: StatusService, overview: QueueOverview, latencies: Latencies) -> None:
         self._status = status
         self._overview = overview
         self._latencies = latencies
         self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._made = 0
+        self._newest: Samples | None = None
+        self._begun: dict[int, Samples] = {}
+        """The samples of which clients may ask for further parts, by their numbers."""
         self._tasks = SessionTasks()
         self.handlers: Handlers = {ask.Metrics: self._metrics}
 
-    def _metrics(self, session: Session, _request: ask.Metrics, reply: Reply) -> None:
-        self._tasks.spawn(session, self._answer(reply))
+    def _metrics(self, session: Session, request: ask.Metrics, reply: Reply) -> None:
+        self._tasks.spawn(session, self._answer(request, reply))
 
-    async def _answer(self, reply: Reply) -> None:
+    async def _answer(self, request: ask.Metrics, reply: Reply) -> None:
         try:
-            # Each slice is encoded by itself: to encode megabytes at once would keep other requests waiting.
-            encoded = [msgspec.json.encode(part)[1:-1] async for part in self.slices()]
-            fields: Fields | EoqError = {"text": msgspec.Raw(b'"' + b"".join(encoded) + b'"')}
+            fields: Fields | EoqError = await (self._all() if request.after is None else self._part(request.after))
         except EoqError as error:
             fields = error
         reply(fields)
 
-    async def slices(self) -> AsyncGenerator[str, None]:
-        """Yield the text in parts of whole lines. Raises `EoqError` where the file cannot be read."""
-        yield self._of_daemon(self._status.describe())
-        queues: list[tuple[str, Queue]] = []
-        count = 0
-        async with self._turn:  # one at a time reads; whoever is slow to take the text keeps nobody waiting
-            async for queue in self._overview.queues():
-                count += 1
-                if count <= MOST_QUEUES:
-                    queues.append((f'messaging_destination_name="{queue["name"]}"', queue))
-        yield single("eoq_queues", "gauge", "Queues.", count)
-        yield single(
-            "eoq_queues_left_out",
-            "gauge",
-            f"Queues without samples of their own, as there are more than {MOST_QUEUES}.",
-            count - len(queues),
-        )
-        for family in FAMILIES:
-            yield head(family.name, family.kind, family.help)
-            for name, labels, value in family.series:
-                more = "," + label_text(labels)[1:-1] if labels else ""
-                for start in range(0, len(queues), SLICE):
-                    part = queues[start : start + SLICE]
-                    yield "".join([f"{name}{{{label}{more}}} {value(queue)}\n" for label, queue in part])
-                    await asyncio.sleep(0)  # lets other requests come between
+    async def _all(self) -> Fields:
+        # Each part is encoded by itself: to encode megabytes at once would keep other requests waiting.
+        encoded = [_encoded(part) async for part in self.parts(packed=False)]
+        return {"text": msgspec.Raw(b'"' + b"".join(encoded) + b'"')}
 
-    def _of_daemon(self, status: Fields) -> str:
-        latencies = self._latencies
+    async def _part(self, after: int) -> Fields:
+        """Return the part from ``after`` on, which says of which samples it is, and how many of its parts were read."""
+        number, place = divmod(after, MOST_PARTS)
+        if not after:
+            found = await self._samples()
+            text = [self._of_daemon()]
+            if found.number not in self._begun:
+                self._begun[found.number] = found
+                self._loop.call_later(READ_SECONDS, self._begun.pop, found.number)
+        elif number in self._begun:
+            found, text = self._begun[number], list[bytes]()
+        else:
+            raise NotFound(
+                "the samples of this part are kept no longer; ask for the metrics again, from their first part"
+            )
+        size = 0
+        while place < len(found.parts) and size < PART_BYTES:
+            text.append(unpack(found.parts[place]))
+            size += len(text[-1])
+            place += 1
+        fields: Fields = {"text": msgspec.Raw(b'"' + _encoded(b"".join(text)) + b'"')}
+        return fields if place >= len(found.parts) else fields | {"after": found.number * MOST_PARTS + place}
+
+    async def parts(self, packed: bool) -> AsyncGenerator[bytes, None]:
+        """Yield the text in parts of whole lines. Raises `EoqError` where the file cannot be read.
+
+        ``packed`` asks for parts that make one text in gzip's format.
+        """
+        of_daemon = self._of_daemon()
+        yield pack(of_daemon) if packed else of_daemon
+        found, pace = await self._samples(), Pace()
+        for part in found.parts:
+            yield part if packed else unpack(part)
+            await pace.rest()
+
+    # ── the samples ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _samples(self) -> Samples:
+        async with self._turn:  # one at a time makes them; whoever is slow to take them keeps nobody waiting
+            if self._newest is not None and self._newest.usable_until > self._loop.time():
+                return self._newest
+            made = await self._sample_queues()
+            if made.usable_until > self._loop.time():
+                self._newest = made
+                self._loop.call_at(made.usable_until, self._forget, made)
+            return made
+
+    def _forget(self, samples: Samples) -> None:
+        if self._newest is samples:
+            self._newest = None
+
+    async def _sample_queues(self) -> Samples:
+        pace = Pace()
+        columns = [Column(series) for family in FAMILIES for series in family.series]
+        count = 0
+        async for page in self._overview.pages(pace):
+            if count < MOST_QUEUES:
+                await self._sample(page[: MOST_QUEUES - count], columns, pace)
+            count += len(page)
+        parts = [pack(self._of_all(count))]
+        for family in FAMILIES:
+            parts.append(pack(head(family.name, family.kind, family.help).encode()))
+            for column in columns[: len(family.series)]:
+                parts += await column.end()
+            del columns[: len(family.series)]
+        pace.end()
+        self._made += 1
+        return Samples(self._made, parts, self._loop.time() + (SPARED * pace.worked if count > FEW else 0.0))
+
+    async def _sample(self, page: Sequence[QueueState], columns: Sequence[Column], pace: Pace) -> None:
+        queues = []
+        for queue in page:
+            queues.append((f'messaging_destination_name="{queue.name}"', self._overview.sampled(queue)))
+            await pace.rest()
+        for column in columns:
+            await column.add(queues)
+            await pace.rest()
+
+    def _of_all(self, count: int) -> bytes:
+        left_out = f"Queues without samples of their own, as there are more than {MOST_QUEUES}."
+        return "".join(
+            (
+                single("eoq_queues", "gauge", "Queues.", count),
+                single("eoq_queues_left_out", "gauge", left_out, max(0, count - MOST_QUEUES)),
+                single("eoq_queues_read_seconds", "gauge", "When the samples of the queues were made.", time.time()),
+            )
+        ).encode()
+
+    def _of_daemon(self) -> bytes:
+        status, latencies = self._status.describe(), self._latencies
         info = {name: str(status[name]) for name in ("version", "sqlite", "identity")}
         totals = status["totals"]
         spool = [(name, status[f"spool_{name}"]) for name in ("taken", "rejected") if f"spool_{name}" in status]
@@ -208,4 +333,9 @@ class Metrics:
                     "messaging_process_duration_seconds", "From a delivery until its ack.", latencies.handling, SYSTEM
                 ),
             )
-        )
+        ).encode()
+
+
+def _encoded(text: bytes) -> bytes:
+    """Return a text as JSON, without its quotes."""
+    return msgspec.json.encode(text.decode())[1:-1]

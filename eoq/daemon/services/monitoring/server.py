@@ -126,20 +126,22 @@ class MetricsServer:
             head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
             writer.write("\r\n".join(head).encode() + body)
         else:
-            await self._write_metrics(writer)
+            await self._write_metrics(writer, packed=_takes_gzip(request))
         async with asyncio.timeout(REPLY_SECONDS):
             await writer.drain()
 
-    async def _write_metrics(self, writer: asyncio.StreamWriter) -> None:
+    async def _write_metrics(self, writer: asyncio.StreamWriter, packed: bool) -> None:
         """Write the text in chunks, one for each slice. Without the last chunk, a client knows that it is not whole."""
         head = ["HTTP/1.1 200 OK", f"Content-Type: {CONTENT_TYPE}", "Transfer-Encoding: chunked", "Connection: close"]
+        if packed:
+            head.append("Content-Encoding: gzip")
         writer.write("\r\n".join([*head, "", ""]).encode())
-        async with asyncio.timeout(REPLY_SECONDS), contextlib.aclosing(self._metrics.slices()) as slices:
-            async for part in slices:
+        async with asyncio.timeout(REPLY_SECONDS), contextlib.aclosing(self._metrics.parts(packed)) as parts:
+            async for part in parts:
                 if writer.transport.is_closing():
                     raise ConnectionResetError("the client has gone")  # its transport would raise another error
-                if chunk := part.encode():
-                    writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                if part:
+                    writer.write(b"%x\r\n%s\r\n" % (len(part), part))
                     await writer.drain()
         writer.write(b"0\r\n\r\n")
 
@@ -168,3 +170,14 @@ def _check(lines: list[str], *, on_port: bool) -> None:
         raise Refused("404 Not Found", "there is only /metrics")
     if method != "GET":
         raise Refused("405 Method Not Allowed", "only GET is allowed", "Allow: GET")
+
+
+def _takes_gzip(lines: list[str]) -> bool:
+    """Return whether a request says that its answer may be packed."""
+    for name, _, value in (line.partition(":") for line in lines[1:]):
+        if name.lower() == "accept-encoding":
+            for one in value.lower().split(","):
+                coding, _, quality = one.replace(" ", "").partition(";q=")
+                if coding == "gzip" and (not quality or quality.strip("0.")):
+                    return True
+    return False

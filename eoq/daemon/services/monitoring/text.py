@@ -6,6 +6,7 @@ writes it: `messaging.destination.name` is `messaging_destination_name`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
@@ -14,6 +15,8 @@ from ...measures import BOUNDS, Histogram
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SYSTEM: Final = {"messaging_system": "eoq"}
 """The labels of the metrics whose names are OpenTelemetry's."""
+GZIP: Final = 16 + zlib.MAX_WBITS
+"""The format of gzip, to zlib."""
 _ESCAPED: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
@@ -56,3 +59,14 @@ def distribution(name: str, help: str, histogram: Histogram, labels: Mapping[str
     lines.append(sample(f"{name}_sum", round(histogram.sum, 6), labels))
     lines.append(sample(f"{name}_count", histogram.count, labels))
     return "".join(lines)
+
+
+def pack(text: bytes) -> bytes:
+    """Return a text in gzip's format. Such texts one behind the other are one as well."""
+    packing = zlib.compressobj(1, zlib.DEFLATED, GZIP)
+    return packing.compress(text) + packing.flush()
+
+
+def unpack(packed: bytes) -> bytes:
+    """Return what was packed."""
+    return zlib.decompress(packed, GZIP)

@@ -7,6 +7,8 @@ had run one after the other. Measure: `send, 8 producers` and `send → waiting 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,14 +40,18 @@ class Batching:
         self._totals = totals
         self._methods = methods
 
-    def run(self, commands: Sequence[Command[Any]]) -> list[object]:
+    def run(self, commands: Sequence[Command[Any]], seconds: float = math.inf) -> list[object]:
         """Run ``commands`` in their order; return the outcome of each, or the `EoqError` it raised.
 
-        What they have counted is stored with what they have changed.
+        After ``seconds`` no further command is begun, and those that ran have an outcome. What they have counted is
+        stored with what they have changed.
         """
         outcomes: list[object] = []
+        end = time.monotonic() + seconds
         while len(outcomes) < len(commands):
             start = len(outcomes)
+            if start and time.monotonic() > end:
+                break
             sends = self._alike(commands, start)
             if sends:
                 outcomes += self._send(commands, start, sends)

@@ -191,7 +191,7 @@ class Database:
         return outcome
 
     def _begin(self, wait: float) -> None:
-        """Begin a transaction. SQLite's own waiting would keep the event loop, where this may run."""
+        """Begin a transaction. SQLite's own waiting would keep the event loop."""
         try:
             self.execute("begin immediate")
         except sqlite3.OperationalError as error:
@@ -202,8 +202,8 @@ class Database:
 
     def _wait_for_lock(self, wait: float) -> None:
         """Begin a transaction as soon as the other program releases its lock."""
-        deadline = time.monotonic() + wait
-        while time.monotonic() < deadline:
+        end = time.monotonic() + wait
+        while time.monotonic() < end:
             time.sleep(LOCK_PAUSE)  # SQLite tells no one when a lock is released
             with suppress(sqlite3.OperationalError):
                 self.execute("begin immediate")
@@ -326,8 +326,7 @@ class Ownership:
             )
         elif log.st_size < self.log_size <= LOG_LIMIT:
             raise FileLost(
-                f"{self._log} was truncated by another program, so nothing was changed and the daemon stops; restart "
-                "it, and keep other programs away from its files"
+                f"{self._log} was truncated by another program, so nothing was changed and the daemon stops; restart it"
             )
         self.log_size = log.st_size
 
@@ -355,8 +354,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         raise StorageFailed(f"{path} cannot use a write-ahead log; put it on a local file system")
     # SQLite checkpoints every 1000 pages: a log that grows takes longer to sync than one that is written over. The
     # cache is small, since the hot pages are few: both ends of the queues. When pages of a tree have moved, a commit
-    # searches the whole cache. Debian's SQLite overwrites what is deleted with zeros by default (secure_delete): each
-    # ack of a large message, and each purge on a full disk, would write it to the log once more.
+    # searches the whole cache. Debian's SQLite overwrites what is deleted with zeros (secure_delete), into the log.
     database.executescript(
         f"""
         pragma synchronous = full;

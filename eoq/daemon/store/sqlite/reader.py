@@ -21,7 +21,7 @@ import aiosqlite
 from ....system import aio_sqlite
 from .database import storage_error
 from .deliveries.settled import AWAITED
-from .overview import Overview, read_overview
+from .overview import QueueState, Ranking, read_page, read_ranking
 from .shown import SET_BY, Fields, Filter, Found, shown, with_lease
 from .waits import Waiting, read_settled, read_waiting
 
@@ -131,9 +131,13 @@ class Reader:
             ended.append({**row, "result": found[0]["result"] if found else None})
         return ended, sorted(set(ids).difference([row["id"] for row in (*live, *settled)]))
 
-    async def queues(self) -> Overview:
-        """Return every queue with the number of its messages in each state, and when its oldest message was stored."""
-        return await self._run(lambda: read_overview(self._database))
+    async def queues(self, after: str, prefix: str, limit: int) -> list[QueueState]:
+        """Return the next queues by their names: behind ``after``, and beginning with ``prefix``."""
+        return await self._run(lambda: read_page(self._database, after, prefix, limit))
+
+    async def ranking(self, order: str, contains: str, skip: int, limit: int, rates: bytes) -> Ranking:
+        """Return the sums of all queues, and the first ones in an order. See `read_ranking`."""
+        return await self._run(lambda: read_ranking(self._database, order, contains, skip, limit, rates))
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
         """Return the first messages of a queue in one state, in the order of delivery; settled ones from the newest.

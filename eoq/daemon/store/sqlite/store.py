@@ -7,6 +7,7 @@ command, and runs all commands of the moment in one transaction.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import sqlite3
 import time
@@ -33,6 +34,7 @@ from .deliveries.settled import Settled
 from .sending.imports import Imports
 from .sending.newest_ids import NewestIds
 from .sending.puts import Puts
+from .sending.setups import Setups
 from .seqs import Seqs
 from .space import Space
 from .tables.clock import ClockNotes
@@ -50,6 +52,8 @@ from .totals import MOST_WRITTEN, Totals
 
 R = TypeVar("R")
 
+MOST_SECONDS: Final = 0.05
+"""How long a transaction goes on to begin commands. Others wait that long, besides the command that is running."""
 log: Final = logging.getLogger("eoq.store")
 
 
@@ -133,9 +137,12 @@ class SqliteStore:
         deletion = Deletion(database, queues, settled, contents, leased, totals)
         steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
-        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
+        setups = Setups(database, queues, bindings, schedules)
+        imports = Imports(
+            database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest, setups
+        )
         return {
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,
@@ -235,16 +242,24 @@ class SqliteStore:
         self.totals.write(MOST_WRITTEN)
         return self.totals.is_behind
 
-    def transact(self, batch: Sequence[Command[Any]], durable: bool = True, wait: float = LOCK_SECONDS) -> list[object]:
+    def transact(
+        self,
+        batch: Sequence[Command[Any]],
+        durable: bool = True,
+        wait: float = LOCK_SECONDS,
+        seconds: float = math.inf,
+    ) -> list[object]:
         """Run commands in one transaction, with one sync of the disk where it is to be ``durable``.
 
         Return the outcome of each, or the `EoqError` it raised. If the transaction fails as a whole, each command runs
-        again in a transaction of its own, so that an error reaches only the command that caused it.
+        again in a transaction of its own, so that an error reaches only the command that caused it. After ``seconds``
+        no further command is begun: the others have no outcome, and are to be run again.
 
         Raises `FileLocked`, where another program holds the file and ``wait`` is 0.
         """
+        end = time.monotonic() + seconds
         try:
-            outcomes = self.database.transaction(partial(self._batching.run, batch), durable, wait)
+            outcomes = self.database.transaction(partial(self._batching.run, batch, seconds), durable, wait)
         except FileLocked as error:
             if not wait:
                 raise
@@ -256,20 +271,31 @@ class SqliteStore:
                 failure = self._failure(error)
                 self.totals.failed(batch[0], failure)
                 return [failure]
-            return [self.transact([command], durable)[0] for command in batch]
+            alone: list[object] = []
+            for command in batch:
+                alone += self.transact([command], durable)
+                if time.monotonic() > end:
+                    break
+            return alone
         self.totals.committed()
         return outcomes
 
     def transact_at_once(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object] | None:
-        """Do as `transact`, or return None where another program holds the file: the event loop must not wait."""
+        """Do as `transact_in_thread`, or return None where another program holds the file.
+
+        The event loop must not wait.
+        """
         try:
-            return self.transact(batch, durable, 0)
+            return self.transact(batch, durable, 0, MOST_SECONDS)
         except FileLocked:
             return None
 
     async def transact_in_thread(self, batch: Sequence[Command[Any]], durable: bool = True) -> list[object]:
-        """Do as `transact` on another thread, so that a slow disk does not block the event loop."""
-        return await self.database.in_thread(partial(self.transact, batch, durable))
+        """Do as `transact` on another thread, so that a slow disk does not block the event loop.
+
+        After `MOST_SECONDS` no further command is begun.
+        """
+        return await self.database.in_thread(partial(self.transact, batch, durable, seconds=MOST_SECONDS))
 
     async def execute(self, command: Command[R]) -> R:
         """Run one command in a transaction of its own, and return its outcome. Raises its `EoqError`."""

@@ -37,6 +37,8 @@ _MOVE: Final = f"""
 _READ: Final = f"select {', '.join(COUNTERS)} from total where queue = ?"  # noqa: S608 # our own columns
 _SUM: Final = f"select {', '.join(f'coalesce(sum({name}), 0)' for name in COUNTERS)} from total"  # noqa: S608 # our own columns
 
+_NOTHING: Final[Counts] = dict.fromkeys(COUNTERS, 0)
+
 
 def queues_of(command: Command[Any]) -> set[str]:
     """Return the queues in which a command stores messages that clients send."""
@@ -191,7 +193,8 @@ class Totals:
     def of_queue_since_start(self, queue_id: int) -> Counts:
         """Return the counts of a queue since the daemon started."""
         with self._reading:
-            return _sum(self._since_start.get(queue_id, {}), self._recent.get(queue_id, {}))
+            written, recent = self._since_start.get(queue_id), self._recent.get(queue_id)
+            return _NOTHING.copy() if written is recent is None else _sum(written or {}, recent or {})
 
     def all(self) -> Counts:
         """Return the counts of all queues, deleted ones included, since the file was made."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .....errors import EoqError, IdConflict, StorageFull
-from ....portable import EndedMessage, Key, LiveMessage, Queue, body_of, digest_of, headers_of, output_of, result_of
+from ....portable import EndedMessage, Key, LiveMessage, body_of, digest_of, headers_of, output_of, result_of
 from ....store.commands import Import
 from ..database import Database
 from ..deliveries.leased import Leased
@@ -17,6 +17,7 @@ from ..tables.groups import Groups
 from ..tables.queues import Queues
 from .newest_ids import NewestIds
 from .puts import ROW_BYTES
+from .setups import Setups
 
 _DIGEST: Final = """
     select digest from message where queue = ?1 and id = ?2
@@ -39,6 +40,7 @@ class Imports:
         space: Space,
         clock_notes: ClockNotes,
         newest: NewestIds,
+        setups: Setups,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -49,6 +51,7 @@ class Imports:
         self._space = space
         self._clock_notes = clock_notes
         self._newest = newest
+        self._setups = setups
 
     def store(self, command: Import) -> int:
         """See `Import`."""
@@ -57,19 +60,20 @@ class Imports:
         with self._database.savepoint():
             for number, entry in command.entries:
                 try:
-                    new += self._store(command.now, entry)
+                    if isinstance(entry, LiveMessage | EndedMessage | Key):
+                        new += self._store(command.now, entry)
+                    else:
+                        new += self._setups.store(number, entry)
                 except EoqError as error:
                     raise type(error)(f"line {number}: {error}") from error
+            self._setups.check()
             self._groups.block_new(first)
         return new
 
-    def _store(self, now: float, entry: Queue | LiveMessage | EndedMessage | Key) -> bool:
+    def _store(self, now: float, entry: LiveMessage | EndedMessage | Key) -> bool:
         """Store one entry, unless it is known. Return whether it is new."""
-        match entry:
-            case Queue():
-                return self._pause(entry.queue)
-            case Key():
-                return self._put_key(entry)
+        if isinstance(entry, Key):
+            return self._put_key(entry)
         if not self._is_new(entry):
             return False
         size = ROW_BYTES + len(body_of(entry) if isinstance(entry, LiveMessage) else result_of(entry) or b"")
@@ -164,12 +168,5 @@ class Imports:
                 """,
                 row,
             ).rowcount
-            > 0
-        )
-
-    def _pause(self, queue: str) -> bool:
-        queue_id = self._queues.make(queue)
-        return (
-            self._database.execute("update queue set paused = 1 where number = ? and not paused", (queue_id,)).rowcount
             > 0
         )

@@ -49,7 +49,7 @@ class Schedules:
     def add(self, command: ScheduleAdd) -> ScheduleAdded:
         """See `ScheduleAdd`."""
         definition = command.definition
-        changed = self._add(command.now, definition, "client", command.replace)
+        changed = self._add(command.now, definition, command.first_at, "client", command.replace)
         return ScheduleAdded(changed, self._require(definition.name).next_at)
 
     def apply(self, command: ScheduleApply) -> list[str]:
@@ -57,8 +57,8 @@ class Schedules:
         definitions = command.definitions
         notes = []
         with self._database.savepoint():
-            for definition in definitions:
-                if self._add(command.now, definition, "config", replace=True):
+            for definition, first_at in definitions:
+                if self._add(command.now, definition, first_at, "config", replace=True):
                     notes.append(f"the schedule {definition.name} is new in the configuration, or changed")
             gone = self._database.execute(
                 """
@@ -66,17 +66,16 @@ class Schedules:
                 where origin = 'config' and name not in (select value from json_each(?))
                 returning name
                 """,
-                (json.dumps([definition.name for definition in definitions]),),
+                (json.dumps([definition.name for definition, _ in definitions]),),
             ).fetchall()
         return notes + [f"the schedule {name} is removed: it is no longer in the configuration" for (name,) in gone]
 
-    def _add(self, now: float, definition: Definition, origin: str, replace: bool) -> bool:
+    def _add(self, now: float, definition: Definition, first_at: int, origin: str, replace: bool) -> bool:
         """Store a schedule; return whether that changed anything."""
         old = self._find(definition.name)
-        timing = definition.timing
-        if timing.at is None and old is not None and timing.every == old.definition.timing.every:
+        timing = first_of(definition.timing, now)
+        if definition.timing.at is None and old is not None and timing.every == old.definition.timing.every:
             timing = timing._replace(at=old.definition.timing.at)
-        timing = first_of(timing, now)
         definition = definition._replace(timing=timing)
         if old is None:
             self._require_room()
@@ -95,7 +94,7 @@ class Schedules:
             # The occurrences are the same as before, also those that are late.
             seen_at, next_at = old.seen_at, old.next_at
         else:
-            seen_at, next_at = now, rule_of(timing).after(now)
+            seen_at, next_at = now, first_at
         self._database.execute(
             """
             insert into schedule
@@ -117,6 +116,34 @@ class Schedules:
               error = null
             """,
             (*definition[:2], *timing, *definition[3:], origin, seen_at, next_at),
+        )
+        return True
+
+    def restore(self, schedule: ScheduleRecord) -> bool:
+        """Store a schedule of an export, and how far it has come. Return False if its definition is known.
+
+        Raises `IdConflict` where the name has another definition, and `QueueFull` where there are too many.
+        """
+        definition = schedule.definition
+        old = self._find(definition.name)
+        if old is not None:
+            if old.definition != definition:
+                raise IdConflict(
+                    f"there is a schedule {definition.name!r} with another definition; remove the line or the schedule"
+                )
+            return False
+        self._require_room()
+        self._database.execute(
+            """
+            insert into schedule
+              (name, queue, cron, timezone, every, at, catch_up, content, origin, seen_at, next_at, last_at, error,
+               paused, try_at)
+            values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (
+                *(*definition[:2], *definition.timing, *definition[3:], *schedule[1:-1]),
+                None if schedule.paused else schedule.next_at,
+            ),
         )
         return True
 

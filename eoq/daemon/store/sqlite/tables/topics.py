@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .....errors import InvalidRequest, NotFound
+from .....errors import IdConflict, InvalidRequest, NotFound
 from ....records import Binding
 from ....rules.topic_rules import check_bindings
 from ....store.commands import Bind, ListBindings, Unbind
@@ -33,11 +33,36 @@ class Bindings:
         ).fetchall()
         return [Binding(topic, queue, json.loads(headers or "{}")) for topic, queue, headers in rows]
 
+    def restore(self, binding: Binding) -> bool:
+        """Store a binding of an export. Return False if it is known. `check` follows, for all of them together.
+
+        Raises `IdConflict` where it is known with other headers.
+        """
+        known = self._database.execute(
+            "select headers from binding where topic = ? and queue = ?", (binding.topic, binding.queue)
+        ).fetchone()
+        if known is not None:
+            if json.loads(known[0] or "{}") != binding.headers:
+                raise IdConflict(
+                    f"{binding.queue!r} is bound to {binding.topic!r} with other headers; remove the line, or unbind it"
+                )
+            return False
+        self._require_no_messages(binding.topic)
+        self._database.execute(
+            "insert into binding (topic, queue, headers) values (?, ?, ?)",
+            (binding.topic, binding.queue, _headers(binding)),
+        )
+        return True
+
+    def check(self) -> None:
+        """Raise `InvalidRequest` or `QueueFull` where the bindings contradict each other or are too many."""
+        check_bindings(self._all())
+
     def bind(self, command: Bind) -> list[Binding]:
         """See `Bind`."""
         binding = command.binding
         self._require_no_messages(binding.topic)
-        headers = json.dumps(binding.headers, ensure_ascii=False, sort_keys=True) if binding.headers else None
+        headers = _headers(binding)
         with self._database.savepoint():
             self._database.execute(
                 """
@@ -81,3 +106,7 @@ class Bindings:
             (queue_id,),
         ).fetchone()
         return row is not None
+
+
+def _headers(binding: Binding) -> str | None:
+    return json.dumps(binding.headers, ensure_ascii=False, sort_keys=True) if binding.headers else None
