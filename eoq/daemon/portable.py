@@ -239,7 +239,7 @@ def headers_of(line: LiveMessage) -> str | None:
 
 def schedule_of(line: ScheduleLine) -> ScheduleRecord:
     """Return a schedule as it is stored. Raises `InvalidRequest` or `MessageTooLarge`."""
-    definition = new_schedule(line, line.seen_at)
+    definition, _ = new_schedule(line, line.seen_at)
     return ScheduleRecord(
         definition, line.origin, line.seen_at, line.next_at, line.last_at, line.error, int(line.paused), 0
     )
