@@ -604,6 +604,32 @@ GUARDS: Final = (
         tests="tests/dashboard/test_dashboard.py",
         select="token",
     ),
+    # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "message in another partition is not taken",
+        "eoq/bridge/jetstream/wire/content.py",
+        old="(right := partition_of(id if group is None else group, count)) != partition:",
+        new="(right := partition_of(id if group is None else group, count)) < 0:",
+        tests="tests/integration/test_jetstream_names.py",
+    ),
+    Guard(
+        "partition belongs to one daemon's file",
+        "eoq/bridge/jetstream/partition.py",
+        old="if record.identity != identity and not record.given_up:",
+        new="if False:",
+        tests="tests/integration/test_jetstream.py",
+        select="belongs_to_one_file",
+        needs="nats-server",
+    ),
+    Guard(
+        "stream that was made anew is read from its beginning",
+        "eoq/bridge/jetstream/partition.py",
+        old='return (id_of(headers) or "") == record.taken_id',
+        new="return True",
+        tests="tests/integration/test_jetstream_streams.py",
+        select="made_anew",
+        needs="nats-server",
+    ),
 )
 
 ROOT: Final = Path(__file__).resolve().parents[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nats_server import NatsServer, running_nats, why_no_nats
 from tests.postgres import Server, running_server, why_absent
 from tests.support import Daemon, Shell, Wire, running_daemon, short_folder
 
@@ -64,6 +65,16 @@ def postgres() -> Iterator[Server]:
     if reason is not None:
         pytest.skip(reason)
     with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def nats_server() -> Iterator[NatsServer]:
+    """Run a NATS server for one test, which may kill and restart it. Without one, the test is skipped."""
+    reason = why_no_nats()
+    if reason is not None:
+        pytest.skip(reason)
+    with running_nats() as server:
         yield server
 
 

@@ -22,13 +22,14 @@ T = TypeVar("T")
 
 
 class Bridge:
-    """One queue that is forwarded to other machines, or ingested from them, over a table in PostgreSQL.
+    """One queue that is forwarded to other machines, or ingested from them, over PostgreSQL or a stream of NATS.
 
     Make it with `Bridge.forward` or `Bridge.ingest`, in any process of the machine whose daemon it serves. Then call
     `run` or `flush`, or in asyncio `run_async` or `flush_async`. An object runs once at a time.
 
-    ``database`` is the URL of the database (or another connection string of libpq). A password in it never appears in
-    logs or errors. ``socket`` is that of the daemon, as for `eoq.connect`.
+    ``database`` is the URL of the database (or another connection string of libpq), or of a stream of NATS JetStream:
+    nats://HOST/STREAM. A password in it never appears in logs or errors. ``socket`` is that of the daemon, as for
+    `eoq.connect`.
     """
 
     def __init__(
@@ -60,16 +61,22 @@ class Bridge:
 
     @classmethod
     def forward(
-        cls, queue: str, database: str, *, results: bool = False, socket: str | os.PathLike[str] | None = None
+        cls,
+        queue: str,
+        database: str,
+        *,
+        results: bool = False,
+        partitions: int | None = None,
+        socket: str | os.PathLike[str] | None = None,
     ) -> Bridge:
-        """Return a bridge that moves the messages of a queue to the table in the database.
+        """Return a bridge that moves the messages of a queue to the table in the database, or to the stream.
 
         ``queue`` may be a pattern such as ``orders.*``: all queues that match, also those that are made later. With
         ``results``, how the messages end on the other machines comes back, as far as their ingests tell it.
 
         Raises `InvalidRequest` for a name that no queue can have, or a connection string that cannot be read.
         """
-        engine = open_engine(database)
+        engine = open_engine(database, partitions)
 
         def make(client: AsyncClient) -> Mover:
             return Forwarder(client, queue, engine, results=results)
@@ -86,13 +93,16 @@ class Bridge:
         limit: int = LIMIT,
         keep: float | str = KEEP_SECONDS,
         results: bool = False,
+        partitions: int | None = None,
+        partition: str | None = None,
         socket: str | os.PathLike[str] | None = None,
     ) -> Bridge:
         """Return a bridge that takes messages for a queue from the table in the database.
 
         ``name`` is that of this machine; by default it is the identity of the daemon's file. At most ``limit`` messages
-        are claimed or unsettled here. For ``keep`` seconds, or a text such as ``30d``, the ids of what was taken are
-        remembered. With ``results``, how the messages end here is told to the machines that have asked for it.
+        are claimed or unsettled here. For ``keep`` seconds, or a text such as ``30d``, a table remembers the ids of
+        what was taken. With ``results``, how the messages end here is told to the machines that have asked for it. From
+        a stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
 
         Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
         below 1, or a ``keep`` below a day.
@@ -100,7 +110,7 @@ class Bridge:
         seconds = read_duration(keep)
         if limit < 1 or seconds < SHORTEST_KEEP:
             raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of a day (1d) or more")
-        engine, options = open_engine(database), IngestOptions(name, limit, seconds, results)
+        engine, options = open_engine(database, partitions, partition), IngestOptions(name, limit, seconds, results)
         return cls("ingest", queue, engine, name, lambda client: engine.ingester(client, queue, options), socket)
 
     # ── running ─────────────────────────────────────────────────────────────────────────────────────────

@@ -40,13 +40,18 @@ STARTING_SECONDS: Final = 15.0
 
 
 class Task(TypedDict):
-    """What to run. ``url`` and ``variable`` are those of `find_url`. Name, limit and keep are for an ingest."""
+    """What to run. ``url`` and ``variable`` are those of `find_url`.
+
+    Partition, name, limit and keep are for an ingest.
+    """
 
     direction: str
     queue: str
     socket: str
     url: str | None
     variable: str | None
+    partitions: int | None
+    partition: str | None
     name: str | None
     limit: int
     keep: float
@@ -104,9 +109,11 @@ def _make(task: Task, reporter: _Reporter) -> Bridge:
     from .places import find_url, open_engine
 
     url = find_url(task["url"], task["variable"])
-    reporter.counts = open_engine(url).counts()  # raises `InvalidRequest` without the driver
+    reporter.counts = open_engine(url, task["partitions"]).counts()  # raises `InvalidRequest` without the driver
     if task["direction"] == "forward":
-        return Bridge.forward(task["queue"], url, results=task["results"], socket=task["socket"])
+        return Bridge.forward(
+            task["queue"], url, results=task["results"], partitions=task["partitions"], socket=task["socket"]
+        )
     return Bridge.ingest(
         task["queue"],
         url,
@@ -114,6 +121,8 @@ def _make(task: Task, reporter: _Reporter) -> Bridge:
         limit=task["limit"],
         keep=task["keep"],
         results=task["results"],
+        partitions=task["partitions"],
+        partition=task["partition"],
         socket=task["socket"],
     )
 

@@ -33,15 +33,17 @@ class OpenRows(NamedTuple):
 class Holding(NamedTuple):
     """What one machine has of one queue, as counts. ``owner`` is None for what no machine has claimed.
 
-    ``oldest`` is when it claimed the oldest that it has not taken, in seconds since the epoch.
+    ``oldest`` is when it claimed the oldest that it has not taken, in seconds since the epoch. ``partition`` is that of
+    the queue, in an engine that has partitions; such an engine does not count what was taken.
     """
 
     queue: str
     owner: str | None
     claimed: int
     set_aside: int
-    taken: int
+    taken: int | None
     oldest: float | None
+    partition: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The URL, without user and password, for logs and people."""
+
+    @property
+    def aside(self) -> str:
+        """Where an operator finds why messages were set aside."""
 
     def refuse_password(self) -> None:
         """Raise `InvalidRequest` if the URL has a password: it is on a command line, where all users can read it."""

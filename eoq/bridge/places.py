@@ -18,16 +18,27 @@ def find_url(url: str | None, variable: str | None) -> str:
     if not found:
         raise InvalidRequest(
             f"the environment variable {variable} is not set: put the URL of the database in it, such as "
-            "postgresql://USER:PASSWORD@HOST/DATABASE"
+            "postgresql://USER:PASSWORD@HOST/DATABASE or nats://USER:PASSWORD@HOST/STREAM"
         )
     return found
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, partitions: int | None = None, partition: str | None = None) -> Engine:
     """Return the engine of a URL. Without a scheme of another engine it is a connection string of PostgreSQL.
+
+    ``partitions`` is how many a queue has in a stream, and ``partition`` which of them belong to this machine, such as
+    ``0-3``.
 
     Raises `InvalidRequest` if it cannot be read, without a word of it, and without the packages that it needs.
     """
+    if url.startswith(("nats:", "tls:")):
+        from .jetstream.engine import JetStreamEngine
+        from .jetstream.wire.address import read_address
+        from .jetstream.wire.names import Partitions
+
+        return JetStreamEngine(read_address(url), Partitions.read(partitions, partition))
     from .postgres.engine import PostgresEngine
 
+    if partitions is not None or partition is not None:
+        raise InvalidRequest("only a stream of NATS has partitions; PostgreSQL gives each message to one machine")
     return PostgresEngine(url)

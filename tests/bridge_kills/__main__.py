@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--machines", type=int, default=3, help="destinations")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=("postgres", "jetstream"), default="postgres")
     parser.add_argument("--in-daemons", action="store_true", help="the daemons run the bridges, by their configuration")
     parser.add_argument("--results", action="store_true", help="results come back, and are checked")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="a bridge kills itself at one of N steps")
@@ -30,6 +31,7 @@ def main() -> None:
             given.kills,
             given.machines,
             given.seed,
+            engine=given.engine,
             in_daemons=given.in_daemons,
             results=given.results,
             one_step_in=given.steps,

@@ -60,9 +60,9 @@ class Program:
             self._process.send_signal(signal.SIGCONT)
 
 
-def wire(folder: Path, engine: Path) -> Program:
-    """Return a wire to the engine's folder of sockets: a proxy, in ``folder``."""
-    return Program(folder, "-m", "tests.bridge_kills.proxy", str(folder), str(engine))
+def wire(folder: Path, here: str, engine: str) -> Program:
+    """Return a wire from a socket to that of the engine: a proxy, which writes its errors in ``folder``."""
+    return Program(folder, "-m", "tests.bridge_kills.proxy", here, engine)
 
 
 def skewed(seconds: float) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """A wire between a bridge and the engine. To kill it closes its connections; to stop it freezes them.
 
-python -m tests.bridge_kills.proxy FOLDER ENGINE
+python -m tests.bridge_kills.proxy SOCKET ENGINE
+
+Both are the path of a Unix socket, or a host and a port.
 """
 
 from __future__ import annotations
@@ -9,8 +11,6 @@ import asyncio
 import sys
 from contextlib import suppress
 from pathlib import Path
-
-NAME = ".s.PGSQL.5432"
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -21,20 +21,31 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _serve(folder: Path, engine: Path) -> None:
+async def _connect(place: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if "/" in place:
+        return await asyncio.open_unix_connection(place)
+    host, _, port = place.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def _serve(here: str, engine: str) -> None:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there, back = await asyncio.open_unix_connection(engine / NAME)
+            there, back = await _connect(engine)
         except OSError:  # the engine is away
             writer.close()
             return
         await asyncio.gather(_copy(reader, back), _copy(there, writer))
 
-    (folder / NAME).unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(connected, folder / NAME)
+    if "/" in here:
+        Path(here).unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(connected, here)
+    else:
+        host, _, port = here.rpartition(":")
+        server = await asyncio.start_server(connected, host, int(port))
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(_serve(*sys.argv[1:]))

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import eoq
-from tests.bridge_kills.parts import Program, skewed, wire
+from tests.bridge_kills.engines import running_engine
+from tests.bridge_kills.parts import Program, skewed
 from tests.bridge_kills.sender import GROUPS
 from tests.integration.bridges import bridge_processes
-from tests.postgres import Server, running_server
 from tests.support import Daemon, running_daemon, short_folder
 
 PAUSE = 0.05, 0.4
@@ -36,6 +36,8 @@ class Plan:
     kills: int
     machines: int
     seed: int
+    engine: str = "postgres"
+    """Or `jetstream`, which carries no results."""
     in_daemons: bool = False
     """The daemons run the bridges themselves, by their configuration."""
     results: bool = False
@@ -80,10 +82,12 @@ class System:
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
         self._plan = plan
         self._rng = random.Random(plan.seed)
-        self.server = stack.enter_context(running_server())
+        self.engine = stack.enter_context(running_engine(plan.engine, plan.machines))
         self._files = stack.enter_context(short_folder())
         self.wires: dict[str, Program] = {}
         self.programs: dict[str, Program] = {}
+        self._urls: list[str] = []
+        """Those of the engine, as each machine reaches it."""
         self._environments = [self._environment(number) for number in range(plan.machines + 1)]
         self.daemons = [stack.enter_context(running_daemon(environment=one)) for one in self._environments]
         self.origin, *others = self.daemons
@@ -102,19 +106,19 @@ class System:
         folder = self._files / f"w{number}"
         folder.mkdir()
         if self._plan.cuts:
-            self.wires[f"wire{number}"] = wire(folder, self.server.folder)
-        results = "results = true\n" if self._plan.results else ""
-        text = f'[[forward]]\nqueue = "q"\nto = "{self._url(0)}"\n{results}'
+            self.wires[f"wire{number}"], url = self.engine.wire(folder)
+        else:
+            url = self.engine.url
+        self._urls.append(url)
+        results = ("results = true\n" if self._plan.results else "") + self.engine.lines(number)
+        text = f'[[forward]]\nqueue = "q"\nto = "{url}"\n{results}'
         if number:
-            place = f'from = "{self._url(number)}"\nas = "m{number}"\nlimit = 100\n'
+            place = f'from = "{url}"\nas = "m{number}"\nlimit = 100\n'
             text = f'[[ingest]]\nqueue = "q"\n{place}{results}'
         file = self._files / f"{number}.toml"
         file.write_text(text if self._plan.in_daemons else "")
         skew = self._plan.skew * (0, 1, -1)[number % 3]
         return {"EOQ_CONFIG": str(file), **skewed(skew)}
-
-    def _url(self, number: int) -> str:
-        return self.server.conninfo(host=self._files / f"w{number}" if self._plan.cuts else None)
 
     def _add_programs(self, others: list[Daemon]) -> None:
         plan, origin = self._plan, self.origin
@@ -127,11 +131,21 @@ class System:
         )
         self.programs["sender"] = Program(origin.folder, *sender, environment=self._environments[0])
         results = ("--results",) if plan.results else ()
-        forward = ("forward", "q", "--to", self._url(0), *results, "--socket", str(origin.socket))
+        forward = (
+            "forward",
+            "q",
+            "--to",
+            self._urls[0],
+            *results,
+            *self.engine.flags(0),
+            "--socket",
+            str(origin.socket),
+        )
         self._add_bridge("forwarder", 0, origin, *forward)
         for number, (machine, ledger) in enumerate(zip(others, self.ledgers, strict=True), 1):
-            ingest = ("ingest", "q", "--from", self._url(number), "--as", f"m{number}", "--limit", "100", *results)
-            self._add_bridge(f"ingester{number}", number, machine, *ingest, "--socket", str(machine.socket))
+            named = ("--as", f"m{number}", "--limit", "100", *results, *self.engine.flags(number))
+            ingest = ("ingest", "q", "--from", self._urls[number], *named, "--socket", str(machine.socket))
+            self._add_bridge(f"ingester{number}", number, machine, *ingest)
             work = ("-m", "tests.bridge_kills.worker", str(machine.socket), str(ledger))
             self.programs[f"worker{number}"] = Program(machine.folder, *work, environment=self._environments[number])
 
@@ -148,7 +162,7 @@ class System:
         faults: dict[str, Callable[[], None]] = {name: program.restart for name, program in self.programs.items()}
         faults["origin"] = self.origin.restart
         faults.update({f"daemon{number}": machine.restart for number, machine in enumerate(self.daemons[1:])})
-        faults["engine"] = lambda: _restart(self.server)
+        faults["engine"] = self.engine.restart
         for name, one in self.wires.items():
             faults[name.replace("wire", "cut")] = one.restart
             faults[name.replace("wire", "freeze")] = lambda one=one: one.freeze(self._rng.uniform(*FROZEN_SECONDS))  # type: ignore[misc] # its own
@@ -179,9 +193,9 @@ def run(plan: Plan) -> Report:
             system.ensure(report)
             if plan.away and not was_away and report.kills.total() >= plan.kills // 2:
                 was_away = True
-                system.server.kill()
+                system.engine.server.kill()
                 time.sleep(plan.away)  # the length of the fault
-                system.server.start()
+                system.engine.server.start()
         _drain(system, report)
         _judge(system.ledgers, report)
         if plan.results:
@@ -193,11 +207,6 @@ def _kill_bridge(daemon: Daemon) -> None:
     for pid in bridge_processes(daemon):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _restart(server: Server) -> None:
-    server.kill()
-    server.start()
 
 
 def _drain(system: System, report: Report) -> None:

@@ -5,6 +5,7 @@ python -m tests.bridge_kills.stepped SEED ONE_IN forward|ingest …
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import runpy
@@ -55,6 +56,10 @@ if __name__ == "__main__":
     # Steps of the library, not of eoq's own code: statements (begin and commit among them), and requests to the daemon.
     for kind in (psycopg.Connection, psycopg.AsyncConnection):
         kind.wait = (_dying if kind is psycopg.Connection else _dying_later)(kind.wait, dice)  # type: ignore[method-assign,assignment] # to be killed there
+    if importlib.util.find_spec("nats") is not None:
+        import nats.aio.client
+
+        nats.aio.client.Client.publish = _dying_later(nats.aio.client.Client.publish, dice)  # type: ignore[method-assign,assignment] # to be killed there
     AsyncChannel.run = _dying_later(AsyncChannel.run, dice)  # type: ignore[method-assign,assignment] # to be killed there
     sys.argv = ["eoq", *sys.argv[3:]]
     runpy.run_module("eoq.cli", run_name="__main__", alter_sys=True)

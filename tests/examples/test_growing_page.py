@@ -13,6 +13,7 @@ from eoq.bridge.postgres.result_statements import MAKE as MAKE_RESULTS
 from eoq.bridge.postgres.statements import MAKE
 from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
+from tests.nats_server import NatsServer
 from tests.support import PATIENCE, Daemon, Shell
 
 PAGE = Page("eoq/docs/growing.md")
@@ -44,10 +45,22 @@ def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, d
 
 
 def test_the_file_is_right(folder: Path) -> None:
-    (text,) = PAGE.blocks("By the daemon", "toml")
-    (folder / "eoq.toml").write_text(text)
-    config = load(folder / "eoq.toml")
-    assert (config.forward[0].queue, config.ingest[0].name) == ("payments", "till-3")
+    for section in ("By the daemon", "Over NATS JetStream"):
+        (text,) = PAGE.blocks(section, "toml")
+        (folder / "eoq.toml").write_text(text)
+        config = load(folder / "eoq.toml")
+        assert (config.forward[0].queue, config.ingest[0].name) == ("payments", "till-3")
+    assert (config.forward[0].partitions, config.ingest[0].partition) == (8, "0-3")
+
+
+@pytest.mark.slow
+def test_the_commands_with_a_stream_work(shell: Shell, shared_daemon: Daemon, nats_server: NatsServer) -> None:
+    with eoq.connect(shared_daemon.socket) as client:
+        client.send("payments", "x")
+    (commands,) = PAGE.blocks("Over NATS JetStream", "sh")
+    ran = shell.run(commands.replace("nats://db:4222/PAY", nats_server.url()))
+    assert ran.status == 0, ran.errors
+    assert "payments  partition 3  till-3  claimed 0, set aside 0" in ran.text
 
 
 def test_a_program_forwards(shell: Shell, shared_daemon: Daemon, database: str) -> None:

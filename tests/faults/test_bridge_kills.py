@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bridge_kills.run import Plan, run
+from tests.nats_server import why_no_nats
 from tests.postgres import why_absent
 
 
@@ -22,3 +23,11 @@ def test_nor_where_the_daemons_run_the_bridges() -> None:
     report = run(Plan(messages=400, kills=15, machines=2, seed=5, in_daemons=True, results=True))
     assert report.clean, str(report)
     assert report.booked == 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_no_nats() is not None, reason=str(why_no_nats()))
+def test_nor_where_a_stream_is_between() -> None:
+    report = run(Plan(messages=600, kills=30, machines=3, seed=3, engine="jetstream", one_step_in=200, cuts=True))
+    assert report.clean, str(report)
+    assert report.booked == 600

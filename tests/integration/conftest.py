@@ -13,7 +13,7 @@ import pytest
 import eoq
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.integration.stores import Store, StoreKind
-from tests.support import Daemon
+from tests.support import Daemon, running_daemon
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
@@ -80,3 +80,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     asyncio.run(run())
     return True
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Daemon]]:
+    """Run three daemons: the first sends."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(running_daemon()) for _ in range(3)]

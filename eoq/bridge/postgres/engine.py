@@ -16,6 +16,7 @@ class PostgresEngine:
 
     def __init__(self, conninfo: str) -> None:
         self.name = shown(conninfo)
+        self.aside = "the column `error` of eoq_forward"
         self._conninfo = conninfo
 
     def refuse_password(self) -> None:

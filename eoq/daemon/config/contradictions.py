@@ -9,7 +9,7 @@ from typing import Final
 from ...errors import EoqError, InvalidRequest
 from ..request_values import new_schedule
 from .access import unknown_names
-from .database_urls import is_variable, url_problem
+from .database_urls import is_stream, is_variable, url_problem
 from .model import Config, ForwardConfig, IngestConfig
 from .patterns import matches
 from .problems import Problem
@@ -67,6 +67,10 @@ def _of_bridges(config: Config) -> Iterator[Problem]:
                 yield Problem(where, f"needs either `{word}` or `{word}_env`")
             if url is not None and (problem := url_problem(url)) is not None:
                 yield Problem(f"{where}: {word}", problem)
+            if url is not None and not is_stream(url):
+                for name in ("partitions", "partition"):
+                    if getattr(entry, name, None) is not None:
+                        yield Problem(f"{where}: {name}", "is for a stream of NATS only; PostgreSQL has no partitions")
             if variable is not None and not is_variable(variable):
                 yield Problem(f"{where}: {word}_env", "must be the name of a variable of the environment")
             # A queue is forwarded to one place, and ingested from each place once.

@@ -72,6 +72,7 @@ Name = Annotated[
 ]
 Url = Annotated[str, Meta(min_length=1, max_length=1000)]
 """Without a pattern: its error would show the value, which may have a password. `contradictions` checks it."""
+PartitionCount = Annotated[int, Meta(ge=1, le=256, description="into how many partitions a stream divides the queue")]
 HeaderText = Annotated[str, Meta(max_length=1000)]
 
 
@@ -114,24 +115,25 @@ class RelayConfig(Struct, forbid_unknown_fields=True, frozen=True):
 class ForwardConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """A queue, or all that match a pattern, whose messages go to other machines.
 
-    Either ``to`` or ``to_env`` names the database between them.
+    Either ``to`` or ``to_env`` names the engine between them.
     """
 
     queue: QueuePattern
     to: Url | None = None
     to_env: Url | None = None
     results: bool = False
+    partitions: PartitionCount | None = None
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.to, self.to_env
 
 
 class IngestConfig(
     Struct, forbid_unknown_fields=True, frozen=True, rename={"source": "from", "source_env": "from_env", "name": "as"}
 ):
-    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the database."""
+    """A queue whose messages come from other machines. Either ``from`` or ``from_env`` names the engine."""
 
     queue: Name
     source: Url | None = None
@@ -142,6 +144,11 @@ class IngestConfig(
     limit: Annotated[int, Meta(ge=1, le=1_000_000, description="messages that are claimed or unsettled here")] = 1000
     keep: Annotated[float | str, Meta(description=KEEP)] = "30d"
     results: bool = False
+    partitions: PartitionCount | None = None
+    partition: Annotated[
+        Annotated[str, Meta(pattern=r"^\d{1,3}(?:-\d{1,3})?(?:,\d{1,3}(?:-\d{1,3})?)*\Z")] | None,
+        Meta(description='the partitions of this machine in a stream, such as "0-3"'),
+    ] = None
 
     @property
     def keep_seconds(self) -> float:
@@ -150,7 +157,7 @@ class IngestConfig(
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """The URL of the database, or the variable that has it."""
+        """The URL of the engine, or the variable that has it."""
         return self.source, self.source_env
 
 

@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from ...errors import EoqError, MessageTooLarge, Overloaded
 from ...protocol.codec import LineBuffer, encode
-from ...protocol.limits import MAX_LINE, MAX_OUTPUT
+from ...protocol.limits import MAX_LINE
 from .. import requests as ask
 from ..request_fields import Rid
-from ..session import Fields, Handler, Session
+from ..session import Fields, Session
 from .hang_ups import HangUps, has_hung_up
+from .routes import Route
 from .sockets import peer_of
 from .traffic import LARGE_REPLY, LIGHT_LINE, QUANTUM, Traffic
 
@@ -29,35 +30,12 @@ MAX_WAITING: Final = 256
 MAX_HEAVY: Final = 16
 """Requests of one connection under way whose replies may have megabytes. The next one starts when one is answered, or
 found nothing and waits."""
-WAITING: Final = (ask.Receive, ask.GetResult, ask.Results, ask.Once, ask.Tail)
-FETCHED: Final[dict[type, int]] = {
-    ask.Once: 4 * MAX_OUTPUT,
-    **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
-    ask.Results: 2 * 1024 * 1024,
-    ask.Metrics: 16 * 1024 * 1024,
-    **dict.fromkeys((ask.Queues, ask.Overview, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
-}
-"""The requests whose replies may have megabytes, and about how many bytes each takes until its reply is made."""
 MAX_PARTIAL: Final = 256 * 1024 * 1024
 """Bytes of unfinished lines of all connections together."""
 PARTIAL_ALLOWANCE: Final = 256 * 1024
 """Bytes of an unfinished line that a connection may always keep."""
 WRITE_HIGH: Final = 64 * 1024
 """Bytes of replies that a client may leave unread. Above it nothing more is read from the connection."""
-
-
-class Route(NamedTuple):
-    """How one type of request is handled."""
-
-    handle: Handler
-    may_wait: bool
-    size: int
-    """About how many bytes its reply may have; 0 for few."""
-
-
-def route_of(kind: type, handle: Handler) -> Route:
-    """Return how requests of one type are handled, by ``handle``."""
-    return Route(handle, kind in WAITING, FETCHED.get(kind, 0))
 
 
 class Host(Protocol):

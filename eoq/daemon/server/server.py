@@ -14,8 +14,9 @@ from ...errors import EoqError
 from ...system.spin import Spin
 from ..locks import Lock, Locked
 from ..session import Handler, Handlers, Reply, Session
-from .connection import ClientConnection, Route, route_of
+from .connection import ClientConnection
 from .hang_ups import HangUps
+from .routes import Route, route_of
 from .sockets import SocketAccess, identity_of, listen, require_at
 from .traffic import Traffic
 

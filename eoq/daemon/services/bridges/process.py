@@ -41,9 +41,11 @@ class BridgeProcess:
             "url": url,
             "variable": variable,
             "results": entry.results,
+            "partitions": entry.partitions,
         }
         if isinstance(entry, IngestConfig):
-            self._task |= {"name": entry.name, "limit": entry.limit, "keep": entry.keep_seconds}
+            self._task |= {"partition": entry.partition, "name": entry.name}
+            self._task |= {"limit": entry.limit, "keep": entry.keep_seconds}
         self.state: dict[str, Any] = {
             "direction": self._task["direction"],
             "queue": entry.queue,

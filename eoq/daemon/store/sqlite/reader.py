@@ -95,6 +95,14 @@ class Reader:
         )
         return dict(rows[0]) if rows else None
 
+    async def queues(self, after: str, prefix: str, limit: int) -> list[QueueState]:
+        """Return the next queues by their names: behind ``after``, and beginning with ``prefix``."""
+        return await self._run(lambda: read_page(self._database, after, prefix, limit))
+
+    async def ranking(self, order: str, contains: str, skip: int, limit: int, rates: bytes) -> Ranking:
+        """Return the sums of all queues, and the first ones in an order. See `read_ranking`."""
+        return await self._run(lambda: read_ranking(self._database, order, contains, skip, limit, rates))
+
     async def results(self, queue: str, ids: Sequence[str], most_bytes: int) -> tuple[list[Fields], list[str]]:
         """Return how the first of these messages ended, ``most_bytes`` of results at most, and the ids unknown here."""
         return await self._run(partial(self._results, queue, ids, most_bytes))
@@ -130,14 +138,6 @@ class Reader:
             found = self._fetch("select result from result where seq = ?", (row["seq"],)) if row["bytes"] else []
             ended.append({**row, "result": found[0]["result"] if found else None})
         return ended, sorted(set(ids).difference([row["id"] for row in (*live, *settled)]))
-
-    async def queues(self, after: str, prefix: str, limit: int) -> list[QueueState]:
-        """Return the next queues by their names: behind ``after``, and beginning with ``prefix``."""
-        return await self._run(lambda: read_page(self._database, after, prefix, limit))
-
-    async def ranking(self, order: str, contains: str, skip: int, limit: int, rates: bytes) -> Ranking:
-        """Return the sums of all queues, and the first ones in an order. See `read_ranking`."""
-        return await self._run(lambda: read_ranking(self._database, order, contains, skip, limit, rates))
 
     async def peek(self, queue: str, state: str, limit: int, wanted: Filter) -> Found:
         """Return the first messages of a queue in one state, in the order of delivery; settled ones from the newest.

@@ -1,0 +1,1 @@
+"""NATS JetStream as the engine of a bridge: a stream, whose partitions belong to one machine each."""
