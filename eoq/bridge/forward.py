@@ -23,7 +23,7 @@ from ..protocol import calls
 from ..protocol.features import FORWARDED
 from ..protocol.forwarding import forwarded
 from .engine import Engine, ForwardEnd
-from .patterns import is_pattern, matches
+from .patterns import is_pattern, literal_prefix, matches
 from .results import ResultTaker, check_results
 
 log = logging.getLogger("eoq.bridge")
@@ -279,7 +279,8 @@ class Forwarder:
 
     async def _look(self) -> list[str]:
         """Return the queues that match and have messages to be forwarded, the oldest messages first."""
-        rows = [row for row in await self._client.queues() if matches(row["name"], self._pattern)]
+        queues = await self._client.queues(prefix=literal_prefix(self._pattern))
+        rows = [row for row in queues if matches(row["name"], self._pattern)]
         self._queues = [row["name"] for row in rows]
         self._changes = any(row["delayed"] or row["leased"] for row in rows if row["name"] not in self._serving)
         ready = [row for row in rows if row["ready"]]

@@ -26,6 +26,11 @@ def check_pattern(name: str) -> str:
     return name
 
 
+def literal_prefix(pattern: str) -> str:
+    """Return how all names begin that a pattern matches."""
+    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+
+
 def matches(queue: str, pattern: str) -> bool:
     """Return whether a pattern matches the name of a queue."""
     return fnmatchcase(queue, pattern)

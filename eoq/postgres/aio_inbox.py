@@ -82,8 +82,12 @@ class AsyncPgInbox:
         watch_forks(self)
 
     async def __aenter__(self) -> AsyncPgInbox:
-        async with self._connection() as connection:
-            await self._find_tables(connection)
+        try:
+            async with self._connection() as connection:
+                await self._find_tables(connection)
+        except BaseException:
+            await self._close_idle()  # nobody calls `__aexit__`
+            raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -92,8 +96,7 @@ class AsyncPgInbox:
     async def close(self) -> None:
         """Close the connections that the inbox has opened."""
         self._closed = True
-        while self._idle:
-            await self._idle.pop().close()
+        await self._close_idle()
 
     def forked(self) -> None:
         """Start anew in a forked child. The connections are the parent's."""

@@ -29,7 +29,7 @@ from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, async_owner
 from ..protocol.validation import encode_result
 from ..system.aio_thread import complete
-from .driver import Conflict
+from .driver import Conflict, refuse_encoding
 from .sql.common import LOCK_TABLES
 from .sql.inbox import FIND_SCHEMA, Schema, schema
 
@@ -374,6 +374,7 @@ async def find_tables(connection: psycopg.AsyncConnection[Any], name: str | None
 
     Make the tables if there are none, in the open transaction.
     """
+    refuse_encoding(connection)
     found = await _find_schema(connection, name)
     if found is None:
         await execute(connection, LOCK_TABLES)

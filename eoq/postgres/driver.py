@@ -94,9 +94,24 @@ def with_defaults(conninfo: str) -> str:
     return make_conninfo("", **{**defaults, **read_conninfo(conninfo)})
 
 
-def storable_error(text: str) -> str:
-    """Return the text of an error as a text of PostgreSQL, which has no NUL and no lone surrogates. It may be cut."""
-    return text[:MAX_ERROR].encode(errors="replace").decode().replace("\0", "·")
+def encoding_of(connection: psycopg.BaseConnection[Any]) -> str:
+    """Return the encoding of the texts of a database."""
+    return connection.info.parameter_status("server_encoding") or "UTF8"
+
+
+def refuse_encoding(connection: psycopg.BaseConnection[Any]) -> None:
+    """Raise `InvalidRequest` for a database that takes any bytes as text: nobody knows what an id in it means."""
+    if encoding_of(connection) == "SQL_ASCII":
+        raise InvalidRequest(
+            "the database has the encoding SQL_ASCII, in which texts are any bytes; create one with `encoding 'UTF8'`"
+        )
+
+
+def storable_error(text: str, connection: psycopg.BaseConnection[Any]) -> str:
+    """Return the text of an error as a text of a database, which has no NUL and no lone surrogates. It may be cut."""
+    encoding = "utf-8" if encoding_of(connection) == "UTF8" else "ascii"
+    errors = "replace" if encoding == "utf-8" else "backslashreplace"
+    return text[:MAX_ERROR].replace("\0", "·").encode(encoding, errors).decode()
 
 
 def error_of_database(error: BaseException | None) -> psycopg.Error | None:

@@ -83,8 +83,12 @@ class PgInbox:
         watch_forks(self)
 
     def __enter__(self) -> PgInbox:
-        with self._connection() as connection:
-            self._find_tables(connection)
+        try:
+            with self._connection() as connection:
+                self._find_tables(connection)
+        except BaseException:
+            self._close_idle()  # nobody calls `__exit__`
+            raise
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -93,8 +97,7 @@ class PgInbox:
     def close(self) -> None:
         """Close the connections that the inbox has opened."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
 
     def forked(self) -> None:
         """Start anew in a forked child. The connections are the parent's."""

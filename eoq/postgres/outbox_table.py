@@ -94,7 +94,7 @@ class OutboxTable:
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
         with self._table.transaction() as connection:
-            if connection.execute(statements.SET_ASIDE, (storable_error(error), row.seq, row.key)).rowcount:
+            if connection.execute(statements.SET_ASIDE, (storable_error(error, connection), row.seq, row.key)).rowcount:
                 connection.execute(statements.REMOVE_MARK, (row.seq,))
 
     def count_set_aside(self) -> int:

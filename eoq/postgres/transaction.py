@@ -29,7 +29,7 @@ from ..message import Delivery
 from ..outcomes import Reject
 from ..protocol.unsettled import PROCESSED, owner
 from ..protocol.validation import encode_result
-from .driver import Conflict
+from .driver import Conflict, refuse_encoding
 from .sql.common import LOCK_TABLES
 from .sql.inbox import FIND_SCHEMA, Schema, schema
 
@@ -374,6 +374,7 @@ def find_tables(connection: psycopg.Connection[Any], name: str | None) -> Schema
 
     Make the tables if there are none, in the open transaction.
     """
+    refuse_encoding(connection)
     found = _find_schema(connection, name)
     if found is None:
         execute(connection, LOCK_TABLES)

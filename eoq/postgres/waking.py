@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 from ..backoff import pauses
 from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..outbox.rows import FileBusy, NoOutbox
-from .driver import shown, with_defaults
+from .driver import refuse_encoding, shown, with_defaults
 from .sql.common import WAITING, WRITING
 
 LOCK_SECONDS: Final = 1
@@ -136,6 +136,7 @@ class WakingTable:
             self._waiting = False
             connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
             try:
+                refuse_encoding(connection)
                 connection.execute(SETTINGS)
                 self._opened(connection)
             except BaseException:

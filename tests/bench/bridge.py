@@ -113,15 +113,17 @@ def bridged(url: str, origin: str, other: str, queue: str, count: int) -> float:
     with eoq.connect(origin) as client, eoq.connect(other) as there:
         for _ in client.send_stream(queue, (BODY for _ in range(count))):
             pass
-        limit = str(count + 1)
-        with _command("ingest", queue, "--from", url, "--as", "m", "--limit", limit, "--socket", other):
+        client.pause(queue)  # until both have started
+        ingest = ("ingest", queue, "--from", url, "--as", "m", "--limit", str(count + 1), "--socket", other)
+        with _command(*ingest), _command("forward", queue, "--to", url, "--socket", origin):
+            time.sleep(1.0)  # so that both are connected
             start = time.perf_counter()
-            with _command("forward", queue, "--to", url, "--socket", origin):
-                stored = 0
-                while stored < count:
-                    time.sleep(0.02)  # between two looks
-                    stored = sum(row["ready"] for row in there.queues() if row["name"] == queue)
-                return count / (time.perf_counter() - start)
+            client.resume(queue)
+            stored = 0
+            while stored < count:
+                time.sleep(0.02)  # between two looks
+                stored = sum(row["ready"] for row in there.queues(prefix=queue))
+            return count / (time.perf_counter() - start)
 
 
 def single(url: str, origin: str, other: str, queue: str) -> tuple[float, float]:

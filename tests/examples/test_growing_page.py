@@ -9,6 +9,7 @@ import pytest
 
 import eoq
 from eoq.bridge.postgres.ingest import ClaimedRows
+from eoq.bridge.postgres.result_statements import MAKE as MAKE_RESULTS
 from eoq.bridge.postgres.statements import MAKE
 from eoq.daemon.config.loader import load
 from tests.examples.pages import Page
@@ -73,20 +74,24 @@ def test_a_program_forwards(shell: Shell, shared_daemon: Daemon, database: str) 
     assert ran.text == "1 0 OpenRows(unclaimed=1, claimed=0)\n", ran.errors
 
 
-def test_the_table_is_the_one_that_is_made(database: str) -> None:
-    _insert, table = PAGE.blocks("A send without eoq", "sql")
+@pytest.mark.parametrize(
+    ("name", "section", "make"),
+    [("eoq_forward", "A send without eoq", MAKE), ("eoq_forward_result", "Results that come back", MAKE_RESULTS)],
+)
+def test_the_tables_are_those_that_are_made(database: str, name: str, section: str, make: str) -> None:
+    table = PAGE.blocks(section, "sql")[-1]
     columns = """
         select column_name, data_type, is_nullable, column_default, is_identity, collation_name
         from information_schema.columns
-        where table_name = 'eoq_forward' and table_schema = current_schema()
+        where table_name = %s and table_schema = current_schema()
         order by ordinal_position
         """
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(table)
-        shown = connection.execute(columns).fetchall()
-        connection.execute("drop table eoq_forward")
-        connection.execute(MAKE)
-        assert connection.execute(columns).fetchall() == shown
+        shown = connection.execute(columns, (name,)).fetchall()
+        connection.execute(f"drop table {name}")
+        connection.execute(make)
+        assert connection.execute(columns, (name,)).fetchall() == shown
 
 
 def test_a_user_needs_the_rights_that_the_page_names(database: str) -> None:

@@ -215,7 +215,7 @@ class ClaimedRows:
         """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
         with self._table.transaction() as connection:
             connection.execute(
-                statements.SET_ASIDE, (storable_error(error), self._queue, row.key.decode(), self._owner)
+                statements.SET_ASIDE, (storable_error(error, connection), self._queue, row.key.decode(), self._owner)
             )
 
     def count_set_aside(self) -> int:

@@ -13,7 +13,7 @@ import psycopg
 
 from ...client.batch_sender import MESSAGE_FAULTS
 from ...message import AsyncMessage
-from ...postgres.driver import shown, with_defaults
+from ...postgres.driver import encoding_of, refuse_encoding, shown, with_defaults
 from ...postgres.waking import SETTINGS, failure_of
 from . import result_statements, statements
 
@@ -87,7 +87,8 @@ class RowPublisher:
         bodies = [message.body for message in messages]
         groups = [message.group for message in messages]
         digests = [message.digest or None for message in messages]
-        headers = [json.dumps(dict(m.headers), ensure_ascii=False) if m.headers else None for m in messages]
+        ascii = encoding_of(connection) != "UTF8"  # an escape is the same JSON, and has room in any encoding
+        headers = [json.dumps(dict(m.headers), ensure_ascii=ascii) if m.headers else None for m in messages]
         priorities = [message.priority for message in messages]
         ends = [message.expires_at for message in messages]
         async with connection.transaction():
@@ -108,6 +109,7 @@ class RowPublisher:
         if self._connection is None or self._connection.closed:
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             try:
+                refuse_encoding(connection)
                 await connection.execute(SETTINGS)
                 await connection.execute(statements.MAKE)
                 self._asks = False

@@ -49,9 +49,9 @@ class OwedRows:
 
     def fill(self, ends: Sequence[MessageEnd]) -> None:
         """Tell how messages ended. See `OwedResults.fill`."""
-        errors = [None if end.error is None else storable_error(end.error) for end in ends]
-        columns = [end.id for end in ends], [end.outcome for end in ends], [end.result for end in ends], errors
         with self._table.transaction() as connection:
+            errors = [None if end.error is None else storable_error(end.error, connection) for end in ends]
+            columns = [end.id for end in ends], [end.outcome for end in ends], [end.result for end in ends], errors
             connection.execute(statements.FILL, (*columns, self._queue, self._owner))
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ _CREATE: Final = (
       digest text,                              -- of the content, by the daemon that has forwarded it
       owner text collate "C",                   -- the machine that has claimed it
       claimed_at double precision,
-      tried_at double precision,                -- when its daemon was first asked to store it, unless it has refused
+      tried_at double precision,                -- since when its daemon may have stored it
       taken_at double precision,                -- when it was stored there
       error text,                               -- why it was not stored there
       primary key (queue, id)
