@@ -41,6 +41,11 @@ class LineBuffer:
         self._limit = limit
         self._buffer = bytearray()
 
+    def clear(self) -> None:
+        """Forget the line that is not complete yet."""
+        self.unfinished = 0
+        self._buffer = bytearray()
+
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that ``data`` completes, without their line feeds."""
         if self.overflowed:

@@ -17,13 +17,10 @@ LONGEST = 5.0
 MEMORY = 512 * 1024
 """Kilobytes that the daemon may have."""
 
-OVER = {"half_lines": pytest.mark.xfail(reason="the unfinished lines of 300 connections take 800 MB")}
-"""The hogs that are over a limit still."""
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_PROC, reason="reads the daemon's memory from /proc")
-@pytest.mark.parametrize("hog", [pytest.param(hog, marks=OVER[hog]) if hog in OVER else hog for hog in HOGS])
+@pytest.mark.parametrize("hog", HOGS)
 def test_others_are_served(hog: str) -> None:
     report = run(hog, SECONDS, settle=0)
     assert not report.problems, report

@@ -101,6 +101,10 @@ class ClientConnection(asyncio.Protocol):
         for size in self._fetching.values():
             self._traffic.fetched(size)
         self._fetching.clear()
+        # Now, and not when Python's collector finds this connection: it may have megabytes.
+        self._lines.clear()
+        self._unhandled.clear()
+        self._unwritten.clear()
         self._traffic.forget(self)
         if self._traffic.held:
             self._traffic.resume()
