@@ -31,6 +31,8 @@ FEW: Final = 500
 """Up to so many queues, the samples are made anew for each who asks: that takes about 10 ms."""
 SPARED: Final = 50
 """Those of more queues are given again for so many times as long as the work took."""
+OLDEST: Final = 60.0
+"""Seconds for which they are given at most."""
 READ_SECONDS: Final = 30.0
 """How long after its first request a client may ask for the further parts of the same samples."""
 LINES: Final = 1000
@@ -271,7 +273,8 @@ class Metrics:
             del columns[: len(family.series)]
         pace.end()
         self._made += 1
-        return Samples(self._made, parts, self._loop.time() + (SPARED * pace.worked if count > FEW else 0.0))
+        usable = min(SPARED * pace.worked, OLDEST) if count > FEW else 0.0
+        return Samples(self._made, parts, self._loop.time() + usable)
 
     async def _sample(self, page: Sequence[QueueState], columns: Sequence[Column], pace: Pace) -> None:
         queues = []

@@ -65,6 +65,7 @@ class QueueOverview:
                 await pace.rest()
             rates[name] = self._throughput.rate(name)
         given = msgspec.json.encode(rates)
+        pace.end()
         found = await self._reader.ranking(request.order, request.contains, request.skip, request.limit, given)
         pace.begin()
         return {

@@ -21,16 +21,18 @@ class Pace:
 
     def __init__(self) -> None:
         self.worked = 0.0
-        """Seconds of all slices that have ended."""
-        self._began = time.perf_counter()
+        """Seconds of all slices that have ended, and of the work of others between them."""
+        self._began = self._ended = time.perf_counter()
 
     def begin(self) -> None:
-        """Begin a slice, after a wait for something else."""
+        """Begin a slice, after another thread has done a part of the work."""
         self._began = time.perf_counter()
+        self.worked += self._began - self._ended
 
     def end(self) -> None:
-        """Count the slice, before such a wait."""
-        self.worked += time.perf_counter() - self._began
+        """Count the slice, before such a part."""
+        self._ended = time.perf_counter()
+        self.worked += self._ended - self._began
 
     async def rest(self) -> None:
         """Rest, if the slice has been long enough. Call it after each small step."""
