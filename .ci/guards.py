@@ -629,6 +629,15 @@ GUARDS: Final = (
         needs="nats-server",
     ),
     Guard(
+        "place in a stream is noted behind what is stored",
+        "eoq/bridge/jetstream/ingest.py",
+        old="        left = await arrivals.sendable(opened.partitions)\n",
+        new="        left = await arrivals.sendable(opened.partitions)\n        await partition.taken(messages)\n",
+        tests="tests/integration/test_jetstream_streams.py",
+        select="not_noted",
+        needs="nats-server",
+    ),
+    Guard(
         "stream that was made anew is read from its beginning",
         "eoq/bridge/jetstream/partition.py",
         old='return (id_of(headers) or "") == record.taken_id',

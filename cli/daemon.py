@@ -204,12 +204,13 @@ def status(as_json: bool, socket: str | None) -> None:
     read_at = fields.pop("config_read_at", None)
     if fields.get("config") is not None and read_at is not None:
         fields["config"] += f", read {time.time() - read_at:.0f} s ago"
+    fields["features"] = ", ".join(fields.get("features", ()))
     for name in ("totals", "since_start"):
         counts = fields.get(name, {}).items()
         fields[name] = ", ".join(f"{count:,} {counter}" for counter, count in counts if count) or None
     for name, histogram in fields.pop("latencies", {}).items():
         if histogram["count"]:
-            fields[name] = f"p50 < {1000 * histogram['p50']:g} ms, p99 < {1000 * histogram['p99']:g} ms"
+            fields[f"{name}_time"] = f"p50 < {1000 * histogram['p50']:g} ms, p99 < {1000 * histogram['p99']:g} ms"
     width = max(len(name) for name in fields)
     for name, value in fields.items():
         if value is not None:

@@ -171,6 +171,14 @@ def _message_fields(queue: str, message: Fields, body: bytes) -> Fields:
     }
 
 
+def extend(single: Single, receipt: str, seconds: float) -> int:
+    """Extend a lease, and tell if the message was cancelled meanwhile."""
+    reply = single.ask({"op": "extend", "receipt": receipt, "seconds": seconds})
+    if reply.get("cancelled"):
+        report("the message was cancelled: end its work; an ack still settles it as done, anything else as cancelled")
+    return 0
+
+
 def settle_each(single: Single, receipts: Sequence[str], request: Callable[[str], Fields]) -> int:
     """Settle the message of each receipt, by the request that ``request`` makes of it. Return the highest exit status.
 

@@ -143,8 +143,7 @@ def _settle(values: Values, request: Values) -> int:
 
 def _extend(values: Values) -> int:
     with Single(values["socket"]) as single:
-        single.ask({"op": "extend", "receipt": values["receipt"], "seconds": values["seconds"]})
-    return 0
+        return plain.extend(single, values["receipt"], values["seconds"])
 
 
 def _result(values: Values) -> int:

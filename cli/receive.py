@@ -119,11 +119,12 @@ def reject(receipts: tuple[str, ...], error: str | None, socket: str | None) -> 
 @click.argument("receipt")
 @click.argument("seconds", type=click.FloatRange(min=0, min_open=True, max=MAX_LEASE))
 @socket_option
-def extend(receipt: str, seconds: float, socket: str | None) -> None:
-    """Extend the lease of RECEIPT: it ends SECONDS from now.
+def extend(receipt: str, seconds: float, socket: str | None) -> int:
+    """Extend the lease of RECEIPT: it ends SECONDS from now. It says whether the message was cancelled meanwhile.
 
     \b
     eoq extend "$receipt" 300
     """
+    check_finite("seconds", seconds)
     with Single(socket) as single:
-        single.ask(calls.extend(receipt, seconds).fields)
+        return plain.extend(single, receipt, seconds)

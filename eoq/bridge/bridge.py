@@ -118,9 +118,9 @@ class Bridge:
     def run(self) -> None:
         """Move messages until `stop` is called, or until Ctrl-C.
 
-        While the database or the daemon is away, it waits. Raises `Unavailable` if there is no daemon at the start,
-        `NameInUse` (an `InvalidRequest`) if another machine takes the queue under this name, and `StorageFailed` or
-        `Forbidden` if an ingest cannot use the database at its start.
+        While the engine or the daemon is away, it waits. Raises `Unavailable` if there is no daemon at the start,
+        `InvalidRequest` if another machine takes the queue under this name or has this partition, and `StorageFailed`
+        or `Forbidden` if an ingest cannot use the engine at its start.
         """
         asyncio.run(self.run_async())
 

@@ -5,7 +5,7 @@
         daemon.clock.move(3600)
 
 It starts within milliseconds, since no process is started. What it has is that of `eoq daemon`, but for the clock, the
-spool, and that a failure inside fails the test.
+spool, which it has only where it is asked for, and that a failure inside fails the test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,7 @@ from ..daemon.assembly import Settings, open_daemon
 from ..daemon.config.loader import load
 from ..daemon.config.model import Config, LiveConfig
 from ..daemon.config.reload import Reloader
+from ..daemon.services.spool.spool_folder import SpoolFolder
 from ..errors import EoqError
 from ..message import AsyncMessage, Message
 from . import effects
@@ -48,15 +49,19 @@ LONGEST_FOLDER: Final = 80
 
 
 @contextmanager
-def private_daemon(*, config: str = "", clock: MovableClock | None = None) -> Iterator[PrivateDaemon]:
+def private_daemon(
+    *, config: str = "", clock: MovableClock | None = None, spool: bool = False
+) -> Iterator[PrivateDaemon]:
     """Run a private daemon in a new folder, which is removed at the end.
+
+    With ``spool``, it reads the spool in the folder ``daemon.spool``, in real time.
 
     ``config`` is the text of a configuration file, such as ``'[queues."*"]\\nmax_attempts = 3'``. Raises what a daemon
     raises that cannot start, and, at the end, `EoqError` if the daemon has failed inside.
     """
     folder = _short_folder()
     try:
-        daemon = PrivateDaemon(folder, config, clock)
+        daemon = PrivateDaemon(folder, config, clock, spool=spool)
         daemon.start()
         try:
             yield daemon
@@ -69,12 +74,16 @@ def private_daemon(*, config: str = "", clock: MovableClock | None = None) -> It
 class PrivateDaemon:
     """A daemon in a thread. Make it with `private_daemon`, or take the fixture ``eoq_daemon``."""
 
-    def __init__(self, folder: Path, config: str = "", clock: MovableClock | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: str = "", clock: MovableClock | None = None, *, spool: bool = False
+    ) -> None:
         self.folder = folder
         self.socket = folder / "s"
         """The socket: for `eoq.connect`, or as ``EOQ_SOCKET`` for commands."""
         self.db = folder / "eoq.db"
         """The daemon's file. Look at it, but do not change it."""
+        self.spool = folder / "spool" if spool else None
+        """The folder of its spool, for `eoq.Spool`, if it has one."""
         self.clock = clock or MovableClock()
         """The time of the daemon. Wall clock and waits move together."""
         self.config = config
@@ -143,7 +152,12 @@ class PrivateDaemon:
         loop.set_exception_handler(handle)
         live = LiveConfig(config)
         settings = Settings(self.db, self.socket, config=config)
-        async with open_daemon(settings, self.clock, live, Reloader(None, live), None, fail) as daemon:
+        async with AsyncExitStack() as stack:
+            owner = {"pid": os.getpid(), "socket": str(self.socket)}
+            spool = None if self.spool is None else stack.enter_context(SpoolFolder(self.spool, owner))
+            daemon = await stack.enter_async_context(
+                open_daemon(settings, self.clock, live, Reloader(None, live), spool, fail)
+            )
             self.clock.attach(daemon.settled)
             try:
                 await daemon.start()

@@ -294,3 +294,26 @@ def test_receipts_that_were_not_tried_are_named(shell: Shell) -> None:
 
 def test_a_settling_command_needs_a_receipt(shell: Shell) -> None:
     assert shell.run("eoq ack").status == 2
+
+
+@pytest.mark.slow
+def test_extend_says_that_the_message_was_cancelled(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x", id="m")
+    (row,) = shell.run(f"eoq receive {queue} --json --lease 600").rows
+    ran = shell.run(f"eoq extend {row['receipt']} 600")
+    assert (ran.status, ran.errors) == (0, "")
+    client.cancel(queue, "m")
+    for seconds in ("600", "6e2"):
+        ran = shell.run(f"eoq extend {row['receipt']} {seconds}")
+        assert (ran.status, ran.text) == (0, "")
+        assert "was cancelled" in ran.errors
+
+
+@pytest.mark.slow
+def test_status_names_what_waits_apart_from_how_long(shell: Shell, client: eoq.Client, queue: str) -> None:
+    client.send(queue, "x")
+    client.receive(queue)
+    rows = dict(line.split(None, 1) for line in shell.run("eoq status").lines)
+    assert rows["waiting"].isdecimal()
+    assert rows["waiting_time"].startswith("p50 < ")
+    assert "not_after, pages" in rows["features"]

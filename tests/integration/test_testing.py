@@ -25,6 +25,7 @@ from eoq.testing import (
     private_daemon,
     settlements,
 )
+from tests.support import eventually
 
 CONFIG = """
 [queues."few.*"]
@@ -227,3 +228,18 @@ def test_the_plugin_imports_nothing_but_itself() -> None:
     code = "import sys, pytest; before = set(sys.modules); import eoq.testing.plugin; print(set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert eval(done.stdout) == {"eoq", "eoq.testing", "eoq.testing.plugin"}  # noqa: S307 # a set of names, printed above
+
+
+@pytest.mark.slow
+def test_it_has_a_spool_only_where_it_is_asked_for() -> None:
+    with private_daemon() as daemon:
+        assert daemon.spool is None
+        assert not [path for path in daemon.folder.iterdir() if path.is_dir()]
+    with private_daemon(spool=True) as daemon:
+        assert daemon.spool is not None
+        eoq.Spool(daemon.spool).send("q", "left in a file", id="m")
+        (message,) = daemon.client.receive("q", wait=60)
+        assert (message.id, message.body) == ("m", b"left in a file")
+        daemon.restart()
+        eoq.Spool(daemon.spool).send("q", "after a restart")
+        eventually(lambda: daemon.client.peek("q", limit=2)[1:])

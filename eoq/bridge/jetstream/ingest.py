@@ -129,10 +129,15 @@ class StreamIngester:
             stream = await open_stream(link, remembers=self._remembers)
             records = Records(link, self._names)
             count = await records.count(self._partitions.count, default=None)
-            own = [
-                await claim(link, records, number, stream, identity=identity, name=self.owner, instance=self._instance)
+            claims = [
+                claim(link, records, number, stream, identity=identity, name=self.owner, instance=self._instance)
                 for number in check_own(self._partitions, count)
             ]
+            own = []
+            for claimed in await asyncio.gather(*claims, return_exceptions=True):
+                if isinstance(claimed, BaseException):
+                    raise claimed
+                own.append(claimed)
             yield _Opened(link, count, own)
 
     def _log(self, error: Exception) -> None:

@@ -23,9 +23,9 @@ log = logging.getLogger("eoq.bridge")
 
 NOTE_SECONDS: Final = 3600.0
 """How often it is noted that nothing is missed, while nothing comes."""
-ALIVE_TRIES: Final = 5
-ALIVE_SECONDS: Final = 0.4
-"""Between two looks whether another ingester reads: one that was just killed is gone after the first."""
+LOOKS: Final = 6
+LOOK_SECONDS: Final = 0.4
+"""Between two looks whether another ingester reads. One that lives pauses for a moment between two fetches."""
 
 
 class Partition:
@@ -98,11 +98,14 @@ async def _check_free(link: Link, names: Names, number: int, record: Record, ide
         )
     if record.instance == instance or record.identity != identity:
         return
-    for _ in range(ALIVE_TRIES):
+    was_read = True
+    for _ in range(LOOKS):
         state = await state_of(link, names, number)
-        if state is None or not state.is_read:
+        is_read = state is not None and state.is_read
+        if state is None or not (is_read or was_read):
             return
-        await asyncio.sleep(ALIVE_SECONDS)
+        was_read = is_read
+        await asyncio.sleep(LOOK_SECONDS)
     raise PartitionTaken(
         f"another `eoq ingest` of this daemon's file reads partition {number} of {names.queue!r} at {link.name} just "
         "now; stop it first"

@@ -33,9 +33,9 @@ SPARED: Final = 50
 """Those of more queues are given again for so many times as long as the work took."""
 READ_SECONDS: Final = 30.0
 """How long after its first request a client may ask for the further parts of the same samples."""
-LINES: Final = 2000
-"""Lines of a series in one part: less than 256 KiB."""
-PART_BYTES: Final = 256 * 1024
+LINES: Final = 1000
+"""Lines of a series in one part: less than 128 KiB."""
+PART_BYTES: Final = 64 * 1024
 """Bytes from which on a reply has no further part."""
 MOST_PARTS: Final = 1_000_000
 STATES: Final = ("ready", "delayed", "leased", "blocked", "dead")
