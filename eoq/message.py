@@ -133,7 +133,7 @@ class Result:
     outcome: str
     body: bytes | None = None
     error: str | None = None
-    forwarded_to: str | None = None
+    forwarded_to: str | None = field(default=None, repr=False)
 
     @property
     def text(self) -> str:

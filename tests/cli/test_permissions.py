@@ -88,13 +88,13 @@ def ask(daemon: Daemon, user: int, *requests: Fields, groups: tuple[int, ...] = 
 
 
 @contextmanager
-def guarded_daemon(config: str = CONFIG) -> Iterator[Daemon]:
-    """Run a daemon with a configuration, in a folder that all users may enter."""
+def guarded_daemon(config: str = CONFIG, *options: str) -> Iterator[Daemon]:
+    """Run a daemon with a configuration and options, in a folder that all users may enter."""
     with short_folder() as folder:
         folder.chmod(0o755)
         file = folder / "eoq.toml"
         file.write_text(config)
-        with running_daemon("--config", str(file)) as daemon:
+        with running_daemon("--config", str(file), *options) as daemon:
             daemon.folder.chmod(0o755)
             yield daemon
 
@@ -165,9 +165,10 @@ def test_the_socket_has_the_mode_and_the_group_of_the_configuration() -> None:
 
 
 def test_a_file_of_a_spool_needs_the_right_of_its_owner() -> None:
-    with guarded_daemon() as daemon:
-        folder = daemon.folder / "eoq.db.spool" / "q"
-        folder.mkdir(parents=True, exist_ok=True)
+    # A spool of its own: the default one is looked at each 30 s only, until it is used for the first time.
+    with short_folder() as spool, guarded_daemon(CONFIG, "--spool", str(spool)) as daemon:
+        folder = spool / "q"
+        folder.mkdir()
         for name, owner in (("good", WEB), ("bad", WORKER)):
             file = folder / f"{name}.tmp"
             file.write_text(name)

@@ -24,7 +24,7 @@ def _receive(client: eoq.Client, queue: str, limit: int = 1, lease: float | None
 def test_show_and_result_say_where_it_went(blocking: eoq.Client, shell: Shell, queue: str) -> None:
     blocking.send_many(queue, [eoq.Outgoing("x", id=id) for id in "abc"])
     _forward(blocking, *_receive(blocking, queue, 3))
-    assert blocking.result(queue, "a") == eoq.Result("forwarded", None, PLACE)
+    assert blocking.result(queue, "a") == eoq.Result("forwarded", None, PLACE, PLACE)
     shown = blocking.show(queue, "b")
     assert (shown["state"], shown["error"]) == ("forwarded", PLACE)
     assert [row["id"] for row in blocking.peek(queue, "forwarded")] == ["c", "b", "a"]
@@ -60,7 +60,7 @@ def test_it_stays_forwarded_after_the_daemon_was_killed(daemon: Daemon) -> None:
         client.send("q", "y", id="n", group="g")
         _forward(client, *_receive(client, "q"))
         daemon.restart()
-        assert client.result("q", "m") == eoq.Result("forwarded", None, PLACE)
+        assert client.result("q", "m") == eoq.Result("forwarded", None, PLACE, PLACE)
         assert [message.id for message in _receive(client, "q")] == ["n"]
 
 
