@@ -401,6 +401,13 @@ GUARDS: Final = (
         tests="tests/integration/test_attempts.py",
     ),
     Guard(
+        "only a record that awaits a result takes one",
+        "eoq/daemon/store/sqlite/deliveries/far_results.py",
+        old="if far_outcome not in OPEN or far_outcome == result.outcome:",
+        new="if far_outcome == result.outcome:",
+        tests="tests/integration/test_bridge_results.py",
+    ),
+    Guard(
         "place of the next claim follows a rollback",
         "eoq/daemon/store/sqlite/deliveries/leased.py",
         old="if key > place.key:\n            self._database.on_rollback(place.start_again)",

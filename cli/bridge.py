@@ -17,6 +17,7 @@ from .table import print_table
 if TYPE_CHECKING:
     from eoq.bridge.bridge import Bridge
     from eoq.bridge.engine import Engine
+    from eoq.client.blocking import Client
 
 SET_ASIDE = 65
 """Exit status while rows are set aside."""
@@ -196,8 +197,7 @@ def bridges(as_json: bool, socket: str | None) -> None:
     """
     with connect(socket) as client:
         found = client.status().get("bridges", [])
-        queues = {row["name"]: row for row in client.queues()} if found else {}
-    rows = [{**bridge, "here": _here(queues.get(bridge["queue"], {}))} for bridge in found]
+        rows = [{**bridge, "here": _here(client, bridge["queue"])} for bridge in found]
     if as_json:
         for row in rows:
             print_json({name: row[name] for name in (*BRIDGE_FIELDS, "moved", "refused")})
@@ -215,9 +215,13 @@ def bridges(as_json: bool, socket: str | None) -> None:
         )
 
 
-def _here(queue: dict[str, Any]) -> int:
-    states = ("ready", "delayed", "leased", "blocked")
-    return sum(int(queue.get(state, 0)) for state in states)
+def _here(client: Client, pattern: str) -> int:
+    """Return how many messages are not settled, in one queue or in all that match."""
+    from eoq.bridge.patterns import is_pattern, literal_prefix, matches
+
+    queues = client.queues(prefix=literal_prefix(pattern))
+    own = [row for row in queues if (matches(row["name"], pattern) if is_pattern(pattern) else row["name"] == pattern)]
+    return sum(int(row[state]) for row in own for state in ("ready", "delayed", "leased", "blocked"))
 
 
 def _run(bridge: Bridge) -> None:

@@ -92,9 +92,9 @@ class QueueForwarder:
                     waits, self._tally.error = pauses(), None
                 except (OSError, EoqError) as error:
                     self._tally.failed(self._queue, error)
+                    await self._give_back(coming)
                     await asyncio.sleep(next(waits))  # the engine or the daemon is away
-                    if coming.done() and coming.exception() is not None:
-                        coming = asyncio.create_task(self._receive(wait))
+                    coming = asyncio.create_task(self._receive(wait))
         finally:
             await self._give_back(coming)
 

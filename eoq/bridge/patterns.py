@@ -31,6 +31,13 @@ def literal_prefix(pattern: str) -> str:
     return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
 
 
+def as_regex(pattern: str) -> str:
+    """Return a pattern as a regular expression of POSIX, for the whole name."""
+    meanings = {"*": ".*", "?": ".", ".": "[.]"}
+    parts = [meanings.get(part, part.replace("[!", "[^")) for part in re.findall(r"\[[^\]]*\]|.", pattern)]
+    return f"^{''.join(parts)}$"
+
+
 def matches(queue: str, pattern: str) -> bool:
     """Return whether a pattern matches the name of a queue."""
     return fnmatchcase(queue, pattern)

@@ -368,6 +368,8 @@ def test_a_pattern_forwards_all_queues_that_match_also_later_ones(machines: list
         assert result.text == "from afar"
         assert [row["blocked"] for row in client.queues() if row["name"] == "bills"] == [4]
         client.send("orders.uk", "x")
+        for pattern, waits in (("orders.*", 11), ("orders[.]??", 11), ("[!b]rders.[df]?", 11), ("bills*", 0)):
+            assert eoq.Bridge.forward(pattern, database, socket=origin.socket).waiting() == (waits, 0)
         ran = bridge(origin, f"forward 'orders.*' --to '{database}' --until-empty --json")
         assert ran.rows[0]["forwarded"] == 1
 

@@ -27,7 +27,7 @@ def _bridges(daemon: Daemon) -> list[dict[str, Any]]:
 def test_a_daemon_forwards_and_ingests_what_its_file_says(folder: Path, database: str) -> None:
     config = folder / "eoq.toml"
     ingest = f'[[ingest]]\nqueue = "back"\nfrom = "{database}"\nas = "till-3"\n'
-    config.write_text(f'[[forward]]\nqueue = "q"\nto_env = "SHOP_URL"\n{ingest}')
+    config.write_text(f'[[forward]]\nqueue = "[q]"\nto_env = "SHOP_URL"\n{ingest}')
     environment = {"SHOP_URL": f"{database}&password=secret", "EOQ_CONFIG": str(config)}
     with running_daemon(environment=environment) as daemon, eoq.connect(daemon.socket) as client:
         client.send("q", "x", id="m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...errors import InvalidRequest
 from ...postgres.waking import WakingTable
 from ..engine import Holding, OpenRows
+from ..patterns import as_regex, is_pattern
 from . import statements
 
 
@@ -17,8 +18,10 @@ class RowCounts:
     def count(self, queue: str, owner: str | None) -> OpenRows:
         """Return what waits of a queue, claimed by ``owner`` or by any machine."""
         with self._table.transaction() as connection:
-            values = {"queue": queue, "owner": owner}
-            ((unclaimed, claimed),) = connection.execute(statements.WAITING, values).fetchall()
+            waiting, values = statements.WAITING, {"queue": queue, "owner": owner}
+            if is_pattern(queue):
+                waiting, values = statements.WAITING_LIKE, {"queue": as_regex(queue), "owner": owner}
+            ((unclaimed, claimed),) = connection.execute(waiting, values).fetchall()
             return OpenRows(unclaimed, claimed)
 
     def close(self) -> None:

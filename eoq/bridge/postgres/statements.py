@@ -252,6 +252,8 @@ WAITING: Final = """
         ) as claimed
       )
     """
+WAITING_LIKE: Final = WAITING.replace("queue = %(queue)s", "queue ~ %(queue)s")
+"""The same for all queues of a pattern."""
 COUNT_CLAIMED: Final = "select count(*) from eoq_forward where queue = %s and owner = %s and taken_at is null"
 RELEASE: Final = """
     update eoq_forward
