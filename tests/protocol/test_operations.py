@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
-from tests.support import Daemon, Fields, Wire, error_of, eventually
+from tests.support import PATIENCE, Daemon, Fields, Wire, error_of, eventually
 
 
 def _send(wire: Wire, queue: str, id: str, body: str = "hi", **more: object) -> Fields:
@@ -144,6 +146,55 @@ def test_receive_waits_for_a_message(shared_daemon: Daemon, wire: Wire, queue: s
     eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
     shared_daemon.ask(op="send", queue=queue, id="late", body="x")
     assert wire.read()["messages"][0]["id"] == "late"
+
+
+def _waiting(daemon: Daemon, count: int) -> bool:
+    """Return whether so many requests wait."""
+    return int(daemon.ask(op="status")["waiting"]) == count
+
+
+@pytest.mark.parametrize("ready", ["sent", "together", "delayed", "nacked", "released", "unblocked", "resumed"])
+def test_each_of_the_receives_that_wait_gets_what_becomes_ready(
+    shared_daemon: Daemon, wire: Wire, queue: str, ready: str
+) -> None:
+    """The later ones do not look into the file: the first one has found nothing."""
+    ids = ["a", "b", "c"]
+    grouped: Fields = {"group": "g"} if ready == "unblocked" else {}
+    delayed: Fields = {"delay": 0.05} if ready == "delayed" else {}
+    receipts = []
+    if ready in ("nacked", "released", "unblocked"):
+        for id in ids:
+            _send(wire, queue, id, **grouped)
+        count = 1 if grouped else 3
+        receipts = [_receive(wire, queue)["receipt"] for _ in range(count)]
+    if ready == "resumed":
+        wire.ask({"op": "pause", "queue": queue})
+        for id in ids:
+            _send(wire, queue, id)
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(shared_daemon.wire()) for _ in range(2 if grouped else 3)]
+        for number, one in enumerate(waiting, 1):
+            one.send({"op": "receive", "queue": queue, "wait": PATIENCE})
+            eventually(partial(_waiting, shared_daemon, number))
+        if ready == "together":
+            wire.ask({"op": "send_many", "queue": queue, "messages": [{"id": id, "body": "x"} for id in ids]})
+        elif ready in ("sent", "delayed"):
+            for id in ids:
+                _send(wire, queue, id, **delayed)
+        elif ready == "released":
+            wire.ask({"op": "release", "receipts": receipts})
+        elif ready == "resumed":
+            wire.ask({"op": "resume", "queue": queue})
+        else:
+            for receipt in receipts:
+                wire.ask({"op": "ack" if grouped else "nack", "receipt": receipt})
+        got = []
+        for one in waiting:
+            (message,) = one.read()["messages"]
+            got.append(message["id"])
+            if grouped:
+                one.ask({"op": "ack", "receipt": message["receipt"]})
+    assert sorted(got) == (ids[1:] if grouped else ids)
 
 
 def test_receive_answers_empty_when_its_wait_is_over(wire: Wire, queue: str) -> None:

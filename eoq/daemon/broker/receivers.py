@@ -49,11 +49,13 @@ class Receiver(Waiter, eq=False, kw_only=True):
 class _Line:
     """What the receivers of one queue share, for as long as there are any."""
 
-    __slots__ = ("alarm", "deferred", "wakeups")
+    __slots__ = ("alarm", "deferred", "empty_at", "wakeups")
 
     def __init__(self) -> None:
         self.wakeups = 0
         """How often messages may have become ready."""
+        self.empty_at = -1
+        """How many wakeups there were when a claim was submitted that found nothing."""
         self.alarm: Alarm | None = None
         """Rings when the rate of the queue allows another delivery."""
         self.deferred: dict[Receiver, None] = {}
@@ -128,6 +130,9 @@ class Receivers:
         self.consumers.note(session, queue)
         if wait:
             self._wait_list.start_timer(receiver, wait)
+            if line.empty_at == line.wakeups and not self._stopping:
+                session.parked(request)  # no message became ready since another receiver has looked
+                return
         self._claim(receiver, line)
 
     def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
@@ -242,10 +247,12 @@ class Receivers:
             self._answer(receiver, outcome)
         elif outcome.unfinished or (receiver.patient and receiver.wakeups != line.wakeups):
             self._claim(receiver, line)
-        elif not receiver.patient:
-            self._answer(receiver, outcome)
         else:
-            receiver.session.parked(receiver.request)
+            line.empty_at = receiver.wakeups
+            if receiver.patient:
+                receiver.session.parked(receiver.request)
+            else:
+                self._answer(receiver, outcome)
 
     # ── answering ───────────────────────────────────────────────────────────────────────────────────────
 

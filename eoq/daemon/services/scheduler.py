@@ -45,6 +45,8 @@ ROOM_SECONDS: Final = 0.2
 """Seconds from the end of a message until refused occurrences are tried again. Meanwhile more messages may end."""
 STEP: Final = 100
 """How many occurrences or schedules one transaction handles, so that no send waits long behind them."""
+MOST_UNDER_WAY: Final = 16
+"""How many requests wait for the store at once. Those of other clients stand behind them."""
 PLAN_SECONDS: Final = 0.02
 """How long one step plans at most. To find an occurrence of a rare cron expression takes a hundredth of a second."""
 
@@ -60,6 +62,10 @@ class Scheduler:
         self._publisher = publisher
         self._settings = settings
         self._requests: deque[tuple[ask.Request, Reply]] = deque()
+        self._has_turn = False
+        """Whether the next request is about to be handled."""
+        self._under_way = 0
+        """How many requests wait for the store."""
         self._alarm = Alarm(clock, self._read_due, LONGEST_TIMER)
         self._config: Config | None = None
         self._failing = False
@@ -119,14 +125,18 @@ class Scheduler:
         turn would keep other clients waiting.
         """
         self._requests.append((request, reply))
-        if len(self._requests) == 1:
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._requests and not self._has_turn and self._under_way < MOST_UNDER_WAY:
+            self._has_turn = True
             self._clock.call_later(0, self._next_turn)
 
     def _next_turn(self) -> None:
+        self._has_turn = False
         if self._requests:
             self._answer_next()
-        if self._requests:
-            self._clock.call_later(0, self._next_turn)
+            self._plan_turn()
 
     def _answer_next(self) -> None:
         request, reply = self._requests.popleft()
@@ -156,7 +166,11 @@ class Scheduler:
                 self._submit(ScheduleList(), lambda found: reply({"schedules": [_fields(one) for one in found]}), reply)
 
     def _submit(self, command: Command[R], answer: Callable[[R], None], reply: Reply) -> None:
+        self._under_way += 1
+
         def done(outcome: R | EoqError) -> None:
+            self._under_way -= 1
+            self._plan_turn()
             if isinstance(outcome, EoqError):
                 reply(outcome)
             else:
