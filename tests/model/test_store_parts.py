@@ -11,7 +11,7 @@ import pytest
 
 from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
 from eoq.daemon.measures import Histogram
-from eoq.daemon.records import Binding, DeliveryRef, NewMessage, OccurrencePlan
+from eoq.daemon.records import Binding, DeliveryRef, FarResult, NewMessage, OccurrencePlan
 from eoq.daemon.rules.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
     Advance,
@@ -36,6 +36,7 @@ from eoq.daemon.store.commands import (
     RetryDeliveries,
     Settle,
     ShiftTimes,
+    TakeResults,
     Unbind,
 )
 from eoq.daemon.store.schedule_commands import ReadDue, ScheduleAdd, ScheduleList, ScheduleRemove, StoreOccurrences
@@ -44,6 +45,7 @@ from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
 from eoq.daemon.store.sqlite.deliveries.acks import Acks
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
+from eoq.daemon.store.sqlite.deliveries.far_results import FarResults
 from eoq.daemon.store.sqlite.deliveries.forgetting import Forgetting
 from eoq.daemon.store.sqlite.deliveries.leased import Leased
 from eoq.daemon.store.sqlite.deliveries.lives import Lives
@@ -406,6 +408,27 @@ def test_forgetting_passes_all_records_in_steps(parts: Parts) -> None:
     assert parts.database.execute(results).fetchone() == (0,)
     assert forget(NOW + 20, QueueSettings(retention=10)) == [10, 10, 5]
     assert parts.states() == {}
+
+
+def test_a_result_that_comes_back_late_is_kept(parts: Parts) -> None:
+    parts.put("late", "back", "plain")
+    late, back, plain = parts.claim(3)
+    parts.acks().settle(Settle(NOW, [(late, None), (back, None)], [], defaults, forwarded="away", awaits=True))
+    parts.acks().settle(Settle(NOW, [(plain, None)], [], defaults, forwarded="away"))
+    results = FarResults(parts.database, parts.queues)
+    assert results.take(TakeResults("q", [FarResult("back", "done", b"paid", None)])).ended
+    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+
+    def forget(now: float) -> int:
+        settings = QueueSettings(retention=10, result_retention=1)
+        return forgetting.forget(Forget(now, None, 10, lambda _: settings, True)).rows
+
+    assert forget(NOW + 5) == 0
+    outcomes = "select far_outcome, result from result order by seq"
+    assert parts.database.execute(outcomes).fetchall() == [("awaited", None), ("done", b"paid")]
+    assert results.take(TakeResults("q", [FarResult("late", "done", b"at last", None)])).ended
+    assert forget(NOW + 20) == 3
+    assert parts.database.execute(outcomes).fetchall() == []
 
 
 def test_dead_letters_that_are_too_old_or_too_many_are_dropped(parts: Parts) -> None:

@@ -107,7 +107,14 @@ class Forgetting:
         if settings.result_retention is not None:
             before = self._before(command.now, settings.result_retention)
             seqs = json.dumps([seq for _, seq, settled_at in rows if settled_at < before])
-            self._database.execute("delete from result where seq in (select value from json_each(?))", (seqs,))
+            # What comes back from elsewhere, or came, stays until its record goes: it may be newer than the record.
+            self._database.execute(
+                """
+                delete from result
+                where seq in (select value from json_each(?)) and far_outcome is null
+                """,
+                (seqs,),
+            )
         return len(rows), rows[-1][0] if len(rows) == limit else None, len(old)
 
     def _before(self, now: float, retention: float) -> float:
