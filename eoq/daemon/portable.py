@@ -133,6 +133,9 @@ class EndedMessage(_Known, tag="settled", kw_only=True):
     delivered: bool = False
     result: str | None = None
     result_base64: str | None = None
+    far_outcome: Literal["awaited", "done", "forwarded", "dead", "expired", "dropped", "cancelled"] | None = None
+    """Of a message that was forwarded: how it ended there, or that this is still to come back."""
+    far_error: Reason | None = None
 
 
 class Key(_Line, tag="key", kw_only=True):
@@ -174,10 +177,8 @@ def decode_line(line: bytes) -> Line:
         check_headers(value.headers)
     elif isinstance(value, ScheduleLine):
         schedule_of(value)
-    elif isinstance(value, EndedMessage) and value.digest is None:
-        raise InvalidRequest("a settled id needs `digest`, by which a repeated send is recognized")
-    elif isinstance(value, EndedMessage) and len(result_of(value) or b"") > MAX_BODY:
-        raise MessageTooLarge(f"its result has more than {MAX_BODY:,} bytes")
+    elif isinstance(value, EndedMessage):
+        _check_ended(value)
     elif isinstance(value, Key):
         require_printable("key", value.key)
         if len(output_of(value) or b"") > MAX_OUTPUT:
@@ -192,6 +193,15 @@ def _check_live(value: LiveMessage) -> None:
         raise MessageTooLarge(f"its headers have more than {MAX_HEADERS:,} characters")
     if value.group is not None:
         require_printable("group", value.group)
+
+
+def _check_ended(value: EndedMessage) -> None:
+    if value.digest is None:
+        raise InvalidRequest("a settled id needs `digest`, by which a repeated send is recognized")
+    if len(result_of(value) or b"") > MAX_BODY:
+        raise MessageTooLarge(f"its result has more than {MAX_BODY:,} bytes")
+    if value.outcome != "forwarded" and (value.far_outcome is not None or value.far_error is not None):
+        raise InvalidRequest("only a message that was forwarded has `far_outcome` and `far_error`; remove them")
 
 
 def encode_line(line: Line) -> bytes:

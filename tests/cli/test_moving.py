@@ -20,10 +20,13 @@ from eoq.daemon.rules.schedule_rules import occurrence_id
 from eoq.daemon.upkeep.exporting import export
 from eoq.daemon.upkeep.importing import STEP_LINES, import_lines
 from eoq.protocol import calls
+from eoq.protocol.forwarding import MessageEnd, forwarded, take_results
 from tests.support import Daemon, Shell, clean_environment, eventually, running_daemon
 
 BAD_DATA, LOCKED = 65, 75
 HEAD: Final = '{"type":"export","format":1,"source":"other","exported_at":1767225600.0}'
+
+SETTLED: Final = f'{{"type":"settled","queue":"q","id":"i","outcome":"done","settled_at":1,"digest":"{0:032}"'
 
 
 def lines_of(database: Path, *queues: str) -> list[dict[str, Any]]:
@@ -58,6 +61,10 @@ def origin() -> Iterator[Daemon]:
         client.cancel("q", "cancelled")
         client.send("leased", "x", id="leased")
         client.receive("leased", lease=600)
+        client.send_many("remote", [eoq.Outgoing("x", id=id) for id in ("paid", "refused", "silent")])
+        client.channel.run(forwarded(client.receive("remote", limit=3), "postgresql://db/shop", awaits=True))
+        ends = [MessageEnd("paid", "done", b"\xfe", None), MessageEnd("refused", "dead", None, "no such account")]
+        client.channel.run(take_results("remote", ends))
         client.once("key", lambda: b"output")
         client.pause("groups")
         client.bind("news", "q", {"kind": "big"})
@@ -90,7 +97,7 @@ def test_ids_and_states_are_kept(origin: Daemon, tmp_path: Path) -> None:
     ran = shell.run(
         f"eoq import {tmp_path}/all.jsonl --db {database}; eoq import --db {database} <{tmp_path}/all.jsonl"
     )
-    assert (ran.status, ran.lines) == (0, ["19", "0"]), ran.errors
+    assert (ran.status, ran.lines) == (0, ["23", "0"]), ran.errors
     assert lines_of(database) == lines_of(origin.db)
 
     with running_daemon("--db", str(database)) as other, eoq.connect(other.socket) as client:
@@ -110,6 +117,12 @@ def test_ids_and_states_are_kept(origin: Daemon, tmp_path: Path) -> None:
         assert [message.id for message in client.receive("groups", limit=10)] == ["g-1"]
         assert [message.id for message in client.receive("leased", limit=10)] == ["leased"]
         assert client.once("key", lambda: b"never") == b"output"
+        place = "postgresql://db/shop"
+        assert client.result("remote", "silent") is None, "it still waits for what comes back"
+        assert client.result("remote", "paid") == eoq.Result("done", b"\xfe", None, place)
+        assert client.result("remote", "refused") == eoq.Result("dead", None, "no such account", place)
+        client.channel.run(take_results("remote", [MessageEnd("silent", "done", b"late", None)]))
+        assert client.result("remote", "silent") == eoq.Result("done", b"late", None, place)
 
 
 def _seen(client: eoq.Client) -> dict[str, Any]:
@@ -220,6 +233,7 @@ def test_a_daemon_that_runs_keeps_its_file_to_itself(origin: Daemon) -> None:
         ),
         ([HEAD, '{"type":"message","queue":"q","id":"i","body_base64":"!","enqueued_at":1}'], "line 2: .*base64"),
         ([HEAD, '{"type":"settled","queue":"q","id":"i","outcome":"done","settled_at":1}'], "line 2: .*digest"),
+        ([HEAD, SETTLED + ',"far_outcome":"awaited"}'], "line 2: only a message that was forwarded"),
         (
             [HEAD, '{"type":"message","queue":"q","id":"i","body":"' + "x" * 1048577 + '","enqueued_at":1}'],
             "line 2: its body",
@@ -234,7 +248,7 @@ def test_a_daemon_that_runs_keeps_its_file_to_itself(origin: Daemon) -> None:
             "line 3: the id 'i' is stored in the queue 'q' with other content",
         ),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_a_wrong_line_is_refused_with_its_number(lines: Sequence[str], error: str, tmp_path: Path) -> None:
     with pytest.raises(eoq.EoqError, match=error) as raised:

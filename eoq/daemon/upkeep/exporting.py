@@ -51,7 +51,8 @@ _MESSAGES: Final = """
     """
 _SETTLED: Final = """
     select
-      queue.name as queue, settled.seq, settled.id, outcome, digest, settled_at, delivery, result.result, result.error
+      queue.name as queue, settled.seq, settled.id, outcome, digest, settled_at, delivery, result.result, result.error,
+      result.far_outcome, result.far_error
     from settled
     join queue on queue.number = settled.queue
     left join result on result.seq = settled.seq
@@ -211,6 +212,8 @@ class _Reading:
             outcome=row["outcome"],
             settled_at=row["settled_at"],
             delivered=row["delivery"] is not None,
+            far_outcome=row["far_outcome"],
+            far_error=row["far_error"],
         )
 
     def _common(self, row: sqlite3.Row) -> dict[str, Any]:

@@ -150,9 +150,14 @@ class Imports:
             ),
         )
         result = result_of(entry)
-        if result is not None or entry.error is not None:
+        row = (result, entry.error, entry.far_outcome, entry.far_error)
+        if any(value is not None for value in row):
             self._database.execute(
-                "insert into result (seq, result, error) values (?, ?, ?)", (seq, result, entry.error)
+                """
+                insert into result (seq, result, error, far_outcome, far_error)
+                values (?, ?, ?, ?, ?)
+                """,
+                (seq, *row),
             )
 
     def _put_key(self, entry: Key) -> bool:
