@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
 
+from eoq.bridge.postgres import result_statements
 from eoq.bridge.postgres.claims import list_claims, release_claims
 from eoq.bridge.postgres.ingest import ClaimedRows, NameInUse
+from eoq.bridge.postgres.results import OwedRows
 from eoq.bridge.postgres.statements import LOCK_QUEUE, MAKE
 from eoq.message import Outgoing
 from eoq.outbox.rows import FileBusy, Row
@@ -54,6 +57,14 @@ def _insert(connection: psycopg.Connection[Any], *ids: str, queue: str = "q", **
         )
 
 
+def _ask(connection: psycopg.Connection[Any], id: str, origin: str = "o", **columns: object) -> None:
+    names = ["queue", "id", "origin", *columns]
+    connection.execute(
+        f"insert into eoq_forward_result ({', '.join(names)}) values ({', '.join(['%s'] * len(names))})",
+        ["q", id, origin, *columns.values()],
+    )
+
+
 def _ids(rows: list[Row]) -> list[str]:
     return [row.key.decode() for row in rows]
 
@@ -93,6 +104,28 @@ def test_a_name_with_a_group_belongs_to_its_file(
         _read(machine("b", "file 2"))
     assert release_claims(database, "q", "b") == 0
     assert _read(machine("b", "file 2")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outcome", [None, "dead"])
+def test_a_name_that_owes_results_belongs_to_its_file(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows], outcome: str | None
+) -> None:
+    first = machine("b", "file 1")
+    assert _read(first) == []
+    first.close()
+    connection.execute(result_statements.MAKE)
+    _ask(connection, "told", owner="b", outcome="done")
+    second = machine("b", "file 2")
+    assert _read(second) == [], "what is told binds no name"
+    second.close()
+    _ask(connection, "m", owner="b", outcome=outcome)
+    with pytest.raises(NameInUse, match="owes results of another"):
+        _read(machine("b", "file 3"))
+    assert release_claims(database, "q", "b") == 0
+    assert _read(machine("b", "file 3")) == []
+    with closing(OwedRows(database, "q", "b")) as owed:
+        assert owed.owed(10) == []
 
 
 def test_only_what_was_tried_grows_too_old(

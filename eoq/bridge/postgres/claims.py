@@ -6,7 +6,7 @@ from ...errors import InvalidRequest
 from ...postgres.waking import WakingTable
 from ..engine import Holding, OpenRows
 from ..patterns import as_regex, is_pattern
-from . import statements
+from . import result_statements, statements
 
 
 class RowCounts:
@@ -52,6 +52,8 @@ def release_claims(conninfo: str, queue: str, owner: str) -> int:
                 raise InvalidRequest(f"{owner!r} takes {queue!r} just now, so it is not lost; stop it first")
             ((waiting,),) = connection.execute(statements.COUNT_CLAIMED, (queue, owner)).fetchall()
             connection.execute(statements.RELEASE, (queue, owner))
+            if connection.execute(result_statements.IS_THERE).fetchall()[0][0]:
+                connection.execute(result_statements.RELEASE, (queue, owner))
             return int(waiting)
     finally:
         table.close()

@@ -88,13 +88,20 @@ class ClaimedRows:
             connection.execute(result_statements.MAKE)
         connection.execute(statements.NAME_OWNER, (self._queue, self._owner, self._identity))
         identity, has_claims = connection.execute(statements.OWNER, (self._queue, self._owner)).fetchall()[0]
-        if identity != self._identity and has_claims:
+        if identity != self._identity and (has_claims or self._owes(connection)):
             raise NameInUse(
-                f"the name {self._owner!r} has claims or groups of another daemon's file, which may have stored their "
-                "messages; start that daemon again, or take another name (--as) and give its claims up: "
-                "`eoq ingest --release`"
+                f"the name {self._owner!r} {'has claims or groups' if has_claims else 'owes results'} of another "
+                "daemon's file, which may have stored their messages; start that daemon again, or take another name "
+                "(--as) and give its claims up: `eoq ingest --release`"
             )
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
+
+    def _owes(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+        (is_there,) = connection.execute(result_statements.IS_THERE).fetchone() or (False,)
+        if not is_there:
+            return False
+        (owes,) = connection.execute(result_statements.OWES, (self._queue, self._owner)).fetchone() or (False,)
+        return bool(owes)
 
     def close(self) -> None:
         """Close the connection, and give the name up. The next use opens it again."""

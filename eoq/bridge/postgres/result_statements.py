@@ -79,6 +79,21 @@ DEAD: Final = """
     order by asked_at desc
     limit %s
     """
+# What a machine owes binds its name to its file, as claims do: another file does not know how the messages ended. The
+# table may not be there.
+IS_THERE: Final = f"select to_regclass('{TABLE}') is not null"
+OWES: Final = """
+    select exists (
+      select
+      from eoq_forward_result
+      where queue = %s and owner = %s and (outcome is null or outcome = 'dead')
+    )
+    """
+RELEASE: Final = """
+    update eoq_forward_result
+    set owner = null
+    where queue = %s and owner = %s and (outcome is null or outcome = 'dead')
+    """
 FILL: Final = """
     update eoq_forward_result as row
     set outcome = new.outcome, result = new.result, error = new.error, read_at = null
