@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import eoq
+from eoq.bridge.jetstream.wire.content import size_of
 from eoq.bridge.jetstream.wire.names import partition_of
 from tests.integration.bridges import bridge, bridging
 from tests.integration.streams import change_record, forward, ingest, send, stored, take
@@ -211,16 +212,19 @@ def test_what_nats_cannot_take_is_rejected_alone(machines: list[Daemon], nats_se
         origin,
         eoq.Outgoing("x", id="before"),
         eoq.Outgoing(b"x" * 1_048_570, id="body"),
+        # Without the header that names the stream, it would have just room.
+        eoq.Outgoing(b"x" * (1_048_576 - size_of({"Nats-Msg-Id": "edge", "Eoq-Digest": "0" * 32})), id="edge"),
         eoq.Outgoing("x", id="headers", headers={"h": "ü" * 30_000}),
         *[eoq.Outgoing(b"x" * 900_000, id=f"large{n}") for n in range(4)],
         eoq.Outgoing("x", id="behind"),
     )
     url = nats_server.url()
     ran = bridge(origin, f"forward q --to {url} --until-empty --json")
-    assert (ran.rows[0]["forwarded"], ran.rows[0]["rejected"]) == (6, 2), ran.errors
+    assert (ran.rows[0]["forwarded"], ran.rows[0]["rejected"]) == (6, 3), ran.errors
     with eoq.connect(origin.socket) as client:
-        dead = {row["id"]: row["error"] for row in client.peek("q", "dead")}
+        dead = {id: client.show("q", id)["error"] for id in ("body", "edge", "headers")}
     assert "max_payload" in dead["body"]
+    assert "max_payload" in dead["edge"]
     assert "65,000" in dead["headers"]
     ran = bridge(other, f"ingest q --from {url} --until-empty --json")
     assert ran.rows[0]["taken"] == 6, ran.errors

@@ -100,7 +100,7 @@ class StreamPublisher:
         refused: dict[str, str] = {}
         left = []
         for message in messages:
-            headers = size_of(headers_of(message))
+            headers = size_of(self._headers(message))
             if headers > MAX_HEADERS:
                 refused[message.id] = f"its headers have {headers:,} bytes; a server of NATS takes {MAX_HEADERS:,}"
             elif (size := headers + len(message.body)) > link.max_payload:
@@ -125,11 +125,7 @@ class StreamPublisher:
         Add to ``refused`` what the server never takes. Raises `StorageFull` or `StorageFailed`.
         """
         sendings = [
-            Sending(
-                subjects[message.id],
-                message.body,
-                {**headers_of(message, known_elsewhere=known_elsewhere), "Nats-Expected-Stream": self._address.stream},
-            )
+            Sending(subjects[message.id], message.body, self._headers(message, known_elsewhere=known_elsewhere))
             for message in messages
         ]
         answers = [answer for part in _parts(sendings) for answer in await link.ask_all(part)]
@@ -143,6 +139,10 @@ class StreamPublisher:
             elif answer.get("duplicate"):
                 known.append((message, int(answer["seq"])))
         return known
+
+    def _headers(self, message: AsyncMessage, *, known_elsewhere: bool = False) -> dict[str, str]:
+        """Return all headers that are sent. They are the longest where the message is not known elsewhere."""
+        return {**headers_of(message, known_elsewhere=known_elsewhere), "Nats-Expected-Stream": self._address.stream}
 
     async def _compare(self, link: Link, message: AsyncMessage, subject: str, seq: int) -> str | None:
         """Compare a message with that which the server has under its id.
