@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -18,6 +19,7 @@ from eoq.bridge.postgres.statements import LOCK_QUEUE, MAKE
 from eoq.message import Outgoing
 from eoq.outbox.rows import FileBusy, Row
 from eoq.postgres.waking import WakingTable
+from eoq.protocol.forwarding import MessageEnd
 from tests.support import PATIENCE
 
 DAY = 86400.0
@@ -35,8 +37,10 @@ def machine(connection: psycopg.Connection[Any], database: str) -> Iterator[Call
     """Return a function that makes a machine's end of the table, for the queue `q`, with room for all."""
     made: list[ClaimedRows] = []
 
-    def make(owner: str, identity: str = "", conninfo: str = database) -> ClaimedRows:
-        one = ClaimedRows(conninfo, "q", owner, identity or owner, 3 * DAY, lambda: None)
+    def make(
+        owner: str, identity: str = "", conninfo: str = database, owe: Callable[[list[str]], None] | None = None
+    ) -> ClaimedRows:
+        one = ClaimedRows(conninfo, "q", owner, identity or owner, 3 * DAY, lambda: None, owe)
         one.room = 10_000
         made.append(one)
         return one
@@ -104,6 +108,29 @@ def test_a_name_with_a_group_belongs_to_its_file(
         _read(machine("b", "file 2"))
     assert release_claims(database, "q", "b") == 0
     assert _read(machine("b", "file 2")) == []
+
+
+@pytest.mark.slow
+def test_a_result_that_is_still_to_come_is_not_forgotten(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    connection.execute(result_statements.MAKE)
+    _insert(connection, "waits")
+    _insert(connection, "was taken", taken_at=1.0)
+    long_ago = time.time() - 4 * DAY
+    for id in ("waits", "was taken", "nowhere"):
+        _ask(connection, id, asked_at=long_ago)
+    _ask(connection, "runs", owner="b", asked_at=long_ago)
+    _ask(connection, "lost", owner="b", asked_at=time.time() - 31 * DAY)
+    _ask(connection, "told", owner="b", asked_at=long_ago, outcome="done")
+    _ask(connection, "just told", owner="b", asked_at=long_ago)
+    with closing(OwedRows(database, "q", "b")) as owed:
+        owed.fill([MessageEnd("just told", "done", None, None)])
+    one = machine("b", owe=lambda _: None)
+    one.room = 0
+    assert _read(one) == []
+    left = connection.execute("select id from eoq_forward_result order by id").fetchall()
+    assert [id for (id,) in left] == ["just told", "runs", "waits"]
 
 
 @pytest.mark.slow

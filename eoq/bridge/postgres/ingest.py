@@ -241,7 +241,8 @@ class ClaimedRows:
             with self._table.transaction() as connection:
                 forgotten = connection.execute(statements.FORGET, (self._queue, self._keep)).rowcount
                 if self._owe is not None:
-                    results = connection.execute(result_statements.FORGET, (self._queue, self._keep)).rowcount
+                    values = {"queue": self._queue, "keep": self._keep}
+                    results = connection.execute(result_statements.FORGET, values).rowcount
                     forgotten = max(forgotten, results)
             if forgotten < statements.FORGET_ROWS:  # or else the next read goes on
                 self._forgotten_at = time.monotonic()

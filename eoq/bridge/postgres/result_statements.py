@@ -94,13 +94,14 @@ RELEASE: Final = """
     set owner = null
     where queue = %s and owner = %s and (outcome is null or outcome = 'dead')
     """
-FILL: Final = """
+# A result is kept from its arrival on, since it may come long after it was asked for.
+FILL: Final = f"""
     update eoq_forward_result as row
-    set outcome = new.outcome, result = new.result, error = new.error, read_at = null
+    set outcome = new.outcome, result = new.result, error = new.error, asked_at = {NOW}, read_at = null
     from unnest(%s::text[], %s::text[], %b::bytea[], %s::text[]) as new (id, outcome, result, error)
     where row.queue = %s and row.owner = %s and row.id = new.id
       and (row.outcome is null or row.outcome = 'dead' and new.outcome <> 'dead')
-    """
+    """  # noqa: S608 # constants
 READ: Final = f"""
     select
       queue, convert_to(id, 'UTF8'), left(outcome, 20),
@@ -130,14 +131,23 @@ KEEP_DEAD: Final = f"""
     where queue = %s and origin = %s and id = any (%s) and outcome = 'dead'
     """  # noqa: S608 # constants
 FORGET_ROWS: Final = 1000
+LONGER: Final = 10
+"""How many times as long a result is waited for that a machine owes: that machine may be lost."""
+# What is still to come is not forgotten: the message is not taken yet, or a machine has it.
 FORGET: Final = f"""
     delete from eoq_forward_result
     where (queue, id, origin) in (
       select queue, id, origin
-      from eoq_forward_result
-      where queue = %s and asked_at < {NOW} - %s
+      from eoq_forward_result as asked
+      where queue = %(queue)s and asked_at < {NOW} - %(keep)s
+        and (owner is null or outcome is not null or asked_at < {NOW} - {LONGER} * %(keep)s)
+        and not exists (
+          select
+          from eoq_forward as there
+          where there.queue = asked.queue and there.id = asked.id and there.taken_at is null
+        )
       order by asked_at
       limit {FORGET_ROWS}
-      for update skip locked
+      for update of asked skip locked
     )
     """  # noqa: S608 # constants
