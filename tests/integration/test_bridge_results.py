@@ -176,6 +176,21 @@ def test_an_application_reads_the_result_of_its_insert(machines: list[Daemon], d
     assert _rows(database, "select count(*) from eoq_forward_result") == [(0,)]
 
 
+def test_what_was_taken_before_results_were_told_comes_back(machines: list[Daemon], database: str) -> None:
+    origin, other = machines
+    with eoq.connect(origin.socket) as client, eoq.connect(other.socket) as there:
+        client.send("q", "x", id="m")
+        _forward(origin, database)
+        assert bridge(other, f"ingest q --from '{database}' --as b --until-empty").status == 0
+        (message,) = there.receive("q")
+        message.ack("paid")
+        _ingest(other, database)
+        _forward(origin, database)
+        result = client.result("q", "m")
+    assert result is not None
+    assert (result.outcome, result.text) == ("done", "paid")
+
+
 def test_what_the_other_machine_has_forgotten_is_said(machines: list[Daemon], database: str) -> None:
     origin, other = machines
     with eoq.connect(origin.socket) as client, eoq.connect(other.socket) as there:

@@ -111,6 +111,27 @@ def test_a_name_with_a_group_belongs_to_its_file(
 
 
 @pytest.mark.slow
+def test_a_request_is_adopted_only_by_the_file_that_has_taken_its_message(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    connection.execute(result_statements.MAKE)
+    _insert(connection, "1")
+    _insert(connection, "2")
+    first = machine("b", "file 1")
+    first.remove(_read(first, 1))
+    for id in ("1", "2"):
+        _ask(connection, id)
+    with closing(OwedRows(database, "q", "b")) as owed:
+        assert owed.owed(10) == ["1"]
+    connection.execute("update eoq_forward_result set owner = null")
+    connection.execute("delete from eoq_forward where taken_at is null")
+    first.close()
+    assert _read(machine("b", "file 2")) == []
+    with closing(OwedRows(database, "q", "b")) as owed:
+        assert owed.owed(10) == []
+
+
+@pytest.mark.slow
 def test_a_result_that_is_still_to_come_is_not_forgotten(
     connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
 ) -> None:

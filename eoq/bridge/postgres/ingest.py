@@ -94,6 +94,8 @@ class ClaimedRows:
                 "daemon's file, which may have stored their messages; start that daemon again, or take another name "
                 "(--as) and give its claims up: `eoq ingest --release`"
             )
+        if identity != self._identity:  # what the other file has taken is not of this name any more
+            connection.execute(statements.RELEASE, (self._queue, self._owner))
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
 
     def _owes(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:

@@ -65,6 +65,20 @@ OWE: Final = """
     where queue = %s and id = any (%s) and outcome is null
     returning id
     """
+# Those of messages that were taken while this machine told no results, or before they were asked for.
+ADOPT: Final = """
+    update eoq_forward_result as row
+    set owner = mine.owner
+    from (
+      select asked.queue, asked.id, asked.origin, there.owner
+      from eoq_forward_result as asked
+      join eoq_forward as there on there.queue = asked.queue and there.id = asked.id
+      where asked.queue = %s and asked.owner is null and asked.outcome is null
+        and there.owner = %s and there.taken_at is not null
+      for update of asked skip locked
+    ) as mine
+    where row.queue = mine.queue and row.id = mine.id and row.origin = mine.origin
+    """
 OWED: Final = """
     select id
     from eoq_forward_result

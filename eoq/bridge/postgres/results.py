@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from ...protocol.limits import MAX_BATCH, MAX_ID
 from . import result_statements as statements
 
 OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped", "cancelled")
+ADOPT_SECONDS: Final = 600.0
+"""How often requests are looked for that no machine has noted as its own: all that wait are read for that."""
 MOST_BYTES: Final = 1024 * 1024
 """Bytes of the results of one read, unless the first is longer."""
 
@@ -33,9 +36,14 @@ class OwedRows:
         self._table = _open(conninfo)
         self._queue = queue
         self._owner = owner
+        self._adopted_at = -ADOPT_SECONDS
 
     def owed(self, limit: int) -> list[str]:
         """Return the ids of messages that this machine has stored, and whose results are waited for."""
+        if time.monotonic() >= self._adopted_at + ADOPT_SECONDS:
+            with self._table.transaction() as connection:
+                connection.execute(statements.ADOPT, (self._queue, self._owner))
+            self._adopted_at = time.monotonic()
         return self._ids(statements.OWED, limit)
 
     def dead(self, limit: int) -> list[str]:
