@@ -14,7 +14,7 @@ import pytest
 from eoq.bridge.postgres import result_statements
 from eoq.bridge.postgres.claims import list_claims, release_claims
 from eoq.bridge.postgres.ingest import ClaimedRows, NameInUse
-from eoq.bridge.postgres.results import OwedRows
+from eoq.bridge.postgres.results import AwaitedRows, OwedRows
 from eoq.bridge.postgres.statements import LOCK_QUEUE, MAKE
 from eoq.message import Outgoing
 from eoq.outbox.rows import FileBusy, Row
@@ -61,11 +61,11 @@ def _insert(connection: psycopg.Connection[Any], *ids: str, queue: str = "q", **
         )
 
 
-def _ask(connection: psycopg.Connection[Any], id: str, origin: str = "o", **columns: object) -> None:
+def _ask(connection: psycopg.Connection[Any], id: str, queue: str = "q", **columns: object) -> None:
     names = ["queue", "id", "origin", *columns]
     connection.execute(
         f"insert into eoq_forward_result ({', '.join(names)}) values ({', '.join(['%s'] * len(names))})",
-        ["q", id, origin, *columns.values()],
+        [queue, id, "o", *columns.values()],
     )
 
 
@@ -129,6 +129,22 @@ def test_a_request_is_adopted_only_by_the_file_that_has_taken_its_message(
     assert _read(machine("b", "file 2")) == []
     with closing(OwedRows(database, "q", "b")) as owed:
         assert owed.owed(10) == []
+
+
+@pytest.mark.slow
+def test_results_of_one_moment_are_read_in_parts(connection: psycopg.Connection[Any], database: str) -> None:
+    connection.execute(result_statements.MAKE)
+    for queue in ("a", "b"):
+        _ask(connection, "m", queue=queue, asked_at=1.0, outcome="done", result=b"x" * 800_000)
+    _ask(connection, "long", queue="a", asked_at=2.0, outcome="dead", error="x" * 2 * 1024 * 1024)
+    _ask(connection, "n", queue="a", asked_at=3.0, outcome="done")
+    read = []
+    with closing(AwaitedRows(database, "o")) as awaited:
+        while found := awaited.read(["a", "b"], [], behind_writers=False):
+            read.append([(queue, end.id) for queue, end in found])
+            for queue, end in found:
+                awaited.finish(queue, [end])
+    assert read == [[("a", "m")], [("b", "m")], [("a", "long")], [("a", "n")]]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import eoq
-from eoq.protocol.forwarding import forwarded
+from eoq.protocol.forwarding import forwarded, results
 from tests.support import PATIENCE, Daemon, Shell
 
 PLACE = "postgresql://db/shop"
@@ -72,6 +72,25 @@ def test_a_wait_for_the_result_ends(blocking: eoq.Client, shared_daemon: Daemon,
         _forward(blocking, message)
         reply = wire.read()
     assert (reply["outcome"], reply["error"]) == ("forwarded", PLACE)
+
+
+@pytest.mark.slow
+def test_many_long_reasons_come_in_parts_and_dead_letters_last(blocking: eoq.Client, queue: str) -> None:
+    ids = [f"{n:02}" for n in range(80)]
+    blocking.send_many(queue, [eoq.Outgoing("x", id=id) for id in (*ids, "settled")])
+    for message in _receive(blocking, queue, 81):
+        if message.id == "settled":
+            message.ack("paid")
+        else:
+            message.reject("😀" * 4096)
+    left = ["settled", *ids]
+    first, unknown = blocking.channel.run(results(queue, left, 0.0))
+    assert (first[0].id, first[0].result, unknown) == ("settled", b"paid", [])
+    while left:
+        ends, _unknown = blocking.channel.run(results(queue, left, 0.0))
+        assert 0 < len(ends) < 70
+        assert sum(len((end.error or "").encode()) for end in ends) <= 1024 * 1024
+        left = [id for id in left if id not in {end.id for end in ends}]
 
 
 @pytest.mark.parametrize("more", [{"send": [{"queue": "q", "body": "x"}]}, {"forwarded": 1}, {"forwarded": "x" * 5000}])

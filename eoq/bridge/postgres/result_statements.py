@@ -116,23 +116,24 @@ FILL: Final = f"""
     where row.queue = %s and row.owner = %s and row.id = new.id
       and (row.outcome is null or row.outcome = 'dead' and new.outcome <> 'dead')
     """  # noqa: S608 # constants
+# In an order without equals: those that are equal would count together, and none would fit.
 READ: Final = f"""
     select
       queue, convert_to(id, 'UTF8'), left(outcome, 20),
       case when octet_length(result) <= {MAX_BODY} then result end, left(error, {MAX_ERROR})
     from (
-      select *, sum(size) over (order by asked_at, id) as total
+      select *, sum(size) over (order by asked_at, queue, id) as total
       from (
-        select *, coalesce(octet_length(result), 0) as size
+        select *, coalesce(octet_length(result), 0) + coalesce(octet_length(error), 0) as size
         from eoq_forward_result
         where origin = %s and queue = any (%s) and outcome is not null and read_at is null and id <> all (%s)
           and length(id) between 1 and {MAX_ID}
-        order by asked_at
+        order by asked_at, queue, id
         limit %s
       ) as next
     ) as sized
     where total <= %s or total = size
-    order by asked_at, id
+    order by asked_at, queue, id
     """  # noqa: S608 # constants
 FINISH: Final = """
     delete from eoq_forward_result

@@ -18,7 +18,7 @@ OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped", "cancelled
 ADOPT_SECONDS: Final = 600.0
 """How often requests are looked for that no machine has noted as its own: all that wait are read for that."""
 MOST_BYTES: Final = 1024 * 1024
-"""Bytes of the results of one read, unless the first is longer."""
+"""Bytes of the results and reasons of one read, unless the first is longer."""
 
 
 def _make(connection: psycopg.Connection[tuple[Any, ...]]) -> None:

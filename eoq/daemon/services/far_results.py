@@ -19,7 +19,7 @@ from .monitoring.tasks import SessionTasks
 from .queries import result_fields
 
 MOST_BYTES: Final = 1024 * 1024
-"""Bytes of the results in one reply, unless the first is longer."""
+"""Bytes of the results and reasons in one reply, unless the first is longer."""
 
 
 class _Wait:

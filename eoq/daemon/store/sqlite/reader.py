@@ -20,7 +20,6 @@ import aiosqlite
 
 from ....system import aio_sqlite
 from .database import storage_error
-from .deliveries.settled import AWAITED
 from .overview import QueueState, Ranking, read_page, read_ranking
 from .shown import SET_BY, Fields, Filter, Found, shown, with_lease
 from .waits import Waiting, read_settled, read_waiting
@@ -30,6 +29,7 @@ T = TypeVar("T")
 LATER_STATES: Final = ("delayed", "blocked")
 """The states that share an index by queue."""
 SETTLED_STATES: Final = ("done", "forwarded", "expired", "dropped", "cancelled")
+ENDED_STATES: Final = (*SETTLED_STATES, "dead")
 PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies, headers and errors in one reply."""
 SCAN_ROWS: Final = 50_000
@@ -104,7 +104,7 @@ class Reader:
         return await self._run(lambda: read_ranking(self._database, order, contains, skip, limit, rates))
 
     async def results(self, queue: str, ids: Sequence[str], most_bytes: int) -> tuple[list[Fields], list[str]]:
-        """Return how the first of these messages ended, ``most_bytes`` of results at most, and the ids unknown here."""
+        """Return how the first of these messages ended, ``most_bytes`` at most, and the ids unknown here."""
         return await self._run(partial(self._results, queue, ids, most_bytes))
 
     def _results(self, queue: str, ids: Sequence[str], most_bytes: int) -> tuple[list[Fields], list[str]]:
@@ -128,14 +128,16 @@ class Reader:
             """,
             values,
         )
-        ended = [{**row} for row in live if row["state"] == "dead"]
-        for row in settled:
-            most_bytes -= row["bytes"] or 0
-            if row["state"] == AWAITED:
+        # Dead letters come last: they are asked for again and again, since they may be redriven.
+        ended: list[Fields] = []
+        for row in (*settled, *live):
+            if row["state"] not in ENDED_STATES:
                 continue
+            size = row.get("bytes") or 0
+            most_bytes -= size + len((row["error"] or "").encode())
             if most_bytes < 0 and ended:
                 break
-            found = self._fetch("select result from result where seq = ?", (row["seq"],)) if row["bytes"] else []
+            found = self._fetch("select result from result where seq = ?", (row["seq"],)) if size else []
             ended.append({**row, "result": found[0]["result"] if found else None})
         return ended, sorted(set(ids).difference([row["id"] for row in (*live, *settled)]))
 
