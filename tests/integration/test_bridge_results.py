@@ -191,6 +191,23 @@ def test_what_was_taken_before_results_were_told_comes_back(machines: list[Daemo
     assert (result.outcome, result.text) == ("done", "paid")
 
 
+def test_a_message_that_is_forwarded_again_gets_the_result_that_was_read(machines: list[Daemon], database: str) -> None:
+    origin, other = machines
+    with eoq.connect(origin.socket) as client, eoq.connect(other.socket) as there:
+        client.send("q", "x", id="m")
+        _forward(origin, database)
+        _ingest(other, database)
+        there.receive("q")[0].reject("no such account")
+        _ingest(other, database)
+        _forward(origin, database)
+        assert origin.shell().run("eoq queue delete q --forget-ids").status == 0
+        client.send("q", "x", id="m")
+        _forward(origin, database)
+        result = client.result("q", "m")
+    assert result is not None
+    assert (result.outcome, result.error) == ("dead", "no such account")
+
+
 def test_what_the_other_machine_has_forgotten_is_said(machines: list[Daemon], database: str) -> None:
     origin, other = machines
     with eoq.connect(origin.socket) as client, eoq.connect(other.socket) as there:

@@ -48,6 +48,7 @@ _CREATE: Final = (
 MAKE: Final = make(TABLE, *_CREATE)
 
 # A message that another daemon has forwarded before may be taken already: so its row is locked, and its owner is noted.
+# A result that was read for an earlier record of the message is read again for the new one.
 ASK: Final = """
     insert into eoq_forward_result (queue, id, origin, owner)
     select there.queue, there.id, %s, case when there.taken_at is not null then there.owner end
@@ -57,7 +58,9 @@ ASK: Final = """
       where queue = %s and id = any (%s)
       for share
     ) as there
-    on conflict do nothing
+    on conflict (queue, id, origin) do update
+    set read_at = null
+    where eoq_forward_result.read_at is not null
     """
 OWE: Final = """
     update eoq_forward_result
