@@ -139,6 +139,6 @@ def test_a_message_in_the_wrong_partition_is_refused() -> None:
 
 
 def test_headers_of_a_stored_message_are_read() -> None:
-    block = b"NATS/1.0\r\nNats-Msg-Id: a: b\r\nbroken\r\n\xff: x\r\nEoq-Group:g \r\n\r\n"
-    assert parse_headers(block) == {"Nats-Msg-Id": "a: b", "Eoq-Group": "g"}
+    block = b"NATS/1.0\r\nNats-Msg-Id: a: b\r\nbroken\r\n\xff: x\r\nEoq-Group:g \r\nEoq-Digest: \xff\r\n\r\n"
+    assert parse_headers(block) == {"Nats-Msg-Id": "a: b", "Eoq-Group": "g", "Eoq-Digest": "\ufffd"}
     assert size_of({"a": "b"}) > len(b"NATS/1.0\r\na: b\r\n\r\n")

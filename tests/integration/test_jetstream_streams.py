@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,27 @@ def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
     change_record(nats_server, since=1, taken=900)
     ran = bridge(other, f"ingest q --from {url} --until-empty")
     assert (ran.status, "cannot tell what was taken" in ran.errors) == (65, True), ran.errors
+
+
+@pytest.mark.slow
+def test_a_place_whose_id_is_no_text_is_found_again(machines: list[Daemon], nats_server: NatsServer) -> None:
+    """Any program may have published it."""
+    _, other, _ = machines
+    url = nats_server.url()
+    ingest(other, url, partitions=1)
+    head = b"NATS/1.0\r\nEoq-Id: \xff\r\n\r\n"
+    host, port = nats_server.place.split(":")
+    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answers:
+        sizes = f"{len(head)} {len(head) + 1}"
+        connection.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        connection.sendall(f"HPUB PAY.q.0 {sizes}\r\n".encode() + head + b"x\r\nPING\r\n")
+        eventually(lambda: answers.readline() == b"PONG\r\n")
+    eventually(lambda: nats_server.messages() == 1)
+    bridge(other, f"ingest q --from {url} --until-empty")
+    ran = bridge(other, f"ingest q --from {url} --until-empty --json")
+    assert (ran.rows[0]["taken"], "is not as it was" in ran.errors) == (0, False), ran.errors
+    change_record(nats_server, taken_id="")  # as with a driver that gives no such headers
+    assert "is not as it was" not in bridge(other, f"ingest q --from {url} --until-empty").errors
 
 
 @pytest.mark.slow

@@ -91,11 +91,14 @@ def _time_left(text: str | None, now: float) -> float | None:
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """Return the headers of a stored message, from the block that the server has of it."""
+    """Return the headers of a stored message, from the block that the server has of it.
+
+    They are the same as those that the driver gives of a message that it delivers.
+    """
     found = {}
     for line in block.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         if colon:
             with suppress(UnicodeDecodeError):
-                found[name.decode().strip()] = value.decode().strip()
+                found[name.strip().decode("ascii")] = value.strip().decode(errors="replace")
     return found
