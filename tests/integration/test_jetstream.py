@@ -102,6 +102,20 @@ def test_a_repeat_and_other_content_are_told_apart(machines: list[Daemon], nats_
 
 
 @pytest.mark.slow
+def test_a_copy_in_a_wrong_partition_does_not_count(machines: list[Daemon], nats_server: NatsServer) -> None:
+    """The machine that reads it sets it aside, so it is published where it belongs."""
+    origin, other, _ = machines
+    url = nats_server.url()
+    ingest(other, url, partitions=2)
+    nats_server.ask(f"PAY.q.{1 - partition_of('m', 2)}", b"x", {"Nats-Msg-Id": "m"})
+    send(origin, eoq.Outgoing("x", id="m"))
+    forward(origin, url)
+    ran = bridge(other, f"ingest q --from {url} --until-empty --json")
+    assert ran.rows[0]["set_aside"] == 1, ran.errors
+    assert [message.id for message in take(other)] == ["m"]
+
+
+@pytest.mark.slow
 def test_other_content_is_set_aside_where_only_the_receiving_machine_knows_the_id(
     machines: list[Daemon], nats_server: NatsServer
 ) -> None:

@@ -147,8 +147,8 @@ class StreamPublisher:
     async def _compare(self, link: Link, message: AsyncMessage, subject: str, seq: int) -> str | None:
         """Compare a message with that which the server has under its id.
 
-        Return nothing if it is the same, the reason if it has other content, or None if it is of another queue, or gone
-        from the stream.
+        Return nothing if it is the same, the reason if it has other content, or None if it is of another queue or
+        partition, where nobody takes it, or gone from the stream.
         """
         try:
             answer = await link.api(f"STREAM.MSG.GET.{self._address.stream}", {"seq": seq})
@@ -158,7 +158,7 @@ class StreamPublisher:
             raise
         found: dict[str, Any] = answer["message"]
         headers = parse_headers(base64.b64decode(found.get("hdrs") or ""))
-        if found.get("subject", "").rpartition(".")[0] != subject.rpartition(".")[0] or id_of(headers) != message.id:
+        if found.get("subject") != subject or id_of(headers) != message.id:
             return None
         if headers.get(DIGEST) and message.digest:
             same = headers[DIGEST] == message.digest
