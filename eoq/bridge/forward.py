@@ -213,11 +213,12 @@ class Forwarder:
     async def run(self) -> None:
         """Forward until this task is cancelled. Errors of the engine or of the daemon are logged, and tried again."""
         origin = await self._origin()
+        taker = None if origin is None else self._taker(origin)  # before there is a task: it may be refused
         running = [
             asyncio.create_task(self._run_pattern(origin) if is_pattern(self._pattern) else self._run_one(origin))
         ]
-        if origin is not None:
-            running.append(asyncio.create_task(self._taker(origin).run()))
+        if taker is not None:
+            running.append(asyncio.create_task(taker.run()))
         try:
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in running:
@@ -232,13 +233,14 @@ class Forwarder:
     async def flush(self) -> int:
         """Forward what is ready now. Return how many became dead letters. Raises what keeps it from going on."""
         origin = await self._origin()
+        taker = None if origin is None else self._taker(origin)
         try:
             if is_pattern(self._pattern):
                 await self._look()
             for queue in self._queues:
                 await self._forwarder(queue, origin).flush()
-            if origin is not None:
-                await self._taker(origin).flush()
+            if taker is not None:
+                await taker.flush()
         finally:
             await self._end.close()
         return self._tally.refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from typing import Any
@@ -243,6 +244,17 @@ def test_what_nats_cannot_take_is_rejected_alone(machines: list[Daemon], nats_se
     ran = bridge(other, f"ingest q --from {url} --until-empty --json")
     assert ran.rows[0]["taken"] == 6, ran.errors
     assert [message.id for message in take(other)] == ["before", *[f"large{n}" for n in range(4)], "behind"]
+
+
+@pytest.mark.slow
+def test_a_forward_whose_results_cannot_come_back_leaves_no_task(daemon: Daemon) -> None:
+    async def left() -> set[object]:
+        bridge = eoq.Bridge.forward("q", "nats://127.0.0.1:1/PAY", results=True, socket=daemon.socket)
+        with pytest.raises(eoq.InvalidRequest, match="over PostgreSQL only"):
+            await bridge.run_async()
+        return {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    assert asyncio.run(left()) == set()
 
 
 @pytest.mark.slow
