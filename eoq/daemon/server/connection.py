@@ -43,6 +43,7 @@ class Host(Protocol):
 
     routes: dict[type, Route]
     connections: set[ClientConnection]
+    unended: set[ClientConnection]
     partial: int
     traffic: Traffic
     hang_ups: HangUps
@@ -88,6 +89,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
         self._session.consumer, self._session.peer = peer_of(self._transport.get_extra_info("socket"))
         self._server.connections.add(self)
+        self._server.unended.add(self)
         if len(self._server.connections) > MAX_CONNECTIONS:
             self._refuse(Overloaded(f"{MAX_CONNECTIONS:,} clients are connected; try again when some have left"))
 
@@ -113,6 +115,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._session.close()
+        self._server.unended.discard(self)
         self.gone.set()
 
     def data_received(self, data: bytes) -> None:
@@ -230,7 +233,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _handle(self, line: bytes) -> bool:
-        """Handle one line. Return False if it has to wait, until the replies of other connections are made."""
+        """Handle one line. Return False if it has to wait for the replies of others, or if eoq has failed."""
         try:
             request = ask.decode(line)
         except EoqError as error:
@@ -238,14 +241,14 @@ class ClientConnection(asyncio.Protocol):
             return True
         except Exception as fault:  # noqa: BLE001 # `_fail` logs it
             self._fail(fault)
-            return True
+            return False
         route = self._server.routes[type(request)]
         waits = route.may_wait and getattr(request, "wait", 0.0) > 0
         if waits and self._waiting >= MAX_WAITING:
             self._write(request.rid, Overloaded(f"{MAX_WAITING} requests of this connection wait already"))
             return True
         if route.size:
-            if not self._traffic.fetch(self, route.size, not self._in_flight):
+            if not self._traffic.fetch(self, route.size, not self._under_way):
                 self._unhandled.appendleft(line)
                 return False
             self._fetching[id(request)] = route.size
@@ -260,6 +263,7 @@ class ClientConnection(asyncio.Protocol):
             reply(error)
         except Exception as fault:  # noqa: BLE001 # `_fail` logs it
             self._fail(fault)
+            return False
         return True
 
     def _parked(self, request: object) -> None:

@@ -13,8 +13,8 @@ FETCHED: Final[dict[type, int]] = {
     ask.Once: 4 * MAX_OUTPUT,
     **dict.fromkeys((ask.Receive, ask.GetResult, ask.Peek, ask.Show, ask.Why, ask.Tail), 1024 * 1024),
     ask.Results: 2 * 1024 * 1024,
-    ask.Metrics: 16 * 1024 * 1024,
-    **dict.fromkeys((ask.Queues, ask.Overview, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
+    **dict.fromkeys((ask.Metrics, ask.Queues), 16 * 1024 * 1024),
+    **dict.fromkeys((ask.Overview, ask.ScheduleShow, ask.Schedules), 1024 * 1024),
 }
 """The requests whose replies may have megabytes, and about how many bytes each takes until its reply is made."""
 

@@ -24,6 +24,8 @@ log = logging.getLogger("eoq.daemon")
 
 SOCKET_SECONDS: Final = 3.0
 """How often to check that the file of the socket is still there. More often would wake an idle daemon for little."""
+END_SECONDS: Final = 10.0
+"""How long the leases of closed connections may take to end when the daemon stops. They take milliseconds."""
 SPIN_SECONDS: Final = 0.0003
 """How long the event loop stays awake for the next of several requests in a row. A client sends it sooner."""
 
@@ -48,6 +50,8 @@ class Server:
         self.routes: dict[type, Route] = {}
         self._handlers: dict[type, Handler] = {}
         self.connections: set[ClientConnection] = set()
+        self.unended: set[ClientConnection] = set()
+        """The connections, and those that were closed and whose waits and leases have not ended yet."""
         self.partial = 0
         """Bytes of unfinished lines of all connections."""
         self.traffic = Traffic(backlog)
@@ -171,7 +175,7 @@ class Server:
             connection.stop_reading()
 
     async def close(self) -> None:
-        """Close all connections once their replies are written, or after a second."""
+        """Close all connections once their replies are written, or after a second. Their leases have ended then."""
         for connection in tuple(self.connections):
             connection.close()
         with contextlib.suppress(TimeoutError):
@@ -180,3 +184,7 @@ class Server:
                     await next(iter(self.connections)).gone.wait()
         for connection in tuple(self.connections):
             connection.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                while self.unended:
+                    await next(iter(self.unended)).gone.wait()

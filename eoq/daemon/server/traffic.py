@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -30,8 +31,9 @@ LARGE_REPLY: Final = 16 * 1024
 """Bytes from which on a reply counts towards `TURN_BYTES`."""
 MAX_FETCHING: Final = 64 * 1024 * 1024
 """Bytes that the replies of all requests under way may have together, by what each of them may have at most."""
-VERY_LARGE: Final = 16 * 1024 * 1024
-"""Bytes above which a reply is one of few: these have as many bytes again, and nobody else waits for them."""
+SIZES: Final = (2 * 1024 * 1024, 16 * 1024 * 1024)
+"""Bytes up to which a reply is large, or very large, or one of few. Each kind has a budget of its own. So a receive
+waits neither for the metrics of thousands of queues, which are made at leisure, nor for the outputs of `once`."""
 MAX_UNREAD: Final = 128 * 1024 * 1024
 """Bytes of replies that all clients together may leave unread. Above it, clients that do not read are disconnected."""
 LOG_SECONDS: Final = 1.0
@@ -101,8 +103,7 @@ class Traffic:
         self.crowded = False
         """Whether so many bytes were encoded in this turn that further replies have to queue up."""
         self._loop = asyncio.get_running_loop()
-        self._large = _Budget()
-        self._very_large = _Budget()
+        self._budgets = tuple(_Budget() for _ in range(len(SIZES) + 1))
         # Ordered dictionaries serve as queues in which each connection stands once.
         self._with_lines: OrderedDict[Member, None] = OrderedDict()
         """Connections with lines to handle, in the order of their turns."""
@@ -227,12 +228,12 @@ class Traffic:
 
     def pass_over(self, peer: Member) -> None:
         """Let ``peer`` wait for no bytes any more: it has them, or it handles no lines for now."""
-        for budget in (self._large, self._very_large):
+        for budget in self._budgets:
             if budget.next() is not None and budget.leave(peer):
                 self._admit_next(budget)
 
     def _budget_of(self, size: int) -> _Budget:
-        return self._very_large if size > VERY_LARGE else self._large
+        return self._budgets[bisect_left(SIZES, size)]
 
     def _admit_next(self, budget: _Budget) -> None:
         peer = budget.next()

@@ -61,7 +61,7 @@ class Scheduler:
         self._clock = clock
         self._publisher = publisher
         self._settings = settings
-        self._requests: deque[tuple[ask.Request, Reply]] = deque()
+        self._requests: deque[tuple[Session, ask.Request, Reply]] = deque()
         self._has_turn = False
         """Whether the next request is about to be handled."""
         self._under_way = 0
@@ -118,13 +118,13 @@ class Scheduler:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────
 
-    def handle(self, _session: Session, request: ask.Request, reply: Reply) -> None:
+    def handle(self, session: Session, request: ask.Request, reply: Reply) -> None:
         """Handle a request in a later turn of the event loop, one request in each turn.
 
         To find that a cron expression has no occurrence takes a hundredth of a second. A thousand such requests in one
         turn would keep other clients waiting.
         """
-        self._requests.append((request, reply))
+        self._requests.append((session, request, reply))
         self._plan_turn()
 
     def _plan_turn(self) -> None:
@@ -139,7 +139,9 @@ class Scheduler:
             self._plan_turn()
 
     def _answer_next(self) -> None:
-        request, reply = self._requests.popleft()
+        session, request, reply = self._requests.popleft()
+        if session.closed:
+            return
         try:
             self._act(request, reply)
         except EoqError as error:

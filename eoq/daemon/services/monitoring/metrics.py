@@ -212,9 +212,6 @@ class Metrics:
         if not after:
             found = await self._samples()
             text = [self._of_daemon()]
-            if found.number not in self._begun:
-                self._begun[found.number] = found
-                self._loop.call_later(READ_SECONDS, self._begun.pop, found.number)
         elif number in self._begun:
             found, text = self._begun[number], list[bytes]()
         else:
@@ -227,7 +224,12 @@ class Metrics:
             size += len(text[-1])
             place += 1
         fields: Fields = {"text": msgspec.Raw(b'"' + _encoded(b"".join(text)) + b'"')}
-        return fields if place >= len(found.parts) else fields | {"after": found.number * MOST_PARTS + place}
+        if place >= len(found.parts):
+            return fields
+        if found.number not in self._begun:
+            self._begun[found.number] = found
+            self._loop.call_later(READ_SECONDS, self._begun.pop, found.number)
+        return fields | {"after": found.number * MOST_PARTS + place}
 
     async def parts(self, packed: bool) -> AsyncGenerator[bytes, None]:
         """Yield the text in parts of whole lines. Raises `EoqError` where the file cannot be read.
