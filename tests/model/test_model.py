@@ -773,6 +773,21 @@ def test_messages_stored_after_a_restart_are_above_every_earlier_watermark() -> 
         machine.teardown()
 
 
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_refused_batch_leaves_no_watermark_behind_that_is_above_later_messages(crash: bool) -> None:
+    """Found by the machine: the seqs of the batch were taken, and none of them was noted in the file."""
+    machine = Machine()
+    try:
+        machine.start(QueueSettings(max_depth=3), QueueSettings(), 1.0)
+        machine.send_bulk(0, "a", None, False, "rest")
+        machine.receive(0, "rest", queue="b", limit=1, lease=30.0)
+        machine.restart(crash=crash, then="rest")
+        machine.send_bulk(0, "b", None, False, "rest")
+        machine.holds()
+    finally:
+        machine.teardown()
+
+
 def test_the_broker_does_what_a_dictionary_would() -> None:
     _run(EXAMPLES)
 

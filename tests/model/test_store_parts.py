@@ -284,10 +284,10 @@ def test_seqs_are_never_given_twice(parts: Parts) -> None:
     with pytest.raises(ValueError, match="undo"), parts.database.savepoint():
         stopped.take(seqs.BLOCK + 1)
         raise ValueError("undo")
-    assert stopped.take(1) == seqs.BLOCK + 4
+    assert stopped.take(1) == 3, "no client knows of those that were undone"
     again = Seqs(parts.database)
     again.start()
-    assert again.next > seqs.BLOCK + 4
+    assert again.next > 3
 
 
 def test_puts_store_all_or_none(parts: Parts) -> None:

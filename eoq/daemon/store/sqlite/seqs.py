@@ -22,6 +22,8 @@ class Seqs:
         self.next = 1
         """The next seq. It is above that of every stored message, and not above that of any later one."""
         self._reserved = 1
+        # Also the next seq: clients get it as their watermark, and no message may be stored below that later.
+        database.keep(lambda: partial(self._go_back, self.next, self._reserved))
 
     def start(self) -> None:
         """Continue above the seqs that were given before."""
@@ -40,7 +42,6 @@ class Seqs:
         first = self.next
         self.next += count
         if self.next > self._reserved:
-            self._database.on_rollback(partial(self._set_reserved, self._reserved))
             self._reserved = self.next + BLOCK
             self._keep(self._reserved)
         return first
@@ -60,5 +61,5 @@ class Seqs:
             (seq,),
         )
 
-    def _set_reserved(self, reserved: int) -> None:
-        self._reserved = reserved
+    def _go_back(self, next_seq: int, reserved: int) -> None:
+        self.next, self._reserved = next_seq, reserved
