@@ -103,6 +103,7 @@ def _why(shell: Shell, queue: str, id: str) -> tuple[str, list[str]]:
     return found["state"], [reason["reason"] for reason in found["reasons"]]
 
 
+@pytest.mark.slow
 def test_why_a_message_waits(shell: Shell, queue: str) -> None:
     shell.run(
         f"eoq send {queue} 1 --id first; eoq send {queue} 2 --id second; eoq send {queue} 3 --id later --delay 60"

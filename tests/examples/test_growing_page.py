@@ -23,6 +23,7 @@ def _for(database: str, text: str) -> str:
     return text.replace("postgresql:///shop", f"'{database}'")
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_insert_work(shell: Shell, shared_daemon: Daemon, database: str) -> None:
     with eoq.connect(shared_daemon.socket) as client:
         client.send("elsewhere", "x")  # so that the daemon knows a queue

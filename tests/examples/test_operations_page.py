@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from eoq import errors
 from tests.examples.pages import Page, follow
 from tests.support import Shell
@@ -19,6 +21,7 @@ def test_no_block_is_left_out() -> None:
     assert PAGE.inventory() == {(title, "sh"): 1 for title in ("Backup", "Restore", "Audit", "Move", "Size")}
 
 
+@pytest.mark.slow
 def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path) -> None:
     (backup,), (restore,), (size,) = (PAGE.blocks(title, "sh") for title in ("Backup", "Restore", "Size"))
     follow(alone, "eoq start && eoq send q hello --id a")
@@ -33,6 +36,7 @@ def test_backup_restore_and_compacting_can_be_pasted(alone: Shell, folder: Path)
     assert all(int(number) > 0 for number in sizes.split())
 
 
+@pytest.mark.slow
 def test_a_move_can_be_pasted(alone: Shell, folder: Path) -> None:
     (move,) = PAGE.blocks("Move", "sh")
     follow(alone, "eoq start && eoq send q hello --id a")

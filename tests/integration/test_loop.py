@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import eoq
 from tests.support import Shell
 
 
+@pytest.mark.slow
 def test_a_daemon_without_uvloop_serves(alone: Shell, folder: Path) -> None:
     absent = folder / "absent"
     absent.mkdir()

@@ -161,6 +161,7 @@ def _recovers_badly(path: Path, message: eoq.Message) -> None:
         own.execute("commit")
 
 
+@pytest.mark.slow
 def test_a_handler_that_survives_one_kill_and_not_two_is_found(db: Path) -> None:
     with closing(sqlite3.connect(db)) as database:
         database.executescript(
@@ -176,6 +177,7 @@ def test_a_handler_that_survives_one_kill_and_not_two_is_found(db: Path) -> None
     assert (report.ok, report.second_kills) == (True, 0), "it survives one kill"
 
 
+@pytest.mark.slow
 def test_second_kills_are_bounded_and_counted(db: Path) -> None:
     report = prove(book, ["x", "y"], db, traced=False, second_kills=3)
     assert report.second_kills == 6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import eoq
 from tests.support import eventually, running_daemon
 
@@ -12,6 +14,7 @@ LARGE = 100_000
 """Together 20 MB, which is more than the file keeps for the next messages."""
 
 
+@pytest.mark.slow
 def test_the_file_shrinks_when_its_messages_are_settled() -> None:
     with running_daemon() as daemon, eoq.connect(daemon.socket) as client:
         client.send_many("q", [bytes(LARGE)] * MANY)

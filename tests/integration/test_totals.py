@@ -10,6 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import eoq
 from tests.integration.clients import AnyClient
 from tests.support import Daemon, eventually, running_daemon
@@ -151,6 +153,7 @@ def test_consumers_are_connections_that_have_asked(daemon: Daemon) -> None:
         eventually(lambda: looker.queues()[0]["consumers"] == 0)
 
 
+@pytest.mark.slow
 def test_thousands_of_queues_are_listed_and_no_send_waits_for_it(daemon: Daemon) -> None:
     """Each listing is long work, and a send comes between its slices."""
     queues = 3000
