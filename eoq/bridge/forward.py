@@ -25,6 +25,7 @@ from ..protocol.forwarding import forwarded
 from .engine import Engine, ForwardEnd
 from .patterns import is_pattern, literal_prefix, matches
 from .results import ResultTaker, check_results
+from .tasks import run_all
 
 log = logging.getLogger("eoq.bridge")
 
@@ -213,21 +214,13 @@ class Forwarder:
     async def run(self) -> None:
         """Forward until this task is cancelled. Errors of the engine or of the daemon are logged, and tried again."""
         origin = await self._origin()
-        taker = None if origin is None else self._taker(origin)  # before there is a task: it may be refused
-        running = [
-            asyncio.create_task(self._run_pattern(origin) if is_pattern(self._pattern) else self._run_one(origin))
-        ]
+        taker = None if origin is None else self._taker(origin)  # first of all, as it may be refused
+        works = [self._run_pattern(origin) if is_pattern(self._pattern) else self._run_one(origin)]
         if taker is not None:
-            running.append(asyncio.create_task(taker.run()))
+            works.append(taker.run())
         try:
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in running:
-                if task.done():
-                    await task
+            await run_all(works)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
             await self._end.close()
 
     async def flush(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from ..errors import InvalidRequest
 from .engine import Engine
@@ -37,6 +38,11 @@ def open_engine(url: str, partitions: int | None = None, partition: str | None =
         from .jetstream.wire.names import Partitions
 
         return JetStreamEngine(read_address(url), Partitions.read(partitions, partition))
+    if (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)) and scheme[1] not in ("postgresql", "postgres"):
+        raise InvalidRequest(
+            f"eoq moves messages through PostgreSQL or NATS JetStream, and knows no {scheme[1]}://; write "
+            "postgresql://USER@HOST/DATABASE or nats://HOST:4222/STREAM"
+        )
     from .postgres.engine import PostgresEngine
 
     if partitions is not None or partition is not None:

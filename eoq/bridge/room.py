@@ -12,5 +12,6 @@ ROOM_SECONDS: Final = 0.5
 
 async def free_room(client: AsyncClient, queue: str, limit: int) -> int:
     """Return how many more messages may be taken, so that ``limit`` are unsettled here. It may be negative."""
-    queues = [row for row in await client.queues() if row["name"] == queue]
+    # The queue itself is the first one that begins with its name.
+    queues = [row for row in await client.queues(prefix=queue, limit=1) if row["name"] == queue]
     return limit - sum(int(row[state]) for row in queues for state in ("ready", "leased", "delayed", "blocked"))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import eoq
@@ -165,10 +166,13 @@ class System:
         faults["engine"] = self.engine.restart
         for name, one in self.wires.items():
             faults[name.replace("wire", "cut")] = one.restart
-            faults[name.replace("wire", "freeze")] = lambda one=one: one.freeze(self._rng.uniform(*FROZEN_SECONDS))  # type: ignore[misc] # its own
+            faults[name.replace("wire", "freeze")] = partial(self._freeze, one)
         if self._plan.in_daemons:
             faults["bridge"] = lambda: _kill_bridge(self._rng.choice(self.daemons))
         return faults
+
+    def _freeze(self, one: Program) -> None:
+        one.freeze(self._rng.uniform(*FROZEN_SECONDS))
 
     def ensure(self, report: Report) -> None:
         """Start what has ended, and count what has killed itself."""

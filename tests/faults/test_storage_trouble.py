@@ -88,10 +88,10 @@ def test_a_reader_that_keeps_the_log_from_shrinking_is_named(daemon: Daemon) -> 
 def test_a_client_that_leaves_while_its_requests_wait_gives_its_place_free(daemon: Daemon) -> None:
     """Nothing is read from a client with many requests under way, so no event tells that it has disconnected."""
     with daemon.wire() as wire, _other_program(daemon.db, "begin immediate"):
+        wire.send({"op": "send", "queue": "q", "id": "a", "body": "x"})
         with daemon.wire() as leaving:
             line = b'{"op":"send","queue":"q","body":"x"}\n'
             leaving.socket.sendall(line * (MAX_IN_FLIGHT + 10))
             eventually(lambda: daemon.ask(op="status")["connections"] == 3)
-        wire.send({"op": "send", "queue": "q", "id": "a", "body": "x"})
         eventually(lambda: daemon.ask(op="status")["connections"] == 2)
-        assert wire.silent(0), "the requests still wait for the other program"
+        assert wire.silent(0), "the first request still waits for the other program, and those behind it too"

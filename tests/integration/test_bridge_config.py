@@ -149,3 +149,10 @@ def test_a_duration_has_a_unit_or_is_in_seconds(folder: Path, keep: str, seconds
 def test_other_texts_are_no_durations(text: str) -> None:
     with pytest.raises(eoq.InvalidRequest, match="is no duration"):
         read_duration(text)
+
+
+@pytest.mark.parametrize("url", ["mysql://shop/payments", "amqp://host"])
+def test_an_engine_that_eoq_does_not_know_is_named(url: str) -> None:
+    scheme = url.partition(":")[0]
+    with pytest.raises(eoq.InvalidRequest, match=f"knows no {scheme}://; write postgresql://"):
+        eoq.Bridge.forward("payments", url)

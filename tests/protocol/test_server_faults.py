@@ -1,4 +1,4 @@
-"""A fault of eoq in one request closes its connection, and ends nothing else."""
+"""The server alone, with handlers that fail or do not answer: they hold up nobody else."""
 
 from __future__ import annotations
 
@@ -44,3 +44,29 @@ def test_the_lines_behind_a_fault_are_not_handled_and_others_are_served(folder: 
 
     asyncio.run(run())
     assert faults == []
+
+
+def test_metrics_that_are_being_made_hold_up_no_receive(folder: Path) -> None:
+    """Four of them take all the bytes that such replies may have together. A receive counts elsewhere."""
+    path = folder / "s"
+
+    async def run() -> None:
+        server = Server(lambda: 0, SocketAccess())
+        begun: list[ask.Metrics] = []
+        server.add({ask.Metrics: lambda _session, request, _reply: begun.append(request)})
+        server.add({ask.Receive: lambda _session, _request, reply: reply({"messages": []})})
+        await server.start(path)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"op":"metrics"}\n' * 8)
+        other_reader, other_writer = await asyncio.open_unix_connection(path)
+        other_writer.write(b'{"op":"receive","queue":"q"}\n')
+        reply = await asyncio.wait_for(other_reader.readline(), PATIENCE)
+        assert json.loads(reply) == {"ok": True, "messages": []}
+        assert len(begun) == 4
+        for one in (writer, other_writer):
+            one.close()
+        assert await reader.read() == b""
+        server.refuse_new()
+        await server.close()
+
+    asyncio.run(run())

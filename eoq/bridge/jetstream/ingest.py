@@ -10,9 +10,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ...backoff import Backoff, pauses
 from ...client.aio import AsyncClient
@@ -21,6 +21,7 @@ from ...errors import EoqError, InvalidRequest
 from ...protocol.features import NOT_AFTER
 from ..engine import IngestOptions
 from ..room import ROOM_SECONDS, free_room
+from ..tasks import run_all
 from .aside import count_aside
 from .partition import Partition, claim
 from .read import Published
@@ -98,7 +99,7 @@ class StreamIngester:
             try:
                 async with self._opened() as opened:
                     has_begun = True
-                    await _run_all([self._serve(opened, partition) for partition in opened.own])
+                    await run_all([self._serve(opened, partition) for partition in opened.own])
             except PartitionTaken:
                 raise
             except (EoqError, OSError) as error:
@@ -200,16 +201,3 @@ class StreamIngester:
             self.moved += arrivals.stored
             self.refused += arrivals.refused
         await partition.taken(messages)
-
-
-async def _run_all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all until one ends, which it does with an error. Then end the others, and raise it."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -24,6 +24,7 @@ from ...postgres.waking import WakingTable
 from ..engine import IngestOptions
 from ..results import ResultSender, check_results
 from ..room import ROOM_SECONDS, free_room
+from ..tasks import run_all
 from . import result_statements, statements
 from .results import OwedRows
 
@@ -292,18 +293,10 @@ class Ingester:
 
         claims, relay, sender = await self._relay(claimed)
         await asyncio.to_thread(claims.count_set_aside)
-        running = [asyncio.create_task(relay.run()), asyncio.create_task(self._make_room(claims, relay, used))]
+        works = [relay.run(), self._make_room(claims, relay, used)]
         if sender is not None:
-            running.append(asyncio.create_task(sender.run()))
-        try:
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in running:
-                if task.done():
-                    await task
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            works.append(sender.run())
+        await run_all(works)
 
     async def flush(self) -> int:
         """Ingest what is there now, up to the limit. Return how many rows are set aside."""
