@@ -13,6 +13,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -37,7 +38,7 @@ class Inbox:
     def freeze(self, point: str, message: eoq.Message) -> None:
         """Stop this process, if this is the point."""
         if point == self._point and message.attempt == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def main(socket: str, queue: str, ledger: str, point: str) -> None:

@@ -7,9 +7,9 @@ repeat leaves. HOW is ``send``, ``send_many``, ``transaction`` or ``ack``. It pr
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import eoq
@@ -41,7 +41,7 @@ def plant_blocking() -> None:
 
     def starting(connection: Connection, requests: Any, deadline: float) -> Any:
         if is_repeat(requests):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         rids = start(connection, requests, deadline)
         if sends == 1 and requests[0]["op"] in STORING:
             await_stored()
@@ -56,7 +56,7 @@ def plant_asyncio() -> None:
 
     async def starting(connection: AsyncConnection, requests: Any, seconds: float) -> Any:
         if is_repeat(requests):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         replies = await start(connection, requests, seconds)
         if sends == 1 and requests[0]["op"] in STORING:
             await_stored()  # in the event loop, so that the reply is not read
