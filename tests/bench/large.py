@@ -34,7 +34,7 @@ from pathlib import Path
 import eoq
 from tests.support import processor_seconds, resident_kilobytes
 
-BATCHES = 200
+BATCHES = 100
 """Batches of 100 in one measurement."""
 SMALL = 64 * 1024 * 1024
 """Bytes that the file may have after a flood."""
@@ -115,30 +115,24 @@ def daemon(folder: Path, python: str = sys.executable) -> Iterator[subprocess.Po
 
 
 def fill(database: Path, count: int, kind: str) -> None:
-    """Let a file remember so many settled ids, in the schema that it has."""
+    """Let a file remember so many settled ids, in the schema that it has, stored one after the other."""
     with closing(sqlite3.connect(database, isolation_level=None)) as file:
-        file.execute("pragma cache_size = -500000")
+        file.executescript("pragma cache_size = -2000000; pragma temp_store = memory;")
         has_settled = file.execute("select 1 from sqlite_schema where name = 'settled'").fetchone() is not None
-        order = "id" if has_settled else "value"
         if has_settled:
-            into = "settled (queue, id, outcome, digest, settled_at, life, delivery, seq)"
-            rest = "'done', digest, now, 1"
+            columns, rest = "(queue, id, outcome, digest, settled_at, life, delivery, seq)", "'done', digest, now, 1"
         else:
-            into = "message (queue, id, state, digest, settled_at, enqueued_at, fence, seq)"
-            rest = "'done', digest, now, now"
+            columns, rest = (
+                "(queue, id, state, digest, settled_at, enqueued_at, fence, seq)",
+                "'done', digest, now, now",
+            )
         file.execute("begin")
         file.execute(
             f"""
-            insert into {into}
-            select 1, id, {rest}, 1, 1000 + row_number() over (order by {order})
-            from (
-              select value, {ID[kind]} as id, randomblob(32) as digest, {time.time()} as now
-              from (
-                with recursive number (value) as (select 1 union all select value + 1 from number where value < ?)
-                select value from number
-              )
-            )
-            order by {order}
+            insert into {"settled" if has_settled else "message"} {columns}
+            with recursive number (value) as (select 1 union all select value + 1 from number where value < ?)
+            select 1, id, {rest}, 1, 1000 + value
+            from (select value, {ID[kind]} as id, randomblob(16) as digest, {time.time()} as now from number)
             """,
             (count,),
         )
