@@ -754,7 +754,8 @@ def _environment(tree: Path) -> dict[str, str]:
     own = ("EOQ_", "PYTEST_")
     others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     # A compiled file could be of the text with the guard, which may have been written in the same second.
-    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Many guards are noticed by a wait that does not end, so these tests are less patient.
+    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "TEST_PATIENCE": "20"}
 
 
 def _require_used(tree: Path) -> None:
