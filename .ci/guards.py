@@ -431,6 +431,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a commit that does not wait for the disk does not write the log back",
+        "eoq/daemon/store/sqlite/database.py",
+        old="let = durable and (",
+        new="let = True and (",
+        tests="tests/model/test_store_parts.py",
+        select="write_the_log_back",
+    ),
+    Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
         old="routed.messages, self._settings, forwarded, awaits), done)",

@@ -213,6 +213,23 @@ def test_a_database_undoes_what_parts_keep_in_memory_in_the_reverse_order(databa
     assert database.execute("select name from queue").fetchall() == [("kept",)]
 
 
+def test_a_commit_that_does_not_wait_for_the_disk_does_not_write_the_log_back(database: Database) -> None:
+    """SQLite says nothing if the sync of the log fails that it makes before. So there must be nothing to sync then."""
+
+    def fill() -> None:
+        database.execute("create table if not exists filler (body)")
+        for _ in range(1200):
+            database.execute("insert into filler values (zeroblob(4000))")
+
+    database.transaction(lambda: None, durable=True)
+    before = database.path.stat().st_size
+    for _ in range(3):
+        database.transaction(fill, durable=False)
+        assert database.path.stat().st_size == before
+    database.transaction(lambda: database.execute("insert into filler values (1)"), durable=True)
+    assert database.path.stat().st_size > before
+
+
 def test_space_names_what_is_lacking(parts: Parts) -> None:
     assert parts.space.lacking(0) is None
     parts.storage = StorageSettings(min_free_bytes=2**53)

@@ -21,7 +21,7 @@ from ...config.settings import SettingsOf, StorageSettings, defaults
 from .. import commands, schedule_commands
 from ..commands import Command
 from .batching import Batching
-from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost, storage_error
+from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, storage_error
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
 from .deliveries.far_results import FarResults
@@ -49,6 +49,7 @@ from .tables.steering import Steering
 from .tables.timers import Timers
 from .tables.topics import Bindings
 from .totals import MOST_WRITTEN, Totals
+from .trouble import FileLost
 
 R = TypeVar("R")
 
