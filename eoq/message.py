@@ -9,11 +9,15 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, Final, Protocol, TypeAlias, TypedDict
 
 from .errors import InvalidRequest
 
 JSON_TYPE: Final = "application/json"
+Payload: TypeAlias = (
+    "bool | int | float | str | bytes | bytearray | memoryview | Mapping[Any, Any] | Sequence[Any] | None"
+)
+"""What a handler may return as the result of its message, as types say it. See `encode_payload`."""
 MAX_DELAY: Final = 366 * 86400.0
 """Seconds by which a send or a retry may delay a message, at most."""
 

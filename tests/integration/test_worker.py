@@ -25,7 +25,7 @@ from eoq.worker.options import MAX_PIPELINED, RECHECK_SECONDS
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
-Handler = Callable[[Any], object]
+Handler = Callable[[Any], Any]
 Work = Callable[..., eoq.Summary]
 
 
@@ -35,7 +35,7 @@ def _run(client: AnyClient, queue: str, handler: Handler, stop: threading.Event 
         return client.work(queue, handler, stop=stop, **options)
     assert isinstance(client, AsyncFace)
 
-    async def handle(*arguments: Any) -> object:
+    async def handle(*arguments: Any) -> Any:
         result = await asyncio.to_thread(handler, *arguments)
         return await result if inspect.isawaitable(result) else result
 
@@ -871,7 +871,7 @@ def test_a_message_that_was_tried_before_shares_no_transaction(
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
     with pytest.raises(eoq.InvalidRequest):
-        blocking.work(queue, lambda message: None, batch=2)
+        blocking.work(queue, lambda message: None, batch=2)  # type: ignore[call-overload] # types refuse it as well
 
 
 @pytest.mark.parametrize("batch", [1, 2])
