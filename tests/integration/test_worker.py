@@ -388,7 +388,7 @@ def test_acks_are_confirmed_while_waiting_messages_are_handled(
     stopped_at: list[int] = []
     with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
         client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])
-        inbox_or_none = inbox if with_inbox else None
+        inbox_or_none: Any = inbox if with_inbox else None
         summary = client.work("q", handler, inbox=inbox_or_none, until_empty=True, prefetch=prefetch, batch=batch)
         assert summary == eoq.Summary(done=150)
         waking.join()
@@ -1017,7 +1017,7 @@ def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handl
                 tasks.append(asyncio.create_task(wake()))
 
         async with eoq.connect_async(daemon.socket) as client, eoq.AsyncInbox(folder / "app.db") as inbox:
-            mine = inbox if with_inbox else None
+            mine: Any = inbox if with_inbox else None
             return await client.work("q", handler, inbox=mine, until_empty=True, prefetch=prefetch, batch=batch)
 
     with eoq.connect(daemon.socket) as client:
