@@ -243,7 +243,7 @@ class Database:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """If the block raises, undo what it has changed, and leave the rest of the transaction as it is."""
+        """Undo what the block has changed if it raises, and leave the rest of the transaction as it is."""
         mark = len(self._undo)
         self._undo.extend([keep() for keep in self._keepers])
         self.execute("savepoint command")
