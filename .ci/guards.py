@@ -487,6 +487,13 @@ GUARDS: Final = (
     ),
     # ── outbox ──────────────────────────────────────────────────────────────────────────────────────────────
     Guard(
+        "a relay whose disk failed to sync sends nothing more",
+        "eoq/outbox/file.py",
+        old="self._has_failed_to_sync = True",
+        new="self._has_failed_to_sync = False",
+        tests="tests/integration/test_relay_disk.py",
+    ),
+    Guard(
         "relay marks rows before it sends them",
         "eoq/outbox/relay.py",
         old="await _run(partial(self._file.mark, keys))",

@@ -21,6 +21,7 @@ import aiosqlite
 
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
+from ....system.sqlite import FAILED_SYNCS
 from ...measures import Latencies
 from .migration import Tell, migrate, migrations, to_nobody
 from .trouble import LOG_LIMIT, FileLost, Ownership, StorageTrouble
@@ -42,7 +43,6 @@ LOCK_SECONDS: Final = 10.0
 """How long a transaction waits for a lock that another program holds on the file."""
 LOCK_PAUSE: Final = 0.01
 """Seconds between two tries for that lock."""
-FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 MANY: Final = 50
 """Rows in one statement where there are many. Each step of a statement costs Python as much as SQLite."""
 
