@@ -664,6 +664,22 @@ GUARDS: Final = (
         select="with_one_request",
     ),
     Guard(
+        "lines that come one by one wait for others as well",
+        "eoq/daemon/server/connection.py",
+        old="must_wait = self._under_way or",
+        new="must_wait =",
+        tests="tests/faults/test_turns.py",
+        select="one_by_one",
+    ),
+    Guard(
+        "large messages come back in steps",
+        "eoq/daemon/broker/redelivery.py",
+        old="leases[begin - 1].delivery.size) <= STEP_BYTES",
+        new="leases[begin - 1].delivery.size) < 2**62",
+        tests="tests/faults/test_turns.py",
+        select="large_messages_come_back",
+    ),
+    Guard(
         "receives that find nothing rest while messages come",
         "eoq/daemon/broker/receivers.py",
         old="receiver.unmet != line.unmet",

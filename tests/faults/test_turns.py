@@ -50,6 +50,22 @@ def test_a_later_line_has_its_turn_while_others_keep_the_writer_busy() -> None:
                     served += 1
 
 
+@pytest.mark.slow
+def test_requests_that_come_one_by_one_wait_as_well_while_much_is_under_way() -> None:
+    """A client that sends each line alone has no more under way than one that sends all at once."""
+    pairs = 60
+    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other, daemon.wire() as third:
+        assert other.ask({"op": "send", "queue": "h", "body": "x"})["ok"]
+        for _ in range(pairs):
+            for request in ({"op": "send", "queue": "h", "body": "x"}, {"op": "purge", "queue": "h"}):
+                hog.send(request)
+                assert third.ask({"op": "status"})["ok"]
+        other.send({"op": "send", "queue": "other", "body": "x"})
+        assert other.read()["ok"]
+        hog.socket.setblocking(False)
+        assert hog.socket.recv(1_000_000).count(b"\n") < pairs, "half of its requests at most came before"
+
+
 def _send_or_purge(wire: Wire, turns: dict[sockets.socket, int], socket: sockets.socket) -> None:
     """Send a message to a queue, or purge it, in turns: a purge without a message would not wait for the disk."""
     turns[socket] += 1
@@ -93,6 +109,53 @@ def test_receives_that_find_nothing_leave_their_bytes_to_others_while_messages_c
                 assert other.ask({"op": "receive", "queue": "nothing"})["messages"] == []
                 longest = max(longest, sent[0] - before)
         assert longest < 50
+
+
+@pytest.mark.slow
+def test_large_messages_come_back_in_steps() -> None:
+    """SQLite writes a body again with its message. So those of one release are not all in one transaction."""
+    count = 12
+    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other:
+        receipts = _lease_large(hog, count)
+        hog.send({"op": "release", "receipts": receipts})
+        seen = set()
+        while (leased := other.ask({"op": "status"})["leased"]) > 0:
+            seen.add(leased)
+        assert len(seen - {count}) >= 3, "another client was answered between the steps"
+        assert hog.read()["ok"]
+        queues = {queue["name"]: queue for queue in other.ask({"op": "queues"})["queues"]}
+        assert queues["large"]["ready"] == count
+        messages = [hog.ask({"op": "receive", "queue": "large"})["messages"][0] for _ in range(count)]
+        assert [message["id"] for message in messages] == [f"{number}" for number in range(count)]
+        assert {message["attempt"] for message in messages} == {1}
+
+
+@pytest.mark.slow
+def test_large_dead_letters_are_redriven_in_steps(daemon: Daemon) -> None:
+    count = 12
+    with daemon.wire() as wire:
+        for receipt in _lease_large(wire, count):
+            assert wire.ask({"op": "reject", "receipt": receipt})["ok"]
+        first = wire.ask({"op": "redrive", "queue": "large", "all": True})
+        assert 0 < len(first["ids"]) < count
+        rest = [f"{number}" for number in range(len(first["ids"]), count)]
+        named = wire.ask({"op": "redrive", "queue": "large", "ids": [*rest, "unknown"]})
+        assert named["ids"] == rest
+        assert named["missing"] == ["unknown"]
+        assert wire.ask({"op": "redrive", "queue": "large", "all": True, "after": first["after"]})["ids"] == []
+        (queue,) = wire.ask({"op": "queues"})["queues"]
+        assert (queue["ready"], queue["dead"]) == (count, 0)
+
+
+def _lease_large(wire: Wire, count: int) -> list[str]:
+    """Send messages of a mebibyte, lease them, and return their receipts."""
+    for number in range(count):
+        assert wire.ask({"op": "send", "queue": "large", "id": f"{number}", "body": "x" * 1_000_000})["ok"]
+    receipts: list[str] = []
+    while len(receipts) < count:
+        messages = wire.ask({"op": "receive", "queue": "large", "limit": count})["messages"]
+        receipts += [message["receipt"] for message in messages]
+    return receipts
 
 
 @contextmanager
