@@ -24,7 +24,7 @@ MOST_UNDER_WAY: Final = 1000
 MOST_BACKLOG: Final = 4000
 """These lines also wait while the commands of the store that are not finished weigh more than this."""
 LIGHT_LINE: Final = 4096
-"""Bytes of a light line, at most. All others are long."""
+"""Bytes of a light line. A connection with nothing else under way does not wait for that, if its line is light."""
 TURN_BYTES: Final = 2 * 1024 * 1024
 """Bytes of large replies to encode before the event loop goes on."""
 LARGE_REPLY: Final = 16 * 1024
@@ -128,7 +128,7 @@ class Traffic:
 
     @property
     def overloaded(self) -> bool:
-        """Whether so much is under way that further lines have to wait, except the first light one of a connection."""
+        """Whether so much is under way that lines wait, except light ones of connections with nothing under way."""
         return self.under_way >= MOST_UNDER_WAY or self._backlog() >= MOST_BACKLOG
 
     def turn_end(self) -> float:

@@ -24,6 +24,8 @@ STEP_ROWS: Final = 500
 """How many messages one step changes."""
 STEP_BYTES: Final = 16 * 1024 * 1024
 """How many bytes of bodies one step stores in another queue, unless the first alone has more."""
+STEP_REWRITTEN: Final = 4 * 1024 * 1024
+"""How many bytes of bodies one step writes again in their own queue, unless the first alone has more."""
 STEP_SCANS: Final = 5000
 """How many dead letters one step reads, to find those that failed before a moment."""
 
@@ -79,6 +81,9 @@ class DeadLetters:
         if command.to is not None:
             with self._database.savepoint():
                 return self._move(command, command.to, messages, after)
+        messages, left = _first_step(messages)
+        if left and command.ids is None:
+            after = messages[-1].seq
         rows = self._database.execute(
             """
             update message
@@ -94,7 +99,8 @@ class DeadLetters:
         self._contents.add(queue_id, len(messages), sum(message.size for message in messages))
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)
-        return Step([message.id for message in messages], after)
+        rest = [] if command.ids is None else [message.id for message in left]
+        return Step([message.id for message in messages], after, left=rest)
 
     def _move(self, command: Redrive, to: str, messages: list[Ending], after: int | None) -> Step:
         """Store dead letters in another queue, and drop them here. The bytes of one step are limited."""
@@ -171,6 +177,16 @@ class DeadLetters:
             if failed_at is None or _is_meant(command, failed_at):
                 found.append(message)
         return found, after if len(rows) == STEP_SCANS else None
+
+
+def _first_step(messages: list[Ending]) -> tuple[list[Ending], list[Ending]]:
+    """Return the messages of one step, at least one if there is any, and those that are left for the next steps."""
+    size = 0
+    for index, message in enumerate(messages):
+        size += message.size
+        if size > STEP_REWRITTEN and index > 0:
+            return messages[:index], messages[index:]
+    return messages, []
 
 
 def _is_meant(command: Redrive | Drop, failed_at: float) -> bool:
