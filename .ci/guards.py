@@ -431,6 +431,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a commit that does not wait for the disk does not write the log back",
+        "eoq/daemon/store/sqlite/database.py",
+        old="let = durable and (",
+        new="let = True and (",
+        tests="tests/model/test_store_parts.py",
+        select="write_the_log_back",
+    ),
+    Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
         old="routed.messages, self._settings, forwarded, awaits), done)",
@@ -478,6 +486,13 @@ GUARDS: Final = (
         tests="tests/integration/test_once.py",
     ),
     # ── outbox ──────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "a relay whose disk failed to sync sends nothing more",
+        "eoq/outbox/file.py",
+        old="self._has_failed_to_sync = True",
+        new="self._has_failed_to_sync = False",
+        tests="tests/integration/test_relay_disk.py",
+    ),
     Guard(
         "relay marks rows before it sends them",
         "eoq/outbox/relay.py",
@@ -803,7 +818,8 @@ def _environment(tree: Path) -> dict[str, str]:
     own = ("EOQ_", "PYTEST_")
     others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     # A compiled file could be of the text with the guard, which may have been written in the same second.
-    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Many guards are noticed by a wait that does not end, so these tests are less patient.
+    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "TEST_PATIENCE": "20"}
 
 
 def _require_used(tree: Path) -> None:

@@ -160,7 +160,7 @@ def _end_on_signals() -> None:
 
 
 def _stop_on_signals(stopped: asyncio.Event) -> None:
-    """From now on, stop on SIGTERM and SIGINT: answer what was begun, and close the file."""
+    """Let SIGTERM and SIGINT stop the daemon: it answers what was begun, and closes the file."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
