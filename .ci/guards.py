@@ -668,7 +668,7 @@ GUARDS: Final = (
         old="if self.held and self._with_lines:",
         new="if False and self._with_lines:",
         tests="tests/faults/test_turns.py",
-        select="a_later_line",
+        select="a_long_line",
     ),
     Guard(
         "client with nothing under way has a line of its own",

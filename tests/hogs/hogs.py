@@ -320,6 +320,95 @@ def extends(target: Target) -> None:
         target.push(wire, b"".join(_line(op="extend", receipt=receipt, seconds=1) for receipt in receipts * 20))
 
 
+def large_returns(target: Target) -> None:
+    """Give large messages back all at once, and redrive large dead letters in a circle."""
+    with target.wire() as wire:
+        if not wire.ask({"op": "peek", "queue": "back", "limit": 1})["messages"]:
+            for _ in range(10):
+                wire.ask({"op": "send_many", "queue": "back", "messages": _messages(10, MEBIBYTE - 100)})
+        receipts = _lease(wire, "back", 100, lease=60)
+        wire.ask({"op": "release", "receipts": receipts})
+        for receipt in _lease(wire, "back", 100, lease=60):
+            wire.send({"op": "reject", "receipt": receipt, "error": "e" * 900})
+        for _ in range(100):
+            wire.read()
+        after: int | None = 0
+        while after is not None:
+            after = wire.ask({"op": "redrive", "queue": "back", "all": True, "after": after}).get("after")
+
+
+def one_by_one(target: Target) -> None:
+    """Send each request alone, each as heavy as a light line can be, and wait for no reply."""
+    with target.wire() as wire:
+        for number in range(300):
+            wire.send({"op": "send", "queue": "alone", "body": "x" * 4000}, {"op": "purge", "queue": "alone"})
+            if number % 10 == 0:
+                time.sleep(0.001)  # so that the daemon reads them one by one
+
+
+def resumes(target: Target) -> None:
+    """Let thousands wait for a queue that is paused and resumed."""
+    with target.clients(32) as clients, target.wire() as wire:
+        wire.ask({"op": "pause", "queue": "paused"})
+        for client in clients:
+            target.push(client, _line(op="receive", queue="paused", wait=900) * 250)
+        while not target.over:
+            wire.ask({"op": "resume", "queue": "paused"})
+            wire.ask({"op": "pause", "queue": "paused"})
+
+
+def many_receivers(target: Target) -> None:
+    """Send a thousand messages at once to a thousand that wait."""
+    with target.clients(4) as clients, target.wire() as wire:
+        while not target.over:
+            for client in clients:
+                client.send(*[{"op": "receive", "queue": "many-wait", "wait": 900}] * 250)
+            wire.ask({"op": "send_many", "queue": "many-wait", "messages": _messages(1000)})
+            for client in clients:
+                for _ in range(250):
+                    client.read()
+
+
+def many_groups(target: Target) -> None:
+    """Store messages of which each has a group of its own, the urgent ones last, and nack them."""
+    with target.wire() as wire:
+        for start in range(0, 5000, 1000):
+            messages = [{"body": "", "group": f"g{start + n}", "priority": (start + n) % 100} for n in range(1000)]
+            wire.ask({"op": "send_many", "queue": "groups", "messages": messages})
+        for receipt in _lease(wire, "groups", 1000, lease=60):
+            wire.send({"op": "nack", "receipt": receipt, "delay": 0})
+        for _ in range(1000):
+            wire.read()
+        wire.ask({"op": "purge", "queue": "groups"})
+
+
+def edits(target: Target) -> None:
+    """Change a large body again and again."""
+    with target.wire() as wire:
+        wire.ask({"op": "send", "queue": "edited", "id": "e", "body": "x"})
+        lines = [_line(op="edit", queue="edited", id="e", body=letter * (MEBIBYTE - 1000)) for letter in "ab"]
+        target.push(wire, b"".join(lines) * 50)
+
+
+def most_copies(target: Target) -> None:
+    """Store as many copies as one request may."""
+    with target.wire() as wire:
+        for number in range(100):
+            wire.ask({"op": "bind", "topic": "wide", "queue": f"wide-{number}"})
+        while not target.over:
+            wire.ask({"op": "send_many", "queue": "wide", "messages": _messages(250)})
+
+
+def large_finishes(target: Target) -> None:
+    """Store large outputs, one after the other."""
+    with target.wire() as wire:
+        for number in range(20):
+            key = f"{time.monotonic_ns()}-{number}"
+            wire.send({"op": "once", "key": key, "token": "t"})
+            done = {"op": "once_done", "key": key, "token": "t", "output": "z" * 8_000_000, "ttl": 1}
+            target.push(wire, json.dumps(done).encode() + b"\n")
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -395,6 +484,14 @@ HOGS: Final[dict[str, Callable[[Target], None]]] = {
         drops_of_the_oldest,
         queue_names,
         extends,
+        large_returns,
+        one_by_one,
+        resumes,
+        many_receivers,
+        many_groups,
+        edits,
+        most_copies,
+        large_finishes,
         wrong_files,
         many_files,
         large_files,

@@ -70,12 +70,13 @@ class Topics:
         by_topic = self._by_topic
         if not by_topic or not any(message.queue in by_topic for message in messages):
             return Routed(messages, None)
-        routed: list[NewMessage] = []
-        origins: list[int] = []
+        # Queue by queue: then one statement stores several of them.
+        by_queue: dict[str, list[int]] = {}
         for index, message in enumerate(messages):
             for queue in _queues_of(message, by_topic.get(message.queue)):
-                routed.append(replace(message, queue=queue))
-                origins.append(index)
+                by_queue.setdefault(queue, []).append(index)
+        origins = [index for indexes in by_queue.values() for index in indexes]
+        routed = [replace(messages[index], queue=queue) for queue, indexes in by_queue.items() for index in indexes]
         return Routed(routed, origins)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────

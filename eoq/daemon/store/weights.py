@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ..records import NewMessage
+from ..records import DeliveryRef, NewMessage
 from .commands import (
     Bind,
     Command,
@@ -31,6 +31,12 @@ from .schedule_commands import ScheduleAdd, ScheduleList, SchedulePause, Schedul
 
 DEFINITION: Final = 10
 """The weight of a change of one schedule or binding."""
+RETURN: Final = 10
+"""The weight of a message that comes back or becomes a dead letter."""
+GROUPED_RETURN: Final = 20
+"""The same with a group, in which another message has its turn then."""
+LIMITED: Final = 10
+"""How much more a message weighs in a queue with a limit, for which the oldest one may have to go."""
 STEP: Final = 500
 """The weight of a step over many rows."""
 
@@ -42,7 +48,11 @@ def weight_of(command: Command[Any]) -> int:
 
 
 def _of_put(command: Put) -> int:
-    return _of_messages(command.messages)
+    messages = command.messages
+    weight = _of_messages(messages)
+    if messages and command.settings(messages[0].queue).limited:
+        weight += LIMITED * len(messages)
+    return weight
 
 
 def _of_settle(command: Settle) -> int:
@@ -55,11 +65,16 @@ def _of_results(command: TakeResults) -> int:
 
 
 def _of_retry(command: RetryDeliveries) -> int:
-    return len(command.deliveries) + (sum([delivery.size for delivery in command.deliveries]) >> 10)
+    return sum(map(_of_return, command.deliveries))
 
 
 def _of_reject(command: RejectDelivery) -> int:
-    return 1 + (command.delivery.size >> 10)
+    return _of_return(command.delivery)
+
+
+def _of_return(delivery: DeliveryRef) -> int:
+    """Return the weight of one message that comes back: its row is written again, with its body."""
+    return (GROUPED_RETURN if delivery.group is not None else RETURN) + (delivery.size >> 10)
 
 
 def _of_edit(command: EditMessage) -> int:

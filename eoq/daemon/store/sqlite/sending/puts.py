@@ -186,11 +186,15 @@ class Puts:
         """Insert the messages whose ids are new; return how many."""
         if len(messages) == 1:
             return self._insert_one(now, messages[0])
-        together = len({(message.queue, message.expires_at, message.due_at) for message in messages}) == 1
-        if not together or messages[0].due_at is not None:
-            return sum(self._insert_one(now, message) for message in messages)
-        sends = [(now, message) for message in messages]
-        return sum(self._insert_ready(sends[start : start + MANY]) for start in range(0, len(sends), MANY))
+        inserted = start = 0
+        while start < len(messages):
+            run = _alike(messages, start)
+            if messages[start].due_at is None:
+                inserted += self._insert_ready([(now, message) for message in run])
+            else:
+                inserted += self._insert_one(now, messages[start])
+            start += len(run)
+        return inserted
 
     def _insert_ready(self, sends: Sequence[tuple[float, NewMessage]]) -> int:
         """Insert up to `MANY` messages of one queue that expire together and are not delayed; return how many."""
@@ -344,6 +348,19 @@ class Puts:
         ready = self._unleased.oldest(queue_id, self._seqs.next - 1, 1)
         later = self._database.execute(_OLDEST_LATER, (queue_id,)).fetchall()
         return min([*ready, *map(Ending._make, later)], default=None)
+
+
+def _alike(messages: Sequence[NewMessage], start: int) -> Sequence[NewMessage]:
+    """Return the messages from ``start`` on that one statement can insert."""
+    first = messages[start]
+    queue, expires_at = first.queue, first.expires_at
+    end = start + 1
+    if first.due_at is None:
+        for message in messages[end : start + MANY]:
+            if message.queue != queue or message.expires_at != expires_at or message.due_at is not None:
+                break
+            end += 1
+    return messages[start:end]
 
 
 def _excess(content: Content, settings: QueueSettings) -> str | None:
