@@ -216,7 +216,7 @@ class ClaimedRows:
         with self._table.transaction() as connection:
             connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
             if self._owe is not None:
-                found = connection.execute(result_statements.OWE, (self._owner, self._queue, keys))
+                found = connection.execute(result_statements.OWE, (self._queue, keys, self._owner))
                 owed = [id for (id,) in found.fetchall()]
         if self._owe is not None and owed:
             self._owe(owed)
@@ -313,7 +313,9 @@ class Ingester:
         self.owner = self.owner or identity
         sender, owe, loop = None, None, asyncio.get_running_loop()
         if self._options.results:
-            sender = ResultSender(self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner))
+            sender = ResultSender(
+                self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner, identity)
+            )
             owe = partial(_call_in, loop, sender.add)
         claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed, owe)
         remembers = status.get("remembers") or RESEND_WITHIN
