@@ -147,6 +147,10 @@ def ingest(
     eoq ingest payments --from postgresql://eoq@db/shop --release till-2
     eoq ingest payments --from nats://db:4222/PAY --partition 0-3 --as till-3
     """
+    from eoq.bridge.patterns import check_ingested
+
+    if queue is not None:
+        check_ingested(queue)
     if claims:
         _print_claims(place, queue, as_json)
         return

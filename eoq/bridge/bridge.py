@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..protocol.durations import read_duration
 from .engine import KEEP_SECONDS, LIMIT, SHORTEST_KEEP, Engine, IngestOptions, Mover, OpenRows
 from .forward import Forwarder
-from .patterns import check_pattern
+from .patterns import check_ingested, check_pattern
 from .places import open_engine
 
 T = TypeVar("T")
@@ -104,9 +104,10 @@ class Bridge:
         what was taken. With ``results``, how the messages end here is told to the machines that have asked for it. From
         a stream, the ``partition`` is taken, such as ``0-3`` of 8 ``partitions``; by default all.
 
-        Raises `InvalidRequest` for a name that no queue can have, a connection string that cannot be read, a ``limit``
-        below 1, or a ``keep`` below a day.
+        Raises `InvalidRequest` for a pattern or a name that no queue can have, a connection string that cannot be read,
+        a ``limit`` below 1, or a ``keep`` below a day.
         """
+        check_ingested(queue)
         seconds = read_duration(keep)
         if limit < 1 or seconds < SHORTEST_KEEP:
             raise InvalidRequest("an ingest needs a limit of 1 or more, and a keep of a day (1d) or more")

@@ -26,6 +26,16 @@ def check_pattern(name: str) -> str:
     return name
 
 
+def check_ingested(name: str) -> str:
+    """Return the name of the queue of an ingest. Raises `InvalidRequest` for a pattern, and for no name of a queue."""
+    if is_pattern(name):
+        raise InvalidRequest(
+            f"an ingest takes one queue, and {name!r} is a pattern, which only a forward takes: name each queue that "
+            "this machine is to process, in an ingest of its own"
+        )
+    return check_queue(name)
+
+
 def literal_prefix(pattern: str) -> str:
     """Return how all names begin that a pattern matches."""
     return re.split(r"[*?\[]", pattern, maxsplit=1)[0]

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from ..backoff import pauses
 from ..client.aio import AsyncClient
@@ -38,6 +38,8 @@ WAIT_SECONDS: Final = 10.0
 """How long one request waits for the ends of its messages."""
 MOST_WAITS: Final = 16
 """Requests that wait at once."""
+DEAD_PAGES: Final = 10
+"""Pages of dead letters that one sweep looks at. The next sweep goes on behind them."""
 MOST_OWED: Final = 20_000
 """Ids of messages whose ends are waited for. What is above that is found later."""
 UNKNOWN: Final = "how it ended is no longer known there"
@@ -49,14 +51,21 @@ async def check_results(client: AsyncClient) -> None:
         raise InvalidRequest("the daemon is of an earlier version, which has no results that come back; update it")
 
 
+class DeadLetter(NamedTuple):
+    """A message that was a dead letter when its end was told, at that moment in seconds since the epoch."""
+
+    told_at: float
+    id: str
+
+
 class OwedResults(Protocol):
     """The ingesting half: the results that this machine owes, for one queue. One thread at a time uses it."""
 
     def owed(self, limit: int) -> list[str]:
         """Return the ids of messages that this machine has stored, and whose results are waited for."""
 
-    def dead(self, limit: int) -> list[str]:
-        """Return the ids of those that were dead letters when they were told."""
+    def dead(self, limit: int, behind: DeadLetter | None) -> list[DeadLetter]:
+        """Return those that were dead letters when they were told, the newest first: those ``behind`` one of them."""
 
     def fill(self, ends: Sequence[MessageEnd]) -> None:
         """Tell how messages ended. A repeat changes nothing; only a dead letter may end again."""
@@ -101,6 +110,8 @@ class ResultSender:
         """Ids that no request waits for yet."""
         self._known: set[str] = set()
         """All ids that are waited for."""
+        self._looked_at: DeadLetter | None = None
+        """The last of the dead letters that were looked at; None after the oldest one."""
         self._waits: set[asyncio.Task[None]] = set()
         self._engine = asyncio.Lock()
 
@@ -136,7 +147,10 @@ class ResultSender:
     async def sweep(self) -> None:
         """Find what is owed by the rows, and tell again how dead letters ended that were redriven."""
         self.add(await self._use(partial(self._owed.owed, MOST_OWED)))
-        await self._tell_redriven()
+        for _ in range(DEAD_PAGES):
+            await self._tell_redriven()
+            if self._looked_at is None:
+                return
 
     async def flush(self) -> None:
         """Tell what has ended by now."""
@@ -146,6 +160,8 @@ class ResultSender:
             while left and (told := await self._tell(left, 0.0)):
                 left = [id for id in left if id not in told]
         await self._tell_redriven()
+        while self._looked_at is not None:
+            await self._tell_redriven()
         await in_thread(self._owed.close)
 
     async def _follow(self, ids: list[str]) -> None:
@@ -168,10 +184,16 @@ class ResultSender:
             self._known.difference_update(ids)  # the next sweep finds them
 
     async def _tell_redriven(self) -> None:
-        dead = await self._use(partial(self._owed.dead, MAX_BATCH))
-        if dead:
-            ended, _unknown = await self._client.channel.run(results(self._queue, dead, 0.0))
+        """Tell how those of the next page of dead letters ended that were redriven meanwhile."""
+        page = await self._use(partial(self._owed.dead, MAX_BATCH, self._looked_at))
+        left = [letter.id for letter in page]
+        while left:
+            ended, _unknown = await self._client.channel.run(results(self._queue, left, 0.0))
             await self._fill([end for end in ended if end.outcome != "dead"])
+            seen = {end.id for end in ended}
+            # A reply has so many bytes only. Those that it leaves out are asked for again.
+            left = [id for id in left if id not in seen] if seen else []
+        self._looked_at = page[-1] if len(page) == MAX_BATCH else None
 
     async def _tell(self, ids: Sequence[str], wait: float) -> set[str]:
         """Tell how those among these messages ended that have. Return their ids."""

@@ -62,6 +62,8 @@ class WakingTable:
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self._waiting = False
         """Whether the connection holds the lock by which writers know that somebody waits."""
+        self._all_notify = False
+        """Whether those that wrote before it was held are over, so that whatever comes is notified."""
         self._is_held_up = False
         """Whether the last wait for the writers was too long."""
 
@@ -69,13 +71,20 @@ class WakingTable:
         """Close the connection. The next use opens it again."""
         if self._connection is not None:
             self._connection.close()
-        self._connection, self._waiting = None, False
+        self._connection, self._waiting, self._all_notify = None, False, False
+
+    @property
+    def is_notified(self) -> bool:
+        """Whether what can be read from now on, and cannot be read yet, is notified: see `begin_waiting`."""
+        return self._all_notify
 
     def begin_waiting(self) -> None:
         """Wait for all transactions that have written to the table. Those that write from now on notify.
 
         Raises `FileBusy` if they take long.
         """
+        if self._all_notify:
+            return
         with self.transaction() as connection:
             if not self._waiting:
                 connection.execute(self._of_lock("pg_advisory_lock_shared", WAITING))
@@ -90,11 +99,13 @@ class WakingTable:
                 connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
                 connection.execute(self._of_lock("pg_advisory_xact_lock", WRITING))
             self._is_held_up = False
+        self._all_notify = True
 
     def end_waiting(self) -> None:
         """Let those that write notify no more on account of this reader."""
         if self._waiting:
-            with self.transaction() as connection:
+            self._all_notify = False
+            with self.connected() as connection:
                 connection.execute(self._of_lock("pg_advisory_unlock_shared", WAITING))
             self._waiting = False
 
@@ -121,10 +132,14 @@ class WakingTable:
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """Run the block in a transaction, which is on disk after it."""
+        with self.connected() as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def connected(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Run the block, in which each call of `execute` is a transaction, which is on disk after it."""
         try:
-            connection = self._open()
-            with connection.transaction():
-                yield connection
+            yield self._open()
         except psycopg.Error as error:
             failure = failure_of(error, self.name, self._table, self._absent)
             if not isinstance(failure, FileBusy | NoOutbox):
@@ -133,7 +148,7 @@ class WakingTable:
 
     def _open(self) -> psycopg.Connection[tuple[Any, ...]]:
         if self._connection is None or self._connection.closed:
-            self._waiting = False
+            self._waiting = self._all_notify = False
             connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=tuple_row)
             try:
                 refuse_encoding(connection)

@@ -2,8 +2,8 @@
 
     python -m tests.bench.bridge [--rounds N] [--count N] [--json]
 
-The engine alone does the same statements with the same batches: one process inserts, one claims, marks and takes, over
-the table that the bridge uses. So the ratio is what eoq's two daemons and bridges cost beside it. The server syncs each
+The engine alone does the same statements with the same batches: one process inserts, one claims and takes, over the
+table that the bridge uses. So the ratio is what eoq's two daemons and bridges cost beside it. The server syncs each
 commit, as do the daemons. The time of a single message is from its send to its delivery on the other machine; beside it
 stand one commit of the server and two local sends.
 """
@@ -68,27 +68,24 @@ def _insert(url: str, queue: str, count: int) -> None:
             ids = [f"0197a0a0-{n:012d}" for n in range(start, min(start + BATCH, count))]
             size = len(ids)
             columns = (ids, [BODY] * size, [None] * size, [None] * size, [0] * size, [None] * size, ["d" * 32] * size)
-            with connection.transaction():
-                connection.execute(statements.PUBLISH, (queue, *columns))
+            connection.execute(statements.PUBLISH, (queue, *columns))
 
 
 def engine_alone(url: str, queue: str, count: int) -> float:
     """Return how many messages a second the statements of the bridge move, without eoq."""
     with _connect(url) as connection:
         inserting = threading.Thread(target=_insert, args=(url, queue, count))
+        connection.execute(statements.PREPARE_CLAIM)
+        claims = psycopg.ClientCursor(connection)
         start = time.perf_counter()
         inserting.start()
         taken = 0
         while taken < count:
-            with connection.transaction():
-                connection.execute(statements.LOCK_QUEUE, (queue,))
-                claim = (queue, "m", BATCH, "m", MOST_BYTES)
-                keys = [bytes(row[1]).decode() for row in connection.execute(statements.CLAIM, claim)]
+            claims.execute(statements.CLAIM_AT_ONCE, (queue, queue, "m", BATCH, MOST_BYTES))
+            claims.nextset()
+            keys = [bytes(row[1]).decode() for row in claims]
             if keys:
-                with connection.transaction():
-                    connection.execute(statements.MARK, (queue, keys, "m"))
-                with connection.transaction():
-                    connection.execute(statements.TAKEN, (queue, keys, "m"))
+                connection.execute(statements.TAKEN, (queue, keys, "m"))
                 taken += len(keys)
         seconds = time.perf_counter() - start
         inserting.join()

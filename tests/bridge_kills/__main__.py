@@ -1,6 +1,8 @@
 """Run the system, kill its parts, and print what was done and what was lost, doubled or out of order.
 
 python -m tests.bridge_kills --kills 500 --messages 20000 --seed 7 --results --steps 300 --cuts --skew 3600 --away 60
+
+A stream takes each message by itself, so each is a step. There, `--steps` must be some thousands, or no batch arrives.
 """
 
 from __future__ import annotations

@@ -383,6 +383,19 @@ def test_a_bridge_is_checked_before_it_runs(queue: str, limit: int, keep: float)
     assert "ret" not in str(refusal.value)
 
 
+def test_an_ingest_takes_no_pattern() -> None:
+    """It would wait for a queue of that very name."""
+    with pytest.raises(eoq.InvalidRequest, match=r"'orders\.\*' is a pattern, which only a forward takes"):
+        eoq.Bridge.ingest("orders.*", "postgresql:///shop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--until-empty", "--claims", "--release b --yes"])
+def test_the_command_of_an_ingest_takes_no_pattern(daemon: Daemon, option: str) -> None:
+    ran = bridge(daemon, f"ingest 'orders.*' --from postgresql:///shop {option}")
+    assert (ran.status, "name each queue" in ran.errors) == (65, True), ran.errors
+
+
 @pytest.mark.slow
 def test_the_tables_need_no_right_to_make_any_once_they_are_there(machines: list[Daemon], database: str) -> None:
     """Also: what is printed for scripts is JSON."""

@@ -112,6 +112,10 @@ def test_a_bridge_that_fails_leaves_the_daemon_alone(folder: Path) -> None:
         ('[[ingest]]\nqueue = "q"\nfrom = "postgresql:///x"\nkeep = "a month"', "is no duration"),
         ('[[forward]]\nqueue = "or ders"\nto = "postgresql:///x"', "queue"),
         (
+            '[[ingest]]\nqueue = "orders.*"\nfrom = "postgresql:///x"',
+            "[[ingest]] no. 1: queue: must be a name of letters",
+        ),
+        (
             '[[forward]]\nqueue = "o*"\nto_env = "X"\n[[ingest]]\nqueue = "orders"\nfrom_env = "X"',
             "its messages would go back at once",
         ),

@@ -105,6 +105,30 @@ def test_each_way_to_end_comes_back_and_a_dead_letter_may_end_again(machines: li
         assert _rows(database, "select count(*) from eoq_forward_result") == [(0,)]
 
 
+def test_a_dead_letter_behind_a_thousand_newer_ones_may_end_again(machines: list[Daemon], database: str) -> None:
+    origin, other = machines
+    with eoq.connect(origin.socket) as client, eoq.connect(other.socket) as there:
+        client.send("q", "x", id="m")
+        _forward(origin, database)
+        _ingest(other, database)
+        (message,) = there.receive("q")
+        message.reject("not yet")
+        _ingest(other, database)
+        _rows(
+            database,
+            "insert into eoq_forward_result (queue, id, origin, owner, outcome) "
+            "select 'q', n, 'o', 'b', 'dead' from generate_series(1, 2500) as n",
+        )
+        there.redrive("q", ["m"])
+        (again,) = there.receive("q")
+        again.ack("in the end")
+        _ingest(other, database)
+        _forward(origin, database)
+        result = client.result("q", "m")
+    assert result is not None
+    assert (result.outcome, result.text) == ("done", "in the end")
+
+
 def test_only_a_record_that_awaits_a_result_takes_one(machines: list[Daemon], database: str) -> None:
     origin, _ = machines
     with eoq.connect(origin.socket) as client:

@@ -121,13 +121,13 @@ def test_a_request_is_adopted_only_by_the_file_that_has_taken_its_message(
     first.remove(_read(first, 1))
     for id in ("1", "2"):
         _ask(connection, id)
-    with closing(OwedRows(database, "q", "b")) as owed:
+    with closing(OwedRows(database, "q", "b", "file 1")) as owed:
         assert owed.owed(10) == ["1"]
     connection.execute("update eoq_forward_result set owner = null")
     connection.execute("delete from eoq_forward where taken_at is null")
     first.close()
     assert _read(machine("b", "file 2")) == []
-    with closing(OwedRows(database, "q", "b")) as owed:
+    with closing(OwedRows(database, "q", "b", "file 2")) as owed:
         assert owed.owed(10) == []
 
 
@@ -161,13 +161,111 @@ def test_a_result_that_is_still_to_come_is_not_forgotten(
     _ask(connection, "lost", owner="b", asked_at=time.time() - 31 * DAY)
     _ask(connection, "told", owner="b", asked_at=long_ago, outcome="done")
     _ask(connection, "just told", owner="b", asked_at=long_ago)
-    with closing(OwedRows(database, "q", "b")) as owed:
-        owed.fill([MessageEnd("just told", "done", None, None)])
     one = machine("b", owe=lambda _: None)
     one.room = 0
+    one.count_set_aside()  # it takes the name
+    with closing(OwedRows(database, "q", "b", "b")) as owed:
+        owed.fill([MessageEnd("just told", "done", None, None)])
     assert _read(one) == []
     left = connection.execute("select id from eoq_forward_result order by id").fetchall()
     assert [id for (id,) in left] == ["just told", "runs", "waits"]
+
+
+@pytest.mark.slow
+def test_a_frozen_machine_tells_no_result_of_the_one_that_has_its_name(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    """Its claims were released while it was frozen, and then another file took the name. Then it wakes."""
+    connection.execute(result_statements.MAKE)
+    _insert(connection, "m", "n")
+    for id in ("m", "n"):
+        _ask(connection, id)
+    frozen = machine("b", "frozen", owe=lambda _: None)
+    assert _ids(_read(frozen)) == ["m", "n"]
+    frozen.close()  # the server has ended its connections
+    assert release_claims(database, "q", "b") == 2
+    second = machine("b", "second", owe=lambda _: None)
+    second.remove(_read(second))
+    with (
+        closing(OwedRows(database, "q", "b", "second")) as owed,
+        closing(OwedRows(database, "q", "b", "frozen")) as old,
+    ):
+        owed.fill([MessageEnd("n", "dead", None, "of the second")])
+        assert (old.owed(10), old.dead(10, None)) == ([], [])
+        old.fill([MessageEnd(id, "done", b"of the frozen", None) for id in ("m", "n")])
+        assert (owed.owed(10), [letter.id for letter in owed.dead(10, None)]) == (["m"], ["n"])
+        owed.fill([MessageEnd("m", "done", b"of the second", None)])
+    told = connection.execute("select id, outcome, result, error from eoq_forward_result order by id").fetchall()
+    assert told == [("m", "done", b"of the second", None), ("n", "dead", None, "of the second")]
+
+
+@pytest.mark.slow
+def test_a_frozen_machine_owes_nothing_that_another_has_taken(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    """It wakes behind its daemon's reply, and marks as taken what the other machine has taken meanwhile."""
+    connection.execute(result_statements.MAKE)
+    _insert(connection, "m")
+    _ask(connection, "m")
+    owed_by_it: list[str] = []
+    frozen = machine("b", owe=owed_by_it.extend)
+    rows = _read(frozen)
+    frozen.close()
+    assert release_claims(database, "q", "b") == 1
+    second = machine("c", owe=lambda _: None)
+    second.remove(_read(second))
+    frozen.remove(rows)
+    assert owed_by_it == []
+    with closing(OwedRows(database, "q", "c", "c")) as owed, closing(OwedRows(database, "q", "b", "b")) as old:
+        assert (old.owed(10), owed.owed(10)) == ([], ["m"])
+        old.fill([MessageEnd("m", "done", b"of the frozen", None)])
+        owed.fill([MessageEnd("m", "done", b"of the second", None)])
+    assert connection.execute("select owner, result from eoq_forward_result").fetchall() == [("c", b"of the second")]
+
+
+@pytest.mark.slow
+def test_what_was_claimed_before_the_connection_broke_comes_first(
+    connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]
+) -> None:
+    """The reply to a claim was lost, so the machine does not know of it. What follows in the group waits for it."""
+    _insert(connection, "0", group="g")
+    one = machine("b")
+    one.remove(_read(one))
+    assert _read(one) == []
+    _insert(connection, "1", group="g")
+    connection.execute("update eoq_forward set owner = 'b', claimed_at = 1, tried_at = 1 where id = '1'")
+    _insert(connection, "2", group="g")
+    one.close()
+    assert _ids(_read(one)) == ["1"]
+
+
+@pytest.mark.slow
+def test_an_empty_read_is_not_repeated_while_all_that_comes_is_notified(
+    connection: psycopg.Connection[Any], database: str, machine: Callable[..., ClaimedRows]
+) -> None:
+    """Also: a transaction that was open before the reader waited is waited for, and one that came later notifies."""
+    one = machine("b")
+
+    def found(*, behind_writers: bool = False) -> list[str]:
+        return _ids(one.read(250, 1024 * 1024, resend_within=6 * DAY, behind_writers=behind_writers))
+
+    with psycopg.connect(database) as writing:
+        _insert(writing, "early")
+        assert found() == []
+        with pytest.raises(FileBusy):
+            found(behind_writers=True)
+        assert found() == []
+        with pytest.raises(FileBusy):
+            found(behind_writers=True)
+    connection.execute("listen eoq_forward")
+    assert found(behind_writers=True) == ["early"]
+    one.remove(one.mark(one.read(250, 1024 * 1024, resend_within=6 * DAY, reread=True))[0])
+    assert (found(), found(behind_writers=True)) == ([], [])
+    with psycopg.connect(database) as writing:
+        _insert(writing, "late")
+        assert (found(), found(behind_writers=True)) == ([], []), "its commit is notified"
+    assert [notice.channel for notice in connection.notifies(timeout=PATIENCE, stop_after=1)] == ["eoq_forward"]
+    assert found() == ["late"]
 
 
 @pytest.mark.slow
@@ -188,7 +286,7 @@ def test_a_name_that_owes_results_belongs_to_its_file(
         _read(machine("b", "file 3"))
     assert release_claims(database, "q", "b") == 0
     assert _read(machine("b", "file 3")) == []
-    with closing(OwedRows(database, "q", "b")) as owed:
+    with closing(OwedRows(database, "q", "b", "file 3")) as owed:
         assert owed.owed(10) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import time
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 
 import eoq
 from tests.integration.bridges import bridge, bridging
-from tests.integration.streams import change_record, forward, ingest, send, take
+from tests.integration.streams import change_record, forward, ingest, send, stored, take
 from tests.nats_server import NatsServer
 from tests.support import PATIENCE, Daemon, eventually, running_daemon
 
@@ -142,19 +143,66 @@ def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
     assert (ran.status, "cannot tell what was taken" in ran.errors) == (65, True), ran.errors
 
 
+def _publish(server: NatsServer, *heads: bytes) -> None:
+    """Publish messages whose headers no driver would write."""
+    host, port = server.place.split(":")
+    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answers:
+        connection.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        for head in heads:
+            connection.sendall(f"HPUB PAY.q.0 {len(head)} {len(head) + 1}\r\n".encode() + head + b"x\r\n")
+        connection.sendall(b"PING\r\n")
+        eventually(lambda: answers.readline() == b"PONG\r\n")
+
+
+@pytest.mark.slow
+def test_headers_that_the_driver_cannot_read_stop_nothing(machines: list[Daemon], nats_server: NatsServer) -> None:
+    _, other, _ = machines
+    url = nats_server.url()
+    ingest(other, url, partitions=1)
+    heads = [
+        b"NATS/1.0 \xff\xff\xff\r\n\r\n",
+        b"NATS/1.0",
+        b"NATS/1.0 404",
+        b"\xff\xfe\x00",
+        b"NATS/1.0\r\nno colon\r\n : \r\n\r\n",
+        b"NATS/1.0 \xff\xff\xff\r\nNats-Msg-Id: it has an id\r\n\r\n",
+    ]
+    _publish(nats_server, *heads)
+    nats_server.ask("PAY.q.0", b"last", {"Nats-Msg-Id": "last"})
+    there = nats_server.messages()
+    assert there == len(heads) + 1
+    ran = bridge(other, f"ingest q --from {url} --until-empty --json")
+    assert ran.rows == [{"queue": "q", "taken": 2, "set_aside": 5}], ran.errors
+    assert "it has no id" in ran.errors
+    assert [message.id for message in take(other)] == ["it has an id", "last"]
+    assert nats_server.messages("PAY_aside") == 5
+    ran = bridge(other, f"ingest q --from {url} --until-empty --json")
+    assert "is not as it was" not in ran.errors
+
+
+@pytest.mark.slow
+def test_what_was_set_aside_stays_when_the_stream_is_made_anew(machines: list[Daemon], nats_server: NatsServer) -> None:
+    """The places of the new stream begin at 1 again."""
+    _, other, _ = machines
+    url = nats_server.url()
+    for body in (b"first", b"second"):
+        ingest(other, url, partitions=1)
+        nats_server.ask("PAY.q.0", body)
+        for _ in range(2):  # the second time it is read again, and is there once
+            assert bridge(other, f"ingest q --from {url} --until-empty --json").rows[0]["set_aside"] > 0
+            change_record(nats_server, taken=0)
+        nats_server.api("STREAM.DELETE.PAY")
+    found = [base64.b64decode(stored(nats_server, seq, "PAY_aside")[0]["data"]) for seq in (2, 4)]
+    assert (found, nats_server.messages("PAY_aside")) == ([b"first", b"second"], 2)
+
+
 @pytest.mark.slow
 def test_a_place_whose_id_is_no_text_is_found_again(machines: list[Daemon], nats_server: NatsServer) -> None:
     """Any program may have published it."""
     _, other, _ = machines
     url = nats_server.url()
     ingest(other, url, partitions=1)
-    head = b"NATS/1.0\r\nEoq-Id: \xff\r\n\r\n"
-    host, port = nats_server.place.split(":")
-    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answers:
-        sizes = f"{len(head)} {len(head) + 1}"
-        connection.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n')
-        connection.sendall(f"HPUB PAY.q.0 {sizes}\r\n".encode() + head + b"x\r\nPING\r\n")
-        eventually(lambda: answers.readline() == b"PONG\r\n")
+    _publish(nats_server, b"NATS/1.0\r\nEoq-Id: \xff\r\n\r\n")
     eventually(lambda: nats_server.messages() == 1)
     bridge(other, f"ingest q --from {url} --until-empty")
     ran = bridge(other, f"ingest q --from {url} --until-empty --json")

@@ -17,8 +17,10 @@ from .wire.names import Names
 MAX_REASON: Final = 1000
 
 
-async def set_aside(link: Link, names: Names, partition: int, message: Published, error: EoqError) -> None:
+async def set_aside(link: Link, names: Names, partition: int, made: str, message: Published, error: EoqError) -> None:
     """Copy a message to the stream of those that were set aside. The same message twice is there once.
+
+    ``made`` is when its own stream was made: see `Stream`.
 
     Its headers are kept where they are text, and the whole of it where it fits with the reason.
     """
@@ -28,7 +30,7 @@ async def set_aside(link: Link, names: Names, partition: int, message: Published
     headers, body = {**kept, **own}, message.body
     if size_of(headers) > MAX_HEADERS or size_of(headers) + len(body) > link.max_payload:
         headers, body = own, b""  # it stays in the first stream for a while
-    await link.ask(Sending(names.aside_subject(partition, message.seq), body, headers))
+    await link.ask(Sending(names.aside_subject(partition, made, message.seq), body, headers))
 
 
 def _is_plain(name: str, value: str) -> bool:

@@ -185,7 +185,7 @@ class StreamIngester:
         self, opened: _Opened, partition: Partition, messages: Sequence[Published], *, is_patient: bool
     ) -> None:
         """Store messages here, and then note that they are taken. ``is_patient``: wait while the daemon refuses."""
-        arrivals = Arrivals(opened.link, self._names, partition.number, self._remembers, messages)
+        arrivals = Arrivals(opened.link, self._names, partition, self._remembers, messages)
         sender = BatchSender(self._client, arrivals, self._backoff)
         left = await arrivals.sendable(opened.partitions)
         try:

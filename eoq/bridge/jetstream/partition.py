@@ -33,6 +33,8 @@ class Partition:
 
     def __init__(self, records: Records, number: int, record: Record, reader: PartitionReader, stream: Stream) -> None:
         self.number = number
+        self.made = stream.made
+        """When its stream was made. See `Stream`."""
         self.reader = reader
         self._records = records
         self._record = record

@@ -9,6 +9,7 @@ from ...errors import EoqError
 from ...message import Outgoing
 from ...protocol.features import stored_until
 from .aside import set_aside
+from .partition import Partition
 from .read import Published
 from .wire.content import read_content
 from .wire.link import Link
@@ -21,7 +22,7 @@ class Arrivals:
     """Messages of one partition, for the batch sender. Their keys are their places in the stream."""
 
     def __init__(
-        self, link: Link, names: Names, partition: int, remembers: float, messages: Sequence[Published]
+        self, link: Link, names: Names, partition: Partition, remembers: float, messages: Sequence[Published]
     ) -> None:
         self.stored = 0
         self.refused = 0
@@ -35,7 +36,7 @@ class Arrivals:
         """Return what can be sent, of a queue with ``count`` partitions. Set the rest aside."""
         found = []
         for message in list(self._left.values()):
-            content = read_content(self._names, self._partition, count, message.headers, message.body)
+            content = read_content(self._names, self._partition.number, count, message.headers, message.body)
             if isinstance(content, Outgoing):
                 found.append((message.seq, content))
             else:
@@ -64,7 +65,8 @@ class Arrivals:
 
     async def reject(self, key: int, error: EoqError) -> None:
         """Set a message aside that the daemon will never store."""
-        await set_aside(self._link, self._names, self._partition, self._left[key], error)
+        number, made = self._partition.number, self._partition.made
+        await set_aside(self._link, self._names, number, made, self._left[key], error)
         del self._left[key]
         self.refused += 1
         log.error(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,12 +28,16 @@ _warned: Final[set[str]] = set()
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream as it is: how many seconds it keeps messages, its ends, and on how many servers it is."""
+    """A stream as it is: how many seconds it keeps messages, its ends, and on how many servers it is.
+
+    ``made`` is when it was made, as digits. Places count from 1 again in a stream that was made anew.
+    """
 
     max_age: float
     first_seq: int
     last_seq: int
     replicas: int
+    made: str
 
 
 async def open_stream(link: Link, *, remembers: float | None) -> Stream:
@@ -53,7 +58,8 @@ async def open_stream(link: Link, *, remembers: float | None) -> Stream:
             await _make(link, stream)
     state = info["state"]
     age = int(config.get("max_age") or 0) / _NANOSECONDS
-    return Stream(age, int(state["first_seq"]), int(state["last_seq"]), replicas)
+    made = re.sub("[^0-9]", "", str(info.get("created", "")))
+    return Stream(age, int(state["first_seq"]), int(state["last_seq"]), replicas, made)
 
 
 def _config(name: str, max_age: int) -> dict[str, Any]:

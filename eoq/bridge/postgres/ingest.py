@@ -66,6 +66,12 @@ class ClaimedRows:
         self._identity = identity
         self._keep = keep
         self._forgotten_at = -FORGET_SECONDS
+        self._open: set[bytes] | None = None
+        """What this machine has claimed and not taken, rows that are set aside among them. None: not known."""
+        self._reads = 0
+        """How many reads in a row have found something."""
+        self._was_all = False
+        """Whether the last read has found nothing, and whatever has come since then is notified."""
         self._untried: set[bytes] = set()
         """The rows of the last `read` that were never tried."""
         self._first_tries: set[bytes] = set()
@@ -77,7 +83,7 @@ class ClaimedRows:
     def _begin(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
         # While the name was not held, another may have tried them.
-        self._untried, self._first_tries, self._marked = set(), set(), set()
+        self._open, self._untried, self._first_tries, self._marked = None, set(), set(), set()
         (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
         if not taken:
             raise NameInUse(
@@ -98,6 +104,7 @@ class ClaimedRows:
         if identity != self._identity:  # what the other file has taken is not of this name any more
             connection.execute(statements.RELEASE, (self._queue, self._owner))
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
+        connection.execute(statements.PREPARE_CLAIM)
 
     def _owes(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
         (is_there,) = connection.execute(result_statements.IS_THERE).fetchone() or (False,)
@@ -128,31 +135,51 @@ class ClaimedRows:
         if self._queue in without:
             return []
         if behind_writers:
+            if self._was_all and self._table.is_notified:
+                return []
             self._table.begin_waiting()
-        else:
+        elif self._reads > 1:  # many come: nobody needs to say so
             self._table.end_waiting()
         self._forget()
-        claimed: set[bytes] = set()
+        self._was_all = False
+        is_notified = self._table.is_notified
         now = time.time()
-        with self._table.transaction() as connection:
+        with self._table.connected() as connection:
+            # A new connection knows nothing of open claims. They come first, since a group may go on behind them.
+            is_clear = self._open == set() and not reread
+            found = [] if is_clear else self._own(connection, limit, most_bytes)
+            claims = [] if found else self._claim(connection, min(limit, self.room), most_bytes)
+        found = found or claims
+        self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
+        self._marked, self._marked_at = {bytes(key) for _seq, key, *_ in claims}, now
+        self._reads = self._reads + 1 if found else 0
+        self._was_all = is_notified and not found
+        return [self._row(*row, resend_within=resend_within) for row in found]
+
+    def _own(
+        self, connection: psycopg.Connection[tuple[Any, ...]], limit: int, most_bytes: int
+    ) -> list[tuple[Any, ...]]:
+        """Return the open claims of this machine."""
+        with connection.transaction():
             if self._marked:  # they were not sent
                 self._unmark(connection, self._marked)
             found = connection.execute(statements.OWN, (self._queue, self._owner, limit, most_bytes)).fetchall()
-            if not found:
-                found = self._claim(connection, min(limit, self.room), most_bytes)
-                claimed = {bytes(key) for _seq, key, *_ in found}
-        self._untried = {bytes(key) for _seq, key, age, *_ in found if age is None}
-        self._marked, self._marked_at = claimed, now
-        return [self._row(*row, resend_within=resend_within) for row in found]
+            ((more,),) = connection.execute(statements.HAS_CLAIMED, (self._queue, self._owner)).fetchall()
+        self._open = None if more else set()
+        return found
 
     def _claim(
         self, connection: psycopg.Connection[tuple[Any, ...]], wanted: int, most_bytes: int
     ) -> list[tuple[Any, ...]]:
+        """Claim rows for this machine, which has no others to send, and return them."""
         if wanted <= 0:
             return []
-        connection.execute(statements.LOCK_QUEUE, (self._queue,))
-        claim = (self._queue, self._owner, wanted, self._owner, most_bytes)
-        found = connection.execute(statements.CLAIM, claim).fetchall()
+        before, self._open = self._open, None  # unless it is known what was claimed
+        cursor = psycopg.ClientCursor(connection)  # it binds the values itself: so both statements are one request
+        cursor.execute(statements.CLAIM_AT_ONCE, (self._queue, self._queue, self._owner, wanted, most_bytes))
+        cursor.nextset()
+        found = cursor.fetchall()
+        self._open = None if before is None else {bytes(key) for _seq, key, *_ in found}
         if found:
             self.room -= len(found)
             self._claimed()
@@ -212,14 +239,17 @@ class ClaimedRows:
     def remove(self, rows: Sequence[Row]) -> None:
         """Mark rows as taken: the daemon has stored them."""
         keys = [row.key.decode() for row in rows]
-        owed: list[str] = []
-        with self._table.transaction() as connection:
-            connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
-            if self._owe is not None:
-                found = connection.execute(result_statements.OWE, (self._owner, self._queue, keys))
-                owed = [id for (id,) in found.fetchall()]
-        if self._owe is not None and owed:
-            self._owe(owed)
+        if self._owe is None:
+            with self._table.connected() as connection:
+                connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
+        else:
+            with self._table.transaction() as connection:
+                connection.execute(statements.TAKEN, (self._queue, keys, self._owner))
+                found = connection.execute(result_statements.OWE, (self._queue, keys, self._owner)).fetchall()
+            if found:
+                self._owe([id for (id,) in found])
+        if self._open is not None:
+            self._open.difference_update(row.key for row in rows)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row that the daemon cannot store. It stays claimed, with the reason."""
@@ -313,7 +343,9 @@ class Ingester:
         self.owner = self.owner or identity
         sender, owe, loop = None, None, asyncio.get_running_loop()
         if self._options.results:
-            sender = ResultSender(self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner))
+            sender = ResultSender(
+                self._client, self._queue, OwedRows(self._conninfo, self._queue, self.owner, identity)
+            )
             owe = partial(_call_in, loop, sender.add)
         claims = ClaimedRows(self._conninfo, self._queue, self.owner, identity, self._options.keep, claimed, owe)
         remembers = status.get("remembers") or RESEND_WITHIN

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import psycopg
@@ -91,7 +92,8 @@ class RowPublisher:
         headers = [json.dumps(dict(m.headers), ensure_ascii=ascii) if m.headers else None for m in messages]
         priorities = [message.priority for message in messages]
         ends = [message.expires_at for message in messages]
-        async with connection.transaction():
+        # A request for results is there with its message. Without one, a statement is a transaction.
+        async with nullcontext() if origin is None else connection.transaction():
             inserted = await connection.execute(
                 statements.PUBLISH, (queue, ids, bodies, headers, groups, priorities, ends, digests)
             )

@@ -47,6 +47,13 @@ _CREATE: Final = (
 )
 MAKE: Final = make(TABLE, *_CREATE)
 
+# The name is still that of this machine: another file may have it since it was released.
+_MINE: Final = """
+    exists (
+      select
+      from eoq_forward_owner as named
+      where named.queue = {row}.queue and named.owner = {row}.owner and named.identity = %s
+    )"""
 # A message that another daemon has forwarded before may be taken already: so its row is locked, and its owner is noted.
 # A result that was read for an earlier record of the message is read again for the new one.
 ASK: Final = """
@@ -62,14 +69,17 @@ ASK: Final = """
     set read_at = null
     where eoq_forward_result.read_at is not null
     """
+# Only of messages that this machine has taken: others may have been released, and taken by another machine.
 OWE: Final = """
-    update eoq_forward_result
-    set owner = %s
-    where queue = %s and id = any (%s) and outcome is null
-    returning id
+    update eoq_forward_result as row
+    set owner = there.owner
+    from eoq_forward as there
+    where there.queue = %s and there.id = any (%s) and there.owner = %s and there.taken_at is not null
+      and row.queue = there.queue and row.id = there.id and row.outcome is null
+    returning row.id
     """
 # Those of messages that were taken while this machine told no results, or before they were asked for.
-ADOPT: Final = """
+ADOPT: Final = f"""
     update eoq_forward_result as row
     set owner = mine.owner
     from (
@@ -77,25 +87,27 @@ ADOPT: Final = """
       from eoq_forward_result as asked
       join eoq_forward as there on there.queue = asked.queue and there.id = asked.id
       where asked.queue = %s and asked.owner is null and asked.outcome is null
-        and there.owner = %s and there.taken_at is not null
+        and there.owner = %s and there.taken_at is not null and {_MINE.format(row="there")}
       for update of asked skip locked
     ) as mine
     where row.queue = mine.queue and row.id = mine.id and row.origin = mine.origin
-    """
-OWED: Final = """
+    """  # noqa: S608 # constants
+OWED: Final = f"""
     select id
-    from eoq_forward_result
-    where queue = %s and owner = %s and outcome is null
+    from eoq_forward_result as row
+    where queue = %s and owner = %s and outcome is null and {_MINE.format(row="row")}
+      and length(id) between 1 and {MAX_ID}
     order by asked_at
     limit %s
-    """
-DEAD: Final = """
-    select id
-    from eoq_forward_result
-    where queue = %s and owner = %s and outcome = 'dead'
-    order by asked_at desc
+    """  # noqa: S608 # constants
+DEAD: Final = f"""
+    select asked_at, id
+    from eoq_forward_result as row
+    where queue = %s and owner = %s and outcome = 'dead' and {_MINE.format(row="row")}
+      and length(id) between 1 and {MAX_ID} and (asked_at, id) < (%s, %s)
+    order by asked_at desc, id desc
     limit %s
-    """
+    """  # noqa: S608 # constants
 # What a machine owes binds its name to its file, as claims do: another file does not know how the messages ended. The
 # table may not be there.
 IS_THERE: Final = f"select to_regclass('{TABLE}') is not null"
@@ -116,7 +128,7 @@ FILL: Final = f"""
     update eoq_forward_result as row
     set outcome = new.outcome, result = new.result, error = new.error, asked_at = {NOW}, read_at = null
     from unnest(%s::text[], %s::text[], %b::bytea[], %s::text[]) as new (id, outcome, result, error)
-    where row.queue = %s and row.owner = %s and row.id = new.id
+    where row.queue = %s and row.owner = %s and row.id = new.id and {_MINE.format(row="row")}
       and (row.outcome is null or row.outcome = 'dead' and new.outcome <> 'dead')
     """  # noqa: S608 # constants
 # In an order without equals: those that are equal would count together, and none would fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
@@ -11,12 +12,15 @@ import psycopg
 from ...postgres.driver import storable_error
 from ...postgres.waking import WakingTable
 from ...protocol.forwarding import MessageEnd
-from ...protocol.limits import MAX_BATCH, MAX_ID
+from ...protocol.limits import MAX_BATCH
+from ..results import DeadLetter
 from . import result_statements as statements
 
 OUTCOMES: Final = ("done", "forwarded", "dead", "expired", "dropped", "cancelled")
 ADOPT_SECONDS: Final = 600.0
 """How often requests are looked for that no machine has noted as its own: all that wait are read for that."""
+NEWEST: Final = DeadLetter(math.inf, "")
+"""In front of all dead letters. No date is newer, whoever has written it."""
 MOST_BYTES: Final = 1024 * 1024
 """Bytes of the results and reasons of one read, unless the first is longer."""
 
@@ -30,37 +34,43 @@ def _open(conninfo: str) -> WakingTable:
 
 
 class OwedRows:
-    """The results that the machine ``owner`` owes, for one queue. See `OwedResults`."""
+    """The results that the machine ``owner`` owes, for one queue. See `OwedResults`.
 
-    def __init__(self, conninfo: str, queue: str, owner: str) -> None:
+    ``identity`` is that of its daemon's file. If the name has meanwhile gone to another file, nothing is owed here, and
+    nothing can be told: `--release` gave it up while this machine was frozen.
+    """
+
+    def __init__(self, conninfo: str, queue: str, owner: str, identity: str) -> None:
         self._table = _open(conninfo)
         self._queue = queue
         self._owner = owner
+        self._identity = identity
         self._adopted_at = -ADOPT_SECONDS
 
     def owed(self, limit: int) -> list[str]:
         """Return the ids of messages that this machine has stored, and whose results are waited for."""
         if time.monotonic() >= self._adopted_at + ADOPT_SECONDS:
             with self._table.transaction() as connection:
-                connection.execute(statements.ADOPT, (self._queue, self._owner))
+                connection.execute(statements.ADOPT, (self._queue, self._owner, self._identity))
             self._adopted_at = time.monotonic()
-        return self._ids(statements.OWED, limit)
-
-    def dead(self, limit: int) -> list[str]:
-        """Return the ids of those that were dead letters when they were told, the newest first."""
-        return self._ids(statements.DEAD, limit)
-
-    def _ids(self, statement: str, limit: int) -> list[str]:
         with self._table.transaction() as connection:
-            found = connection.execute(statement, (self._queue, self._owner, limit)).fetchall()
-        return [id for (id,) in found if 1 <= len(id) <= MAX_ID]
+            values = (self._queue, self._owner, self._identity, limit)
+            found = connection.execute(statements.OWED, values).fetchall()
+        return [id for (id,) in found]
+
+    def dead(self, limit: int, behind: DeadLetter | None) -> list[DeadLetter]:
+        """Return those that were dead letters when they were told. See `OwedResults.dead`."""
+        with self._table.transaction() as connection:
+            values = (self._queue, self._owner, self._identity, *(behind or NEWEST), limit)
+            found = connection.execute(statements.DEAD, values).fetchall()
+        return [DeadLetter(*row) for row in found]
 
     def fill(self, ends: Sequence[MessageEnd]) -> None:
         """Tell how messages ended. See `OwedResults.fill`."""
         with self._table.transaction() as connection:
             errors = [None if end.error is None else storable_error(end.error, connection) for end in ends]
             columns = [end.id for end in ends], [end.outcome for end in ends], [end.result for end in ends], errors
-            connection.execute(statements.FILL, (*columns, self._queue, self._owner))
+            connection.execute(statements.FILL, (*columns, self._queue, self._owner, self._identity))
 
     def close(self) -> None:
         """Close the connection. The next use opens it again."""

@@ -170,6 +170,9 @@ CLAIM: Final = f"""
     from claimed
     order by seq
     """  # noqa: S608 # constants
+PREPARE_CLAIM: Final = f"prepare eoq_claim (text, text, bigint, bigint) as {CLAIM % ('$1', '$2', '$3', '$2', '$4')}"
+# Two statements in one transaction and in one request. Each sees what was committed before it.
+CLAIM_AT_ONCE: Final = f"{LOCK_QUEUE}; execute eoq_claim (%s, %s, %s, %s)"
 # The first try is noted before the daemon is asked, and stays the first.
 MARK: Final = f"""
     update eoq_forward
@@ -254,6 +257,7 @@ WAITING: Final = """
     """
 WAITING_LIKE: Final = WAITING.replace("queue = %(queue)s", "queue ~ %(queue)s")
 """The same for all queues of a pattern."""
+HAS_CLAIMED: Final = "select exists (select from eoq_forward where queue = %s and owner = %s and taken_at is null)"
 COUNT_CLAIMED: Final = "select count(*) from eoq_forward where queue = %s and owner = %s and taken_at is null"
 RELEASE: Final = """
     update eoq_forward

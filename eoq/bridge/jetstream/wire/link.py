@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ....errors import Forbidden, InvalidRequest, StorageFailed
 from .address import CONNECT_SECONDS, Address, NotedTls
+from .content import parse_headers
 from .driver import nats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
 
 ANSWER_SECONDS: Final = 30.0
@@ -45,6 +45,17 @@ class ServerRefusal(StorageFailed):
         self.number = number
 
 
+class _Client(nats.aio.client.Client):
+    """The driver, which goes on behind a message whose headers it cannot read. Any program may have published it."""
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        # The driver's own raises for some, such as a status that is no text: then its connection reads nothing more.
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return parse_headers(headers)
+
+
 class _Batch:
     """Answers that are waited for."""
 
@@ -60,7 +71,7 @@ class Link:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.name = address.name
-        self._client: Client = nats.aio.client.Client()
+        self._client = _Client()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tls: NotedTls | None = None
         self._said = ""

@@ -84,9 +84,9 @@ class Names:
         """The consumer that reads one partition."""
         return f"eoq-{self.token}-{partition}"
 
-    def aside_subject(self, partition: int, seq: int | str) -> str:
-        """The subject of a message that was set aside: it had this place in the stream."""
-        return f"{self.aside}.{self.token}.{partition}.{seq}"
+    def aside_subject(self, partition: int, made: str, seq: int) -> str:
+        """The subject of a message that was set aside: it had this place in the stream that was made at that moment."""
+        return f"{self.aside}.{self.token}.{partition}.{made}-{seq}"
 
 
 def bucket_of(stream: str) -> str:
