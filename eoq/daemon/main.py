@@ -178,7 +178,7 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
-        lock = stack.enter_context(Lock(path.resolve(), owner))
+        lock = stack.enter_context(Lock(Path(os.path.realpath(path)), owner))
     try:
         is_default = settings.spool is None
         spool = SpoolFolder(settings.spool or spool_path(settings.database), owner, is_default=is_default)

@@ -76,7 +76,9 @@ def daemon_on(socket: Path, database: Path | None = None) -> Holder | None:
     Where the folder of the socket was removed, its lock is gone as well. Then the lock of ``database`` tells, which is
     by default the user's.
     """
-    if (found := holder_of(socket)) is not None:
+    found = holder_of(socket)
+    # The lock is another's where the path is not that of a socket, but of a daemon's database.
+    if found is not None and os.path.realpath(found.socket) == os.path.realpath(socket):
         return found
     with suppress(EoqError):
         found = holder_of(database_path() if database is None else database)
@@ -96,8 +98,8 @@ def advice(socket: Path) -> str:
     kind = _kind_of(socket)
     if kind not in (0, stat.S_IFSOCK):
         return (
-            f"the daemon with pid {found.pid} runs, but something else is in the place of its socket; remove that, and "
-            "it makes its socket again within seconds"
+            f"the daemon with pid {found.pid} runs, but something else is in the place of its socket; move that "
+            "away, and it makes its socket again within seconds"
         )
     if kind == 0:
         return (

@@ -67,6 +67,11 @@ def _link(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
+def _loop(path: Path) -> None:
+    _remove(path)
+    path.symlink_to(path)
+
+
 def _garbage(path: Path) -> None:
     path.write_bytes(b"\xff[[[ no = " * 1000)
 
@@ -79,9 +84,14 @@ def _write_config(path: Path) -> None:
 CASES: Final = [
     Case("run/s", _remove),
     Case(
-        "run/s", _file, "something else is in the place of its socket; remove that", "is no socket; remove it", _remove
+        "run/s",
+        _file,
+        "something else is in the place of its socket; move that away",
+        "is no socket; give another",
+        _remove,
     ),
-    Case("run/s", _folder, "something else is in the place of its socket", "is no socket; remove it", _remove),
+    Case("run/s", _folder, "something else is in the place of its socket", "is no socket; give another", _remove),
+    Case("run/s", _loop, "the daemon with pid", "Too many levels of symbolic links); remove that", _remove),
     Case("run/s", _close),
     Case("run/s.lock", _remove),
     Case("run/s.lock", _folder, WORKS, "s.lock is something else (Is a directory); remove that", _remove),
