@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eoq.client.blocking import Client
-from eoq.errors import EoqError, Unavailable
+from eoq.errors import EoqError, Forbidden, Unavailable
 from eoq.protocol.holder import daemon_on
 from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
@@ -152,7 +152,13 @@ def stop(socket: str | None) -> None:
     """
     path = socket_path(socket).absolute()
     holder = daemon_on(path)
-    running = None if holder is not None and holder.is_stopped else _status(path)
+    running = None
+    if holder is None or not holder.is_stopped:
+        try:
+            running = _status(path)
+        except Forbidden:  # its socket is closed to this user, who may signal it nevertheless
+            if holder is None:
+                raise
     if running is not None:
         pid = running["pid"]
     elif holder is not None and holder.is_here:
@@ -167,8 +173,6 @@ def stop(socket: str | None) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        from eoq.errors import Forbidden
-
         raise Forbidden(f"the daemon with pid {pid} belongs to another user; ask its owner to stop it") from None
     if holder is not None and holder.is_stopped:
         raise unavailable(

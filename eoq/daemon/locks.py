@@ -11,7 +11,6 @@ import errno
 import fcntl
 import json
 import os
-import shlex
 import stat
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, Final, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol.holder import lock_file, read_holder
+from ..protocol.own_paths import how_to_open
 
 _IN_THE_WAY: Final = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO}
 """What the system says where a folder, a link or a pipe is in the place of a file, or a file in that of a folder."""
@@ -131,7 +131,8 @@ class Lock:
 def cannot_use(path: Path, error: OSError) -> EoqError:
     """Return the error for a path of the daemon that cannot be created or opened."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return Forbidden(f"{path} cannot be written by this user ({error.strerror}); {_how_to_get_access(path)}")
+        hint = how_to_open(path) or "choose a folder of your own"
+        return Forbidden(f"{path} cannot be written by this user ({error.strerror}); {hint}")
     if isinstance(error, FileNotFoundError):
         return Forbidden(f"the folder {path.parent} does not exist; make it with `mkdir -p {path.parent}`")
     if error.errno in _IN_THE_WAY:
@@ -140,18 +141,3 @@ def cannot_use(path: Path, error: OSError) -> EoqError:
             f"{path} cannot be used: {wrong} is something else ({error.strerror}); remove that, or choose another path"
         )
     return Forbidden(f"{path} cannot be used ({error.strerror}); choose another path")
-
-
-def _how_to_get_access(path: Path) -> str:
-    """Return what to do about a path that this user may not write."""
-    for place in (path, *path.parents):
-        try:
-            found = place.stat()
-        except OSError:
-            continue  # it is not there, or the folder it is in may not be entered
-        wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
-        if found.st_uid == os.geteuid() and found.st_mode & wanted != wanted:
-            letters = "rwx" if wanted == 0o700 else "rw"
-            return f"give yourself access with `chmod u+{letters} {shlex.quote(str(place))}`"
-        break
-    return "choose a folder of your own"
