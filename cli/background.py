@@ -15,9 +15,15 @@ from typing import IO, Final
 import click
 
 from eoq.errors import EoqError, Forbidden, Unavailable
+from eoq.protocol.holder import Holder, holder_of
+
+from .common import report
+from .progress import ProgressLine
 
 START_SECONDS: Final = 60.0
-"""How long `eoq start` waits for the daemon."""
+"""How long `eoq start` waits for the daemon, besides the time in which it brings its file up to date."""
+LOOK_SECONDS: Final = 0.1
+"""How often to look how far that is."""
 
 
 class StillStarting(Unavailable):
@@ -26,8 +32,32 @@ class StillStarting(Unavailable):
     exit_status = 75
 
 
-def run_in_background(options: Sequence[str], log: Path) -> int:
-    """Start a daemon that writes to ``log``. Return its pid once it is ready.
+class Upgrade:
+    """Shows how far a daemon is that brings its file up to date: a line that is written over, or one for each step."""
+
+    def __init__(self) -> None:
+        self._line = ProgressLine()
+        self._said = ""
+
+    def goes_on(self, holder: Holder | None) -> bool:
+        """Show what the daemon does. Return whether it brings its file up to date, and so should be waited for."""
+        if holder is None or holder.opening is None or not holder.opening.upgrades or holder.is_stopped:
+            return False
+        what, done, total, _ = holder.opening
+        if self._line.shows:
+            self._line(f"bringing the file up to date: {what}", done, total)
+        elif what != self._said:
+            self._said = what
+            report(f"the daemon with pid {holder.pid} is {holder.opening.text}")
+        return True
+
+    def end(self) -> None:
+        """Remove the line."""
+        self._line.end()
+
+
+def run_in_background(options: Sequence[str], socket: Path, log: Path) -> int:
+    """Start a daemon that serves ``socket`` and writes to ``log``. Return its pid once it is ready.
 
     End this process with the daemon's exit status and its words if it does not start. Raises `StillStarting`.
     """
@@ -42,7 +72,12 @@ def run_in_background(options: Sequence[str], log: Path) -> int:
             cwd="/",
         )
     assert process.stdout is not None  # noqa: S101 # it is a pipe
-    if not _is_ready(process.stdout, process.pid, log):
+    upgrade = Upgrade()
+    try:
+        is_ready = _is_ready(process.stdout, process.pid, socket, log, upgrade)
+    finally:
+        upgrade.end()
+    if not is_ready:
         status = process.wait()
         with log.open("rb") as file:
             file.seek(begin)
@@ -68,26 +103,25 @@ def _open_log(log: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "ab")
 
 
-def _is_ready(output: IO[bytes], pid: int, log: Path) -> bool:
+def _is_ready(output: IO[bytes], pid: int, socket: Path, log: Path, upgrade: Upgrade) -> bool:
     """Wait until the daemon says that it is ready. Return False if it ends before.
 
-    As long as it says something else, such as how far it has brought a file up to date, it is waited for.
+    As long as it brings its file up to date, it is waited for.
     """
     deadline = time.monotonic() + START_SECONDS
     said = b""
-    while True:
-        left = max(0.0, deadline - time.monotonic())
-        if not select.select([output], [], [], left)[0]:
+    while b"\n" not in said:
+        if select.select([output], [], [], LOOK_SECONDS)[0]:
+            piece = os.read(output.fileno(), 4096)
+            if not piece:
+                return False
+            said += piece
+        holder = holder_of(socket)
+        if holder is not None and holder.pid == pid and upgrade.goes_on(holder):
+            deadline = time.monotonic() + START_SECONDS
+        elif time.monotonic() > deadline:
             raise StillStarting(
                 f"the daemon with pid {pid} is not ready after {START_SECONDS:g} s, and goes on starting; `eoq status` "
                 f"says when it is, `eoq stop` ends it, and its log is {log}"
             )
-        piece = os.read(output.fileno(), 4096)
-        if not piece:
-            return False
-        *lines, said = (said + piece).split(b"\n")
-        for line in lines:
-            if line.startswith(b"ready"):
-                return True
-            click.echo(line.decode(errors="replace"), err=True)
-            deadline = time.monotonic() + START_SECONDS
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,11 @@ import click
 
 from eoq.client.blocking import Client
 from eoq.errors import EoqError, Forbidden, Unavailable
-from eoq.protocol.holder import daemon_on
+from eoq.protocol.holder import Holder, Opening, daemon_on
 from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
 
-from .background import run_in_background
+from .background import Upgrade, run_in_background
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
 from .logs import log_to_standard_error, redirect_standard_error
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 30.0
 """How long `stop` waits until the daemon has ended."""
+STARTS = 75
+"""Exit status of `status` while the daemon starts: try again later."""
 ANSWER_SECONDS = 5.0
 """How long `start` and `stop` wait for the answer of a daemon."""
 
@@ -113,7 +116,8 @@ def start(ctx: click.Context, /, **_options: object) -> None:
 
     If the running daemon was started with other options than this command, the exit status is 75: stop it first. The
     daemon writes its log to a file beside its database. If it is not ready after 60 s, the exit status is 75 as well,
-    and it goes on starting. If you have a service manager, let it run `eoq daemon` instead.
+    and it goes on starting. A daemon that brings the file of an earlier version up to date is waited for, and how far
+    it is is shown. If you have a service manager, let it run `eoq daemon` instead.
 
     \b
     eoq start
@@ -138,7 +142,7 @@ def start(ctx: click.Context, /, **_options: object) -> None:
     database = resolved.db.value
     log = database.with_name(database.name + ".log")
     arguments += ["--log", str(log.absolute())]
-    pid = run_in_background(arguments, log)
+    pid = run_in_background(arguments, path, log)
     click.echo(f"eoq: the daemon runs, with pid {pid} on {path}; its log is {log}", err=True)
 
 
@@ -152,13 +156,13 @@ def stop(socket: str | None) -> None:
     """
     path = socket_path(socket).absolute()
     holder = daemon_on(path)
-    running = None
-    if holder is None or not holder.is_stopped:
-        try:
-            running = _status(path)
-        except Forbidden:  # its socket is closed to this user, who may signal it nevertheless
-            if holder is None:
-                raise
+    is_silent = holder is not None and (holder.is_stopped or holder.opening is not None)
+    try:
+        running = None if is_silent else _status(path)
+    except Forbidden:  # its socket is closed to this user, who may signal it nevertheless
+        if holder is None:
+            raise
+        running = None
     if running is not None:
         pid = running["pid"]
     elif holder is not None and holder.is_here:
@@ -193,12 +197,20 @@ def stop(socket: str | None) -> None:
 @json_option
 @socket_option
 def status(as_json: bool, socket: str | None) -> None:
-    """Print whether the daemon runs, and its settings. Exit status 69 if it does not run.
+    """Print whether the daemon runs, and its settings. Exit status 69 if it does not run, and 75 while it starts.
+
+    Before it serves, it may have to bring the file of an earlier version up to date: then its pid, its socket and how
+    far it is are printed.
 
     \b
     eoq status
     eoq status --json | jq .pid
+    eoq status --json | jq .opening      # null once it serves
     """
+    holder = daemon_on(socket_path(socket).absolute())
+    if holder is not None and holder.opening is not None and not holder.is_stopped:
+        _print_opening(holder, holder.opening, as_json)
+        sys.exit(STARTS)
     with connect(socket) as client:
         fields = client.status()
     if as_json:
@@ -219,6 +231,15 @@ def status(as_json: bool, socket: str | None) -> None:
     for name, value in fields.items():
         if value is not None:
             click.echo(f"{name:{width}}  {visible(str(value))}")
+
+
+def _print_opening(holder: Holder, opening: Opening, as_json: bool) -> None:
+    if as_json:
+        print_json({"pid": holder.pid, "socket": holder.socket, "opening": opening._asdict()})
+        return
+    click.echo(f"pid      {holder.pid}")
+    click.echo(f"socket   {visible(holder.socket)}")
+    click.echo(f"opening  {visible(opening.text)}")
 
 
 def _open_log(log: Path | None) -> None:
@@ -264,12 +285,20 @@ def _running(path: Path, database: Path) -> dict[str, Any] | None:
     Raises `Unavailable` for one that runs but cannot be reached. One that starts, or makes its socket again, is waited
     for.
     """
+    upgrade = Upgrade()
     deadline = time.monotonic() + ANSWER_SECONDS
-    while (running := _status(path)) is None and (holder := daemon_on(path, database)) is not None:
-        if holder.is_stopped or time.monotonic() > deadline:
-            raise unavailable(path, "no answer")
-        time.sleep(0.05)  # between two tries
-    return running
+    try:
+        while (holder := daemon_on(path, database)) is not None:
+            if upgrade.goes_on(holder):
+                deadline = time.monotonic() + ANSWER_SECONDS
+            elif (running := _status(path)) is not None:
+                return running
+            elif holder.is_stopped or time.monotonic() > deadline:
+                raise unavailable(path, "no answer")
+            time.sleep(0.05)  # between two tries
+    finally:
+        upgrade.end()
+    return _status(path)
 
 
 def _alive(pid: int) -> bool:

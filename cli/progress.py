@@ -14,13 +14,14 @@ class ProgressLine:
     """Shows what is being done and how far it is. Call it as often as you like."""
 
     def __init__(self) -> None:
-        self._shows = sys.stderr is not None and sys.stderr.isatty()
+        self.shows = sys.stderr is not None and sys.stderr.isatty()
+        """Whether there is a terminal to show it."""
         self._shown_at = 0.0
         self._text = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if not self._shows or (now < self._shown_at + SECONDS and done < total):
+        if not self.shows or (now < self._shown_at + SECONDS and done < total):
             return
         self._shown_at = now
         text = f"{what} {100 * done // max(total, 1)} %" if done else f"{what} …"

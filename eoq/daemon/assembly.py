@@ -56,6 +56,7 @@ from .services.steering import SteeringService
 from .services.topics import Topics
 from .store.commands import EndLife, ListBindings
 from .store.sqlite.database import QUICK_COMMIT
+from .store.sqlite.migration import Tell, to_nobody
 from .store.sqlite.reader import Reader
 from .store.sqlite.store import SqliteStore
 from .store.writer import Writer
@@ -303,10 +304,12 @@ async def open_daemon(
     reloader: Reloader,
     spool: SpoolFolder | None,
     on_lost: Callable[[EoqError], None],
+    tell: Tell = to_nobody,
 ) -> AsyncIterator[Daemon]:
     """Open the file of the daemon, and make its parts. Close what was opened at the end. Raises `EoqError`.
 
-    ``on_lost`` is told when the daemon has to end without closing its file.
+    ``on_lost`` is told when the daemon has to end without closing its file, and ``tell`` how far a file of an earlier
+    version is brought up to date.
     """
     async with AsyncExitStack() as stack:
         store = await SqliteStore.open(
@@ -314,6 +317,7 @@ async def open_daemon(
             settings=config.queue,
             storage=lambda: config.config.storage,
             quick_commit=settings.quick_commit,
+            tell=tell,
         )
         stack.push_async_callback(store.close)
         reader = await Reader.open(settings.database)

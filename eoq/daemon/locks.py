@@ -44,6 +44,7 @@ class Lock:
         """
         self._path = path
         self._file = file or lock_file(path)
+        self._owner = owner
         self._text = json.dumps(owner).encode()
         self._descriptor = self._take()
 
@@ -59,6 +60,15 @@ class Lock:
         """Take the lock again, where its file was removed. Raises what the constructor raises."""
         old, self._descriptor = self._descriptor, self._take()
         os.close(old)
+
+    def note(self, **more: Any) -> None:
+        """Let the lock file say ``more`` of its owner, in place of what it said before. It needs not be told.
+
+        The text is written over at once, and never gets shorter: whoever reads meanwhile finds the one or the other.
+        """
+        self._text = json.dumps({**self._owner, **more}).encode().ljust(len(self._text))
+        with suppress(OSError):  # a full disk
+            os.pwrite(self._descriptor, self._text, 0)
 
     def _take(self) -> int:
         descriptor = self._try()

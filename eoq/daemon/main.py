@@ -9,10 +9,12 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import EoqError, Forbidden
+from ..protocol.holder import Opening
 from ..protocol.paths import spool_path
 from ..system.service_manager import ServiceManager
 from .assembly import Daemon, Settings, open_daemon
@@ -70,12 +72,15 @@ async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Cal
         spool = None if isinstance(found, EoqError) else found
         _allow_many_files()
         manager.tell_status(f"opening {settings.database}")
-        async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon) as daemon:
+        _note_opening(socket_lock, Opening("opening its file", 0, 0, upgrades=False))
+        tell = partial(_tell_of_upgrade, socket_lock, manager)
+        async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon, tell) as daemon:
             await daemon.start(manager.passed_socket())
             if isinstance(found, EoqError):
                 log.warning("going on without the default spool: %s", found)
             daemon.keep_socket(socket_lock)
             _stop_on_signals(stopped)
+            socket_lock.note()
             ready(settings.socket)
             manager.tell("READY=1", f"MAINPID={os.getpid()}")
             telling = asyncio.get_running_loop().create_task(_tell_of_life(manager, daemon))
@@ -88,6 +93,18 @@ async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Cal
                 os._exit(daemon.lost.exit_status)  # see `_end_soon`
     if failures:
         raise failures[0]
+
+
+def _note_opening(lock: Lock, opening: Opening) -> None:
+    """Let those who look at the socket's lock know what the daemon does before it serves."""
+    lock.note(opening=opening._asdict())
+
+
+def _tell_of_upgrade(lock: Lock, manager: ServiceManager, what: str, done: int, total: int) -> None:
+    """Tell clients and the service manager how far the file of an earlier version is brought up to date."""
+    opening = Opening(what, done, total, upgrades=True)
+    _note_opening(lock, opening)
+    manager.tell_status(opening.text)
 
 
 async def _tell_of_life(manager: ServiceManager, daemon: Daemon) -> None:

@@ -11,17 +11,36 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import EoqError
 from .paths import database_path
 
 
+class Opening(NamedTuple):
+    """What a daemon does before it serves, and how far it is."""
+
+    what: str
+    done: int
+    total: int
+    """0 where it is not known how much there is."""
+    upgrades: bool
+    """Whether it brings the file of an earlier version up to date, which takes as long as the file is large."""
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        how_far = f", {100 * self.done // self.total} %" if self.total else ""
+        return f"{'bringing its file up to date: ' if self.upgrades else ''}{self.what}{how_far}"
+
+
 class Holder(NamedTuple):
-    """A daemon that has a lock: its process, and its socket."""
+    """A daemon that has a lock: its process, its socket, and what it does before it serves."""
 
     pid: int
     socket: str
+    opening: Opening | None = None
+    """None once it serves, and where an earlier version does not say it."""
 
     @property
     def is_stopped(self) -> bool:
@@ -49,9 +68,15 @@ def read_holder(descriptor: int) -> Holder | None:
     """Return the daemon that an open lock file names, or None if it names none."""
     try:
         fields = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(int(fields["pid"]), str(fields["socket"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Holder(int(fields["pid"]), str(fields["socket"]), _opening_of(fields.get("opening")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _opening_of(fields: dict[str, Any] | None) -> Opening | None:
+    if fields is None:
+        return None
+    return Opening(str(fields["what"]), int(fields["done"]), int(fields["total"]), bool(fields["upgrades"]))
 
 
 def holder_of(path: Path) -> Holder | None:
@@ -94,6 +119,11 @@ def advice(socket: Path) -> str:
         return (
             f"the daemon with pid {found.pid} is stopped, by a signal or a debugger; "
             f"`kill -CONT {found.pid}` lets it go on"
+        )
+    if found.opening is not None:
+        return (
+            f"the daemon with pid {found.pid} is starting ({found.opening.text}): try again when it is ready; "
+            "`eoq status` says how far it is"
         )
     kind = _kind_of(socket)
     if kind not in (0, stat.S_IFSOCK):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from ..errors import EoqError, IdConflict, InvalidRequest, LeaseLost, MessageTooLarge, NotFound, QueueFull
-from ..message import Message, Outgoing
+from ..message import Delivery, Message, Outgoing
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..transport.channel import Channel, Started
@@ -20,6 +21,26 @@ from .reports import report
 
 OF_THE_MESSAGE: Final = (LeaseLost, MessageTooLarge, InvalidRequest, IdConflict, QueueFull, NotFound)
 """Errors of settling that concern one message. Any other ends the loop."""
+
+M = TypeVar("M", bound=Delivery)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class StartedAcks(Generic[M, R]):
+    """One request in flight that acks messages, each with its result: one message, or a batch."""
+
+    entries: Sequence[Entry[M]]
+    results: Sequence[object]
+    request: R
+
+    def receipts(self) -> list[str]:
+        """Return the receipts of the messages."""
+        return [entry.message.receipt for entry in self.entries]
+
+    def may_be_split(self, error: EoqError) -> bool:
+        """Return whether one of several acks was refused, so that the others may succeed by themselves."""
+        return len(self.entries) > 1 and isinstance(error, LeaseLost | MessageTooLarge)
 
 
 class LoopSettler:
@@ -42,24 +63,22 @@ class LoopSettler:
         self._fail = fail
 
     def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
-        self._settle([receipt], "done", calls.ack(receipt, result, list(send)))
-
-    def ack_many(self, acks: Sequence[tuple[Message, object]], /) -> None:
-        self._settle([message.receipt for message, _ in acks], "done", calls.settle(acks, ()))
+        self.settle([receipt], "done", calls.ack(receipt, result, list(send)))
 
     def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None:
-        self._settle([receipt], "retried", calls.nack(receipt, delay, error))
+        self.settle([receipt], "retried", calls.nack(receipt, delay, error))
 
     def reject(self, receipt: str, error: str | None = None, /) -> None:
-        self._settle([receipt], "rejected", calls.reject(receipt, error))
+        self.settle([receipt], "rejected", calls.reject(receipt, error))
 
     def release(self, receipt: str, /) -> None:
-        self._settle([receipt], "retried", calls.release([receipt]))
+        self.settle([receipt], "retried", calls.release([receipt]))
 
     def extend(self, receipt: str, seconds: float, /) -> bool:
         return self._channel.run(calls.extend(receipt, seconds))
 
-    def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
+    def settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
+        """Settle messages by ``call``, and note the ``outcome``: done, retried or rejected."""
         with self._changed:
             for receipt in receipts:
                 self._in_flight.settling(receipt)
@@ -92,8 +111,7 @@ class PipelinedAcks:
         self._channel = channel
         self._in_flight = in_flight
         self._changed = changed
-        self._started: deque[tuple[Entry[Message], Started[None]]] = deque()
-        self.ack_many = settler.ack_many
+        self._started: deque[StartedAcks[Message, Started[Any]]] = deque()
         self.nack = settler.nack
         self.reject = settler.reject
         self.release = settler.release
@@ -102,46 +120,81 @@ class PipelinedAcks:
     def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
         if send:
             self._settler.ack(receipt, result, send)
-            return
-        call = calls.ack(receipt, result, ())
+        else:
+            self._start([receipt], [result], calls.ack(receipt, result, ()))
+
+    def ack_many(self, acks: Sequence[tuple[Message, object]], /) -> None:
+        self._start([message.receipt for message, _ in acks], [result for _, result in acks], calls.settle(acks, ()))
+
+    def _start(self, receipts: Sequence[str], results: Sequence[object], call: Call[Any]) -> None:
         with self._changed:
-            entry = self._in_flight.settling(receipt)
-        if entry is None or entry.confirming:
-            self._channel.run(call)
+            entries = self._in_flight.settling_all(receipts)
+        if entries is None:
+            self._settler.settle(receipts, "done", call)
             return
         try:
-            started = self._channel.start(call)
+            started = StartedAcks(entries, results, self._channel.start(call))
         except BaseException as error:
-            self._settler.not_settled([receipt], error, lost=False)
+            self._settler.not_settled(receipts, error, lost=False)
             raise
         with self._changed:
-            if in_flight := self._in_flight.confirming(entry):
-                self._started.append((entry, started))
+            if in_flight := self._in_flight.confirming(entries):
+                self._started.append(started)
                 self._changed.notify_all()
         if not in_flight:
-            self._conclude(entry, started)
+            self._conclude(started)
 
     def confirm(self, most: int) -> None:
-        """Wait until at most ``most`` acks are in flight."""
+        """Wait until at most ``most`` requests with acks are in flight."""
         while True:
             with self._changed:
                 if len(self._started) <= most:
                     return
-                entry, started = self._started.popleft()
-            self._conclude(entry, started)
+                started = self._started.popleft()
+            self._conclude(started)
 
-    def _conclude(self, entry: Entry[Message], started: Started[None]) -> None:
-        receipt = entry.message.receipt
+    def _conclude(self, started: StartedAcks[Message, Started[Any]]) -> None:
         try:
-            self._channel.finish(started)
+            self._channel.finish(started.request)
         except EoqError as error:
-            self._settler.not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
-                report(entry, error)
+            if started.may_be_split(error):
+                self._ack_alone(started)
+            else:
+                self._settler.not_settled(started.receipts(), error, lost=isinstance(error, LeaseLost))
+                if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
+                    for entry in started.entries:
+                        report(entry, error)
         else:
             with self._changed:
-                self._in_flight.settled(receipt, "done")
+                for receipt in started.receipts():
+                    self._in_flight.settled(receipt, "done")
         finally:
             with self._changed:
-                self._in_flight.end(entry)
+                for entry in started.entries:
+                    self._in_flight.end(entry)
                 self._changed.notify_all()
+
+    def _ack_alone(self, started: StartedAcks[Message, Started[Any]]) -> None:
+        """Ack each message of a batch by itself, since one of them was refused."""
+        for entry, result in zip(started.entries, started.results, strict=True):
+            try:
+                self._settler.ack(entry.message.receipt, result)
+            except OF_THE_MESSAGE as error:
+                report(entry, error)
+            except EoqError:
+                return  # it ends the loop, which raises it
+
+
+class MessageSettler:
+    """The settler that a loop gives its messages, for handlers that settle their own.
+
+    It waits for each reply. Only the acks of a whole batch, which an inbox sends after its commit, are pipelined.
+    """
+
+    def __init__(self, settler: LoopSettler, pipelined: PipelinedAcks) -> None:
+        self.ack = settler.ack
+        self.nack = settler.nack
+        self.reject = settler.reject
+        self.release = settler.release
+        self.extend = settler.extend
+        self.ack_many = pipelined.ack_many

@@ -21,11 +21,11 @@ from ..protocol.features import HANDLES
 from ..protocol.limits import MAX_BATCH
 from ..transport.aio_channel import AsyncChannel
 from ..transport.aio_leases import extend_all, release_all
-from .aio_acks import AsyncLoopSettler, AsyncPipelinedAcks
+from .aio_acks import AsyncLoopSettler, AsyncMessageSettler, AsyncPipelinedAcks
 from .aio_handlers import AsyncApply, AsyncProcessor, AsyncWorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
-from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
+from .options import BEATS, LAST_SECONDS, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
 from .reports import FailureLog, Failures, described, log
 from .signals import on_signals
 
@@ -66,8 +66,9 @@ class _Worker:
         """Set when a message leaves. A task that waits for that clears it first."""
         self._waiting: deque[Entry[AsyncMessage]] = deque()
         self._running: set[asyncio.Task[None]] = set()
-        self._settler = AsyncLoopSettler(channel, self._in_flight, self._fail)
-        self._acks = AsyncPipelinedAcks(self._settler, channel, self._in_flight, self._changed)
+        settler = AsyncLoopSettler(channel, self._in_flight, self._fail)
+        self._acks = AsyncPipelinedAcks(settler, channel, self._in_flight, self._changed)
+        self._settler = AsyncMessageSettler(settler, self._acks)
         self._stopped = asyncio.Event()
         self._stop_requested = False
         self._failure: BaseException | None = None
@@ -210,8 +211,7 @@ class _Worker:
             for entry in entries:
                 if not entry.confirming:
                     self._in_flight.end(entry)
-        if len(self._acks.tasks) > MAX_PIPELINED:
-            await asyncio.wait(self._acks.tasks, return_when=asyncio.FIRST_COMPLETED)
+        await self._acks.confirm(self._options.pipelined)
 
     async def _run(self, entries: Sequence[Entry[AsyncMessage]]) -> None:
         seconds = self._options.timeout

@@ -14,8 +14,8 @@ from ..message import AsyncMessage, Outgoing
 from ..protocol import calls
 from ..protocol.calls import Call
 from ..transport.aio_channel import AsyncChannel, AsyncStarted
-from .acks import OF_THE_MESSAGE
-from .in_flight import Entry, InFlight
+from .acks import OF_THE_MESSAGE, StartedAcks
+from .in_flight import InFlight
 from .reports import report
 
 
@@ -36,24 +36,22 @@ class AsyncLoopSettler:
         self._fail = fail
 
     async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
-        await self._settle([receipt], "done", calls.ack(receipt, result, list(send)))
-
-    async def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]], /) -> None:
-        await self._settle([message.receipt for message, _ in acks], "done", calls.settle(acks, ()))
+        await self.settle([receipt], "done", calls.ack(receipt, result, list(send)))
 
     async def nack(self, receipt: str, delay: float | None = None, error: str | None = None, /) -> None:
-        await self._settle([receipt], "retried", calls.nack(receipt, delay, error))
+        await self.settle([receipt], "retried", calls.nack(receipt, delay, error))
 
     async def reject(self, receipt: str, error: str | None = None, /) -> None:
-        await self._settle([receipt], "rejected", calls.reject(receipt, error))
+        await self.settle([receipt], "rejected", calls.reject(receipt, error))
 
     async def release(self, receipt: str, /) -> None:
-        await self._settle([receipt], "retried", calls.release([receipt]))
+        await self.settle([receipt], "retried", calls.release([receipt]))
 
     async def extend(self, receipt: str, seconds: float, /) -> bool:
         return await self._channel.run(calls.extend(receipt, seconds))
 
-    async def _settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
+    async def settle(self, receipts: Sequence[str], outcome: str, call: Call[Any]) -> None:
+        """Settle messages by ``call``, and note the ``outcome``: done, retried or rejected."""
         for receipt in receipts:
             self._in_flight.settling(receipt)
         try:
@@ -76,7 +74,7 @@ class AsyncLoopSettler:
 class AsyncPipelinedAcks:
     """The settler of one loop that does not wait for the replies to acks.
 
-    ``tasks`` wait for them, one for each ack in flight. ``changed`` is set when a message leaves.
+    ``tasks`` wait for them, one for each request in flight. ``changed`` is set when a message leaves.
     """
 
     def __init__(
@@ -91,7 +89,6 @@ class AsyncPipelinedAcks:
         self._in_flight = in_flight
         self._changed = changed
         self.tasks: set[asyncio.Task[None]] = set()
-        self.ack_many = settler.ack_many
         self.nack = settler.nack
         self.reject = settler.reject
         self.release = settler.release
@@ -100,33 +97,74 @@ class AsyncPipelinedAcks:
     async def ack(self, receipt: str, result: object = None, send: Iterable[Outgoing] = (), /) -> None:
         if send:
             await self._settler.ack(receipt, result, send)
-            return
-        call = calls.ack(receipt, result, ())
-        entry = self._in_flight.settling(receipt)
-        if entry is None or entry.confirming:
-            await self._channel.run(call)
+        else:
+            await self._start([receipt], [result], calls.ack(receipt, result, ()))
+
+    async def ack_many(self, acks: Sequence[tuple[AsyncMessage, object]], /) -> None:
+        receipts = [message.receipt for message, _ in acks]
+        await self._start(receipts, [result for _, result in acks], calls.settle(acks, ()))
+
+    async def _start(self, receipts: Sequence[str], results: Sequence[object], call: Call[Any]) -> None:
+        entries = self._in_flight.settling_all(receipts)
+        if entries is None:
+            await self._settler.settle(receipts, "done", call)
             return
         try:
-            started = await self._channel.start(call)
+            started = StartedAcks(entries, results, await self._channel.start(call))
         except BaseException as error:
-            await self._settler.not_settled([receipt], error, lost=False)
+            await self._settler.not_settled(receipts, error, lost=False)
             raise
-        self._in_flight.confirming(entry)
+        self._in_flight.confirming(entries)
         self._changed.set()
-        task = asyncio.create_task(self._conclude(entry, started))
+        task = asyncio.create_task(self._conclude(started))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _conclude(self, entry: Entry[AsyncMessage], started: AsyncStarted[None]) -> None:
-        receipt = entry.message.receipt
+    async def confirm(self, most: int) -> None:
+        """Wait until at most ``most`` requests with acks are in flight."""
+        while len(self.tasks) > most:
+            await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _conclude(self, started: StartedAcks[AsyncMessage, AsyncStarted[Any]]) -> None:
         try:
-            await self._channel.finish(started)
+            await self._channel.finish(started.request)
         except EoqError as error:
-            await self._settler.not_settled([receipt], error, lost=isinstance(error, LeaseLost))
-            if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
-                report(entry, error)
+            if started.may_be_split(error):
+                await self._ack_alone(started)
+            else:
+                await self._settler.not_settled(started.receipts(), error, lost=isinstance(error, LeaseLost))
+                if isinstance(error, OF_THE_MESSAGE):  # any other ends the loop, which raises it
+                    for entry in started.entries:
+                        report(entry, error)
         else:
-            self._in_flight.settled(receipt, "done")
+            for receipt in started.receipts():
+                self._in_flight.settled(receipt, "done")
         finally:
-            self._in_flight.end(entry)
+            for entry in started.entries:
+                self._in_flight.end(entry)
             self._changed.set()
+
+    async def _ack_alone(self, started: StartedAcks[AsyncMessage, AsyncStarted[Any]]) -> None:
+        """Ack each message of a batch by itself, since one of them was refused."""
+        for entry, result in zip(started.entries, started.results, strict=True):
+            try:
+                await self._settler.ack(entry.message.receipt, result)
+            except OF_THE_MESSAGE as error:
+                report(entry, error)
+            except EoqError:
+                return  # it ends the loop, which raises it
+
+
+class AsyncMessageSettler:
+    """The settler that a loop gives its messages, for handlers that settle their own.
+
+    It waits for each reply. Only the acks of a whole batch, which an inbox sends after its commit, are pipelined.
+    """
+
+    def __init__(self, settler: AsyncLoopSettler, pipelined: AsyncPipelinedAcks) -> None:
+        self.ack = settler.ack
+        self.nack = settler.nack
+        self.reject = settler.reject
+        self.release = settler.release
+        self.extend = settler.extend
+        self.ack_many = pipelined.ack_many

@@ -29,11 +29,11 @@ from ..protocol.features import HANDLES
 from ..protocol.limits import MAX_BATCH
 from ..transport.channel import Channel
 from ..transport.leases import extend_all, release_all
-from .acks import LoopSettler, PipelinedAcks
+from .acks import LoopSettler, MessageSettler, PipelinedAcks
 from .handlers import Apply, Processor, WorkHandler, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
-from .options import BEATS, LAST_SECONDS, MAX_PIPELINED, PAUSE_STEP, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
+from .options import BEATS, LAST_SECONDS, PAUSE_STEP, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
 from .reports import FailureLog, Failures, described, log
 from .signals import on_signals
 
@@ -84,8 +84,9 @@ class _Worker:
         self._waiting: SimpleQueue[Entry[Message] | None] = SimpleQueue()
         """Messages to be handled. None wakes a thread at the end."""
         self._notices: SimpleQueue[_Notice] = SimpleQueue()
-        self._settler = LoopSettler(channel, self._in_flight, self._changed, self._fail)
-        self._acks = PipelinedAcks(self._settler, channel, self._in_flight, self._changed)
+        settler = LoopSettler(channel, self._in_flight, self._changed, self._fail)
+        self._acks = PipelinedAcks(settler, channel, self._in_flight, self._changed)
+        self._settler = MessageSettler(settler, self._acks)
         self._stopping = False
         self._stop_requested = False
         self._ended = False
@@ -227,7 +228,7 @@ class _Worker:
                     for entry in self._in_flight.unblock():
                         self._waiting.put(entry)
                     self._changed.notify_all()
-            self._acks.confirm(MAX_PIPELINED)
+            self._acks.confirm(self._options.pipelined)
         self._acks.confirm(0)
 
     def _pause(self) -> None:

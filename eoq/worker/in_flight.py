@@ -241,6 +241,16 @@ class InFlight(Generic[M]):
             entry.settling = True
         return entry
 
+    def settling_all(self, receipts: Sequence[str]) -> list[Entry[M]] | None:
+        """Note that messages are about to be acked. Return None, and note nothing, if one is not in flight any more."""
+        entries = [self._entries.get(receipt) for receipt in receipts]
+        found = [entry for entry in entries if entry is not None and not entry.confirming]
+        if len(found) < len(entries):
+            return None
+        for entry in found:
+            entry.settling = True
+        return found
+
     def settled(self, receipt: str, outcome: str) -> None:
         """Note that a message was settled, as ``done``, ``retried`` or ``rejected``."""
         if (entry := self._entries.get(receipt)) is not None and not entry.settled:
@@ -254,13 +264,14 @@ class InFlight(Generic[M]):
             if lost:
                 self._lose(entry)
 
-    def confirming(self, entry: Entry[M]) -> bool:
-        """Note that the ack of a message is in flight. Return False where the message has left already."""
-        if entry.message.receipt not in self._entries:
+    def confirming(self, entries: Sequence[Entry[M]]) -> bool:
+        """Note that the acks of messages are in flight. Return False where they have left already."""
+        if any(entry.message.receipt not in self._entries for entry in entries):
             return False
-        entry.confirming = True
-        self._confirming += 1
-        self._stop_running(entry)
+        for entry in entries:
+            entry.confirming = True
+            self._stop_running(entry)
+        self._confirming += len(entries)
         return True
 
     def summary(self) -> Summary:

@@ -19,7 +19,10 @@ LAST_SECONDS: Final = 0.1
 PAUSE_STEP: Final = 0.1
 """How soon a loop that pauses because of failures notices its stop."""
 MAX_PIPELINED: Final = 32
-"""How many acks are in flight while the next message is handled. They can share one commit of the daemon."""
+"""How many acks are in flight while the next message is handled. They can share one commit of the daemon.
+
+The acks of a batch are one request; of those, each of the handlers that run at once may have one in flight.
+"""
 
 
 class WorkKeywords(TypedDict, total=False):
@@ -77,6 +80,11 @@ class WorkOptions:
     def places(self) -> int:
         """How many messages can be handled at once."""
         return self.concurrency * self.batch
+
+    @property
+    def pipelined(self) -> int:
+        """How many requests with acks may be in flight before the next handler begins."""
+        return MAX_PIPELINED if self.batch == 1 else self.concurrency
 
     @property
     def suspects(self) -> int | None:

@@ -97,17 +97,21 @@ def _many(*numbers: int) -> list[str]:
 
 
 many_acks = pytest.mark.parametrize(
-    ("prefetch", "most", "with_inbox"),
+    ("prefetch", "most", "with_inbox", "batch"),
     [
-        (0, 1, False),
-        (5, 6, True),
-        (100, MAX_PIPELINED + 1, False),
-        pytest.param(0, 1, True, marks=pytest.mark.slow),
-        pytest.param(5, 6, False, marks=pytest.mark.slow),
-        pytest.param(100, MAX_PIPELINED + 1, True, marks=pytest.mark.slow),
+        (0, 1, False, 1),
+        (5, 6, True, 1),
+        (100, MAX_PIPELINED + 1, False, 1),
+        (40, 20, True, 10),
+        pytest.param(0, 1, True, 1, marks=pytest.mark.slow),
+        pytest.param(5, 6, False, 1, marks=pytest.mark.slow),
+        pytest.param(100, MAX_PIPELINED + 1, True, 1, marks=pytest.mark.slow),
     ],
 )
-"""How many messages are prefetched, and how many are handled at most while the daemon confirms no ack."""
+"""How many messages are prefetched, and how many are handled at most while the daemon confirms no ack.
+
+With batches, one batch is handled while the acks of another are in flight.
+"""
 
 
 # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -362,14 +366,14 @@ def test_a_kill_of_the_daemon_during_work_loses_nothing(daemon: Daemon, connect:
 @pytest.mark.first_by_default
 @many_acks
 def test_acks_are_confirmed_while_waiting_messages_are_handled(
-    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
+    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool, batch: int
 ) -> None:
     handled: list[str] = []
 
     def handler(*arguments: Any) -> None:
         if not handled:
             # The loop has all messages that it has room for before the daemon stops answering.
-            eventually(lambda: daemon.ask(op="status")["leased"] == 1 + prefetch)
+            eventually(lambda: daemon.ask(op="status")["leased"] == batch + prefetch)
             daemon.signal(signal.SIGSTOP)
         handled.append(arguments[-1].id)
         if len(handled) == most:
@@ -385,9 +389,8 @@ def test_acks_are_confirmed_while_waiting_messages_are_handled(
     with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
         client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])
         inbox_or_none = inbox if with_inbox else None
-        assert client.work("q", handler, inbox=inbox_or_none, until_empty=True, prefetch=prefetch) == eoq.Summary(
-            done=150
-        )
+        summary = client.work("q", handler, inbox=inbox_or_none, until_empty=True, prefetch=prefetch, batch=batch)
+        assert summary == eoq.Summary(done=150)
         waking.join()
         assert stopped_at == [most]
         assert handled == _many(150)
@@ -869,6 +872,40 @@ def test_a_message_that_was_tried_before_shares_no_transaction(
     assert batches == [["new 1", "new 2", "new 3"], ["tried"]]
 
 
+def test_a_lease_that_was_lost_in_a_batch_costs_the_others_nothing(
+    shared_daemon: Daemon, blocking: eoq.Client, queue: str, put: Callable[..., None], file: Path
+) -> None:
+    put(*_many(6))
+
+    def handler(tx: sqlite3.Connection, message: eoq.Message) -> str:
+        if message.id == "m1" and message.attempt == 1:
+            shared_daemon.ask(op="nack", receipt=message.receipt, delay=0)
+        return _apply(tx, message)
+
+    with eoq.Inbox(file) as inbox:
+        summary = blocking.work(queue, handler, inbox=inbox, batch=3, until_empty=True)
+    assert summary == eoq.Summary(done=6, lost=1)
+    assert _effects(file) == _many(6)
+
+
+def test_a_lease_that_was_lost_in_a_batch_of_the_asyncio_loop_costs_the_others_nothing(
+    shared_daemon: Daemon, queue: str, put: Callable[..., None], file: Path
+) -> None:
+    put(*_many(6))
+
+    async def handler(tx: Any, message: eoq.AsyncMessage) -> None:
+        if message.id == "m1" and message.attempt == 1:
+            await asyncio.to_thread(shared_daemon.ask, op="nack", receipt=message.receipt, delay=0)
+        await tx.execute("insert into effect values (?)", (message.id,))
+
+    async def main() -> eoq.Summary:
+        async with eoq.AsyncInbox(file) as inbox, eoq.connect_async(shared_daemon.socket) as client:
+            return await client.work(queue, handler, inbox=inbox, batch=3, until_empty=True)
+
+    assert asyncio.run(main()) == eoq.Summary(done=6, lost=1)
+    assert _effects(file) == _many(6)
+
+
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
     with pytest.raises(eoq.InvalidRequest):
         blocking.work(queue, lambda message: None, batch=2)
@@ -958,7 +995,7 @@ def test_the_asyncio_inbox_applies_each_message_once(
 @pytest.mark.first_by_default
 @many_acks
 def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handled(
-    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool
+    daemon: Daemon, folder: Path, prefetch: int, most: int, with_inbox: bool, batch: int
 ) -> None:
     handled: list[str] = []
     stopped_at: list[int] = []
@@ -973,7 +1010,7 @@ def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handl
 
         async def handler(*arguments: Any) -> None:
             if not handled:
-                await asyncio.to_thread(eventually, lambda: daemon.ask(op="status")["leased"] == 1 + prefetch)
+                await asyncio.to_thread(eventually, lambda: daemon.ask(op="status")["leased"] == batch + prefetch)
                 daemon.signal(signal.SIGSTOP)
             handled.append(arguments[-1].id)
             if len(handled) == most:
@@ -981,7 +1018,7 @@ def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handl
 
         async with eoq.connect_async(daemon.socket) as client, eoq.AsyncInbox(folder / "app.db") as inbox:
             mine = inbox if with_inbox else None
-            return await client.work("q", handler, inbox=mine, until_empty=True, prefetch=prefetch)
+            return await client.work("q", handler, inbox=mine, until_empty=True, prefetch=prefetch, batch=batch)
 
     with eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,10 @@ def effect_batches(place: Place, count: int) -> float:
         return _effects(connection, path, count, BATCH)
     measures.open_effects(path)
     with eoq.Inbox(path) as inbox:
+        messages = client.consume("effects100", prefetch=2 * BATCH)
         start = time.perf_counter()
         for _ in range(count // BATCH):
-            inbox.process_many(client.receive("effects100", BATCH, wait=60), measures.apply)
+            inbox.process_many(islice(messages, BATCH), measures.apply)
         seconds = time.perf_counter() - start
     connection.close()
     return count / seconds

@@ -22,7 +22,7 @@ import aiosqlite
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
 from ...measures import Latencies
-from .migration import migrate, migrations
+from .migration import Tell, migrate, migrations, to_nobody
 from .trouble import StorageTrouble
 
 T = TypeVar("T")
@@ -97,8 +97,8 @@ class Database:
         self.latencies = Latencies()
 
     @classmethod
-    async def open(cls, path: Path, *, quick_commit: float = QUICK_COMMIT) -> Self:
-        """Open or make the file and bring its schema up to date.
+    async def open(cls, path: Path, *, quick_commit: float = QUICK_COMMIT, tell: Tell = to_nobody) -> Self:
+        """Open or make the file and bring its schema up to date. ``tell`` is told how far that is.
 
         Raises `StorageFailed`, `StorageFull` or `Forbidden`, each with what to do about it.
         """
@@ -125,7 +125,7 @@ class Database:
         await connection
         file = cls(connection, database, path, quick_commit)
         try:
-            await aio_sqlite.run(connection, lambda database: prepare(database, path))
+            await aio_sqlite.run(connection, lambda database: prepare(database, path, tell))
             file.execute("pragma busy_timeout = 0")  # `transaction` waits by itself
         except sqlite3.Error as error:
             await connection.close()
@@ -334,7 +334,7 @@ class Ownership:
 # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare(database: sqlite3.Connection, path: Path) -> None:
+def prepare(database: sqlite3.Connection, path: Path, tell: Tell = to_nobody) -> None:
     """Check that the file is eoq's, set the connection up, and run the migrations that are missing."""
     (version,) = database.execute("pragma user_version").fetchone()
     (application,) = database.execute("pragma application_id").fetchone()
@@ -365,7 +365,7 @@ def prepare(database: sqlite3.Connection, path: Path) -> None:
         """
     )
     _checkpoint(database, path)
-    migrate(database, path, version, scripts, APPLICATION_ID)
+    migrate(database, path, version, scripts, APPLICATION_ID, tell)
 
 
 def _checkpoint(database: sqlite3.Connection, path: Path) -> None:

@@ -15,14 +15,19 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 log = logging.getLogger("eoq.store")
 
+Tell: TypeAlias = Callable[[str, int, int], None]
+"""Is called with what is being done, how far it is, and how far it goes (0 is not known). In a thread of its own."""
+
 STEP_ROWS: Final = 2000
 """How many messages one step moves."""
+TELL_SECONDS: Final = 0.1
+"""How often the progress is told, at most."""
 REPORT_SECONDS: Final = 2.0
-"""How often the progress is logged."""
+"""How often it is logged."""
 COPY_PAGES: Final = 2000
 """How many pages are copied between two reports."""
 ROOM: Final = 3
@@ -36,12 +41,23 @@ def migrations() -> list[str]:
     return [entry.read_text("utf-8") for entry in sorted(files, key=lambda entry: entry.name)]
 
 
-def migrate(database: sqlite3.Connection, path: Path, version: int, scripts: list[str], application_id: int) -> None:
-    """Run the scripts that come after ``version``, and the work on rows that belongs to them."""
+def to_nobody(what: str, done: int, total: int) -> None:
+    """Tell nobody how far it is."""
+
+
+def migrate(
+    database: sqlite3.Connection, path: Path, version: int, scripts: list[str], application_id: int, tell: Tell
+) -> None:
+    """Run the scripts that come after ``version``, and the work on rows that belongs to them.
+
+    ``tell`` is called now and then, but not for a new file.
+    """
     if 0 < version < len(scripts):
-        _keep_a_copy(database, path, version)
+        _keep_a_copy(database, path, version, tell)
     for number, script in enumerate(scripts, start=1):
         if number > version:
+            if version:
+                tell(f"schema {number} of {len(scripts)}", 0, 0)
             database.executescript(
                 f"""
                 begin immediate;
@@ -52,12 +68,12 @@ def migrate(database: sqlite3.Connection, path: Path, version: int, scripts: lis
                 """
             )
         if number >= version and number in _AFTER:
-            _AFTER[number](database)
+            _AFTER[number](database, tell)
     if 0 < version < len(scripts):
         log.info("%s was brought over from schema %d to %d", path, version, len(scripts))
 
 
-def _keep_a_copy(database: sqlite3.Connection, path: Path, version: int) -> None:
+def _keep_a_copy(database: sqlite3.Connection, path: Path, version: int, tell: Tell) -> None:
     """Copy the file, if the disk has room for it and the copy is not there yet from a start that was killed."""
     copy = path.with_name(f"{path.name}.schema{version}")
     if copy.exists():
@@ -69,7 +85,7 @@ def _keep_a_copy(database: sqlite3.Connection, path: Path, version: int) -> None
     part = copy.with_name(f"{copy.name}.part")
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    progress = Progress("copying the file")
+    progress = Progress("copying the file", tell)
     with closing(sqlite3.connect(part, isolation_level=None)) as target:
         target.execute("pragma synchronous = full")
         database.backup(target, pages=COPY_PAGES, progress=lambda _, left, total: progress.report(total - left, total))
@@ -78,26 +94,32 @@ def _keep_a_copy(database: sqlite3.Connection, path: Path, version: int) -> None
 
 
 class Progress:
-    """Logs now and then how far a long work has come."""
+    """Logs and tells now and then how far a long work has come."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, tell: Tell) -> None:
         self._what = what
+        self._tell = tell
+        self._told_at = float("-inf")
         self._reported_at = time.monotonic()
 
     def report(self, done: int, total: int) -> None:
         """Note that ``done`` of ``total`` are done."""
-        if time.monotonic() >= self._reported_at + REPORT_SECONDS:
-            self._reported_at = time.monotonic()
+        now = time.monotonic()
+        if now >= self._told_at + TELL_SECONDS:
+            self._told_at = now
+            self._tell(self._what, done, total)
+        if now >= self._reported_at + REPORT_SECONDS:
+            self._reported_at = now
             log.info("%s: %d of %d (%d %%)", self._what, done, total, 100 * done // max(total, 1))
 
 
 # ── work on rows ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _move_settled(database: sqlite3.Connection) -> None:
+def _move_settled(database: sqlite3.Connection, tell: Tell) -> None:
     """Move the records of settled messages into the table ``settled``."""
     (total,) = database.execute("select count(*) from message where settled_at is not null").fetchone()
-    progress = Progress("moving the records of settled messages")
+    progress = Progress("moving the records of settled messages", tell)
     database.execute(
         """
         insert into counter (name, value)
@@ -108,6 +130,7 @@ def _move_settled(database: sqlite3.Connection) -> None:
     )
     moved = 0
     while moved < total:
+        progress.report(moved, total)
         database.execute("begin immediate")
         database.execute("create temp table if not exists moving (seq integer primary key)")
         database.execute("delete from moving")
@@ -132,8 +155,7 @@ def _move_settled(database: sqlite3.Connection) -> None:
         )
         moved += database.execute("delete from message where seq in (select seq from moving)").rowcount
         database.execute("commit")
-        progress.report(moved, total)
 
 
-_AFTER: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {9: _move_settled}
+_AFTER: Final[Mapping[int, Callable[[sqlite3.Connection, Tell], None]]] = {9: _move_settled}
 """What is to be done after a script, by its number."""

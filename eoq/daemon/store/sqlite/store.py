@@ -31,6 +31,7 @@ from .deliveries.lives import Lives
 from .deliveries.recovery import Recovery
 from .deliveries.returns import Returns
 from .deliveries.settled import Settled
+from .migration import Tell, to_nobody
 from .sending.imports import Imports
 from .sending.newest_ids import NewestIds
 from .sending.puts import Puts
@@ -181,9 +182,10 @@ class SqliteStore:
         storage: Callable[[], StorageSettings] = StorageSettings,
         clock: Callable[[], float] = time.time,
         make_token: Callable[[], str] = _new_token,
+        tell: Tell = to_nobody,
     ) -> Self:
         """Open the file as `Database.open` does, and end the leases of the last daemon."""
-        store = cls(await Database.open(path, quick_commit=quick_commit), storage)
+        store = cls(await Database.open(path, quick_commit=quick_commit, tell=tell), storage)
         store.token = make_token()
         try:
             await store.database.in_thread(partial(store.recover, clock(), settings))
