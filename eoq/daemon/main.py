@@ -187,10 +187,9 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
     with suppress(PermissionError):  # then the lock says so
-        if settings.database.is_dir():
-            raise Forbidden(
-                f"{settings.database} cannot be opened: it is a folder; remove it, or name a file with --db"
-            )
+        if settings.database.exists() and not settings.database.is_file():
+            kind = "a folder" if settings.database.is_dir() else "not a regular file"
+            raise Forbidden(f"{settings.database} cannot be opened: it is {kind}; remove it, or name a file with --db")
     owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)

@@ -115,6 +115,14 @@ CASES: Final = [
     Case(
         "data/eoq.db", _folder, "was replaced while the daemon used it", "is a folder; remove it", _remove, keeps=False
     ),
+    Case(
+        "data/eoq.db",
+        _pipe,
+        "was replaced while the daemon used it",
+        "is not a regular file; remove it",
+        _remove,
+        keeps=False,
+    ),
     Case("data", _remove, "was removed while the daemon used it", WORKS, keeps=False),
     Case("data", _file, "was removed while the daemon used it", "data is something else", _remove, keeps=False),
     Case("eoq.toml", _remove, WORKS, "does not exist", _write_config),
