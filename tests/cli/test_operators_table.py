@@ -91,7 +91,7 @@ CASES: Final = [
         _remove,
     ),
     Case("run/s", _folder, "something else is in the place of its socket", "is no socket; give another", _remove),
-    Case("run/s", _loop, "the daemon with pid", "Too many levels of symbolic links); remove that", _remove),
+    Case("run/s", _loop, "the daemon with pid", "is no socket; give another", _remove),
     Case("run/s", _close),
     Case("run/s.lock", _remove),
     Case("run/s.lock", _folder, WORKS, "s.lock is something else (Is a directory); remove that", _remove),

@@ -46,7 +46,7 @@ def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
         if path.is_socket():
             _require_stale(path)
             path.unlink()
-        elif path.exists():
+        elif path.exists() or path.is_symlink():
             raise InvalidRequest(f"{path} exists and is no socket; give another path with --socket, or move it away")
         old_mask = os.umask(0o177)
         try:
