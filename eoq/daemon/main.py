@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ..errors import EoqError, Forbidden
 from ..protocol.holder import Opening
+from ..protocol.own_paths import how_to_open
 from ..protocol.paths import spool_path
 from ..system.service_manager import ServiceManager
 from .assembly import Daemon, Settings, open_daemon
@@ -187,9 +188,7 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
     with suppress(PermissionError):  # then the lock says so
-        if settings.database.exists() and not settings.database.is_file():
-            kind = "a folder" if settings.database.is_dir() else "not a regular file"
-            raise Forbidden(f"{settings.database} cannot be opened: it is {kind}; remove it, or name a file with --db")
+        _require_files(settings.database)
     owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)
@@ -203,6 +202,18 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
             raise
         return lock, error
     return lock, stack.enter_context(spool)
+
+
+def _require_files(database: Path) -> None:
+    """Raise `Forbidden` where the database, its log or its index is no file, or is closed to its owner by its mode."""
+    for path in (database.with_name(database.name + end) for end in ("", "-wal", "-shm")):
+        if not path.exists():
+            continue
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise Forbidden(f"{path} cannot be opened: it is {kind}; remove it, or name another database with --db")
+        if not os.access(path, os.R_OK | os.W_OK) and (hint := how_to_open(path)) is not None:
+            raise Forbidden(f"{path} cannot be read or written by this user; {hint}")
 
 
 def _allow_many_files() -> None:

@@ -123,6 +123,13 @@ CASES: Final = [
         _remove,
         keeps=False,
     ),
+    Case(
+        "data/eoq.db-shm",
+        _folder,
+        WORKS,
+        "eoq.db-shm cannot be opened: it is a folder; remove it",
+        _remove,
+    ),
     Case("data", _remove, "was removed while the daemon used it", WORKS, keeps=False),
     Case("data", _file, "was removed while the daemon used it", "data is something else", _remove, keeps=False),
     Case("eoq.toml", _remove, WORKS, "does not exist", _write_config),

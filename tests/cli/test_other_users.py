@@ -93,15 +93,16 @@ def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
 
 
 @root_only
-@pytest.mark.parametrize(("place", "letters"), [("mine", "rwx"), ("mine/eoq.db.lock", "rw")])
+@pytest.mark.parametrize(("place", "letters"), [("mine", "rwx"), ("mine/eoq.db.lock", "rw"), ("mine/eoq.db", "rw")])
 @pytest.mark.slow
 def test_who_has_closed_what_is_his_is_told_to_open_it(folder: Path, place: str, letters: str) -> None:
     folder.chmod(0o755)
     mine = folder / "mine"
     mine.mkdir()
-    (mine / "eoq.db.lock").touch()
-    for path in (mine, mine / "eoq.db.lock"):
+    for path in (mine / "eoq.db", mine / "eoq.db.lock"):
+        path.touch()
         os.chown(path, NOBODY, NOBODY)
+    os.chown(mine, NOBODY, NOBODY)
     (folder / place).chmod(0o400)
     ran = _as_nobody("daemon", "--db", str(mine / "eoq.db"), "--socket", str(mine / "s"))
     assert (ran.status, f"`chmod u+{letters} {folder / place}`" in ran.errors) == (77, True), ran.errors
