@@ -208,6 +208,19 @@ def test_under_a_stopped_daemon(machine: _Machine, case: Case) -> None:
     machine.check_kept(case.keeps)
 
 
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_looked_at_is_named_and_all_goes_on_when_it_is_mended(machine: _Machine) -> None:
+    data, away = machine.folder / "data", machine.folder / "away"
+    data.rename(away)
+    _loop(data)
+    eventually(lambda: not machine.works())
+    assert "eoq.db cannot be looked at (Too many levels of symbolic links), so nothing was changed" in machine.said
+    data.unlink()
+    away.rename(data)
+    eventually(machine.works)
+    machine.check_kept(keeps=True)
+
+
 def _start(machine: _Machine, case: Case) -> None:
     """Start a daemon. If that fails, do what it says, and start again."""
     ran = machine.run("eoq start")

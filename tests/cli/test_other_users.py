@@ -111,31 +111,16 @@ def test_who_has_closed_what_is_his_is_told_to_open_it(folder: Path, place: str,
 @root_only
 @pytest.mark.parametrize(("closed", "letters"), [("s", "rw"), ("", "rwx")])
 @pytest.mark.slow
-def test_who_has_closed_his_own_socket_can_open_it_and_stop_the_daemon(closed: str, letters: str) -> None:
-    with short_folder() as folder:
-        folder.chmod(0o755)
-        mine = folder / "mine"
-        mine.mkdir()
-        os.chown(mine, NOBODY, NOBODY)
-        paths = ["--db", str(mine / "eoq.db"), "--socket", str(mine / "s")]
-        command = [sys.executable, "-c", AS_NOBODY, "daemon", *paths]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), cwd="/") as daemon:
-            try:
-                assert read_line_of(daemon).startswith(b"ready")
-                place = mine / closed if closed else mine
-                mode = place.stat().st_mode
-                place.chmod(0)
-                for words in ("status", "send q x", "start"):
-                    ran = _as_nobody(*words.split(), "--socket", str(mine / "s"))
-                    assert (ran.status, f"`chmod u+{letters} {place}`" in ran.errors) == (77, True), ran.errors
-                if closed:
-                    assert _as_nobody("stop", "--socket", str(mine / "s")).status == 0
-                    assert daemon.wait(PATIENCE) == 0
-                else:
-                    place.chmod(mode)
-                    assert _as_nobody("send", "q", "x", "--socket", str(mine / "s")).status == 0
-            finally:
-                daemon.kill()
+def test_who_has_closed_his_own_socket_is_told_to_open_it(daemon: Daemon, closed: str, letters: str) -> None:
+    for path in (daemon.socket.parent, daemon.socket):
+        os.chown(path, NOBODY, NOBODY)
+    place = daemon.socket.parent / closed
+    place.chmod(0)
+    for command in ("status", "send q x"):
+        ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
+        assert (ran.status, f"`chmod u+{letters} {place}`" in ran.errors) == (77, True), ran.errors
+    place.chmod(0o700)
+    assert _as_nobody("send", "q", "x", "--socket", str(daemon.socket)).status == 0
 
 
 @root_only
