@@ -93,7 +93,7 @@ def daemon(ctx: click.Context, /, log: Path | None, log_format: str, **_options:
 
     def ready(path: Path) -> None:
         try:
-            click.echo(f"ready {path}")
+            click.echo(os.fsencode(f"ready {path}"))
         except OSError as error:
             logging.getLogger("eoq.daemon").warning("`ready` could not be printed: %s", error)
 
