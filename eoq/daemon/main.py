@@ -75,7 +75,8 @@ async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Cal
         manager.tell_status(f"opening {settings.database}")
         _note_opening(socket_lock, Opening("opening its file", 0, 0, upgrades=False))
         tell = partial(_tell_of_upgrade, socket_lock, manager)
-        async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon, tell) as daemon:
+        end_soon = partial(_end_soon, socket_lock)
+        async with open_daemon(settings, LoopClock(), config, reloader, spool, end_soon, tell) as daemon:
             await daemon.start(manager.passed_socket())
             if isinstance(found, EoqError):
                 log.warning("going on without the default spool: %s", found)
@@ -135,12 +136,14 @@ def _stop_on_failure(stopped: asyncio.Event) -> list[EoqError]:
     return failures
 
 
-def _end_soon(lost: EoqError) -> None:
+def _end_soon(lock: Lock, lost: EoqError) -> None:
     """End the process as soon as the last replies are written, and leave the file as it is.
 
-    To close the file, or to let Python close it at the end of the process, would be a checkpoint. See `FileLost`.
+    To close the file, or to let Python close it at the end of the process, would be a checkpoint. See `FileLost`. The
+    lock of the socket goes on saying why, for those who find no daemon afterwards.
     """
     log.critical("stopping at once: %s", lost)
+    lock.note(ended=str(lost))
     asyncio.get_running_loop().call_later(LAST_REPLIES_SECONDS, os._exit, lost.exit_status)
 
 

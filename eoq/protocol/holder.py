@@ -114,7 +114,9 @@ def advice(socket: Path) -> str:
     """Return what to do about a daemon that cannot be reached: whether it does not run, is stopped, or is busy."""
     found = daemon_on(socket)
     if found is None:
-        return "start one with `eoq start`, or name another socket with --socket or EOQ_SOCKET"
+        start = "start one with `eoq start`, or name another socket with --socket or EOQ_SOCKET"
+        ended = _why_ended(socket)
+        return start if ended is None else f"{start}. The last daemon there has stopped: {ended}"
     if found.is_stopped:
         return (
             f"the daemon with pid {found.pid} is stopped, by a signal or a debugger; "
@@ -137,6 +139,23 @@ def advice(socket: Path) -> str:
             "it can. Try again; if that does not help, see its log, or stop it with `eoq stop`"
         )
     return f"the daemon with pid {found.pid} runs, but does not answer: try again later, or see its log"
+
+
+def _why_ended(socket: Path) -> str | None:
+    """Return why the last daemon of a socket stopped by itself, as its lock file says. None where it does not."""
+    try:
+        descriptor = os.open(lock_file(socket.resolve()), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    try:
+        if os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+            return None
+        ended = json.loads(os.pread(descriptor, 4096, 0)).get("ended")
+    except (OSError, ValueError, AttributeError):
+        return None
+    finally:
+        os.close(descriptor)
+    return ended if isinstance(ended, str) and ended.isprintable() else None
 
 
 def _kind_of(path: Path) -> int:

@@ -209,6 +209,17 @@ def test_under_a_stopped_daemon(machine: _Machine, case: Case) -> None:
 
 
 @pytest.mark.slow
+def test_whoever_comes_after_the_daemon_has_ended_is_told_why(machine: _Machine) -> None:
+    (machine.folder / "data/eoq.db").unlink()
+    eventually(lambda: "start one with `eoq start`" in machine.run("eoq status").errors)
+    said = machine.run("eoq send q x").errors
+    assert "The last daemon there has stopped: " in said
+    assert "eoq.db was removed while the daemon used it" in said
+    assert machine.run("eoq start && eoq stop").status == 0
+    assert "has stopped" not in machine.run("eoq status").errors
+
+
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_looked_at_is_named_and_all_goes_on_when_it_is_mended(machine: _Machine) -> None:
     data, away = machine.folder / "data", machine.folder / "away"
     data.rename(away)
