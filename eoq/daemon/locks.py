@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol.holder import lock_file, read_holder
-from ..protocol.own_paths import how_to_open
+from ..protocol.paths import how_to_open
 
 _IN_THE_WAY: Final = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO}
 """What the system says where a folder, a link or a pipe is in the place of a file, or a file in that of a folder."""

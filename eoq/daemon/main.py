@@ -15,8 +15,7 @@ from typing import Any, Final
 
 from ..errors import EoqError, Forbidden
 from ..protocol.holder import Opening
-from ..protocol.own_paths import how_to_open
-from ..protocol.paths import spool_path
+from ..protocol.paths import how_to_open, spool_path
 from ..system.service_manager import ServiceManager
 from .assembly import Daemon, Settings, open_daemon
 from .clock import LoopClock

@@ -20,7 +20,7 @@ from ..protocol.calls import Call
 from ..protocol.codec import Fields
 from ..protocol.features import HANDLES, NOT_AFTER, as_repeat, is_limited, stored_until
 from ..protocol.holder import advice
-from ..protocol.own_paths import how_to_open
+from ..protocol.paths import how_to_open
 from ..system.forks import watch_forks
 from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
 
