@@ -6,7 +6,6 @@ All paths that are returned are absolute.
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +74,8 @@ def how_to_open(path: Path) -> str | None:
         wanted = 0o700 if is_folder else 0o600
         if found.st_uid != os.geteuid() or found.st_mode & wanted == wanted:
             return None
+        import shlex  # only where it is needed: it takes a millisecond
+
         return f"give yourself access with `chmod u+{'rwx' if is_folder else 'rw'} {shlex.quote(str(place))}`"
     return None
 
