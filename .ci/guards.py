@@ -431,6 +431,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a commit that does not wait for the disk does not write the log back",
+        "eoq/daemon/store/sqlite/database.py",
+        old="let = durable and (",
+        new="let = True and (",
+        tests="tests/model/test_store_parts.py",
+        select="write_the_log_back",
+    ),
+    Guard(
         "settle is durable",
         "eoq/daemon/broker/settling.py",
         old="routed.messages, self._settings, forwarded, awaits), done)",
@@ -478,6 +486,13 @@ GUARDS: Final = (
         tests="tests/integration/test_once.py",
     ),
     # ── outbox ──────────────────────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "a relay whose disk failed to sync sends nothing more",
+        "eoq/outbox/file.py",
+        old="self._has_failed_to_sync = True",
+        new="self._has_failed_to_sync = False",
+        tests="tests/integration/test_relay_disk.py",
+    ),
     Guard(
         "relay marks rows before it sends them",
         "eoq/outbox/relay.py",
@@ -646,6 +661,55 @@ GUARDS: Final = (
         select="made_anew",
         needs="nats-server",
     ),
+    # ── turns of many clients ───────────────────────────────────────────────────────────────────────────────
+    Guard(
+        "held lines have a turn after each transaction",
+        "eoq/daemon/server/traffic.py",
+        old="if self.held and self._with_lines:",
+        new="if False and self._with_lines:",
+        tests="tests/faults/test_turns.py",
+        select="a_later_line",
+    ),
+    Guard(
+        "client with nothing under way has a line of its own",
+        "eoq/daemon/server/traffic.py",
+        old="(self._quick if quick else self._line)[peer] = None",
+        new="self._line[peer] = None",
+        tests="tests/faults/test_turns.py",
+        select="with_one_request",
+    ),
+    Guard(
+        "lines that come one by one wait for others as well",
+        "eoq/daemon/server/connection.py",
+        old="must_wait = self._under_way or",
+        new="must_wait =",
+        tests="tests/faults/test_turns.py",
+        select="one_by_one",
+    ),
+    Guard(
+        "large messages come back in steps",
+        "eoq/daemon/broker/redelivery.py",
+        old="leases[begin - 1].delivery.size) <= STEP_BYTES",
+        new="leases[begin - 1].delivery.size) < 2**62",
+        tests="tests/faults/test_turns.py",
+        select="large_messages_come_back",
+    ),
+    Guard(
+        "receives that find nothing rest while messages come",
+        "eoq/daemon/broker/receivers.py",
+        old="receiver.unmet != line.unmet",
+        new="receiver.wakeups != line.wakeups",
+        tests="tests/faults/test_turns.py",
+        select="find_nothing",
+    ),
+    Guard(
+        "daemon that stops waits for the leases of closed connections",
+        "eoq/daemon/server/server.py",
+        old="while self.unended:",
+        new="while False:",
+        tests="tests/faults/test_turns.py",
+        select="stops_waits",
+    ),
 )
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -754,7 +818,8 @@ def _environment(tree: Path) -> dict[str, str]:
     own = ("EOQ_", "PYTEST_")
     others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     # A compiled file could be of the text with the guard, which may have been written in the same second.
-    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Many guards are noticed by a wait that does not end, so these tests are less patient.
+    return {**others, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "TEST_PATIENCE": "20"}
 
 
 def _require_used(tree: Path) -> None:

@@ -130,7 +130,7 @@ def apply(queue: str, db: Database, sql: str, foreign_keys: bool, options: LoopO
 class Target(Protocol):
     """The database in which the statements run for each message."""
 
-    def inbox(self) -> AbstractContextManager[BatchProcessor]: ...
+    def inbox(self) -> AbstractContextManager[BatchProcessor[Any]]: ...
     def handle(self, tx: Any, message: Message) -> None: ...
     def failure(self, error: object) -> EoqError | None:
         """Return the error to end the command with if ``error`` concerns the database as a whole, else None."""
@@ -196,7 +196,7 @@ class SqliteTarget:
 class _StoppingInbox:
     """An inbox that stops the loop if the database fails, because that would use up the attempts of all messages."""
 
-    def __init__(self, inbox: BatchProcessor, target: Target, stop: threading.Event) -> None:
+    def __init__(self, inbox: BatchProcessor[Any], target: Target, stop: threading.Event) -> None:
         self.failure: EoqError | None = None
         self._inbox = inbox
         self._target = target

@@ -140,7 +140,7 @@ def audit(ctx: click.Context, /, files: tuple[Path, ...], socket: str | None, as
     part of the ids. Exit status 65 if a message was acked and no inbox has processed it; else 0.
 
     \b
-    acked_not_processed   settled as done, and in no inbox: somebody acked it without processing it
+    acked_not_processed   settled as done, and in no inbox: a consumer acked it without processing it
     processed_not_acked   it has taken effect, and is delivered once more; the inbox then runs nothing
     sent_not_removed      a row of the outbox whose message is stored; the relay removes it
     set_aside             a row of the outbox that cannot be sent: see `eoq relay --list`

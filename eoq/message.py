@@ -9,11 +9,15 @@ import json
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, Final, Protocol, TypeAlias, TypedDict
 
 from .errors import InvalidRequest
 
 JSON_TYPE: Final = "application/json"
+Payload: TypeAlias = (
+    "bool | int | float | str | bytes | bytearray | memoryview | Mapping[Any, Any] | Sequence[Any] | None"
+)
+"""What a handler may return as the result of its message, as types say it. See `encode_payload`."""
 MAX_DELAY: Final = 366 * 86400.0
 """Seconds by which a send or a retry may delay a message, at most."""
 
@@ -155,8 +159,8 @@ class Delivery:
     asked for messages: the delivery was made then or later. ``digest`` is the daemon's, of the content that was sent;
     ``source`` is the identity of the daemon's file, and ``retention`` that of the queue in seconds. ``expires_at`` is
     when its time to live ends, in seconds since the epoch, or None. A daemon of an earlier version sends none of these
-    four. ``cancelled`` says whether somebody has cancelled the message, as the daemon told at the last extension of its
-    lease. A handler may then stop. If it acks all the same, the ack counts.
+    four. ``cancelled`` says whether the message was cancelled, as of the last extension of its lease. A handler may
+    then stop. If it acks all the same, the ack counts.
     """
 
     id: str

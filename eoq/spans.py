@@ -40,7 +40,7 @@ def with_context(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 @contextmanager
 def sending(queue: str) -> Iterator[Any]:
-    """Be inside the producer span of one send. Call it only where `API` is imported."""
+    """Run the block in the producer span of one send. Call it only where `API` is imported."""
     with _tracer().start_as_current_span(f"send {queue}", **_producer(queue)) as span:
         yield span
 
@@ -73,7 +73,7 @@ def failed(span: Any, error: BaseException) -> None:
 
 @contextmanager
 def handling(message: Delivery) -> Iterator[None]:
-    """Be inside the consumer span of a handler: a child of the span of the send, if that is known, and linked to it."""
+    """Run the block in the consumer span of a handler: a child of the span of the send, if known, and linked to it."""
     trace: Any = sys.modules[API]
     context = _propagator().extract(message.headers)
     sent = trace.get_current_span(context).get_span_context()

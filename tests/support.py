@@ -33,7 +33,7 @@ from tests.forker import Forked, Forker, forker
 T = TypeVar("T")
 Fields = dict[str, Any]
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = float(os.environ.get("TEST_PATIENCE", "60"))
 """Seconds until a wait fails the test. No step takes nearly that long, so a busy machine does not fail tests."""
 PAUSE: Final = 0.005
 """Seconds between two checks of a condition."""

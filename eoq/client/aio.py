@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from pathlib import Path
 from sys import modules
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from ..errors import EoqError
-from ..message import AsyncMessage, Delivery, Outgoing, Result, SendOptions, Sent
+from ..message import AsyncMessage, Delivery, Outgoing, Payload, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS, REPEAT_SECONDS
@@ -26,10 +26,12 @@ from ..transport.aio_channel import AsyncChannel, AsyncStarted
 from .aio_admin import AsyncAdmin
 
 if TYPE_CHECKING:
-    from ..worker.aio_handlers import AsyncProcessor, AsyncWorkHandler
+    from ..worker.aio_handlers import AsyncProcessor
     from ..worker.in_flight import Summary
-    from ..worker.options import WorkKeywords
+    from ..worker.options import InboxWorkKeywords, WorkKeywords
     from .aio_transaction import AsyncTransaction
+
+T = TypeVar("T")
 
 PIPELINED: Final = 4
 """Requests of a bulk send that are in flight at once."""
@@ -183,14 +185,34 @@ class AsyncClient(AsyncAdmin):
 
         return consume(self.channel, self, queue, prefetch, lease, idle)
 
+    @overload
     async def work(
         self,
         queue: str,
-        handler: AsyncWorkHandler,
+        handler: Callable[[AsyncMessage], Awaitable[Payload]],
         *,
-        inbox: AsyncProcessor | None = None,
+        inbox: None = None,
         stop: asyncio.Event | None = None,
         **options: Unpack[WorkKeywords],
+    ) -> Summary: ...
+    @overload
+    async def work(
+        self,
+        queue: str,
+        handler: Callable[[T, AsyncMessage], Awaitable[Payload]],
+        *,
+        inbox: AsyncProcessor[T],
+        stop: asyncio.Event | None = None,
+        **options: Unpack[InboxWorkKeywords],
+    ) -> Summary: ...
+    async def work(
+        self,
+        queue: str,
+        handler: Callable[..., Awaitable[object]],
+        *,
+        inbox: AsyncProcessor[Any] | None = None,
+        stop: asyncio.Event | None = None,
+        **options: Unpack[InboxWorkKeywords],
     ) -> Summary:
         """Handle the messages of ``queue`` until told to stop. Return how many were done, retried, rejected and lost.
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from sys import modules
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from ..errors import EoqError
-from ..message import Delivery, Message, Outgoing, Result, SendOptions, Sent
+from ..message import Delivery, Message, Outgoing, Payload, Result, SendOptions, Sent
 from ..protocol import calls
 from ..protocol.codec import Fields
 from ..protocol.limits import POLL_SECONDS, REPEAT_SECONDS
@@ -27,10 +27,12 @@ from ..transport.channel import Channel, Started
 from .admin import Admin
 
 if TYPE_CHECKING:
-    from ..worker.handlers import Processor, WorkHandler
+    from ..worker.handlers import Processor
     from ..worker.in_flight import Summary
-    from ..worker.options import WorkKeywords
+    from ..worker.options import InboxWorkKeywords, WorkKeywords
     from .transaction import Transaction
+
+T = TypeVar("T")
 
 PIPELINED: Final = 4
 """Requests of a bulk send that are in flight at once."""
@@ -184,14 +186,34 @@ class Client(Admin):
 
         return consume(self.channel, self, queue, prefetch, lease, idle)
 
+    @overload
     def work(
         self,
         queue: str,
-        handler: WorkHandler,
+        handler: Callable[[Message], Payload],
         *,
-        inbox: Processor | None = None,
+        inbox: None = None,
         stop: threading.Event | None = None,
         **options: Unpack[WorkKeywords],
+    ) -> Summary: ...
+    @overload
+    def work(
+        self,
+        queue: str,
+        handler: Callable[[T, Message], Payload],
+        *,
+        inbox: Processor[T],
+        stop: threading.Event | None = None,
+        **options: Unpack[InboxWorkKeywords],
+    ) -> Summary: ...
+    def work(
+        self,
+        queue: str,
+        handler: Callable[..., object],
+        *,
+        inbox: Processor[Any] | None = None,
+        stop: threading.Event | None = None,
+        **options: Unpack[InboxWorkKeywords],
     ) -> Summary:
         """Handle the messages of ``queue`` until told to stop. Return how many were done, retried, rejected and lost.
 

@@ -36,6 +36,7 @@ from .server.server import Server
 from .server.sockets import SocketAccess, who_cannot_pass
 from .services.admin import AdminService
 from .services.bridges.bridges import Bridges
+from .services.changes import MessageChangeService
 from .services.far_results import ResultsService
 from .services.monitoring.explain import Explain
 from .services.monitoring.letters import log_dead_letters
@@ -52,7 +53,6 @@ from .services.retention import Retention
 from .services.scheduler import Scheduler
 from .services.spool.spool_folder import SpoolFolder
 from .services.spool.spool_reader import SpoolReader
-from .services.steering import SteeringService
 from .services.topics import Topics
 from .store.commands import EndLife, ListBindings
 from .store.sqlite.database import QUICK_COMMIT
@@ -132,7 +132,7 @@ class Daemon:
         self._once = OnceService(writer, clock)
         self._retention = Retention(writer, clock, config, self._topics.configured_names, self._broker.due_times)
         self._admin = AdminService(writer, clock, self._broker.due_times, events, self._topics, config.queue)
-        self._steering = SteeringService(writer, self._broker, events)
+        self._changes = MessageChangeService(writer, self._broker, events)
         self._scheduler = Scheduler(writer, clock, self._broker.publisher, config.queue)
         self._relays = Relays(settings.socket, settings.folder)
         self._bridges = Bridges(settings.socket)
@@ -183,7 +183,7 @@ class Daemon:
         ]
         for part in (
             *(self._broker, self._topics, self._queries, self._results, self._explain, self._once),
-            *(self._admin, self._steering, self._scheduler, self._status, self._metrics),
+            *(self._admin, self._changes, self._scheduler, self._status, self._metrics),
         ):
             self._server.add(part.handlers)
         self._follow_permissions(Config(), self._config.config)

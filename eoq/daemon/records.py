@@ -228,6 +228,8 @@ class Step(NamedTuple):
     """The messages that it ended."""
     refused: Sequence[str] = ()
     """The ids of the messages that it could not change."""
+    left: Sequence[str] = ()
+    """The ids that were asked for, and are for the next step."""
 
 
 class Cancelled(NamedTuple):

@@ -45,7 +45,7 @@ class View:
 
 
 class Rows(NamedTuple):
-    """What a view is answered: its queues, and how many there are on all of its pages."""
+    """The answer to a view: its queues, and how many there are on all of its pages."""
 
     queues: list[Fields]
     matching: int

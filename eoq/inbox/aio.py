@@ -130,7 +130,15 @@ class AsyncInbox:
     # ── processing ──────────────────────────────────────────────────────────────────────────────────────
 
     async def process(self, message: AsyncMessage, handler: AsyncHandler) -> bytes | None:
-        """Apply a message once, and ack it. Await the handler. See `Inbox.process`."""
+        """Apply a message once, and ack it. Return the handler's result as bytes, from now or from the first time.
+
+        The handler is awaited. If it raises, its writes are rolled back, the message is given back with the error's
+        text (or as `Reject` and `Retry` say), and the exception reaches the caller.
+
+        Raises `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
+        again, and is then only acked. Raises `LeaseLost`, and runs no handler, if the delivery is older than ``keep``
+        and its id may have been pruned.
+        """
         try:
             async with self._transaction([message]) as processed:
                 if processed.was_processed(message):
@@ -153,7 +161,16 @@ class AsyncInbox:
     async def process_many(
         self, messages: Iterable[AsyncMessage], handler: AsyncHandler
     ) -> list[bytes | Exception | None]:
-        """Apply many messages in one transaction. The handlers run one after the other. See `Inbox.process_many`."""
+        """Apply many messages in one transaction, each in a savepoint of its own, and ack them together.
+
+        The handlers are awaited one after the other. Return a list with one entry for each message: what `process`
+        would return, or the exception that its handler raised. A message whose handler raises undoes only its own
+        writes, and is given back.
+
+        Raises `LeaseLost` if some leases ended before the acks; the other messages are acked all the same. If the whole
+        transaction fails, each message is processed again in one of its own. If that fails because the file is locked,
+        say, or its disk is full, raises the error, and gives back all messages that are left.
+        """
         batch = list(messages)
         results: Results = []
         try:
@@ -219,7 +236,12 @@ class AsyncInbox:
             self._queries -= 1
 
     async def prune(self) -> int:
-        """Delete all ids that can be deleted. Between the steps other tasks process messages. See `Inbox.prune`."""
+        """Delete all ids that can be deleted. Return how many were deleted.
+
+        An inbox that processes messages prunes by itself. Call this from a cron job of an application that processes
+        no more messages, or after ``keep`` was made shorter. It uses the watermarks of the last deliveries, and makes
+        transactions of a few rows each. Between them other tasks process messages.
+        """
         async with self._exclusive() as processed:
             await self._run(processed.refuse_open_transaction)
             streams = await self._run(processed.streams)

@@ -85,9 +85,17 @@ class AsyncGuestInbox(Generic[T]):
     async def process(
         self, message: AsyncMessage, handler: Callable[[T, AsyncMessage], Awaitable[object]]
     ) -> bytes | None:
-        """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`.
+        """Apply a message once, in one transaction of the library, and ack it after the commit. Return its result.
 
-        Raise `InvalidRequest` if the library's block ended without an exception, but did not commit.
+        The result is the handler's as bytes, from now or from the first time. If the handler raises, the library rolls
+        back, the message is given back with the error's text (or as `Reject` and `Retry` say), and the exception
+        reaches the caller.
+
+        Raises `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
+        again, and is then only acked. Raises `LeaseLost`, and runs no handler, if the delivery is older than ``keep``
+        and its id may have been pruned.
+
+        Raises `InvalidRequest` if the library's block ended without an exception, but did not commit.
         """
 
         async def apply(transaction: T, joined: _Joined) -> bytes | None:
@@ -117,7 +125,7 @@ class AsyncGuestInbox(Generic[T]):
         return result
 
     async def seen(self, queue: str, id: str) -> bool:
-        """Return whether this message was processed. See `Inbox.seen`."""
+        """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
 
         async def look(_transaction: T, joined: _Joined) -> bool:
             return await joined.run(partial(joined.processed.seen, queue, id))
@@ -126,7 +134,11 @@ class AsyncGuestInbox(Generic[T]):
         return found
 
     async def prune(self) -> int:
-        """Delete all ids that can be deleted, with a transaction for each step. See `Inbox.prune`."""
+        """Delete all ids that can be deleted, in transactions of a few rows each. Return how many were deleted.
+
+        An inbox that processes messages prunes by itself. Call this where an application processes no more messages,
+        or after ``keep`` was made shorter.
+        """
 
         async def look(_transaction: T, joined: _Joined) -> list[Stream]:
             return await joined.run(joined.processed.streams)

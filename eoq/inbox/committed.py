@@ -20,10 +20,8 @@ from typing import Final, NamedTuple
 from ..errors import InvalidRequest, StorageFailed
 from ..message import Delivery
 from ..system.forks import leak
-from ..system.sqlite import BUSY_SECONDS
+from ..system.sqlite import BUSY_SECONDS, FAILED_SYNCS
 from .tables import is_stored
-
-_FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
 class Place(NamedTuple):
@@ -130,7 +128,7 @@ class Disk:
 
     def note(self, error: BaseException, database: sqlite3.Connection | None = None) -> None:
         """Note the error of a transaction on a connection. An error of a library may wrap that of sqlite3."""
-        while getattr(error, "sqlite_errorcode", None) not in _FAILED_SYNCS:
+        while getattr(error, "sqlite_errorcode", None) not in FAILED_SYNCS:
             cause = error.__cause__
             if cause is None:
                 return

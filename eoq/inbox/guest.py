@@ -57,9 +57,17 @@ class GuestInbox(Generic[T]):
         self._connections = LibraryConnections(is_open, file_of)
 
     def process(self, message: Message, handler: Callable[[T, Message], object]) -> bytes | None:
-        """Apply a message in one transaction of the library, and ack it after the commit. See `Inbox.process`.
+        """Apply a message once, in one transaction of the library, and ack it after the commit. Return its result.
 
-        Raise `InvalidRequest` if the library's block ended without an exception, but did not commit: Django discards a
+        The result is the handler's as bytes, from now or from the first time. If the handler raises, the library rolls
+        back, the message is given back with the error's text (or as `Reject` and `Retry` say), and the exception
+        reaches the caller.
+
+        Raises `LeaseLost` if the lease ended before the ack. The effect is then committed; the message is delivered
+        again, and is then only acked. Raises `LeaseLost`, and runs no handler, if the delivery is older than ``keep``
+        and its id may have been pruned.
+
+        Raises `InvalidRequest` if the library's block ended without an exception, but did not commit: Django discards a
         block in which an error of the database was caught.
         """
 
@@ -84,12 +92,16 @@ class GuestInbox(Generic[T]):
         return result
 
     def seen(self, queue: str, id: str) -> bool:
-        """Return whether this message was processed. See `Inbox.seen`."""
+        """Return whether the file has the id of this message: it was processed, and its id was not pruned since."""
         found, _place = self._in_transaction([], lambda _transaction, processed: processed.seen(queue, id))
         return found
 
     def prune(self) -> int:
-        """Delete all ids that can be deleted, with a transaction for each step. See `Inbox.prune`."""
+        """Delete all ids that can be deleted, in transactions of a few rows each. Return how many were deleted.
+
+        An inbox that processes messages prunes by itself. Call this where an application processes no more messages,
+        or after ``keep`` was made shorter.
+        """
         streams, _place = self._in_transaction([], lambda _transaction, processed: processed.streams())
         return sum(self._prune(stream) for stream in streams)
 

@@ -13,9 +13,9 @@ The tables are plain SQL, so that a consumer in any language can write them:
       primary key (queue, id)
     ) without rowid
 
-For a message that is found no handler runs. Its ``seq`` and ``processed_at`` are only ever raised, to those of the
-new delivery. ``pruning.py`` says which rows may be deleted, and what the table ``eoq_watermark`` holds. The result is
-the last column, so that pruning does not read large ones. There is no index: it would hold each id a second time.
+No handler runs for a message that is found. Its ``seq`` and ``processed_at`` are raised to those of the new delivery,
+and never lowered. ``pruning.py`` says which rows may be deleted, and what the table ``eoq_watermark`` holds. The result
+is the last column, so that pruning does not read large ones. There is no index: it would hold each id a second time.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def _has_column(database: sqlite3.Connection, table: str, column: str) -> bool:
 def lock(database: sqlite3.Connection) -> None:
     """Take the file's write lock for a transaction that has read nothing yet, and wait for it if needed.
 
-    A transaction that reads first, as one of `begin` does by itself, could fail at its first write instead of waiting.
-    Makes the tables if they are missing or of an earlier version.
+    A deferred transaction that reads before it writes fails at its first write, instead of waiting for the lock. This
+    also makes the tables if they are missing or of an earlier version.
     """
     try:
         database.execute(_LOCK)

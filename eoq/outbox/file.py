@@ -17,7 +17,8 @@ from typing import Final
 
 from ..errors import EoqError, Forbidden, InvalidRequest, StorageFailed, StorageFull
 from ..protocol.limits import MAX_BODY, MAX_ERROR, MAX_HEADERS, MAX_ID
-from ..system.sqlite import DURABLE
+from ..system.forks import leak
+from ..system.sqlite import DURABLE, FAILED_SYNCS
 from ..system.watch import watch_database
 from .rows import FileBusy, FileGone, NoOutbox, Row, SetAside, check_age, read_message
 from .wal import WriteAheadLog
@@ -109,6 +110,7 @@ class OutboxFile:
         self._floor_valid_for: object = None
         self._log = WriteAheadLog(path)
         self._try = ""
+        self._has_failed_to_sync = False
 
     @property
     def name(self) -> str:
@@ -210,7 +212,8 @@ class OutboxFile:
                 """,
                 [(row.seq,) for row in rows],
             )
-        self._log.shrink(database)
+        with self._errors():
+            self._log.shrink(database)
 
     def set_aside(self, row: Row, error: str) -> None:
         """Mark a row whose message cannot be sent, so that only its group waits for it."""
@@ -252,7 +255,9 @@ class OutboxFile:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        try:
+        if self._has_failed_to_sync:
+            raise self._failed_to_sync()
+        with self._errors():
             database = self._open()
             if not self._prepared:
                 _prepare(database, self.path)
@@ -265,13 +270,31 @@ class OutboxFile:
                 if database.in_transaction:
                     database.execute("rollback")
                 raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise the errors of SQLite as those of eoq, and do with the connection what they demand."""
+        try:
+            yield
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) in FAILED_SYNCS:
+                self._has_failed_to_sync = True
+                leak(self._connection)  # SQLite moves the log into the file when its last connection is closed
+                self._connection = None
+                raise self._failed_to_sync() from error
             failure = _storage_error(error, self.path)
             if isinstance(failure, StorageFailed) and not isinstance(failure, FileBusy):
                 self._log.distrust_disk()
             if not isinstance(failure, FileBusy):
                 self.close()
             raise failure from error
+
+    def _failed_to_sync(self) -> StorageFailed:
+        """Return the error after a failed sync. A row that is sent now could vanish with the power."""
+        return StorageFailed(
+            f"a sync of {self.path} has failed, so what was committed could be lost with the power; this process sends "
+            "nothing more from it: see to the disk, end all programs that use the file, and start them again"
+        )
 
     def _open(self) -> sqlite3.Connection:
         """Return the connection: a new one if the path leads to another file now (a restore, a rename)."""

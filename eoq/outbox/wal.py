@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from ..system.sqlite import FAILED_SYNCS
+
 LARGE_BYTES: Final = 4 * 1024 * 1024
 """The size from which on a log is made smaller: as large as SQLite's own checkpoints let it become."""
 PAUSE_SECONDS: Final = 30.0
@@ -39,7 +41,10 @@ class WriteAheadLog:
         self._is_disk_trusted = False
 
     def shrink(self, database: sqlite3.Connection) -> None:
-        """Empty the log if it is large, and if only this connection has committed since the last call."""
+        """Empty the log if it is large, and if only this connection has committed since the last call.
+
+        Raises only the error of a failed sync.
+        """
         try:
             (version,) = database.execute("pragma data_version").fetchone()
             alone, self._version = version == self._version, version
@@ -47,6 +52,8 @@ class WriteAheadLog:
                 return
             (busy, *_pages) = database.execute("pragma wal_checkpoint(truncate)").fetchone()
         except sqlite3.Error as error:
+            if error.sqlite_errorcode in FAILED_SYNCS:
+                raise
             busy = getattr(error, "sqlite_errorcode", -1) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
             if not busy:
                 self.distrust_disk()

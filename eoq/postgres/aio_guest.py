@@ -66,7 +66,7 @@ class AsyncPgGuestInbox(Generic[T]):
         watch_forks(self)
 
     def forked(self) -> None:
-        """Part a child that a handler has forked from the transaction, which is the parent's."""
+        """Cut off the connections in a child that a handler has forked: their transactions are the parent's."""
         for connection in self._in_use:
             cut(connection)
         self._in_use = set()

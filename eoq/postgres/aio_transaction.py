@@ -1,12 +1,13 @@
 """One transaction on the inbox's tables in PostgreSQL: what its inboxes share.
 
-What is done in a file of SQLite by holding its lock, other transactions may do here at the same time. So:
+An inbox in a SQLite file holds the lock of the file. Here other transactions run at the same time. So:
 
-- Two that apply the same message both insert its id. One of them waits, fails, and is repeated: it finds the id.
-- One that is so slow that its message was applied by another and its id pruned again finds that out at its end, since
-  pruning raises ``forgotten_to`` in the same transaction (`_refuse_late_at_the_end`).
-- Dates are those of the database's clock, as far as the machines' clocks may differ. A delivery was dated by its own
-  machine, so what that is by the database's clock is computed, and never too late.
+- Two transactions that apply the same message both insert its id. One of them waits, fails, and is repeated: it finds
+  the id.
+- A slow transaction may end after another one has applied its message and a third one has pruned the id. It finds that
+  out at its end, since pruning raises ``forgotten_to`` in the same transaction (`_refuse_late_at_the_end`).
+- The clocks of the machines may differ, so all dates are by the database's clock. The date of a delivery is by the
+  clock of its machine. It is converted, and the result is never too late.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class AsyncPgProcessed:
         self._pruning = pruning
         self._clock = clock
         self._ahead = 0.0
-        """How far the database's clock is ahead of this machine's, in seconds, and rather less than more."""
+        """How many seconds the database's clock is ahead of this machine's, at least."""
         self._joined = False
         self._process = os.getpid()
         self._found: dict[Key, Effect] = {}

@@ -137,7 +137,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def cut(connection: psycopg.BaseConnection[Any]) -> None:
-    """Part a forked child from a connection of its parent, so that nothing it does there reaches the database."""
+    """Cut a forked child off from a connection of its parent, so that nothing it does there reaches the database."""
     with suppress(psycopg.Error):  # it is closed
         nothing = os.open(os.devnull, os.O_RDWR)
         try:

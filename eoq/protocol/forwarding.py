@@ -21,7 +21,7 @@ class MessageEnd(NamedTuple):
 
 
 def forwarded(messages: Sequence[Delivery], place: str, *, awaits: bool = False) -> Call[None]:
-    """Settle messages that went to another place, which is named for people. ``awaits``: their results come back."""
+    """Settle messages that went to another place, which is named for operators. ``awaits``: their results come back."""
     fields: Fields = {"op": "settle", "acks": [{"receipt": message.receipt} for message in messages]}
     fields["forwarded"] = place[:MAX_ERROR]
     if awaits:

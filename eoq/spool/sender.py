@@ -35,9 +35,9 @@ SPOOLED_TOGETHER: Final = 100
 NAMED: Final = 3
 """How many ids an error names at most."""
 SET_BACK: Final = 0.5
-"""By how many seconds a clock that is read twice seems to be set back at most, if it was not."""
+"""Seconds. If two clocks drift apart by less than this between two sends, the wall clock was not set back."""
 _NUMBER: Final = re.compile(r"([01]\d{19})-")
-"""The begin of the name of a file that a sender has left."""
+"""How the name of a file begins that a sender has left."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

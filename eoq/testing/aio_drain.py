@@ -24,7 +24,7 @@ async def drain(
     client: AsyncClient,
     queue: str,
     handler: Callable[..., Awaitable[object]],
-    inbox: AsyncProcessor | None,
+    inbox: AsyncProcessor[Any] | None,
     move_to: Callable[[float], None] | None,
     reraise: bool,
 ) -> Drained:
@@ -55,7 +55,7 @@ async def _move_on(client: AsyncClient, queue: str, move_to: Callable[[float], N
 
 
 async def _handle(
-    message: AsyncMessage, handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | None
+    message: AsyncMessage, handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor[Any] | None
 ) -> Run:
     noting = _AsyncNoting(message)
     message = replace(message, settler=noting)

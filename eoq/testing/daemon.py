@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from ..client.aio import AsyncClient
 from ..client.blocking import Client
@@ -29,7 +29,7 @@ from ..daemon.config.model import Config, LiveConfig
 from ..daemon.config.reload import Reloader
 from ..daemon.services.spool.spool_folder import SpoolFolder
 from ..errors import EoqError
-from ..message import AsyncMessage, Message
+from ..message import AsyncMessage, Message, Payload
 from . import effects
 from .aio_drain import drain as drain_async
 from .clock import MovableClock
@@ -39,6 +39,8 @@ from .drained import Drained
 if TYPE_CHECKING:
     from ..worker.aio_handlers import AsyncProcessor
     from ..worker.handlers import Processor
+
+T = TypeVar("T")
 
 PATIENCE: Final = 30.0
 """Seconds that the daemon may take to start or to stop."""
@@ -183,12 +185,32 @@ class PrivateDaemon:
 
     # ── draining ────────────────────────────────────────────────────────────────────────────────────────
 
+    @overload
     def drain(
         self,
         queue: str,
-        handler: Callable[[Message], object] | Callable[[Any, Message], object],
+        handler: Callable[[Message], Payload],
         *,
-        inbox: Processor | None = None,
+        inbox: None = None,
+        move_clock: bool = False,
+        reraise: bool = False,
+    ) -> Drained: ...
+    @overload
+    def drain(
+        self,
+        queue: str,
+        handler: Callable[[T, Message], Payload],
+        *,
+        inbox: Processor[T],
+        move_clock: bool = False,
+        reraise: bool = False,
+    ) -> Drained: ...
+    def drain(
+        self,
+        queue: str,
+        handler: Callable[..., object],
+        *,
+        inbox: Processor[Any] | None = None,
         move_clock: bool = False,
         reraise: bool = False,
     ) -> Drained:
@@ -202,12 +224,32 @@ class PrivateDaemon:
         move = self.clock.move_to if move_clock else None
         return drain(self.client, queue, handler, inbox, move, reraise)
 
+    @overload
     async def drain_async(
         self,
         queue: str,
-        handler: Callable[[AsyncMessage], Awaitable[object]] | Callable[[Any, AsyncMessage], Awaitable[object]],
+        handler: Callable[[AsyncMessage], Awaitable[Payload]],
         *,
-        inbox: AsyncProcessor | None = None,
+        inbox: None = None,
+        move_clock: bool = False,
+        reraise: bool = False,
+    ) -> Drained: ...
+    @overload
+    async def drain_async(
+        self,
+        queue: str,
+        handler: Callable[[T, AsyncMessage], Awaitable[Payload]],
+        *,
+        inbox: AsyncProcessor[T],
+        move_clock: bool = False,
+        reraise: bool = False,
+    ) -> Drained: ...
+    async def drain_async(
+        self,
+        queue: str,
+        handler: Callable[..., Awaitable[object]],
+        *,
+        inbox: AsyncProcessor[Any] | None = None,
         move_clock: bool = False,
         reraise: bool = False,
     ) -> Drained:

@@ -25,7 +25,7 @@ def drain(
     client: Client,
     queue: str,
     handler: Callable[..., object],
-    inbox: Processor | None,
+    inbox: Processor[Any] | None,
     move_to: Callable[[float], None] | None,
     reraise: bool,
 ) -> Drained:
@@ -55,7 +55,7 @@ def _move_on(client: Client, queue: str, move_to: Callable[[float], None]) -> bo
     return bool(moments)
 
 
-def _handle(message: Message, handler: Callable[..., object], inbox: Processor | None) -> Run:
+def _handle(message: Message, handler: Callable[..., object], inbox: Processor[Any] | None) -> Run:
     noting = _AsyncNoting(message)
     message = replace(message, settler=noting)
     error: BaseException | None = None

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from ..errors import EoqError, Unavailable
 from ..message import AsyncMessage
@@ -22,7 +23,7 @@ from ..protocol.limits import MAX_BATCH
 from ..transport.aio_channel import AsyncChannel
 from ..transport.aio_leases import extend_all, release_all
 from .aio_acks import AsyncLoopSettler, AsyncMessageSettler, AsyncPipelinedAcks
-from .aio_handlers import AsyncApply, AsyncProcessor, AsyncWorkHandler, applying
+from .aio_handlers import AsyncApply, AsyncProcessor, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
 from .options import BEATS, LAST_SECONDS, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
@@ -33,9 +34,9 @@ from .signals import on_signals
 async def work(
     channel: AsyncChannel,
     queue: str,
-    handler: AsyncWorkHandler,
+    handler: Callable[..., Awaitable[object]],
     options: WorkOptions,
-    inbox: AsyncProcessor | None,
+    inbox: AsyncProcessor[Any] | None,
     stop: asyncio.Event | None,
 ) -> Summary:
     """Handle the messages of ``queue``. See `AsyncClient.work`."""

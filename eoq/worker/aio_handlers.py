@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from sys import modules
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from ..message import AsyncMessage, AsyncSettler
 from ..protocol.validation import encode_result
@@ -14,10 +14,8 @@ from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import Failures, described, log
 
-AsyncWorkHandler: TypeAlias = (
-    Callable[[AsyncMessage], Awaitable[object]] | Callable[[Any, AsyncMessage], Awaitable[object]]
-)
-"""The handler of `AsyncClient.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
+Tx_co = TypeVar("Tx_co", covariant=True)
+"""What an inbox hands to a handler beside the message, such as a connection."""
 AsyncApply: TypeAlias = Callable[
     [Sequence[Entry[AsyncMessage]], AsyncSettler, Callable[[], None]],
     Awaitable[Failures],
@@ -26,23 +24,23 @@ AsyncApply: TypeAlias = Callable[
 It calls the function when the first handler begins, since the timeout counts from then."""
 
 
-class AsyncProcessor(Protocol):
+class AsyncProcessor(Protocol[Tx_co]):
     """What the loop needs of an inbox."""
 
     def process(
-        self, message: AsyncMessage, handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
+        self, message: AsyncMessage, handler: Callable[[Tx_co, AsyncMessage], Awaitable[object]], /
     ) -> Awaitable[object]: ...
 
 
-class AsyncBatchProcessor(AsyncProcessor, Protocol):
+class AsyncBatchProcessor(AsyncProcessor[Tx_co], Protocol[Tx_co]):
     """What the loop needs of an inbox for batches."""
 
     def process_many(
-        self, messages: Iterable[AsyncMessage], handler: Callable[[Any, AsyncMessage], Awaitable[object]], /
+        self, messages: Iterable[AsyncMessage], handler: Callable[[Tx_co, AsyncMessage], Awaitable[object]], /
     ) -> Awaitable[Sequence[object]]: ...
 
 
-def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor | None) -> AsyncApply:
+def applying(handler: Callable[..., Awaitable[object]], inbox: AsyncProcessor[Any] | None) -> AsyncApply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
     check_handler(handler, inbox=inbox is not None, messages=AsyncMessage)
     if API in modules:
@@ -74,7 +72,7 @@ def _directly(handler: Callable[..., Awaitable[object]]) -> AsyncApply:
     return apply
 
 
-def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -> AsyncApply:
+def _through(inbox: AsyncProcessor[Any], handler: Callable[..., Awaitable[object]]) -> AsyncApply:
     async def apply(entries: Sequence[Entry[AsyncMessage]], acks: AsyncSettler, begun: Callable[[], None]) -> Failures:
         # Before this, the inbox may wait for its file, which is no fault of the handler.
         async def handle(tx: object, message: AsyncMessage) -> object:
@@ -89,7 +87,8 @@ def _through(inbox: AsyncProcessor, handler: Callable[..., Awaitable[object]]) -
             await inbox.process(replace(entries[0].message, settler=acks), handle_one)
             return []
         # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
-        outcomes = await cast(AsyncBatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
+        many = cast(AsyncBatchProcessor[Any], inbox)
+        outcomes = await many.process_many([entry.message for entry in entries], handle)
         pairs = zip(entries, outcomes, strict=True)
         return [(entry, outcome) for entry, outcome in pairs if isinstance(outcome, Exception)]
 

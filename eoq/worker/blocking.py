@@ -20,6 +20,7 @@ from enum import Enum
 from functools import partial
 from itertools import chain
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from ..errors import EoqError, LeaseLost, Unavailable
 from ..message import Message
@@ -30,7 +31,7 @@ from ..protocol.limits import MAX_BATCH
 from ..transport.channel import Channel
 from ..transport.leases import extend_all, release_all
 from .acks import LoopSettler, MessageSettler, PipelinedAcks
-from .handlers import Apply, Processor, WorkHandler, applying
+from .handlers import Apply, Processor, applying
 from .idle import IdleRule
 from .in_flight import Entry, InFlight, Summary
 from .options import BEATS, LAST_SECONDS, PAUSE_STEP, RECHECK_SECONDS, STOP_SECONDS, WorkOptions
@@ -49,9 +50,9 @@ class _Notice(Enum):
 def work(
     channel: Channel,
     queue: str,
-    handler: WorkHandler,
+    handler: Callable[..., object],
     options: WorkOptions,
-    inbox: Processor | None,
+    inbox: Processor[Any] | None,
     stop: threading.Event | None,
 ) -> Summary:
     """Handle the messages of ``queue``. See `Client.work`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from sys import modules
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from ..message import Message, Settler
 from ..protocol.validation import encode_result
@@ -15,8 +15,8 @@ from .handler_shape import check_handler
 from .in_flight import Entry
 from .reports import Failures, described, log
 
-WorkHandler: TypeAlias = Callable[[Message], object] | Callable[[Any, Message], object]
-"""The handler of `Client.work`: ``handler(message)``, or ``handler(tx, message)`` with an inbox."""
+Tx_co = TypeVar("Tx_co", covariant=True)
+"""What an inbox hands to a handler beside the message, such as a connection."""
 Apply: TypeAlias = Callable[
     [Sequence[Entry[Message]], Settler, Callable[[], None]],
     Failures,
@@ -25,21 +25,21 @@ Apply: TypeAlias = Callable[
 It calls the function when the first handler begins, since the timeout counts from then."""
 
 
-class Processor(Protocol):
+class Processor(Protocol[Tx_co]):
     """What the loop needs of an inbox."""
 
-    def process(self, message: Message, handler: Callable[[Any, Message], object], /) -> object: ...
+    def process(self, message: Message, handler: Callable[[Tx_co, Message], object], /) -> object: ...
 
 
-class BatchProcessor(Processor, Protocol):
+class BatchProcessor(Processor[Tx_co], Protocol[Tx_co]):
     """What the loop needs of an inbox for batches."""
 
     def process_many(
-        self, messages: Iterable[Message], handler: Callable[[Any, Message], object], /
+        self, messages: Iterable[Message], handler: Callable[[Tx_co, Message], object], /
     ) -> Sequence[object]: ...
 
 
-def applying(handler: Callable[..., object], inbox: Processor | None) -> Apply:
+def applying(handler: Callable[..., object], inbox: Processor[Any] | None) -> Apply:
     """Return the function that handles messages by ``handler``, through the ``inbox`` if there is one."""
     check_handler(handler, inbox=inbox is not None, messages=Message)
     if API in modules:
@@ -71,7 +71,7 @@ def _directly(handler: Callable[..., object]) -> Apply:
     return apply
 
 
-def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
+def _through(inbox: Processor[Any], handler: Callable[..., object]) -> Apply:
     def apply(entries: Sequence[Entry[Message]], acks: Settler, begun: Callable[[], None]) -> Failures:
         # Before this, the inbox may wait for its file, which is no fault of the handler.
         def handle(tx: object, message: Message) -> object:
@@ -86,7 +86,8 @@ def _through(inbox: Processor, handler: Callable[..., object]) -> Apply:
             inbox.process(replace(entries[0].message, settler=acks), handle_one)
             return []
         # `WorkOptions.check_inbox` has refused batches of an inbox that has no such method.
-        outcomes = cast(BatchProcessor, inbox).process_many([entry.message for entry in entries], handle)
+        many = cast(BatchProcessor[Any], inbox)
+        outcomes = many.process_many([entry.message for entry in entries], handle)
         pairs = zip(entries, outcomes, strict=True)
         return [(entry, outcome) for entry, outcome in pairs if isinstance(outcome, Exception)]
 

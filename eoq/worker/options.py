@@ -26,15 +26,20 @@ The acks of a batch are one request; of those, each of the handlers that run at 
 
 
 class WorkKeywords(TypedDict, total=False):
-    """The options of `Client.work` as keywords. `WorkOptions` says what they mean."""
+    """The options of `Client.work` without an inbox, as keywords. `WorkOptions` says what they mean."""
 
     concurrency: int
     prefetch: int
-    batch: int
     lease: float | None
     timeout: float | None
     until_empty: bool
     idle: float | None
+
+
+class InboxWorkKeywords(WorkKeywords, total=False):
+    """Those that it takes with an inbox."""
+
+    batch: int
 
 
 @dataclass(frozen=True, slots=True)

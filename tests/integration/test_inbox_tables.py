@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -212,6 +213,28 @@ def test_ids_are_kept_for_the_retention_of_their_queue(folder: Path, file: Path)
             database.execute("update eoq_processed set processed_at = processed_at - 2000")
         assert inbox.prune() == 1
         assert [inbox.seen("short", "a"), inbox.seen("long", "a")] == [False, True]
+
+
+@pytest.mark.slow
+def test_a_late_repeat_after_a_restored_backup_takes_effect_once(folder: Path, file: Path) -> None:
+    """The restored daemon does not know the id. The inbox keeps it as long as the daemon would have known it."""
+    with running_daemon() as daemon, eoq.connect(daemon.socket) as client, eoq.Inbox(file) as inbox:
+        inbox.process(_one(client, "q", "before"), _apply)
+        assert daemon.terminate() == 0
+        shutil.copy(daemon.db, folder / "backup")
+        daemon.start()
+        inbox.process(_one(client, "q", "order-17"), _apply)
+        assert daemon.terminate() == 0
+        shutil.copy(folder / "backup", daemon.db)
+        daemon.start()
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("update eoq_processed set processed_at = processed_at - 6 * 86400")  # the default is 7
+        for number in range(5):
+            inbox.process(_one(client, "q", f"after {number}"), _apply)
+        inbox.prune()
+        late = _one(client, "q", "order-17")  # the daemon stores it as a new message
+        assert inbox.process(late, _apply) == b"paid"
+        assert _payments(file).count("order-17") == 1
 
 
 def test_the_watermark_of_one_daemon_deletes_no_ids_of_another(shared_daemon: Daemon, queue: str, file: Path) -> None:

@@ -20,7 +20,7 @@ def store(database: str) -> Store:
     return Store("postgres", database)
 
 
-async def _apply(tx: Connection, message: eoq.AsyncMessage) -> object:
+async def _apply(tx: Connection, message: eoq.AsyncMessage) -> str:
     await tx.execute("insert into payment (id) values (%s)", (message.id,))
     return f"did {message.id}"
 

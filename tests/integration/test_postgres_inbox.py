@@ -293,7 +293,7 @@ def test_workers_with_several_threads_have_a_connection_each(
 ) -> None:
     barrier = threading.Barrier(3)
 
-    def handler(tx: Connection, message: eoq.Message) -> object:
+    def handler(tx: Connection, message: eoq.Message) -> Any:
         barrier.wait(PATIENCE)
         return store.apply(tx, message)
 

@@ -116,6 +116,24 @@ def test_the_names_of_files_keep_the_order_of_messages(folder: Path) -> None:
     assert [file.read_text().splitlines()[1] for file in files] == [f"{number}" for number in range(600)]
 
 
+@pytest.mark.slow
+def test_a_spool_is_used_by_a_parent_and_its_child_at_once(folder: Path) -> None:
+    """Both go on with the order and the random numbers that the parent had at the fork."""
+    spool = Spool(folder / "spool")
+    spool.send("q", "before")
+    child = os.fork()
+    try:
+        ids = spool.send_many("q", ["x"] * 20)
+    finally:
+        if child == 0:
+            (folder / "ids").write_text(" ".join(ids))
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    ids += (folder / "ids").read_text().split()
+    assert len(set(ids)) == 40
+    assert len(list((folder / "spool" / "q").iterdir())) == 41
+
+
 def test_a_file_is_synced_before_its_rename_and_the_folders_after_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Steering one message: cancelled while it waits or is handled, edited; schedules paused, resumed and run by hand."""
+"""One message is cancelled or edited, and schedules are paused, resumed and run by hand."""
 
 from __future__ import annotations
 

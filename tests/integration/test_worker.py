@@ -25,7 +25,7 @@ from eoq.worker.options import MAX_PIPELINED, RECHECK_SECONDS
 from tests.integration.clients import AnyClient, AsyncFace, Kind
 from tests.support import PATIENCE, Daemon, clean_environment, eventually, read_line_of
 
-Handler = Callable[[Any], object]
+Handler = Callable[[Any], Any]
 Work = Callable[..., eoq.Summary]
 
 
@@ -35,7 +35,7 @@ def _run(client: AnyClient, queue: str, handler: Handler, stop: threading.Event 
         return client.work(queue, handler, stop=stop, **options)
     assert isinstance(client, AsyncFace)
 
-    async def handle(*arguments: Any) -> object:
+    async def handle(*arguments: Any) -> Any:
         result = await asyncio.to_thread(handler, *arguments)
         return await result if inspect.isawaitable(result) else result
 
@@ -388,7 +388,7 @@ def test_acks_are_confirmed_while_waiting_messages_are_handled(
     stopped_at: list[int] = []
     with eoq.connect(daemon.socket) as client, eoq.Inbox(folder / "app.db") as inbox:
         client.send_many("q", [eoq.Outgoing(id, id=id) for id in _many(150)])
-        inbox_or_none = inbox if with_inbox else None
+        inbox_or_none: Any = inbox if with_inbox else None
         summary = client.work("q", handler, inbox=inbox_or_none, until_empty=True, prefetch=prefetch, batch=batch)
         assert summary == eoq.Summary(done=150)
         waking.join()
@@ -908,7 +908,7 @@ def test_a_lease_that_was_lost_in_a_batch_of_the_asyncio_loop_costs_the_others_n
 
 def test_a_batch_needs_an_inbox(blocking: eoq.Client, queue: str) -> None:
     with pytest.raises(eoq.InvalidRequest):
-        blocking.work(queue, lambda message: None, batch=2)
+        blocking.work(queue, lambda message: None, batch=2)  # type: ignore[call-overload] # types refuse it as well
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -1017,7 +1017,7 @@ def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handl
                 tasks.append(asyncio.create_task(wake()))
 
         async with eoq.connect_async(daemon.socket) as client, eoq.AsyncInbox(folder / "app.db") as inbox:
-            mine = inbox if with_inbox else None
+            mine: Any = inbox if with_inbox else None
             return await client.work("q", handler, inbox=mine, until_empty=True, prefetch=prefetch, batch=batch)
 
     with eoq.connect(daemon.socket) as client:

@@ -1,15 +1,16 @@
-"""A handler or an inbox that cannot work is refused at the start, and no message is touched."""
+"""A handler or an inbox that cannot work is refused by its type and at the start, and no message is touched."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import aiosqlite
 import pytest
 
 import eoq
@@ -62,6 +63,53 @@ def test_a_handler_of_the_wrong_shape_is_refused_by_the_asyncio_client(
 def test_a_handler_may_be_any_callable_that_takes_a_message(blocking: eoq.Client, queue: str, handler: Any) -> None:
     blocking.send(queue, "x", id="m")
     assert blocking.work(queue, handler, until_empty=True) == eoq.Summary(done=1)
+
+
+def test_types_refuse_what_the_loop_refuses_at_its_start(blocking: eoq.Client, queue: str, folder: Path) -> None:
+    """mypy demands each of these comments: it fails where an overload accepts the call."""
+
+    async def coroutine(message: eoq.Message) -> None: ...
+    def booking(tx: sqlite3.Connection, message: eoq.Message) -> str:
+        return "booked"
+
+    def alone(message: eoq.Message) -> dict[str, object]:
+        return {"paid": message.id}
+
+    with eoq.Inbox(folder / "app.db") as inbox:
+        calls: list[Callable[[], object]] = [
+            lambda: blocking.work(queue, booking),  # type: ignore[arg-type] # a handler for an inbox
+            lambda: blocking.work(queue, alone, inbox=inbox),  # type: ignore[arg-type] # no handler for one
+            lambda: blocking.work(queue, coroutine),  # type: ignore[arg-type] # this client cannot await
+            lambda: blocking.work(queue, alone, batch=2),  # type: ignore[call-overload] # no transaction to share
+        ]
+        blocking.send(queue, "x", id="m")
+        for call in calls:
+            with pytest.raises(eoq.InvalidRequest):
+                call()
+        assert _attempts(blocking, queue) == 0
+        assert blocking.work(queue, booking, inbox=inbox, batch=2, until_empty=True) == eoq.Summary(done=1)
+
+
+async def test_types_refuse_the_same_of_the_asyncio_client(shared_daemon: Daemon, queue: str, folder: Path) -> None:
+    def function(message: eoq.AsyncMessage) -> None: ...
+    async def booking(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> str:
+        return "booked"
+
+    async def alone(message: eoq.AsyncMessage) -> None: ...
+
+    async with eoq.connect_async(shared_daemon.socket) as client, eoq.AsyncInbox(folder / "app.db") as inbox:
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.work(queue, booking),  # type: ignore[arg-type] # a handler for an inbox
+            lambda: client.work(queue, alone, inbox=inbox),  # type: ignore[arg-type] # no handler for one
+            lambda: client.work(queue, alone, batch=2),  # type: ignore[call-overload] # no transaction to share
+        ]
+        await client.send(queue, "x", id="m")
+        for call in calls:
+            with pytest.raises(eoq.InvalidRequest):
+                await call()
+        if TYPE_CHECKING:  # what such a function returns is known only when it has run
+            await client.work(queue, function)  # type: ignore[arg-type] # no coroutine
+        assert await client.work(queue, booking, inbox=inbox, batch=2, until_empty=True) == eoq.Summary(done=1)
 
 
 def test_a_connection_of_one_thread_is_refused_for_several(blocking: eoq.Client, queue: str, folder: Path) -> None:

@@ -26,7 +26,7 @@ from eoq.daemon.broker.events import Events
 from eoq.daemon.config.settings import QueueSettings
 from eoq.daemon.records import Advanced, Claimed, Shifted
 from eoq.daemon.services.admin import AdminService
-from eoq.daemon.services.steering import SteeringService
+from eoq.daemon.services.changes import MessageChangeService
 from eoq.daemon.services.topics import Topics
 from eoq.daemon.session import Fields, Session
 from eoq.daemon.store.commands import Claim, Command, EndLife, ListBindings
@@ -171,11 +171,11 @@ class Pair:
             topics=self._topics,
         )
         admin = AdminService(self, self.clock, self._broker.due_times, events, self._topics, self.settings)
-        steering = SteeringService(self, self._broker, events)
+        changes = MessageChangeService(self, self._broker, events)
         self._handlers = {
             **self._broker.handlers,
             **admin.handlers,
-            **steering.handlers,
+            **changes.handlers,
             **self._topics.handlers,
         }
         self._broker.start()

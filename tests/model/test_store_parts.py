@@ -11,15 +11,22 @@ import pytest
 
 from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
 from eoq.daemon.measures import Histogram
-from eoq.daemon.records import Binding, DeliveryRef, FarResult, NewMessage, OccurrencePlan
+from eoq.daemon.portable import BindingLine, EndedMessage, Entry, LiveMessage
+from eoq.daemon.portable import Queue as PausedQueue
+from eoq.daemon.records import Binding, Deleted, DeliveryRef, Edited, FarResult, NewMessage, OccurrencePlan
 from eoq.daemon.rules.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
     Advance,
     Bind,
+    CancelMessage,
     Claim,
     Command,
+    DeleteIdleQueues,
+    DeleteQueue,
     Drop,
+    EditMessage,
     Forget,
+    Import,
     ListBindings,
     NoteClock,
     OnceBegin,
@@ -52,14 +59,18 @@ from eoq.daemon.store.sqlite.deliveries.lives import Lives
 from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
+from eoq.daemon.store.sqlite.sending.imports import Imports
 from eoq.daemon.store.sqlite.sending.newest_ids import NewestIds
 from eoq.daemon.store.sqlite.sending.puts import Puts
+from eoq.daemon.store.sqlite.sending.setups import Setups
 from eoq.daemon.store.sqlite.seqs import Seqs
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
+from eoq.daemon.store.sqlite.tables.changes import MessageChanges
 from eoq.daemon.store.sqlite.tables.clock import ClockNotes
 from eoq.daemon.store.sqlite.tables.contents import Content, Contents
 from eoq.daemon.store.sqlite.tables.dead_letters import DeadLetters
+from eoq.daemon.store.sqlite.tables.deletion import Deletion
 from eoq.daemon.store.sqlite.tables.groups import Groups
 from eoq.daemon.store.sqlite.tables.messages import Ending, Messages
 from eoq.daemon.store.sqlite.tables.once import OnceKeys
@@ -211,6 +222,23 @@ def test_a_database_undoes_what_parts_keep_in_memory_in_the_reverse_order(databa
         database.transaction(fail, durable=False)
     assert undone == ["second", "first", "second", "first", "outer"]
     assert database.execute("select name from queue").fetchall() == [("kept",)]
+
+
+def test_a_commit_that_does_not_wait_for_the_disk_does_not_write_the_log_back(database: Database) -> None:
+    """SQLite says nothing if the sync of the log fails that it makes before. So there must be nothing to sync then."""
+
+    def fill() -> None:
+        database.execute("create table if not exists filler (body)")
+        for _ in range(1200):
+            database.execute("insert into filler values (zeroblob(4000))")
+
+    database.transaction(lambda: None, durable=True)
+    before = database.path.stat().st_size
+    for _ in range(3):
+        database.transaction(fill, durable=False)
+        assert database.path.stat().st_size == before
+    database.transaction(lambda: database.execute("insert into filler values (1)"), durable=True)
+    assert database.path.stat().st_size > before
 
 
 def test_space_names_what_is_lacking(parts: Parts) -> None:
@@ -491,6 +519,86 @@ def test_dead_letters_are_redriven_dropped_and_queues_purged(parts: Parts) -> No
     step = dead_letters.purge(Purge(NOW, "q", None))
     assert (step.ids, step.after) == (["a"], None)
     assert parts.states() == {"a": "dropped", "b": "dropped"}
+
+
+def test_one_message_is_edited_and_cancelled_unless_it_is_leased(parts: Parts) -> None:
+    parts.put("a", "b")
+    changes = MessageChanges(
+        *(parts.database, parts.queues, parts.messages, parts.contents, parts.leased, parts.settled),
+        *(parts.space, parts.clock_notes),
+    )
+    assert changes.edit(EditMessage(NOW, "q", "b", b"other", 5, NOW + 60, True)) == Edited("delayed", False)
+    (delivery,) = parts.claim()
+    with pytest.raises(InvalidRequest, match="leased"):
+        changes.edit(EditMessage(NOW, "q", "a", b"other", None, None, False))
+    leased = changes.cancel(CancelMessage(NOW, "q", "a"))
+    assert (leased.state, leased.changed, leased.delivery) == (
+        "leased",
+        True,
+        (delivery.seq, delivery.number, delivery.queue_id),
+    )
+    assert not changes.cancel(CancelMessage(NOW, "q", "a")).changed
+    assert [end.id for end in changes.cancel(CancelMessage(NOW, "q", "b")).ended] == ["b"]
+    assert parts.states() == {"a": "leased", "b": "cancelled"}
+    with pytest.raises(NotFound):
+        changes.cancel(CancelMessage(NOW, "q", "missing"))
+
+
+def test_a_queue_is_deleted_once_nothing_is_left_of_it(parts: Parts) -> None:
+    parts.put("a")
+    deletion = Deletion(
+        *(parts.database, parts.queues, parts.settled, parts.contents, parts.leased, parts.totals),
+    )
+    with pytest.raises(InvalidRequest, match="has messages"):
+        deletion.delete(DeleteQueue("q", True, frozenset()))
+    parts.acks().settle(Settle(NOW, [(ref, None) for ref in parts.claim()], [], defaults))
+    with pytest.raises(InvalidRequest, match="remembers"):
+        deletion.delete(DeleteQueue("q", False, frozenset()))
+    assert deletion.delete_idle(DeleteIdleQueues(0, 10, frozenset())).rows == 0
+    with pytest.raises(InvalidRequest, match="bound"):
+        deletion.delete(DeleteQueue("q", True, frozenset({"q"})))
+    assert deletion.delete(DeleteQueue("q", True, frozenset())) == Deleted(True, 1, True)
+    assert deletion.delete(DeleteQueue("q", True, frozenset())) == Deleted(False, 0, True)
+
+
+def test_imports_store_what_is_new_all_or_none(parts: Parts) -> None:
+    bindings = Bindings(parts.database, parts.queues)
+    setups = Setups(parts.database, parts.queues, bindings, Schedules(parts.database, parts.puts, parts.totals))
+    imports = Imports(
+        *(parts.database, parts.queues, parts.groups, parts.contents, parts.leased, parts.seqs),
+        *(parts.space, parts.clock_notes, NewestIds(parts.database), setups),
+    )
+    entries: list[tuple[int, Entry]] = [
+        (2, LiveMessage(queue="q", id="a", body="x", enqueued_at=NOW)),
+        (3, EndedMessage(queue="q", id="b", digest="00" * 16, outcome="done", settled_at=NOW)),
+        (4, PausedQueue(queue="q", paused=True)),
+        (5, BindingLine(topic="orders", queue="q")),
+    ]
+    assert imports.store(Import(NOW, entries)) == 4
+    assert imports.store(Import(NOW, entries)) == 0
+    assert parts.states() == {"a": "ready", "b": "done"}
+    other: list[tuple[int, Entry]] = [
+        (2, LiveMessage(queue="q", id="c", body="x", enqueued_at=NOW)),
+        (3, LiveMessage(queue="q", id="a", body="y", enqueued_at=NOW)),
+    ]
+    with pytest.raises(IdConflict, match="line 3"):
+        imports.store(Import(NOW, other))
+    assert parts.states() == {"a": "ready", "b": "done"}
+
+
+def test_trouble_of_the_storage_is_listed_while_it_lasts_and_logged_once_a_minute(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    trouble = database.trouble
+    for number in range(3):
+        trouble.report("lock", f"locked by {number}")
+    trouble.report("log", "the log grows")
+    assert trouble.found == ["locked by 2", "the log grows"]
+    trouble.report("lock", None)
+    assert trouble.found == ["the log grows"]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        *("locked by 0", "the log grows")
+    ]
 
 
 def test_bindings_refuse_what_contradicts_them(parts: Parts) -> None:

@@ -30,6 +30,9 @@ from .wait_list import Waiter, WaitList
 RECEIVE_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies and headers in one reply to a receive. A single larger message goes alone."""
 
+MOST_WOKEN: Final = 50
+"""How many receivers of a queue claim at once. A client may have thousands, and the commands of others come between."""
+
 
 class Receiver(Waiter, eq=False, kw_only=True):
     """A receive that has not been answered."""
@@ -44,16 +47,20 @@ class Receiver(Waiter, eq=False, kw_only=True):
     """Whether its queue has delivery limits. Then the messages that its claim may lease are reserved for it."""
     wakeups: int = 0
     """How many wakeups its queue had when its last claim was submitted."""
+    unmet: int = 0
+    """How many of them were unmet then."""
 
 
 class _Line:
     """What the receivers of one queue share, for as long as there are any."""
 
-    __slots__ = ("alarm", "deferred", "empty_at", "wakeups")
+    __slots__ = ("alarm", "deferred", "empty_at", "unmet", "wakeups")
 
     def __init__(self) -> None:
         self.wakeups = 0
         """How often messages may have become ready."""
+        self.unmet = 0
+        """How often too few receivers were idle. Those that were claiming then claim again."""
         self.empty_at = -1
         """How many wakeups there were when a claim was submitted that found nothing."""
         self.alarm: Alarm | None = None
@@ -144,15 +151,24 @@ class Receivers:
     # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self, queue: str, count: int | None) -> None:
-        """Let the next ``count`` receivers of a queue claim, or all of them. See `Events.ready`."""
+        """Let the next ``count`` receivers of a queue claim, or all of them. See `Events.ready`.
+
+        Where they are many, some begin, and each that leases all that it may lets another claim: see `_claimed`.
+        """
         line = self._lines.get(queue)
         if line is None or self._stopping:
             return
         line.wakeups += 1
+        wanted = MOST_WOKEN if count is None else min(count, MOST_WOKEN)
         idle = (receiver for receiver in self._wait_list.line(queue) if not receiver.claiming)
-        for receiver in list(islice(idle, count)):
+        woken = 0
+        for receiver in list(islice(idle, wanted)):
             if receiver.joined and not receiver.claiming:
                 self._claim(receiver, line)
+                woken += receiver.claiming
+        # Where enough were woken, those that are claiming already need not look again. If hundreds did so after each
+        # message, none would ever rest, and the bytes that they have reserved for their replies would never be free.
+        line.unmet += woken < wanted
 
     def wake_all(self) -> None:
         """Let all receivers try again: settings have changed, and may allow more."""
@@ -163,7 +179,7 @@ class Receivers:
 
     def _claim(self, receiver: Receiver, line: _Line) -> None:
         queue = receiver.request.queue
-        receiver.wakeups = line.wakeups
+        receiver.wakeups, receiver.unmet = line.wakeups, line.unmet
         receiver.allowed = receiver.request.limit
         receiver.limited = self.limits.is_limited(queue)
         if receiver.limited:
@@ -245,7 +261,7 @@ class Receivers:
             receiver.reply(outcome)
         elif outcome.messages or self._stopping:
             self._answer(receiver, outcome)
-        elif outcome.unfinished or (receiver.patient and receiver.wakeups != line.wakeups):
+        elif outcome.unfinished or (receiver.patient and receiver.unmet != line.unmet):
             self._claim(receiver, line)
         else:
             line.empty_at = receiver.wakeups

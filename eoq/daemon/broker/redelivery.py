@@ -22,6 +22,8 @@ from .leases import Bound, Lease, Leases
 
 STEP_LEASES: Final = 200
 """How many leases end in one step."""
+STEP_BYTES: Final = 2 * 1024 * 1024
+"""How many bytes of bodies these may have together, or one alone more: SQLite writes a body again with its message."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until giving back is tried again after a failure of the disk."""
 
@@ -90,8 +92,13 @@ class Redelivery:
         """Make messages deliverable again in ``delay`` seconds.
 
         ``counts`` says which of them use an attempt. Unless all do, a lease that has ended before is no error.
+
+        Where their bodies are large, this takes several steps, the last messages first (see `Leases.expire`). So
+        commands of others come between.
         """
         now = self._clock.wall()
+        begin = _last_step(leases)
+        earlier, leases = leases[:begin], leases[begin:]
 
         def done(outcome: list[End | bool] | EoqError) -> None:
             if isinstance(outcome, EoqError):
@@ -99,7 +106,9 @@ class Redelivery:
                 return
             self.free(leases)
             self._due_times.ended([end for end in outcome if isinstance(end, End)])
-            if counts == "all" and False in outcome:
+            if earlier:
+                self.retry(earlier, delay, error, reply, counts)
+            elif counts == "all" and False in outcome:
                 reply(LeaseLost(LEASE_ENDED))
             else:
                 reply({})
@@ -174,3 +183,11 @@ class Redelivery:
                 then = partial(self._give_back_some, left)
                 self.give_back(leases, "the connection of the consumer ended", counts, then)
                 return
+
+
+def _last_step(leases: Sequence[Lease]) -> int:
+    """Return the index of the first lease of the last step."""
+    size, begin = 0, len(leases)
+    while begin > 0 and (size := size + leases[begin - 1].delivery.size) <= STEP_BYTES:
+        begin -= 1
+    return min(begin, max(0, len(leases) - 1))

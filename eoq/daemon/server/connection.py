@@ -202,16 +202,18 @@ class ClientConnection(asyncio.Protocol):
     def handle_some(self, most: int = QUANTUM, *, anyway: bool = False) -> bool:
         """Handle a few lines. Return whether more of them can be handled now.
 
-        While the daemon is overloaded, only a first light line is handled, or a line in any case (``anyway``).
+        While the daemon is overloaded, only a light line is handled of a client with nothing else under way, or a line
+        in any case (``anyway``).
         """
         self._handling = True
         if not self._unhandled:
             self._traffic.pass_over(self)
-        for number in range(min(most, len(self._unhandled))):
+        for _ in range(min(most, len(self._unhandled))):
             if self._full() or self._session.closed:
                 self._traffic.pass_over(self)
                 break
-            if not anyway and (number or len(self._unhandled[0]) > LIGHT_LINE) and self._traffic.overloaded:
+            must_wait = self._under_way or len(self._unhandled[0]) > LIGHT_LINE
+            if not anyway and must_wait and self._traffic.overloaded:
                 self._handling = False
                 self._read_or_not()
                 return True

@@ -20,17 +20,17 @@ TURN_SECONDS: Final = 0.008
 QUANTUM: Final = 16
 """Lines that a connection may have handled in one turn in any case."""
 MOST_UNDER_WAY: Final = 1000
-"""Requests under way above which the further lines of connections with many lines wait, and long lines."""
+"""With more requests under way, long lines wait, and all but the first line of each connection."""
 MOST_BACKLOG: Final = 4000
-"""The weight of the commands of the store that are not finished, above which these lines wait."""
+"""These lines also wait while the commands of the store that are not finished weigh more than this."""
 LIGHT_LINE: Final = 4096
-"""Bytes of a light line. The first line of a connection does not wait for that, if it is light."""
+"""Bytes of a light line. A connection with nothing else under way does not wait for that, if its line is light."""
 TURN_BYTES: Final = 2 * 1024 * 1024
 """Bytes of large replies to encode before the event loop goes on."""
 LARGE_REPLY: Final = 16 * 1024
 """Bytes from which on a reply counts towards `TURN_BYTES`."""
 MAX_FETCHING: Final = 64 * 1024 * 1024
-"""Bytes that the replies of all requests under way may have together, by what each of them may have at most."""
+"""Bytes of the replies to all requests under way, together. Each counts with the most that it may have."""
 SIZES: Final = (2 * 1024 * 1024, 16 * 1024 * 1024)
 """Bytes up to which a reply is large, or very large, or one of few. Each kind has a budget of its own. So a receive
 waits neither for the metrics of thousands of queues, which are made at leisure, nor for the outputs of `once`."""
@@ -128,7 +128,7 @@ class Traffic:
 
     @property
     def overloaded(self) -> bool:
-        """Whether so much is under way that further lines have to wait, except the first light one of a connection."""
+        """Whether so much is under way that lines wait, except light ones of connections with nothing under way."""
         return self.under_way >= MOST_UNDER_WAY or self._backlog() >= MOST_BACKLOG
 
     def turn_end(self) -> float:
@@ -273,7 +273,7 @@ class Traffic:
                 self._note_unread(peer, size)
 
     def _idle_longest(self) -> Member:
-        """Return who has not read for the longest time, of the clients with at least half of what one has at most."""
+        """Return the client that has not read for the longest time, of those with half of the most unread or more."""
         least = max(self._unread.values()) / 2
         return next(peer for peer, size in self._unread.items() if size >= least)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from msgspec.structs import replace
+
 from ...errors import EoqError, InvalidRequest
 from .. import requests as ask
 from ..broker.due_times import DueTimes
@@ -74,8 +76,7 @@ class AdminService:
         now = self._clock.wall()
         command = Redrive(now, request.queue, *_selected(request), to, self._settings)
         if to is None:
-            self._writer.submit(command, partial(_answer_step, request, reply))
-            self._events.ready(request.queue, None)
+            self._redrive_here(request, command, [], reply)
             return
 
         def done(outcome: Step | EoqError) -> None:
@@ -88,6 +89,20 @@ class AdminService:
         if (ttl := self._settings(to).ttl) is not None:
             self._due_times.watch(now + ttl)
         self._events.ready(to, None)
+
+    def _redrive_here(self, request: ask.Redrive, command: Redrive, before: list[str], reply: Reply) -> None:
+        """Redrive dead letters in their own queue: those of ``ids`` in steps, after ``before`` that are redriven."""
+
+        def done(outcome: Step | EoqError) -> None:
+            if isinstance(outcome, Step):
+                outcome = outcome._replace(ids=[*before, *outcome.ids])
+                if outcome.left:
+                    self._redrive_here(request, replace(command, ids=outcome.left), outcome.ids, reply)
+                    return
+            _answer_step(request, reply, outcome)
+
+        self._writer.submit(command, done)
+        self._events.ready(request.queue, None)
 
     def _drop(self, _session: Session, request: ask.Drop, reply: Reply) -> None:
         command = Drop(self._clock.wall(), request.queue, *_selected(request))

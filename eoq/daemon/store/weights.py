@@ -20,6 +20,7 @@ from .commands import (
     Purge,
     Put,
     Redrive,
+    RejectDelivery,
     RetryDeliveries,
     Settle,
     StoreTotals,
@@ -54,7 +55,11 @@ def _of_results(command: TakeResults) -> int:
 
 
 def _of_retry(command: RetryDeliveries) -> int:
-    return len(command.deliveries)
+    return len(command.deliveries) + (sum([delivery.size for delivery in command.deliveries]) >> 10)
+
+
+def _of_reject(command: RejectDelivery) -> int:
+    return 1 + (command.delivery.size >> 10)
 
 
 def _of_edit(command: EditMessage) -> int:
@@ -89,6 +94,7 @@ _WEIGHTS: Final[dict[type, Callable[[Any], int]]] = {
     Settle: _of_settle,
     TakeResults: _of_results,
     RetryDeliveries: _of_retry,
+    RejectDelivery: _of_reject,
     EditMessage: _of_edit,
     OnceFinish: _of_finish,
     StoreOccurrences: _of_occurrences,

@@ -74,7 +74,7 @@ def _keep_old(database: Path, kept: Path) -> Path | None:
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, isolation_level=None, timeout=1)) as old:
         old.execute("pragma wal_checkpoint(truncate)")
     for rest, suffix in ((log, "-wal"), (index, "-shm")):
-        if rest.exists():  # the old file is damaged, and may be all the same of use with its log
+        if rest.exists():  # the old file is damaged, and may still be of use together with its log
             rest.replace(Path(f"{kept}{suffix}"))
     os.link(database, kept)
     return kept

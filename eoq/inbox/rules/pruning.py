@@ -70,7 +70,8 @@ What follows for the code:
 
 The rule does not cover: a backup that is older than ``keep``; a second restore of a backup from before the first
 restore; a restore of both files (a new file of the daemon counts as one); a queue whose retention is shorter than
-``keep``; and a worker that pauses for longer than ``keep`` while the clock is wrong.
+``keep``; a late repeat after a restore, where ``keep`` is shorter than the retention; and a worker that pauses for
+longer than ``keep`` while the clock is wrong.
 
 The statements are in ``sweeping.py`` for SQLite, and in the folder ``postgres`` for PostgreSQL.
 """

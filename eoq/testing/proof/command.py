@@ -121,7 +121,7 @@ class CommandHandler:
                 database.execute("begin immediate")
             except sqlite3.Error as error:
                 raise InvalidRequest(
-                    f"{self._db} cannot be locked: {error}; try again when nobody writes to it"
+                    f"{self._db} cannot be locked: {error}; try again when no program writes to it"
                 ) from error
             yield
             database.execute("rollback")

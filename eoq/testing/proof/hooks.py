@@ -70,7 +70,7 @@ class Hooks:
         sys.addaudithook(self._audit)
 
     def point(self, place: str) -> None:
-        """Be at a crash point."""
+        """Note a crash point, and end the process if it is the one to stop at."""
         self._count += 1
         text = " ".join(place.split())
         self._journal.note("statement", text if len(text) <= _LONGEST else text[:_LONGEST] + "…")

@@ -40,7 +40,7 @@ MAX_NAMES: Final = 5000
 LINK_SECONDS: Final = 1.0
 """How long a file may have a second name. A sender that links it into place then removes the first name."""
 TIDY_SECONDS: Final = 3600.0
-"""How often unfinished files are looked for that their senders have left behind."""
+"""How often to look for unfinished files that senders have left behind."""
 RENEW_SECONDS: Final = 3600.0
 """The age at which a token is replaced, if the daemon has certainly not stored its file."""
 _FILE_ERRORS: Final = (

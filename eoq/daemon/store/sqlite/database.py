@@ -21,9 +21,10 @@ import aiosqlite
 
 from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
+from ....system.sqlite import FAILED_SYNCS
 from ...measures import Latencies
 from .migration import Tell, migrate, migrations, to_nobody
-from .trouble import StorageTrouble
+from .trouble import LOG_LIMIT, FileLost, Ownership, StorageTrouble
 
 T = TypeVar("T")
 
@@ -34,15 +35,14 @@ APPLICATION_ID: Final = 0x656F7131
 MINIMUM_SQLITE: Final = (3, 40, 0)
 QUICK_COMMIT: Final = 0.002
 """Seconds. A commit faster than this is cheaper on the event loop than on a thread, which costs two hops (0.1 ms)."""
-LOG_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes to which SQLite truncates the log when it begins again at its start."""
+LONG_LOG: Final = 1000
+"""Pages after which SQLite writes the log back into the file. A log that grows takes longer to sync."""
+WRITE_BACK_CHANGES: Final = 100
+"""After so many changed rows, SQLite looks again whether the log is long."""
 LOCK_SECONDS: Final = 10.0
 """How long a transaction waits for a lock that another program holds on the file."""
 LOCK_PAUSE: Final = 0.01
 """Seconds between two tries for that lock."""
-CHECK_SECONDS: Final = 0.001
-"""How often to check that the file is still this daemon's alone."""
-FAILED_SYNCS: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 MANY: Final = 50
 """Rows in one statement where there are many. Each step of a statement costs Python as much as SQLite."""
 
@@ -55,14 +55,6 @@ class WrongFile(StorageFailed):
 
 class FileLocked(StorageFailed):
     """Another program holds the lock of the file. Nothing was changed."""
-
-
-class FileLost(StorageFailed):
-    """The daemon cannot rely on its file any more: a sync failed, or another program has changed the file.
-
-    The daemon has to end without a checkpoint and without closing the file, since both could copy pages of the log that
-    never reached the disk. The next start recovers.
-    """
 
 
 # For each bound value that is not of a few basic types, sqlite3 searches an adapter. A search that finds none takes
@@ -88,6 +80,9 @@ class Database:
         self._quick_commit = quick_commit
         self._last_commit = 0.0
         self._durable = True
+        self._writes_back = True
+        self._changes_then = self._log_size_then = 0
+        """What the numbers were when the log was last written back, if it was long."""
         self._ours = Ownership(database, path)
         self.trouble = StorageTrouble(database, path)
         self.lost: FileLost | None = None
@@ -168,6 +163,7 @@ class Database:
                 self._durable = durable
             self._begin(wait)
             self._ours.check()
+            self._let_write_back(durable)
             self._undo.extend([keep() for keep in self._keepers])
             outcome = function()
             commit = time.perf_counter()
@@ -187,8 +183,24 @@ class Database:
             self._last_commit = end - start
             self.latencies.commit.add(self._last_commit)
             self.latencies.sync.add(end - commit)
-        self.trouble.check_log(self._ours.log_size)
+        if durable:
+            self.trouble.check_log(self._ours.log_size)  # it may write the log back as well
         return outcome
+
+    def _let_write_back(self, durable: bool) -> None:
+        """Let SQLite write a long log back into the file after this commit, or not.
+
+        Before it does, it syncs the log, and tells nobody if that fails, although the lost pages are called clean by
+        each later sync. So only a commit that has just synced the log itself may do it. Each switch takes some µs, so
+        there is one for many small commits.
+        """
+        changes, size = self._database.total_changes, self._ours.log_size
+        let = durable and (changes >= self._changes_then + WRITE_BACK_CHANGES or size > self._log_size_then)
+        if let:
+            self._changes_then, self._log_size_then = changes, size
+        if let != self._writes_back:
+            self.execute(f"pragma wal_autocheckpoint = {LONG_LOG if let else 0}")
+            self._writes_back = let
 
     def _begin(self, wait: float) -> None:
         """Begin a transaction. SQLite's own waiting would keep the event loop."""
@@ -231,7 +243,7 @@ class Database:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """If the block raises, undo what it has changed, and leave the rest of the transaction as it is."""
+        """Undo what the block has changed if it raises, and leave the rest of the transaction as it is."""
         mark = len(self._undo)
         self._undo.extend([keep() for keep in self._keepers])
         self.execute("savepoint command")
@@ -277,60 +289,6 @@ class Database:
         self._database.set_trace_callback(callback)
 
 
-class Ownership:
-    """Notices that the file is not this daemon's alone any more.
-
-    Another writer changes SQLite's data version. A file or log that was replaced or removed has another identity, or
-    none: this daemon would go on writing to a file that has no name. A log that was truncated is shorter than it was.
-    The check takes a tenth of the time of a send (tests/bench/run.py, `send, 1 producer`), so it is made once in
-    `CHECK_SECONDS` at most.
-    """
-
-    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
-        self._execute = database.execute
-        self._path = str(path)
-        self._log = f"{path}-wal"
-        self._version: int | None = None
-        self._identity: tuple[int, int] | None = None
-        self._log_identity: tuple[int, int] | None = None
-        self.log_size = 0
-        self._checked_at = float("-inf")
-
-    def check(self) -> None:
-        """Raise `FileLost` where the file was changed by others. Call it with a transaction open."""
-        now = time.monotonic()
-        if now < self._checked_at + CHECK_SECONDS:
-            return
-        self._checked_at = now
-        stat = os.stat  # in the path of a send, where `Path.stat` takes twice as long
-        (version,) = self._execute("pragma data_version").fetchone()
-        try:
-            file, log = stat(self._path), stat(self._log)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileLost(
-                f"{error.filename} was removed while the daemon used it, so nothing more is stored; what was confirmed "
-                "since is lost with it. Restart the daemon, and keep other programs away from its files"
-            ) from error
-        identity, log_identity = (file.st_dev, file.st_ino), (log.st_dev, log.st_ino)
-        if self._version is None:
-            self._version, self._identity, self._log_identity = version, identity, log_identity
-        elif version != self._version:
-            raise FileLost(
-                f"another program has written to {self._path} (a second daemon, whose lock file was removed?), so this "
-                "daemon stops; nothing was changed. Stop the other program, and start one daemon again"
-            )
-        elif (identity, log_identity) != (self._identity, self._log_identity):
-            raise FileLost(
-                f"{self._path} or its log was replaced while the daemon used it, so nothing was changed and the daemon "
-                "stops; restart it to serve the new file"
-            )
-        elif log.st_size < self.log_size <= LOG_LIMIT:
-            raise FileLost(
-                f"{self._log} was truncated by another program, so nothing was changed and the daemon stops; restart it"
-            )
-        self.log_size = log.st_size
-
-
 # ── opening ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -352,9 +310,9 @@ def prepare(database: sqlite3.Connection, path: Path, tell: Tell = to_nobody) ->
     (mode,) = database.execute("pragma journal_mode = wal").fetchone()
     if mode != "wal":
         raise StorageFailed(f"{path} cannot use a write-ahead log; put it on a local file system")
-    # SQLite checkpoints every 1000 pages: a log that grows takes longer to sync than one that is written over. The
-    # cache is small, since the hot pages are few: both ends of the queues. When pages of a tree have moved, a commit
-    # searches the whole cache. Debian's SQLite overwrites what is deleted with zeros (secure_delete), into the log.
+    # The cache is small, since the hot pages are few: both ends of the queues. When pages of a tree have moved, a
+    # commit searches the whole cache. Debian's SQLite overwrites what is deleted with zeros (secure_delete), into the
+    # log.
     database.executescript(
         f"""
         pragma synchronous = full;

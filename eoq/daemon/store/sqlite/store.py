@@ -21,7 +21,7 @@ from ...config.settings import SettingsOf, StorageSettings, defaults
 from .. import commands, schedule_commands
 from ..commands import Command
 from .batching import Batching
-from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, FileLost, storage_error
+from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, storage_error
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
 from .deliveries.far_results import FarResults
@@ -38,18 +38,20 @@ from .sending.puts import Puts
 from .sending.setups import Setups
 from .seqs import Seqs
 from .space import Space
+from .tables.changes import MessageChanges
 from .tables.clock import ClockNotes
 from .tables.contents import Contents
-from .tables.dead_letters import DeadLetters, Deletion
+from .tables.dead_letters import DeadLetters
+from .tables.deletion import Deletion
 from .tables.groups import Groups
 from .tables.messages import Messages
 from .tables.once import OnceKeys
 from .tables.queues import MAX_QUEUES, Queues
 from .tables.schedules import Schedules
-from .tables.steering import Steering
 from .tables.timers import Timers
 from .tables.topics import Bindings
 from .totals import MOST_WRITTEN, Totals
+from .trouble import FileLost
 
 R = TypeVar("R")
 
@@ -136,7 +138,7 @@ class SqliteStore:
         database, totals = self.database, self.totals
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
         deletion = Deletion(database, queues, settled, contents, leased, totals)
-        steering = Steering(database, queues, messages, contents, leased, settled, self.space, clock_notes)
+        changes = MessageChanges(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
         once = OnceKeys(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
@@ -148,8 +150,8 @@ class SqliteStore:
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,
             commands.DeleteIdleQueues: deletion.delete_idle,
-            commands.CancelMessage: steering.cancel,
-            commands.EditMessage: steering.edit,
+            commands.CancelMessage: changes.cancel,
+            commands.EditMessage: changes.edit,
             commands.Import: imports.store,
             commands.Purge: dead_letters.purge,
             commands.Redrive: dead_letters.redrive,

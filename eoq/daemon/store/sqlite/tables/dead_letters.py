@@ -1,4 +1,4 @@
-"""The commands of operators: purge waiting messages, redrive or drop dead letters, delete queues.
+"""The commands of operators for many messages: purge waiting ones, redrive or drop dead letters.
 
 Each command is one step of bounded length. The next step continues where the last one ended.
 """
@@ -9,14 +9,12 @@ import json
 from typing import Final
 
 from .....errors import IdConflict, InvalidRequest
-from ....records import Deleted, End, Forgotten, NewMessage, Step
-from ....store.commands import DeleteIdleQueues, DeleteQueue, Drop, Purge, Redrive
+from ....records import End, NewMessage, Step
+from ....store.commands import Drop, Purge, Redrive
 from ..database import Database
 from ..deliveries.leased import Leased
-from ..deliveries.settled import Settled
 from ..deliveries.unleased import Unleased
 from ..sending.puts import Puts
-from ..totals import Totals
 from .contents import Contents
 from .groups import Groups
 from .messages import ENDING_COLUMNS, Ending, Messages
@@ -26,19 +24,10 @@ STEP_ROWS: Final = 500
 """How many messages one step changes."""
 STEP_BYTES: Final = 16 * 1024 * 1024
 """How many bytes of bodies one step stores in another queue, unless the first alone has more."""
+STEP_REWRITTEN: Final = 4 * 1024 * 1024
+"""How many bytes of bodies one step writes again in their own queue, unless the first alone has more."""
 STEP_SCANS: Final = 5000
 """How many dead letters one step reads, to find those that failed before a moment."""
-_HAS_MESSAGES: Final = """
-    select 1
-    from (
-      select 1 from message where queue = ?1 and state = 'ready'
-      union all
-      select 1 from message where queue = ?1 and state in ('delayed', 'blocked')
-      union all
-      select 1 from message where queue = ?1 and state = 'dead'
-    )
-    limit 1
-    """
 
 
 class DeadLetters:
@@ -92,6 +81,9 @@ class DeadLetters:
         if command.to is not None:
             with self._database.savepoint():
                 return self._move(command, command.to, messages, after)
+        messages, left = _first_step(messages)
+        if left and command.ids is None:
+            after = messages[-1].seq
         rows = self._database.execute(
             """
             update message
@@ -107,7 +99,8 @@ class DeadLetters:
         self._contents.add(queue_id, len(messages), sum(message.size for message in messages))
         for group in sorted({message.group for message in messages if message.group is not None}):
             self._groups.line_up(command.now, queue_id, group)
-        return Step([message.id for message in messages], after)
+        rest = [] if command.ids is None else [message.id for message in left]
+        return Step([message.id for message in messages], after, left=rest)
 
     def _move(self, command: Redrive, to: str, messages: list[Ending], after: int | None) -> Step:
         """Store dead letters in another queue, and drop them here. The bytes of one step are limited."""
@@ -186,96 +179,19 @@ class DeadLetters:
         return found, after if len(rows) == STEP_SCANS else None
 
 
+def _first_step(messages: list[Ending]) -> tuple[list[Ending], list[Ending]]:
+    """Return the messages of one step, at least one if there is any, and those that are left for the next steps."""
+    size = 0
+    for index, message in enumerate(messages):
+        size += message.size
+        if size > STEP_REWRITTEN and index > 0:
+            return messages[:index], messages[index:]
+    return messages, []
+
+
 def _is_meant(command: Redrive | Drop, failed_at: float) -> bool:
     """Return whether a command is for a dead letter that failed at a moment."""
     if command.failed_before is not None and failed_at >= command.failed_before:
         return False
     # One that seems to fail later than now was there before the clock was set back.
     return command.seen_at is None or not command.seen_at < failed_at <= command.now
-
-
-class Deletion:
-    """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
-
-    def __init__(
-        self, database: Database, queues: Queues, settled: Settled, contents: Contents, leased: Leased, totals: Totals
-    ) -> None:
-        self._database = database
-        self._queues = queues
-        self._settled = settled
-        self._contents = contents
-        self._leased = leased
-        self._totals = totals
-
-    def delete(self, command: DeleteQueue) -> Deleted:
-        """See `DeleteQueue`."""
-        name = command.queue
-        queue_id = self._queues.find(name)
-        if queue_id is None:
-            return Deleted(False, 0, True)
-        if self._has_messages(queue_id):
-            raise InvalidRequest(
-                f"the queue {name!r} has messages; let them be settled, or drop them with `eoq purge {name}` and "
-                f"`eoq dead drop {name} --all`"
-            )
-        if name in command.keep or name in self._bound():
-            raise InvalidRequest(f"{name!r} is bound, or is a topic; end that first, as `eoq topics` shows it")
-        if name in self._scheduled():
-            raise InvalidRequest(f"a schedule sends to the queue {name!r}; remove it first (`eoq schedule list`)")
-        if not command.forget_ids and self._remembers(queue_id):
-            raise InvalidRequest(
-                f"the queue {name!r} remembers the ids of settled messages, which keep a repeated send from being "
-                "stored twice; it goes by itself when their retention has passed, or now with `--forget-ids` "
-                "(`forget_ids`)"
-            )
-        forgotten = self._forget_ids(queue_id)
-        if forgotten == STEP_ROWS:
-            return Deleted(True, forgotten, False)
-        self._remove(name, queue_id)
-        return Deleted(True, forgotten, True)
-
-    def delete_idle(self, command: DeleteIdleQueues) -> Forgotten:
-        """See `DeleteIdleQueues`."""
-        rows = self._database.execute(
-            """
-            select number, name, paused
-            from queue
-            where number > ?
-            order by number
-            limit ?
-            """,
-            (command.after, command.limit),
-        ).fetchall()
-        kept = command.keep | self._bound() | self._scheduled()
-        gone = 0
-        for queue_id, name, paused in rows:
-            if not paused and name not in kept and not self._remembers(queue_id) and not self._has_messages(queue_id):
-                self._remove(name, queue_id)
-                gone += 1
-        return Forgotten(gone, (rows[-1][0], None) if len(rows) == command.limit else None, [], [])
-
-    def _has_messages(self, queue_id: int) -> bool:
-        return self._database.execute(_HAS_MESSAGES, (queue_id,)).fetchone() is not None
-
-    def _remembers(self, queue_id: int) -> bool:
-        """Return whether the ids of settled messages are remembered."""
-        return bool(self._settled.first(queue_id, 1))
-
-    def _bound(self) -> set[str]:
-        """Return the topics and the queues of the stored bindings."""
-        return {name for pair in self._database.execute("select topic, queue from binding") for name in pair}
-
-    def _scheduled(self) -> set[str]:
-        """Return the queues to which schedules send."""
-        return {queue for (queue,) in self._database.execute("select queue from schedule")}
-
-    def _forget_ids(self, queue_id: int) -> int:
-        records = self._settled.first(queue_id, STEP_ROWS)
-        self._settled.forget(queue_id, records)
-        return len(records)
-
-    def _remove(self, name: str, queue_id: int) -> None:
-        self._contents.drop(queue_id)
-        self._leased.forget_queue(queue_id)
-        self._totals.move_to_deleted(queue_id)
-        self._queues.delete(name, queue_id)

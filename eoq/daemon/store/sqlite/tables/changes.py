@@ -1,4 +1,4 @@
-"""Steering one message: it is cancelled, or its body, priority or due time is changed."""
+"""Changes of one message: it is cancelled, or its body, its priority or its due time is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIND: Final = f"""
     """  # noqa: S608 # a constant
 
 
-class Steering:
+class MessageChanges:
     """The commands for one message."""
 
     def __init__(

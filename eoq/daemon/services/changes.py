@@ -14,7 +14,7 @@ from ..session import Handlers, Reply, Session, Submitter
 from ..store.commands import CancelMessage, EditMessage
 
 
-class SteeringService:
+class MessageChangeService:
     """The handlers of these requests."""
 
     def __init__(self, writer: Submitter, broker: Broker, events: Events) -> None:

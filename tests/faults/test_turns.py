@@ -1,0 +1,211 @@
+"""Turns: requests that have to wait get their turn, also where others never stop sending. The disk is slow."""
+
+from __future__ import annotations
+
+import resource
+import select
+import signal
+import socket as sockets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Final
+
+import pytest
+
+from tests.faults.daemons import planted_daemon
+from tests.faults.planted_daemon import Plant
+from tests.support import Daemon, Wire, eventually, running_daemon
+
+SLOW: Final = Plant(commit_seconds=0.05)
+"""So that the clients here have sent their next request before the daemon has finished with the others."""
+
+
+@pytest.mark.slow
+def test_a_later_line_has_its_turn_while_others_keep_the_writer_busy() -> None:
+    """Each purge is as much work as 500 messages, so that these clients alone are more than the daemon begins at once.
+
+    The first lines of a client pass in any case. A later one waits for less work, which there never is.
+    """
+    with planted_daemon(SLOW) as daemon, ExitStack() as stack:
+        hogs = {wire.socket: wire for wire in (stack.enter_context(daemon.wire()) for _ in range(40))}
+        other = stack.enter_context(daemon.wire())
+        turns = {socket: number for number, socket in enumerate(hogs)}
+        sends = [{"queue": f"h{number}", "body": "x"} for number in range(len(hogs))]
+        assert other.ask({"op": "settle", "send": sends})["ok"]
+        for socket in hogs:
+            _send_or_purge(hogs[socket], turns, socket)
+        eventually(lambda: select.select(list(hogs), [], [], 0)[0])
+        other.send(*[{"op": "status"}] * 4)
+        served, answered = 0, 0
+        while answered < 4:
+            assert served < 400, "it waits for ever"
+            for socket in select.select([*hogs, other.socket], [], [], 20)[0]:
+                if socket is other.socket:
+                    answered += socket.recv(10_000).count(b"\n")
+                else:
+                    assert hogs[socket].read()["ok"]
+                    _send_or_purge(hogs[socket], turns, socket)
+                    served += 1
+
+
+@pytest.mark.slow
+def test_requests_that_come_one_by_one_wait_as_well_while_much_is_under_way() -> None:
+    """A client that sends each line alone has no more under way than one that sends all at once."""
+    pairs = 60
+    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other, daemon.wire() as third:
+        assert other.ask({"op": "send", "queue": "h", "body": "x"})["ok"]
+        for _ in range(pairs):
+            for request in ({"op": "send", "queue": "h", "body": "x"}, {"op": "purge", "queue": "h"}):
+                hog.send(request)
+                assert third.ask({"op": "status"})["ok"]
+        other.send({"op": "send", "queue": "other", "body": "x"})
+        assert other.read()["ok"]
+        hog.socket.setblocking(False)
+        assert hog.socket.recv(1_000_000).count(b"\n") < pairs, "half of its requests at most came before"
+
+
+def _send_or_purge(wire: Wire, turns: dict[sockets.socket, int], socket: sockets.socket) -> None:
+    """Send a message to a queue, or purge it, in turns: a purge without a message would not wait for the disk."""
+    turns[socket] += 1
+    queue = f"h{list(turns).index(socket)}"
+    wire.send({"op": "purge", "queue": queue} if turns[socket] % 2 else {"op": "send", "queue": queue, "body": "x"})
+
+
+@pytest.mark.slow
+def test_a_client_with_one_request_does_not_stand_behind_those_with_many() -> None:
+    """More receives are asked for than there are bytes for replies. A client with nothing else under way is next."""
+    count, began = 120, 64
+    with planted_daemon(Plant(commit_seconds=0.2)) as daemon, ExitStack() as stack:
+        messages = [{"id": f"{number}", "body": "x"} for number in range(1000)]
+        assert daemon.ask(op="send_many", queue="q", messages=messages)["ok"]
+        hogs = [stack.enter_context(daemon.wire()) for _ in range(count)]
+        other = stack.enter_context(daemon.wire())
+        assert other.ask({"op": "status"})["connections"] == count + 1
+        receive = {"op": "receive", "queue": "q"}
+        daemon.signal(signal.SIGSTOP)
+        for hog in hogs:  # while its send is under way, its receives have to wait
+            hog.send({"op": "send", "queue": "h", "body": "x"}, *[receive] * 5)
+        other.send(receive)
+        daemon.signal(signal.SIGCONT)
+        assert int(other.read()["messages"][0]["id"]) < began + count // 2
+
+
+@pytest.mark.slow
+def test_receives_that_find_nothing_leave_their_bytes_to_others_while_messages_come() -> None:
+    """Hundreds of receives wait for a queue into which a client sends. A receive of another queue is not held up."""
+    with running_daemon() as daemon, ExitStack() as stack:
+        idle, other = stack.enter_context(daemon.wire()), stack.enter_context(daemon.wire())
+        wait = {"op": "receive", "queue": "w", "wait": 900}
+        idle.send(*[wait] * 250)
+        eventually(lambda: daemon.ask(op="status")["waiting"] == 250)
+        with _sender(daemon, "w") as sent:
+            for _ in range(8):
+                stack.enter_context(daemon.wire()).send(*[wait] * 250)
+            longest = 0
+            while sent[0] < 200:
+                before = sent[0]
+                assert other.ask({"op": "receive", "queue": "nothing"})["messages"] == []
+                longest = max(longest, sent[0] - before)
+        assert longest < 50
+
+
+@pytest.mark.slow
+def test_large_messages_come_back_in_steps() -> None:
+    """SQLite writes a body again with its message. So those of one release are not all in one transaction."""
+    count = 12
+    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other:
+        receipts = _lease_large(hog, count)
+        hog.send({"op": "release", "receipts": receipts})
+        seen = set()
+        while (leased := other.ask({"op": "status"})["leased"]) > 0:
+            seen.add(leased)
+        assert len(seen - {count}) >= 3, "another client was answered between the steps"
+        assert hog.read()["ok"]
+        queues = {queue["name"]: queue for queue in other.ask({"op": "queues"})["queues"]}
+        assert queues["large"]["ready"] == count
+        messages = [hog.ask({"op": "receive", "queue": "large"})["messages"][0] for _ in range(count)]
+        assert [message["id"] for message in messages] == [f"{number}" for number in range(count)]
+        assert {message["attempt"] for message in messages} == {1}
+
+
+@pytest.mark.slow
+def test_large_dead_letters_are_redriven_in_steps(daemon: Daemon) -> None:
+    count = 12
+    with daemon.wire() as wire:
+        for receipt in _lease_large(wire, count):
+            assert wire.ask({"op": "reject", "receipt": receipt})["ok"]
+        first = wire.ask({"op": "redrive", "queue": "large", "all": True})
+        assert 0 < len(first["ids"]) < count
+        rest = [f"{number}" for number in range(len(first["ids"]), count)]
+        named = wire.ask({"op": "redrive", "queue": "large", "ids": [*rest, "unknown"]})
+        assert named["ids"] == rest
+        assert named["missing"] == ["unknown"]
+        assert wire.ask({"op": "redrive", "queue": "large", "all": True, "after": first["after"]})["ids"] == []
+        (queue,) = wire.ask({"op": "queues"})["queues"]
+        assert (queue["ready"], queue["dead"]) == (count, 0)
+
+
+def _lease_large(wire: Wire, count: int) -> list[str]:
+    """Send messages of a mebibyte, lease them, and return their receipts."""
+    for number in range(count):
+        assert wire.ask({"op": "send", "queue": "large", "id": f"{number}", "body": "x" * 1_000_000})["ok"]
+    receipts: list[str] = []
+    while len(receipts) < count:
+        messages = wire.ask({"op": "receive", "queue": "large", "limit": count})["messages"]
+        receipts += [message["receipt"] for message in messages]
+    return receipts
+
+
+@contextmanager
+def _sender(daemon: Daemon, queue: str) -> Iterator[list[int]]:
+    """Send one message after the other, and tell how many were sent."""
+    sent, stop = [0], threading.Event()
+
+    def send() -> None:
+        with daemon.wire() as wire:
+            while not stop.is_set():
+                assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
+                sent[0] += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_daemon_that_stops_waits_until_the_leases_of_all_connections_have_ended(many_files: None) -> None:
+    """There are so many that they take several turns of the event loop. Its commits are as quick as can be."""
+    count = 1000
+    with planted_daemon(Plant(quick_commit=1000.0)) as daemon, ExitStack() as stack:
+        wires = [stack.enter_context(daemon.wire()) for _ in range(count)]
+        for start in range(0, count, 500):
+            messages = [{"body": ""}] * 500
+            assert daemon.ask(op="send_many", queue="q", messages=messages)["ok"]
+            for wire in wires[start : start + 500]:
+                wire.send({"op": "receive", "queue": "q", "bound": True})
+        for wire in wires:
+            assert wire.read()["messages"]
+        assert _deliveries(daemon) == count
+        assert daemon.terminate() == 0
+        assert _deliveries(daemon) == 0
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process open thousands of sockets."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def _deliveries(daemon: Daemon) -> int:
+    """Return how many deliveries the file says that are open."""
+    with closing(sqlite3.connect(f"file:{daemon.db}?mode=ro", uri=True)) as database:
+        return int(database.execute("select count(*) from delivery").fetchone()[0])
