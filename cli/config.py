@@ -52,7 +52,8 @@ def check(ctx: click.Context, /, file: Path | None, as_json: bool, **_options: o
 
     path = file or resolve_config_path(from_cli(ctx)).value
     if path is None:
-        raise NotFound(f"there is no configuration {config_path() or ''}; name a file, or set EOQ_CONFIG")
+        default = config_path() or "of this user, who has no home folder (HOME)"
+        raise NotFound(f"there is no configuration {default}; name a file, or set EOQ_CONFIG")
     try:
         loaded = load(path)
     except EoqError as error:

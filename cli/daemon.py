@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eoq.client.blocking import Client
-from eoq.errors import EoqError, Unavailable
+from eoq.errors import EoqError, Forbidden, Unavailable
 from eoq.protocol.holder import Holder, Opening, daemon_on
 from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
@@ -93,7 +93,7 @@ def daemon(ctx: click.Context, /, log: Path | None, log_format: str, **_options:
 
     def ready(path: Path) -> None:
         try:
-            click.echo(f"ready {path}")
+            click.echo(os.fsencode(f"ready {path}"))
         except OSError as error:
             logging.getLogger("eoq.daemon").warning("`ready` could not be printed: %s", error)
 
@@ -157,7 +157,12 @@ def stop(socket: str | None) -> None:
     path = socket_path(socket).absolute()
     holder = daemon_on(path)
     is_silent = holder is not None and (holder.is_stopped or holder.opening is not None)
-    running = None if is_silent else _status(path)
+    try:
+        running = None if is_silent else _status(path)
+    except Forbidden:  # its socket is closed to this user, who may signal it nevertheless
+        if holder is None:
+            raise
+        running = None
     if running is not None:
         pid = running["pid"]
     elif holder is not None and holder.is_here:
@@ -172,8 +177,6 @@ def stop(socket: str | None) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        from eoq.errors import Forbidden
-
         raise Forbidden(f"the daemon with pid {pid} belongs to another user; ask its owner to stop it") from None
     if holder is not None and holder.is_stopped:
         raise unavailable(

@@ -6,7 +6,7 @@ import click
 
 from eoq.ids import new_id
 from eoq.protocol import calls
-from eoq.protocol.validation import check_ttl
+from eoq.protocol.validation import check_finite, check_ttl
 from eoq.transport.single import Single
 
 from . import plain
@@ -56,6 +56,7 @@ def once(
     COMMAND (128 plus the signal's number if a signal killed it).
     """
     check_ttl(ttl)
+    check_finite("wait", wait)
     text = None if fingerprint is None else plain.fingerprint(fingerprint, command)
     request = calls.once(key, new_id(), text, 0.0).fields
     return plain.once(Single(socket), request, command, ttl, wait, keep_failure)

@@ -54,6 +54,7 @@ def receive(queue: str, limit: int, wait: float, lease: float, acks: bool, as_js
     eoq receive mail --limit 100 --ack
     """
     check_finite("wait", wait)
+    check_finite("lease", lease)
     with Single(socket) as single:
         return plain.receive(single, queue, limit, wait, lease, acks, as_json)
 

@@ -18,7 +18,7 @@ from eoq.message import Outgoing, Sent, encode_payload
 from eoq.protocol import calls
 from eoq.protocol.codec import get_bytes
 from eoq.protocol.limits import MAX_BODY, MAX_LINE
-from eoq.protocol.validation import check_options
+from eoq.protocol.validation import check_finite, check_options
 from eoq.transport.single import Single
 
 from . import plain
@@ -89,6 +89,7 @@ def send(
         raise click.UsageError("give --delay or --at, not both")
     if spool is not None and wait is not None:
         raise click.UsageError("give --wait or --spool, not both: a message in a spool has no result yet")
+    check_finite("wait", wait)  # before anything is sent
     many = lines or jsonl
     if many and (body is not None or message.id is not None or wait is not None or (lines and jsonl)):
         raise click.UsageError(

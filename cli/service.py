@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -180,11 +181,11 @@ class _Place(NamedTuple):
     @property
     def folder(self) -> Path:
         if _is_macos():
-            return SYSTEM_LISTS if self.system else Path.home() / "Library" / "LaunchAgents"
+            return SYSTEM_LISTS if self.system else _home() / "Library" / "LaunchAgents"
         if self.system:
             return SYSTEM_UNITS
         named = os.environ.get("XDG_CONFIG_HOME", "")
-        return (Path(named) if named.startswith("/") else Path.home() / ".config") / "systemd" / "user"
+        return (Path(named) if named.startswith("/") else _home() / ".config") / "systemd" / "user"
 
     @property
     def paths(self) -> list[Path]:
@@ -198,6 +199,15 @@ class _Place(NamedTuple):
     @property
     def domain(self) -> str:
         return "system" if self.system else f"gui/{os.getuid()}"
+
+
+def _home() -> Path:
+    with suppress(RuntimeError):
+        if os.environ.get("HOME") != "":
+            return Path.home()
+    raise Forbidden(
+        "this user has no home folder (HOME), so no service of its own; use --system for the machine's service"
+    )
 
 
 def _plan(ctx: click.Context, system: bool, user: str | None) -> Plan:

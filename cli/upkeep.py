@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def backup(ctx: click.Context, /, dest: Path, socket: str | None, as_json: bool,
     if as_json:
         print_json({"backup": str(target), "database": str(database), **snapshot._asdict()})
     else:
-        click.echo(target)
+        click.echo(os.fsencode(target))
         report(f"{snapshot.messages:,} messages and {snapshot.settled:,} settled ids, {snapshot.size:,} bytes")
 
 
@@ -90,7 +91,7 @@ def restore(ctx: click.Context, /, backup: Path, yes: bool, as_json: bool, **_op
         print_json({"database": str(database), "kept": kept, **restored.snapshot._asdict()})
         return
     if restored.kept is not None:
-        click.echo(restored.kept)
+        click.echo(os.fsencode(restored.kept))
         report(f"{database} was restored; the old file is kept as {restored.kept}")
     else:
         report(f"{database} was restored")

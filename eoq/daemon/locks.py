@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from ..errors import EoqError, Forbidden, Unavailable
 from ..protocol.holder import lock_file, read_holder
+from ..protocol.paths import how_to_open
 
 _IN_THE_WAY: Final = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENXIO}
 """What the system says where a folder, a link or a pipe is in the place of a file, or a file in that of a folder."""
@@ -140,7 +141,8 @@ class Lock:
 def cannot_use(path: Path, error: OSError) -> EoqError:
     """Return the error for a path of the daemon that cannot be created or opened."""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return Forbidden(f"{path} cannot be written by this user ({error.strerror}); choose a folder of your own")
+        hint = how_to_open(path) or "choose a folder of your own"
+        return Forbidden(f"{path} cannot be written by this user ({error.strerror}); {hint}")
     if isinstance(error, FileNotFoundError):
         return Forbidden(f"the folder {path.parent} does not exist; make it with `mkdir -p {path.parent}`")
     if error.errno in _IN_THE_WAY:

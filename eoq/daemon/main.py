@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..errors import EoqError, Forbidden
 from ..protocol.holder import Opening
-from ..protocol.paths import spool_path
+from ..protocol.paths import how_to_open, spool_path
 from ..system.service_manager import ServiceManager
 from .assembly import Daemon, Settings, open_daemon
 from .clock import LoopClock
@@ -80,7 +80,8 @@ async def _serve(settings: Settings, ready: Callable[[Path], None], hung_up: Cal
         manager.tell_status(f"opening {settings.database}")
         _note_opening(socket_lock, Opening("opening its file", 0, 0, upgrades=False))
         tell = partial(_tell_of_upgrade, socket_lock, manager)
-        async with open_daemon(settings, LoopClock(), config, reloader, spool, _end_soon, tell) as daemon:
+        end_soon = partial(_end_soon, socket_lock)
+        async with open_daemon(settings, LoopClock(), config, reloader, spool, end_soon, tell) as daemon:
             await daemon.start(manager.passed_socket())
             if isinstance(found, EoqError):
                 log.warning("going on without the default spool: %s", found)
@@ -141,12 +142,14 @@ def _stop_on_failure(stopped: asyncio.Event) -> list[EoqError]:
     return failures
 
 
-def _end_soon(lost: EoqError) -> None:
+def _end_soon(lock: Lock, lost: EoqError) -> None:
     """End the process as soon as the last replies are written, and leave the file as it is.
 
-    To close the file, or to let Python close it at the end of the process, would be a checkpoint. See `FileLost`.
+    To close the file, or to let Python close it at the end of the process, would be a checkpoint. See `FileLost`. The
+    lock of the socket goes on saying why, for those who find no daemon afterwards.
     """
     log.critical("stopping at once: %s", lost)
+    lock.note(ended=str(lost))
     asyncio.get_running_loop().call_later(LAST_REPLIES_SECONDS, os._exit, lost.exit_status)
 
 
@@ -194,15 +197,12 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
     Raises `Locked` where another daemon has one of them, `Forbidden` where a folder cannot be used.
     """
     with suppress(PermissionError):  # then the lock says so
-        if settings.database.is_dir():
-            raise Forbidden(
-                f"{settings.database} cannot be opened: it is a folder; remove it, or name a file with --db"
-            )
+        _require_files(settings.database)
     owner = {"pid": os.getpid(), "socket": str(settings.socket)}
     for path in (settings.database, settings.socket):
         _make_folder(path.parent)
         # Resolved, so that another daemon cannot open the same file under the name of a link.
-        lock = stack.enter_context(Lock(path.resolve(), owner))
+        lock = stack.enter_context(Lock(Path(os.path.realpath(path)), owner))
     try:
         is_default = settings.spool is None
         spool = SpoolFolder(settings.spool or spool_path(settings.database), owner, is_default=is_default)
@@ -211,6 +211,18 @@ def _lock_paths(settings: Settings, stack: ExitStack) -> tuple[Lock, SpoolFolder
             raise
         return lock, error
     return lock, stack.enter_context(spool)
+
+
+def _require_files(database: Path) -> None:
+    """Raise `Forbidden` where the database, its log or its index is no file, or is closed to its owner by its mode."""
+    for path in (database.with_name(database.name + end) for end in ("", "-wal", "-shm")):
+        if not path.exists():
+            continue
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise Forbidden(f"{path} cannot be opened: it is {kind}; remove it, or name another database with --db")
+        if not os.access(path, os.R_OK | os.W_OK) and (hint := how_to_open(path)) is not None:
+            raise Forbidden(f"{path} cannot be read or written by this user; {hint}")
 
 
 def _allow_many_files() -> None:

@@ -47,7 +47,7 @@ def read_conninfo(conninfo: str) -> dict[str, str]:
     Raises `InvalidRequest` without a word of the string, which may have a password.
     """
     settings: dict[str, str] | None = None
-    with suppress(psycopg.Error):  # its text repeats a part of the string, so no chain may lead to it
+    with suppress(psycopg.Error, UnicodeError):  # their texts repeat a part of the string, so no chain may lead to it
         settings = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
     if settings is None or not _is_plain(settings):
         raise InvalidRequest(

@@ -101,7 +101,9 @@ def daemon_on(socket: Path, database: Path | None = None) -> Holder | None:
     Where the folder of the socket was removed, its lock is gone as well. Then the lock of ``database`` tells, which is
     by default the user's.
     """
-    if (found := holder_of(socket)) is not None:
+    found = holder_of(socket)
+    # The lock is another's where the path is not that of a socket, but of a daemon's database.
+    if found is not None and os.path.realpath(found.socket) == os.path.realpath(socket):
         return found
     with suppress(EoqError):
         found = holder_of(database_path() if database is None else database)
@@ -112,7 +114,9 @@ def advice(socket: Path) -> str:
     """Return what to do about a daemon that cannot be reached: whether it does not run, is stopped, or is busy."""
     found = daemon_on(socket)
     if found is None:
-        return "start one with `eoq start`, or name another socket with --socket or EOQ_SOCKET"
+        start = "start one with `eoq start`, or name another socket with --socket or EOQ_SOCKET"
+        ended = _why_ended(socket)
+        return start if ended is None else f"{start}. The last daemon there has stopped: {ended}"
     if found.is_stopped:
         return (
             f"the daemon with pid {found.pid} is stopped, by a signal or a debugger; "
@@ -126,8 +130,8 @@ def advice(socket: Path) -> str:
     kind = _kind_of(socket)
     if kind not in (0, stat.S_IFSOCK):
         return (
-            f"the daemon with pid {found.pid} runs, but something else is in the place of its socket; remove that, and "
-            "it makes its socket again within seconds"
+            f"the daemon with pid {found.pid} runs, but something else is in the place of its socket; move that "
+            "away, and it makes its socket again within seconds"
         )
     if kind == 0:
         return (
@@ -135,6 +139,23 @@ def advice(socket: Path) -> str:
             "it can. Try again; if that does not help, see its log, or stop it with `eoq stop`"
         )
     return f"the daemon with pid {found.pid} runs, but does not answer: try again later, or see its log"
+
+
+def _why_ended(socket: Path) -> str | None:
+    """Return why the last daemon of a socket stopped by itself, as its lock file says. None where it does not."""
+    try:
+        descriptor = os.open(lock_file(socket.resolve()), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    try:
+        if os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+            return None
+        ended = json.loads(os.pread(descriptor, 4096, 0)).get("ended")
+    except (OSError, ValueError, AttributeError):
+        return None
+    finally:
+        os.close(descriptor)
+    return ended if isinstance(ended, str) and ended.isprintable() else None
 
 
 def _kind_of(path: Path) -> int:

@@ -1,8 +1,12 @@
-"""The default paths of the socket, the database and the configuration. All paths that are returned are absolute."""
+"""The default paths of the socket, the database and the configuration, and how to open one that its user has closed.
+
+All paths that are returned are absolute.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +58,26 @@ def config_path() -> Path | None:
 
     folder = _user_folder(user_config_path, "XDG_CONFIG_HOME")
     return None if folder is None else folder / "eoq.toml"
+
+
+def how_to_open(path: Path) -> str | None:
+    """Return what opens ``path`` to this user, or None where the mode of a path of its own is not what closes it.
+
+    Of the path and the folders on the way to it, the innermost that can be seen is looked at.
+    """
+    for place in (path, *path.parents):
+        try:
+            found = place.stat()
+        except OSError:
+            continue  # it is not there, or the folder that it is in may not be entered
+        is_folder = stat.S_ISDIR(found.st_mode)
+        wanted = 0o700 if is_folder else 0o600
+        if found.st_uid != os.geteuid() or found.st_mode & wanted == wanted:
+            return None
+        import shlex  # only where it is needed: it takes a millisecond
+
+        return f"give yourself access with `chmod u+{'rwx' if is_folder else 'rw'} {shlex.quote(str(place))}`"
+    return None
 
 
 def _user_folder(find: Callable[[str], Path], variable: str) -> Path | None:

@@ -20,6 +20,7 @@ from ..protocol.calls import Call
 from ..protocol.codec import Fields
 from ..protocol.features import HANDLES, NOT_AFTER, as_repeat, is_limited, stored_until
 from ..protocol.holder import advice
+from ..protocol.paths import how_to_open
 from ..system.forks import watch_forks
 from .connection import GIVE_UP_SECONDS, Connection, ConnectionLost, NotADaemon
 
@@ -68,6 +69,8 @@ def _messages_of(request: Fields) -> Sequence[Fields]:
 
 def forbidden(path: Path) -> Forbidden:
     """Return the error for a socket that this user may not open."""
+    if (hint := how_to_open(path)) is not None:
+        return Forbidden(f"the socket {path} cannot be opened (Permission denied); {hint}")
     return Forbidden(
         f"the socket {path} belongs to another user, and this one may not connect; use your own daemon, or ask its "
         "operator (`socket_mode` and `socket_group` in its configuration)"

@@ -65,3 +65,20 @@ def test_an_error_with_any_characters_is_printed(alone: Shell, locales: Path, lo
     ran = alone.run("eoq send 'caf\u00e9' x", LC_ALL=locale, LOCPATH=str(locales), PYTHONUTF8="0")
     assert ran.status in (2, 65)
     assert ran.errors.startswith("eoq: ") or "Usage" in ran.errors
+
+
+@pytest.mark.slow
+def test_names_of_files_that_are_no_utf_8_are_used_and_printed_as_they_are(alone: Shell) -> None:
+    script = """
+        name=$(printf 'd\\377')
+        eoq start --db "$name.db"
+        eoq send q x >/dev/null && eoq queues >/dev/null
+        eoq backup "$name.copy" --db "$name.db" && eoq stop
+        eoq restore "$name.copy" --db "$name.db" --yes
+    """
+    ran = alone.run(script, PYTHONUTF8="1")
+    assert ran.status == 0, ran.errors
+    kept = [line for line in ran.stdout.splitlines() if b"before-restore" in line]
+    assert b"d\xff.copy" in ran.stdout.splitlines()
+    assert len(kept) == 1
+    assert b"d\xff.db.before-restore" in kept[0]

@@ -45,6 +45,15 @@ def test_a_user_that_the_system_does_not_know_gets_the_same_sentence(shell: Shel
         assert process.wait(30) == 77
 
 
+@pytest.mark.parametrize("command", ["status", "install", "uninstall"])
+@pytest.mark.slow
+def test_a_user_without_a_home_has_no_service_of_its_own(shell: Shell, command: str) -> None:
+    ran = shell.run(f"unset XDG_CONFIG_HOME; HOME= eoq service {command}")
+    assert (ran.status, ran.text, "no home folder (HOME)" in ran.errors) == (77, "", True), ran.errors
+    ran = shell.run(f"unset XDG_CONFIG_HOME; {sys.executable} -c '{UNKNOWN_USER}' service {command}")
+    assert (ran.status, ran.text, "no home folder (HOME)" in ran.errors) == (77, "", True), ran.errors
+
+
 @pytest.mark.slow
 def test_a_daemon_whose_paths_are_given_needs_no_home(shell: Shell) -> None:
     ran = shell.run("export HOME=; unset XDG_CONFIG_HOME; eoq start && eoq send q x && eoq receive q && eoq stop")
@@ -52,7 +61,8 @@ def test_a_daemon_whose_paths_are_given_needs_no_home(shell: Shell) -> None:
 
 
 def test_without_a_home_there_is_no_configuration_to_check(shell: Shell) -> None:
-    assert shell.run("env -u XDG_CONFIG_HOME HOME= eoq config check").status == 1
+    ran = shell.run("env -u XDG_CONFIG_HOME HOME= eoq config check")
+    assert (ran.status, "no home folder (HOME)" in ran.errors) == (1, True), ran.errors
 
 
 def test_the_runtime_folder_is_used_as_it_is_named(shell: Shell) -> None:

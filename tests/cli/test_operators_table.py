@@ -67,6 +67,11 @@ def _link(path: Path) -> None:
     path.symlink_to("/dev/null")
 
 
+def _loop(path: Path) -> None:
+    _remove(path)
+    path.symlink_to(path)
+
+
 def _garbage(path: Path) -> None:
     path.write_bytes(b"\xff[[[ no = " * 1000)
 
@@ -79,9 +84,14 @@ def _write_config(path: Path) -> None:
 CASES: Final = [
     Case("run/s", _remove),
     Case(
-        "run/s", _file, "something else is in the place of its socket; remove that", "is no socket; remove it", _remove
+        "run/s",
+        _file,
+        "something else is in the place of its socket; move that away",
+        "is no socket; give another",
+        _remove,
     ),
-    Case("run/s", _folder, "something else is in the place of its socket", "is no socket; remove it", _remove),
+    Case("run/s", _folder, "something else is in the place of its socket", "is no socket; give another", _remove),
+    Case("run/s", _loop, "the daemon with pid", "is no socket; give another", _remove),
     Case("run/s", _close),
     Case("run/s.lock", _remove),
     Case("run/s.lock", _folder, WORKS, "s.lock is something else (Is a directory); remove that", _remove),
@@ -104,6 +114,21 @@ CASES: Final = [
     Case("data/eoq.db", _remove, "was removed while the daemon used it", WORKS, keeps=False),
     Case(
         "data/eoq.db", _folder, "was replaced while the daemon used it", "is a folder; remove it", _remove, keeps=False
+    ),
+    Case(
+        "data/eoq.db",
+        _pipe,
+        "was replaced while the daemon used it",
+        "is not a regular file; remove it",
+        _remove,
+        keeps=False,
+    ),
+    Case(
+        "data/eoq.db-shm",
+        _folder,
+        WORKS,
+        "eoq.db-shm cannot be opened: it is a folder; remove it",
+        _remove,
     ),
     Case("data", _remove, "was removed while the daemon used it", WORKS, keeps=False),
     Case("data", _file, "was removed while the daemon used it", "data is something else", _remove, keeps=False),
@@ -181,6 +206,30 @@ def test_under_a_stopped_daemon(machine: _Machine, case: Case) -> None:
     assert (sent.status, "start one with `eoq start`" in sent.errors) == (69, True), sent.errors
     _start(machine, case)
     machine.check_kept(case.keeps)
+
+
+@pytest.mark.slow
+def test_whoever_comes_after_the_daemon_has_ended_is_told_why(machine: _Machine) -> None:
+    (machine.folder / "data/eoq.db").unlink()
+    eventually(lambda: "start one with `eoq start`" in machine.run("eoq status").errors)
+    said = machine.run("eoq send q x").errors
+    assert "The last daemon there has stopped: " in said
+    assert "eoq.db was removed while the daemon used it" in said
+    assert machine.run("eoq start && eoq stop").status == 0
+    assert "has stopped" not in machine.run("eoq status").errors
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_looked_at_is_named_and_all_goes_on_when_it_is_mended(machine: _Machine) -> None:
+    data, away = machine.folder / "data", machine.folder / "away"
+    data.rename(away)
+    _loop(data)
+    eventually(lambda: not machine.works())
+    assert "eoq.db cannot be looked at (Too many levels of symbolic links), so nothing was changed" in machine.said
+    data.unlink()
+    away.rename(data)
+    eventually(machine.works)
+    machine.check_kept(keeps=True)
 
 
 def _start(machine: _Machine, case: Case) -> None:

@@ -93,6 +93,37 @@ def test_a_daemon_that_may_not_write_exits_77(folder: Path, place: str) -> None:
 
 
 @root_only
+@pytest.mark.parametrize(("place", "letters"), [("mine", "rwx"), ("mine/eoq.db.lock", "rw"), ("mine/eoq.db", "rw")])
+@pytest.mark.slow
+def test_who_has_closed_what_is_his_is_told_to_open_it(folder: Path, place: str, letters: str) -> None:
+    folder.chmod(0o755)
+    mine = folder / "mine"
+    mine.mkdir()
+    for path in (mine / "eoq.db", mine / "eoq.db.lock"):
+        path.touch()
+        os.chown(path, NOBODY, NOBODY)
+    os.chown(mine, NOBODY, NOBODY)
+    (folder / place).chmod(0o400)
+    ran = _as_nobody("daemon", "--db", str(mine / "eoq.db"), "--socket", str(mine / "s"))
+    assert (ran.status, f"`chmod u+{letters} {folder / place}`" in ran.errors) == (77, True), ran.errors
+
+
+@root_only
+@pytest.mark.parametrize(("closed", "letters"), [("s", "rw"), ("", "rwx")])
+@pytest.mark.slow
+def test_who_has_closed_his_own_socket_is_told_to_open_it(daemon: Daemon, closed: str, letters: str) -> None:
+    for path in (daemon.socket.parent, daemon.socket):
+        os.chown(path, NOBODY, NOBODY)
+    place = daemon.socket.parent / closed
+    place.chmod(0)
+    for command in ("status", "send q x"):
+        ran = _as_nobody(*command.split(), "--socket", str(daemon.socket))
+        assert (ran.status, f"`chmod u+{letters} {place}`" in ran.errors) == (77, True), ran.errors
+    place.chmod(0o700)
+    assert _as_nobody("send", "q", "x", "--socket", str(daemon.socket)).status == 0
+
+
+@root_only
 @pytest.mark.slow
 def test_a_folder_that_may_not_be_read_exits_77(folder: Path) -> None:
     folder.chmod(0o755)

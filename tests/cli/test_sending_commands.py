@@ -268,6 +268,16 @@ def test_wait_prints_the_result(shell: Shell, queue: str) -> None:
     assert (ran.status, ran.text) == (0, "done well\n")
 
 
+@pytest.mark.slow
+def test_a_time_that_is_no_number_is_refused_before_anything_is_done(shell: Shell, queue: str) -> None:
+    for command in (f"send {queue} x --wait nan", f"send {queue} x --wait inf", f"receive {queue} --lease nan"):
+        ran = shell.run(f"eoq {command}")
+        assert (ran.status, ran.text, "is a finite number" in ran.errors) == (65, "", True), ran.errors
+    ran = shell.run("eoq once key --wait nan -- echo ran")
+    assert (ran.status, ran.text) == (65, ""), ran.errors
+    assert shell.run(f"eoq peek {queue}").status == 1
+
+
 def test_wait_with_json_prints_an_object(shell: Shell, queue: str) -> None:
     worker = _worker(queue, 'printf "\\xff" | eoq ack "$receipt" --result -')
     (row,) = shell.run(f"{worker} eoq send {queue} x --id m --wait 30 --json; wait").rows

@@ -105,6 +105,23 @@ def test_every_command_says_that_no_daemon_runs(daemon: Daemon) -> None:
 
 
 @pytest.mark.slow
+def test_a_database_that_is_named_as_the_socket_is_not_to_be_removed(daemon: Daemon) -> None:
+    shell, database = daemon.shell(), daemon.folder / "eoq.db"
+    assert database.exists()
+    for command in ("send q x", "status", "stop", "start --db other.db"):
+        ran = shell.run(f"eoq {command} --socket {database}")
+        assert "remove" not in ran.errors, ran.errors
+        assert "move that" not in ran.errors, ran.errors
+        assert ran.status != 0 or command == "stop", (command, ran.errors)
+    assert daemon.serves()
+    daemon.kill()
+    ran = shell.run(f"eoq start --socket {database} --db other.db")
+    assert (ran.status, "is no socket; give another path with --socket" in ran.errors) == (65, True), ran.errors
+    ran = shell.run(f"eoq start --socket {database} --db {database}")
+    assert (ran.status, "cannot be the socket and the database" in ran.errors) == (65, True), ran.errors
+
+
+@pytest.mark.slow
 def test_the_socket_of_another_program_is_left_alone() -> None:
     with running_daemon() as daemon, sockets.socket(sockets.AF_UNIX) as other:
         daemon.socket.unlink()

@@ -14,7 +14,7 @@ import eoq
 from eoq.daemon.config.loader import load
 from eoq.protocol.durations import read_duration
 from tests.integration.bridges import bridge_processes
-from tests.support import PATIENCE, Daemon, eventually, running_daemon
+from tests.support import PATIENCE, Daemon, Shell, eventually, running_daemon
 
 
 def _bridges(daemon: Daemon) -> list[dict[str, Any]]:
@@ -160,3 +160,10 @@ def test_an_engine_that_eoq_does_not_know_is_named(url: str) -> None:
     scheme = url.partition(":")[0]
     with pytest.raises(eoq.InvalidRequest, match=f"knows no {scheme}://; write postgresql://"):
         eoq.Bridge.forward("payments", url)
+
+
+@pytest.mark.slow
+def test_a_url_that_is_no_utf_8_is_refused_without_a_traceback(shell: Shell) -> None:
+    for command in ("forward q --to", "ingest q --as a --from"):
+        ran = shell.run(f"eoq {command} \"$(printf 'postgresql://x\\377')\"")
+        assert (ran.status, "cannot be read" in ran.errors, "Traceback" in ran.errors) == (65, True, False), ran.errors

@@ -5,6 +5,7 @@ Each value has its source with it. So `eoq config show` prints exactly what `eoq
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ...errors import InvalidRequest
 from ...protocol.paths import config_path, database_path, socket_path, spool_path
 from .access import QueueAccess
 from .loader import load
@@ -146,11 +148,13 @@ def resolve(from_cli: Mapping[str, Resolved]) -> ResolvedConfig:
             return Resolved(path.parent / in_file, f"{path.name} [daemon]")
         return Resolved(default(), DEFAULT)
 
-    database = path_of("db", database_path)
+    database, socket = path_of("db", database_path), path_of("socket", socket_path)
+    if os.path.realpath(database.value) == os.path.realpath(socket.value):
+        raise InvalidRequest(f"{socket.value} cannot be the socket and the database; give another --socket or --db")
     return ResolvedConfig(
         config_file,
         database,
-        path_of("socket", socket_path),
+        socket,
         path_of("spool", lambda: spool_path(database.value)),
         {name: from_cli[name] for name in FOR_ALL_QUEUES if name in from_cli},
         config,

@@ -46,8 +46,8 @@ def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
         if path.is_socket():
             _require_stale(path)
             path.unlink()
-        elif path.exists():
-            raise InvalidRequest(f"{path} exists and is no socket; remove it, or give another path with --socket")
+        elif path.exists() or path.is_symlink():
+            raise InvalidRequest(f"{path} exists and is no socket; give another path with --socket, or move it away")
         old_mask = os.umask(0o177)
         try:
             listening.bind(str(path))

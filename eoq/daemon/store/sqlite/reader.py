@@ -14,7 +14,6 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import quote
 
 import aiosqlite
 
@@ -62,7 +61,7 @@ class Reader:
     @classmethod
     async def open(cls, path: Path) -> Reader:
         """Open the file, which the store has made."""
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        uri = f"{path.absolute().as_uri()}?mode=ro"  # also of a name that is no UTF-8
         database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         database.execute("pragma query_only = true")
         connection = aiosqlite.Connection(lambda: database, 64)

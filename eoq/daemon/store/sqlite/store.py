@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
-from ....errors import EoqError
+from ....errors import EoqError, StorageFailed
 from ...config.settings import SettingsOf, StorageSettings, defaults
 from .. import commands, schedule_commands
 from ..commands import Command
@@ -313,5 +313,10 @@ class SqliteStore:
             return error
         if isinstance(error, sqlite3.Error):
             return storage_error(error, self.database.path)
+        if isinstance(error, OSError):
+            return StorageFailed(
+                f"{error.filename or self.database.path} cannot be looked at ({error.strerror}), so nothing was "
+                "changed; mend its folder or see to the disk"
+            )
         log.exception("a command of the store failed", exc_info=error)
         return EoqError(f"the daemon failed inside, and nothing was changed: {error!r}; see its log")
