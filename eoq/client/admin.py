@@ -12,7 +12,7 @@ from typing import Literal, Unpack
 
 from ..message import MessageOptions, Outgoing, Sent
 from ..protocol import admin_calls
-from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage, Found
+from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage, FoundMessage
 from ..protocol.codec import Fields
 from ..protocol.features import PAGES, QueueOrder
 from ..protocol.validation import check_name
@@ -108,7 +108,7 @@ class Admin:
         """Return all that is known of one message, with its deliveries. Raises `NotFound`."""
         return self.channel.run(admin_calls.show(queue, id))
 
-    def find(self, id: str, queues: str | Iterable[str] | None = None) -> list[Found]:
+    def find(self, id: str, queues: str | Iterable[str] | None = None) -> list[FoundMessage]:
         """Return where a message id is known: for each such queue, the state of the message, or how it has ended.
 
         These are all queues whose messages this user may read, by name, or ``queues``. They are asked a few at a time,
@@ -120,13 +120,13 @@ class Admin:
         check_name("id", id)
         if queues is not None:
             return self._find_in(admin_calls.named_queues(queues), id, only_readable=False)
-        found: list[Found] = []
+        found: list[FoundMessage] = []
         for page in self._pages("", "", None):
             found += self._find_in([row["name"] for row in page], id, only_readable=True)
         return found
 
-    def _find_in(self, queues: Sequence[str], id: str, *, only_readable: bool) -> list[Found]:
-        found: list[Found] = []
+    def _find_in(self, queues: Sequence[str], id: str, *, only_readable: bool) -> list[FoundMessage]:
+        found: list[FoundMessage] = []
         for requests in admin_calls.shows(queues, id):
             found += admin_calls.read_found(self.channel.exchange(requests), only_readable)
         return found

@@ -98,7 +98,7 @@ def show(queue: str, id: str) -> Call[Fields]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundMessage:
     """A message that was found by its id.
 
     ``state`` is that of the message, or how it has ended: ``done``, ``forwarded``, ``expired``, ``dropped`` or
@@ -119,7 +119,7 @@ def shows(queues: Sequence[str], id: str) -> Iterator[list[Fields]]:
         yield [show(queue, id).fields for queue in queues[start : start + SHOWN_TOGETHER]]
 
 
-def read_found(replies: Iterable[Fields | EoqError], only_readable: bool) -> list[Found]:
+def read_found(replies: Iterable[Fields | EoqError], only_readable: bool) -> list[FoundMessage]:
     """Return the messages that are in the replies to such requests.
 
     Raises the error that a reply has, except `NotFound`, and with ``only_readable`` except `Forbidden`.
@@ -132,7 +132,7 @@ def read_found(replies: Iterable[Fields | EoqError], only_readable: bool) -> lis
             raise reply
         message = reply["message"]
         moments = message.get("enqueued_at"), message.get("settled_at")
-        found.append(Found(message["queue"], message["id"], message["state"], *moments))
+        found.append(FoundMessage(message["queue"], message["id"], message["state"], *moments))
     return found
 
 
