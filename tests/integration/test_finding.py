@@ -80,6 +80,7 @@ def test_an_id_is_taken_as_it_is(client: AnyClient, queue: str, id: str) -> None
     assert [one.queue for one in client.find(id, [queue, f"{queue}.other"])] == [queue]
 
 
+@pytest.mark.slow
 def test_an_id_is_found_after_the_connection_broke(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket)
     client.send("q", "x", id="i")
