@@ -19,7 +19,7 @@ _COMMANDS_OF_MODULE: Final = {
     "check": ("check",),
     "dashboard": ("dashboard",),
     "admin": ("pause", "resume", "purge", "queue"),
-    "steer": ("cancel", "edit"),
+    "changes": ("cancel", "edit"),
     "dead": ("dead",),
     "schedule": ("schedule",),
     "topics": ("bind", "unbind", "topics"),
@@ -41,7 +41,7 @@ SECTIONS: Final = {
     "Messages": ("send", "receive", "ack", "nack", "reject", "extend", "result", "once"),
     "Workers": ("work", "apply", "relay", "forward", "ingest", "bridges"),
     "Look": ("queues", "peek", "tail", "show", "find", "why", "metrics", "check", "top", "dashboard"),
-    "Steer": (
+    "Change": (
         *("cancel", "edit", "pause", "resume", "purge", "queue", "dead", "schedule"),
         *("bind", "unbind", "topics"),
     ),

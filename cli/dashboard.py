@@ -1,4 +1,4 @@
-"""``eoq dashboard``: look at the daemon, and steer it, in a browser."""
+"""``eoq dashboard``: look at the daemon, and change it, in a browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .options import socket_option
 @click.option("--host", default="127.0.0.1", metavar="HOST", help="127.0.0.1, ::1 or localhost; default 127.0.0.1.")
 @socket_option
 def dashboard(port: int, host: str, socket: str | None) -> None:
-    """Look at queues, messages, schedules and dead letters in a browser, live, and steer them.
+    """Look at queues, messages, schedules and dead letters in a browser, live, and change them.
 
     Prints a URL with a random token: whoever has it may do what you may. Open it in a browser of this machine. It is
     served on loopback only, until Ctrl-C. It waits while the daemon does not run.

@@ -23,7 +23,7 @@ NO_TEXTUAL = (
 @click.option("--filter", "wanted", default="", metavar="TEXT", help="Only queues with this text in their name.")
 @socket_option
 def top(wanted: str, socket: str | None) -> None:
-    """Watch the queues live, and steer them by keys. Needs the extra: pip install 'eoq[top]'.
+    """Watch the queues live, and change them by keys. Needs the extra: pip install 'eoq[top]'.
 
     The busiest queues come first. Each has its ready and leased messages, the course of its depth and of its rate, the
     age of its oldest ready message, messages sent and done per second, deliveries that were repeated since the daemon

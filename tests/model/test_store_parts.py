@@ -53,9 +53,9 @@ from eoq.daemon.store.sqlite.database import Database
 from eoq.daemon.store.sqlite.deliveries.acks import Acks
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
 from eoq.daemon.store.sqlite.deliveries.far_results import FarResults
-from eoq.daemon.store.sqlite.deliveries.forgetting import Forgetting
 from eoq.daemon.store.sqlite.deliveries.leased import Leased
 from eoq.daemon.store.sqlite.deliveries.lives import Lives
+from eoq.daemon.store.sqlite.deliveries.record_retention import RecordRetention
 from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
@@ -418,7 +418,7 @@ def test_forgetting_passes_all_records_in_steps(parts: Parts) -> None:
     ids = [f"{n}" for n in range(25)]
     parts.put(*ids)
     parts.acks().settle(Settle(NOW, [(delivery, b"result") for delivery in parts.claim(25)], [], defaults))
-    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
     results = "select count(*) from result"
 
     def forget(now: float, settings: QueueSettings, hurry: bool = False) -> list[int]:
@@ -445,7 +445,7 @@ def test_a_result_that_comes_back_late_is_kept(parts: Parts) -> None:
     parts.acks().settle(Settle(NOW, [(plain, None)], [], defaults, forwarded="away"))
     results = FarResults(parts.database, parts.queues)
     assert results.take(TakeResults("q", [FarResult("back", "done", b"paid", None)])).ended
-    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
 
     def forget(now: float) -> int:
         settings = QueueSettings(retention=10, result_retention=1)
@@ -463,7 +463,7 @@ def test_dead_letters_that_are_too_old_or_too_many_are_dropped(parts: Parts) -> 
     parts.put(*"abcde")
     for delivery in parts.claim():
         parts.returns().reject(RejectDelivery(NOW + delivery.seq, delivery, "no"))
-    forgetting = Forgetting(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
     step = forgetting.forget(Forget(NOW + 13, None, 10, lambda _: QueueSettings(dead_retention=10), True))
     assert [(one.queue, one.number, one.setting) for one in step.letters] == [("q", 2, "dead_retention")]
     assert [end.id for end in step.ended] == ["a", "b"]

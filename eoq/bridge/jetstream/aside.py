@@ -11,13 +11,15 @@ from ...errors import EoqError
 from .read import Published
 from .records import NO_STREAM
 from .wire.content import MAX_HEADERS, PLAIN_ID, id_of, size_of
-from .wire.link import Link, Sending, ServerRefusal
 from .wire.names import Names
+from .wire.nats_connection import NatsConnection, Sending, ServerRefusal
 
 MAX_REASON: Final = 1000
 
 
-async def set_aside(link: Link, names: Names, partition: int, made: str, message: Published, error: EoqError) -> None:
+async def set_aside(
+    connection: NatsConnection, names: Names, partition: int, made: str, message: Published, error: EoqError
+) -> None:
     """Copy a message to the stream of those that were set aside. The same message twice is there once.
 
     ``made`` is when its own stream was made: see `Stream`.
@@ -28,9 +30,9 @@ async def set_aside(link: Link, names: Names, partition: int, made: str, message
     own = {PLAIN_ID: quote((id_of(message.headers) or "")[:MAX_REASON]), "Eoq-Error": reason}
     kept = {name: value for name, value in message.headers.items() if _is_plain(name, value)}
     headers, body = {**kept, **own}, message.body
-    if size_of(headers) > MAX_HEADERS or size_of(headers) + len(body) > link.max_payload:
+    if size_of(headers) > MAX_HEADERS or size_of(headers) + len(body) > connection.max_payload:
         headers, body = own, b""  # it stays in the first stream for a while
-    await link.ask(Sending(names.aside_subject(partition, made, message.seq), body, headers))
+    await connection.ask(Sending(names.aside_subject(partition, made, message.seq), body, headers))
 
 
 def _is_plain(name: str, value: str) -> bool:
@@ -42,20 +44,20 @@ def _is_plain(name: str, value: str) -> bool:
     )
 
 
-async def count_aside(link: Link, names: Names, partitions: Collection[int]) -> int:
+async def count_aside(connection: NatsConnection, names: Names, partitions: Collection[int]) -> int:
     """Return how many messages of these partitions are set aside."""
-    counts = await count_by_partition(link, names)
+    counts = await count_by_partition(connection, names)
     return sum(counts.get(partition, 0) for partition in partitions)
 
 
-async def count_by_partition(link: Link, names: Names) -> dict[int, int]:
+async def count_by_partition(connection: NatsConnection, names: Names) -> dict[int, int]:
     """Return how many messages are set aside, by partition."""
     found: dict[int, int] = {}
     offset = 0
     while True:
         request = {"subjects_filter": f"{names.aside}.{names.token}.>", "offset": offset}
         try:
-            answer = await link.api(f"STREAM.INFO.{names.aside}", request)
+            answer = await connection.api(f"STREAM.INFO.{names.aside}", request)
         except ServerRefusal as refusal:
             if refusal.number == NO_STREAM:
                 return found

@@ -29,8 +29,8 @@ from .records import PartitionTaken, Records, check_own
 from .storing import Arrivals
 from .stream import open_stream
 from .wire.address import Address
-from .wire.link import Link, open_link
 from .wire.names import Names, Partitions
+from .wire.nats_connection import NatsConnection, open_connection
 
 log = logging.getLogger("eoq.bridge")
 
@@ -44,7 +44,7 @@ RETRY_SECONDS: Final = 1.0
 
 
 class _Opened(NamedTuple):
-    link: Link
+    connection: NatsConnection
     partitions: int
     own: list[Partition]
 
@@ -116,7 +116,7 @@ class StreamIngester:
             for partition in opened.own:
                 while messages := await self._fetch(partition, wait=False):
                     await self._store(opened, partition, messages, is_patient=False)
-            return await count_aside(opened.link, self._names, [one.number for one in opened.own])
+            return await count_aside(opened.connection, self._names, [one.number for one in opened.own])
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[_Opened]:
@@ -126,12 +126,12 @@ class StreamIngester:
         self.owner = self.owner or identity
         self._remembers = float(status.get("remembers") or 0.0)
         async with AsyncExitStack() as stack:
-            link = await stack.enter_async_context(open_link(self._address))
-            stream = await open_stream(link, remembers=self._remembers)
-            records = Records(link, self._names)
+            connection = await stack.enter_async_context(open_connection(self._address))
+            stream = await open_stream(connection, remembers=self._remembers)
+            records = Records(connection, self._names)
             count = await records.count(self._partitions.count, default=None)
             claims = [
-                claim(link, records, number, stream, identity=identity, name=self.owner, instance=self._instance)
+                claim(connection, records, number, stream, identity=identity, name=self.owner, instance=self._instance)
                 for number in check_own(self._partitions, count)
             ]
             own = []
@@ -139,7 +139,7 @@ class StreamIngester:
                 if isinstance(claimed, BaseException):
                     raise claimed
                 own.append(claimed)
-            yield _Opened(link, count, own)
+            yield _Opened(connection, count, own)
 
     def _log(self, error: Exception) -> None:
         self._outage = " ".join(str(error).split())
@@ -185,7 +185,7 @@ class StreamIngester:
         self, opened: _Opened, partition: Partition, messages: Sequence[Published], *, is_patient: bool
     ) -> None:
         """Store messages here, and then note that they are taken. ``is_patient``: wait while the daemon refuses."""
-        arrivals = Arrivals(opened.link, self._names, partition, self._remembers, messages)
+        arrivals = Arrivals(opened.connection, self._names, partition, self._remembers, messages)
         sender = BatchSender(self._client, arrivals, self._backoff)
         left = await arrivals.sendable(opened.partitions)
         try:

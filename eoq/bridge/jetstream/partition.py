@@ -16,8 +16,8 @@ from .read import PartitionReader, Published, open_reader, state_of
 from .records import NO_MESSAGE, PartitionTaken, Record, Records
 from .stream import Stream
 from .wire.content import id_of, parse_headers
-from .wire.link import Link, ServerRefusal
 from .wire.names import Names
+from .wire.nats_connection import NatsConnection, ServerRefusal
 
 log = logging.getLogger("eoq.bridge")
 
@@ -62,7 +62,14 @@ class Partition:
 
 
 async def claim(
-    link: Link, records: Records, number: int, stream: Stream, *, identity: str, name: str, instance: str
+    connection: NatsConnection,
+    records: Records,
+    number: int,
+    stream: Stream,
+    *,
+    identity: str,
+    name: str,
+    instance: str,
 ) -> Partition:
     """Claim a partition for a daemon's file, and return it, to be read behind what that file has taken.
 
@@ -73,13 +80,13 @@ async def claim(
     while True:
         record = await records.read(number)
         if record is not None:
-            await _check_free(link, names, number, record, identity, instance)
+            await _check_free(connection, names, number, record, identity, instance)
         record = _own(record, identity, name)
-        start = await _check_place(link, names, number, stream, record)
+        start = await _check_place(connection, names, number, stream, record)
         _tell_gap(record, names, number, stream)
         record = msgspec.structs.replace(record, instance=instance, taken=start, read=0, at=time.time())
         if await records.write(number, record):
-            reader = await open_reader(link, names, number, start + 1)
+            reader = await open_reader(connection, names, number, start + 1)
             return Partition(records, number, record, reader, stream)
 
 
@@ -91,54 +98,57 @@ def _own(record: Record | None, identity: str, name: str) -> Record:
     return msgspec.structs.replace(record, identity=identity, name=name, since=since, given_up=False)
 
 
-async def _check_free(link: Link, names: Names, number: int, record: Record, identity: str, instance: str) -> None:
+async def _check_free(
+    connection: NatsConnection, names: Names, number: int, record: Record, identity: str, instance: str
+) -> None:
     if record.identity != identity and not record.given_up:
         raise PartitionTaken(
-            f"partition {number} of {names.queue!r} at {link.name} belongs to {record.name!r}, whose daemon's file "
-            "knows what it has stored; another machine would double messages. Take other partitions (--partition), or, "
-            f"if that machine is lost, give its partitions up: `eoq ingest {names.queue} --release {record.name}`"
+            f"partition {number} of {names.queue!r} at {connection.name} belongs to {record.name!r}, whose daemon's "
+            "file knows what it has stored; another machine would double messages. Take other partitions "
+            f"(--partition), or, if that machine is lost, give its partitions up: `eoq ingest {names.queue} --release "
+            f"{record.name}`"
         )
     if record.instance == instance or record.identity != identity:
         return
     was_read = True
     for _ in range(LOOKS):
-        state = await state_of(link, names, number)
+        state = await state_of(connection, names, number)
         is_read = state is not None and state.is_read
         if state is None or not (is_read or was_read):
             return
         was_read = is_read
         await asyncio.sleep(LOOK_SECONDS)
     raise PartitionTaken(
-        f"another `eoq ingest` of this daemon's file reads partition {number} of {names.queue!r} at {link.name} just "
-        "now; stop it first"
+        f"another `eoq ingest` of this daemon's file reads partition {number} of {names.queue!r} at {connection.name} "
+        "just now; stop it first"
     )
 
 
-async def _check_place(link: Link, names: Names, number: int, stream: Stream, record: Record) -> int:
+async def _check_place(connection: NatsConnection, names: Names, number: int, stream: Stream, record: Record) -> int:
     """Return the place up to which messages are taken: that of the record, if the stream still has the same there."""
-    if await _is_as_it_was(link, names, stream, record):
+    if await _is_as_it_was(connection, names, stream, record):
         return record.taken
     if record.since:
         raise InvalidRequest(
-            f"the stream of {link.name} is not as it was when partition {number} of {names.queue!r} was read: it was "
-            "restored or made anew. Another machine has read a part of it, so this one cannot tell what was taken. "
+            f"the stream of {connection.name} is not as it was when partition {number} of {names.queue!r} was read: it "
+            "was restored or made anew. Another machine has read a part of it, so this one cannot tell what was taken. "
             "Move the queue to a new stream, and ingest what is in the old one by hand"
         )
     log.warning(
         "%s from %s: the stream is not as it was: it was restored, made anew, or has lost its end. Partition %d is "
         "read from the beginning; the daemon knows what it has stored",
         names.queue,
-        link.name,
+        connection.name,
         number,
     )
     return 0
 
 
-async def _is_as_it_was(link: Link, names: Names, stream: Stream, record: Record) -> bool:
+async def _is_as_it_was(connection: NatsConnection, names: Names, stream: Stream, record: Record) -> bool:
     if not stream.first_seq <= record.taken <= stream.last_seq or not record.taken:
         return record.taken < max(stream.first_seq, 1)  # what is forgotten cannot be compared
     try:
-        answer = await link.api(f"STREAM.MSG.GET.{names.stream}", {"seq": record.taken})
+        answer = await connection.api(f"STREAM.MSG.GET.{names.stream}", {"seq": record.taken})
     except ServerRefusal as refusal:
         if refusal.number == NO_MESSAGE:
             return True  # somebody has deleted this one

@@ -17,8 +17,8 @@ from .records import NO_MESSAGE, Records
 from .stream import open_stream
 from .wire.address import Address
 from .wire.content import DIGEST, GROUP, MAX_HEADERS, headers_of, id_of, parse_headers, size_of
-from .wire.link import Link, Sending, ServerRefusal, number_of, text_of
 from .wire.names import Names, Partitions, partition_of
+from .wire.nats_connection import NatsConnection, Sending, ServerRefusal, number_of, text_of
 
 PART_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies that are published before their confirmations are waited for, unless it is one body."""
@@ -42,7 +42,7 @@ class StreamPublisher:
         self.name = address.name
         self._address = address
         self._partitions = partitions
-        self._link: Link | None = None
+        self._connection: NatsConnection | None = None
         self._opening = asyncio.Lock()
         self._counts: dict[str, int] = {}
         """The number of partitions of each queue, as long as the connection lives."""
@@ -54,48 +54,50 @@ class StreamPublisher:
         if origin is not None:
             raise NoResults
         async with self._opening:
-            link = await self._open()
+            connection = await self._open()
         names = Names(self._address.stream, queue)
         if queue not in self._counts:
-            self._counts[queue] = await Records(link, names).count(self._partitions.count, default=1)
+            self._counts[queue] = await Records(connection, names).count(self._partitions.count, default=1)
         subjects = {
             m.id: names.subject(partition_of(m.id if m.group is None else m.group, self._counts[queue]))
             for m in messages
         }
-        refused, left = self._too_large(link, messages)
-        known = await self._send(link, left, subjects, refused, known_elsewhere=False)
+        refused, left = self._too_large(connection, messages)
+        known = await self._send(connection, left, subjects, refused, known_elsewhere=False)
         again = []
         for message, seq in known:
-            reason = await self._compare(link, message, subjects[message.id], seq)
+            reason = await self._compare(connection, message, subjects[message.id], seq)
             if reason is None:
                 again.append(message)
             elif reason:
                 refused[message.id] = reason
         if again:
-            await self._send(link, again, subjects, refused, known_elsewhere=True)
+            await self._send(connection, again, subjects, refused, known_elsewhere=True)
         return refused
 
     async def close(self) -> None:
         """Close the connection. The next use opens it again."""
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
-    async def _open(self) -> Link:
-        if self._link is not None and self._link.is_lost:
+    async def _open(self) -> NatsConnection:
+        if self._connection is not None and self._connection.is_lost:
             await self.close()
-        if self._link is None:
-            link = Link(self._address)
+        if self._connection is None:
+            connection = NatsConnection(self._address)
             try:
-                await link.open()
-                await open_stream(link, remembers=None)
+                await connection.open()
+                await open_stream(connection, remembers=None)
             except BaseException:
-                await link.close()
+                await connection.close()
                 raise
-            self._link, self._counts = link, {}
-        return self._link
+            self._connection, self._counts = connection, {}
+        return self._connection
 
-    def _too_large(self, link: Link, messages: Sequence[AsyncMessage]) -> tuple[dict[str, str], list[AsyncMessage]]:
+    def _too_large(
+        self, connection: NatsConnection, messages: Sequence[AsyncMessage]
+    ) -> tuple[dict[str, str], list[AsyncMessage]]:
         """Divide messages in those that the server would never take, with the reason, and the others."""
         refused: dict[str, str] = {}
         left = []
@@ -103,9 +105,10 @@ class StreamPublisher:
             headers = size_of(self._headers(message))
             if headers > MAX_HEADERS:
                 refused[message.id] = f"its headers have {headers:,} bytes; a server of NATS takes {MAX_HEADERS:,}"
-            elif (size := headers + len(message.body)) > link.max_payload:
+            elif (size := headers + len(message.body)) > connection.max_payload:
                 refused[message.id] = (
-                    f"it has {size:,} bytes with its headers, and {self.name} takes {link.max_payload:,} (max_payload)"
+                    f"it has {size:,} bytes with its headers, and {self.name} takes {connection.max_payload:,} "
+                    "(max_payload)"
                 )
             else:
                 left.append(message)
@@ -113,7 +116,7 @@ class StreamPublisher:
 
     async def _send(
         self,
-        link: Link,
+        connection: NatsConnection,
         messages: Sequence[AsyncMessage],
         subjects: dict[str, str],
         refused: dict[str, str],
@@ -128,7 +131,7 @@ class StreamPublisher:
             Sending(subjects[message.id], message.body, self._headers(message, known_elsewhere=known_elsewhere))
             for message in messages
         ]
-        answers = [answer for part in _parts(sendings) for answer in await link.ask_all(part)]
+        answers = [answer for part in _parts(sendings) for answer in await connection.ask_all(part)]
         known = []
         for message, answer in zip(messages, answers, strict=True):
             if "error" in answer:
@@ -144,14 +147,14 @@ class StreamPublisher:
         """Return all headers that are sent. They are the longest where the message is not known elsewhere."""
         return {**headers_of(message, known_elsewhere=known_elsewhere), "Nats-Expected-Stream": self._address.stream}
 
-    async def _compare(self, link: Link, message: AsyncMessage, subject: str, seq: int) -> str | None:
+    async def _compare(self, connection: NatsConnection, message: AsyncMessage, subject: str, seq: int) -> str | None:
         """Compare a message with that which the server has under its id.
 
         Return nothing if it is the same, the reason if it has other content, or None if it is of another queue or
         partition, where nobody takes it, or gone from the stream.
         """
         try:
-            answer = await link.api(f"STREAM.MSG.GET.{self._address.stream}", {"seq": seq})
+            answer = await connection.api(f"STREAM.MSG.GET.{self._address.stream}", {"seq": seq})
         except ServerRefusal as refusal:
             if refusal.number == NO_MESSAGE:
                 return None

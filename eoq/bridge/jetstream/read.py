@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...errors import StorageFailed
-from .wire.link import API, Link, Sending, ServerRefusal
 from .wire.names import Names
+from .wire.nats_connection import API, NatsConnection, Sending, ServerRefusal
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -42,10 +42,10 @@ class Published(NamedTuple):
 class PartitionReader:
     """The reader of one partition. See `open_reader`."""
 
-    def __init__(self, link: Link, names: Names, partition: int) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, names: Names, partition: int) -> None:
+        self._connection = connection
         self._subject = f"{API}CONSUMER.MSG.NEXT.{names.stream}.{names.reader(partition)}"
-        self._inbox = link.new_inbox()
+        self._inbox = connection.new_inbox()
         self._fetch = 0
         """The number of the fetch whose messages are taken."""
         self._got: list[Published] = []
@@ -57,7 +57,7 @@ class PartitionReader:
 
     async def begin(self) -> None:
         """Listen to what the server sends."""
-        await self._link.subscribe(f"{self._inbox}.*", self._take)
+        await self._connection.subscribe(f"{self._inbox}.*", self._take)
 
     async def fetch(self, limit: int, wait: float) -> Sequence[Published]:
         """Return the next messages, ``limit`` at most. If there is none, wait up to ``wait`` seconds for one.
@@ -77,8 +77,10 @@ class PartitionReader:
         request |= {"expires": int(wait * 1e9)} if wait else {"no_wait": True}
         if most_bytes is not None:
             request["max_bytes"] = most_bytes
-        await self._link.publish(Sending(self._subject, json.dumps(request).encode()), f"{self._inbox}.{self._fetch}")
-        await self._link.wait(self._ended, wait + ANSWER_SECONDS)
+        await self._connection.publish(
+            Sending(self._subject, json.dumps(request).encode()), f"{self._inbox}.{self._fetch}"
+        )
+        await self._connection.wait(self._ended, wait + ANSWER_SECONDS)
         return self._got
 
     async def _take(self, message: Msg) -> None:
@@ -111,14 +113,14 @@ class PartitionReader:
     def _fail(self, why: str) -> None:
         if self._ended.done():
             self._ended = asyncio.get_running_loop().create_future()
-        self._ended.set_exception(StorageFailed(f"{self._link.name}: {why}; it begins again"))
+        self._ended.set_exception(StorageFailed(f"{self._connection.name}: {why}; it begins again"))
         self._ended.exception()  # it may never be waited for
 
 
-async def open_reader(link: Link, names: Names, partition: int, start: int) -> PartitionReader:
+async def open_reader(connection: NatsConnection, names: Names, partition: int, start: int) -> PartitionReader:
     """Return a reader of a partition that begins at the place ``start``. An earlier one ends."""
     name, subject = names.reader(partition), names.subject(partition)
-    await delete_reader(link, names, partition)
+    await delete_reader(connection, names, partition)
     config = {
         "name": name,
         "durable_name": name,
@@ -128,16 +130,16 @@ async def open_reader(link: Link, names: Names, partition: int, start: int) -> P
         "filter_subject": subject,
     }
     request = {"stream_name": names.stream, "config": config}
-    await link.api(f"CONSUMER.CREATE.{names.stream}.{name}.{subject}", request)
-    reader = PartitionReader(link, names, partition)
+    await connection.api(f"CONSUMER.CREATE.{names.stream}.{name}.{subject}", request)
+    reader = PartitionReader(connection, names, partition)
     await reader.begin()
     return reader
 
 
-async def delete_reader(link: Link, names: Names, partition: int) -> None:
+async def delete_reader(connection: NatsConnection, names: Names, partition: int) -> None:
     """End the reader of a partition, if there is one."""
     with suppress(ServerRefusal):
-        await link.api(f"CONSUMER.DELETE.{names.stream}.{names.reader(partition)}")
+        await connection.api(f"CONSUMER.DELETE.{names.stream}.{names.reader(partition)}")
 
 
 class State(NamedTuple):
@@ -151,10 +153,10 @@ class State(NamedTuple):
     """Whether somebody reads just now."""
 
 
-async def state_of(link: Link, names: Names, partition: int) -> State | None:
+async def state_of(connection: NatsConnection, names: Names, partition: int) -> State | None:
     """Return the state of the reader of a partition, or None if there is none."""
     try:
-        info = await link.api(f"CONSUMER.INFO.{names.stream}.{names.reader(partition)}")
+        info = await connection.api(f"CONSUMER.INFO.{names.stream}.{names.reader(partition)}")
     except ServerRefusal as refusal:
         if refusal.number == NO_CONSUMER:
             return None

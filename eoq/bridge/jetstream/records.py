@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 
 from ...errors import InvalidRequest, NotFound
-from .wire.link import Link, Sending, ServerRefusal
 from .wire.names import Names, Partitions, bucket_of
+from .wire.nats_connection import NatsConnection, Sending, ServerRefusal
 
 CHANGED_MEANWHILE: Final = (10071, 10164)
 NO_MESSAGE: Final = 10037
@@ -52,11 +52,11 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Records:
-    """The records of one queue, over a link."""
+    """The records of one queue, over a connection."""
 
-    def __init__(self, link: Link, names: Names) -> None:
+    def __init__(self, connection: NatsConnection, names: Names) -> None:
         self.names = names
-        self._link = link
+        self._connection = connection
         self._numbers: dict[int, int] = {}
         """The revision of each record, as it was read or written last."""
 
@@ -72,8 +72,8 @@ class Records:
                 count = wanted or default
                 if count is None:
                     raise NotFound(
-                        f"{self.names.queue!r} has no partitions at {self._link.name} yet: start its forwarder first, "
-                        "or say how many there are (--partitions)"
+                        f"{self.names.queue!r} has no partitions at {self._connection.name} yet: start its forwarder "
+                        "first, or say how many there are (--partitions)"
                     )
                 if not await self._put(self.names.count_key, b"%d" % count, number):
                     continue
@@ -82,9 +82,9 @@ class Records:
                 raise InvalidRequest(f"the key {self.names.count_key} of the bucket {self.names.bucket} is no number")
             if wanted not in (None, int(text)):
                 raise InvalidRequest(
-                    f"{self.names.queue!r} has {int(text)} partitions at {self._link.name}, and not {wanted}: with "
-                    "another number its messages would go to other machines, and could be doubled. To have another "
-                    "number, take another stream, and let this one run empty"
+                    f"{self.names.queue!r} has {int(text)} partitions at {self._connection.name}, and not {wanted}: "
+                    "with another number its messages would go to other machines, and could be doubled. To have "
+                    "another number, take another stream, and let this one run empty"
                 )
             return int(text)
 
@@ -117,7 +117,7 @@ class Records:
         """Return the value of a key and its revision. It is asked of the leader, so it is not an old one."""
         bucket = self.names.bucket
         try:
-            answer = await self._link.api(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
+            answer = await self._connection.api(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
         except ServerRefusal as refusal:
             if refusal.number in (NO_MESSAGE, NO_STREAM):
                 return None, 0
@@ -130,7 +130,7 @@ class Records:
         """Write the value of a key whose revision is ``number``. Return its new revision, or 0 if it has changed."""
         expected = {"Nats-Expected-Last-Subject-Sequence": str(number)}
         try:
-            answer = await self._link.ask(Sending(f"$KV.{self.names.bucket}.{key}", value, expected))
+            answer = await self._connection.ask(Sending(f"$KV.{self.names.bucket}.{key}", value, expected))
         except ServerRefusal as refusal:
             if refusal.number in CHANGED_MEANWHILE:
                 return 0
@@ -138,13 +138,13 @@ class Records:
         return int(answer["seq"])
 
 
-async def list_queues(link: Link) -> list[str]:
-    """Return the queues that have partitions in the stream of a link."""
-    bucket, found, offset = bucket_of(link.address.stream), [], 0
+async def list_queues(connection: NatsConnection) -> list[str]:
+    """Return the queues that have partitions in the stream of a connection."""
+    bucket, found, offset = bucket_of(connection.address.stream), [], 0
     while True:
         request = {"subjects_filter": f"$KV.{bucket}.*.partitions", "offset": offset}
         try:
-            answer = await link.api(f"STREAM.INFO.KV_{bucket}", request)
+            answer = await connection.api(f"STREAM.INFO.KV_{bucket}", request)
         except ServerRefusal as refusal:
             if refusal.number == NO_STREAM:
                 return []

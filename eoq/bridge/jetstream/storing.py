@@ -12,8 +12,8 @@ from .aside import set_aside
 from .partition import Partition
 from .read import Published
 from .wire.content import read_content
-from .wire.link import Link
 from .wire.names import Names
+from .wire.nats_connection import NatsConnection
 
 log = logging.getLogger("eoq.bridge")
 
@@ -22,11 +22,16 @@ class Arrivals:
     """Messages of one partition, for the batch sender. Their keys are their places in the stream."""
 
     def __init__(
-        self, link: Link, names: Names, partition: Partition, remembers: float, messages: Sequence[Published]
+        self,
+        connection: NatsConnection,
+        names: Names,
+        partition: Partition,
+        remembers: float,
+        messages: Sequence[Published],
     ) -> None:
         self.stored = 0
         self.refused = 0
-        self._link = link
+        self._connection = connection
         self._names = names
         self._partition = partition
         self._remembers = remembers
@@ -66,13 +71,13 @@ class Arrivals:
     async def reject(self, key: int, error: EoqError) -> None:
         """Set a message aside that the daemon will never store."""
         number, made = self._partition.number, self._partition.made
-        await set_aside(self._link, self._names, number, made, self._left[key], error)
+        await set_aside(self._connection, self._names, number, made, self._left[key], error)
         del self._left[key]
         self.refused += 1
         log.error(
             "%s from %s: message %d of the stream is set aside in the stream %s: %s",
             self._names.queue,
-            self._link.name,
+            self._connection.name,
             key,
             self._names.aside,
             error,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...errors import InvalidRequest
-from .wire.link import Link, ServerRefusal
 from .wire.names import Names, bucket_of
+from .wire.nats_connection import NatsConnection, ServerRefusal
 
 log = logging.getLogger("eoq.bridge")
 
@@ -40,22 +40,22 @@ class Stream:
     made: str
 
 
-async def open_stream(link: Link, *, remembers: float | None) -> Stream:
-    """Return the stream of a link, and make it and what belongs to it if there is none.
+async def open_stream(connection: NatsConnection, *, remembers: float | None) -> Stream:
+    """Return the stream of a connection, and make it and what belongs to it if there is none.
 
     ``remembers`` is for how many seconds a destination surely remembers an id; None on the sending side, which does not
     know the destinations. Raises `InvalidRequest` for a stream that is of no use.
     """
-    name = link.address.stream
+    name = connection.address.stream
     max_age = MAX_AGE if remembers is None else min(MAX_AGE, int(remembers))
-    info = await _find(link, name) or await _make(link, _config(name, max_age))
+    info = await _find(connection, name) or await _make(connection, _config(name, max_age))
     config = info["config"]
-    _check(link, name, config, remembers)
-    _warn(link)
+    _check(connection, name, config, remembers)
+    _warn(connection)
     replicas = int(config.get("num_replicas") or 1)
     for stream in (_bucket(name, replicas), _aside(name, replicas)):
-        if await _find(link, str(stream["name"])) is None:
-            await _make(link, stream)
+        if await _find(connection, str(stream["name"])) is None:
+            await _make(connection, stream)
     state = info["state"]
     age = int(config.get("max_age") or 0) / _NANOSECONDS
     made = re.sub("[^0-9]", "", str(info.get("created", "")))
@@ -99,30 +99,30 @@ def _aside(name: str, replicas: int) -> dict[str, Any]:
     }
 
 
-async def _find(link: Link, name: str) -> dict[str, Any] | None:
+async def _find(connection: NatsConnection, name: str) -> dict[str, Any] | None:
     try:
-        return await link.api(f"STREAM.INFO.{name}")
+        return await connection.api(f"STREAM.INFO.{name}")
     except ServerRefusal as refusal:
         if refusal.number == NO_STREAM:
             return None
         raise
 
 
-async def _make(link: Link, config: dict[str, Any]) -> dict[str, Any]:
+async def _make(connection: NatsConnection, config: dict[str, Any]) -> dict[str, Any]:
     name = str(config["name"])
     try:
-        return await link.api(f"STREAM.CREATE.{name}", config)
+        return await connection.api(f"STREAM.CREATE.{name}", config)
     except ServerRefusal as refusal:
         # Another machine has made it just now, and its settings are checked like those of any other.
-        if refusal.number == NAME_IN_USE and (found := await _find(link, name)) is not None:
+        if refusal.number == NAME_IN_USE and (found := await _find(connection, name)) is not None:
             return found
         raise
 
 
-def _check(link: Link, name: str, config: dict[str, Any], remembers: float | None) -> None:
+def _check(connection: NatsConnection, name: str, config: dict[str, Any], remembers: float | None) -> None:
     problem = _problem(name, config, remembers)
     if problem is not None:
-        raise InvalidRequest(f"the stream {name!r} at {link.name} {problem}")
+        raise InvalidRequest(f"the stream {name!r} at {connection.name} {problem}")
 
 
 def _problem(name: str, config: dict[str, Any], remembers: float | None) -> str | None:
@@ -155,13 +155,13 @@ def _problem(name: str, config: dict[str, Any], remembers: float | None) -> str 
     return None
 
 
-def _warn(link: Link) -> None:
+def _warn(connection: NatsConnection) -> None:
     """Say once that the server may lose what it has confirmed. It does not tell its clients whether it syncs."""
-    if not link.address.synced and link.name not in _warned:
-        _warned.add(link.name)
+    if not connection.address.synced and connection.name not in _warned:
+        _warned.add(connection.name)
         log.warning(
             "%s: a NATS server confirms messages before they are synced, unless its configuration says `sync_interval: "
             "always`, and does not tell which it does. Without it, a loss of power of the server can lose what was "
             "forwarded. Set it, and add synced=yes to the URL",
-            link.name,
+            connection.name,
         )

@@ -25,9 +25,9 @@ from .database import LOCK_SECONDS, QUICK_COMMIT, Database, FileLocked, storage_
 from .deliveries.acks import Acks
 from .deliveries.claims import Claims
 from .deliveries.far_results import FarResults
-from .deliveries.forgetting import Forgetting
 from .deliveries.leased import Leased
 from .deliveries.lives import Lives
+from .deliveries.record_retention import RecordRetention
 from .deliveries.recovery import Recovery
 from .deliveries.returns import Returns
 from .deliveries.settled import Settled
@@ -117,7 +117,7 @@ class SqliteStore:
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
             commands.NoteClock: timers.note_clock,
-            commands.Forget: Forgetting(database, messages, settled, clock_notes).forget,
+            commands.Forget: RecordRetention(database, messages, settled, clock_notes).forget,
             commands.Shrink: self.space.shrink,
             **self._administration(queues, messages, groups, contents, leased, settled, clock_notes),
         }

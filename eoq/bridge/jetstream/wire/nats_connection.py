@@ -65,8 +65,8 @@ class _Batch:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Link:
-    """A connection to the servers of an address. See `open_link`."""
+class NatsConnection:
+    """A connection to the servers of an address. See `open_connection`."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -201,14 +201,14 @@ class Link:
 
 
 @asynccontextmanager
-async def open_link(address: Address) -> AsyncIterator[Link]:
+async def open_connection(address: Address) -> AsyncIterator[NatsConnection]:
     """Open a connection for the time of the block. Raises `StorageFailed` or `Forbidden`."""
-    link = Link(address)
+    connection = NatsConnection(address)
     try:
-        await link.open()
-        yield link
+        await connection.open()
+        yield connection
     finally:
-        await link.close()
+        await connection.close()
 
 
 def text_of(answer: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Forgetting: records of settled messages are deleted when their retention has passed, and so are old dead letters.
+"""Records of settled messages are deleted when their retention has passed, and so are old dead letters.
 
 The records are passed in the order of their key, in steps, so that no send waits long. No index on time is kept for
 this. A queue is passed again after a small part of its shortest retention.
@@ -32,7 +32,7 @@ class Position(NamedTuple):
     id: str | None
 
 
-class Forgetting:
+class RecordRetention:
     """The rounds over all queues."""
 
     def __init__(self, database: Database, messages: Messages, settled: Settled, clock_notes: ClockNotes) -> None:
