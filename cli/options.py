@@ -96,6 +96,13 @@ def queue_argument(command: F) -> F:
     return click.argument("queue", callback=check_queue_option, shell_complete=complete_queue)(command)
 
 
+def queues_argument(command: F) -> F:
+    """Add ``[QUEUE]…``, which the command receives as ``queues``, and check the names before it runs."""
+    return click.argument(
+        "queues", nargs=-1, metavar="[QUEUE]…", callback=_check_queues, shell_complete=complete_queue
+    )(command)
+
+
 def topic_argument(command: F) -> F:
     """Add ``TOPIC``, and check the name before the command runs."""
     return click.argument("topic", callback=check_queue_option, shell_complete=complete_topic)(command)
@@ -107,6 +114,12 @@ def check_queue_option(_ctx: click.Context, _param: click.Parameter, value: str 
         return None if value is None else check_queue(value)
     except InvalidRequest as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _check_queues(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        check_queue_option(ctx, param, value)
+    return values
 
 
 def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

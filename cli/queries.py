@@ -1,15 +1,16 @@
-"""Commands that read and change nothing: ``result queues peek tail show``."""
+"""Commands that read and change nothing: ``result queues peek tail show find``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
+from eoq.errors import NotFound
 from eoq.protocol.features import QueueOrder
 from eoq.protocol.limits import MAX_BATCH
 from eoq.protocol.validation import check_finite
@@ -17,7 +18,7 @@ from eoq.transport.single import Single
 
 from . import plain
 from .common import NOTHING_THERE, connect, print_json, visible
-from .options import Decorator, gather, header_option, json_option, queue_argument, socket_option
+from .options import Decorator, gather, header_option, json_option, queue_argument, queues_argument, socket_option
 from .table import age, body_text, moment, print_table, short
 
 if TYPE_CHECKING:
@@ -314,3 +315,39 @@ def _print_rows(messages: list[dict[str, Any]]) -> None:
             for message in messages
         ],
     )
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@queues_argument
+@json_option
+@socket_option
+def find(id_: str, queues: tuple[str, ...], as_json: bool, socket: str | None) -> None:
+    """Find the queues that know a message by its id. Exit status 1 if none does.
+
+    All queues are searched whose messages you may read, or each QUEUE. The columns are: queue; state of the message, or
+    how it has ended; when it was stored, or ended. The id of a message that has ended is known for the `retention` of
+    its queue.
+
+    \b
+    eoq find order-17
+    eoq find order-17 --json | jq -r .queue
+    """
+    with connect(socket) as client:
+        found = client.find(id_, queues or None)
+    if not found:
+        raise NotFound(
+            f"{_places(queues)} the message {id_!r}; look whether the id is complete, and whether its message ended "
+            "longer ago than the `retention` of its queue (`eoq config show QUEUE`)"
+        )
+    if as_json:
+        for one in found:
+            print_json({name: value for name, value in asdict(one).items() if value is not None})
+        return
+    # A message has one of the two moments.
+    rows = [[one.queue, one.state, moment(one.settled_at or one.enqueued_at or 0.0)] for one in found]
+    print_table(("queue", "state", "stored or ended"), rows)
+
+
+def _places(queues: tuple[str, ...]) -> str:
+    return f"none of the queues {', '.join(queues)} knows" if queues else "no queue that you may read knows"

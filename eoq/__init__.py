@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .postgres.guest import PgGuestInbox as PgGuestInbox
     from .postgres.inbox import PgInbox as PgInbox
     from .postgres.outbox import PgOutbox as PgOutbox
+    from .protocol.admin_calls import FoundMessage as FoundMessage
     from .spool.sender import Spool as Spool
     from .worker.in_flight import Summary as Summary
 
@@ -80,6 +81,7 @@ _HOMES = {
     "inbox.blocking": ("Inbox",),
     "outbox.writer": ("AsyncOutbox", "Outbox"),
     "outbox.relay": ("Relay",),
+    "protocol.admin_calls": ("FoundMessage",),
     "spool.sender": ("Spool",),
     "message": ("AsyncMessage", "Message", "Outgoing", "Result", "Sent"),
     "client.aio_transaction": ("AsyncTransaction",),

@@ -6,14 +6,15 @@ client waits long; the client repeats its request until nothing is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Literal, Unpack
 
 from ..message import MessageOptions, Outgoing, Sent
 from ..protocol import admin_calls
-from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage
+from ..protocol.admin_calls import CancelledMessage, Changed, EditedMessage, FoundMessage
 from ..protocol.codec import Fields
 from ..protocol.features import PAGES, QueueOrder
+from ..protocol.validation import check_name
 from ..transport.aio_channel import AsyncChannel
 
 
@@ -34,18 +35,23 @@ class AsyncAdmin:
         These are all queues, or those whose names begin with ``prefix``, of them those behind the name ``after``, and
         at most ``limit``. Thousands of queues are asked for in pages, so that nobody else waits for the answer.
         """
+        found: list[Fields] = []
+        async for page in self._pages(prefix, after, limit):
+            found += page
+        return found
+
+    async def _pages(self, prefix: str, after: str, limit: int | None) -> AsyncIterator[list[Fields]]:
         if not await self.channel.knows(PAGES):
             rows = await self.channel.run(admin_calls.ALL_QUEUES)
-            return admin_calls.some_queues(rows, after, prefix, limit)
-        found: list[Fields] = []
+            yield admin_calls.some_queues(rows, after, prefix, limit)
+            return
         more = True
-        while more and len(found) != limit:
-            left = None if limit is None else limit - len(found)
-            page = await self.channel.run(admin_calls.queues(after, prefix, left))
-            found += page.queues
-            more = page.more
-            after = found[-1]["name"] if found else after
-        return found
+        while more and limit != 0:
+            page = await self.channel.run(admin_calls.queues(after, prefix, limit))
+            yield page.queues
+            more = page.more and bool(page.queues)
+            after = page.queues[-1]["name"] if page.queues else after
+            limit = None if limit is None else limit - len(page.queues)
 
     async def overview(
         self,
@@ -100,6 +106,29 @@ class AsyncAdmin:
     async def show(self, queue: str, id: str) -> Fields:
         """Return all that is known of one message, with its deliveries. Raises `NotFound`."""
         return await self.channel.run(admin_calls.show(queue, id))
+
+    async def find(self, id: str, queues: str | Iterable[str] | None = None) -> list[FoundMessage]:
+        """Return where a message id is known: for each such queue, the state of the message, or how it has ended.
+
+        These are all queues whose messages this user may read, by name, or ``queues``. They are asked a few at a time,
+        so that nobody else waits; ten thousand queues take seconds. A message that goes to another queue meanwhile may
+        be missed. An id is known as long as its message is stored, and then for the ``retention`` of its queue.
+
+        Raises `Forbidden` where this user may not list the queues, or not read one of ``queues``.
+        """
+        check_name("id", id)
+        if queues is not None:
+            return await self._find_in(admin_calls.named_queues(queues), id, only_readable=False)
+        found: list[FoundMessage] = []
+        async for page in self._pages("", "", None):
+            found += await self._find_in([row["name"] for row in page], id, only_readable=True)
+        return found
+
+    async def _find_in(self, queues: Sequence[str], id: str, *, only_readable: bool) -> list[FoundMessage]:
+        found: list[FoundMessage] = []
+        for requests in admin_calls.shows(queues, id):
+            found += admin_calls.read_found(await self.channel.exchange(requests), only_readable)
+        return found
 
     async def why(self, queue: str, id: str) -> Fields:
         """Return why a message is not delivered now: its ``state``, and ``reasons``, each with ``reason`` and ``text``.

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..client.aio import AsyncClient
-from ..errors import InvalidRequest, NotFound
-from ..protocol.codec import Fields
+from ..errors import InvalidRequest
 from .shown import PREVIEW, as_json, shown
 
 MESSAGES: Final = 50
 """Messages of one list."""
 SCHEDULES: Final = 50
 """Schedules of one list."""
-SEARCHED: Final = 500
-"""Queues in which an id is looked for, if the queue is not given."""
-SEARCH_SECONDS: Final = 2.0
-"""How long it is looked for, at most."""
 
 
 class Looks:
@@ -46,25 +40,10 @@ class Looks:
         return as_json({"message": shown(found), "why": [shown(reason) for reason in reasons]})
 
     async def search(self, request: Request) -> Response:
-        """Answer with the queues that know an id: the given queue, or the first of all."""
-        id, queue = _given(request, "id"), request.query_params.get("queue", "")
-        names, count = [queue], 1
-        if not queue:
-            answer = await self._client.overview("name", limit=SEARCHED)
-            names, count = [row["name"] for row in answer["queues"]], answer["count"]
-        found: list[Fields] = []
-        until = time.monotonic() + SEARCH_SECONDS
-        searched = 0
-        for name in names:
-            if time.monotonic() > until:
-                break
-            searched += 1
-            try:
-                message = await self._client.show(name, id)
-            except NotFound:
-                continue
-            found.append({"queue": name, "id": id, "state": message["state"]})
-        return as_json({"found": found, "searched": searched, "queues": count})
+        """Answer with the queues that know an id: the given queue, or all."""
+        id, queue = _given(request, "id"), request.query_params.get("queue")
+        found = await self._client.find(id, queue or None)
+        return as_json({"found": [{"queue": one.queue, "id": one.id, "state": one.state} for one in found]})
 
     async def schedules(self, request: Request) -> Response:
         """Answer with the first schedules whose names have a text."""

@@ -5,10 +5,11 @@ As in ``calls.py``, the docstring of a function that returns a `Call` says what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ..errors import IdConflict
+from ..errors import EoqError, Forbidden, IdConflict, NotFound
 from ..ids import new_id
 from ..message import Outgoing, Sent, complete_headers, encode_payload
 from .calls import Call, portions
@@ -23,6 +24,9 @@ ALL_QUEUES: Final[Call[list[Fields]]] = Call({"op": "queues"}, lambda reply: lis
 ALL_METRICS: Final[Call[str]] = Call({"op": "metrics"}, lambda reply: str(reply["text"]))
 """Asks for all metrics at once, likewise."""
 STATUS: Final[Call[Fields]] = Call({"op": "status"}, lambda reply: _without(reply, "rid", "ok"))
+SHOWN_TOGETHER: Final = 8
+"""How many queues are asked for a message at once: so few that the daemon goes on reading other requests of the client,
+and that their replies fit into memory."""
 MOVED_TOGETHER: Final = 10
 """How many dead letters one request may name, to redrive them to another queue."""
 NOW: Final[Call[float | None]] = Call({"op": "status"}, lambda reply: reply.get("now"))
@@ -91,6 +95,50 @@ def peek(
 def show(queue: str, id: str) -> Call[Fields]:
     """Ask for one message and its deliveries."""
     return Call({"op": "show", "queue": check_queue(queue), "id": id}, lambda reply: dict(reply["message"]))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMessage:
+    """A message that was found by its id.
+
+    ``state`` is that of the message, or how it has ended: ``done``, ``forwarded``, ``expired``, ``dropped`` or
+    ``cancelled``. ``enqueued_at`` is when it was stored, in seconds since the epoch; of a message that has ended,
+    only ``settled_at`` is known, which is otherwise None.
+    """
+
+    queue: str
+    id: str
+    state: str
+    enqueued_at: float | None = None
+    settled_at: float | None = None
+
+
+def shows(queues: Sequence[str], id: str) -> Iterator[list[Fields]]:
+    """Yield requests that ask each of ``queues`` for one message, in portions that are sent together."""
+    for start in range(0, len(queues), SHOWN_TOGETHER):
+        yield [show(queue, id).fields for queue in queues[start : start + SHOWN_TOGETHER]]
+
+
+def read_found(replies: Iterable[Fields | EoqError], only_readable: bool) -> list[FoundMessage]:
+    """Return the messages that are in the replies to such requests.
+
+    Raises the error that a reply has, except `NotFound`, and with ``only_readable`` except `Forbidden`.
+    """
+    found = []
+    for reply in replies:
+        if isinstance(reply, EoqError):
+            if isinstance(reply, NotFound) or (only_readable and isinstance(reply, Forbidden)):
+                continue
+            raise reply
+        message = reply["message"]
+        moments = message.get("enqueued_at"), message.get("settled_at")
+        found.append(FoundMessage(message["queue"], message["id"], message["state"], *moments))
+    return found
+
+
+def named_queues(queues: str | Iterable[str]) -> list[str]:
+    """Return each of ``queues`` once. A text is the name of one queue. Raises `InvalidRequest`."""
+    return list(dict.fromkeys(map(check_queue, [queues] if isinstance(queues, str) else queues)))
 
 
 def why(queue: str, id: str) -> Call[Fields]:

@@ -11,7 +11,7 @@ from typing import Final
 from tests.forker import Forked, Forker
 from tests.support import clean_environment
 
-END: Final = 120.0
+END: Final = 600.0
 """How many seconds the rest may take after the last kill."""
 
 

@@ -239,6 +239,48 @@ def test_a_relay_whose_user_may_not_send_to_one_queue_sends_to_the_others() -> N
         assert "may not send to the queue or topic 'closed'" in said.decode()
 
 
+FIND: Final = """
+import os, sys
+import importlib, pkgutil
+import eoq, eoq.cli, eoq.client, eoq.protocol, eoq.system, eoq.transport
+# The other user need not be able to read where Python is.
+for package in (eoq, eoq.cli, eoq.client, eoq.protocol, eoq.system, eoq.transport):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+user = int(sys.argv[1])
+os.setgid(user); os.setgroups([]); os.setuid(user)
+eoq.cli.main(["find", *sys.argv[2:]], prog_name="eoq")
+"""
+
+
+@pytest.mark.slow
+def test_a_search_leaves_out_the_queues_that_its_user_may_not_read() -> None:
+    config = CONFIG.replace(
+        "[permissions.queues.open]", "[permissions.queues.closed]\nreceive = []\n\n[permissions.queues.open]"
+    )
+    with guarded_daemon(config) as daemon:
+        for queue in ("closed", "open", "read"):
+            daemon.ask(**send(queue, id="i"))
+        daemon.ask(**send("closed", id="secret"))
+
+        def find(user: int, *words: str) -> tuple[int, list[str], str]:
+            command = [sys.executable, "-c", FIND, str(user), *words, "--socket", str(daemon.socket)]
+            ran = subprocess.run(
+                command, capture_output=True, text=True, env=clean_environment(), cwd="/", timeout=PATIENCE, check=False
+            )
+            return ran.returncode, [line.split()[0] for line in ran.stdout.splitlines()], ran.stderr
+
+        assert find(WORKER, "i") == (0, ["open", "read"], "")
+        status, found, said = find(WORKER, "secret")
+        assert (status, found) == (1, []) and "that you may read" in said, "nothing tells that it is there"
+        status, found, said = find(WORKER, "i", "read", "closed")
+        assert (status, found) == (77, []) and "'closed'" in said, "a queue that was named is not left out in silence"
+        status, found, said = find(WEB, "i")
+        assert (status, found) == (77, []) and "observe" in said
+        assert find(0, "secret")[:2] == (0, ["closed"])
+
+
 # ── the daemon of another user ──────────────────────────────────────────────────────────────────────────────
 
 LISTEN: Final = """

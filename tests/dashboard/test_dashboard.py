@@ -117,7 +117,10 @@ def test_an_id_is_found_in_every_queue(site: Site, daemon: PrivateDaemon) -> Non
     _, found = site.get("search", id="wanted")
     assert [one["queue"] for one in found["found"]] == ["found-1", "found-2"]
     assert site.get("search", id="wanted", queue="found-2")[1]["found"][0]["state"] == "ready"
-    assert site.get("search", id="")[0] == 400
+    assert site.get("search", id="unknown") == (200, {"found": []})
+    for bad in ("", "a\0b", "x" * 201, "\u202e"):
+        assert site.get("search", id=bad)[0] == 400
+    assert site.get("search", id="wanted", queue="no/queue")[0] == 400
     assert site.get("message", queue="found-1", id="unknown")[0] == 404
     assert site.get("messages", queue="no/queue")[0] == 400
 

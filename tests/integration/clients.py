@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import eoq
 from eoq.message import Delivery
-from eoq.protocol.admin_calls import CancelledMessage, Changed, EditedMessage
+from eoq.protocol.admin_calls import CancelledMessage, Changed, EditedMessage, FoundMessage
 from eoq.protocol.codec import Fields
 from eoq.protocol.features import QueueOrder
 
@@ -67,6 +67,7 @@ class AnyClient(Protocol):
         self, order: QueueOrder = "busy", *, contains: str = "", skip: int = 0, limit: int = 100
     ) -> Fields: ...
     def status(self) -> Fields: ...
+    def find(self, id: str, queues: str | Iterable[str] | None = None) -> list[FoundMessage]: ...
     def why(self, queue: str, id: str) -> Fields: ...
     def metrics(self) -> str: ...
     def peek(
@@ -221,6 +222,9 @@ class AsyncFace:
 
     def overview(self, order: QueueOrder = "busy", **options: Any) -> Fields:
         return self.run(self.client.overview(order, **options))
+
+    def find(self, id: str, queues: str | Iterable[str] | None = None) -> list[FoundMessage]:
+        return self.run(self.client.find(id, queues))
 
     def why(self, queue: str, id: str) -> Fields:
         return self.run(self.client.why(queue, id))

@@ -332,16 +332,18 @@ async function messagePage([, queue, id]) {
 
 async function searchPage(_path, options) {
   const id = options.get("id") || "", queue = options.get("queue") || "", mine = turn;
-  main.replaceChildren(make("h1", null, "Search"), make("p", { class: "text" }, id));
+  const under = make("p", { role: "status" }, "Searching the queues…");
+  main.replaceChildren(make("h1", null, "Search"), make("p", { class: "text" }, id), under);
   live({ text: "", order: "name", page: 0 }, () => {});
   try {
     const answer = await ask("search", queue ? { id, queue } : { id });
     if (mine !== turn) return;
     const rows = answer.found.map((one) => [link(one.id, "message", one.queue, one.id), link(one.queue, "queue", one.queue), one.state]);
-    main.append(rows.length ? table([["id"], ["queue"], ["state"]], rows, "Found") : make("p", null, "No queue that was searched knows this id."));
-    if (answer.searched < answer.queues) main.append(make("p", null, `${number(answer.searched)} of ${number(answer.queues)} queues were searched: name the queue to search it.`));
+    under.replaceWith(rows.length ? table([["id"], ["queue"], ["state"]], rows, "Found") : make("p", null, "No queue that you may read knows this id."));
   } catch (error) {
-    if (mine === turn) say(error.message, true);
+    if (mine !== turn) return;
+    under.remove();
+    say(error.message, true);
   }
 }
 
