@@ -31,7 +31,7 @@ PROVED: Final = {
     "sqlalchemy_worker.py",
 }
 NO_CONSUMERS: Final = {
-    # They send messages. A message that is sent again has the same id, and is stored once: their own tests kill them.
+    # They send messages. A message that is sent again has the same id, and is stored once: their own tests send twice.
     "cron-enqueue.sh",
     "spool-from-cron.sh",
     "webhook_receiver.py",
