@@ -49,6 +49,23 @@ ITSELF = """#!/bin/sh
 sqlite3 shop.db "insert into booking values ('$EOQ_ID', 1)"
 """
 
+RING = """#!/bin/sh
+{python} -c 'import ctypes
+assert ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120)) == -1'
+exec ./good "$1"
+"""
+SPLIT = """#!{python}
+import ctypes, mmap, os, sqlite3, sys
+name = b"/tmp/" + b"n" * 100  # the address lies in two pages
+pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+pages[mmap.PAGESIZE - 20 : mmap.PAGESIZE + 87] = (1).to_bytes(2, sys.byteorder) + name
+at = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + mmap.PAGESIZE - 20
+libc = ctypes.CDLL(None)
+libc.connect(libc.socket(1, 1, 0), ctypes.c_void_p(at), 107)
+with sqlite3.connect(sys.argv[1]) as shop:
+    shop.execute("insert or ignore into seen values (?)", (os.environ["EOQ_ID"],))
+"""
+
 
 @pytest.fixture
 def shop(folder: Path) -> Iterator[Shell]:
@@ -62,6 +79,7 @@ def shop(folder: Path) -> Iterator[Shell]:
     for name, text in (
         ("good", GOOD), ("commits", COMMITS), ("second", SECOND), ("attempt", ATTEMPT), ("itself", ITSELF),
         ("calls", CALLS.replace("{python}", sys.executable)),
+        ("ring", RING.replace("{python}", sys.executable)), ("split", SPLIT.replace("{python}", sys.executable)),
     ):  # fmt: skip
         (folder / name).write_text(text)
         (folder / name).chmod(0o700)
@@ -95,6 +113,23 @@ def test_planted_faults_are_found(shop: Shell, command: str, text: str) -> None:
     found = json.loads(done.text)
     assert not found["ok"] and found["differences"] == 1 and found["messages"] == 1
     assert text in f"{found['difference']['place']}: {found['difference']['text']}"
+
+
+@needs_ptrace
+@pytest.mark.slow
+def test_a_program_that_would_use_io_uring_does_without_it(shop: Shell) -> None:
+    """Node.js is such a program: it asks for io_uring, and uses the other calls where there is none."""
+    done = shop.run("eoq prove q --db shop.db --body 5 --second-kills 0 -- ./ring shop.db")
+    assert done.status == 0, done.text + done.errors
+    assert "crash points, 0 differences" in done.text
+
+
+@needs_ptrace
+@pytest.mark.slow
+def test_a_call_is_named_in_full_wherever_its_address_lies(shop: Shell) -> None:
+    done = shop.run("eoq prove q --db shop.db --body 5 -- ./split shop.db")
+    assert done.status == 65, done.errors
+    assert f"`connect to /tmp/{'n' * 100}` happened 2 times" in done.text
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ nothing. It holds for all processes that it starts. A process that is killed at 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import signal
@@ -29,15 +30,17 @@ _NUMBERS: Final[dict[int, dict[str, int]]] = {
         "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "sendfile": 40, "connect": 42, "sendto": 44, "fsync": 74,
         "fdatasync": 75, "truncate": 76, "ftruncate": 77, "rename": 82, "creat": 85, "unlink": 87, "openat": 257,
         "unlinkat": 263, "renameat": 264, "fallocate": 285, "pwritev": 296, "renameat2": 316, "copy_file_range": 326,
-        "pwritev2": 328, "io_uring_setup": 425, "openat2": 437,
+        "pwritev2": 328, "openat2": 437,
     },
     _AARCH64: {
         "write": 64, "pwrite64": 68, "writev": 66, "sendfile": 71, "connect": 203, "sendto": 206, "fsync": 82,
         "fdatasync": 83, "truncate": 45, "ftruncate": 46, "openat": 56, "unlinkat": 35, "renameat": 38,
         "fallocate": 47, "pwritev": 70, "renameat2": 276, "copy_file_range": 285, "pwritev2": 287,
-        "io_uring_setup": 425, "openat2": 437,
+        "openat2": 437,
     },
 }  # fmt: skip
+_IO_URING_SETUP: Final = 425
+"""On both architectures. What a program writes by io_uring is no system call, so it could not be seen."""
 _TRACEME: Final = 0
 _CONT: Final = 7
 _SETOPTIONS: Final = 0x4200
@@ -52,6 +55,7 @@ _SET_SECCOMP: Final = 22
 _MODE_FILTER: Final = 2
 _RET_TRACE: Final = 0x7FF00000
 _RET_ALLOW: Final = 0x7FFF0000
+_RET_NOT_THERE: Final = 0x00050000 | errno.ENOSYS
 _LOAD: Final = 0x20
 _JUMP_IF_EQUAL: Final = 0x15
 _RETURN: Final = 0x06
@@ -71,8 +75,8 @@ class SystemCall:
             return str(Path(f"/proc/{self.pid}/fd/{self.arguments[argument]}").readlink())
         return ""
 
-    def memory(self, argument: int, size: int) -> bytes:
-        """Return up to ``size`` bytes at the address in an argument."""
+    def memory(self, argument: int, size: int, *, text: bool = False) -> bytes:
+        """Return up to ``size`` bytes at the address in an argument; of a ``text`` those before its zero byte."""
         address = self.arguments[argument]
         parts = b""
         with suppress(OSError), open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123 # unbuffered
@@ -82,13 +86,13 @@ class SystemCall:
                 step = min(size - len(parts), 4096 - (address + len(parts)) % 4096)
                 part = memory.read(step)
                 parts += part
-                if len(part) < step or b"\0" in part:
+                if len(part) < step or (text and b"\0" in part):
                     break
         return parts
 
     def path(self, argument: int, folder: int | None = None) -> str:
         """Return the path in an argument, made absolute. ``folder`` is the argument with the folder's descriptor."""
-        text = os.fsdecode(self.memory(argument, 4096).partition(b"\0")[0])
+        text = os.fsdecode(self.memory(argument, 4096, text=True).partition(b"\0")[0])
         if text.startswith("/"):
             return os.path.normpath(text)
         number = None if folder is None else ctypes.c_int(self.arguments[folder]).value
@@ -115,11 +119,16 @@ class _Filter(ctypes.Structure):
 
 
 def _program(architecture: int) -> bytes:
-    """Return the filter: stop at the calls that matter, and at each call of a program for another architecture."""
+    """Return the filter: stop at the calls that matter, and at each call of a program for another architecture.
+
+    io_uring is not there for the traced programs. They use the other calls then, as on a kernel without it.
+    """
     numbers = list(_NUMBERS[architecture].values())
-    steps = [(_LOAD, 0, 0, 4), (_JUMP_IF_EQUAL, 0, len(numbers) + 2, architecture), (_LOAD, 0, 0, 0)]
-    steps += [(_JUMP_IF_EQUAL, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
-    steps += [(_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_TRACE)]
+    count = len(numbers)
+    steps = [(_LOAD, 0, 0, 4), (_JUMP_IF_EQUAL, 0, count + 3, architecture), (_LOAD, 0, 0, 0)]
+    steps += [(_JUMP_IF_EQUAL, count + 2, 0, _IO_URING_SETUP)]
+    steps += [(_JUMP_IF_EQUAL, count - index, 0, number) for index, number in enumerate(numbers)]
+    steps += [(_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_TRACE), (_RETURN, 0, 0, _RET_NOT_THERE)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 

@@ -60,8 +60,8 @@ class Seen:
             self._file(call.path(0))
         elif call.name in ("connect", "sendto"):
             self._connects(call)
-        elif not call.name or call.name == "io_uring_setup":
-            self._journal.note("refused", "the command has a program that cannot be traced (32 bits, or io_uring)")
+        elif not call.name:
+            self._journal.note("refused", "the command has a program that cannot be traced: it is for 32 bits")
             return True
         return False
 
