@@ -71,6 +71,14 @@ administer = ["@{OPS}"]
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _python_of_others() -> None:
+    """Skip where another user cannot run this Python, such as one in a home that only its owner may enter."""
+    command = ["setpriv", f"--reuid={WEB}", f"--regid={WEB}", "--clear-groups", sys.executable, "-I", "-c", ""]
+    if subprocess.run(command, capture_output=True, cwd="/", check=False).returncode:
+        pytest.skip(f"another user cannot run {sys.executable}")
+
+
 def ask(daemon: Daemon, user: int, *requests: Fields, groups: tuple[int, ...] = ()) -> list[str]:
     """Send requests as a user with some groups. Return for each the code of its error, or ``ok``."""
     groups_flag = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"

@@ -17,7 +17,7 @@ from ..session import Handler, Handlers, Reply, Session
 from .connection import ClientConnection
 from .hang_ups import HangUps
 from .routes import Route, route_of
-from .sockets import SocketAccess, identity_of, listen, require_at
+from .sockets import KEEPING_FILE, SocketAccess, identity_of, listen, require_at
 from .traffic import Traffic
 
 log = logging.getLogger("eoq.daemon")
@@ -96,7 +96,9 @@ class Server:
             listening.setblocking(False)
         self._is_own = passed is None
         self._path, self._identity = path, identity_of(path)
-        self._server = await self._loop.create_unix_server(lambda: ClientConnection(self), sock=listening, backlog=1024)
+        self._server = await self._loop.create_unix_server(
+            lambda: ClientConnection(self), sock=listening, backlog=1024, **KEEPING_FILE
+        )
 
     async def keep_socket(self, lock: Lock) -> None:
         """Make the socket and its lock file again when they were removed, until this task is cancelled.

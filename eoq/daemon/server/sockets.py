@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ...errors import Forbidden, InvalidRequest
 from ..locks import Locked, cannot_use
@@ -33,6 +34,10 @@ class SocketAccess(NamedTuple):
 
 
 OWNER_ONLY: Final = SocketAccess()
+
+KEEPING_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""The option of a server that leaves the file of its socket alone when it is closed, as before Python 3.13. The file may
+be a service manager's, or that of the next daemon."""
 
 
 def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
