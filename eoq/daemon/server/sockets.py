@@ -36,8 +36,8 @@ class SocketAccess(NamedTuple):
 OWNER_ONLY: Final = SocketAccess()
 
 KEEPING_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-"""The option of a server that leaves the file of its socket alone when it is closed, as before Python 3.13. The file may
-be a service manager's, or that of the next daemon."""
+"""The option of a server that leaves the file of its socket alone when it is closed, as before Python 3.13. It may be
+a service manager's, or that of the next daemon."""
 
 
 def listen(path: Path, access: SocketAccess = OWNER_ONLY) -> socket.socket:
