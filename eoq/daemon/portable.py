@@ -56,7 +56,12 @@ class Queue(_Line, tag="queue", kw_only=True):
     """A queue that is paused."""
 
     queue: QueueName
-    paused: Literal[True]
+    paused: bool
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a queue that is not paused: an export has no line for it."""
+        if not self.paused:
+            raise ValueError("a queue that is not paused has no line")
 
 
 class BindingLine(_Line, tag="binding", kw_only=True):

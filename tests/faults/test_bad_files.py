@@ -179,7 +179,7 @@ def test_a_file_or_folder_without_write_permission_is_77(folder: Path, place: st
     finally:
         mine.chmod(0o700)
     assert ran.status == NOT_ALLOWED, ran.errors
-    assert "cannot be written by this user" in ran.errors
+    assert "written by this user" in ran.errors
     assert str(mine / "eoq.db") in ran.errors
     assert (mine / "eoq.db").read_bytes() == before
 

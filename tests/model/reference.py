@@ -236,7 +236,10 @@ class Model:
     # ── commands ──────────────────────────────────────────────────────────────────────────────
 
     def route(self, now: float, drafts: Sequence[Draft]) -> list[tuple[int, Draft]]:
-        """Return what is stored: each message, or its copies for the queues bound to its topic, with their ttl."""
+        """Return what is stored: each message, or its copies for the queues bound to its topic, with their ttl.
+
+        Where one is for a topic, all are stored queue by queue.
+        """
         topics = {topic for topic, _ in self.bindings}
         routed = []
         for index, draft in enumerate(drafts):
@@ -248,7 +251,10 @@ class Model:
                 ttl = self.settings(queue).ttl
                 expires = now + ttl if draft.expires is None and ttl is not None else draft.expires
                 routed.append((index, replace(draft, queue=queue, expires=expires)))
-        return routed
+        if not any(draft.queue in topics for draft in drafts):
+            return routed
+        order = list(dict.fromkeys(draft.queue for _, draft in routed))
+        return sorted(routed, key=lambda pair: order.index(pair[1].queue))
 
     def copies(self, routed: Sequence[tuple[int, Draft]], drafts: Sequence[Draft]) -> list[int] | None:
         """Return to how many queues each message goes. None where none of them is for a topic."""
