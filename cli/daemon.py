@@ -19,7 +19,7 @@ from eoq.protocol.holder import Holder, Opening, daemon_on
 from eoq.protocol.paths import socket_path
 from eoq.transport.channel import unavailable
 
-from .background import Upgrade, run_in_background
+from .background import StillStarting, Upgrade, run_in_background
 from .common import connect, print_json, visible
 from .daemon_options import daemon_options, from_cli
 from .logs import log_to_standard_error, redirect_standard_error
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 30.0
 """How long `stop` waits until the daemon has ended."""
-STARTS = 75
-"""Exit status of `status` while the daemon starts: try again later."""
 ANSWER_SECONDS = 5.0
 """How long `start` and `stop` wait for the answer of a daemon."""
 
@@ -210,7 +208,7 @@ def status(as_json: bool, socket: str | None) -> None:
     holder = daemon_on(socket_path(socket).absolute())
     if holder is not None and holder.opening is not None and not holder.is_stopped:
         _print_opening(holder, holder.opening, as_json)
-        sys.exit(STARTS)
+        sys.exit(StillStarting.exit_status)
     with connect(socket) as client:
         fields = client.status()
     if as_json:

@@ -62,12 +62,12 @@ class Lock:
         os.close(old)
 
     def note(self, **more: Any) -> None:
-        """Let the lock file say ``more`` of its owner, in place of what it said before. It needs not be told.
+        """Write ``more`` about the owner into the lock file, in place of what it said before. Ignore a full disk.
 
         The text is written over at once, and never gets shorter: whoever reads meanwhile finds the one or the other.
         """
         self._text = json.dumps({**self._owner, **more}).encode().ljust(len(self._text))
-        with suppress(OSError):  # a full disk
+        with suppress(OSError):  # the daemon works without it
             os.pwrite(self._descriptor, self._text, 0)
 
     def _take(self) -> int:

@@ -35,7 +35,7 @@ STATUS_SECONDS: Final = 10.0
 """How often a service manager is told what the daemon does, if that has changed."""
 SWITCH_SECONDS: Final = 0.001
 """How long the event loop, while it has work, keeps the thread of the file waiting after each statement (5 ms by
-default). A transaction of ten statements would take 50 ms longer beside a client that sends without a pause."""
+default). A transaction of ten statements could wait for 50 ms beside a client that sends without a pause."""
 LAST_REPLIES_SECONDS: Final = 0.1
 """How long replies may take to be written, when the process has to end without closing its file."""
 

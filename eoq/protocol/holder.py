@@ -29,7 +29,7 @@ class Opening(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line for the operator."""
         how_far = f", {100 * self.done // self.total} %" if self.total else ""
         return f"{'bringing its file up to date: ' if self.upgrades else ''}{self.what}{how_far}"
 

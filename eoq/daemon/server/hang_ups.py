@@ -1,8 +1,8 @@
 """Hang-ups: which clients have disconnected, of those from whom nothing is read.
 
 The event loop tells of a client that disconnects when it reads from it. It does not read from a client that has closed
-its sending side and waits for replies, nor from one whose requests wait. So the system
-is asked about these now and then.
+its sending side and waits for replies, nor from one whose requests wait. So the system is asked about these now and
+then.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Final, Protocol
 
 CHECK_SECONDS: Final = 1.0
-"""How often to ask. It is asked about a client when this time has passed twice at most."""
+"""Seconds between two rounds of questions. A client is asked about after two of these times at most."""
 MANY: Final = 50
-"""So many may be left behind by one client, which has hundreds, and others stand in line behind them."""
+"""From so many connections on, one client may have left hundreds behind, and the others stand in line behind them."""
 CROWDED_SECONDS: Final = 0.1
 """How often to ask while there are many."""
 MOST_AT_ONCE: Final = 500

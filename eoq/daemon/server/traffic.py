@@ -20,7 +20,7 @@ TURN_SECONDS: Final = 0.008
 QUANTUM: Final = 16
 """Lines that a connection may have handled in one turn in any case."""
 MOST_UNDER_WAY: Final = 1000
-"""With more requests under way, long lines wait, and all but the first line of each connection."""
+"""With more requests under way, long lines wait, and the lines of all connections that have some under way."""
 MOST_BACKLOG: Final = 4000
 """These lines also wait while the commands of the store that are not finished weigh more than this."""
 LIGHT_LINE: Final = 4096
