@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -292,5 +292,35 @@ def test_sends_leave_room_to_receive_settle_purge_and_stop(bytes_each: int, batc
             daemon.start()
             with eoq.connect(daemon.socket) as client:
                 assert [message.body for message in client.receive(QUEUE, 10)] == [b"there is room again"]
+        finally:
+            daemon.kill()
+
+
+@pytest.mark.slow
+def test_the_unused_pages_of_the_file_become_free_space_of_a_disk_that_others_have_filled() -> None:
+    """The file has tens of megabytes that no message needs. The daemon gives them back, and is not restarted for it."""
+    with short_folder() as folder, _mounted(folder, 96 * 1024 * 1024) as disk:
+        daemon = PlantedDaemon(folder)
+        daemon.db = disk / "eoq.db"
+        try:
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+                for _ in range(6):
+                    client.send_many(QUEUE, [os.urandom(100_000)] * 100)
+            assert daemon.terminate() == 0  # its log is empty then
+            space = os.statvfs(disk)
+            (disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 4_000_000))
+            daemon.start()
+            with eoq.connect(daemon.socket) as client:
+
+                def is_stored() -> bool:
+                    with suppress(eoq.StorageFull):
+                        return bool(client.send(QUEUE, b"after").id)
+                    return False
+
+                assert not is_stored()
+                assert client.purge(QUEUE) == 600
+                eventually(is_stored)
+                eventually(lambda: is_stored() and daemon.db.stat().st_size < 50_000_000)
         finally:
             daemon.kill()

@@ -54,6 +54,17 @@ def test_a_lock_of_another_program_makes_senders_wait_and_nobody_else(daemon: Da
     assert _storage_errors(daemon) == []
 
 
+def test_the_log_stays_short_where_each_second_transaction_writes_nothing(daemon: Daemon) -> None:
+    """Only a transaction that has written something writes the log back."""
+    with daemon.wire() as wire:
+        assert wire.ask({"op": "send", "queue": "empty", "body": "x"})["ok"]
+        for number in range(100):
+            messages = [{"id": f"{number} {each}", "body": "x" * 1000} for each in range(200)]
+            assert wire.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
+            assert wire.ask({"op": "purge", "queue": "empty"})["ok"]
+        assert wire.ask({"op": "status"})["log_bytes"] < 8_000_000
+
+
 @pytest.mark.slow
 def test_a_lock_that_stays_is_an_error_that_names_its_holder(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket, timeout=3 * LOCK_SECONDS) as client:

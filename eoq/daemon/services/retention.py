@@ -152,7 +152,9 @@ class Retention:
     def _shrink(self) -> None:
         def done(outcome: int | EoqError) -> None:
             self._shrinking = None
-            if not isinstance(outcome, EoqError) and outcome:
+            if isinstance(outcome, EoqError):
+                self._shrink_in(SHRINK_AFTER)  # the disk may have room later
+            elif outcome:
                 self._shrink_in(SHRINK_PAUSE)
 
         self._writer.submit(Shrink(SHRINK_PAGES), done, durable=False)

@@ -37,6 +37,8 @@ QUICK_COMMIT: Final = 0.002
 """Seconds. A commit faster than this is cheaper on the event loop than on a thread, which costs two hops (0.1 ms)."""
 LONG_LOG: Final = 1000
 """Pages after which SQLite writes the log back into the file. A log that grows takes longer to sync."""
+SHORT_LOG: Final = 100
+"""The same where the disk has little room."""
 WRITE_BACK_CHANGES: Final = 100
 """After so many changed rows, SQLite looks again whether the log is long."""
 LOCK_SECONDS: Final = 10.0
@@ -80,7 +82,9 @@ class Database:
         self._quick_commit = quick_commit
         self._last_commit = 0.0
         self._durable = True
-        self._writes_back = True
+        self.has_short_log = False
+        """Whether the log has to be kept short, since the disk has little room."""
+        self._writes_back_at: int | None = None
         self._changes_then = self._log_size_then = 0
         """What the numbers were when the log was last written back, if it was long."""
         self._ours = Ownership(database, path)
@@ -181,6 +185,8 @@ class Database:
             # Only such a transaction waited for the disk; the others are quick on any disk.
             end = time.perf_counter()
             self._last_commit = end - start
+            if self._writes_back_at:  # only a commit that has written something writes the log back
+                self._changes_then, self._log_size_then = self._database.total_changes, self._ours.log_size
             self.latencies.commit.add(self._last_commit)
             self.latencies.sync.add(end - commit)
         if durable:
@@ -196,11 +202,40 @@ class Database:
         """
         changes, size = self._database.total_changes, self._ours.log_size
         let = durable and (changes >= self._changes_then + WRITE_BACK_CHANGES or size > self._log_size_then)
-        if let:
-            self._changes_then, self._log_size_then = changes, size
-        if let != self._writes_back:
-            self.execute(f"pragma wal_autocheckpoint = {LONG_LOG if let else 0}")
-            self._writes_back = let
+        pages = 0 if not let else SHORT_LOG if self.has_short_log else LONG_LOG
+        if pages != self._writes_back_at:
+            self.execute(f"pragma wal_autocheckpoint = {pages}")
+            self._writes_back_at = pages
+
+    def write_log_back(self) -> bool:
+        """Write the log back into the file, so that it begins again at its start. Call it outside a transaction.
+
+        Return whether all of it was written: another program may read an old state, and the disk may have no room.
+        Raises `FileLost`.
+        """
+        if self.lost is not None:
+            raise self.lost
+        try:
+            self.execute("begin")
+            try:
+                self._ours.check()
+            finally:
+                self.execute("rollback")
+            _, pages, written = self.execute("pragma wal_checkpoint(passive)").fetchone()
+        except FileLost as error:
+            self.lost = error
+            raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode in FAILED_SYNCS:
+                self.lost = FileLost(
+                    f"{self.path} could not be written to the disk ({error}), so the daemon stops; see to the disk"
+                )
+                raise self.lost from error
+            self.trouble.report(
+                "log", f"the log of {self.path} cannot be written to the file ({error}): see to the disk"
+            )
+            return False
+        return bool(pages == written)
 
     def _begin(self, wait: float) -> None:
         """Begin a transaction. SQLite's own waiting would keep the event loop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from ...config.settings import StorageSettings
@@ -15,6 +16,12 @@ KEPT_PAGES: Final = 2048
 """How many unused pages the file keeps, because the next messages need them again: 8 MiB."""
 INCREMENTAL: Final = 2
 """``pragma auto_vacuum`` of a file that can give unused pages back step by step."""
+FEW_PAGES: Final = 64
+"""Pages given back in one step where sends find no room. Each takes a few pages of the log, from what sends leave."""
+LOG_PAGES: Final = 4
+"""Pages of the log that giving one page back takes, at most: its content moves, and others point to it."""
+TIGHT_BYTES: Final = 16 * 1024 * 1024
+"""A disk with so many bytes free, besides what sends leave, is looked at before each transaction: a log takes them."""
 SPACE_SECONDS: Final = 0.1
 """For how many seconds a check of the disk is valid. A check takes a part of the time of a send."""
 
@@ -27,6 +34,10 @@ class Space:
         self._storage = storage
         self._checked_at = float("-inf")
         self._lacking: str | None = None
+        self._is_tight = False
+        self._reusable = 0
+        """Bytes of the log that the next transaction uses again, as far as that is known."""
+        self._looked_at = float("-inf")
         self._allowance = 0
         """How many bytes of messages may be stored until the disk is checked again."""
 
@@ -39,20 +50,59 @@ class Space:
             self._checked_at = now
         return self._lacking
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the disk has little room, so that the log has to be kept short."""
+        return self._is_tight
+
+    def look(self, needs_room: Callable[[], bool]) -> None:
+        """Find out whether the disk has little room. Call it before each transaction.
+
+        What sends leave free is for one log, and not a long one. If they found no room, and this transaction
+        ``needs_room``, the log is written back: its bytes are used again then. Raises `FileLost`.
+        """
+        now = time.monotonic()
+        if not self._is_tight and now < self._looked_at + SPACE_SECONDS:
+            return
+        self._looked_at, self._reusable = now, 0
+        with suppress(OSError):  # a file that was removed: the transaction says so
+            disk = os.statvfs(self._database.path)
+            free = disk.f_bavail * disk.f_frsize
+            least = self._storage().least_free(disk.f_blocks * disk.f_frsize)
+            self._is_tight = self._database.has_short_log = free < least + TIGHT_BYTES
+            if self._lacking is not None and self._growth() <= free // 2 and needs_room():
+                self._checked_at = float("-inf")
+                if self._database.write_log_back():
+                    self._reusable = self._log_bytes()
+
     def shrink(self, command: Shrink) -> int:
         """See `Shrink`."""
         (mode,) = self._database.execute("pragma auto_vacuum").fetchone()
         (unused,) = self._database.execute("pragma freelist_count").fetchone()
-        excess = int(unused) - KEPT_PAGES
+        (size,) = self._database.execute("pragma page_size").fetchone()
+        kept, pages = KEPT_PAGES, command.pages
+        if self.lacking(pages * int(size)) is not None:  # to give pages back takes room in the log first
+            if not self._has_reserve(FEW_PAGES * LOG_PAGES * int(size)):
+                return 0
+            kept, pages = 0, FEW_PAGES
+        excess = int(unused) - kept
         if mode != INCREMENTAL or excess <= 0:
             return 0
-        pages = min(excess, command.pages)
-        (size,) = self._database.execute("pragma page_size").fetchone()
-        if self.lacking(pages * int(size)) is not None:
-            return 0  # to give pages back takes room in the log first
+        pages = min(excess, pages)
         for _ in range(pages):  # sqlite3 runs the statement up to the first page that it gives back, and no further
             self._database.execute("pragma incremental_vacuum(1)")
         return excess - pages
+
+    def _growth(self) -> int:
+        """Return by how many bytes the file grows when the log is written back."""
+        (pages,) = self._database.execute("pragma page_count").fetchone()
+        (page,) = self._database.execute("pragma page_size").fetchone()
+        return int(pages) * int(page) - self._database.path.stat().st_size
+
+    def _has_reserve(self, size: int) -> bool:
+        """Return whether ``size`` bytes are less than half of what the disk has free: settling needs the rest."""
+        disk = os.statvfs(self._database.path)
+        return size < disk.f_bavail * disk.f_frsize // 2
 
     def _log_bytes(self) -> int:
         try:
@@ -89,7 +139,8 @@ class Space:
         # A message is written to the log, and from there, as all that the log has, to unused pages or the file's end.
         (unused,) = self._database.execute("pragma freelist_count").fetchone()
         (page,) = self._database.execute("pragma page_size").fetchone()
-        room = free - least - size - max(0, self._log_bytes() + size - unused * page)
+        free += self._reusable
+        room = free - least - size - max(0, self._log_bytes() - self._reusable + size - unused * page)
         if room < 0:
             return (
                 f"the disk of {path} is full: {free:,} bytes are free, and {free - room:,} are needed for "

@@ -60,6 +60,11 @@ MOST_SECONDS: Final = 0.05
 log: Final = logging.getLogger("eoq.store")
 
 
+def _needs_room(batch: Sequence[Command[Any]]) -> bool:
+    """Return whether there is a command that is refused where the disk has no room."""
+    return any(isinstance(command, commands.Put | commands.Import | commands.Shrink) for command in batch)
+
+
 def _new_token() -> str:
     """Return a text that begins the receipts of one life of a daemon."""
     return secrets.token_hex(6)
@@ -207,8 +212,8 @@ class SqliteStore:
 
     @property
     def quick(self) -> bool:
-        """Whether a commit is so fast that `transact` may run on the event loop."""
-        return self.database.quick
+        """Whether a commit is so fast that `transact` may run on the event loop. Keeping the log short takes longer."""
+        return self.database.quick and not self.space.is_tight
 
     def storage_errors(self) -> list[str]:
         """Return what is wrong with the storage now, one sentence for each trouble."""
@@ -263,6 +268,7 @@ class SqliteStore:
         """
         end = time.monotonic() + seconds
         try:
+            self.space.look(partial(_needs_room, batch))
             outcomes = self.database.transaction(partial(self._batching.run, batch, seconds), durable, wait)
         except FileLocked as error:
             if not wait:
