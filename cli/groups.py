@@ -30,8 +30,9 @@ class Group(click.Group):
         return ctx.fail(f"There is no command {name!r}.{self._suggestion(ctx, name)}")
 
     def _suggestion(self, ctx: click.Context, name: str) -> str:
-        meant = self.meant.get(name.lower())
-        found = [meant] if meant else difflib.get_close_matches(name.lower(), self.list_commands(ctx), 3, CLOSE)
+        meant = {**{one: one for one in self.list_commands(ctx)}, **self.meant}
+        close = [name.lower()] if name.lower() in meant else difflib.get_close_matches(name.lower(), meant, 3, CLOSE)
+        found = dict.fromkeys(meant[one] for one in close)
         if not found:
             return f" `{ctx.command_path} --help` lists the commands."
         return f" Do you mean {' or '.join(f'`{ctx.command_path} {one}`' for one in found)}?"

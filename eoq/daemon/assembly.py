@@ -29,7 +29,6 @@ from .clock import Clock
 from .config.access import group_of
 from .config.model import Config, LiveConfig
 from .config.reload import Reloader
-from .config.settings import resend_within
 from .locks import Lock
 from .records import Binding
 from .server.server import Server
@@ -49,6 +48,7 @@ from .services.once import OnceService
 from .services.permissions import Permissions
 from .services.queries import Queries
 from .services.relays import Relays
+from .services.remembered import RememberedService
 from .services.retention import Retention
 from .services.scheduler import Scheduler
 from .services.spool.spool_folder import SpoolFolder
@@ -130,6 +130,7 @@ class Daemon:
         self._results = ResultsService(writer, reader, events)
         self._explain = Explain(reader, self._broker, config.queue)
         self._once = OnceService(writer, clock)
+        self._remembered = RememberedService(writer, clock, config)
         self._retention = Retention(writer, clock, config, self._topics.configured_names, self._broker.due_times)
         self._admin = AdminService(writer, clock, self._broker.due_times, events, self._topics, config.queue)
         self._changes = MessageChangeService(writer, self._broker, events)
@@ -141,16 +142,8 @@ class Daemon:
         self._server = Server(lambda: writer.backlog, settings.access)
         writer.finished = self._server.has_room
         self._status = StatusService(
-            settings.database,
-            settings.socket,
-            store,
-            settings.max_attempts,
-            self._retention,
-            self._server,
-            self._broker,
-            reloader,
-            self._spool,
-            self._bridges,
+            *(settings.database, settings.socket, store, settings.max_attempts, self._remembered),
+            *(self._server, self._broker, reloader, self._spool, self._bridges),
         )
         self._totals = TotalsService(writer, clock)
         self._metrics = Metrics(self._status, overview, store.database.latencies)
@@ -177,6 +170,7 @@ class Daemon:
             self._metrics_server.follow,
             self._follow_permissions,
             self._configure_topics,
+            self._remembered.follow,
             self._hurry_retention,
             self._apply_schedules,
             self._wake_receivers,
@@ -196,8 +190,9 @@ class Daemon:
         config = self._config.config
         self._topics.load(await self._store.execute(ListBindings()))
         self._configure_topics(config, config)
-        await self._server.start(self._settings.socket, passed)
         self._broker.start()
+        await self._remembered.start()  # before clients ask for how long their ids are remembered
+        await self._server.start(self._settings.socket, passed)
         self._once.start()
         self._retention.start()
         self._scheduler.apply(config)
@@ -275,8 +270,8 @@ class Daemon:
     def _resend_within(self, name: str) -> float:
         """Return for how many seconds a file in the folder of this name may be sent again."""
         if self._topics.was_topic(name):
-            return self._retention.surely_remembered  # its copies have the retentions of other queues
-        return resend_within(self._config.queue(name).retention)
+            return self._remembered.surely  # its copies have the retentions of other queues
+        return self._remembered.of_queue(name)
 
     # ── a new configuration ─────────────────────────────────────────────────────────────────────────────
 

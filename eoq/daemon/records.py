@@ -341,3 +341,11 @@ class Fired(NamedTuple):
     """When the next schedule is due; None where there is none."""
     refused: bool
     """Whether an occurrence was refused, and is tried again."""
+
+
+class Remembered(Struct, frozen=True):
+    """Under which retentions ids are remembered: each pattern of the configuration, with its seconds."""
+
+    retentions: tuple[tuple[str, float], ...]
+    forgotten_until: float | None
+    """What was first tried before this moment may be forgotten, however long the retention is now."""

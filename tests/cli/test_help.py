@@ -49,6 +49,7 @@ def test_the_help_lists_every_command_once_and_whole() -> None:
     [
         (["sned"], "`eoq send`"),
         (["publish"], "`eoq send`"),
+        (["serch"], "`eoq find`"),
         (["dead", "lst"], "`eoq dead list`"),
         (["frobnicate"], "`eoq --help` lists the commands"),
     ],

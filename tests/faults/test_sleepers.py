@@ -36,6 +36,7 @@ POINTS: Final = (
     "removal is committed",
 )
 """Where a relay may be stopped without a lock on the application's file."""
+BOUND: Final = "[[bind]]\ntopic = 'orders'\nqueue = 'mail'\n"
 CALLS: Final = [(kind, how) for kind in ("blocking", "asyncio") for how in ("send", "send_many", "transaction")]
 
 
@@ -148,16 +149,63 @@ def test_a_client_that_did_not_sleep_repeats_and_is_told_of_the_duplicate(daemon
 def test_a_file_in_the_folder_of_a_topic_goes_by_the_retention_behind_it(tmp_path: Path) -> None:
     """The name of the folder has the default retention, of days. The queue behind it remembers for seconds."""
     config, spool = tmp_path / "eoq.toml", tmp_path / "spool"
-    config.write_text("[queues.mail]\nretention = 100\n[[bind]]\ntopic = 'orders'\nqueue = 'mail'\n")
-    taking = spool / "orders" / ".taking"
-    taking.mkdir(parents=True, mode=0o700)
-    milliseconds = round((time.time() - 95) * 1000)
+    config.write_text(f"[queues.mail]\nretention = 100\n{BOUND}")
+    _leave_tried(spool, "orders", 95)
+    with running_daemon("--spool", str(spool), "--config", str(config)):
+        _await_rejected(spool, "orders")
+
+
+@pytest.mark.parametrize("folder", ["orders", "mail"])
+def test_a_longer_retention_does_not_bring_forgotten_ids_back(tmp_path: Path, folder: str) -> None:
+    """A file that comes too late for the shorter retention is rejected under the longer one as well."""
+    config, spool = tmp_path / "eoq.toml", tmp_path / "spool"
+    config.write_text(f"[queues.mail]\nretention = 100\n{BOUND}")
+    with running_daemon("--spool", str(spool), "--config", str(config)) as daemon:
+        config.write_text(f"[queues.mail]\nretention = 1000000\n{BOUND}")
+        for _ in range(2):  # the second start has only what the first one has noted
+            daemon.terminate()
+            daemon.start()
+            assert 80 < daemon.ask(op="status")["remembers"] < 1000
+        daemon.terminate()
+        _leave_tried(spool, folder, 95)
+        daemon.start()
+        _await_rejected(spool, folder)
+        daemon.terminate()
+        _leave_tried(spool, folder, 10)
+        daemon.start()
+        with eoq.connect(daemon.socket) as client:
+            assert eventually(lambda: client.receive("mail"))
+
+
+def test_a_longer_retention_counts_as_soon_as_nothing_older_may_be_forgotten(tmp_path: Path) -> None:
+    """It is put in force while the daemon runs, and the seconds that pass count from then on."""
+    config = tmp_path / "eoq.toml"
+    config.write_text("[queues.mail]\nretention = 7\n")
+    with running_daemon("--config", str(config)) as daemon:
+        assert daemon.ask(op="status")["remembers"] == pytest.approx(6)
+        config.write_text("[queues.mail]\nretention = 14\n")
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: 6 < daemon.ask(op="status")["remembers"] < 12)
+        eventually(lambda: daemon.ask(op="status")["remembers"] == pytest.approx(12))
+        config.write_text("[queues.mail]\nretention = 7\n")
+        daemon.signal(signal.SIGHUP)
+        eventually(lambda: daemon.ask(op="status")["remembers"] == pytest.approx(6))
+
+
+def _leave_tried(spool: Path, folder: str, seconds: float) -> None:
+    """Leave a file in the spool that a daemon has tried to send ``seconds`` ago, before it was killed."""
+    taking = spool / folder / ".taking"
+    taking.mkdir(parents=True, mode=0o700, exist_ok=True)
+    milliseconds = round((time.time() - seconds) * 1000)
     token = f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}{new_id()[13:]}"
     (taking / f"{token}.x").write_text("charge alice")
-    with running_daemon("--spool", str(spool), "--config", str(config)):
-        reason = spool / "orders" / ".rejected" / "x.reason"
-        eventually(lambda: reason.exists() and reason.read_text(), what="the file is rejected with a reason")
-        assert "stored twice" in reason.read_text()
+
+
+def _await_rejected(spool: Path, folder: str) -> None:
+    """Wait until the file is rejected, with the reason."""
+    reason = spool / folder / ".rejected" / "x.reason"
+    eventually(lambda: reason.exists() and reason.read_text(), what="the file is rejected with a reason")
+    assert "stored twice" in reason.read_text()
 
 
 def test_a_repeated_purge_drops_only_what_the_first_one_saw(daemon: Daemon, client: eoq.Client) -> None:

@@ -13,7 +13,7 @@ from eoq.daemon.config.settings import QueueSettings, StorageSettings, defaults
 from eoq.daemon.measures import Histogram
 from eoq.daemon.portable import BindingLine, EndedMessage, Entry, LiveMessage
 from eoq.daemon.portable import Queue as PausedQueue
-from eoq.daemon.records import Binding, Deleted, DeliveryRef, Edited, FarResult, NewMessage, OccurrencePlan
+from eoq.daemon.records import Binding, Deleted, DeliveryRef, Edited, FarResult, NewMessage, OccurrencePlan, Remembered
 from eoq.daemon.rules.schedule_rules import Definition, Timing
 from eoq.daemon.store.commands import (
     Advance,
@@ -38,11 +38,13 @@ from eoq.daemon.store.commands import (
     Purge,
     Put,
     R,
+    ReadRemembered,
     Redrive,
     RejectDelivery,
     RetryDeliveries,
     Settle,
     ShiftTimes,
+    StoreRemembered,
     TakeResults,
     Unbind,
 )
@@ -57,6 +59,7 @@ from eoq.daemon.store.sqlite.deliveries.leased import Leased
 from eoq.daemon.store.sqlite.deliveries.lives import Lives
 from eoq.daemon.store.sqlite.deliveries.record_retention import RecordRetention
 from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
+from eoq.daemon.store.sqlite.deliveries.remembered import RememberedIds
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
 from eoq.daemon.store.sqlite.sending.imports import Imports
@@ -470,6 +473,19 @@ def test_dead_letters_that_are_too_old_or_too_many_are_dropped(parts: Parts) -> 
     step = forgetting.forget(Forget(NOW + 13, None, 10, lambda _: QueueSettings(max_dead=1), True))
     assert [(one.queue, one.number, one.setting) for one in step.letters] == [("q", 2, "max_dead")]
     assert parts.states() == {"a": "dropped", "b": "dropped", "c": "dropped", "d": "dropped", "e": "dead"}
+
+
+def test_what_is_remembered_moves_with_a_clock_that_was_set(parts: Parts) -> None:
+    """The moment until which ids may be forgotten is stored as a wait is, and read with the clock of then."""
+    remembered = RememberedIds(parts.database, parts.clock_notes)
+    assert remembered.read(ReadRemembered()) is None
+    noted = Remembered((("mail", 60.0), ("*", 100.0)), NOW - 50)
+    remembered.store(StoreRemembered(noted))
+    assert remembered.read(ReadRemembered()) == noted
+    parts.clock_notes.store(NOW + 1000, 500, "one", 1000)
+    assert remembered.read(ReadRemembered()) == Remembered(noted.retentions, NOW + 950)
+    remembered.store(StoreRemembered(Remembered(noted.retentions, None)))
+    assert remembered.read(ReadRemembered()) == Remembered(noted.retentions, None)
 
 
 @pytest.mark.parametrize(

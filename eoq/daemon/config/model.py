@@ -195,6 +195,12 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     ] = []
 
     @property
+    def retentions(self) -> tuple[tuple[str, float], ...]:
+        """Each pattern whose section names a retention, with the seconds, and last the one of all other queues."""
+        given = [(pattern, section.get("retention")) for pattern, section in self.queues.items()]
+        return (*((pattern, float(seconds)) for pattern, seconds in given if seconds is not None), ("*", RETENTION))
+
+    @property
     def shortest_retention(self) -> float:
         """The shortest retention of all queues, in seconds."""
         return self._shortest("retention")

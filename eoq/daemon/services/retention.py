@@ -16,7 +16,6 @@ from ...system.boot import boot_id
 from ..broker.due_times import DueTimes
 from ..clock import Clock, Timer
 from ..config.model import LiveConfig
-from ..config.settings import resend_within
 from ..records import End, Forgotten
 from ..session import Submitter
 from ..store.commands import DeleteIdleQueues, Forget, NoteClock, OnceForget, Shrink
@@ -54,11 +53,6 @@ class Retention:
         self._config = config
         self._kept_queues = kept_queues
         self._due_times = due_times
-        self.surely_remembered = resend_within(config.config.shortest_retention)
-        """For how many seconds after a first try every id is surely remembered, also of a queue behind a topic.
-
-        A longer retention does not make it longer: it does not bring back the ids that were forgotten before.
-        """
         self._timer: Timer | None = None
         self._shrinking: Timer | None = None
         self._pausing = False
@@ -78,8 +72,6 @@ class Retention:
 
     def hurry(self) -> None:
         """End the pause, if there is one: a retention may have become shorter."""
-        shortest = resend_within(self._config.config.shortest_retention)
-        self.surely_remembered = min(self.surely_remembered, shortest)
         if self._pausing and self._timer is not None and not self._stopped:
             self._timer.cancel()
             self._forget_messages(None, True)

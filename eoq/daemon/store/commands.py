@@ -31,6 +31,7 @@ from ..records import (
     Forgotten,
     NewMessage,
     OnceRecord,
+    Remembered,
     ResultsTaken,
     Shifted,
     Step,
@@ -175,6 +176,16 @@ class NoteClock(Command[Shifted], frozen=True):
     boot: str
     """The start of the machine from which ``elapsed`` counts. Empty where it is unknown."""
     starting: bool
+
+
+class ReadRemembered(Command[Remembered | None], frozen=True):
+    """Read what the last `StoreRemembered` has stored. The outcome is None where there was none."""
+
+
+class StoreRemembered(Command[None], frozen=True):
+    """Store the retentions under which ids are remembered from now on."""
+
+    remembered: Remembered
 
 
 class Forget(Command[Forgotten], frozen=True):

@@ -17,7 +17,7 @@ from ...server.server import Server
 from ...session import Fields, Handlers, Reply, Session
 from ...store.sqlite.store import SqliteStore
 from ..bridges.bridges import Bridges
-from ..retention import Retention
+from ..remembered import RememberedService
 from ..spool.spool_reader import SpoolReader
 
 
@@ -30,7 +30,7 @@ class StatusService:
         socket: Path,
         store: SqliteStore,
         max_attempts: int | None,
-        retention: Retention,
+        remembered: RememberedService,
         server: Server,
         broker: Broker,
         reloader: Reloader,
@@ -43,7 +43,7 @@ class StatusService:
         self._store = store
         self._identity = store.identity
         self._max_attempts = max_attempts
-        self._retention = retention
+        self._remembered = remembered
         self._server = server
         self._broker = broker
         self._reloader = reloader
@@ -73,7 +73,7 @@ class StatusService:
             "leased": self._broker.leased,
             "waiting": self._broker.waiting,
             "max_attempts": self._max_attempts,
-            "remembers": self._retention.surely_remembered,
+            "remembers": self._remembered.surely,
             "storage_errors": self._store.storage_errors(),
             **self._store.space.describe(),
             "totals": self._store.totals.all(),

@@ -36,7 +36,7 @@ class Space:
         self._lacking: str | None = None
         self._is_tight = False
         self._reusable = 0
-        """Bytes of the log that the next transaction uses again, as far as that is known."""
+        """Bytes of the log that the next transactions use again, as far as that is known."""
         self._looked_at = float("-inf")
         self._allowance = 0
         """How many bytes of messages may be stored until the disk is checked again."""
@@ -45,7 +45,8 @@ class Space:
         """Return why there is no room for ``size`` bytes of messages, with what to do about it; None where there is."""
         now = time.monotonic()
         self._allowance -= size
-        if self._lacking is not None or self._allowance < 0 or now >= self._checked_at + SPACE_SECONDS:
+        self._reusable = max(0, self._reusable - size)
+        if self._is_due(now):
             self._lacking = self._check(size)
             self._checked_at = now
         return self._lacking
@@ -58,22 +59,27 @@ class Space:
     def look(self, needs_room: Callable[[], bool]) -> None:
         """Find out whether the disk has little room. Call it before each transaction.
 
-        What sends leave free is for one log, and not a long one. If they found no room, and this transaction
-        ``needs_room``, the log is written back: its bytes are used again then. Raises `FileLost`.
+        What sends leave free is for one log, and not a long one. So a transaction that ``needs_room`` writes the log
+        back before: the bytes of the log are used again then, and count as free. Raises `FileLost`.
         """
         now = time.monotonic()
         if not self._is_tight and now < self._looked_at + SPACE_SECONDS:
             return
-        self._looked_at, self._reusable = now, 0
+        self._looked_at = now
         with suppress(OSError):  # a file that was removed: the transaction says so
             disk = os.statvfs(self._database.path)
             free = disk.f_bavail * disk.f_frsize
             least = self._storage().least_free(disk.f_blocks * disk.f_frsize)
             self._is_tight = self._database.has_short_log = free < least + TIGHT_BYTES
-            if self._lacking is not None and self._growth() <= free // 2 and needs_room():
+            if not self._is_tight:
+                self._reusable = 0
+            elif self._is_due(now) and self._growth() <= free // 2 and needs_room():
+                self._reusable = self._log_bytes() if self._database.write_log_back() else 0
                 self._checked_at = float("-inf")
-                if self._database.write_log_back():
-                    self._reusable = self._log_bytes()
+
+    def _is_due(self, now: float) -> bool:
+        """Return whether the next call of `lacking` checks the disk."""
+        return self._lacking is not None or self._allowance <= 0 or now >= self._checked_at + SPACE_SECONDS
 
     def shrink(self, command: Shrink) -> int:
         """See `Shrink`."""

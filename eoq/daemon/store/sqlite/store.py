@@ -29,6 +29,7 @@ from .deliveries.leased import Leased
 from .deliveries.lives import Lives
 from .deliveries.record_retention import RecordRetention
 from .deliveries.recovery import Recovery
+from .deliveries.remembered import RememberedIds
 from .deliveries.returns import Returns
 from .deliveries.settled import Settled
 from .migration import Tell, to_nobody
@@ -146,6 +147,7 @@ class SqliteStore:
         changes = MessageChanges(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
         once = OnceKeys(database, clock_notes)
+        remembered = RememberedIds(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
         setups = Setups(database, queues, bindings, schedules)
         imports = Imports(
@@ -164,6 +166,8 @@ class SqliteStore:
             commands.Bind: bindings.bind,
             commands.Unbind: bindings.unbind,
             commands.ListBindings: bindings.list_all,
+            commands.ReadRemembered: remembered.read,
+            commands.StoreRemembered: remembered.store,
             commands.OnceBegin: once.begin,
             commands.OnceFinish: once.finish,
             commands.OnceRelease: once.release,
