@@ -198,7 +198,7 @@ def _disk(status: dict[str, Any], levels: Levels) -> Checked:
 
 
 def _permissions(database: Path, socket: Path, socket_mode: int) -> Iterator[Checked]:
-    """Yield whether more users can open the file, its log, or the socket than are meant to."""
+    """Yield whether the file, its log and the socket can be opened by those who are meant to, and by nobody else."""
     for path in (database, database.with_name(f"{database.name}-wal"), socket):
         try:
             found = path.stat()
@@ -213,6 +213,9 @@ def _permissions(database: Path, socket: Path, socket_mode: int) -> Iterator[Che
         meant = socket_mode if path == socket else 0o700
         if mode & ~meant & 0o077:
             text = f"{path} has mode {mode:04o}, so other users can open it: chmod {mode & meant:04o} {path}"
+            yield Checked("permissions", Status.WARNING, text)
+        elif path != socket and mode & 0o600 != 0o600:
+            text = f"{path} has mode {mode:04o}, so the next daemon cannot open it: chmod {mode | 0o600:04o} {path}"
             yield Checked("permissions", Status.WARNING, text)
         else:
             yield Checked("permissions", Status.OK, f"{path} has mode {mode:04o}")

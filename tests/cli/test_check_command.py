@@ -43,8 +43,9 @@ def test_thresholds_make_warnings_and_critical_states(daemon: Daemon) -> None:
     assert (states["disk"], states["waiting"]) == ("critical", "warning")
 
 
-def test_a_file_that_others_can_read_is_a_warning(daemon: Daemon) -> None:
-    daemon.db.chmod(0o644)
+@pytest.mark.parametrize("mode", [0o644, 0o400, 0], ids=oct)
+def test_a_file_that_others_can_read_or_its_owner_cannot_is_a_warning(daemon: Daemon, mode: int) -> None:
+    daemon.db.chmod(mode)
     ran = daemon.shell().run("eoq check --quick --disk 0")
     assert ran.status == 1
     assert f"chmod 0600 {daemon.db}" in ran.lines[0]
