@@ -172,18 +172,10 @@ def test_any_other_request_is_refused(port: int, request_text: bytes, status: by
     assert _exchange(port, request_text).startswith(b"HTTP/1.1 " + status)
 
 
-def _is_served(port: int) -> bool:
-    try:
-        return _exchange(port, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
-    except ConnectionError:  # there are too many connections
-        return False
-
-
-@pytest.mark.slow
 def test_connections_that_say_nothing_do_not_keep_the_others_out(port: int) -> None:
     silent = [_connect(port) for _ in range(40)]
     try:
-        eventually(lambda: _is_served(port))
+        assert _exchange(port, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
     finally:
         for connection in silent:
             connection.close()
@@ -208,18 +200,23 @@ def test_a_unix_socket_serves_its_owner_alone_and_is_removed_at_the_end(folder: 
     assert not path.exists()
 
 
+def _is_refused(port: int) -> bool:
+    try:
+        _connect(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_where_to_listen_follows_the_configuration(folder: Path) -> None:
     first, second = _free_port(), _free_port()
     with _daemon_listening(folder, f"127.0.0.1:{first}") as daemon:
         (folder / "eoq.toml").write_text(f'[metrics]\nlisten = "127.0.0.1:{second}"\n')
         eventually(lambda: f"served on 127.0.0.1:{second}" in daemon.said)
-        with pytest.raises(ConnectionRefusedError):
-            _connect(first)
+        assert _is_refused(first)
         _connect(second).close()
         (folder / "eoq.toml").write_text("")
-        eventually(lambda: daemon.said.count("read again") >= 2)
-        with pytest.raises(ConnectionRefusedError):
-            _connect(second)
+        eventually(lambda: _is_refused(second))  # soon after the daemon says that it has read the file again
 
 
 def test_a_port_that_is_taken_is_logged_and_the_daemon_serves(folder: Path) -> None:

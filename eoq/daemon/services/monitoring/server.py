@@ -23,7 +23,7 @@ log = logging.getLogger("eoq.metrics")
 MAX_HEAD: Final = 8192
 """Bytes of a request."""
 MAX_CONNECTIONS: Final = 16
-"""Connections at once. A further one is closed."""
+"""Connections at once. A further one ends the oldest: who has asked for nothing, or has gone, keeps nobody out."""
 REQUEST_SECONDS: Final = 5.0
 """How long a client may take to send its request."""
 REPLY_SECONDS: Final = 30.0
@@ -52,7 +52,8 @@ class MetricsServer:
         self._path: Path | None = None
         self._listen: str | None = None
         self._change: asyncio.Task[None] | None = None
-        self._clients: set[asyncio.Task[object]] = set()
+        self._clients: dict[asyncio.Task[object], None] = {}
+        """The tasks of the connections, the oldest first."""
 
     def follow(self, _old: Config, new: Config) -> None:
         """Listen where ``new`` says so, and nowhere else."""
@@ -102,10 +103,13 @@ class MetricsServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 # a server runs this as a task
-        self._clients.add(task)
+        if len(self._clients) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
+            oldest.cancel()
+        self._clients[task] = None
         try:
-            if len(self._clients) <= MAX_CONNECTIONS:
-                await self._answer(reader, writer)
+            await self._answer(reader, writer)
             writer.close()
         except (OSError, TimeoutError, asyncio.CancelledError):
             writer.transport.abort()  # the client has gone or is too slow, or the daemon stops
@@ -113,7 +117,7 @@ class MetricsServer:
             log.warning("the metrics could not be sent: %s", error)
             writer.transport.abort()
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task, None)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
