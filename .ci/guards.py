@@ -434,6 +434,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a longer retention does not bring forgotten ids back",
+        "eoq/daemon/services/remembered.py",
+        old="if _may_be_longer(old, new):",
+        new="if False:",
+        tests="tests/faults/test_sleepers.py",
+        select="longer_retention",
+    ),
+    Guard(
         "a transaction that writes nothing does not count as one that writes the log back",
         "eoq/daemon/store/sqlite/database.py",
         old="if durable and self._database.total_changes != changes:",
