@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import select
 import shutil
 import signal
@@ -64,6 +65,15 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def free_port() -> int:
+    """Return a port that is free, below those that the system hands out by itself: nobody takes it meanwhile."""
+    ports = random.Random(os.urandom(8))
+    while True:
+        port = ports.randrange(15_000, 32_000)
+        with suppress(OSError), sockets.create_server(("127.0.0.1", port)):
+            return port
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     """Return this process's environment without the variables and the configuration of eoq, and with ``more``."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("EOQ_")}
@@ -92,6 +102,15 @@ def runs(pid: int) -> bool:
         os.kill(pid, 0)
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     return False
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether SIGSTOP has reached every thread of a process: one in a write to the disk stops after it."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            if (thread / "stat").read_text().rpartition(") ")[2][0] not in "TtZX":
+                return False
+    return True
 
 
 def _memory(pid: int, name: str) -> int:
@@ -176,9 +195,11 @@ class Daemon:
         )
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process."""
+        """Send a signal to the process. After SIGSTOP, wait until all its threads stand still."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP and HAS_PROC:
+            eventually(lambda: not self.running or _is_stopped(self.pid), what="the daemon stands still")
 
     def wait(self) -> int:
         """Wait for the end of the process. Return its exit status, negative if a signal killed it."""
