@@ -59,10 +59,17 @@ def eventually(condition: Callable[[], T], seconds: float = PATIENCE, *, what: s
 def short_folder() -> Iterator[Path]:
     """Make a folder under /tmp, and remove it at the end. Its path is short enough for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="eoq-", dir="/tmp"))
+
+    def remove() -> bool:
+        # A process that is just ending may remove its own files at the same time.
+        with suppress(OSError):
+            shutil.rmtree(folder)
+        return not folder.exists()
+
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        eventually(remove, what=f"{folder} is removed")
 
 
 def free_port() -> int:

@@ -295,7 +295,7 @@ def test_the_relay_does_not_disturb_a_busy_writer(
     failed: list[BaseException] = []
 
     def write() -> None:
-        with closing(sqlite3.connect(file, timeout=5)) as busy:
+        with closing(sqlite3.connect(file, timeout=15)) as busy:
             busy.execute("create table if not exists noise (body)")
             while not stop.is_set():
                 try:
