@@ -549,6 +549,7 @@ def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, 
     assert count == 40
 
 
+@pytest.mark.first_by_default
 def test_consume_yields_no_message_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b"])
     consumer = client.consume(queue, prefetch=2, lease=1.5)

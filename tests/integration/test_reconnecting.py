@@ -170,6 +170,7 @@ def test_a_send_waits_for_a_daemon_that_comes_back(daemon: Daemon, connect: Call
     timer.join()
 
 
+@pytest.mark.first_by_default
 def test_a_daemon_that_stays_away_is_unavailable(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
     client = connect(daemon.socket, timeout=1.5)
     client.send("q", "x")

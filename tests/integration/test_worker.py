@@ -324,6 +324,7 @@ def test_leases_of_running_and_waiting_messages_are_extended(
     assert not any("history" in show(id) for id in ("a", "b", "c")), "no delivery has failed"
 
 
+@pytest.mark.first_by_default
 def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
     work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -522,6 +523,7 @@ def test_without_a_daemon_work_is_unavailable_at_once(folder: Path, connect: Cal
 # ── time-outs ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
     kind: Kind, work: Work, put: Callable[..., None], show: Callable[[str], Any], blocking: eoq.Client, queue: str
 ) -> None:
@@ -1081,6 +1083,7 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
 # ── not the fault of a handler ──────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_the_wait_for_the_inbox_does_not_count_as_time_of_the_handler(
     blocking: eoq.Client, queue: str, put: Callable[..., None], shared_daemon: Daemon, file: Path
 ) -> None:
