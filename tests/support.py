@@ -113,11 +113,12 @@ def runs(pid: int) -> bool:
 
 def _is_stopped(pid: int) -> bool:
     """Return whether SIGSTOP has reached every thread of a process: one in a write to the disk stops after it."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
-            if (thread / "stat").read_text().rpartition(") ")[2][0] not in "TtZX":
-                return False
-    return True
+    with suppress(FileNotFoundError, ProcessLookupError):  # the process, or a thread of it, has ended meanwhile
+        states = [
+            (thread / "stat").read_text().rpartition(") ")[2][0] for thread in Path(f"/proc/{pid}/task").iterdir()
+        ]
+        return all(state in "TtZX" for state in states)
+    return False
 
 
 def _memory(pid: int, name: str) -> int:
