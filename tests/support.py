@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import select
 import shutil
 import signal
@@ -58,10 +59,26 @@ def eventually(condition: Callable[[], T], seconds: float = PATIENCE, *, what: s
 def short_folder() -> Iterator[Path]:
     """Make a folder under /tmp, and remove it at the end. Its path is short enough for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="eoq-", dir="/tmp"))
+
+    def remove() -> bool:
+        # A process that is just ending may remove its own files at the same time.
+        with suppress(OSError):
+            shutil.rmtree(folder)
+        return not folder.exists()
+
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        eventually(remove, what=f"{folder} is removed")
+
+
+def free_port() -> int:
+    """Return a port that is free, below those that the system hands out by itself: nobody takes it meanwhile."""
+    ports = random.Random(os.urandom(8))
+    while True:
+        port = ports.randrange(15_000, 32_000)
+        with suppress(OSError), sockets.create_server(("127.0.0.1", port)):
+            return port
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -91,6 +108,16 @@ def runs(pid: int) -> bool:
     with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, 0)
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether SIGSTOP has reached every thread of a process: one in a write to the disk stops after it."""
+    with suppress(FileNotFoundError, ProcessLookupError):  # the process, or a thread of it, has ended meanwhile
+        states = [
+            (thread / "stat").read_text().rpartition(") ")[2][0] for thread in Path(f"/proc/{pid}/task").iterdir()
+        ]
+        return all(state in "TtZX" for state in states)
     return False
 
 
@@ -176,9 +203,11 @@ class Daemon:
         )
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process."""
+        """Send a signal to the process. After SIGSTOP, wait until all its threads stand still."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP and HAS_PROC:
+            eventually(lambda: not self.running or _is_stopped(self.pid), what="the daemon stands still")
 
     def wait(self) -> int:
         """Wait for the end of the process. Return its exit status, negative if a signal killed it."""

@@ -143,7 +143,7 @@ def run_rows(count: int, seed: int) -> Report:
         file = folder / "app.db"
         config = folder / "eoq.toml"
         config.write_text(f'[[relay]]\npath = "{file}"\n')
-        with closing(sqlite3.connect(file)) as database:
+        with closing(sqlite3.connect(file, timeout=PATIENCE)) as database:
             eoq.Outbox(database)
             names = ", ".join(f'"{name}"' for name in _COLUMNS)
             database.executescript(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import select
 import sqlite3
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 import eoq
 from tests.support import PATIENCE, Daemon, kill_group
 
+_count = itertools.count()
 Refuse: TypeAlias = Callable[[Mapping[str, Any]], str | None]
 """Returns the code of the error to answer a request with, or None if the daemon may answer it."""
 
@@ -40,7 +42,7 @@ class RelayProcess:
 @contextmanager
 def relaying(daemon: Daemon, *files: Path | str, socket: Path | None = None) -> Iterator[RelayProcess]:
     """Run a real `eoq relay` of the files. At the end it must stop on SIGTERM, without a traceback."""
-    errors = daemon.folder / f"relay-{threading.get_ident()}-{len(list(daemon.folder.iterdir()))}.err"
+    errors = daemon.folder / f"relay-{next(_count)}.err"
     command = f"exec eoq relay {' '.join(map(str, files))} --socket {socket or daemon.socket} 2> >(tee {errors} >&2)"
     process = daemon.shell().start(command, stderr=subprocess.PIPE)
     assert process.stderr is not None

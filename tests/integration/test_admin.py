@@ -317,7 +317,7 @@ def test_a_schedule_sends_each_occurrence(client: AnyClient, queue: str) -> None
     name = queue[:60]
     begin = time.time()
     next_at = client.schedule(name, queue, {"tick": True}, every=1, at=begin - 3600, group="g", ttl=60)
-    assert next_at is not None and begin - 1 <= next_at <= begin + 2
+    assert next_at is not None and begin - 1 <= next_at <= time.time() + 2
     (first,) = client.receive(queue, wait=20)
     assert first.json() == {"tick": True} and first.group == "g" and first.id.startswith(f"{name}@")
     assert first.headers == {"content-type": "application/json"}

@@ -64,7 +64,7 @@ def _by_hand(file: Path, begin: str = "begin", end: str = "commit") -> Block:
 
     @asynccontextmanager
     async def block() -> AsyncIterator[aiosqlite.Connection]:
-        async with aiosqlite.connect(file, isolation_level=None) as tx:
+        async with aiosqlite.connect(file, isolation_level=None, timeout=PATIENCE) as tx:
             await tx.execute(begin)
             try:
                 yield tx
@@ -272,7 +272,7 @@ async def test_objects_of_a_session_of_sqlalchemy_and_the_id_commit_together(
             await session.commit()
         return "paid"
 
-    engine = create_async_engine(f"sqlite+aiosqlite:///{file}")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{file}", connect_args={"timeout": PATIENCE})
     inbox = eoq.AsyncGuestInbox(async_sessionmaker(engine).begin, connection)
     bodies = ["good", "bad", "commits", *["good"] * 8]
     await client.send_many(queue, [eoq.Outgoing(body, id=f"{n:02}") for n, body in enumerate(bodies)])

@@ -406,7 +406,7 @@ def test_any_number_of_readers_wait(connection: psycopg.Connection[Any], databas
             _insert(one, f"{id(one)} again")
         writer.commit()
         another.commit()
-        assert len(list(connection.notifies(timeout=0.5, stop_after=2))) == 2, "one waits still"
+        assert len(list(connection.notifies(timeout=PATIENCE, stop_after=2))) == 2, "one waits still"
         readers[2].end_waiting()
     for reader in readers:
         reader.close()

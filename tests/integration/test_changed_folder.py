@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import eoq
-from tests.support import Daemon, eventually, running_daemon
+from tests.support import Daemon, read_line_of, running_daemon
 
 
 @pytest.fixture
@@ -97,9 +98,9 @@ def test_a_relative_socket_is_used_where_the_absolute_one_is_too_long(
 @pytest.mark.slow
 def test_the_daemon_says_where_its_files_are(daemon: Daemon) -> None:
     shell = daemon.shell()
-    process = shell.start("exec eoq daemon --db q.db --socket t --spool spool")
+    process = shell.start("exec eoq daemon --db q.db --socket t --spool spool", stdout=subprocess.PIPE)
     try:
-        eventually(lambda: (daemon.folder / "t").exists())
+        assert read_line_of(process).startswith(b"ready")
         with eoq.connect("t") as client:
             status = client.ask("status")
         assert [status[name] for name in ("database", "socket", "spool")] == [
@@ -107,4 +108,4 @@ def test_the_daemon_says_where_its_files_are(daemon: Daemon) -> None:
         ]
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()

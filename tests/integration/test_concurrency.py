@@ -84,7 +84,7 @@ def test_a_thread_that_waits_does_not_block_others(shared: eoq.Client, shared_da
         start = time.monotonic()
         for number in range(100):
             shared.send(queue, f"{number}")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 50  # the others wait longer
         for name in (".c", ".a", ".b"):
             shared.send(queue + name, name)
         assert [wait.result(20)[0].text for wait in waits] == [".a", ".b", ".c"]
@@ -93,10 +93,10 @@ def test_a_thread_that_waits_does_not_block_others(shared: eoq.Client, shared_da
 def test_another_thread_reads_when_the_reading_thread_gives_up(shared_daemon: Daemon, queue: str) -> None:
     """The thread that reads for all may be the first to give up."""
     with eoq.connect(shared_daemon.socket) as client, ThreadPoolExecutor(2) as pool:
-        short = pool.submit(client.receive, queue, 1, 0.3)
-        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1)
+        short = pool.submit(client.receive, queue, 1, 1.5)
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 1 or short.done())
         long = pool.submit(client.receive, queue + ".long", 1, 60.0)
-        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 2)
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 2 or short.done())
         assert short.result(20) == []
         shared_daemon.ask(op="send", queue=queue + ".long", body="x")
         assert [message.text for message in long.result(20)] == ["x"]
@@ -112,7 +112,7 @@ def test_closing_wakes_the_threads_that_wait(shared_daemon: Daemon, queue: str) 
         for wait in waits:
             with pytest.raises(eoq.Unavailable, match="closed"):
                 wait.result(20)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 50  # they would wait longer
 
 
 def test_threads_stay_on_one_connection(shared: eoq.Client, shared_daemon: Daemon, queue: str) -> None:
@@ -125,7 +125,8 @@ def test_threads_stay_on_one_connection(shared: eoq.Client, shared_daemon: Daemo
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(send, range(THREADS)))
     # This request uses a connection of its own.
-    assert shared_daemon.ask(op="status")["connections"] == 2
+    # Those of the tests before it may still be ending.
+    eventually(lambda: shared_daemon.ask(op="status")["connections"] == 2)
 
 
 @pytest.mark.slow
@@ -148,8 +149,8 @@ def test_many_tasks_may_wait_at_once(shared_daemon: Daemon, queue: str) -> None:
     """More tasks than requests that one connection may have waiting: the client copes with that."""
 
     async def main() -> None:
-        async with eoq.connect_async(shared_daemon.socket) as client, asyncio.timeout(20):
-            waits = [asyncio.create_task(client.receive(queue, wait=10)) for _ in range(60)]
+        async with eoq.connect_async(shared_daemon.socket) as client, asyncio.timeout(PATIENCE):
+            waits = [asyncio.create_task(client.receive(queue, wait=PATIENCE)) for _ in range(60)]
             await client.send_many(queue, [f"{number}" for number in range(60)])
             received = await asyncio.gather(*waits)
             assert sorted(batch[0].text for batch in received) == sorted(f"{number}" for number in range(60))

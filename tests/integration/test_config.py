@@ -21,7 +21,7 @@ from eoq.daemon.config.problems import WrongConfig
 from eoq.daemon.config.reload import changes
 from eoq.daemon.config.settings import QueueSettings
 from tests.cases import one_in
-from tests.support import Shell, eventually, running_daemon, short_folder
+from tests.support import PATIENCE, Shell, eventually, running_daemon, short_folder
 
 
 @pytest.mark.slow
@@ -73,10 +73,10 @@ def test_the_daemon_sends_the_outboxes_of_its_configuration_also_one_created_lat
         with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
             with there:
                 outbox.send("q", "there")
-            assert client.receive("q", wait=20)[0].text == "there"
+            assert client.receive("q", wait=PATIENCE)[0].text == "there"
             with closing(sqlite3.connect(folder / "later.db")) as later, later:
                 eoq.Outbox(later).send("q", "later")
-            assert client.receive("q", wait=20)[0].text == "later"
+            assert client.receive("q", wait=PATIENCE)[0].text == "later"
 
 
 # ── what it means ───────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 import eoq
-from tests.support import Daemon
+from tests.support import PATIENCE, Daemon, eventually
 
 Handler = Callable[[sqlite3.Connection, eoq.Message], object]
 
@@ -269,8 +269,8 @@ def test_a_busy_file_is_waited_for(blocking: eoq.Client, queue: str, inbox: eoq.
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
         other.execute("begin immediate")
         timer = threading.Timer(0.5, other.execute, ("commit",))
-        timer.start()
         start = time.monotonic()
+        timer.start()
         inbox.process(_delivered(blocking, queue), _apply)
         assert time.monotonic() - start > 0.3
         timer.join()
@@ -367,14 +367,20 @@ def test_a_file_that_is_no_database_is_an_error_and_is_closed(folder: Path) -> N
 
 def test_a_delivery_is_dated_at_its_request(queue: str, daemon: Daemon) -> None:
     """A worker that is stopped while a message waits in its socket does not take it for a new one (`keep`)."""
+    waits_at: list[float] = []
+
+    def send() -> None:
+        eventually(lambda: daemon.ask(op="status")["waiting"] == 1)
+        waits_at.append(time.time())
+        daemon.ask(op="send", queue=queue, body="x")
+
     before = time.time()
-    with eoq.connect(daemon.socket) as other:
-        sending = threading.Timer(0.5, other.send, [queue, "x"])
-        sending.start()
-        with eoq.connect(daemon.socket) as client:
-            (message,) = client.receive(queue, wait=20)
-        sending.join()
-    assert before <= message.received_at < before + 0.4
+    sending = threading.Thread(target=send)
+    sending.start()
+    with eoq.connect(daemon.socket) as client:
+        (message,) = client.receive(queue, wait=PATIENCE)
+    sending.join()
+    assert before <= message.received_at <= waits_at[0]
 
 
 _NEXT_STATEMENTS = [

@@ -80,7 +80,7 @@ def test_an_interrupted_receive_loses_no_message(daemon: Daemon, bound: bool) ->
         other.send("q", "x")
         (message,) = other.receive("q", wait=PATIENCE)
         assert message.attempt == 1
-        assert client.ask("status")["waiting"] == 0
+        eventually(lambda: client.ask("status")["waiting"] == 0, PATIENCE / 3)  # it would wait longer by itself
 
 
 def test_messages_on_their_way_to_an_interrupted_receive_are_given_back(daemon: Daemon) -> None:
@@ -89,11 +89,9 @@ def test_messages_on_their_way_to_an_interrupted_receive_are_given_back(daemon: 
         client.send("q", "x")
         other.ask("status")
         daemon.signal(signal.SIGSTOP)
-        going_on = threading.Timer(0.6, daemon.signal, [signal.SIGCONT])
-        going_on.start()
         with pytest.raises(_Interrupt), _interrupted_after(0.3):
             client.receive("q", lease=3600)
-        going_on.join()
+        daemon.signal(signal.SIGCONT)
         (message,) = other.receive("q", wait=PATIENCE)
         assert message.attempt == 1
 
@@ -114,7 +112,7 @@ def test_an_interrupted_thread_leaves_the_leases_of_others_alone(daemon: Daemon)
 @left_to_python
 @few_or_many_rounds
 def test_large_replies_may_be_interrupted_at_any_moment(daemon: Daemon, rounds: int) -> None:
-    with eoq.connect(daemon.socket, timeout=5.0) as client:
+    with eoq.connect(daemon.socket, timeout=PATIENCE) as client:
         client.send_many("big", [b"x" * 4000] * 200)
         _again_and_again(
             lambda: [client.ask("peek", queue="big", limit=200) for _ in range(5)],
@@ -141,7 +139,7 @@ def test_other_threads_do_not_notice_an_interruption(daemon: Daemon, rounds: int
             except BaseException as error:  # noqa: BLE001 # it is reported below
                 failed.append(error)
 
-    with eoq.connect(daemon.socket, timeout=5.0) as client:
+    with eoq.connect(daemon.socket, timeout=PATIENCE) as client:
         client.send_many("big", [b"x" * 4000] * 200)
         thread = threading.Thread(target=send)
         thread.start()

@@ -17,7 +17,7 @@ import eoq
 from eoq.daemon.measures import BOUNDS, Histogram
 from eoq.daemon.services.monitoring.text import label_text
 from tests.integration.clients import AnyClient
-from tests.support import Daemon, eventually, running_daemon
+from tests.support import Daemon, eventually, free_port, running_daemon
 
 SAMPLE: Final = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (-?[0-9.e+-]+)')
 
@@ -95,12 +95,6 @@ def test_a_histogram_counts_times_at_its_bounds() -> None:
 # ── HTTP ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _free_port() -> int:
-    with closing(sockets.create_server(("127.0.0.1", 0))) as listening:
-        port: int = listening.getsockname()[1]
-        return port
-
-
 @contextmanager
 def _daemon_listening(folder: Path, listen: str) -> Iterator[Daemon]:
     config = folder / "eoq.toml"
@@ -126,7 +120,7 @@ def _exchange(port: int, request: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A port where a daemon answers."""
-    port = _free_port()
+    port = free_port()
     with _daemon_listening(tmp_path_factory.mktemp("metrics"), f"127.0.0.1:{port}") as daemon:
         with eoq.connect(daemon.socket) as client:
             client.send("mail", "hi")
@@ -209,11 +203,11 @@ def _is_refused(port: int) -> bool:
 
 
 def test_where_to_listen_follows_the_configuration(folder: Path) -> None:
-    first, second = _free_port(), _free_port()
+    first, second = free_port(), free_port()
     with _daemon_listening(folder, f"127.0.0.1:{first}") as daemon:
         (folder / "eoq.toml").write_text(f'[metrics]\nlisten = "127.0.0.1:{second}"\n')
         eventually(lambda: f"served on 127.0.0.1:{second}" in daemon.said)
-        assert _is_refused(first)
+        eventually(lambda: _is_refused(first))
         _connect(second).close()
         (folder / "eoq.toml").write_text("")
         eventually(lambda: _is_refused(second))  # soon after the daemon says that it has read the file again

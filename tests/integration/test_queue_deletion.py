@@ -10,7 +10,7 @@ import pytest
 
 import eoq
 from tests.integration.clients import AnyClient
-from tests.support import Daemon, eventually, running_daemon
+from tests.support import PATIENCE, Daemon, eventually, running_daemon
 
 
 def _names(client: AnyClient | eoq.Client) -> set[str]:
@@ -99,7 +99,7 @@ def test_a_deleted_queue_stays_deleted_and_its_number_is_not_used_again() -> Non
 def test_a_receiver_that_waits_gets_the_messages_of_a_queue_that_was_deleted(client: AnyClient, queue: str) -> None:
     with running_daemon() as daemon, eoq.connect(daemon.socket) as operator, daemon.wire() as wire:
         _settle(operator, queue, "a")
-        wire.send({"op": "receive", "queue": queue, "wait": 10})
+        wire.send({"op": "receive", "queue": queue, "wait": PATIENCE})
         eventually(lambda: operator.ask("status")["waiting"] == 1)
         assert operator.delete_queue(queue, forget_ids=True)
         operator.send(queue, "b", id="b")

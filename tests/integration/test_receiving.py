@@ -55,10 +55,8 @@ def test_a_wait_ends_when_a_message_is_sent(
 ) -> None:
     received = _later(lambda: client.receive(queue, wait=60))
     eventually(lambda: _waits(shared_daemon, 1))
-    start = time.monotonic()
     blocking.send(queue, "now")
     assert [message.text for message in received.result(20)] == ["now"]
-    assert time.monotonic() - start < 10
 
 
 def test_a_wait_ends_when_a_message_is_given_back(
@@ -110,9 +108,7 @@ def test_a_leased_message_is_not_delivered_to_another_consumer(
 def test_a_message_is_delivered_again_when_its_lease_ends(client: AnyClient, queue: str) -> None:
     client.send(queue, "x", id="m")
     first = _one(client, queue, lease=0.2)
-    start = time.monotonic()
     second = _one(client, queue)
-    assert time.monotonic() - start < 5
     assert (second.id, second.attempt) == ("m", 2)
     assert second.receipt != first.receipt
     client.ack(second)
@@ -121,10 +117,10 @@ def test_a_message_is_delivered_again_when_its_lease_ends(client: AnyClient, que
 @only_the_daemon
 def test_an_extended_lease_lasts_longer(client: AnyClient, queue: str) -> None:
     client.send(queue, "x")
-    message = _one(client, queue, lease=0.3)
-    for _ in range(4):
-        client.extend(message, 0.3)
-        assert client.receive(queue, wait=0.15) == []
+    message = _one(client, queue, lease=2)
+    client.extend(message, 2)
+    client.extend(message, 600)
+    assert client.receive(queue, wait=2.5) == []
     client.ack(message)
 
 
@@ -164,9 +160,7 @@ def test_the_message_of_a_killed_worker_comes_again_at_once(
     with python_process(CONSUMER, queue, "hold", socket=shared_daemon.socket) as worker:
         assert read_line_of(worker) == b"m\n"
         worker.send_signal(signal.SIGKILL)
-        start = time.monotonic()
-        assert _one(client, queue).attempt == 2
-        assert time.monotonic() - start < 10  # the lease is longer
+        assert _one(client, queue).attempt == 2  # the lease is longer than this waits
 
 
 def test_a_worker_killed_while_it_waits_loses_no_message(client: AnyClient, queue: str, shared_daemon: Daemon) -> None:
@@ -175,10 +169,7 @@ def test_a_worker_killed_while_it_waits_loses_no_message(client: AnyClient, queu
         worker.send_signal(signal.SIGKILL)
         # Not waited for: the next sender does not know of the kill either.
         client.send(queue, "x", id="m")
-        start = time.monotonic()
-        message = _one(client, queue)
-        assert time.monotonic() - start < 10  # the lease is longer
-        client.ack(message)
+        client.ack(_one(client, queue))  # the lease is longer than this waits
 
 
 @pytest.mark.first_by_default
@@ -271,11 +262,11 @@ def test_a_message_does_not_outlive_its_attempts_over_restarts(connect: Callable
 def test_waits_between_retries_grow(client: AnyClient, queue: str) -> None:
     client.send(queue, "x")
     client.nack(_one(client, queue))
-    second = _one(client, queue, wait=0.5)
+    second = _one(client, queue)
     start = time.monotonic()
     client.nack(second)
     assert _one(client, queue).attempt == 3
-    assert 0.7 < time.monotonic() - start < 5
+    assert 0.7 < time.monotonic() - start < 20
 
 
 def test_a_rejected_message_is_dead_with_its_error(client: AnyClient, queue: str) -> None:
@@ -317,7 +308,7 @@ def test_a_consumer_that_lost_its_lease_changes_nothing(
     old = _one(client, queue, lease=0.02)
     new = _one(client, queue)
     if meanwhile == "ready":
-        client.nack(new)
+        client.nack(new, delay=0)
     elif meanwhile == "settled":
         client.ack(new, "first")
     elif meanwhile == "dead":
@@ -383,7 +374,7 @@ def test_a_group_is_delivered_one_at_a_time_in_order(client: AnyClient, queue: s
 def test_a_group_waits_for_its_first_that_failed(client: AnyClient, queue: str) -> None:
     for text in ("1", "2"):
         client.send(queue, text, group="g")
-    client.nack(_one(client, queue), delay=0.3)
+    client.nack(_one(client, queue), delay=2)
     assert client.receive(queue) == []
     again = _one(client, queue)
     assert (again.text, again.attempt) == ("1", 2)
@@ -442,17 +433,19 @@ def test_a_group_keeps_its_order_with_many_consumers(shared_daemon: Daemon, queu
 
 @only_the_daemon
 def test_a_delayed_message_comes_when_it_is_due(client: AnyClient, queue: str) -> None:
+    client.send(queue, "much later", delay=3600)
+    client.send(queue, "now")
+    client.send(queue, "long past", at=1.0)
+    assert [message.text for message in client.receive(queue, 10)] == ["now", "long past"]
     start = time.time()
     client.send(queue, "later", delay=0.4)
     client.send(queue, "at", at=start + 0.2)
-    client.send(queue, "now")
-    client.send(queue, "long past", at=1.0)
     came: dict[str, float] = {}
-    while len(came) < 4:
+    while len(came) < 2:
         came |= {message.text: time.time() - start for message in client.receive(queue, 10, wait=20)}
-    assert came["now"] <= came["long past"] <= came["later"]
-    assert 0.19 <= came["at"] <= came["later"]
-    assert 0.39 <= came["later"] < 10
+    assert came.keys() == {"at", "later"}
+    assert came["at"] >= 0.19
+    assert came["later"] >= 0.39
 
 
 @only_the_daemon
@@ -499,14 +492,14 @@ def test_consume_gives_back_fetched_messages_without_counting_an_attempt(client:
     assert [(message.text, message.attempt) for message in again] == [(f"{number}", 1) for number in range(2, 10)]
 
 
-@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_consume_extends_the_leases_of_fetched_messages(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b", "c"])
     texts = []
-    for message in client.consume(queue, prefetch=3, lease=1.0, idle=0.1):
+    for message in client.consume(queue, prefetch=3, lease=2.5, idle=0.1):
         texts.append((message.text, message.attempt))
-        # A handler takes 0.6 s, with leases of 1 s: the last message has waited 1.2 s.
-        assert blocking.receive(queue, wait=0.6) == []
+        # A handler takes 1.5 s, with leases of 2.5 s: the last message has waited 3 s.
+        assert blocking.receive(queue, wait=1.5) == []
         client.ack(message)
     assert texts == [("a", 1), ("b", 1), ("c", 1)]
 
@@ -516,13 +509,13 @@ def test_consume_extends_the_leases_of_messages_asked_for_ahead(
     client: AnyClient, queue: str, blocking: eoq.Client
 ) -> None:
     """The next four are asked for when the third is yielded, and wait unread for the time of two handlers."""
-    client.send_many(queue, [f"{number}" for number in range(6)])
+    client.send_many(queue, [f"{number}" for number in range(7)])
     seen = []
-    for message in client.consume(queue, prefetch=4, lease=2.0, idle=0.1):
+    for message in client.consume(queue, prefetch=4, lease=3.0, idle=0.1):
         seen.append((message.text, message.attempt))
-        blocking.receive("empty", wait=0.8)  # the time of a handler, less than half of the lease
+        blocking.receive("empty", wait=0.9)  # the time of a handler; four of them take longer than the lease
         client.ack(message)
-    assert seen == [(f"{number}", 1) for number in range(6)]
+    assert seen == [(f"{number}", 1) for number in range(7)]
 
 
 @pytest.mark.first_by_default
@@ -556,9 +549,10 @@ def test_large_messages_may_be_sent_while_large_ones_come_in(client: AnyClient, 
     assert count == 40
 
 
+@pytest.mark.first_by_default
 def test_consume_yields_no_message_whose_lease_was_lost(client: AnyClient, queue: str, blocking: eoq.Client) -> None:
     client.send_many(queue, ["a", "b"])
-    consumer = client.consume(queue, prefetch=2, lease=0.2)
+    consumer = client.consume(queue, prefetch=2, lease=1.5)
     client.ack(next(consumer))
     # The handler of `a` took so long that `b` went to another consumer.
     (stolen,) = blocking.receive(queue, wait=20)

@@ -27,7 +27,7 @@ def test_without_a_daemon_the_error_comes_at_once_and_names_the_socket(
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable, match="eoq start") as caught:
         connect(path).send("q", "x")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # the timeout of the client is longer
     assert str(path) in str(caught.value)
     assert caught.value.code == "unavailable"
 
@@ -58,14 +58,14 @@ def test_a_client_that_failed_once_works_when_the_daemon_is_there(
 
 @pytest.mark.slow
 def test_a_stopped_daemon_is_noticed_within_the_timeout(daemon: Daemon) -> None:
-    with eoq.connect(daemon.socket, timeout=2.0) as client:
+    with eoq.connect(daemon.socket, timeout=5.0) as client:
         client.ask("status")
         daemon.signal(signal.SIGSTOP)
         try:
             start = time.monotonic()
-            with pytest.raises(eoq.Unavailable, match="no answer within 2 s"):
+            with pytest.raises(eoq.Unavailable, match="no answer within 5 s"):
                 client.send_many("q", ["x"])
-            assert time.monotonic() - start < 3.9, "it is waited for once"
+            assert time.monotonic() - start < 9.9, "it is waited for once"
         finally:
             daemon.signal(signal.SIGCONT)
 
@@ -74,25 +74,25 @@ def test_a_stopped_daemon_is_noticed_within_the_timeout(daemon: Daemon) -> None:
 def test_a_daemon_that_stops_reading_is_noticed_within_the_timeout(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
-    client = connect(daemon.socket, timeout=0.5)
+    client = connect(daemon.socket, timeout=2.0)
     client.ask("status")
     daemon.signal(signal.SIGSTOP)
     try:
-        with pytest.raises(eoq.Unavailable, match=r"no answer within 0.5 s"):
+        with pytest.raises(eoq.Unavailable, match="no answer within 2 s"):
             client.send_many("q", [b"x" * 900_000] * 3)
     finally:
         daemon.signal(signal.SIGCONT)
 
 
 async def test_a_cancelled_send_to_a_daemon_that_stops_reading_does_not_block_others(daemon: Daemon) -> None:
-    async with eoq.connect_async(daemon.socket, timeout=1.0) as client:
+    async with eoq.connect_async(daemon.socket, timeout=2.0) as client:
         await client.ask("status")
         daemon.signal(signal.SIGSTOP)
         try:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await client.send("q", b"x" * 900_000)
-            with pytest.raises(eoq.Unavailable, match="no answer within 1 s"):
+            with pytest.raises(eoq.Unavailable, match="no answer within 2 s"):
                 async with asyncio.timeout(PATIENCE):
                     await client.send("q", "next")
         finally:
@@ -110,13 +110,13 @@ def test_a_lost_connection_does_not_make_a_wait_longer(daemon: Daemon, connect: 
         daemon.restart()
         restarted.append(time.monotonic())
 
-    restarting = threading.Timer(2.0, restart)
+    restarting = threading.Timer(4.0, restart)
     restarting.start()
-    assert client.receive("q", wait=4.0) == []
+    assert client.receive("q", wait=6.0) == []
     ended = time.monotonic()
     restarting.join()
-    assert ended - start > 3.9
-    assert ended - restarted[0] < 3.0, "the wait has not begun anew after the restart"
+    assert ended - start > 5.9
+    assert ended - restarted[0] < 5.0, "the wait has not begun anew after the restart"
 
 
 def test_a_complete_reply_is_not_spoiled_by_the_data_behind_it(connect: Callable[..., AnyClient], folder: Path) -> None:
@@ -170,14 +170,15 @@ def test_a_send_waits_for_a_daemon_that_comes_back(daemon: Daemon, connect: Call
     timer.join()
 
 
+@pytest.mark.first_by_default
 def test_a_daemon_that_stays_away_is_unavailable(daemon: Daemon, connect: Callable[..., AnyClient]) -> None:
-    client = connect(daemon.socket, timeout=0.3)
+    client = connect(daemon.socket, timeout=1.5)
     client.send("q", "x")
     daemon.kill()
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable, match=str(daemon.socket)):
         client.send("q", "x")
-    assert 0.25 < time.monotonic() - start < 5
+    assert 1.4 < time.monotonic() - start < 20
 
 
 def _stream_over_kills(daemon: Daemon, client: AnyClient, count: int) -> tuple[list[eoq.Sent], list[Delivery]]:
@@ -293,7 +294,7 @@ def test_a_daemon_that_does_not_answer_is_unavailable(connect: Callable[..., Any
         start = time.monotonic()
         with pytest.raises(eoq.Unavailable, match=r"no answer within 0.2 s"):
             connect(folder / "s", timeout=0.2).ask("status")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(

@@ -31,18 +31,18 @@ def test_the_file_shrinks_when_its_messages_are_settled() -> None:
 
 def test_results_and_dead_letters_go_before_ids(folder: Path) -> None:
     config = folder / "eoq.toml"
-    config.write_text('[queues."*"]\nresult_retention = 1\ndead_retention = 1\n')
+    config.write_text('[queues."*"]\nresult_retention = 3\ndead_retention = 3\n')
     with running_daemon("--config", str(config)) as daemon, eoq.connect(daemon.socket) as client:
         client.send_many("q", [eoq.Outgoing("x", id="done"), eoq.Outgoing("x", id="dead")])
         done, dead = client.receive("q", 2)
         done.ack("result")
-        dead.reject("no")
         assert client.result("q", "done") == eoq.Result("done", b"result")
+        dead.reject("no")
         eventually(lambda: client.result("q", "done") == eoq.Result("done"), what="the result goes")
         eventually(lambda: client.show("q", "dead")["state"] == "dropped", what="the dead letter goes")
         assert client.send("q", "x", id="done").duplicate
         assert client.send("q", "x", id="dead").duplicate
-        assert "1 dead letters dropped (dead_retention)" in daemon.said
+        eventually(lambda: "1 dead letters dropped (dead_retention)" in daemon.said, what="it says so")
 
 
 def test_the_newest_dead_letters_are_kept(folder: Path) -> None:

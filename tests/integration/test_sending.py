@@ -13,7 +13,7 @@ import eoq
 from eoq.message import Delivery, SendOptions
 from eoq.worker.options import WorkKeywords
 from tests.integration.clients import AnyClient
-from tests.support import Daemon, python_process, read_line_of
+from tests.support import PATIENCE, Daemon, python_process, read_line_of
 
 MEBIBYTE = 1024 * 1024
 
@@ -334,7 +334,7 @@ with eoq.connect() as client:
     print(5000 + sum(1 for _ in stream), rss() - before, flush=True)
 """
     with python_process(code, queue, socket=shared_daemon.socket) as process:
-        count, grown = read_line_of(process, 60).split()
+        count, grown = read_line_of(process, PATIENCE * 3).split()
     assert int(count) == 100_000
     assert int(grown) < 8 * 1024
 

@@ -17,7 +17,7 @@ import pytest
 
 import eoq
 from eoq.transport.single import Single
-from tests.support import Daemon, Shell, Wire, eventually
+from tests.support import PATIENCE, Daemon, Shell, Wire, eventually
 
 SEND: Final = {"op": "send", "queue": "q", "id": "m", "body": "x"}
 
@@ -106,11 +106,11 @@ def test_without_a_daemon_the_error_says_so_and_names_no_id(folder: Path) -> Non
 
 
 def test_a_frozen_daemon_is_noticed_and_the_error_names_the_id(daemon: Daemon) -> None:
-    with Single(str(daemon.socket), timeout=0.5) as single:
+    with Single(str(daemon.socket), timeout=2.0) as single:
         single.ask({"op": "status"})
         daemon.signal(signal.SIGSTOP)
         try:
-            with pytest.raises(eoq.Unavailable, match=r"no answer within 0.5 s.*repeat it with the same id") as caught:
+            with pytest.raises(eoq.Unavailable, match=r"no answer within 2 s.*repeat it with the same id") as caught:
                 single.ask(SEND)
         finally:
             daemon.signal(signal.SIGCONT)
@@ -162,12 +162,12 @@ def test_a_receive_that_is_interrupted_leaves_the_messages_in_the_queue(daemon: 
     shell = daemon.shell()
     waiting = shell.start("exec eoq receive q --wait 60 --lease 3600", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with waiting, eoq.connect(daemon.socket) as client:
-        eventually(lambda: client.ask("status").get("connections", 0) > 1)
+        eventually(lambda: client.ask("status")["waiting"] == 1)
         waiting.send_signal(signal.SIGINT)
-        printed, said = waiting.communicate(timeout=30)
+        printed, said = waiting.communicate(timeout=PATIENCE)
         assert (waiting.returncode, printed, said) == (130, b"", b"")
         client.send("q", "x", id="m")
-        (message,) = client.receive("q", wait=5)
+        (message,) = client.receive("q", wait=PATIENCE)
     assert message.attempt == 1
 
 

@@ -14,7 +14,7 @@ from eoq.daemon.services.spool import spool_queue as queues
 from eoq.spool.sender import Spooled, send_or_spool
 from tests.integration.relays import refusing
 from tests.integration.spools import arrivals, put, reading, rejected, texts, waiting, within
-from tests.support import Daemon
+from tests.support import PATIENCE, Daemon
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_files_whose_reply_was_lost_are_sent_again_under_the_same_ids(
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"))
     async with reading(folder / "spool", folder / "mute"):
-        stored = await asyncio.to_thread(client.receive, queue, 10, 20)
+        stored = await asyncio.to_thread(client.receive, queue, 10, PATIENCE)
         assert len(stored) == 10
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
     assert len(waiting(folder / "spool", queue)) == 10
@@ -170,7 +170,7 @@ async def test_a_send_whose_reply_was_lost_is_spooled_and_stored_once(
         writer.close()
 
     def send() -> list[eoq.Sent | Spooled]:
-        with eoq.connect(folder / "mute", timeout=0.5) as mute:
+        with eoq.connect(folder / "mute", timeout=3.0) as mute:
             return list(send_or_spool(mute, eoq.Spool(folder / "spool"), queue, [f"{n}" for n in range(300)]))
 
     server = await asyncio.start_unix_server(pass_on, str(folder / "mute"), limit=2**20)
@@ -178,7 +178,7 @@ async def test_a_send_whose_reply_was_lost_is_spooled_and_stored_once(
     assert len(sent) == 300
     assert all(isinstance(one, Spooled) for one in sent)
     # The 250 of the first request have arrived.
-    stored = await asyncio.to_thread(client.receive, queue, 1000)
+    stored = await asyncio.to_thread(client.receive, queue, 1000, PATIENCE)
     assert [message.id for message in stored] == [one.id for one in sent[:250]]
     await asyncio.to_thread(client.ack_many, [(message, None) for message in stored])
     assert all(b'"tried_at":' in path.read_bytes() for path in (folder / "spool" / queue).iterdir())

@@ -124,7 +124,7 @@ def test_the_handler_of_a_worker_sees_it(daemon: Daemon) -> None:
             seen.append(message.cancelled)
             raise eoq.Retry(0)
 
-        client.work("q", handler, until_empty=True, lease=0.3)
+        client.work("q", handler, until_empty=True, lease=2)
         assert seen == [True]
         assert client.result("q", "a").outcome == "cancelled"  # type: ignore[union-attr] # it has ended
 

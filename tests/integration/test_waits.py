@@ -31,11 +31,13 @@ def _result(daemon: Daemon) -> str:
 
 
 def _receive_command(daemon: Daemon) -> str:
-    return daemon.shell().run(f"eoq receive q --wait {PATIENCE:g} --json | jq -r .id").text.strip()
+    (row,) = daemon.shell().run(f"eoq receive q --wait {PATIENCE:g} --json").rows
+    return str(row["id"])
 
 
 def _result_command(daemon: Daemon) -> str:
-    return daemon.shell().run(f"eoq result q m --wait {PATIENCE:g} --json | jq -r .outcome").text.strip()
+    (row,) = daemon.shell().run(f"eoq result q m --wait {PATIENCE:g} --json").rows
+    return str(row["outcome"])
 
 
 @pytest.mark.parametrize(

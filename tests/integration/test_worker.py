@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -316,13 +317,14 @@ def test_leases_of_running_and_waiting_messages_are_extended(
     def handler(message: Any) -> None:
         attempts.append(message.attempt)
         if message.id == "a":
-            time.sleep(2.5)  # longer than the lease, which is what the test is about
+            time.sleep(3.5)  # longer than the lease, which is what the test is about
 
-    assert work(handler, lease=1.0, prefetch=5) == eoq.Summary(done=3)
+    assert work(handler, lease=2.5, prefetch=5) == eoq.Summary(done=3)
     assert attempts == [1, 1, 1]
     assert not any("history" in show(id) for id in ("a", "b", "c")), "no delivery has failed"
 
 
+@pytest.mark.first_by_default
 def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
     work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -339,7 +341,7 @@ def test_a_lost_lease_is_logged_and_the_message_is_delivered_again(
             return "too late"
         return "again"
 
-    assert work(handler, lease=0.3) == eoq.Summary(done=1, lost=1)
+    assert work(handler, lease=2.0) == eoq.Summary(done=1, lost=1)
     assert blocking.result(queue, "m") == eoq.Result("done", b"again")
 
 
@@ -374,6 +376,7 @@ def test_acks_are_confirmed_while_waiting_messages_are_handled(
         if not handled:
             # The loop has all messages that it has room for before the daemon stops answering.
             eventually(lambda: daemon.ask(op="status")["leased"] == batch + prefetch)
+            daemon.ask(op="status")  # the reply with the last of them was written before this one
             daemon.signal(signal.SIGSTOP)
         handled.append(arguments[-1].id)
         if len(handled) == most:
@@ -407,25 +410,30 @@ def test_a_loop_that_ends_when_the_queue_is_empty_notices_the_end_of_its_handler
         assert work(lambda _message: None, **options) == eoq.Summary(done=1)
         return time.monotonic() - start
 
-    assert min(seconds(number) for number in range(5)) < RECHECK_SECONDS / 2
+    assert any(seconds(number) < RECHECK_SECONDS / 2 for number in range(20))
 
 
 @pytest.mark.slow
 def test_an_idle_loop_takes_the_next_message_at_once(blocking: eoq.Client, queue: str, work: Work) -> None:
-    waits: list[float] = []
+    stop = threading.Event()
 
-    def send() -> None:
-        for number in range(5):
-            start = time.monotonic()
-            blocking.send(queue, "x", id=f"m{number}")
-            assert blocking.result(queue, f"m{number}", wait=PATIENCE)
-            waits.append(time.monotonic() - start)
+    def seconds(number: int) -> float:
+        start = time.monotonic()
+        blocking.send(queue, "x", id=f"m{number}")
+        assert blocking.result(queue, f"m{number}", wait=PATIENCE)
+        return time.monotonic() - start
 
-    sending = threading.Thread(target=send)
-    sending.start()
-    assert work(lambda _message: None, until_empty=False, idle=2.0) == eoq.Summary(done=5)
-    sending.join()
-    assert min(waits[1:]) < RECHECK_SECONDS / 2
+    def send() -> bool:
+        try:
+            seconds(0)  # the loop may have begun meanwhile
+            return any(seconds(number) < RECHECK_SECONDS / 2 for number in range(1, 20))
+        finally:
+            stop.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        at_once = pool.submit(send)
+        assert work(lambda _message: None, stop=stop, idle=PATIENCE).done >= 2
+        assert at_once.result()
 
 
 class _Translating:
@@ -497,11 +505,11 @@ def test_a_daemon_that_stays_away_ends_the_loop_after_running_handlers(
 
     def handler(_message: Any) -> None:
         daemon.kill()
-        time.sleep(1.0)  # longer than the timeout of the client
+        time.sleep(2.5)  # longer than the timeout of the client
         finished.append(True)
 
     with pytest.raises(eoq.Unavailable):
-        _run(connect(daemon.socket, timeout=0.3), "q", handler, None, concurrency=2)
+        _run(connect(daemon.socket, timeout=2.0), "q", handler, None, concurrency=2)
     assert finished
 
 
@@ -509,12 +517,13 @@ def test_without_a_daemon_work_is_unavailable_at_once(folder: Path, connect: Cal
     start = time.monotonic()
     with pytest.raises(eoq.Unavailable):
         _run(connect(folder / "none"), "q", lambda message: None, None)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # the timeout of the client is longer
 
 
 # ── time-outs ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.first_by_default
 def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
     kind: Kind, work: Work, put: Callable[..., None], show: Callable[[str], Any], blocking: eoq.Client, queue: str
 ) -> None:
@@ -530,7 +539,7 @@ def test_a_handler_that_takes_too_long_loses_its_message_and_its_result(
             return "too late"
         return "in time"
 
-    assert work(handler, timeout=0.3, concurrency=2) == eoq.Summary(done=2, retried=1)
+    assert work(handler, timeout=2.0, concurrency=2) == eoq.Summary(done=2, retried=1)
     assert blocking.result(queue, "slow") == eoq.Result("done", b"in time")
     assert len(show("slow")["history"]) == 1
 
@@ -542,7 +551,7 @@ def test_a_time_out_is_kept_as_the_error_of_the_message(
 
     def handler(message: Any) -> object:
         if message.id == "m" and message.attempt == 1:
-            time.sleep(0.3)
+            eventually(lambda: "error" in show("m"))
             return None
         if message.id == "m":
             raise eoq.Retry(60)
@@ -583,7 +592,7 @@ def test_a_stop_ends_an_idle_loop_at_once(work: Work, shared_daemon: Daemon) -> 
     thread.start()
     start = time.monotonic()
     assert work(lambda message: None, stop=stop) == eoq.Summary()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < PATIENCE
     thread.join()
     assert eventually(lambda: shared_daemon.ask(op="status")["waiting"] == 0)
 
@@ -636,13 +645,25 @@ def test_with_a_stop_that_is_set_already_nothing_is_handled(
 
 @pytest.mark.first_by_default
 def test_idle_is_how_long_an_empty_queue_is_waited_for(
-    work: Work, put: Callable[..., None], blocking: eoq.Client, queue: str
+    work: Work, put: Callable[..., None], shared_daemon: Daemon, blocking: eoq.Client, queue: str
 ) -> None:
+    stop = threading.Event()
+
+    def handler(message: Any) -> None:
+        if message.id == "b":
+            stop.set()
+
+    def send() -> None:
+        eventually(lambda: blocking.result(queue, "a"))
+        eventually(lambda: shared_daemon.ask(op="status")["waiting"])
+        put("b")
+
     put("a")
-    sender = threading.Timer(0.3, lambda: blocking.send(queue, "b"))
+    sender = threading.Thread(target=send)
     sender.start()
-    assert work(lambda message: None, idle=1.5).done == 2
+    assert work(handler, stop=stop, until_empty=True, idle=PATIENCE).done == 2
     sender.join()
+    assert work(handler, idle=0.3) == eoq.Summary(), "it ends by itself"
 
 
 def test_until_empty_does_not_wait_for_delayed_messages(work: Work, put: Callable[..., None]) -> None:
@@ -834,14 +855,17 @@ def test_a_message_that_fails_its_whole_batch_costs_the_others_no_attempt(
             """
         )
     put(*_many(5), "poison", *_many(5, 10))
+    stop = threading.Event()
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
         if message.id == "poison" and message.attempt > 2:
+            stop.set()  # it came back after a delay, behind all others
             raise eoq.Reject("enough")
         _apply(tx, message)
 
     with eoq.Inbox(file) as inbox:
-        blocking.work(queue, handler, inbox=inbox, batch=100, until_empty=True, idle=2.0)
+        blocking.work(queue, handler, inbox=inbox, batch=100, stop=stop)
+        blocking.work(queue, handler, inbox=inbox, batch=100, until_empty=True)
     assert _effects(file) == sorted(_many(10))
     assert show("poison")["state"] == "dead"
     assert not any("history" in show(id) for id in _many(10)), "no other delivery has failed"
@@ -1011,6 +1035,7 @@ def test_acks_of_the_asyncio_loop_are_confirmed_while_waiting_messages_are_handl
         async def handler(*arguments: Any) -> None:
             if not handled:
                 await asyncio.to_thread(eventually, lambda: daemon.ask(op="status")["leased"] == batch + prefetch)
+                await asyncio.to_thread(daemon.ask, op="status")  # as above
                 daemon.signal(signal.SIGSTOP)
             handled.append(arguments[-1].id)
             if len(handled) == most:
@@ -1058,6 +1083,7 @@ def test_cancelling_the_asyncio_loop_ends_its_leases(
 # ── not the fault of a handler ──────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_the_wait_for_the_inbox_does_not_count_as_time_of_the_handler(
     blocking: eoq.Client, queue: str, put: Callable[..., None], shared_daemon: Daemon, file: Path
 ) -> None:
@@ -1065,11 +1091,11 @@ def test_the_wait_for_the_inbox_does_not_count_as_time_of_the_handler(
     put(*_many(8))
 
     def handler(tx: sqlite3.Connection, message: eoq.Message) -> None:
-        other.receive("nothing-here", wait=0.15)
+        other.receive("nothing-here", wait=0.4)
         _apply(tx, message)
 
     with eoq.Inbox(file) as inbox, eoq.connect(shared_daemon.socket) as other:
-        summary = blocking.work(queue, handler, inbox=inbox, concurrency=8, timeout=0.6, until_empty=True)
+        summary = blocking.work(queue, handler, inbox=inbox, concurrency=8, timeout=2.0, until_empty=True)
     assert summary == eoq.Summary(done=8)
     assert _effects(file) == sorted(_many(8))
 
@@ -1082,10 +1108,10 @@ async def test_the_wait_for_the_asyncio_inbox_does_not_count_as_time_of_the_hand
     async with eoq.connect_async(shared_daemon.socket) as client, eoq.AsyncInbox(file) as inbox:
 
         async def handler(tx: aiosqlite.Connection, message: eoq.AsyncMessage) -> None:
-            await client.receive("nothing-here", wait=0.15)
+            await client.receive("nothing-here", wait=0.4)
             await tx.execute("insert into effect values (?)", (message.id,))
 
-        summary = await client.work(queue, handler, inbox=inbox, concurrency=8, timeout=0.6, until_empty=True)
+        summary = await client.work(queue, handler, inbox=inbox, concurrency=8, timeout=2.0, until_empty=True)
     assert summary == eoq.Summary(done=8)
     assert _effects(file) == sorted(_many(8))
 
@@ -1153,7 +1179,7 @@ def test_thousands_of_waiting_messages_are_given_back_without_counting_an_attemp
 def test_a_loop_that_is_stopped_while_the_daemon_is_away_ends(
     daemon: Daemon, connect: Callable[..., AnyClient]
 ) -> None:
-    client = connect(daemon.socket, timeout=1.0)
+    client = connect(daemon.socket, timeout=3.0)
     client.send("q", "x")
     stop = threading.Event()
 

@@ -88,12 +88,28 @@ def test_a_locked_file_counts_no_attempt_and_is_logged_once(
     client: eoq.Client, file: Path, batch: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.send_many("q", [eoq.Outgoing("alice", id=f"m{i}") for i in range(5)])
+    failures: list[sqlite3.OperationalError] = []
+
+    class Counting(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            try:
+                return super().execute(sql, *parameters)
+            except sqlite3.OperationalError as error:
+                failures.append(error)
+                raise
+
+    def unlock() -> None:
+        eventually(lambda: len(failures) >= 4)
+        lock.execute("rollback")
+
     lock = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    connection = sqlite3.connect(file, isolation_level=None, timeout=0.01, check_same_thread=False)
+    connection = sqlite3.connect(file, isolation_level=None, timeout=0.01, check_same_thread=False, factory=Counting)
+    unlocking = threading.Thread(target=unlock)
     with closing(lock), closing(connection), eoq.Inbox(connection) as inbox:
         lock.execute("begin immediate")
-        threading.Timer(1.5, lock.execute, ("rollback",)).start()
+        unlocking.start()
         summary = client.work("q", _book, inbox=inbox, batch=batch, prefetch=10, idle=0.2)
+        unlocking.join()
         assert summary.done == 5
         assert summary.retried >= 2
     said = [record.getMessage() for record in caplog.records if "locked" in record.getMessage()]
