@@ -167,8 +167,9 @@ def _most_meanwhile(
 ) -> int:
     """Make ``count`` requests over ``sender``, one after the other, and receives that find nothing over ``other``.
 
-    Call the functions of ``begin`` meanwhile. Return how many of the requests were answered while one receive was not, at most. Both replies are looked for by one
-    thread, the receive's first. So it does not matter when this process has its turn.
+    Call the functions of ``begin`` meanwhile. Return how many of the requests were answered while one receive was not,
+    at most. Both replies are looked for by one thread, the receive's first. So it does not matter when this process has
+    its turn.
     """
     most = meanwhile = 0
     sender.send(request)
