@@ -59,11 +59,14 @@ class Pace:
         """Let no further commit pass."""
         self._folder.mkdir()
 
+    def allow(self) -> None:
+        """Let the next commit pass, now or when it comes."""
+        (self._folder / "go").touch()
+
     def step(self) -> None:
         """Let one commit pass, and wait until it goes on."""
-        go = self._folder / "go"
-        go.touch()
-        eventually(lambda: not go.exists(), what="a commit")
+        self.allow()
+        eventually(lambda: not (self._folder / "go").exists(), what="a commit")
 
     def release(self) -> None:
         """Let all commits pass."""
