@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Shell, clean_environment, eventually, short_folder
+from eoq.daemon.store.sqlite.database import LOCK_SECONDS
+from tests.support import PATIENCE, Shell, clean_environment, eventually, short_folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -35,8 +36,8 @@ def test_a_signal_ends_a_daemon_that_is_still_starting(daemon_files: Path, numbe
             eventually(lambda: (daemon_files / "s.lock").exists())
             begun = time.monotonic()
             starting.send_signal(number)
-            assert starting.wait(5) == -number
-            assert time.monotonic() - begun < 3, "it did not wait for the lock"
+            assert starting.wait(PATIENCE) == -number
+            assert time.monotonic() - begun < LOCK_SECONDS - 1, "it did not wait for the lock"
     assert Shell(daemon_files / "s", daemon_files).run("eoq start && eoq send q x && eoq stop").status == 0
 
 
