@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -49,11 +50,22 @@ def daemon_files() -> Iterator[Path]:
         yield folder
 
 
+STOPS: Final = """
+import os, signal, sys
+if "daemon" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+"""Stops a daemon before it does anything, so that it cannot be ready before a test stops it."""
+
+
 @pytest.mark.slow  # it waits for a minute
 def test_start_waits_at_most_a_minute_and_says_how_to_go_on() -> None:
     with short_folder() as folder:
         shell = Shell(folder / "s", folder)
-        starting = shell.start("exec eoq start", stderr=subprocess.PIPE)
+        (folder / "planted").mkdir()
+        (folder / "planted" / "sitecustomize.py").write_text(STOPS)
+        environment = {**shell.environment, "PYTHONPATH": str(folder / "planted")}
+        starting = shell.start("exec eoq start", stderr=subprocess.PIPE, env=environment)
 
         def daemon() -> int | None:
             for process in Path("/proc").glob("[0-9]*"):
@@ -65,9 +77,8 @@ def test_start_waits_at_most_a_minute_and_says_how_to_go_on() -> None:
 
         pid = eventually(daemon)
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
         try:
-            _, errors = starting.communicate(timeout=90)
+            _, errors = starting.communicate(timeout=60 + PATIENCE)
             assert starting.returncode == 75
             assert b"is not ready after 60 s, and goes on starting; `eoq status` says when it is" in errors
         finally:
