@@ -179,6 +179,8 @@ class System:
         for name, program in self.programs.items():
             if program.ensure():
                 report.kills[f"{name.rstrip('0123456789')} at a step"] += 1
+        for one in self.wires.values():
+            one.ensure()  # another program may have had its port when it was started
 
 
 def run(plan: Plan) -> Report:

@@ -241,7 +241,7 @@ class _Disturbances:
 
 def _left(folder: Path, client: eoq.Client) -> dict[str, object]:
     """Return what is on its way: rows of the outbox, files of the spool, and messages by their state."""
-    with closing(sqlite3.connect(folder / "shop.db")) as database:
+    with closing(sqlite3.connect(folder / "shop.db", timeout=60)) as database:
         rows = database.execute("select id, error from eoq_outbox limit 10").fetchall()
     spool = folder / "spool" / QUEUE
     # A file that a killed sender had not finished stays, under a name that is not ready.

@@ -22,7 +22,7 @@ def test_everything_killed_at_random_takes_effect_once(seconds: float) -> None:
     report = run(seconds, seed)
     print(report)
     assert report.is_good, report
-    assert report.effects > 5 * report.actions.total()
+    assert report.effects > report.actions.total()
     assert all(report.sent[way] for way in ("send", "outbox", "spool"))
     assert report.keys and report.ticks
     assert report.actions["kill daemon"] and report.actions["set clock"]

@@ -11,7 +11,7 @@ import pytest
 
 import eoq
 from tests.cases import one_in
-from tests.support import Daemon, Shell, eventually, kill_group, read_line_of
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, read_line_of
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_purge_at_a_terminal_asks_for_confirmation(
                 question += os.read(user, 1000)
             assert queue in question.decode()
             os.write(user, answer.encode() + b"\n")
-            assert process.wait(20) == status
+            assert process.wait(PATIENCE) == status
         finally:
             kill_group(process)
             os.close(user)
@@ -198,7 +198,7 @@ def test_tail_follows_a_queue_until_ctrl_c(shell: Shell, client: eoq.Client, que
             client.send(queue, "\x1b[31mred", id="new")
             assert b'"id": "new"' in read_line_of(process)
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(PATIENCE) == 130
         finally:
             kill_group(process)
 

@@ -107,9 +107,9 @@ def _why(shell: Shell, queue: str, id: str) -> tuple[str, list[str]]:
 @pytest.mark.slow
 def test_why_a_message_waits(shell: Shell, queue: str) -> None:
     shell.run(
-        f"eoq send {queue} 1 --id first; eoq send {queue} 2 --id second; eoq send {queue} 3 --id later --delay 60"
+        f"eoq send {queue} 1 --id first; eoq send {queue} 2 --id second; eoq send {queue} 3 --id later --delay 3600"
     )
-    shell.run(f"eoq send {queue} 4 --id g1 --group g --delay 60; eoq send {queue} 5 --id g2 --group g")
+    shell.run(f"eoq send {queue} 4 --id g1 --group g --delay 3600; eoq send {queue} 5 --id g2 --group g")
     assert _why(shell, queue, "first") == ("ready", ["no_receive"])
     assert _why(shell, queue, "second") == ("ready", ["ahead", "no_receive"])
     assert _why(shell, queue, "later") == ("delayed", ["delayed"])
@@ -118,12 +118,12 @@ def test_why_a_message_waits(shell: Shell, queue: str) -> None:
     shell.run(f"eoq pause {queue}")
     assert _why(shell, queue, "first") == ("ready", ["paused", "no_receive"])
     shell.run(f"eoq resume {queue}")
-    receipt = shell.run(f"eoq receive {queue} --json").rows[0]["receipt"]
+    receipt = shell.run(f"eoq receive {queue} --lease 3600 --json").rows[0]["receipt"]
     assert _why(shell, queue, "first") == ("leased", ["leased"])
     assert "for another" in shell.run(f"eoq why {queue} first").text
-    shell.run(f"eoq nack {receipt} --delay 60 --error 'no network'")
+    shell.run(f"eoq nack {receipt} --delay 3600 --error 'no network'")
     assert "no network" in shell.run(f"eoq why {queue} first").text
-    receipt = shell.run(f"eoq receive {queue} --json").rows[0]["receipt"]
+    receipt = shell.run(f"eoq receive {queue} --lease 3600 --json").rows[0]["receipt"]
     shell.run(f"eoq reject {receipt} --error 'no account'")
     assert _why(shell, queue, "second") == ("dead", ["dead"])
     shell.run(f"eoq dead drop {queue} second --yes")
@@ -135,10 +135,12 @@ def test_why_a_message_waits(shell: Shell, queue: str) -> None:
 @pytest.mark.slow
 def test_why_names_the_limits_of_a_queue(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = tmp_path_factory.mktemp("limits") / "eoq.toml"
-    config.write_text("[queues.slow]\nrate = 0.1\n[queues.narrow]\nmax_in_flight = 1\n")
+    config.write_text("[queues.slow]\nrate = 0.001\n[queues.narrow]\nmax_in_flight = 1\n")
     with running_daemon("--config", str(config)) as daemon:
         shell = daemon.shell()
-        shell.run("for q in slow narrow; do eoq send $q 1 --id a; eoq send $q 2 --id b; eoq receive $q; done")
+        shell.run(
+            "for q in slow narrow; do eoq send $q 1 --id a; eoq send $q 2 --id b; eoq receive $q --lease 3600; done"
+        )
         assert _why(shell, "slow", "b")[1][0] == "rate"
         assert "is full for" in shell.run("eoq why slow b").text
         assert _why(shell, "narrow", "b")[1][0] == "in_flight"

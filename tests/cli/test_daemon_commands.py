@@ -23,6 +23,7 @@ from tests.support import (
     eventually,
     read_line_of,
     running_daemon,
+    runs,
 )
 
 # ── in the foreground ───────────────────────────────────────────────────────────────────────────────────────
@@ -98,7 +99,7 @@ class _daemon_process:  # noqa: N801 # used as a function
 
 def _refused(folder: Path, db: object, socket: object) -> Ran:
     """Run a daemon that cannot start, and return how it ends."""
-    ran = Shell(folder / "none", folder).run(f"eoq daemon --db '{db}' --socket '{socket}'", timeout=10)
+    ran = Shell(folder / "none", folder).run(f"eoq daemon --db '{db}' --socket '{socket}'")
     assert ran.text == ""
     assert len(ran.errors.splitlines()) == 1, ran.errors
     return ran
@@ -318,7 +319,8 @@ def test_many_starts_at_once_start_one(alone: Shell) -> None:
 @pytest.mark.slow
 def test_start_replaces_a_stale_socket(alone: Shell) -> None:
     pid = json.loads(alone.run("eoq start 2>/dev/null; eoq status --json").text)["pid"]
-    alone.run(f"kill -9 {pid}")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not runs(pid))
     assert alone.socket.is_socket()
     assert alone.run("eoq status").status == 69
     assert alone.run("eoq start; eoq status").status == 0
@@ -357,6 +359,7 @@ def test_the_error_for_a_killed_daemon_differs_from_that_for_none(alone: Shell) 
     alone.run("eoq start")
     pid = json.loads(alone.run("eoq status --json").text)["pid"]
     os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not runs(pid))
     ran = alone.run("eoq send q x")
     assert ran.status == 69
     assert "refused" in ran.errors

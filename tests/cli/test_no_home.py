@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Shell, python_process, short_folder
+from tests.support import PATIENCE, Shell, python_process, short_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
 
@@ -42,7 +42,7 @@ def test_without_a_home_a_command_names_the_option(shell: Shell, command: str) -
 
 def test_a_user_that_the_system_does_not_know_gets_the_same_sentence(shell: Shell) -> None:
     with python_process(UNKNOWN_USER, "start", "--socket", str(shell.socket)) as process:
-        assert process.wait(30) == 77
+        assert process.wait(PATIENCE) == 77
 
 
 @pytest.mark.parametrize("command", ["status", "install", "uninstall"])
@@ -91,6 +91,6 @@ main(["status"])
     folder.mkdir(0o777)
     try:
         with python_process(code, str(user)) as process:
-            assert process.wait(30) == 77
+            assert process.wait(PATIENCE) == 77
     finally:
         folder.rmdir()

@@ -237,14 +237,16 @@ def test_a_relay_whose_user_may_not_send_to_one_queue_sends_to_the_others() -> N
         for path in (folder, *folder.iterdir()):
             os.chown(path, WORKER, WORKER)
         command = [sys.executable, "-c", RELAY, str(folder / "app.db"), str(daemon.socket)]
-        relay = subprocess.Popen(command, stderr=subprocess.PIPE, env=clean_environment(), cwd="/")
+        said = daemon.folder / "relay.err"
+        with said.open("wb") as errors:
+            relay = subprocess.Popen(command, stderr=errors, env=clean_environment(), cwd="/")
         try:
             eventually(lambda: daemon.ask(op="peek", queue="open")["messages"])
             assert daemon.ask(op="queues")["queues"][0]["name"] == "open"
+            eventually(lambda: "may not send to the queue or topic 'closed'" in said.read_text())
         finally:
             relay.kill()
-            _, said = relay.communicate()
-        assert "may not send to the queue or topic 'closed'" in said.decode()
+            relay.wait()
 
 
 FIND: Final = """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from eoq.testing.proof.ptrace import can_trace
-from tests.support import Shell, clean_environment, eventually
+from tests.support import PATIENCE, Shell, clean_environment, eventually
 
 pytestmark = pytest.mark.skipif(
     subprocess.run(["sh", "-c", "command -v sqlite3"], capture_output=True, check=False).returncode != 0,
@@ -193,7 +193,7 @@ def test_a_signal_leaves_no_process_and_no_copy(shop: Shell, folder: Path, numbe
     ) as process:
         pid = int(eventually(lambda: (folder / "pid").exists() and (folder / "pid").read_text()))
         process.send_signal(number)
-        assert process.wait(20) == (130 if number == signal.SIGINT else 143)
+        assert process.wait(PATIENCE) == (130 if number == signal.SIGINT else 143)
     eventually(lambda: not _runs(pid))
     for place in (folder, Path("/dev/shm")):  # noqa: S108 # it is only looked at
         assert not list(place.glob(f"eoq-proof-{process.pid}-*"))

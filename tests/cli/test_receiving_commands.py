@@ -142,9 +142,9 @@ def test_nack_returns_a_message_and_reject_makes_it_a_dead_letter(shell: Shell, 
 
 def test_extend_prolongs_a_lease(shell: Shell, client: eoq.Client, queue: str) -> None:
     client.send(queue, "x", id="m")
-    (message,) = client.receive(queue, lease=1.5)
+    (message,) = client.receive(queue, lease=5)
     assert shell.run(f"eoq extend {message.receipt} 600").status == 0
-    assert client.receive(queue, wait=1.6) == []
+    assert client.receive(queue, wait=5.1) == []
     assert _state(client, queue, "m") == "leased"
 
 

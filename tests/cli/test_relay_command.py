@@ -11,7 +11,7 @@ import pytest
 
 import eoq
 from tests.integration.relays import bodies, relaying, waiting
-from tests.support import Daemon, Shell, eventually
+from tests.support import PATIENCE, Daemon, Shell, eventually
 
 
 @pytest.fixture
@@ -124,4 +124,4 @@ def test_an_error_of_the_file_is_printed(shell: Shell, folder: Path) -> None:
 def test_signals_end_the_relay(shared_daemon: Daemon, file: Path, number: signal.Signals, status: int) -> None:
     with relaying(shared_daemon, file) as relay:
         relay.process.send_signal(number)
-        assert relay.process.wait(20) == status
+        assert relay.process.wait(PATIENCE) == status

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.cases import one_in
-from tests.support import Daemon, Shell
+from tests.support import Daemon, Shell, run_at_terminal
 
 AT = "2030-01-31T09:00:00+00:00"
 
@@ -59,7 +59,7 @@ def test_list_and_show_print_the_schedules(daemon: Daemon) -> None:
     assert "catch_up  none" in shown.lines
     assert shell.run("eoq schedule show report --json").rows[0]["message"] == {"body": "the body"}
     # At a terminal the table has a header.
-    assert "occurrences" in shell.run("script -qec 'eoq schedule list' /dev/null").text
+    assert "occurrences" in run_at_terminal(shell, "eoq schedule list", "stdout")
 
 
 def test_a_schedule_that_does_not_exist_is_1(shell: Shell, queue: str) -> None:

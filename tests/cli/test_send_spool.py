@@ -47,7 +47,7 @@ def _arrived(spool: Path, queue: str, count: int) -> list[eoq.Message]:
 def test_without_a_daemon_the_message_is_spooled_and_the_command_says_so(alone: Shell, spool: Path) -> None:
     began = time.monotonic()
     ran = alone.run(f"eoq send q 'hello world' --spool {spool}")
-    assert time.monotonic() - began < 4, "it does not wait for a daemon that does not run"
+    assert time.monotonic() - began < 20, "it does not wait for a daemon that does not run"
     assert ran.status == 0
     assert f"in the spool, on disk, until a daemon runs with --spool {spool}" in ran.errors
     (message,) = _arrived(spool, "q", 1)
@@ -142,7 +142,7 @@ def test_the_variable_of_the_spool_is_for_the_daemon_only(alone: Shell, spool: P
         ran = alone.run("eoq status")
         assert ["spool", str(spool)] in [line.split() for line in ran.lines]
         assert alone.run(f"mkdir {spool}/q && echo hi > {spool}/q/.x && mv {spool}/q/.x {spool}/q/x").status == 0
-        assert alone.run("eoq receive q --wait 10 --ack").text == "hi\n"
+        assert alone.run("eoq receive q --wait 60 --ack").text == "hi\n"
     finally:
         assert alone.run("eoq stop").status == 0
 

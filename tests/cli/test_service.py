@@ -110,7 +110,7 @@ def test_a_daemon_whose_loop_stands_still_gives_no_sign_of_life(manager: Manager
     manager.hear("WATCHDOG=1")
     assert manager.process is not None
     manager.process.send_signal(signal.SIGSTOP)
-    manager._notified.settimeout(0.05)
+    manager._notified.settimeout(1.0)
     with pytest.raises(TimeoutError):
         while True:
             manager.hear("WATCHDOG=1")

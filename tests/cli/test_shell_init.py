@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 
 import eoq
+from tests.integration.spools import waiting
 from tests.support import Daemon, Ran, Shell, eventually, running_daemon, short_folder
 
 SHELLS: Final = ["dash", "bash", "zsh", "busybox sh"]
@@ -279,9 +280,9 @@ def test_a_shell_that_is_killed_leaves_each_message_once_or_not_at_all(
             time.sleep(chance.random() * 0.02)  # the moment of the kill
             os.killpg(process.pid, signal.SIGKILL)
             confirmed |= {*first.decode().split(), *process.stdout.read().decode().split()}
-    eventually(lambda: not list((sender.spool / queue).glob("0*")))
+    eventually(lambda: not waiting(sender.spool, queue))
     found: list[eoq.Message] = []
-    while messages := client.receive(queue, 1000, 0.5):
+    while messages := client.receive(queue, 1000):
         found += messages
     ids = [message.id for message in found]
     assert len(ids) == len(set(ids))

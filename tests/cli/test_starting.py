@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.support import Shell, clean_environment, eventually, short_folder
+from eoq.daemon.store.sqlite.database import LOCK_SECONDS
+from tests.support import PATIENCE, Shell, clean_environment, eventually, short_folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -35,8 +37,8 @@ def test_a_signal_ends_a_daemon_that_is_still_starting(daemon_files: Path, numbe
             eventually(lambda: (daemon_files / "s.lock").exists())
             begun = time.monotonic()
             starting.send_signal(number)
-            assert starting.wait(5) == -number
-            assert time.monotonic() - begun < 3, "it did not wait for the lock"
+            assert starting.wait(PATIENCE) == -number
+            assert time.monotonic() - begun < LOCK_SECONDS - 1, "it did not wait for the lock"
     assert Shell(daemon_files / "s", daemon_files).run("eoq start && eoq send q x && eoq stop").status == 0
 
 
@@ -48,11 +50,22 @@ def daemon_files() -> Iterator[Path]:
         yield folder
 
 
+STOPS: Final = """
+import os, signal, sys
+if "daemon" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+"""Stops a daemon before it does anything, so that it cannot be ready before a test stops it."""
+
+
 @pytest.mark.slow  # it waits for a minute
 def test_start_waits_at_most_a_minute_and_says_how_to_go_on() -> None:
     with short_folder() as folder:
         shell = Shell(folder / "s", folder)
-        starting = shell.start("exec eoq start", stderr=subprocess.PIPE)
+        (folder / "planted").mkdir()
+        (folder / "planted" / "sitecustomize.py").write_text(STOPS)
+        environment = {**shell.environment, "PYTHONPATH": str(folder / "planted")}
+        starting = shell.start("exec eoq start", stderr=subprocess.PIPE, env=environment)
 
         def daemon() -> int | None:
             for process in Path("/proc").glob("[0-9]*"):
@@ -64,9 +77,8 @@ def test_start_waits_at_most_a_minute_and_says_how_to_go_on() -> None:
 
         pid = eventually(daemon)
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
         try:
-            _, errors = starting.communicate(timeout=90)
+            _, errors = starting.communicate(timeout=60 + PATIENCE)
             assert starting.returncode == 75
             assert b"is not ready after 60 s, and goes on starting; `eoq status` says when it is" in errors
         finally:

@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 
 import eoq
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, runs
+from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, running_daemon, runs
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Run a daemon whose third delivery comes much later than any of these tests ends."""
+    config = tmp_path_factory.mktemp("retries") / "eoq.toml"
+    config.write_text('[queues."*"]\nretry_base = 3600\nretry_cap = 3600\n')
+    with running_daemon("--config", str(config)) as daemon:
+        yield daemon
 
 
 @pytest.fixture
@@ -138,8 +147,9 @@ def test_a_process_left_in_the_background_does_not_delay_the_result(
 ) -> None:
     client.send(queue, "x", id="m")
     start = time.monotonic()
-    shell.run(f"eoq work {queue} --until-empty -- sh -c 'sleep 8 & echo done'")
-    assert time.monotonic() - start < 6
+    shell.run(f"eoq work {queue} --until-empty -- sh -c 'sleep 100 & echo $! > left; echo done'")
+    assert time.monotonic() - start < 50
+    os.kill(int((shell.folder / "left").read_text()), signal.SIGKILL)
     assert client.result(queue, "m") == eoq.Result("done", b"done\n")
 
 
@@ -184,18 +194,18 @@ def test_a_time_out_ends_the_command_and_its_child_processes(
     shell: Shell, client: eoq.Client, queue: str, show: Show
 ) -> None:
     client.send(queue, "x", id="m")
-    script = "echo $$ >> pids; sleep 600 & echo $! >> pids; wait"
-    shell.run(f"eoq work {queue} --until-empty --timeout 0.3 -- sh -c '{script}'")
-    assert show("m")["error"].startswith("the command took longer than its time-out")
+    script = "[ -e pids ] && exit 100; echo $$ >> pids; sleep 600 & echo $! >> pids; wait"
+    shell.run(f"eoq work {queue} --until-empty --timeout 2 -- sh -c '{script}'")
+    assert show("m")["history"][0]["error"].startswith("the command took longer than its time-out")
     pids = (shell.folder / "pids").read_text().split()
-    assert len(pids) == 4
+    assert len(pids) == 2
     eventually(lambda: not any(runs(int(pid)) for pid in pids))
 
 
 @pytest.mark.slow
 def test_the_lease_is_extended_while_the_command_runs(shell: Shell, client: eoq.Client, queue: str, show: Show) -> None:
     client.send(queue, "x", id="m")
-    shell.run(f"eoq work {queue} --until-empty --lease 0.3 -- sleep 1")
+    shell.run(f"eoq work {queue} --until-empty --lease 3 -- sleep 7")
     assert show("m")["state"] == "done"
     assert "history" not in show("m"), "no delivery has failed"
 
@@ -204,7 +214,7 @@ def test_concurrent_commands_run_at_the_same_time(shell: Shell, client: eoq.Clie
     client.send_many(queue, ["a", "b", "c"])
     # Each command waits until the two others run.
     script = "mkdir at.$EOQ_ID; while [ $(ls -d at.* | wc -l) -lt 3 ]; do sleep 0.02; done"
-    ran = shell.run(f"eoq work {queue} --until-empty --json --concurrency 3 --timeout 15 -- sh -c '{script}'")
+    ran = shell.run(f"eoq work {queue} --until-empty --json --concurrency 3 --timeout 100 -- sh -c '{script}'")
     assert ran.rows == [{"done": 3, "retried": 0, "rejected": 0, "lost": 0}]
 
 
@@ -364,7 +374,7 @@ def test_the_worker_waits_longer_than_a_client_for_a_lost_daemon(daemon: Daemon)
             eventually(lambda: daemon.ask(op="status")["waiting"])
             daemon.kill()
             assert process.stderr is not None
-            readable, _, _ = select.select([process.stderr], [], [], 60)
+            readable, _, _ = select.select([process.stderr], [], [], 30 + PATIENCE)
             assert readable
             assert b"waiting for it" in process.stderr.readline()
             daemon.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eoq.testing import private_daemon
-from tests.dashboard.browser import CHROMIUM, Tab, open_tab
+from tests.dashboard.browser import CHROMIUM, PATIENT, Tab, open_tab
 from tests.dashboard.site import running_dashboard
 from tests.support import eventually
 
@@ -17,7 +17,7 @@ EVIL = "<img src=x onerror='document.title=1'><script>document.title=1</script>"
 def _click(tab: Tab, label: str) -> None:
     """Click the button or link with a label."""
     found = f"[...document.querySelectorAll('button, a')].find(e => (e.ariaLabel || e.textContent) === {label!r})"
-    eventually(lambda: tab.run(f"!!({found}) && !({found}).disabled"), what=label)
+    eventually(lambda: tab.run(f"!!({found}) && !({found}).disabled"), PATIENT, what=label)
     tab.run(f"({found}).click()")
 
 
@@ -56,7 +56,7 @@ def test_a_person_looks_searches_and_steers(tmp_path: Path) -> None:
         tab.sees("Redriven: 1.")
         _click(tab, "Drop d-2")
         tab.sees("This cannot be undone.")
-        assert tab.run("document.activeElement.id") == "no"
+        eventually(lambda: tab.run("document.activeElement.id") == "no", PATIENT)
         assert set(daemon.dead_letters("mail")) == {"d-2"}
         _click(tab, "Drop")
         tab.sees("Dropped: 1.")
@@ -76,6 +76,6 @@ def test_a_person_looks_searches_and_steers(tmp_path: Path) -> None:
         daemon.stop()
         tab.sees("The daemon does not answer")
         daemon.start()
-        eventually(lambda: tab.run("document.getElementById('trouble').hidden"))
+        eventually(lambda: tab.run("document.getElementById('trouble').hidden"), PATIENT)
         assert tab.errors == []
         assert tab.run("document.title") != "1"

@@ -183,10 +183,13 @@ def test_the_dashboard_is_shown_in_no_frame(tab: Tab, site: Site) -> None:
     frames = "".join(f'<iframe src="{url}"></iframe>' for url in (home, site.url))
     with _site(f"<!doctype html><body>{frames}<object data='{home}'></object>") as port:
         _visit(tab, f"http://127.0.0.1:{port}/")
+
         # Chromium puts an error page in the place of a page that may not be in a frame.
-        tree = tab.ask("Page.getFrameTree")["frameTree"]
-        kinds = {child["frame"]["url"] for child in tree["childFrames"]}
-    assert kinds == {"chrome-error://chromewebdata/"}
+        def are_refused() -> bool:
+            tree = tab.ask("Page.getFrameTree")["frameTree"]
+            return {child["frame"]["url"] for child in tree["childFrames"]} == {"chrome-error://chromewebdata/"}
+
+        eventually(are_refused, PATIENT)
 
 
 @needs_browser

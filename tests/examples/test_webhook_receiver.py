@@ -252,7 +252,8 @@ def test_sending_single_bytes_does_not_extend_the_deadline(daemon: Daemon) -> No
         begun = time.monotonic()
         answer = b""
         while not answer and time.monotonic() < begun + PATIENCE:
-            connection.sendall(b"x")
+            with suppress(ConnectionError):  # it may have answered and closed the connection
+                connection.sendall(b"x")
             with suppress(TimeoutError):
                 answer = connection.recv(100)
     assert answer.startswith(b"HTTP/1.0 408")
@@ -323,10 +324,12 @@ def test_each_delivery_sent_twice_at_once_is_stored_once_though_the_daemon_is_ki
     assert all(5_000 <= len(webhook.body) <= 30_000 for webhook in deliveries)
     with ThreadPoolExecutor(16) as pool:
         under_way = [pool.submit(_deliver_until_stored, receiver, webhook) for w in deliveries for webhook in (w, w)]
-        for wanted in (50, 100, 150, 200):
+        for wanted in (30, 60, 90, 120):
             _wait_until_done(under_way, wanted)
-            daemon.restart()
-        assert not all(future.done() for future in under_way), "all were stored before the last kill; send more"
+            daemon.kill()
+            # Looked at while there is no daemon: it may take its time to start.
+            assert not all(future.done() for future in under_way), "all were stored before the kill; send more"
+            daemon.start()
         statuses = Counter(future.result()[-1] for future in under_way)
     # If the client had to repeat a send, the first answer may already be "duplicate". Then both answers are 200.
     assert statuses[202] + statuses[200] == 300

@@ -16,7 +16,7 @@ import eoq
 from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all, show
 from tests.faults.planted_daemon import Die, Plant
 from tests.faults.planted_daemon import Point as PlantedPoint
-from tests.support import Wire, eventually
+from tests.support import PATIENCE, Wire, eventually
 
 Point: TypeAlias = PlantedPoint | Literal["replied"]
 POINTS: Final[tuple[Point, ...]] = (*get_args(PlantedPoint), "replied")
@@ -225,13 +225,13 @@ def crash(operation: Operation, point: Point, quick_commit: float | None = None)
     die = None if point == "replied" else Die(point, operation.command)
     with (
         planted_daemon(Plant(die, quick_commit)) as daemon,
-        eoq.connect(daemon.socket) as client,
+        eoq.connect(daemon.socket, timeout=PATIENCE) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         leased = _prepare(client, operation)
         answer = pool.submit(operation.call, client, leased)
         if point == "replied":
-            answer.result(20)
+            answer.result(PATIENCE)
             daemon.kill()
         assert daemon.wait() == -signal.SIGKILL
         happened = point in COMMITTED
@@ -276,7 +276,7 @@ def _check_answer(operation: Operation, point: Point, answer: Future[object]) ->
         lost = operation.leases
     else:
         lost = operation.if_repeated == "lease lost" and point == "committed"
-    error = answer.exception(20)
+    error = answer.exception(2 * PATIENCE)
     if point == "replying" and operation.if_repeated == "lease lost":
         assert error is None or isinstance(error, eoq.LeaseLost)  # the reply may or may not have arrived
     elif lost:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import msgspec
 
 import eoq
 from tests.faults.planted_daemon import Plant
-from tests.support import Daemon, short_folder
+from tests.support import Daemon, eventually, short_folder
 
 RUNNER: Final = Path(__file__).with_name("planted_daemon.py")
 WAITING_STATES: Final = ("ready", "leased", "delayed", "blocked", "dead")
@@ -40,6 +42,64 @@ class PlantedDaemon(Daemon):
         """Start the daemon without a planted fault."""
         self.plant = None
         self.start()
+
+
+class Pace:
+    """The pace of a daemon's commits: while it is held, each one waits until the test lets it pass."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="eoq-pace-")) / "held"
+
+    @property
+    def plant(self) -> Plant:
+        """The plant of the daemon."""
+        return Plant(quick_commit=0.0, paced=str(self._folder))
+
+    def hold(self) -> None:
+        """Let no further commit pass."""
+        self._folder.mkdir()
+
+    def allow(self) -> None:
+        """Let the next commit pass, now or when it comes."""
+        (self._folder / "go").touch()
+
+    def step(self) -> None:
+        """Let one commit pass, and wait until it goes on."""
+        self.allow()
+        eventually(lambda: not (self._folder / "go").exists(), what="a commit")
+
+    def release(self) -> None:
+        """Let all commits pass."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder.parent)
+
+
+@contextmanager
+def paced_daemon() -> Iterator[tuple[PlantedDaemon, Pace]]:
+    """Run a daemon whose commits the test can hold, and let pass one by one. All of them are made on its thread."""
+    pace = Pace()
+    try:
+        with planted_daemon(pace.plant) as daemon:
+            try:
+                yield daemon, pace
+            finally:
+                pace.release()
+    finally:
+        pace.close()
+
+
+def await_read(daemon: Daemon) -> None:
+    """Wait until the daemon has read what was sent to it before. It need not be answered.
+
+    The first request may be looked at before those that were sent earlier over other connections, which are ready in
+    the same turn of the event loop. The second one is not.
+    """
+    with daemon.wire() as wire:
+        for _ in range(2):
+            assert wire.ask({"op": "status"})["ok"]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -88,6 +89,9 @@ class Plant(msgspec.Struct, frozen=True):
     """A file with the seconds by which the wall clock is wrong; may change at any time."""
     full: str | None = None
     """A file; while it exists, the database may not grow."""
+    paced: str | None = None
+    """A folder; while it exists, each commit that has changed something waits for a file ``go`` in it, and removes it.
+    Use it with ``quick_commit=0.0``, so that commits wait on their thread."""
     failed_sync: str | None = None
     """A file; while it exists, the sync of each commit fails after the commit is in the log."""
     user: int | None = None
@@ -170,6 +174,8 @@ class _Connection(sqlite3.Connection):
             if self.plant.full is not None:
                 pages = 1 if Path(self.plant.full).exists() else 2**31  # never less than there are
                 super().execute(f"pragma max_page_count = {pages}")
+        if sql == "commit" and self.total_changes > self._changes and self.plant.paced is not None:
+            _await_turn(Path(self.plant.paced))
         syncs = sql == "commit" and self.total_changes > self._changes and self._waits()
         if syncs:
             time.sleep(self.plant.commit_seconds)
@@ -183,6 +189,14 @@ class _Connection(sqlite3.Connection):
     def _waits(self) -> bool:
         (synchronous,) = super().execute("pragma synchronous").fetchone()
         return bool(synchronous == FULL)
+
+
+def _await_turn(folder: Path) -> None:
+    while folder.exists():
+        with suppress(FileNotFoundError):
+            (folder / "go").unlink()
+            return
+        time.sleep(0.001)  # between two looks
 
 
 def _plant_clock(file: Path) -> None:
@@ -215,7 +229,7 @@ def run(database: str, socket: str, plant: Plant) -> None:
         _Death(plant.die).plant()
     if plant.quick_commit is not None:
         _wrap(main, "Settings", lambda real: functools.partial(real, quick_commit=plant.quick_commit))
-    if plant.commit_seconds or plant.full is not None or plant.failed_sync is not None:
+    if plant.commit_seconds or any(file is not None for file in (plant.full, plant.paced, plant.failed_sync)):
         _Connection.plant = plant
         _wrap(sqlite3, "connect", lambda real: functools.partial(real, factory=_Connection))
     if plant.clock is not None:

@@ -15,12 +15,12 @@ import pytest
 import eoq
 from tests.faults.daemons import PlantedDaemon, ids_of, left, planted_daemon, settle_all
 from tests.faults.planted_daemon import Plant
-from tests.support import eventually
+from tests.support import PATIENCE, eventually
 
 HOUR: Final = 3600.0
 JUMPS: Final = (3 * HOUR, -3 * HOUR)
-SLACK: Final = 2.0
-"""Seconds that a busy machine may add."""
+SLACK: Final = PATIENCE
+"""Seconds that a busy machine may add. A jump that shifts a wait shifts it by hours."""
 
 
 class WrongClock:
@@ -62,21 +62,20 @@ def client(wrong: PlantedDaemon) -> Iterator[eoq.Client]:
 @pytest.mark.parametrize("asked", [True, False], ids=["request after the jump", "idle"])
 def test_a_wait_takes_the_time_it_had_left(client: eoq.Client, clock: WrongClock, jump: float, asked: bool) -> None:
     """A delayed message is neither early nor hours late, whether or not a request follows the jump."""
-    start = time.monotonic()
-    client.send("q", "x", id="delay", delay=0.7)
     client.send("q", "x", id="nack")
     (message,) = client.receive("q")
+    start = time.monotonic()
+    client.send("q", "x", id="delay", delay=0.7)
     message.nack(delay=0.9)
     client.send("q", "x", id="an hour", delay=HOUR)
     clock.set(jump)
+    delays = {"delay": 0.7, "nack": 0.9}
     if asked:
         client.send("q", "x", id="after", delay=0.3)
-        (after,) = client.receive("q", wait=10)
-        assert after.id == "after" and 0.25 < time.monotonic() - start < 0.3 + SLACK
-    (first,) = client.receive("q", wait=10)
-    assert first.id == "delay" and 0.65 < time.monotonic() - start < 0.7 + SLACK
-    (second,) = client.receive("q", wait=10)
-    assert second.id == "nack" and 0.85 < time.monotonic() - start < 0.9 + SLACK
+        delays["after"] = 0.3
+    for _ in range(len(delays)):  # in any order: a busy machine may have let all of them become due
+        (one,) = client.receive("q", wait=SLACK, lease=600)
+        assert delays.pop(one.id) - 0.05 < time.monotonic() - start < SLACK
     assert left(client, "q") == {"delayed": 1, "leased": 3 if asked else 2}
 
 
@@ -86,7 +85,7 @@ def test_a_ttl_is_not_changed_by_a_jump(client: eoq.Client, clock: WrongClock, j
     client.send("q", "x", id="short", ttl=0.7)
     client.send("q", "x", id="long", ttl=HOUR)
     clock.set(jump)
-    result = client.result("q", "short", wait=10)
+    result = client.result("q", "short", wait=SLACK)
     assert result is not None and result.outcome == "expired"
     assert 0.65 < time.monotonic() - start < 0.7 + SLACK
     assert ids_of(client.receive("q", 10)) == ["long"]
@@ -112,7 +111,7 @@ def test_at_means_the_time_of_the_clock(client: eoq.Client, clock: WrongClock) -
     client.send("q", "x", id="delay", delay=HOUR)
     clock.set(3 * HOUR)
     client.ask("status")
-    assert ids_of(client.receive("q", 10, wait=10)) == ["at"]
+    assert ids_of(client.receive("q", 10, wait=SLACK)) == ["at"]
 
 
 def test_many_small_corrections_do_not_shift_a_delay(client: eoq.Client, clock: WrongClock) -> None:
@@ -121,7 +120,7 @@ def test_many_small_corrections_do_not_shift_a_delay(client: eoq.Client, clock: 
     for step in range(20):
         clock.set(-0.01 * step)
         client.ask("status")
-    assert ids_of(client.receive("q", wait=10)) == ["a"]
+    assert ids_of(client.receive("q", wait=SLACK)) == ["a"]
     assert time.monotonic() - start < 0.7 + SLACK
 
 
@@ -136,7 +135,7 @@ def test_a_wait_takes_the_time_it_had_left_after_a_jump_while_the_daemon_is_down
     wrong.kill()
     clock.set(jump)
     wrong.start()
-    assert ids_of(client.receive("q", wait=10)) == ["soon"]
+    assert ids_of(client.receive("q", wait=SLACK)) == ["soon"]
     assert left(client, "q") == {"delayed": 1, "leased": 1}
     after = client.ask("show", queue="q", id="in an hour")["message"]["due_at"]
     assert abs(after - before - jump) < SLACK
@@ -172,16 +171,16 @@ def test_an_id_is_not_forgotten_when_a_clock_that_was_behind_is_set(
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_lease_ends_neither_early_nor_late(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     client.send_many("q", [eoq.Outgoing("x", id="long"), eoq.Outgoing("x", id="short")])
-    (long,) = client.receive("q", lease=30)
-    (short,) = client.receive("q", lease=0.5)
+    (long,) = client.receive("q", lease=600)
     start = time.monotonic()
+    (short,) = client.receive("q", lease=0.5)
     clock.set(jump)
-    (again,) = client.receive("q", wait=10)
+    (again,) = client.receive("q", wait=SLACK, lease=600)
     assert again.id == "short"
-    assert 0.3 < time.monotonic() - start < 0.5 + SLACK
+    assert 0.45 < time.monotonic() - start < 0.5 + SLACK
     with pytest.raises(eoq.LeaseLost):
         short.ack()
-    long.extend(30)
+    long.extend(600)
     long.ack(result="r")
     again.ack()
     assert left(client, "q") == {}
@@ -190,9 +189,11 @@ def test_a_lease_ends_neither_early_nor_late(client: eoq.Client, clock: WrongClo
 @pytest.mark.parametrize("jump", JUMPS)
 def test_a_receive_waits_as_long_as_asked(client: eoq.Client, clock: WrongClock, jump: float) -> None:
     start = time.monotonic()
-    threading.Timer(0.1, clock.set, (jump,)).start()
+    setting = threading.Timer(0.1, clock.set, (jump,))
+    setting.start()
     assert client.receive("q", wait=0.5) == []
     assert 0.4 < time.monotonic() - start < 0.5 + SLACK
+    setting.join()  # its folder is removed behind this test
 
 
 @pytest.mark.first_by_default

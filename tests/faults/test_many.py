@@ -13,17 +13,23 @@ from tests.faults.daemons import planted_daemon
 from tests.support import running_daemon
 
 PATIENT = 1.0
-"""Seconds that the slowest of many short requests may take on a busy machine."""
+"""Seconds that nine of ten short requests may take, also on a slow machine."""
+STALL = 20.0
+"""Seconds that the slowest of them may take: a busy machine may stop for a while."""
 
 
-def _slowest(step: Callable[[], object], rounds: int) -> float:
-    """Return the seconds of the slowest of ``rounds`` calls."""
-    slowest = 0.0
+def _seconds(step: Callable[[], object], rounds: int) -> list[float]:
+    """Return the seconds of ``rounds`` calls, the slowest last."""
+    seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         step()
-        slowest = max(slowest, time.perf_counter() - start)
-    return slowest
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)
+
+
+def _are_soon(seconds: list[float]) -> bool:
+    return seconds[len(seconds) * 9 // 10] < PATIENT and seconds[-1] < STALL
 
 
 @pytest.mark.slow
@@ -40,7 +46,7 @@ def test_ten_thousand_groups_are_delivered_in_order_and_soon() -> None:
                 done.setdefault(str(message.group), []).append(int(message.id))
             client.ack_many([(message, None) for message in messages])
 
-        assert _slowest(turn, 300) < PATIENT
+        assert _are_soon(_seconds(turn, 300))
         assert client.receive("q") == []
         assert len(done) == 10_000
         assert all(len(ids) == 3 and ids == sorted(ids) for ids in done.values())
@@ -60,7 +66,7 @@ def test_ten_thousand_queues_are_received_from_soon() -> None:
             (message,) = client.receive(f"queue.{next(numbers)}")
             message.ack()
 
-        assert _slowest(turn, 2000) < PATIENT
+        assert _are_soon(_seconds(turn, 2000))
         states = client.queues()
         assert len(states) == 10_000
         assert sum(state["ready"] for state in states) == 8_000
@@ -79,9 +85,11 @@ def test_a_million_messages_are_purged_in_steps() -> None:
             message.ack()
 
         with ThreadPoolExecutor(1) as thread:
+            begun = time.perf_counter()
             purging = thread.submit(client.purge, "q")
             slowest = 0.0
             while not purging.done():
-                slowest = max(slowest, _slowest(turn, 10))
+                slowest = max(slowest, _seconds(turn, 1)[-1])
             assert purging.result() == 1_000_000
-        assert slowest < PATIENT
+        # In one step, the purge would hold up a request for all of its time, however quick the machine is.
+        assert slowest < max(PATIENT, (time.perf_counter() - begun) / 3)

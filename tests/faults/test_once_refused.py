@@ -58,7 +58,7 @@ def test_a_key_whose_outcome_was_not_stored_is_open_when_the_disk_has_room_again
         disk.refuse()
         return "lost"
 
-    with eoq.connect(daemon.socket, timeout=0.5) as client, eoq.connect(daemon.socket) as other:
+    with eoq.connect(daemon.socket, timeout=2) as client, eoq.connect(daemon.socket) as other:
         with pytest.raises((eoq.StorageFull, eoq.StorageFailed)):
             client.once("key", function)
         disk.take()

@@ -7,17 +7,18 @@ import select
 import signal
 import socket as sockets
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import Final
 
 import pytest
 
-from tests.faults.daemons import planted_daemon
+from tests.faults.daemons import await_read, paced_daemon, planted_daemon
 from tests.faults.planted_daemon import Plant
-from tests.support import Daemon, Wire, eventually, running_daemon
+from tests.support import PATIENCE, Daemon, Wire, eventually, running_daemon
 
+NOTHING: Final = {"op": "receive", "queue": "nothing"}
 SLOW: Final = Plant(commit_seconds=0.05)
 """So that the clients here have sent their next request before the daemon has finished with the others."""
 
@@ -53,17 +54,21 @@ def test_a_long_line_has_its_turn_while_others_keep_the_writer_busy() -> None:
 @pytest.mark.slow
 def test_requests_that_come_one_by_one_wait_as_well_while_much_is_under_way() -> None:
     """A client that sends each line alone has no more under way than one that sends all at once."""
-    pairs = 60
-    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other, daemon.wire() as third:
+    pairs = 30  # what the socket takes while the daemon reads nothing more of it
+    with paced_daemon() as (daemon, pace), daemon.wire() as hog, daemon.wire() as other, daemon.wire() as third:
         assert other.ask({"op": "send", "queue": "h", "body": "x"})["ok"]
+        pace.hold()  # so that all of them are under way, however long it takes to send them
         for _ in range(pairs):
             for request in ({"op": "send", "queue": "h", "body": "x"}, {"op": "purge", "queue": "h"}):
                 hog.send(request)
                 assert third.ask({"op": "status"})["ok"]
         other.send({"op": "send", "queue": "other", "body": "x"})
+        await_read(daemon)
+        pace.release()
         assert other.read()["ok"]
-        hog.socket.setblocking(False)
-        assert hog.socket.recv(1_000_000).count(b"\n") < pairs, "half of its requests at most came before"
+        assert all(hog.read()["ok"] for _ in range(2 * pairs))
+        (message,) = other.ask({"op": "receive", "queue": "other"})["messages"]
+        assert message["seq"] < 2 + pairs // 2, "half of its requests at most came before"
 
 
 def _send_or_purge(wire: Wire, turns: dict[sockets.socket, int], socket: sockets.socket) -> None:
@@ -101,28 +106,26 @@ def test_receives_that_find_nothing_leave_their_bytes_to_others_while_messages_c
         wait = {"op": "receive", "queue": "w", "wait": 900}
         idle.send(*[wait] * 250)
         eventually(lambda: daemon.ask(op="status")["waiting"] == 250)
-        with _sender(daemon, "w") as sent:
-            for _ in range(8):
-                stack.enter_context(daemon.wire()).send(*[wait] * 250)
-            longest = 0
-            while sent[0] < 200:
-                before = sent[0]
-                assert other.ask({"op": "receive", "queue": "nothing"})["messages"] == []
-                longest = max(longest, sent[0] - before)
-        assert longest < 50
+        sender, *hogs = (stack.enter_context(daemon.wire()) for _ in range(9))
+        begin = [partial(hog.send, *[wait] * 250) for hog in hogs]
+        assert _most_meanwhile(sender, {"op": "send", "queue": "w", "body": "x"}, other, begin) < 25
 
 
 @pytest.mark.slow
 def test_large_messages_come_back_in_steps() -> None:
     """SQLite writes a body again with its message. So those of one release are not all in one transaction."""
     count = 12
-    with planted_daemon(SLOW) as daemon, daemon.wire() as hog, daemon.wire() as other:
+    with paced_daemon() as (daemon, pace), daemon.wire() as hog, daemon.wire() as other:
         receipts = _lease_large(hog, count)
+        pace.hold()
         hog.send({"op": "release", "receipts": receipts})
-        seen = set()
-        while (leased := other.ask({"op": "status"})["leased"]) > 0:
-            seen.add(leased)
-        assert len(seen - {count}) >= 3, "another client was answered between the steps"
+        seen = [count]
+        while seen[-1] > 0:
+            pace.step()
+            eventually(lambda: other.ask({"op": "status"})["leased"] < seen[-1], what="a step")
+            seen.append(other.ask({"op": "status"})["leased"])
+        pace.release()
+        assert len(seen) >= 5, "another client was answered between the steps"
         assert hog.read()["ok"]
         queues = {queue["name"]: queue for queue in other.ask({"op": "queues"})["queues"]}
         assert queues["large"]["ready"] == count
@@ -159,24 +162,34 @@ def _lease_large(wire: Wire, count: int) -> list[str]:
     return receipts
 
 
-@contextmanager
-def _sender(daemon: Daemon, queue: str) -> Iterator[list[int]]:
-    """Send one message after the other, and tell how many were sent."""
-    sent, stop = [0], threading.Event()
+def _most_meanwhile(
+    sender: Wire, request: dict[str, str], other: Wire, begin: list[Callable[[], None]], count: int = 400
+) -> int:
+    """Make ``count`` requests over ``sender``, one after the other, and receives that find nothing over ``other``.
 
-    def send() -> None:
-        with daemon.wire() as wire:
-            while not stop.is_set():
-                assert wire.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
-                sent[0] += 1
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join()
+    Call the functions of ``begin`` meanwhile. Return how many of the requests were answered while one receive was not,
+    at most. Both replies are looked for by one thread, the receive's first. So it does not matter when this process has
+    its turn.
+    """
+    most = meanwhile = 0
+    sender.send(request)
+    other.send(NOTHING)
+    while count:
+        ready = select.select([sender.socket, other.socket], [], [], PATIENCE)[0]
+        assert ready
+        if other.socket in ready:
+            assert other.read()["messages"] == []
+            other.send(NOTHING)
+            meanwhile = 0
+        else:
+            assert sender.read()["ok"]
+            sender.send(request)
+            meanwhile += 1
+            most = max(most, meanwhile)
+            count -= 1
+            while begin and most > 0:
+                begin.pop()()
+    return most
 
 
 @pytest.mark.slow

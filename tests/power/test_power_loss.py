@@ -72,14 +72,21 @@ def test_what_was_confirmed_is_there(life: Life, folder: Path, loss: Loss, part:
     assert found == Counter(confirmed=len(moment.sent) + len(moment.acked), lost=0, doubled=0, damaged=0)
 
 
-def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life, folder: Path) -> None:
+def test_one_byte_less_than_at_the_confirmation_loses_something(life: Life) -> None:
     """This shows that the tests above would notice a confirmation that is sent too early."""
-    before, moment = life[1][-3:-1]
-    lose(life[0], replace(moment, length=moment.length - 1), dropped, 0, folder)
-    with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
-        lost = [id for id in moment.sent - before.sent if show(client, QUEUE, id) is None]
-        undone = [id for id in moment.acked - before.acked if (show(client, QUEUE, id) or {})["state"] != "done"]
-    assert lost or undone
+    lived, moments = life
+    # The daemon may have written something of its own between a confirmation and the look at its log.
+    assert any(_loses(lived, moments[at - 1], moments[at]) for at in range(-2, -7, -1))
+
+
+def _loses(lived: Path, before: Moment, moment: Moment) -> bool:
+    """Return whether something of a moment is lost where the log is one byte shorter."""
+    with short_folder() as folder:
+        lose(lived, replace(moment, length=moment.length - 1), dropped, 0, folder)
+        with planted_daemon(folder=folder) as daemon, eoq.connect(daemon.socket) as client:
+            lost = [id for id in moment.sent - before.sent if show(client, QUEUE, id) is None]
+            undone = [id for id in moment.acked - before.acked if (show(client, QUEUE, id) or {})["state"] != "done"]
+    return bool(lost or undone)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from tests.faults.daemons import Pace, paced_daemon
 from tests.support import HAS_PROC, Daemon, Wire, eventually, peak_kilobytes
 
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="reads the daemon's memory from /proc")
@@ -34,6 +35,16 @@ def _ask_among_others(daemon: Daemon, wire: Wire) -> int:
     return int(wire.read()["waiting"])
 
 
+def _leased(pace: Pace, wire: Wire) -> set[int]:
+    """Let commits pass one by one until nothing is leased. Return how many messages were leased between them."""
+    seen = set()
+    while (leased := wire.ask({"op": "status"})["leased"]) > 0:
+        seen.add(int(leased))
+        pace.allow()
+    pace.release()
+    return seen
+
+
 def test_a_client_is_answered_while_many_others_begin_to_wait_and_while_they_leave(daemon: Daemon) -> None:
     with daemon.wire() as other, ExitStack() as stack:
         assert other.ask({"op": "status"})["ok"]
@@ -52,26 +63,24 @@ def test_a_client_is_answered_while_many_others_begin_to_wait_and_while_they_lea
 
 
 @pytest.mark.slow
-def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps(daemon: Daemon) -> None:
+def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps() -> None:
     count = 4000
-    with daemon.wire() as other, daemon.wire() as hog:
+    with paced_daemon() as (daemon, pace), daemon.wire() as other, daemon.wire() as hog:
         for start in range(0, count, 1000):
             messages = [{"body": "", "id": f"{start + number}"} for number in range(1000)]
             assert other.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
             reply = hog.ask({"op": "receive", "queue": "q", "limit": 1000, "bound": True})
             assert len(reply["messages"]) == 1000
+        pace.hold()
         hog.close()
-        seen = set()
-        while (leased := other.ask({"op": "status"})["leased"]) > 0:
-            seen.add(leased)
-        assert any(0 < leased < count for leased in seen), "another client was answered between the steps"
+        assert any(0 < leased < count for leased in _leased(pace, other)), "another client was answered between"
         eventually(lambda: other.ask({"op": "queues"})["queues"][0]["ready"] == count)
 
 
 @pytest.mark.slow
-def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
+def test_leases_that_end_together_end_in_steps() -> None:
     count = 3000
-    with daemon.wire() as other:
+    with paced_daemon() as (daemon, pace), daemon.wire() as other:
         for start in range(0, count, 1000):
             messages = [{"body": "", "id": f"{start + number}"} for number in range(1000)]
             assert other.ask({"op": "send_many", "queue": "q", "messages": messages})["ok"]
@@ -80,10 +89,8 @@ def test_leases_that_end_together_end_in_steps(daemon: Daemon) -> None:
             assert other.ask({"op": "receive", "queue": "q", "limit": 1000, "lease": end - time.monotonic()})[
                 "messages"
             ]
-        seen = set()
-        while (leased := other.ask({"op": "status"})["leased"]) > 0:
-            seen.add(leased)
-        assert any(0 < leased < count for leased in seen)
+        pace.hold()
+        assert any(0 < leased < count for leased in _leased(pace, other))
 
 
 def test_a_send_does_not_wait_for_all_large_batches_of_another_client(daemon: Daemon) -> None:
@@ -96,9 +103,9 @@ def test_a_send_does_not_wait_for_all_large_batches_of_another_client(daemon: Da
         other.send({"op": "send", "queue": "q", "body": "x"})
         daemon.signal(signal.SIGCONT)
         assert other.read()["ok"]
-        queues = {queue["name"]: queue for queue in other.ask({"op": "queues"})["queues"]}
-        assert queues.get("h", {"ready": 0})["ready"] <= 8000
         assert all(hog.read()["ok"] for _ in range(batches))
+        first, second = other.ask({"op": "receive", "queue": "q", "limit": 2})["messages"]
+        assert second["seq"] - first["seq"] <= 8001, "so many messages of the other client were stored before"
 
 
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,13 +140,15 @@ def test_replies_that_many_clients_leave_unread_are_bounded_together(daemon: Dae
     _store_output(daemon)
     with ExitStack() as stack, daemon.wire() as other:
         hogs = [stack.enter_context(daemon.wire()) for _ in range(60)]
+        begun = time.monotonic()
         for hog in hogs:
             hog.send({"op": "once", "key": "big", "token": "u", "wait": 1})
         eventually(lambda: all(map(_answered, hogs)))
         assert "bytes of replies unread" in daemon.said
         assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
         assert peak_kilobytes(daemon.pid) < MEMORY
-        assert daemon.said.count("bytes of replies unread") <= 10, "it is logged once a second at most"
+        most = 2 + time.monotonic() - begun
+        assert daemon.said.count("bytes of replies unread") <= most, "it is logged once a second at most"
 
 
 def test_a_slow_reader_is_not_disconnected_for_those_who_do_not_read(daemon: Daemon) -> None:
