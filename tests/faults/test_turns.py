@@ -107,7 +107,7 @@ def test_receives_that_find_nothing_leave_their_bytes_to_others_while_messages_c
         idle.send(*[wait] * 250)
         eventually(lambda: daemon.ask(op="status")["waiting"] == 250)
         sender, *hogs = (stack.enter_context(daemon.wire()) for _ in range(9))
-        begin = [partial(hog.send, *[wait] * 250) for hog in hogs]
+        begin: list[Callable[[], None]] = [partial(hog.send, *[wait] * 250) for hog in hogs]
         assert _most_meanwhile(sender, {"op": "send", "queue": "w", "body": "x"}, other, begin) < 25
 
 
