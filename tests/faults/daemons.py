@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import msgspec
 
 import eoq
 from tests.faults.planted_daemon import Plant
-from tests.support import Daemon, eventually, short_folder
+from tests.support import Daemon, Wire, eventually, short_folder
 
 RUNNER: Final = Path(__file__).with_name("planted_daemon.py")
 WAITING_STATES: Final = ("ready", "leased", "delayed", "blocked", "dead")
@@ -63,10 +63,18 @@ class Pace:
         """Let the next commit pass, now or when it comes."""
         (self._folder / "go").touch()
 
-    def step(self) -> None:
-        """Let one commit pass, and wait until it goes on."""
-        self.allow()
-        eventually(lambda: not (self._folder / "go").exists(), what="a commit")
+    def pass_until(self, condition: Callable[[], bool]) -> int:
+        """Let commits pass one by one until the condition holds. Return how many have passed.
+
+        Some may be the daemon's own, so a test must not rely on a certain number.
+        """
+        go = self._folder / "go"
+        passed = 0
+        while not condition():
+            self.allow()
+            eventually(lambda: not go.exists() or condition(), what="a commit")
+            passed += not go.exists()
+        return passed
 
     def release(self) -> None:
         """Let all commits pass."""
@@ -89,6 +97,19 @@ def paced_daemon() -> Iterator[tuple[PlantedDaemon, Pace]]:
                 pace.release()
     finally:
         pace.close()
+
+
+def leased_between_commits(pace: Pace, wire: Wire) -> set[int]:
+    """Let commits pass one by one until nothing is leased. Return how many messages were leased between them."""
+    seen: set[int] = set()
+
+    def nothing_is_leased() -> bool:
+        seen.add(int(wire.ask({"op": "status"})["leased"]))
+        return 0 in seen
+
+    pace.pass_until(nothing_is_leased)
+    pace.release()
+    return seen - {0}
 
 
 def await_read(daemon: Daemon) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.daemons import Pace, paced_daemon
+from tests.faults.daemons import leased_between_commits, paced_daemon
 from tests.support import HAS_PROC, Daemon, Wire, eventually, peak_kilobytes
 
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="reads the daemon's memory from /proc")
@@ -33,16 +33,6 @@ def _ask_among_others(daemon: Daemon, wire: Wire) -> int:
     wire.send({"op": "status"})
     daemon.signal(signal.SIGCONT)
     return int(wire.read()["waiting"])
-
-
-def _leased(pace: Pace, wire: Wire) -> set[int]:
-    """Let commits pass one by one until nothing is leased. Return how many messages were leased between them."""
-    seen = set()
-    while (leased := wire.ask({"op": "status"})["leased"]) > 0:
-        seen.add(int(leased))
-        pace.allow()
-    pace.release()
-    return seen
 
 
 def test_a_client_is_answered_while_many_others_begin_to_wait_and_while_they_leave(daemon: Daemon) -> None:
@@ -73,7 +63,9 @@ def test_the_messages_of_a_connection_with_many_leases_come_back_in_steps() -> N
             assert len(reply["messages"]) == 1000
         pace.hold()
         hog.close()
-        assert any(0 < leased < count for leased in _leased(pace, other)), "another client was answered between"
+        assert any(0 < leased < count for leased in leased_between_commits(pace, other)), (
+            "another client was answered between"
+        )
         eventually(lambda: other.ask({"op": "queues"})["queues"][0]["ready"] == count)
 
 
@@ -90,7 +82,7 @@ def test_leases_that_end_together_end_in_steps() -> None:
                 "messages"
             ]
         pace.hold()
-        assert any(0 < leased < count for leased in _leased(pace, other))
+        assert any(0 < leased < count for leased in leased_between_commits(pace, other))
 
 
 def test_a_send_does_not_wait_for_all_large_batches_of_another_client(daemon: Daemon) -> None:
