@@ -41,6 +41,8 @@ class Receiver(Waiter, eq=False, kw_only=True):
     patient: bool
     """Whether it waits if its queue has no message for it."""
     claiming: bool = False
+    cancelled: bool = False
+    """Whether its client has cancelled it, and may not read what it is answered."""
     allowed: int = 0
     """How many messages its claim under way may lease."""
     limited: bool = False
@@ -146,6 +148,7 @@ class Receivers:
         """Answer receives of this connection as if their wait had ended."""
         reply({})
         for receiver in self._wait_list.named((session, request.request)):
+            receiver.cancelled = True
             self._end_wait(receiver)
 
     # ── waking ──────────────────────────────────────────────────────────────────────────────────────────
@@ -251,14 +254,17 @@ class Receivers:
         """Answer a receiver, let it wait on, or give back what was claimed for it."""
         if receiver.joined and receiver.session.hung_up():
             self._wait_list.leave(receiver)
-        if not receiver.joined:
-            # It left while its claim was under way: its connection was closed, or its wait ended.
-            if isinstance(outcome, Claimed) and outcome.messages:
+        if isinstance(outcome, Claimed) and (receiver.cancelled or not receiver.joined):
+            # It left while its claim was under way: its connection was closed, or its client has cancelled it.
+            if outcome.messages:
                 leases = self._make_leases(receiver.request, outcome, None)
                 self._redelivery.give_back(leases, None, "none")
+            if receiver.joined:
+                self._answer(receiver, Claimed([], 0))
         elif isinstance(outcome, EoqError):
-            self._wait_list.leave(receiver)
-            receiver.reply(outcome)
+            if receiver.joined:
+                self._wait_list.leave(receiver)
+                receiver.reply(outcome)
         elif outcome.messages or self._stopping:
             self._answer(receiver, outcome)
         elif outcome.unfinished or (receiver.patient and receiver.unmet != line.unmet):
