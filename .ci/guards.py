@@ -434,6 +434,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a receive that was cancelled is given no messages",
+        "eoq/daemon/broker/receivers.py",
+        old="receiver.cancelled = True",
+        new="receiver.cancelled = False",
+        tests="tests/faults/test_slow_disk.py",
+        select="cancelled_while",
+    ),
+    Guard(
         "a longer retention does not bring forgotten ids back",
         "eoq/daemon/services/remembered.py",
         old="if _may_be_longer(old, new):",

@@ -195,3 +195,19 @@ def test_requests_that_arrive_during_a_slow_commit_share_the_next_one() -> None:
         pace.release()
         assert all(wire.read()["ok"] for wire in (first, *others))
         assert commits < 10
+
+
+def test_a_receive_that_is_cancelled_while_its_messages_are_claimed_is_given_none() -> None:
+    """Its client may have gone, and reads no reply. The next receive has the message, and no attempt was used."""
+    with paced_daemon() as (daemon, pace), daemon.wire() as wire, daemon.wire() as other:
+        assert other.ask({"op": "send", "queue": "q", "body": "x"})["ok"]
+        pace.hold()
+        wire.send({"rid": 1, "op": "receive", "queue": "q", "lease": 3600})
+        await_read(daemon)
+        wire.send({"rid": 2, "op": "cancel", "request": 1})
+        await_read(daemon)
+        pace.release()
+        replies = {reply["rid"]: reply for reply in (wire.read(), wire.read())}
+        assert replies[1]["messages"] == []
+        (message,) = other.ask({"op": "receive", "queue": "q", "wait": PATIENCE})["messages"]
+        assert message["attempt"] == 1
