@@ -434,6 +434,14 @@ GUARDS: Final = (
         select="sync",
     ),
     Guard(
+        "a client that has gone is given no messages",
+        "eoq/daemon/server/connection.py",
+        old="        self._session.hung_up = self._hung_up\n",
+        new="",
+        tests="tests/integration/test_interruptions.py",
+        select="is_gone",
+    ),
+    Guard(
         "a receive that was cancelled is given no messages",
         "eoq/daemon/broker/receivers.py",
         old="receiver.cancelled = True",

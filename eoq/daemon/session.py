@@ -35,7 +35,8 @@ class Session:
         """The program at the other end. None where the kernel does not say."""
         self.closed = False
         self.hung_up: Callable[[], bool] = lambda: False
-        """Return whether the client reads no more. No event says so once the client has closed its sending side."""
+        """Return whether the client reads no more. The event of that may come after its last requests were handled, and
+        none comes once it has closed its sending side."""
         self.parked: Callable[[object], None] = lambda _request: None
         """A handler tells that a request has nothing to answer yet, and waits. See `ClientConnection`."""
         self._on_close: list[Callable[[], None]] = []

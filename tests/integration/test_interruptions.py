@@ -96,6 +96,21 @@ def test_messages_on_their_way_to_an_interrupted_receive_are_given_back(daemon: 
         assert message.attempt == 1
 
 
+def test_a_client_that_is_gone_when_the_daemon_reads_its_receive_is_given_no_message(daemon: Daemon) -> None:
+    """The daemon was stopped meanwhile. It may handle the last requests before it is told of the end."""
+    with daemon.wire() as other:
+        for number in range(10):
+            queue = f"q{number}"
+            assert other.ask({"op": "send", "queue": queue, "body": "x"})["ok"]
+            with daemon.wire() as gone:
+                assert gone.ask({"op": "status"})["ok"]
+                daemon.signal(signal.SIGSTOP)
+                gone.send({"op": "receive", "queue": queue, "lease": 3600}, {"op": "status"})
+            daemon.signal(signal.SIGCONT)
+            (message,) = other.ask({"op": "receive", "queue": queue, "wait": PATIENCE})["messages"]
+            assert message["attempt"] == 1
+
+
 def test_an_interrupted_thread_leaves_the_leases_of_others_alone(daemon: Daemon) -> None:
     with eoq.connect(daemon.socket) as client:
         client.send("q", "x", id="m")

@@ -87,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         # The transport of a stream socket is an `asyncio.Transport`, although uvloop's does not inherit from it.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        self._session.hung_up = self._hung_up
         self._session.consumer, self._session.peer = peer_of(self._transport.get_extra_info("socket"))
         self._server.connections.add(self)
         self._server.unended.add(self)
@@ -133,7 +134,6 @@ class ClientConnection(asyncio.Protocol):
         self._stopped = True
         stays = (self._in_flight > 0 or bool(self._unhandled)) and not self._hung_up()
         if stays:
-            self._session.hung_up = self._hung_up
             self._server.hang_ups.watch(self)
         return stays
 
