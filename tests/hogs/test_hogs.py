@@ -14,7 +14,7 @@ from tests.hogs.run import run
 from tests.support import HAS_PROC
 
 SECONDS = 4.0
-LONGEST = 20.0
+LONGEST = 5.0
 """Seconds that a request of another client may take. The tests beside this one take most of the processors."""
 MEMORY = 512 * 1024
 """Kilobytes that the daemon may have."""
