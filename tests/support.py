@@ -278,6 +278,15 @@ def running_daemon(*options: str, environment: Mapping[str, str] | None = None, 
             daemon.kill()
 
 
+@contextmanager
+def daemon_that_retries_late(folder: Path) -> Iterator[Daemon]:
+    """Run a daemon whose third delivery comes much later than any test ends. ``folder`` gets its configuration."""
+    config = folder / "eoq.toml"
+    config.write_text('[queues."*"]\nretry_base = 3600\nretry_cap = 3600\n')
+    with running_daemon("--config", str(config)) as daemon:
+        yield daemon
+
+
 # ── the wire ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

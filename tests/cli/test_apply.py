@@ -17,7 +17,16 @@ import pytest
 
 import eoq
 from tests.cases import one_in
-from tests.support import PATIENCE, Daemon, Ran, Shell, eventually, kill_group, running_daemon, short_folder
+from tests.support import (
+    PATIENCE,
+    Daemon,
+    Ran,
+    Shell,
+    daemon_that_retries_late,
+    eventually,
+    kill_group,
+    short_folder,
+)
 
 split = import_module("eoq.cli.apply").split
 
@@ -26,10 +35,7 @@ INSERT = "insert into payment values (:id, :body ->> '$.amount')"
 
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Run a daemon whose third delivery comes much later than any of these tests ends."""
-    config = tmp_path_factory.mktemp("retries") / "eoq.toml"
-    config.write_text('[queues."*"]\nretry_base = 3600\nretry_cap = 3600\n')
-    with running_daemon("--config", str(config)) as daemon:
+    with daemon_that_retries_late(tmp_path_factory.mktemp("retries")) as daemon:
         yield daemon
 
 

@@ -15,15 +15,20 @@ from typing import Any
 import pytest
 
 import eoq
-from tests.support import PATIENCE, Daemon, Shell, eventually, kill_group, running_daemon, runs
+from tests.support import (
+    PATIENCE,
+    Daemon,
+    Shell,
+    daemon_that_retries_late,
+    eventually,
+    kill_group,
+    runs,
+)
 
 
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Run a daemon whose third delivery comes much later than any of these tests ends."""
-    config = tmp_path_factory.mktemp("retries") / "eoq.toml"
-    config.write_text('[queues."*"]\nretry_base = 3600\nretry_cap = 3600\n')
-    with running_daemon("--config", str(config)) as daemon:
+    with daemon_that_retries_late(tmp_path_factory.mktemp("retries")) as daemon:
         yield daemon
 
 

@@ -95,18 +95,25 @@ def _mounted(folder: Path, size: int = DISK_BYTES) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.fixture
-def mounted() -> Iterator[MountedDisk]:
-    """Mount a small disk for the database of a daemon. The socket is elsewhere."""
-    with short_folder() as folder, _mounted(folder) as disk:
+@contextmanager
+def _daemon_on_a_disk(size: int = DISK_BYTES) -> Iterator[PlantedDaemon]:
+    """Run a daemon whose database is on a disk of ``size`` bytes. The socket is elsewhere."""
+    with short_folder() as folder, _mounted(folder, size) as disk:
         daemon = PlantedDaemon(folder)
         daemon.db = disk / "eoq.db"
         try:
             daemon.start()
-            yield MountedDisk(daemon)
-            daemon.check()
+            yield daemon
         finally:
             daemon.kill()
+
+
+@pytest.fixture
+def mounted() -> Iterator[MountedDisk]:
+    """Mount a small disk for the database of a daemon."""
+    with _daemon_on_a_disk() as daemon:
+        yield MountedDisk(daemon)
+        daemon.check()
 
 
 @pytest.fixture
@@ -273,54 +280,46 @@ def test_a_daemon_that_needs_space_to_start_reports_a_full_disk(mounted: Mounted
 @pytest.mark.parametrize(("bytes_each", "batch"), [(100_000, 100), (1_000_000, 16), (100, 1000)])
 def test_sends_leave_room_to_receive_settle_purge_and_stop(bytes_each: int, batch: int) -> None:
     """Whatever the batch, sends do not use up what is kept, neither by the file nor by the log."""
-    with short_folder() as folder, _mounted(folder, 96 * 1024 * 1024) as disk:
-        daemon = PlantedDaemon(folder)
-        daemon.db = disk / "eoq.db"
-        try:
-            daemon.start()
-            with eoq.connect(daemon.socket) as client:
-                with pytest.raises(eoq.StorageFull):
-                    while True:
-                        client.send_many(QUEUE, [os.urandom(bytes_each)] * batch)
-                for _ in range(3):
-                    messages = client.receive(QUEUE, 10)
-                    assert messages
-                    client.ack_many([(message, bytes_each * b"r") for message in messages])
-                assert client.purge(QUEUE) > 0
-                client.send(QUEUE, b"there is room again")
-            assert daemon.terminate() == 0
-            daemon.start()
-            with eoq.connect(daemon.socket) as client:
-                assert [message.body for message in client.receive(QUEUE, 10)] == [b"there is room again"]
-        finally:
-            daemon.kill()
+    with _daemon_on_a_disk(96 * 1024 * 1024) as daemon:
+        with eoq.connect(daemon.socket) as client:
+            with pytest.raises(eoq.StorageFull):
+                while True:
+                    client.send_many(QUEUE, [os.urandom(bytes_each)] * batch)
+            for _ in range(3):
+                messages = client.receive(QUEUE, 10)
+                assert messages
+                client.ack_many([(message, bytes_each * b"r") for message in messages])
+            assert client.purge(QUEUE) > 0
+            client.send(QUEUE, b"there is room again")
+        assert daemon.terminate() == 0
+        daemon.start()
+        with eoq.connect(daemon.socket) as client:
+            assert [message.body for message in client.receive(QUEUE, 10)] == [b"there is room again"]
 
 
 @pytest.mark.slow
-def test_the_unused_pages_of_the_file_become_free_space_of_a_disk_that_others_have_filled() -> None:
+@pytest.mark.parametrize("how", ["a send", "a settle with sends"])
+def test_the_unused_pages_of_the_file_become_free_space_of_a_disk_that_others_have_filled(how: str) -> None:
     """The file has tens of megabytes that no message needs. The daemon gives them back, and is not restarted for it."""
-    with short_folder() as folder, _mounted(folder, 96 * 1024 * 1024) as disk:
-        daemon = PlantedDaemon(folder)
-        daemon.db = disk / "eoq.db"
-        try:
-            daemon.start()
-            with eoq.connect(daemon.socket) as client:
-                for _ in range(6):
-                    client.send_many(QUEUE, [os.urandom(100_000)] * 100)
-            assert daemon.terminate() == 0  # its log is empty then
-            space = os.statvfs(disk)
-            (disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 4_000_000))
-            daemon.start()
-            with eoq.connect(daemon.socket) as client:
+    with _daemon_on_a_disk(96 * 1024 * 1024) as daemon:
+        with eoq.connect(daemon.socket) as client:
+            for _ in range(6):
+                client.send_many(QUEUE, [os.urandom(100_000)] * 100)
+        assert daemon.terminate() == 0  # its log is empty then
+        disk = daemon.db.parent
+        space = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 4_000_000))
+        daemon.start()
+        with eoq.connect(daemon.socket) as client:
 
-                def is_stored() -> bool:
-                    with suppress(eoq.StorageFull):
+            def is_stored() -> bool:
+                with suppress(eoq.StorageFull):
+                    if how == "a send":
                         return bool(client.send(QUEUE, b"after").id)
-                    return False
+                    return client.ask("settle", send=[{"queue": QUEUE, "body": "after"}])["ok"] is True
+                return False
 
-                assert not is_stored()
-                assert client.purge(QUEUE) == 600
-                eventually(is_stored)
-                eventually(lambda: is_stored() and daemon.db.stat().st_size < 50_000_000)
-        finally:
-            daemon.kill()
+            assert not is_stored()
+            assert client.purge(QUEUE) == 600
+            eventually(is_stored)
+            eventually(lambda: is_stored() and daemon.db.stat().st_size < 50_000_000)

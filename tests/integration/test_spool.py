@@ -327,8 +327,8 @@ def test_links_to_folders_are_not_followed_and_other_queues_go_on(
     assert texts(arrivals(client, queue, 1)) == ["fine"]
     put(spool, own[2], "y", "fine as well")
     assert texts(arrivals(client, own[2], 1)) == ["fine as well"]
-    for word in (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither stored nor moved"):
-        eventually(lambda word=word: word in shared_daemon.said, what=f"it says {word}")  # type: ignore[misc] # a default binds the loop's variable
+    words = (repr(own[0]), "'loose'", f"{own[1]}' cannot be used", "can be neither stored nor moved")
+    eventually(lambda: all(word in shared_daemon.said for word in words), what=f"it says each of {words}")
     assert [path.name for path in folder.iterdir()] == ["x"]
     (spool / own[1] / ".taking").unlink()
     assert "first line" in rejected(spool, own[1], "x.eoq")

@@ -145,7 +145,7 @@ class Receivers:
         self._claim(receiver, line)
 
     def _cancel(self, session: Session, request: ask.Cancel, reply: Reply) -> None:
-        """Answer receives of this connection as if their wait had ended."""
+        """Answer receives of this connection with no messages."""
         reply({})
         for receiver in self._wait_list.named((session, request.request)):
             receiver.cancelled = True

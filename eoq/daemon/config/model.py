@@ -203,7 +203,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     @property
     def shortest_retention(self) -> float:
         """The shortest retention of all queues, in seconds."""
-        return self._shortest("retention")
+        return min(seconds for _, seconds in self.retentions)
 
     @property
     def shortest_kept(self) -> float:

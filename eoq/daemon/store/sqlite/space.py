@@ -37,7 +37,7 @@ class Space:
         self._is_tight = False
         self._reusable = 0
         """Bytes of the log that the next transactions use again, as far as that is known."""
-        self._looked_at = float("-inf")
+        self._looked_at = self._written_back_at = float("-inf")
         self._allowance = 0
         """How many bytes of messages may be stored until the disk is checked again."""
 
@@ -46,7 +46,7 @@ class Space:
         now = time.monotonic()
         self._allowance -= size
         self._reusable = max(0, self._reusable - size)
-        if self._is_due(now):
+        if self._is_due(now, self._checked_at):
             self._lacking = self._check(size)
             self._checked_at = now
         return self._lacking
@@ -56,11 +56,11 @@ class Space:
         """Whether the disk has little room, so that the log has to be kept short."""
         return self._is_tight
 
-    def look(self, needs_room: Callable[[], bool]) -> None:
+    def look(self) -> None:
         """Find out whether the disk has little room. Call it before each transaction.
 
-        What sends leave free is for one log, and not a long one. So a transaction that ``needs_room`` writes the log
-        back before: the bytes of the log are used again then, and count as free. Raises `FileLost`.
+        What sends leave free is for one log, and not a long one. So the log is written back, before the disk is checked
+        anew: the bytes of the log are used again then, and count as free. Raises `FileLost`.
         """
         now = time.monotonic()
         if not self._is_tight and now < self._looked_at + SPACE_SECONDS:
@@ -73,13 +73,14 @@ class Space:
             self._is_tight = self._database.has_short_log = free < least + TIGHT_BYTES
             if not self._is_tight:
                 self._reusable = 0
-            elif self._is_due(now) and self._growth() <= free // 2 and needs_room():
+            elif self._is_due(now, self._written_back_at) and self._growth() <= free // 2:
+                self._written_back_at = now
                 self._reusable = self._log_bytes() if self._database.write_log_back() else 0
-                self._checked_at = float("-inf")
+                self.check_again()
 
-    def _is_due(self, now: float) -> bool:
-        """Return whether the next call of `lacking` checks the disk."""
-        return self._lacking is not None or self._allowance <= 0 or now >= self._checked_at + SPACE_SECONDS
+    def _is_due(self, now: float, last: float) -> bool:
+        """Return whether to look at the disk anew, if that was done ``last`` at that time."""
+        return self._lacking is not None or self._allowance <= 0 or now >= last + SPACE_SECONDS
 
     def shrink(self, command: Shrink) -> int:
         """See `Shrink`."""

@@ -61,11 +61,6 @@ MOST_SECONDS: Final = 0.05
 log: Final = logging.getLogger("eoq.store")
 
 
-def _needs_room(batch: Sequence[Command[Any]]) -> bool:
-    """Return whether there is a command that is refused where the disk has no room."""
-    return any(isinstance(command, commands.Put | commands.Import | commands.Shrink) for command in batch)
-
-
 def _new_token() -> str:
     """Return a text that begins the receipts of one life of a daemon."""
     return secrets.token_hex(6)
@@ -272,7 +267,7 @@ class SqliteStore:
         """
         end = time.monotonic() + seconds
         try:
-            self.space.look(partial(_needs_room, batch))
+            self.space.look()
             outcomes = self.database.transaction(partial(self._batching.run, batch, seconds), durable, wait)
         except FileLocked as error:
             if not wait:
