@@ -49,7 +49,6 @@ from eoq.daemon.store.commands import (
     Unbind,
 )
 from eoq.daemon.store.schedule_commands import ReadDue, ScheduleAdd, ScheduleList, ScheduleRemove, StoreOccurrences
-from eoq.daemon.store.sqlite import seqs
 from eoq.daemon.store.sqlite.batching import Batching
 from eoq.daemon.store.sqlite.database import Database
 from eoq.daemon.store.sqlite.deliveries.acks import Acks
@@ -62,11 +61,12 @@ from eoq.daemon.store.sqlite.deliveries.recovery import Recovery
 from eoq.daemon.store.sqlite.deliveries.remembered import RememberedIds
 from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
+from eoq.daemon.store.sqlite.sending import seqs
 from eoq.daemon.store.sqlite.sending.imports import Imports
 from eoq.daemon.store.sqlite.sending.newest_ids import NewestIds
 from eoq.daemon.store.sqlite.sending.puts import Puts
+from eoq.daemon.store.sqlite.sending.seqs import Seqs
 from eoq.daemon.store.sqlite.sending.setups import Setups
-from eoq.daemon.store.sqlite.seqs import Seqs
 from eoq.daemon.store.sqlite.space import Space
 from eoq.daemon.store.sqlite.store import SqliteStore
 from eoq.daemon.store.sqlite.tables.changes import MessageChanges

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ...errors import StorageFull
 from ..locks import Lock
+from ..store.sqlite.open_mark import remove_mark
 from .snapshots import Watch, failure, open_read_only, stop_at_interrupt
 
 
@@ -44,6 +45,7 @@ def compact(database: Path, watch: Watch) -> Compacted:
                 stop_at_interrupt(file)
                 watch("compacting", 0, 1)
                 file.execute("vacuum")
+                remove_mark(file)
                 file.execute("pragma wal_checkpoint(truncate)")
         except sqlite3.Error as error:
             raise failure(error, database) from error

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ...errors import InvalidRequest
 from ..locks import Lock, cannot_use
+from ..store.sqlite.open_mark import remove_mark
 from .snapshots import Snapshot, Watch, copy, open_read_only, require_eoq_file, same_file, sync, verify
 
 
@@ -73,6 +74,7 @@ def _keep_old(database: Path, kept: Path) -> Path | None:
     # SQLite writes the log back into the file, and removes it when its last connection is closed.
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, isolation_level=None, timeout=1)) as old:
         old.execute("pragma wal_checkpoint(truncate)")
+        remove_mark(old)
     for rest, suffix in ((log, "-wal"), (index, "-shm")):
         if rest.exists():  # the old file is damaged, and may still be of use together with its log
             rest.replace(Path(f"{kept}{suffix}"))

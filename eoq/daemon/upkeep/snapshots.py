@@ -16,6 +16,7 @@ from ...errors import EoqError, InvalidRequest, NotFound, StorageFailed
 from ..locks import cannot_use
 from ..store.sqlite.database import APPLICATION_ID, WrongFile, storage_error
 from ..store.sqlite.migration import migrations
+from ..store.sqlite.open_mark import remove_mark
 
 COPY_PAGES: Final = 1000
 """How many pages are copied between two calls of a watcher."""
@@ -110,6 +111,7 @@ def _copy_pages(source: sqlite3.Connection, path: Path, part: Path, watch: Watch
                 source.backup(target, pages=COPY_PAGES, progress=progress)
             finally:
                 source.execute("rollback")
+            remove_mark(target)
     except sqlite3.Error as error:
         # Only the copy is written, so it is the copy that has no room.
         raise storage_error(error, part if _is_about_writing(error) else path) from error

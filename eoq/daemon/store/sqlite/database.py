@@ -23,6 +23,7 @@ from ....errors import EoqError, Forbidden, StorageFailed, StorageFull
 from ....system import aio_sqlite
 from ....system.sqlite import FAILED_SYNCS
 from ...measures import Latencies
+from . import open_mark
 from .migration import Tell, migrate, migrations, to_nobody
 from .trouble import LOG_LIMIT, FileLost, Ownership, StorageTrouble
 
@@ -111,6 +112,7 @@ class Database:
                 f"{path} has more than one name (hard links), and SQLite would keep another log under each of them: "
                 "remove all names but one"
             )
+        open_mark.require_log(path)
         with suppress(OSError):  # SQLite reports what is wrong with the path
             # Readable for its owner alone; SQLite makes the log beside it with the same mode. Nothing in this process
             # has the file open yet, so closing the descriptor drops no lock.
@@ -125,7 +127,6 @@ class Database:
         file = cls(connection, database, path, quick_commit)
         try:
             await aio_sqlite.run(connection, lambda database: prepare(database, path, tell))
-            file.execute("pragma busy_timeout = 0")  # `transaction` waits by itself
         except sqlite3.Error as error:
             await connection.close()
             raise storage_error(error, path) from error
@@ -359,6 +360,9 @@ def prepare(database: sqlite3.Connection, path: Path, tell: Tell = to_nobody) ->
     )
     _checkpoint(database, path)
     migrate(database, path, version, scripts, APPLICATION_ID, tell)
+    database.execute("pragma busy_timeout = 0")  # from now on, `transaction` waits by itself
+    open_mark.set_mark(database, path)
+    _checkpoint(database, path)
 
 
 def _checkpoint(database: sqlite3.Connection, path: Path) -> None:

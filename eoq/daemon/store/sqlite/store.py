@@ -36,8 +36,8 @@ from .migration import Tell, to_nobody
 from .sending.imports import Imports
 from .sending.newest_ids import NewestIds
 from .sending.puts import Puts
+from .sending.seqs import Seqs
 from .sending.setups import Setups
-from .seqs import Seqs
 from .space import Space
 from .tables.changes import MessageChanges
 from .tables.clock import ClockNotes

@@ -9,7 +9,6 @@ from ....portable import EndedMessage, Key, LiveMessage, body_of, digest_of, hea
 from ....store.commands import Import
 from ..database import Database
 from ..deliveries.leased import Leased
-from ..seqs import Seqs
 from ..space import Space
 from ..tables.clock import ClockNotes
 from ..tables.contents import Contents
@@ -17,6 +16,7 @@ from ..tables.groups import Groups
 from ..tables.queues import Queues
 from .newest_ids import NewestIds
 from .puts import ROW_BYTES
+from .seqs import Seqs
 from .setups import Setups
 
 _DIGEST: Final = """

@@ -12,7 +12,6 @@ from ....store.commands import Put
 from ..database import MANY, Database
 from ..deliveries.leased import Leased
 from ..deliveries.unleased import Unleased
-from ..seqs import Seqs
 from ..space import Space
 from ..tables.clock import ClockNotes
 from ..tables.contents import Content, Contents
@@ -21,6 +20,7 @@ from ..tables.messages import ENDING_COLUMNS, Ending, Messages
 from ..tables.queues import Queues
 from ..totals import Totals
 from .newest_ids import NewestIds
+from .seqs import Seqs
 
 MOST_DROPPED: Final = 1000
 """How many messages one send drops at most. A queue whose limit was lowered reaches it in steps."""

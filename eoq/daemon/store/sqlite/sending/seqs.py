@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from .database import Database
+from ..database import Database
 
 BLOCK: Final = 10_000
 """How many seqs are reserved at once. A daemon that is killed leaves out the rest of them."""

@@ -1,0 +1,80 @@
+"""The mark in the file that a daemon has it open. It tells a copy that was made meanwhile, without the log.
+
+The log is there for as long as the mark is: only a clean stop writes the log back and removes it. Without the log, the
+newest of what was confirmed is missing. A file with the mark and without the log is one of two:
+
+- a copy, if the file has another number in its file system than the mark says: no daemon serves it;
+- the daemon's own file after a kill. Another program may have opened it since, and written the log back; then nothing
+  is missing. That cannot be told from a log that was removed, so it is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from ....errors import StorageFailed
+
+SCHEMA: Final = 16
+"""The first schema that has the mark."""
+
+log = logging.getLogger("eoq.store")
+
+
+class LogMissing(StorageFailed):
+    """The file is a copy that was made while a daemon used it, without the log."""
+
+
+def require_log(path: Path) -> None:
+    """Raise `LogMissing` where the file at ``path`` is such a copy. Nothing in this process may have it open yet."""
+    path = path.resolve()  # the log is beside the file, not beside a link
+    if not path.exists() or Path(f"{path}-wal").exists():
+        return
+    open_as = None
+    # Without making a log. SQLite finds out later what else may be wrong with the file.
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
+        open_as = _read(file)
+    if open_as is None:
+        return
+    if open_as != path.stat().st_ino:
+        raise LogMissing(
+            f"{path} is a copy that was made while a daemon used the file, without the log beside it "
+            f"({path.name}-wal), so what was confirmed last may be missing. Nothing was changed. Copy both files while "
+            "no daemon runs. Or go on with what it has: move it to another name, and give that to `eoq restore`"
+        )
+    log.warning(
+        "the last daemon of %s was killed, and its log (%s-wal) is gone: if another program has opened the file since, "
+        "nothing is missing; if the log was removed, what was confirmed last is lost",
+        path,
+        path.name,
+    )
+
+
+def _read(file: sqlite3.Connection) -> int | None:
+    (version,) = file.execute("pragma user_version").fetchone()
+    if version < SCHEMA:
+        return None
+    (open_as,) = file.execute("select open_as from daemon").fetchone()
+    return None if open_as is None else int(open_as)
+
+
+def set_mark(file: sqlite3.Connection, path: Path) -> None:
+    """Set the mark. It counts once the log is written back, since it has to be in the file without the log.
+
+    A full disk, or another program that holds the file, must not keep the daemon from starting. Then there is no mark.
+    """
+    try:
+        file.execute("update daemon set open_as = ?", (path.stat().st_ino,))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+            raise
+        log.warning("%s could not be marked as open (%s), so a copy of it without its log is not noticed", path, error)
+
+
+def remove_mark(file: sqlite3.Connection) -> None:
+    """Remove the mark from a file that has all of its log. A file of an earlier schema has none."""
+    if _read(file) is not None:
+        file.execute("update daemon set open_as = null")

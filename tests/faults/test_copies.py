@@ -1,0 +1,128 @@
+"""Copies of the daemon's file, made by other programs: one that lacks the log is refused, whole ones are served."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import eoq
+from tests.faults.daemons import ids_of, settle_all
+from tests.support import Daemon, running_daemon, short_folder
+
+LATER: Final = 75
+"""The exit status of trouble with the storage."""
+CONFIRMED: Final = [f"m-{n}" for n in range(20)]
+
+
+@pytest.fixture
+def used() -> Iterator[Daemon]:
+    """A daemon that runs, and whose newest confirmed messages are in the log only."""
+    with running_daemon() as daemon:
+        with eoq.connect(daemon.socket) as client:
+            for id in CONFIRMED:
+                client.send("q", "x", id=id)
+        yield daemon
+
+
+def _copy_beside(daemon: Daemon, folder: Path, *names: str) -> Path:
+    for name in names or ("eoq.db",):
+        shutil.copy(daemon.folder / name, folder / name)
+    return folder / "eoq.db"
+
+
+def _refused(folder: Path) -> str:
+    """Start a daemon in ``folder``, which must be refused, and return what it says."""
+    ran = Daemon(folder).shell().run(f"eoq daemon --db {folder}/eoq.db --socket {folder}/s")
+    assert ran.status == LATER
+    return ran.errors
+
+
+def _served(folder: Path) -> list[str]:
+    """Start a daemon in ``folder``, and return the ids of the messages that it has."""
+    daemon = Daemon(folder)
+    daemon.start()
+    try:
+        with eoq.connect(daemon.socket) as client:
+            return ids_of(settle_all(client, "q"))
+    finally:
+        daemon.terminate()
+
+
+@pytest.mark.parametrize("end", [lambda _: None, Daemon.kill], ids=["while-it-runs", "after-a-kill"])
+def test_a_copy_without_its_log_is_refused_and_not_changed(used: Daemon, end: Callable[[Daemon], object]) -> None:
+    end(used)
+    with short_folder() as folder:
+        copy = _copy_beside(used, folder)
+        before = copy.read_bytes()
+        for _ in range(2):
+            said = _refused(folder)
+            assert "without the log beside it (eoq.db-wal)" in said
+            assert "eoq restore" in said
+            assert copy.read_bytes() == before
+            assert not copy.with_name("eoq.db-wal").exists()
+
+
+def test_what_the_refusal_says_works(used: Daemon) -> None:
+    with short_folder() as folder:
+        copy = _copy_beside(used, folder)
+        _refused(folder)
+        copy.rename(folder / "old")
+        shell = Daemon(folder).shell()
+        shell.run(f"eoq restore old --db {copy} --yes")
+        ids = _served(folder)
+        assert ids == CONFIRMED[: len(ids)]
+
+
+def test_a_copy_with_its_log_is_served(used: Daemon) -> None:
+    used.kill()
+    with short_folder() as folder:
+        _copy_beside(used, folder, "eoq.db", "eoq.db-wal")
+        assert _served(folder) == CONFIRMED
+
+
+def test_a_copy_after_a_clean_stop_is_served(used: Daemon) -> None:
+    used.terminate()
+    with short_folder() as folder:
+        _copy_beside(used, folder)
+        assert _served(folder) == CONFIRMED
+
+
+def test_a_backup_is_served_wherever_it_is_put(used: Daemon) -> None:
+    with short_folder() as folder:
+        used.shell().run(f"eoq backup {folder / 'eoq.db'} --db {used.db}")
+        assert _served(folder) == CONFIRMED
+
+
+def test_a_file_that_was_compacted_after_a_kill_is_served_wherever_it_is_put(used: Daemon) -> None:
+    used.kill()
+    used.shell().run(f"eoq compact --db {used.db}")
+    with short_folder() as folder:
+        _copy_beside(used, folder)
+        assert _served(folder) == CONFIRMED
+
+
+def test_the_file_whose_log_another_program_wrote_back_is_served_with_a_warning(used: Daemon) -> None:
+    used.kill()
+    log = used.db.with_name("eoq.db-wal")
+    with closing(sqlite3.connect(used.db)) as other:
+        assert other.execute("select count(*) from message").fetchone() == (len(CONFIRMED),)
+    assert not log.exists()
+    used.start()
+    assert "its log (" in used.said
+    assert "if the log was removed, what was confirmed last is lost" in used.said
+    with eoq.connect(used.socket) as client:
+        assert ids_of(settle_all(client, "q")) == CONFIRMED
+
+
+def test_the_file_keeps_its_mark_when_it_is_moved(used: Daemon) -> None:
+    used.kill()
+    with short_folder() as folder:
+        for name in ("eoq.db", "eoq.db-wal"):
+            shutil.move(used.folder / name, folder / name)
+        assert _served(folder) == CONFIRMED
