@@ -145,7 +145,9 @@ class PersistQueue:
 
 class _PersistQueue:
     def __init__(self, path: Path, queue: str) -> None:
-        self._queue = _require("persistqueue").SQLiteAckQueue(f"{path}-{queue}", auto_commit=True, timeout=60)
+        package = _require("persistqueue")
+        self._queue = package.SQLiteAckQueue(f"{path}-{queue}", auto_commit=True, timeout=60)
+        self._empty = package.exceptions.Empty
         self.close = self._queue.close
 
     def send(self, body: bytes) -> None:
@@ -156,13 +158,14 @@ class _PersistQueue:
             self._queue.put(body)
 
     def take(self, limit: int) -> list[Taken]:
-        taken: list[Taken] = []
-        for number in range(limit):
-            if number and not self._queue.size:
-                break
-            row = self._queue.get(raw=True)
-            taken.append(Taken(row["pqid"], str(row["pqid"]), row["data"]))
-        return taken
+        return _take(self._take_one, limit)
+
+    def _take_one(self) -> Taken | None:
+        try:
+            row = self._queue.get(block=False, raw=True)  # a `get` that blocks does not see what other processes put
+        except self._empty:
+            return None
+        return Taken(row["pqid"], str(row["pqid"]), row["data"])
 
     def ack(self, messages: Sequence[Taken]) -> None:
         for message in messages:
