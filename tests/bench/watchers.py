@@ -6,10 +6,11 @@
 Rounds without and with a watcher alternate, as other programs of the machine disturb both. The table has, for each
 watcher, the longest send without and with it (the median of the rounds, and the worst), how many took longer than
 20 ms, the ratio of the rates, and how long its own answer took. A watcher asks again and again: `metrics`, `scrape`
-(over HTTP) and `queues` once a second, the others without a pause. The file is in /dev/shm where there is one, so that
-the disk does not count. ``--folder`` keeps it, and a next run uses it again. `top` and `dashboard` need their extras.
+(over HTTP) and `queues` once a second, `scrape-15` every 15 seconds, as Prometheus is mostly set up (give it
+``--seconds 45``), the others without a pause. The file is in /dev/shm where there is one, so that the disk does not
+count. ``--folder`` keeps it, and a next run uses it again. `top` and `dashboard` need their extras.
 
-Where other programs disturb, run it under `chrt -f 10`: daemon and producer then come first, and watchers do not.
+Not under `chrt -f`: the kernel may stop real-time programs for 50 ms in each second (`kernel.sched_rt_runtime_us`).
 """
 
 from __future__ import annotations
@@ -271,6 +272,7 @@ def dashboard(at: Place, answers: list[float]) -> Iterator[None]:
 
 WATCHERS: dict[str, Callable[[Place, list[float]], contextlib.AbstractContextManager[None]]] = {
     "scrape": Repeated(scrape, 1.0),
+    "scrape-15": Repeated(scrape, 15.0),
     "metrics": Repeated(command("metrics"), 1.0),
     "queues": Repeated(command("queues"), 1.0),
     "ranked": Repeated(command("queues", "--order", "busy"), 0.0),
