@@ -17,6 +17,8 @@ from tests.support import Daemon, running_daemon, short_folder
 
 LATER: Final = 75
 """The exit status of trouble with the storage."""
+CRITICAL: Final = 2
+"""The exit status of a check that finds what is critical."""
 CONFIRMED: Final = [f"m-{n}" for n in range(20)]
 
 
@@ -107,15 +109,18 @@ def test_a_file_that_was_compacted_after_a_kill_is_served_wherever_it_is_put(use
         assert _served(folder) == CONFIRMED
 
 
-def test_the_file_whose_log_another_program_wrote_back_is_served_with_a_warning(used: Daemon) -> None:
+def test_the_file_whose_log_another_program_wrote_back_is_served_and_it_is_said(used: Daemon) -> None:
     used.kill()
     log = used.db.with_name("eoq.db-wal")
     with closing(sqlite3.connect(used.db)) as other:
         assert other.execute("select count(*) from message").fetchone() == (len(CONFIRMED),)
     assert not log.exists()
     used.start()
-    assert "its log (" in used.said
-    assert "if the log was removed, what was confirmed last is lost" in used.said
+    warning = "if the log was removed, what was confirmed last is lost"
+    assert warning in used.said
+    assert warning in used.shell().run("eoq status").text
+    checked = used.shell().run("eoq check")
+    assert (checked.status, warning in checked.text) == (CRITICAL, True)
     with eoq.connect(used.socket) as client:
         assert ids_of(settle_all(client, "q")) == CONFIRMED
 

@@ -112,7 +112,7 @@ class Database:
                 f"{path} has more than one name (hard links), and SQLite would keep another log under each of them: "
                 "remove all names but one"
             )
-        open_mark.require_log(path)
+        of_log = open_mark.require_log(path)
         with suppress(OSError):  # SQLite reports what is wrong with the path
             # Readable for its owner alone; SQLite makes the log beside it with the same mode. Nothing in this process
             # has the file open yet, so closing the descriptor drops no lock.
@@ -125,6 +125,7 @@ class Database:
         connection = aiosqlite.Connection(lambda: database, 64)
         await connection
         file = cls(connection, database, path, quick_commit)
+        file.trouble.report("last log", of_log)
         try:
             await aio_sqlite.run(connection, lambda database: prepare(database, path, tell))
         except sqlite3.Error as error:

@@ -5,7 +5,7 @@ newest of what was confirmed is missing. A file with the mark and without the lo
 
 - a copy, if the file has another number in its file system than the mark says: no daemon serves it;
 - the daemon's own file after a kill. Another program may have opened it since, and written the log back; then nothing
-  is missing. That cannot be told from a log that was removed, so it is logged.
+  is missing. That cannot be told from a log that was removed, so it is reported.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ class LogMissing(StorageFailed):
     """The file is a copy that was made while a daemon used it, without the log."""
 
 
-def require_log(path: Path) -> None:
-    """Raise `LogMissing` where the file at ``path`` is such a copy. Nothing in this process may have it open yet."""
+def require_log(path: Path) -> str | None:
+    """Return what is to be reported of the log of the file at ``path``, if anything.
+
+    Raises `LogMissing` where the file is such a copy. Nothing in this process may have it open yet.
+    """
     path = path.resolve()  # the log is beside the file, not beside a link
     if not path.exists() or Path(f"{path}-wal").exists():
-        return
+        return None
     open_as = None
     # Without making a log. SQLite finds out later what else may be wrong with the file.
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
         open_as = _read(file)
     if open_as is None:
-        return
+        return None
     if open_as != path.stat().st_ino:
         raise LogMissing(
             f"{path} is a copy that was made while a daemon used the file, without the log beside it "
             f"({path.name}-wal), so what was confirmed last may be missing. Nothing was changed. Copy both files while "
             "no daemon runs. Or go on with what it has: move it to another name, and give that to `eoq restore`"
         )
-    log.warning(
-        "the last daemon of %s was killed, and its log (%s-wal) is gone: if another program has opened the file since, "
-        "nothing is missing; if the log was removed, what was confirmed last is lost",
-        path,
-        path.name,
+    return (
+        f"the last daemon of {path} was killed, and its log ({path.name}-wal) is gone. If another program has opened "
+        "the file since, nothing is missing; if the log was removed, what was confirmed last is lost: send it again "
+        "under the same ids"
     )
 
 
