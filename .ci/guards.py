@@ -484,7 +484,7 @@ GUARDS: Final = (
     ),
     Guard(
         "seq is not used twice",
-        "eoq/daemon/store/sqlite/seqs.py",
+        "eoq/daemon/store/sqlite/sending/seqs.py",
         old="(select coalesce(max(value), 1) from counter where name = 'next_seq')",
         new="1",
         tests="tests/integration/test_config.py",

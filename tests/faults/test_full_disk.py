@@ -253,6 +253,7 @@ def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str
         daemon.kill() if end == "kill" else daemon.terminate()
         mounted.fill()
         daemon.start()
+        assert "is gone" not in daemon.said, "the log stays where a clean stop cannot be stored"
         with pytest.raises(eoq.StorageFull):
             client.send(QUEUE, bytes(50_000))
         mounted.free()

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -136,9 +136,10 @@ class Database:
             raise
         return file
 
-    async def close(self) -> None:
-        """Close the file. SQLite then moves the rest of the log into it."""
-        await self._connection.close()
+    async def close(self, *, keep_log: bool = False) -> None:
+        """Close the file. SQLite then moves the rest of the log into it and removes the log, but for ``keep_log``."""
+        with open_mark.kept_log(self.path) if keep_log else nullcontext():
+            await self._connection.close()
 
     # ── transactions ────────────────────────────────────────────────────────────────────────────────────
 
@@ -363,7 +364,6 @@ def prepare(database: sqlite3.Connection, path: Path, tell: Tell = to_nobody) ->
     migrate(database, path, version, scripts, APPLICATION_ID, tell)
     database.execute("pragma busy_timeout = 0")  # from now on, `transaction` waits by itself
     open_mark.set_mark(database, path)
-    _checkpoint(database, path)
 
 
 def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
@@ -383,7 +383,7 @@ def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
 def storage_error(error: sqlite3.Error, path: Path) -> EoqError:
     """Return the error of eoq for a failure of SQLite: what happened, and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
         return StorageFull(f"the disk of {path} is full, so nothing was stored; free some space and try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return Forbidden(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -64,16 +65,30 @@ def _read(file: sqlite3.Connection) -> int | None:
 
 
 def set_mark(file: sqlite3.Connection, path: Path) -> None:
-    """Set the mark. It counts once the log is written back, since it has to be in the file without the log.
+    """Set the mark, and write the log back: the mark has to be in the file without the log.
 
+    The log keeps its length, so that a log that another program truncates is noticed from the start (`Ownership`).
     A full disk, or another program that holds the file, must not keep the daemon from starting. Then there is no mark.
     """
     try:
         file.execute("update daemon set open_as = ?", (path.stat().st_ino,))
+        file.execute("pragma wal_checkpoint(passive)").fetchone()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
             raise
         log.warning("%s could not be marked as open (%s), so a copy of it without its log is not noticed", path, error)
+
+
+@contextmanager
+def kept_log(path: Path) -> Iterator[None]:
+    """Keep the log when the daemon closes the file in this block, since the mark could not be removed.
+
+    SQLite writes the log back and removes it when the last connection is closed. Here the last one may not write.
+    """
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
+        with suppress(sqlite3.Error):
+            reader.execute("select 1 from daemon").fetchone()  # it opens the log
+        yield
 
 
 def remove_mark(file: sqlite3.Connection) -> None:

@@ -73,6 +73,8 @@ class SqliteStore:
         self.database = database
         self.token = ""
         """Begins each receipt of this life of the daemon."""
+        self.keeps_log = False
+        """Whether the log stays when the file is closed, since no clean stop is stored."""
         queues = Queues(database)
         latencies = database.latencies
         self.totals = totals = Totals(database, queues)
@@ -207,7 +209,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Close the file."""
-        await self.database.close()
+        await self.database.close(keep_log=self.keeps_log)
 
     @property
     def quick(self) -> bool:
