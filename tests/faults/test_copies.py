@@ -101,6 +101,23 @@ def test_a_backup_is_served_wherever_it_is_put(used: Daemon) -> None:
         assert _served(folder) == CONFIRMED
 
 
+def _back_up(source: sqlite3.Connection, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as target:
+        source.backup(target)
+
+
+def _vacuum(source: sqlite3.Connection, path: Path) -> None:
+    source.execute("vacuum into ?", (str(path),))
+
+
+@pytest.mark.parametrize("make", [_back_up, _vacuum], ids=["backup", "vacuum"])
+def test_a_copy_that_sqlite_made_is_served(used: Daemon, make: Callable[[sqlite3.Connection, Path], None]) -> None:
+    with short_folder() as folder:
+        with closing(sqlite3.connect(used.db)) as source:
+            make(source, folder / "eoq.db")
+        assert _served(folder) == CONFIRMED
+
+
 def test_a_file_that_was_compacted_after_a_kill_is_served_wherever_it_is_put(used: Daemon) -> None:
     used.kill()
     used.shell().run(f"eoq compact --db {used.db}")

@@ -1,9 +1,10 @@
 """The mark in the file that a daemon has it open. It tells a copy that was made meanwhile, without the log.
 
 The log is there for as long as the mark is: only a clean stop writes the log back and removes it. Without the log, the
-newest of what was confirmed is missing. A file with the mark and without the log is one of two:
+newest of what was confirmed is missing. A file with the mark and without the log is one of three:
 
-- a copy, if the file has another number in its file system than the mark says: no daemon serves it;
+- a copy that SQLite has made (``.backup``, ``vacuum into``), if the version of its schema differs: it is whole;
+- another copy, if it has another number in its file system than the mark says: no daemon serves it;
 - the daemon's own file after a kill. Another program may have opened it since, and written the log back; then nothing
   is missing. That cannot be told from a log that was removed, so it is reported.
 """
@@ -40,10 +41,14 @@ def require_log(path: Path) -> str | None:
     open_as = None
     # Without making a log. SQLite finds out later what else may be wrong with the file.
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
+        (schema,) = file.execute("pragma schema_version").fetchone()
         open_as = _read(file)
     if open_as is None:
         return None
-    if open_as != path.stat().st_ino:
+    number, marked_schema = open_as.split()
+    if marked_schema != str(schema):
+        return None
+    if number != str(path.stat().st_ino):
         raise LogMissing(
             f"{path} is a copy that was made while a daemon used the file, without the log beside it "
             f"({path.name}-wal), so what was confirmed last may be missing. Nothing was changed. Copy both files while "
@@ -56,12 +61,12 @@ def require_log(path: Path) -> str | None:
     )
 
 
-def _read(file: sqlite3.Connection) -> int | None:
+def _read(file: sqlite3.Connection) -> str | None:
     (version,) = file.execute("pragma user_version").fetchone()
     if version < SCHEMA:
         return None
     (open_as,) = file.execute("select open_as from daemon").fetchone()
-    return None if open_as is None else int(open_as)
+    return None if open_as is None else str(open_as)
 
 
 def set_mark(file: sqlite3.Connection, path: Path) -> None:
@@ -71,7 +76,8 @@ def set_mark(file: sqlite3.Connection, path: Path) -> None:
     A full disk, or another program that holds the file, must not keep the daemon from starting. Then there is no mark.
     """
     try:
-        file.execute("update daemon set open_as = ?", (path.stat().st_ino,))
+        (schema,) = file.execute("pragma schema_version").fetchone()
+        file.execute("update daemon set open_as = ?", (f"{path.stat().st_ino} {schema}",))
         file.execute("pragma wal_checkpoint(passive)").fetchone()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
