@@ -72,13 +72,15 @@ def _read(file: sqlite3.Connection) -> str | None:
 def set_mark(file: sqlite3.Connection, path: Path) -> None:
     """Set the mark, and write the log back: the mark has to be in the file without the log.
 
-    The log keeps its length, so that a log that another program truncates is noticed from the start (`Ownership`).
+    Then the log gets a first page, so that a log that others truncate is noticed from the start (`Ownership`).
     A full disk, or another program that holds the file, must not keep the daemon from starting. Then there is no mark.
     """
     try:
         (schema,) = file.execute("pragma schema_version").fetchone()
-        file.execute("update daemon set open_as = ?", (f"{path.stat().st_ino} {schema}",))
-        file.execute("pragma wal_checkpoint(passive)").fetchone()
+        update, mark = "update daemon set open_as = ?", f"{path.stat().st_ino} {schema}"
+        file.execute(update, (mark,))
+        file.execute("pragma wal_checkpoint(truncate)").fetchone()
+        file.execute(update, (mark,))
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
             raise

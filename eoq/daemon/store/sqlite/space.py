@@ -73,7 +73,7 @@ class Space:
             self._is_tight = self._database.has_short_log = free < least + TIGHT_BYTES
             if not self._is_tight:
                 self._reusable = 0
-            elif self._is_due(now, self._written_back_at) and self._growth() <= free // 2:
+            elif self._is_due(now, self._written_back_at) and self._growth() <= _most_of(free):
                 self._written_back_at = now
                 self._reusable = self._log_bytes() if self._database.write_log_back() else 0
                 self.check_again()
@@ -144,16 +144,18 @@ class Space:
         free = disk.f_bavail * disk.f_frsize
         least = storage.least_free(disk.f_blocks * disk.f_frsize)
         # A message is written to the log, and from there, as all that the log has, to unused pages or the file's end.
+        # Bytes that the log has already are of no use to the file.
         (unused,) = self._database.execute("pragma freelist_count").fetchone()
         (page,) = self._database.execute("pragma page_size").fetchone()
-        free += self._reusable
-        room = free - least - size - max(0, self._log_bytes() - self._reusable + size - unused * page)
+        for_file = max(0, self._log_bytes() - self._reusable + size - unused * page)
+        room_of_file = _most_of(free) - for_file - (0 if self._reusable else size)
+        room = min(free + self._reusable - least - size - for_file, 2 * room_of_file)
         if room < 0:
             return (
                 f"the disk of {path} is full: {free:,} bytes are free, and {free - room:,} are needed for "
                 "this and for settling what is there (min_free_bytes); free some space and try again"
             )
-        self._allowance = room // 2
+        self._allowance = min(room, room_of_file + self._reusable) // 2
         if storage.max_file_bytes is not None:
             (pages,) = self._database.execute("pragma page_count").fetchone()
             if (pages - unused) * page > storage.max_file_bytes:
@@ -162,3 +164,8 @@ class Space:
                     "(max_file_bytes); settle messages, drop dead letters, or raise it"
                 )
         return None
+
+
+def _most_of(free: int) -> int:
+    """Return how many of the free bytes of a disk the file may take when the log is written back."""
+    return free // 8 * 7
