@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -20,7 +21,7 @@ from eoq.message import Outgoing
 from eoq.outbox.rows import FileBusy, Row
 from eoq.postgres.waking import WakingTable
 from eoq.protocol.forwarding import MessageEnd
-from tests.support import PATIENCE
+from tests.support import PATIENCE, eventually
 
 DAY = 86400.0
 
@@ -95,6 +96,26 @@ def test_a_machine_forgets_only_of_its_queue_and_all_that_is_due(
     _read(one)
     left = connection.execute("select queue, id from eoq_forward order by queue").fetchall()
     assert left == [("other", "a"), ("q", "new")]
+
+
+def test_a_name_whose_holder_is_just_leaving_is_waited_for(
+    connection: psycopg.Connection[Any], machine: Callable[..., ClaimedRows]
+) -> None:
+    _insert(connection, "1")
+    leaving = machine("b")
+    assert _ids(_read(leaving)) == ["1"]
+
+    def is_tried_again() -> bool:
+        trying = connection.execute(
+            "select count(*) from pg_stat_activity where query like '%try_advisory_lock%' and pid <> pg_backend_pid()"
+        )
+        return trying.fetchone() == (1,)
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(_read, machine("b"))
+        eventually(is_tried_again, what="the name is tried")
+        leaving.close()
+        assert _ids(reading.result(PATIENCE)) == ["1"]
 
 
 def test_a_name_with_a_group_belongs_to_its_file(

@@ -32,6 +32,10 @@ log = logging.getLogger("eoq.bridge")
 
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
+NAME_SECONDS: Final = 2.0
+"""How long to wait until the server gives a name that its last holder has left."""
+NAME_PAUSE: Final = 0.02
+"""Seconds between two tries for it."""
 
 
 class NameInUse(InvalidRequest):
@@ -84,8 +88,7 @@ class ClaimedRows:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
         # While the name was not held, another may have tried them.
         self._open, self._untried, self._first_tries, self._marked = None, set(), set(), set()
-        (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (False,)
-        if not taken:
+        if not self._takes_name(connection):
             raise NameInUse(
                 f"another `eoq ingest` takes {self._queue!r} as {self._owner!r} just now; two machines under one name "
                 "would double messages: give each a name of its own (--as)"
@@ -105,6 +108,15 @@ class ClaimedRows:
             connection.execute(statements.RELEASE, (self._queue, self._owner))
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
         connection.execute(statements.PREPARE_CLAIM)
+
+    def _takes_name(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+        """Return whether the name is free. The server may need a moment to notice that its last holder has gone."""
+        until = time.monotonic() + NAME_SECONDS
+        while True:
+            (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (0,)
+            if taken or time.monotonic() > until:
+                return bool(taken)
+            time.sleep(NAME_PAUSE)  # a lock that is waited for would end the transaction where it is not given
 
     def _owes(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
         (is_there,) = connection.execute(result_statements.IS_THERE).fetchone() or (False,)
