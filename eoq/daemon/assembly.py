@@ -238,7 +238,6 @@ class Daemon:
             await self._store.execute(EndLife())
         except EoqError as error:
             log.warning("the clean stop could not be stored: %s", error)
-            self._store.keeps_log = True
 
     async def settled(self) -> None:
         """Wait until every command that was submitted so far is on disk and answered."""

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -136,9 +136,9 @@ class Database:
             raise
         return file
 
-    async def close(self, *, keep_log: bool = False) -> None:
-        """Close the file. SQLite then moves the rest of the log into it and removes the log, but for ``keep_log``."""
-        with open_mark.kept_log(self.path) if keep_log else nullcontext():
+    async def close(self) -> None:
+        """Close the file. After a clean stop, SQLite moves the rest of the log into it and removes the log."""
+        with open_mark.log_kept_with_mark(self._database, self.path):
             await self._connection.close()
 
     # ── transactions ────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -88,14 +88,16 @@ def set_mark(file: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def kept_log(path: Path) -> Iterator[None]:
-    """Keep the log when the daemon closes the file in this block, since the mark could not be removed.
+def log_kept_with_mark(file: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Keep the log when the daemon closes ``file`` in this block, if the file has the mark: the stop was not clean.
 
     SQLite writes the log back and removes it when the last connection is closed. Here the last one may not write.
     """
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
+    with ExitStack() as stack:
         with suppress(sqlite3.Error):
-            reader.execute("select 1 from daemon").fetchone()  # it opens the log
+            if _read(file) is not None:
+                reader = stack.enter_context(closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)))
+                _read(reader)  # it opens the log
         yield
 
 

@@ -73,8 +73,6 @@ class SqliteStore:
         self.database = database
         self.token = ""
         """Begins each receipt of this life of the daemon."""
-        self.keeps_log = False
-        """Whether the log stays when the file is closed, since no clean stop is stored."""
         queues = Queues(database)
         latencies = database.latencies
         self.totals = totals = Totals(database, queues)
@@ -209,7 +207,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Close the file."""
-        await self.database.close(keep_log=self.keeps_log)
+        await self.database.close()
 
     @property
     def quick(self) -> bool:
