@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
@@ -112,10 +112,20 @@ def _vacuum(source: sqlite3.Connection, path: Path) -> None:
 
 @pytest.mark.parametrize("make", [_back_up, _vacuum], ids=["backup", "vacuum"])
 def test_a_copy_that_sqlite_made_is_served(used: Daemon, make: Callable[[sqlite3.Connection, Path], None]) -> None:
-    with short_folder() as folder:
-        with closing(sqlite3.connect(used.db)) as source:
-            make(source, folder / "eoq.db")
-        assert _served(folder) == CONFIRMED
+    """And so is a copy of that one, and so on."""
+    with ExitStack() as stack:
+        source = used.db
+        for _ in range(3):
+            folder = stack.enter_context(short_folder())
+            with closing(sqlite3.connect(source)) as file:
+                make(file, folder / "made")
+            shutil.copy(folder / "made", folder / "eoq.db")
+            daemon = Daemon(folder)
+            daemon.start()
+            stack.callback(daemon.kill)
+            source = daemon.db
+        with eoq.connect(daemon.socket) as client:
+            assert ids_of(settle_all(client, "q")) == CONFIRMED
 
 
 def test_a_file_that_was_compacted_after_a_kill_is_served_wherever_it_is_put(used: Daemon) -> None:

@@ -3,7 +3,8 @@
 The log is there for as long as the mark is: only a clean stop writes the log back and removes it. Without the log, the
 newest of what was confirmed is missing. A file with the mark and without the log is one of three:
 
-- a copy that SQLite has made (``.backup``, ``vacuum into``), if the version of its schema differs: it is whole;
+- a copy that SQLite has made (``.backup``, ``vacuum into``), if the version of its schema differs: it is whole. SQLite
+  counts a backup's version up from 0, or from that of the former backup, so the daemon's own file begins far above;
 - another copy, if it has another number in its file system than the mark says: no daemon serves it;
 - the daemon's own file after a kill. Another program may have opened it since, and written the log back; then nothing
   is missing. That cannot be told from a log that was removed, so it is reported.
@@ -12,6 +13,7 @@ newest of what was confirmed is missing. A file with the mark and without the lo
 from __future__ import annotations
 
 import logging
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -22,6 +24,8 @@ from ....errors import StorageFailed
 
 SCHEMA: Final = 16
 """The first schema that has the mark."""
+FIRST_VERSION: Final = 1 << 24
+"""The lowest version, as SQLite counts it, of the schema of a file that a daemon has opened."""
 
 log = logging.getLogger("eoq.store")
 
@@ -77,6 +81,9 @@ def set_mark(file: sqlite3.Connection, path: Path) -> None:
     """
     try:
         (schema,) = file.execute("pragma schema_version").fetchone()
+        if schema < FIRST_VERSION:
+            schema = FIRST_VERSION + secrets.randbelow(FIRST_VERSION)
+            file.execute(f"pragma schema_version = {schema}")  # statements are compiled anew, and nothing else happens
         update, mark = "update daemon set open_as = ?", f"{path.stat().st_ino} {schema}"
         file.execute(update, (mark,))
         file.execute("pragma wal_checkpoint(truncate)").fetchone()
