@@ -72,6 +72,12 @@ def short_folder() -> Iterator[Path]:
         eventually(remove, what=f"{folder} is removed")
 
 
+def memory_folder() -> Path | None:
+    """Return the folder whose files are in memory, for private folders in it; None where there is none."""
+    folder = Path("/dev/shm")  # noqa: S108 # only private folders are made in it
+    return folder if folder.is_dir() else None
+
+
 def free_port() -> int:
     """Return a port that is free, below those that the system hands out by itself: nobody takes it meanwhile."""
     ports = random.Random(os.urandom(8))

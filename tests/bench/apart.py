@@ -23,6 +23,7 @@ from typing import TypeAlias
 
 from eoq.daemon.store.sqlite.database import prepare
 from eoq.ids import new_ids
+from tests.support import memory_folder
 
 SIZES = {100: 100, 1_000: 100, 4_000: 100, 10_000: 100, 20_000: 50, 100_000: 10, 1_000_000: 1}
 """Bytes of a body, and how many messages a transaction has."""
@@ -118,9 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="default 15")
     options = parser.parse_args()
-    memory = Path("/dev/shm")  # noqa: S108 # a folder of its own in it
     with (
-        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder,
+        tempfile.TemporaryDirectory(dir=memory_folder()) as folder,
         closing(open_file(Path(folder, "inline.db"))) as one,
         closing(open_file(Path(folder, "apart.db"))) as other,
     ):

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import eoq
-from tests.support import processor_seconds, resident_kilobytes
+from tests.support import memory_folder, processor_seconds, resident_kilobytes
 
 BATCHES = 100
 """Batches of 100 in one measurement."""
@@ -257,8 +257,7 @@ def main() -> None:
     command.add_argument("--messages", type=int, default=300_000)
     command.set_defaults(run=flood)
     options = parser.parse_args()
-    memory = Path("/dev/shm")  # noqa: S108 # a folder of its own in it
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         options.run(options, Path(folder))
 
 

@@ -40,6 +40,7 @@ from eoq.ids import new_id
 from eoq.message import Message
 from eoq.protocol import calls
 from tests.bench.large import daemon
+from tests.support import memory_folder
 
 BODY = b"x" * 100
 COUNTS = {1: 1000, 100: 50}
@@ -252,8 +253,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     parts = Parts()
-    memory = Path("/dev/shm")  # noqa: S108 # a folder of its own is made there
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
         folder = Path(name)
         with daemon(folder), eoq.connect(folder / "s") as client, echo(folder) as bare:
             for _ in range(options.rounds):

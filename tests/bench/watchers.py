@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import eoq
+from tests.support import memory_folder
 
 BODY = b"x" * 100
 TOO_LONG = 0.02
@@ -331,8 +332,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     names = options.only.split(",")
-    memory = Path("/dev/shm")  # noqa: S108 # a folder of its own is made there
-    folder = options.folder or Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+    folder = options.folder or Path(tempfile.mkdtemp(dir=memory_folder()))
     folder.mkdir(exist_ok=True)
     at = Place(folder)
     try:

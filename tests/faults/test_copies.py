@@ -76,9 +76,10 @@ def test_what_the_refusal_says_works(used: Daemon) -> None:
         _refused(folder)
         copy.rename(folder / "old")
         shell = Daemon(folder).shell()
-        shell.run(f"eoq restore old --db {copy} --yes")
+        assert shell.run(f"eoq restore old --db {copy} --yes").status == 0
+        assert copy.exists()
         ids = _served(folder)
-        assert ids == CONFIRMED[: len(ids)]
+        assert ids == CONFIRMED[: len(ids)], "the copy has all up to some moment"
 
 
 def test_a_copy_with_its_log_is_served(used: Daemon) -> None:
@@ -152,9 +153,19 @@ def test_the_file_whose_log_another_program_wrote_back_is_served_and_it_is_said(
         assert ids_of(settle_all(client, "q")) == CONFIRMED
 
 
-def test_the_file_keeps_its_mark_when_it_is_moved(used: Daemon) -> None:
+def test_a_file_that_is_moved_with_its_log_is_served(used: Daemon) -> None:
     used.kill()
     with short_folder() as folder:
         for name in ("eoq.db", "eoq.db-wal"):
             shutil.move(used.folder / name, folder / name)
         assert _served(folder) == CONFIRMED
+
+
+@pytest.mark.parametrize("mark", ["", "text", "1 2 3", "x" * 100_000])
+def test_a_mark_that_no_daemon_has_set_is_overwritten(used: Daemon, mark: str) -> None:
+    used.terminate()
+    with closing(sqlite3.connect(used.db)) as file, file:
+        file.execute("update daemon set open_as = ?", (mark,))
+    used.start()
+    with eoq.connect(used.socket) as client:
+        assert ids_of(settle_all(client, "q")) == CONFIRMED

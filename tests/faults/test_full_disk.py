@@ -261,6 +261,21 @@ def test_a_daemon_stops_and_starts_on_a_full_disk(mounted: MountedDisk, end: str
         assert ids_of(settle_all(client, QUEUE)) == sent
 
 
+def test_a_daemon_whose_log_finds_no_room_at_the_start_reports_a_full_disk(mounted: MountedDisk) -> None:
+    daemon = mounted.daemon
+    with eoq.connect(daemon.socket) as client:
+        client.send(QUEUE, "x", id="a")
+    assert daemon.terminate() == 0  # its log is gone
+    mounted.fill()
+    ran = Shell(daemon.socket, daemon.folder).run(f"eoq daemon --db {daemon.db} --socket {daemon.socket}")
+    assert ran.status == 75
+    assert "is full" in ran.errors
+    mounted.free()
+    daemon.start()
+    with eoq.connect(daemon.socket) as client:
+        assert ids_of(settle_all(client, QUEUE)) == ["a"]
+
+
 @pytest.mark.slow
 def test_a_daemon_that_needs_space_to_start_finds_it_in_the_log_or_reports_a_full_disk(mounted: MountedDisk) -> None:
     """It must store the end of a lease of the previous daemon."""

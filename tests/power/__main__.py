@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.power.cuts import LOSSES, check_cut, check_cut_here, live
+from tests.support import memory_folder
 
 STEPS: Final = 20
 """Steps of a daemon's life: so few that its log never begins again."""
-MEMORY: Final = Path("/dev/shm")  # noqa: S108 # private folders are made in it
 CUTS_OF_A_LIFE: Final = 50
 """How often the files of one daemon are cut before the next one lives."""
 
@@ -30,7 +30,7 @@ CUTS_OF_A_LIFE: Final = 50
 @contextmanager
 def _in_memory() -> Iterator[Path]:
     """Make a folder, in memory where there is such a file system, and remove it at the end."""
-    parent = MEMORY if MEMORY.is_dir() else Path("/tmp")  # noqa: S108 # the path of a socket must be short
+    parent = memory_folder() or Path("/tmp")  # noqa: S108 # the path of a socket must be short
     with TemporaryDirectory(prefix="eoq-", dir=parent) as folder:
         yield Path(folder)
 

@@ -33,7 +33,7 @@ log = logging.getLogger("eoq.bridge")
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
 NAME_SECONDS: Final = 2.0
-"""How long to wait until the server gives a name that its last holder has left."""
+"""How long to wait for a name, which its last holder may just have left."""
 NAME_PAUSE: Final = 0.02
 """Seconds between two tries for it."""
 
@@ -110,7 +110,10 @@ class ClaimedRows:
         connection.execute(statements.PREPARE_CLAIM)
 
     def _takes_name(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
-        """Return whether the name is free. The server may need a moment to notice that its last holder has gone."""
+        """Take the name, and return whether it was free.
+
+        The server may need a moment to notice that the last holder has gone.
+        """
         until = time.monotonic() + NAME_SECONDS
         while True:
             (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (0,)

@@ -137,7 +137,7 @@ class Database:
         return file
 
     async def close(self) -> None:
-        """Close the file. After a clean stop, SQLite moves the rest of the log into it and removes the log."""
+        """Close the file. After a clean stop, SQLite writes the rest of the log back into it, and removes the log."""
         with open_mark.log_kept_with_mark(self._database, self.path):
             await self._connection.close()
 
@@ -382,8 +382,9 @@ def _checkpoint(database: sqlite3.Connection, path: Path) -> None:
 
 def storage_error(error: sqlite3.Error, path: Path) -> EoqError:
     """Return the error of eoq for a failure of SQLite: what happened, and what to do."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
+    exact = getattr(error, "sqlite_errorcode", 0)
+    code = exact & 0xFF
+    if code == sqlite3.SQLITE_FULL or exact == sqlite3.SQLITE_IOERR_SHMSIZE:
         return StorageFull(f"the disk of {path} is full, so nothing was stored; free some space and try again")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return Forbidden(

@@ -1,7 +1,7 @@
 """The mark in the file that a daemon has it open. It tells a copy that was made meanwhile, without the log.
 
-The log is there for as long as the mark is: only a clean stop writes the log back and removes it. Without the log, the
-newest of what was confirmed is missing. A file with the mark and without the log is one of three:
+The log is there for as long as the mark is: only a clean stop removes both. Without the log, the newest of what was
+confirmed may be missing. A file with the mark and without the log is one of three:
 
 - a copy that SQLite has made (``.backup``, ``vacuum into``), if the version of its schema differs: it is whole. SQLite
   counts a backup's version up from 0, or from that of the former backup, so the daemon's own file begins far above;
@@ -25,7 +25,10 @@ from ....errors import StorageFailed
 SCHEMA: Final = 16
 """The first schema that has the mark."""
 FIRST_VERSION: Final = 1 << 24
-"""The lowest version, as SQLite counts it, of the schema of a file that a daemon has opened."""
+"""The lowest version, as SQLite counts it, of the schema of a file that a daemon has opened.
+
+The version itself is random, so that no number of backups to one place comes to it.
+"""
 
 log = logging.getLogger("eoq.store")
 
@@ -49,7 +52,7 @@ def require_log(path: Path) -> str | None:
         open_as = _read(file)
     if open_as is None:
         return None
-    number, marked_schema = open_as.split()
+    number, _, marked_schema = open_as.partition(" ")
     if marked_schema != str(schema):
         return None
     if number != str(path.stat().st_ino):

@@ -149,13 +149,15 @@ class Space:
         (page,) = self._database.execute("pragma page_size").fetchone()
         for_file = max(0, self._log_bytes() - self._reusable + size - unused * page)
         room_of_file = _most_of(free) - for_file - (0 if self._reusable else size)
-        room = min(free + self._reusable - least - size - for_file, 2 * room_of_file)
+        room_in_all = free + self._reusable - least - size - for_file
+        room = min(room_in_all, room_of_file)
         if room < 0:
             return (
                 f"the disk of {path} is full: {free:,} bytes are free, and {free - room:,} are needed for "
                 "this and for settling what is there (min_free_bytes); free some space and try again"
             )
-        self._allowance = min(room, room_of_file + self._reusable) // 2
+        # Each byte is taken twice: by the log, which uses its own bytes first, and by the file.
+        self._allowance = min(room_in_all // 2, room_of_file, (room_of_file + self._reusable) // 2)
         if storage.max_file_bytes is not None:
             (pages,) = self._database.execute("pragma page_count").fetchone()
             if (pages - unused) * page > storage.max_file_bytes:
@@ -167,5 +169,8 @@ class Space:
 
 
 def _most_of(free: int) -> int:
-    """Return how many of the free bytes of a disk the file may take when the log is written back."""
+    """Return how many of the free bytes of a disk the file may take when the log is written back.
+
+    The rest is for what other programs write meanwhile. If the disk is full half-way, the log cannot begin again.
+    """
     return free // 8 * 7

@@ -46,7 +46,7 @@ class Lives:
         self._unstored = unstored
 
     def end(self) -> None:
-        """Store that this life ends with a clean stop, which writes the log back into the file (`open_mark`)."""
+        """Store that this life ends with a clean stop. It also removes the mark that the file is open (`open_mark`)."""
         self._database.execute("update daemon set open_as = null")
         self._database.execute("update life set clean = 1 where number = ?", (self.number,))
 
