@@ -7,6 +7,7 @@ from ...postgres.waking import WakingTable
 from ..engine import Holding, OpenRows
 from ..patterns import as_regex, is_pattern
 from . import result_statements, statements
+from .names import take_name
 
 
 class RowCounts:
@@ -47,8 +48,7 @@ def release_claims(conninfo: str, queue: str, owner: str) -> int:
     table = _open(conninfo)
     try:
         with table.transaction() as connection:
-            ((free,),) = connection.execute(statements.LOCK_NAME, (f"{queue} {owner}",)).fetchall()
-            if not free:
+            if not take_name(connection, queue, owner):
                 raise InvalidRequest(f"{owner!r} takes {queue!r} just now, so it is not lost; stop it first")
             ((waiting,),) = connection.execute(statements.COUNT_CLAIMED, (queue, owner)).fetchall()
             connection.execute(statements.RELEASE, (queue, owner))

@@ -26,16 +26,13 @@ from ..results import ResultSender, check_results
 from ..room import ROOM_SECONDS, free_room
 from ..tasks import run_all
 from . import result_statements, statements
+from .names import take_name
 from .results import OwedRows
 
 log = logging.getLogger("eoq.bridge")
 
 FORGET_SECONDS: Final = 60.0
 """How often rows are forgotten."""
-NAME_SECONDS: Final = 2.0
-"""How long to wait for a name, which its last holder may just have left."""
-NAME_PAUSE: Final = 0.02
-"""Seconds between two tries for it."""
 
 
 class NameInUse(InvalidRequest):
@@ -88,7 +85,7 @@ class ClaimedRows:
         """Take the name, for as long as the connection lives, and make the table if there is none."""
         # While the name was not held, another may have tried them.
         self._open, self._untried, self._first_tries, self._marked = None, set(), set(), set()
-        if not self._takes_name(connection):
+        if not take_name(connection, self._queue, self._owner):
             raise NameInUse(
                 f"another `eoq ingest` takes {self._queue!r} as {self._owner!r} just now; two machines under one name "
                 "would double messages: give each a name of its own (--as)"
@@ -108,18 +105,6 @@ class ClaimedRows:
             connection.execute(statements.RELEASE, (self._queue, self._owner))
         connection.execute(statements.RENAME_OWNER, (self._identity, self._queue, self._owner))
         connection.execute(statements.PREPARE_CLAIM)
-
-    def _takes_name(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
-        """Take the name, and return whether it was free.
-
-        The server may need a moment to notice that the last holder has gone.
-        """
-        until = time.monotonic() + NAME_SECONDS
-        while True:
-            (taken,) = connection.execute(statements.LOCK_NAME, (f"{self._queue} {self._owner}",)).fetchone() or (0,)
-            if taken or time.monotonic() > until:
-                return bool(taken)
-            time.sleep(NAME_PAUSE)  # a lock that is waited for would end the transaction where it is not given
 
     def _owes(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
         (is_there,) = connection.execute(result_statements.IS_THERE).fetchone() or (False,)
