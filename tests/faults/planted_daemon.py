@@ -3,8 +3,8 @@
     python planted_daemon.py DATABASE SOCKET PLANT        PLANT is a `Plant` as JSON
 
 A fault is put around the real function, never in its place. Names of eoq that are wrapped: the methods and `transact`
-of `SqliteStore`, `Claims.store_and_claim`, `Writer.submit`, `eoq.daemon.main.LoopClock` and `Settings`; and, of
-Python, `sqlite3.connect`.
+of `SqliteStore`, `Claims.store_and_claim`, `Writer.submit`, `Session.close`, `eoq.daemon.main.LoopClock` and
+`Settings`; and, of Python, `sqlite3.connect`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import platformdirs.unix  # noqa: F401 # see `_become`
 
 from eoq.daemon import main
 from eoq.daemon.clock import LoopClock
+from eoq.daemon.session import Session
 from eoq.daemon.store import commands, schedule_commands
 from eoq.daemon.store.sqlite import database as file
 from eoq.daemon.store.sqlite.deliveries.claims import Claims
@@ -85,6 +86,8 @@ class Plant(msgspec.Struct, frozen=True):
     """`Settings.quick_commit`."""
     commit_seconds: float = 0.0
     """How much longer a commit takes that waits for the disk."""
+    close_seconds: float = 0.0
+    """How long the work for a connection that has ended takes."""
     clock: str | None = None
     """A file with the seconds by which the wall clock is wrong; may change at any time."""
     full: str | None = None
@@ -100,6 +103,14 @@ class Plant(msgspec.Struct, frozen=True):
 
 def _wrap(owner: type | ModuleType, name: str, around: Callable[[Any], Any]) -> None:
     setattr(owner, name, around(getattr(owner, name)))
+
+
+def _slow_close(seconds: float, close: Callable[[Session], None]) -> Callable[[Session], None]:
+    def slow(session: Session) -> None:
+        time.sleep(seconds)
+        close(session)
+
+    return slow
 
 
 class _Death:
@@ -232,6 +243,8 @@ def run(database: str, socket: str, plant: Plant) -> None:
     if plant.commit_seconds or any(file is not None for file in (plant.full, plant.paced, plant.failed_sync)):
         _Connection.plant = plant
         _wrap(sqlite3, "connect", lambda real: functools.partial(real, factory=_Connection))
+    if plant.close_seconds:
+        _wrap(Session, "close", functools.partial(_slow_close, plant.close_seconds))
     if plant.clock is not None:
         _plant_clock(Path(plant.clock))
     if plant.user is not None:
