@@ -281,12 +281,20 @@ GUARDS: Final = (
         tests="tests/model/test_retention.py",
     ),
     Guard(
-        "an id below the newest is looked up among the settled",
-        "eoq/daemon/store/sqlite/sending/newest_ids.py",
-        old="are_new = False",
-        new="pass",
+        "an id that is known keeps its message",
+        "eoq/daemon/store/sqlite/sending/puts.py",
+        old="insert or ignore into known_id",
+        new="insert or replace into known_id",
         tests="tests/model/test_store.py",
         select="imported",
+    ),
+    Guard(
+        "an id whose send is refused is not known",
+        "eoq/daemon/store/sqlite/sending/puts.py",
+        old="in self._database.execute(_STORED_SINCE, (first,)).fetchall():",
+        new="in ():",
+        tests="tests/model/test_store_parts.py",
+        select="all_or_none",
     ),
     Guard(
         "put and claim together do not pass a ready message",
@@ -420,9 +428,10 @@ GUARDS: Final = (
     Guard(
         "id that is settled is not stored again",
         "eoq/daemon/store/sqlite/sending/puts.py",
-        old="return len(known)",
-        new="return 0",
-        tests="tests/model/test_model.py",
+        old="if self._find(send[1])[0] == seq:",
+        new="if True:",
+        tests="tests/model/test_store.py",
+        select="imported",
     ),
     # ── what the daemon has stored ──────────────────────────────────────────────────────────────────────────
     Guard(

@@ -30,8 +30,9 @@ SIZES = {100: 100, 1_000: 100, 4_000: 100, 10_000: 100, 20_000: 50, 100_000: 10,
 MOST_MESSAGES = 2000
 MOST_BYTES = 10_000_000
 DIGEST = b"d" * 32
+KNOW = "insert or ignore into known_id (queue, id, seq, digest) values (1, ?, ?, ?)"
 PUT = """
-    insert or ignore into message
+    insert into message
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
     values (?, 1, ?, 'ready', 0, 1.0, null, 0, null, ?, null, null, ?)
     """
@@ -45,8 +46,8 @@ CLAIM = """
 CLAIM_INLINE = CLAIM.format(body="body", join="")
 CLAIM_APART = CLAIM.format(body="body.body", join="left join body on body.seq = message.seq")
 ACK = """
-    insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
-    select queue, id, 'done', digest, 1.0, 1, 1, seq
+    insert into outcome (seq, queue, outcome, settled_at, life, delivery)
+    select seq, queue, 'done', 1.0, 1, 1
     from message
     where seq between ? and ?
     """
@@ -66,9 +67,10 @@ class Candidate:
 
     def put(self, first: int, count: int, body: bytes) -> None:
         """Store messages."""
-        ids = new_ids()
+        ids = [id for id, _ in zip(new_ids(), range(count), strict=False)]
+        self.database.executemany(KNOW, [(id, first + index, DIGEST) for index, id in enumerate(ids)])
         inline = None if self.apart else body
-        self.database.executemany(PUT, [(seq, next(ids), DIGEST, inline) for seq in range(first, first + count)])
+        self.database.executemany(PUT, [(first + index, id, DIGEST, inline) for index, id in enumerate(ids)])
         if self.apart:
             rows = [(seq, body) for seq in range(first, first + count)]
             self.database.executemany("insert into body (seq, body) values (?, ?)", rows)

@@ -114,28 +114,41 @@ def daemon(folder: Path, python: str = sys.executable) -> Iterator[subprocess.Po
 # ── settled ids ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_KNOWN = "known_id (queue, id, seq, digest) select 1, id, 1000 + number, randomblob(16) from made order by id"
+_OUTCOMES = """
+    outcome (seq, queue, outcome, settled_at, life, delivery)
+    select 1000 + number, 1, 'done', :now, 1, 1 from made
+    """
+_SETTLED = """
+    settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
+    select 1, id, 'done', randomblob(16), :now, 1, 1, 1000 + number from made
+    """
+_MESSAGES = """
+    message (queue, id, state, digest, settled_at, enqueued_at, fence, seq)
+    select 1, id, 'done', randomblob(16), :now, :now, 1, 1000 + number from made
+    """
+SHAPES = {"known_id": (_KNOWN, _OUTCOMES), "settled": (_SETTLED,), "message": (_MESSAGES,)}
+"""What a file has of settled messages, by the table that tells its schema. ``made`` has a number and an id of each."""
+
+
 def fill(database: Path, count: int, kind: str) -> None:
     """Let a file remember so many settled ids, in the schema that it has, stored one after the other."""
     with closing(sqlite3.connect(database, isolation_level=None)) as file:
         file.executescript("pragma cache_size = -2000000; pragma temp_store = memory;")
-        has_settled = file.execute("select 1 from sqlite_schema where name = 'settled'").fetchone() is not None
-        if has_settled:
-            columns, rest = "(queue, id, outcome, digest, settled_at, life, delivery, seq)", "'done', digest, now, 1"
-        else:
-            columns, rest = (
-                "(queue, id, state, digest, settled_at, enqueued_at, fence, seq)",
-                "'done', digest, now, now",
-            )
-        file.execute("begin")
+        tables = {name for (name,) in file.execute("select name from sqlite_schema where type = 'table'")}
+        shape = next(inserts for table, inserts in SHAPES.items() if table in tables)
+        file.execute("create temp table made (number integer primary key, id text)")
         file.execute(
             f"""
-            insert into {"settled" if has_settled else "message"} {columns}
-            with recursive number (value) as (select 1 union all select value + 1 from number where value < ?)
-            select 1, id, {rest}, 1, 1000 + value
-            from (select value, {ID[kind]} as id, randomblob(16) as digest, {time.time()} as now from number)
+            insert into made
+            with recursive numbers (value) as (select 1 union all select value + 1 from numbers where value < ?)
+            select value, {ID[kind]} from numbers
             """,
             (count,),
         )
+        file.execute("begin")
+        for insert in shape:
+            file.execute(f"insert into {insert}", {"now": time.time()})
         file.execute("insert or replace into counter (name, value) values ('next_seq', ?)", (count + 2000,))
         file.execute("commit")
         file.execute("pragma wal_checkpoint(truncate)")

@@ -63,7 +63,6 @@ from eoq.daemon.store.sqlite.deliveries.returns import Returns
 from eoq.daemon.store.sqlite.deliveries.settled import Settled
 from eoq.daemon.store.sqlite.sending import seqs
 from eoq.daemon.store.sqlite.sending.imports import Imports
-from eoq.daemon.store.sqlite.sending.newest_ids import NewestIds
 from eoq.daemon.store.sqlite.sending.puts import Puts
 from eoq.daemon.store.sqlite.sending.seqs import Seqs
 from eoq.daemon.store.sqlite.sending.setups import Setups
@@ -116,7 +115,6 @@ class Parts:
             self.space,
             self.clock_notes,
             self.totals,
-            NewestIds(database),
         )
 
     def put(
@@ -582,7 +580,7 @@ def test_imports_store_what_is_new_all_or_none(parts: Parts) -> None:
     setups = Setups(parts.database, parts.queues, bindings, Schedules(parts.database, parts.puts, parts.totals))
     imports = Imports(
         *(parts.database, parts.queues, parts.groups, parts.contents, parts.leased, parts.seqs),
-        *(parts.space, parts.clock_notes, NewestIds(parts.database), setups),
+        *(parts.space, parts.clock_notes, setups),
     )
     entries: list[tuple[int, Entry]] = [
         (2, LiveMessage(queue="q", id="a", body="x", enqueued_at=NOW)),

@@ -99,8 +99,9 @@ class _DaemonFile:
             """
             select message.id
             from json_each(?) as asked
-            cross join message
-              on message.queue = (select number from queue where name = ?) and message.id = asked.value
+            cross join known_id
+              on known_id.queue = (select number from queue where name = ?) and known_id.id = asked.value
+            cross join message on message.seq = known_id.seq
             """,
             json.dumps(list(ids)),
             queue,
@@ -109,18 +110,17 @@ class _DaemonFile:
 
     def known(self, queue: str, ids: Iterable[str]) -> list[str]:
         """Return those of the ids that are stored, settled or not."""
-        ids = list(ids)
         rows = self._rows(
             """
-            select settled.id
+            select known_id.id
             from json_each(?) as asked
-            cross join settled
-              on settled.queue = (select number from queue where name = ?) and settled.id = asked.value
+            cross join known_id
+              on known_id.queue = (select number from queue where name = ?) and known_id.id = asked.value
             """,
-            json.dumps(ids),
+            json.dumps(list(ids)),
             queue,
         )
-        return self.waiting(queue, ids) + [str(id) for (id,) in rows]
+        return [str(id) for (id,) in rows]
 
 
 def _open(path: Path) -> sqlite3.Connection:

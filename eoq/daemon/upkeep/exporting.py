@@ -142,7 +142,7 @@ class _Reading:
     def count(self) -> int:
         """Return about how many lines there are, for the progress."""
         (count,) = self._execute(
-            "select (select count(*) from message) + (select count(*) from settled) + (select count(*) from once)"
+            "select (select count(*) from message) + (select count(*) from outcome) + (select count(*) from once)"
         ).fetchone()
         return int(count)
 

@@ -157,5 +157,45 @@ def _move_settled(database: sqlite3.Connection, tell: Tell) -> None:
         database.execute("commit")
 
 
-_AFTER: Final[Mapping[int, Callable[[sqlite3.Connection, Tell], None]]] = {9: _move_settled}
+_LAST_ID: Final = "select queue, id from known_id order by queue desc, id desc limit 1"
+_COPY_IDS: Final = """
+    insert into known_id (queue, id, seq, digest)
+    select queue, id, seq, digest from settled_before where (queue, id) > (:queue, :id)
+    union all
+    select queue, id, seq, digest from message where (queue, id) > (:queue, :id)
+    order by queue, id
+    limit :step
+    """
+_COPY_OUTCOMES: Final = """
+    insert into outcome (seq, queue, outcome, settled_at, life, delivery)
+    select seq, queue, outcome, settled_at, life, delivery
+    from settled_before
+    where seq > (select coalesce(max(seq), 0) from outcome)
+    order by seq
+    limit :step
+    """
+
+
+def _copy_known_ids(database: sqlite3.Connection, tell: Tell) -> None:
+    """Copy the ids of all messages into the table ``known_id``, and how they were settled into ``outcome``.
+
+    Each table is filled in the order of its key, so that one page after the other is written. A start that was killed
+    on the way is gone on with behind the last row of each table.
+    """
+    (settled,) = database.execute("select count(*) from settled_before").fetchone()
+    (live,) = database.execute("select count(*) from message").fetchone()
+    progress = Progress("copying the ids of messages", tell)
+    done = 0
+    for statement in (_COPY_IDS, _COPY_OUTCOMES):
+        copied = STEP_ROWS
+        while copied == STEP_ROWS:
+            progress.report(done, 2 * settled + live)
+            database.execute("begin immediate")
+            queue, id = database.execute(_LAST_ID).fetchone() or (0, "")
+            copied = database.execute(statement, {"queue": queue, "id": id, "step": STEP_ROWS}).rowcount
+            database.execute("commit")
+            done += copied
+
+
+_AFTER: Final[Mapping[int, Callable[[sqlite3.Connection, Tell], None]]] = {9: _move_settled, 17: _copy_known_ids}
 """What is to be done after a script, by its number."""

@@ -33,6 +33,8 @@ PEEK_BYTES: Final = 2 * 1024 * 1024
 """Bytes of bodies, headers and errors in one reply."""
 SCAN_ROWS: Final = 50_000
 """How many messages one query reads at most, where a filter selects only some."""
+SCAN_IDS: Final = 100_000
+"""How many ids one query of settled messages looks at, at most."""
 SCAN_BYTES: Final = 64 * 1024 * 1024
 """How many bytes of bodies, headers and errors such a query reads at most."""
 
@@ -81,7 +83,7 @@ class Reader:
             """
             select state, null as result, error, null as forwarded_to
             from message
-            where queue = (select number from queue where name = ?1) and id = ?2
+            where seq = (select seq from known_id where queue = (select number from queue where name = ?1) and id = ?2)
             union all
             select
               coalesce(far_outcome, outcome), result, iif(far_outcome is null, error, far_error),
@@ -110,9 +112,11 @@ class Reader:
         values = (queue, json.dumps(ids))
         live = self._fetch(
             """
-            select id, state, null as result, error
-            from message
-            where queue = (select number from queue where name = ?) and id in (select value from json_each(?))
+            select message.id, state, null as result, error
+            from known_id
+            cross join message on message.seq = known_id.seq
+            where known_id.queue = (select number from queue where name = ?)
+              and known_id.id in (select value from json_each(?))
             """,
             values,
         )
@@ -171,23 +175,31 @@ class Reader:
             return Found([], False)  # nothing is remembered that a filter could select
         rows = self._fetch(
             f"""
-            select id, seq, outcome as state, settled_at, error, count(*) over () as scanned
+            select id, seq, outcome as state, settled_at, error
             from (
-              select *
-              from settled
+              select id, seq
+              from known_id
               where queue = (select number from queue where name = ?)
               order by id desc
-              limit {SCAN_ROWS}
+              limit {SCAN_IDS}
             )
+            cross join outcome using (seq)
             left join result using (seq)
-            order by outcome = ? desc, settled_at desc, seq desc
+            where outcome = ?
+            order by settled_at desc, seq desc
             limit ?
             """,  # noqa: S608 # a constant
             (queue, state, limit + 1),
         )
-        found = [row for row in rows if row["state"] == state]
-        more = len(found) > limit or any(row["scanned"] == SCAN_ROWS for row in rows)
-        return Found([shown(item for item in row.items() if item[0] != "scanned") for row in found[:limit]], more)
+        (scanned,) = self._database.execute(
+            """
+            select count(*)
+            from (select 1 from known_id where queue = (select number from queue where name = ?) limit ?)
+            """,
+            (queue, SCAN_IDS),
+        ).fetchone()
+        found = [shown(row.items()) for row in rows[:limit]]
+        return Found(found, len(rows) > limit or scanned == SCAN_IDS)
 
     def _filter(self, queue: str, statement: str, parameters: tuple[object, ...], limit: int, wanted: Filter) -> Found:
         found: list[Fields] = []
@@ -272,8 +284,7 @@ class Reader:
             f"""
             select {_COLUMNS}, deliveries
             from message
-            where id = ?
-              and queue = (select number from queue where name = ?)
+            where seq = (select seq from known_id where id = ? and queue = (select number from queue where name = ?))
             """,  # noqa: S608 # a constant
             (id, queue),
         )

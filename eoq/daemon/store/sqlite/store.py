@@ -34,7 +34,6 @@ from .deliveries.returns import Returns
 from .deliveries.settled import Settled
 from .migration import Tell, to_nobody
 from .sending.imports import Imports
-from .sending.newest_ids import NewestIds
 from .sending.puts import Puts
 from .sending.seqs import Seqs
 from .sending.setups import Setups
@@ -85,10 +84,9 @@ class SqliteStore:
         self._seqs = seqs = Seqs(database)
         messages = Messages(database, queues, groups, contents, settled, totals)
         self.space = Space(database, storage)
-        self._newest = NewestIds(database)
         self._puts = Puts(
             *(database, queues, messages, groups, contents, leased, seqs),
-            *(self.space, clock_notes, totals, self._newest),
+            *(self.space, clock_notes, totals),
         )
         claims = Claims(database, queues, messages, leased, self._puts, clock_notes, totals, latencies.waiting)
         returns = Returns(database, messages, groups, leased, lives, clock_notes, totals)
@@ -145,9 +143,7 @@ class SqliteStore:
         remembered = RememberedIds(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
         setups = Setups(database, queues, bindings, schedules)
-        imports = Imports(
-            database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, self._newest, setups
-        )
+        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, setups)
         return {
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,

@@ -16,7 +16,8 @@ _LIVE: Final = f"""
       message.error, message.fixed, message.cancelled_at,
       delivery.number, delivery.delivered_at, delivery.consumer, queue.paused
     from queue
-    join message on message.queue = queue.number and message.id = ?2
+    join known_id on known_id.queue = queue.number and known_id.id = ?2
+    join message on message.seq = known_id.seq
     left join delivery
       on message.state = 'ready' and delivery.queue = message.queue
       and message.seq in (select value from json_each(delivery.seqs))

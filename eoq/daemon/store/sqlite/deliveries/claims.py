@@ -64,7 +64,7 @@ _LOWEST_UNSETTLED: Final = """
       union all
       select min(seq) from message where queue = ?1 and state = 'dead'
       union all
-      select min(seq) from settled where queue = ?1 and outcome <> 'done' and delivery is not null
+      select min(seq) from outcome where queue = ?1 and outcome <> 'done' and delivery is not null
       union all
       select min(seq) from message where queue = ?1 and state = 'ready' and priority = 0
       union all

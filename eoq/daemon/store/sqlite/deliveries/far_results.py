@@ -59,5 +59,12 @@ class FarResults:
 
     def _is_live(self, queue_id: int, id: str) -> bool:
         """Return whether a message may still be settled as forwarded."""
-        row = self._database.execute("select state from message where queue = ? and id = ?", (queue_id, id)).fetchone()
+        row = self._database.execute(
+            """
+            select state
+            from message
+            where seq = (select seq from known_id where queue = ? and id = ?)
+            """,
+            (queue_id, id),
+        ).fetchone()
         return row is not None and row[0] != "dead"

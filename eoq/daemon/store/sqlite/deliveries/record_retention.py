@@ -86,27 +86,29 @@ class RecordRetention:
     def _pass(
         self, command: Forget, queue_id: int, after: str, settings: QueueSettings, limit: int
     ) -> tuple[int, str | None, int]:
-        """Delete what has passed its retention among the next records of a queue.
+        """Delete what has passed its retention among the next ids of a queue.
 
         Return how many were examined, behind which id to go on (None at the end), and how many were deleted.
         """
         rows = self._database.execute(
             """
-            select id, seq, settled_at
-            from settled
-            where queue = ? and id > ?
+            select id, known_id.seq, settled_at
+            from known_id
+            left join outcome on outcome.seq = known_id.seq
+            where known_id.queue = ? and id > ?
             order by id
             limit ?
             """,
             (queue_id, after, limit),
         ).fetchall()
         before = self._before(command.now, settings.retention)
-        old = [(id, seq) for id, seq, settled_at in rows if settled_at < before]
+        settled = [row for row in rows if row[2] is not None]
+        old = [(id, seq) for id, seq, settled_at in settled if settled_at < before]
         if old:
             self._settled.forget(queue_id, old)
         if settings.result_retention is not None:
             before = self._before(command.now, settings.result_retention)
-            seqs = json.dumps([seq for _, seq, settled_at in rows if settled_at < before])
+            seqs = json.dumps([seq for _, seq, settled_at in settled if settled_at < before])
             # What comes back from elsewhere, or came, stays until its record goes: it may be newer than the record.
             self._database.execute(
                 """

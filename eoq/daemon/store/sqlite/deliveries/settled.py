@@ -1,4 +1,7 @@
-"""The tables ``settled`` and ``result``: what is remembered of messages that have left the table ``message``."""
+"""The tables ``outcome`` and ``result``: what is remembered of messages that have left the table ``message``.
+
+Their ids stay in the table ``known_id``, where each send has put its own. The view ``settled`` has both.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import Final
 from ..database import MANY, Database
 
 _DONE: Final = """
-    insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
-    select queue, id, ?, digest, ?, ?, ?, seq
+    insert into outcome (seq, queue, outcome, settled_at, life, delivery)
+    select seq, queue, ?, ?, ?, ?
     from message
     where {seqs}
     """
 _GIVEN_UP: Final = """
-    insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
-    select queue, id, ?, digest, ?, life, iif(deliveries > 0, coalesce(delivery, 0), null), seq
+    insert into outcome (seq, queue, outcome, settled_at, life, delivery)
+    select seq, queue, ?, ?, life, iif(deliveries > 0, coalesce(delivery, 0), null)
     from message
     where seq = ?
     returning delivery
@@ -103,7 +106,7 @@ class Settled:
         return None if row is None else str(row[0])
 
     def first(self, queue_id: int, limit: int) -> list[tuple[str, int]]:
-        """Return id and seq of the first records of a queue."""
+        """Return id and seq of the first records of a queue that has no messages."""
         rows = self._database.execute("select id, seq from settled where queue = ? limit ?", (queue_id, limit))
         return [(id, seq) for id, seq in rows]
 
@@ -111,10 +114,10 @@ class Settled:
         """Delete records of a queue, by their ids and seqs, with all that belongs to them."""
         ids, seqs = (json.dumps([record[part] for record in records]) for part in (0, 1))
         self._database.execute(
-            "delete from settled where queue = ? and id in (select value from json_each(?))", (queue_id, ids)
+            "delete from known_id where queue = ? and id in (select value from json_each(?))", (queue_id, ids)
         )
-        self._database.execute("delete from failure where seq in (select value from json_each(?))", (seqs,))
-        self._database.execute("delete from result where seq in (select value from json_each(?))", (seqs,))
+        for table in ("outcome", "failure", "result"):
+            self._database.execute(f"delete from {table} where seq in (select value from json_each(?))", (seqs,))  # noqa: S608 # our own tables
 
     # ── messages that were sent with an ack ─────────────────────────────────────────────────────────────
 

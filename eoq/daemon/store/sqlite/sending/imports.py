@@ -14,16 +14,11 @@ from ..tables.clock import ClockNotes
 from ..tables.contents import Contents
 from ..tables.groups import Groups
 from ..tables.queues import Queues
-from .newest_ids import NewestIds
 from .puts import ROW_BYTES
 from .seqs import Seqs
 from .setups import Setups
 
-_DIGEST: Final = """
-    select digest from message where queue = ?1 and id = ?2
-    union all
-    select digest from settled where queue = ?1 and id = ?2
-    """
+_DIGEST: Final = "select digest from known_id where queue = ? and id = ?"
 
 
 class Imports:
@@ -39,7 +34,6 @@ class Imports:
         seqs: Seqs,
         space: Space,
         clock_notes: ClockNotes,
-        newest: NewestIds,
         setups: Setups,
     ) -> None:
         self._database = database
@@ -50,7 +44,6 @@ class Imports:
         self._seqs = seqs
         self._space = space
         self._clock_notes = clock_notes
-        self._newest = newest
         self._setups = setups
 
     def store(self, command: Import) -> int:
@@ -80,6 +73,10 @@ class Imports:
         if (lacking := self._space.lacking(size)) is not None:
             raise StorageFull(lacking)
         seq = self._seqs.take(1)
+        self._database.execute(
+            "insert into known_id (queue, id, seq, digest) values (?, ?, ?, ?)",
+            (self._queues.make(entry.queue), entry.id, seq, digest_of(entry)),
+        )
         if isinstance(entry, LiveMessage):
             self._put_message(now, seq, entry)
         else:
@@ -97,8 +94,6 @@ class Imports:
     def _is_new(self, entry: LiveMessage | EndedMessage) -> bool:
         """Return whether an id is not known. Raises `IdConflict` where it is known with other content."""
         queue_id = self._queues.make(entry.queue)
-        if self._newest.are_new(queue_id, [entry.id]):
-            return True
         row = self._database.execute(_DIGEST, (queue_id, entry.id)).fetchone()
         if row is None:
             return True
@@ -141,13 +136,10 @@ class Imports:
     def _put_settled(self, seq: int, entry: EndedMessage) -> None:
         self._database.execute(
             """
-            insert into settled (queue, id, outcome, digest, settled_at, life, delivery, seq)
-            values (?, ?, ?, ?, ?, null, ?, ?)
+            insert into outcome (seq, queue, outcome, settled_at, life, delivery)
+            values (?, ?, ?, ?, null, ?)
             """,
-            (
-                *(self._queues.make(entry.queue), entry.id, entry.outcome, digest_of(entry), entry.settled_at),
-                *(0 if entry.delivered else None, seq),
-            ),
+            (seq, self._queues.make(entry.queue), entry.outcome, entry.settled_at, 0 if entry.delivered else None),
         )
         result = result_of(entry)
         row = (result, entry.error, entry.far_outcome, entry.far_error)

@@ -19,52 +19,42 @@ from ..tables.groups import Groups
 from ..tables.messages import ENDING_COLUMNS, Ending, Messages
 from ..tables.queues import Queues
 from ..totals import Totals
-from .newest_ids import NewestIds
 from .seqs import Seqs
 
 MOST_DROPPED: Final = 1000
 """How many messages one send drops at most. A queue whose limit was lowered reaches it in steps."""
 
 _PUT: Final = """
-    insert or ignore into message
+    insert into message
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
     values {rows}
     """
 _PUT_DELAYED: Final = _PUT.format(rows="(?, ?, ?, 'delayed', ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-
-
-def _put_ready(row: str, values: int) -> list[str]:
-    """Return statements that store 0, 1, 2, … messages of one queue that are ready now and expire together.
-
-    The values that the messages share are bound once, because binding takes half of the time of a row.
+_KNOW: Final = """
+    insert or ignore into known_id (queue, id, seq, digest)
+    values {rows}
     """
-    return [
-        _PUT.format(
-            rows=", ".join(
-                row.format(index, *range(4 + values * index, 4 + values * (index + 1))) for index in range(count)
-            )
-        )
-        for count in range(MANY + 1)
-    ]
+
+
+def _rows(statement: str, row: str, shared: int, values: int) -> list[str]:
+    """Return statements for 0, 1, 2, … rows. Each row has its index, then its own ``values``, behind ``shared`` ones.
+
+    The values that the rows share are bound once, because binding takes half of the time of a row.
+    """
+    own = [range(shared + 1 + values * index, shared + 1 + values * (index + 1)) for index in range(MANY)]
+    rows = [row.format(index, *numbers) for index, numbers in enumerate(own)]
+    return [statement.format(rows=", ".join(rows[:count])) for count in range(MANY + 1)]
 
 
 ROW_BYTES: Final = 400
 """What a message takes in the file beside its body and headers, with its entries in the indexes, at most about."""
-_PUT_PLAIN: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 5)
-_PUT_MORE: Final = _put_ready("(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 7)
+_KNOW_ALL: Final = _rows(_KNOW, "(?2, ?{1}, ?1 + {0}, ?{2})", 2, 2)
+# Messages of one queue that are ready now and expire together.
+_PUT_PLAIN: Final = _rows(_PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 3, 5)
+_PUT_MORE: Final = _rows(_PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 3, 7)
 """The statements for messages of which at least one has a group or headers."""
-# By seq: a new message is in memory, and its id is looked up where the newest records are.
-_SETTLED_BEFORE: Final = """
-    select message.seq
-    from message
-    cross join settled on settled.queue = message.queue and settled.id = message.id
-    where message.seq >= ?
-    """
-_FIND: Final = """
-    select seq, digest from message where queue = ?1 and id = ?2
-    union all
-    select seq, digest from settled where queue = ?1 and id = ?2
-    """
+_FIND: Final = "select seq, digest from known_id where queue = ? and id = ?"
+_STORED_SINCE: Final = "select queue, id from message where seq >= ?"
 _OLDEST_LATER: Final = f"""
     select {ENDING_COLUMNS}
     from message
@@ -94,7 +84,6 @@ class Puts:
         space: Space,
         clock_notes: ClockNotes,
         totals: Totals,
-        newest: NewestIds,
     ) -> None:
         self._database = database
         self._queues = queues
@@ -107,7 +96,6 @@ class Puts:
         self._space = space
         self._clock_notes = clock_notes
         self._totals = totals
-        self._newest = newest
 
     @property
     def next_seq(self) -> int:
@@ -198,12 +186,27 @@ class Puts:
 
     def _insert_ready(self, sends: Sequence[tuple[float, NewMessage]]) -> int:
         """Insert up to `MANY` messages of one queue that expire together and are not delayed; return how many."""
-        _, first = sends[0]
-        queue_id = self._queues.make(first.queue)
         first_seq = self._seqs.take(len(sends))
-        expires_at = first.expires_at
+        queue_id = self._queues.make(sends[0][1].queue)
+        known: list[object] = [first_seq, queue_id]
+        for _, m in sends:
+            known += (m.id, m.digest)
+        if self._database.execute(_KNOW_ALL[len(sends)], known).rowcount == len(sends):
+            self._insert_new(first_seq, queue_id, sends)
+            return len(sends)
+        inserted = 0
+        for seq, send in enumerate(sends, first_seq):
+            if self._find(send[1])[0] == seq:  # it is not that of an earlier message with this id
+                self._insert_new(seq, queue_id, [send])
+                inserted += 1
+        return inserted
+
+    def _insert_new(self, first_seq: int, queue_id: int, sends: Sequence[tuple[float, NewMessage]]) -> None:
+        """Insert messages as `_insert_ready` does, whose ids are new."""
+        expires_at = sends[0][1].expires_at
         if expires_at is not None:
             expires_at -= self._clock_notes.set_by
+            self._leased.may_expire(expires_at)
         values: list[object] = [first_seq, queue_id, expires_at]
         if [m for _, m in sends if m.group is not None or m.headers is not None]:
             statements = _PUT_MORE
@@ -214,23 +217,22 @@ class Puts:
             for now, m in sends:
                 values += (m.id, m.priority, now, m.digest, m.body)
         self._leased.stored(queue_id, first_seq, sends)
-        if expires_at is not None:
-            self._leased.may_expire(expires_at)
-        are_new = self._newest.are_new(queue_id, [message.id for _, message in sends])
-        inserted = self._database.execute(statements[len(sends)], values).rowcount
-        return inserted if are_new else inserted - self._remove_settled(first_seq)
+        self._database.execute(statements[len(sends)], values)
 
     def _insert_one(self, now: float, message: NewMessage) -> int:
         if message.due_at is None or message.due_at <= now:
             return self._insert_ready([(now, message)])
         seq = self._seqs.take(1)
+        queue_id = self._queues.make(message.queue)
+        if not self._database.execute(_KNOW_ALL[1], (seq, queue_id, message.id, message.digest)).rowcount:
+            return 0
         unset = self._clock_notes.unset
         expires_at = unset(message.expires_at)
         if expires_at is not None:
             self._leased.may_expire(expires_at)
         row = (
             seq,
-            self._queues.make(message.queue),
+            queue_id,
             message.id,
             message.priority,
             now,
@@ -242,16 +244,8 @@ class Puts:
             message.headers,
             message.body,
         )
-        are_new = self._newest.are_new(row[1], [message.id])
-        inserted = self._database.execute(_PUT_DELAYED, row).rowcount
-        return inserted if are_new else inserted - self._remove_settled(seq)
-
-    def _remove_settled(self, first: int) -> int:
-        """Delete the messages from the seq ``first`` on whose ids are settled; return how many there were."""
-        known = self._database.execute(_SETTLED_BEFORE, (first,)).fetchall()
-        for (seq,) in known:
-            self._database.execute("delete from message where seq = ?", (seq,))
-        return len(known)
+        self._database.execute(_PUT_DELAYED, row)
+        return 1
 
     def _duplicates(self, first: int, messages: Sequence[NewMessage]) -> list[int]:
         """Return the indexes of the messages that were not inserted. Raises `IdConflict`."""
@@ -279,6 +273,9 @@ class Puts:
         return seq, digest
 
     def _delete_from(self, first: int) -> None:
+        """Delete the messages from the seq ``first`` on, as if they had not been sent."""
+        for queue_id, id in self._database.execute(_STORED_SINCE, (first,)).fetchall():
+            self._database.execute("delete from known_id where queue = ? and id = ?", (queue_id, id))
         self._database.execute("delete from message where seq >= ?", (first,))
 
     def _require_space(self, first: int, messages: Sequence[NewMessage]) -> None:

@@ -19,7 +19,7 @@ from .queues import Queues
 _FIND: Final = f"""
     select {ENDING_COLUMNS}, deliveries, priority, due_at, fixed
     from message
-    where queue = ? and id = ?
+    where seq = (select seq from known_id where queue = ? and id = ?)
     """  # noqa: S608 # a constant
 
 

@@ -151,10 +151,15 @@ class DeadLetters:
             rows = self._database.execute(
                 f"""
                 select {ENDING_COLUMNS}
-                from message indexed by message_by_id
-                where queue = ? and id in (select value from json_each(?)) and state = 'dead'
+                from message
+                where state = 'dead'
+                  and seq in (
+                    select known_id.seq
+                    from json_each(?) as asked
+                    cross join known_id on known_id.queue = ? and known_id.id = asked.value
+                  )
                 """,  # noqa: S608 # a constant
-                (queue_id, json.dumps(command.ids)),
+                (json.dumps(command.ids), queue_id),
             ).fetchall()
             return [Ending._make(row) for row in sorted(rows)], None
         after = command.after

@@ -83,7 +83,7 @@ class Deletion:
         kept = command.keep | self._bound() | self._scheduled()
         gone = 0
         for queue_id, name, paused in rows:
-            if not paused and name not in kept and not self._remembers(queue_id) and not self._has_messages(queue_id):
+            if not paused and name not in kept and not self._has_messages(queue_id) and not self._remembers(queue_id):
                 self._remove(name, queue_id)
                 gone += 1
         return Forgotten(gone, (rows[-1][0], None) if len(rows) == command.limit else None, [], [])
@@ -92,7 +92,7 @@ class Deletion:
         return self._database.execute(_HAS_MESSAGES, (queue_id,)).fetchone() is not None
 
     def _remembers(self, queue_id: int) -> bool:
-        """Return whether the ids of settled messages are remembered."""
+        """Return whether the ids of settled messages are remembered. The queue has no messages."""
         return bool(self._settled.first(queue_id, 1))
 
     def _bound(self) -> set[str]:
