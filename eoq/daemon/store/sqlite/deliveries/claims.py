@@ -5,8 +5,8 @@ Each claim has a number, which fences (G7): a settle that names another number c
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from ....measures import Histogram
@@ -18,7 +18,7 @@ from ..tables.clock import ClockNotes
 from ..tables.messages import Ending, Messages
 from ..tables.queues import Queues
 from ..totals import Totals
-from .leased import START, ClaimPlace, Key, Leased
+from .leased import START, ClaimPlace, Leased
 
 EXPIRY_ROWS: Final = 500
 """How many expired messages one claim ends."""
@@ -31,14 +31,12 @@ _NEXT: Final = f"""
     from message
     where queue = ?1 and state = 'ready' and priority = ?2 and seq > ?3
     order by seq
-    limit ?4
     """  # noqa: S608 # a constant
 _NEXT_BELOW: Final = f"""
     select {_COLUMNS}
     from message
     where queue = ?1 and state = 'ready' and priority < ?2
     order by priority desc, seq
-    limit ?3
     """  # noqa: S608 # a constant
 _SCAN: Final = (_NEXT, _NEXT_BELOW)
 _SCAN_SKIPPING: Final = tuple(one.replace("'ready'", "'ready' and not leased(seq)") for one in _SCAN)
@@ -134,65 +132,50 @@ class Claims:
         limit, most_bytes = command.limit, command.most_bytes
         set_by = self._clock_notes.set_by
         unset = command.now - set_by
-        with closing(self._candidates(queue_id, place, limit)) as candidates:
-            for row in candidates:
-                expires_at = row[8]
-                if expires_at is not None and expires_at <= unset:
-                    unfinished = len(expired) == EXPIRY_ROWS
-                    if not unfinished:
-                        expired.append(Ending(row[0], queue_id, row[1], row[6], len(row[2]), "ready"))
-                else:
-                    size += len(row[2]) + len(row[3] or "")
-                    unfinished = size > most_bytes and bool(claimed)
-                    if not unfinished:
-                        if expires_at is not None:
-                            row = (*row[:8], expires_at + set_by, *row[9:])
-                        claimed.append(ClaimedMessage(*row))
-                if unfinished:
-                    break
-                last = (-row[5], row[0])
-                if len(claimed) == limit:
-                    break
+        for row in chain.from_iterable(self._candidates(queue_id, place)):
+            seq, id, body, headers, _, priority, group, _, expires_at, _ = row
+            if expires_at is not None and expires_at <= unset:
+                unfinished = len(expired) == EXPIRY_ROWS
+                if not unfinished:
+                    expired.append(Ending(seq, queue_id, id, group, len(body), "ready"))
+            else:
+                size += len(body) + (0 if headers is None else len(headers))
+                unfinished = size > most_bytes and bool(claimed)
+                if not unfinished:
+                    if expires_at is not None:
+                        row = (*row[:8], expires_at + set_by, *row[9:])
+                    claimed.append(ClaimedMessage(*row))
+            if unfinished:
+                break
+            last = (-priority, seq)
+            if len(claimed) == limit:
+                break
         self._leased.move(place, last)
         if unfinished:
-            self._leased.ready(queue_id, row[5], row[0])  # it was passed, and not taken
+            self._leased.ready(queue_id, priority, seq)  # it was passed, and not taken
         return claimed, expired, unfinished
 
-    def _candidates(self, queue_id: int, place: ClaimPlace, limit: int) -> Generator[Row, None, None]:
-        """Yield the ready messages that are not leased, in the order of delivery."""
-        leased = self._leased
+    def _candidates(self, queue_id: int, place: ClaimPlace) -> Iterator[Iterable[Row]]:
+        """Yield, in parts, the ready messages that are not leased, in the order of delivery.
+
+        The rows of a part are read one by one, because their bodies may be large.
+        """
+        execute, leased = self._database.execute, self._leased
         while (key := leased.pop_back(place)) is not None:
             rank, seq = key
-            row = self._database.execute(_ONE, (seq, queue_id, -rank)).fetchone()
+            row = execute(_ONE, (seq, queue_id, -rank)).fetchone()
             if row is not None and leased.get(seq) is None:
-                yield row
-        yield from self._scan(queue_id, place.key, limit, _SCAN_SKIPPING if place.skipping else _SCAN)
+                yield (row,)
+        following, below = _SCAN_SKIPPING if place.skipping else _SCAN
+        rank, seq = place.key
+        if place.key != START:
+            yield execute(following, (queue_id, -rank, seq))
+        yield execute(below, (queue_id, -rank))
         if place.skipping:
-            last = self._database.execute(_LAST, (queue_id,)).fetchone()
+            last = execute(_LAST, (queue_id,)).fetchone()
             if last is not None:
                 leased.move(place, last)
             place.skipping = False
-
-    def _scan(self, queue_id: int, key: Key, limit: int, statements: Sequence[str]) -> Iterator[Row]:
-        """Yield the ready messages behind ``key``. The rows are read one by one, because their bodies may be large."""
-        execute = self._database.execute
-        following, below = statements
-        while True:
-            rank, seq = key
-            found = 0
-            if key != START:
-                for row in execute(following, (queue_id, -rank, seq, limit)):
-                    found += 1
-                    key = (rank, row[0])
-                    yield row
-            if found < limit:
-                found = 0
-                for row in execute(below, (queue_id, -rank, limit)):
-                    found += 1
-                    key = (-row[5], row[0])
-                    yield row
-                if found < limit:
-                    return
 
     def _watermark(self, queue_id: int) -> int:
         """Return the lowest seq that is not settled, or the next seq."""

@@ -136,8 +136,7 @@ class Leased:
             (number, queue_id, now, consumer, handles, str(seqs)),
         )
         self._database.on_rollback(partial(self._forget, delivery))
-        for seq in seqs:
-            self._by_seq[seq] = delivery
+        self._by_seq.update(dict.fromkeys(seqs, delivery))
         return number
 
     def end(self, seqs: Iterable[int]) -> None:
