@@ -36,22 +36,36 @@ _KNOW: Final = """
     """
 
 
-def _rows(statement: str, row: str, shared: int, values: int) -> list[str]:
-    """Return statements for 0, 1, 2, … rows. Each row has its index, then its own ``values``, behind ``shared`` ones.
+class _Statements(dict[int, str]):
+    """Statements by their number of rows. Each is made when it is first needed.
 
-    The values that the rows share are bound once, because binding takes half of the time of a row.
+    A row has its index, then its ``own`` values, behind those that all rows share. These are bound once, because binding
+    takes half of the time of a row.
     """
-    own = [range(shared + 1 + values * index, shared + 1 + values * (index + 1)) for index in range(MANY)]
-    rows = [row.format(index, *numbers) for index, numbers in enumerate(own)]
-    return [statement.format(rows=", ".join(rows[:count])) for count in range(MANY + 1)]
+
+    def __init__(self, statement: str, row: str, *, shared: int, own: int) -> None:
+        self._statement = statement
+        self._row = row
+        self._shared = shared
+        self._own = own
+
+    def __missing__(self, count: int) -> str:
+        firsts = range(self._shared + 1, self._shared + 1 + self._own * count, self._own)
+        rows = [self._row.format(index, *range(first, first + self._own)) for index, first in enumerate(firsts)]
+        self[count] = statement = self._statement.format(rows=", ".join(rows))
+        return statement
 
 
 ROW_BYTES: Final = 400
 """What a message takes in the file beside its body and headers, with its entries in the indexes, at most about."""
-_KNOW_ALL: Final = _rows(_KNOW, "(?2, ?{1}, ?1 + {0}, ?{2})", 2, 2)
+_KNOW_ALL: Final = _Statements(_KNOW, "(?2, ?{1}, ?1 + {0}, ?{2})", shared=2, own=2)
 # Messages of one queue that are ready now and expire together.
-_PUT_PLAIN: Final = _rows(_PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", 3, 5)
-_PUT_MORE: Final = _rows(_PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", 3, 7)
+_PUT_PLAIN: Final = _Statements(
+    _PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, null, null, ?{})", shared=3, own=5
+)
+_PUT_MORE: Final = _Statements(
+    _PUT, "(?1 + {}, ?2, ?{}, 'ready', ?{}, ?{}, null, 0, ?3, ?{}, ?{}, ?{}, ?{})", shared=3, own=7
+)
 """The statements for messages of which at least one has a group or headers."""
 _FIND: Final = "select seq, digest from known_id where queue = ? and id = ?"
 _STORED_SINCE: Final = "select queue, id from message where seq >= ?"
