@@ -39,8 +39,8 @@ _KNOW: Final = """
 class _Statements(dict[int, str]):
     """Statements by their number of rows. Each is made when it is first needed.
 
-    A row has its index, then its ``own`` values, behind those that all rows share. These are bound once, because binding
-    takes half of the time of a row.
+    A row has its index, then its ``own`` values, behind those that all rows share. Shared values are bound once, since
+    binding takes half of the time of a row.
     """
 
     def __init__(self, statement: str, row: str, *, shared: int, own: int) -> None:
