@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,6 +167,9 @@ class Parts:
             DeliveryRef(one.seq, number, "q", one.group, len(one.body), queue_id=claimed.queue_id, id=one.id)
             for one in claimed.messages
         ]
+
+    def retention(self) -> RecordRetention:
+        return RecordRetention(self.database, self.messages, self.settled, self.clock_notes)
 
     def states(self) -> dict[str, str]:
         """Return the state of each message by its id."""
@@ -415,28 +419,52 @@ def test_a_shift_that_is_rolled_back_moves_nothing(parts: Parts) -> None:
     assert parts.timers().advance(Advance(NOW, 10, defaults)).next_at == NOW + 10
 
 
-def test_forgetting_passes_all_records_in_steps(parts: Parts) -> None:
-    ids = [f"{n}" for n in range(25)]
+def _settle_at(parts: Parts, now: float, *ids: str) -> None:
     parts.put(*ids)
-    parts.acks().settle(Settle(NOW, [(delivery, b"result") for delivery in parts.claim(25)], [], defaults))
-    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
-    results = "select count(*) from result"
+    parts.acks().settle(Settle(now, [(delivery, b"result") for delivery in parts.claim(len(ids))], [], defaults))
 
-    def forget(now: float, settings: QueueSettings, hurry: bool = False) -> list[int]:
-        gone: list[int] = []
-        after = None
-        while not gone or after is not None:
-            step = forgetting.forget(Forget(now, after, 10, lambda _: settings, hurry))
-            gone.append(step.rows)
-            after = step.after
-        return gone
 
-    assert forget(NOW + 5, QueueSettings(retention=10)) == [0, 0, 0]
+def _forget_in_steps(retention: RecordRetention, now: float, settings: QueueSettings, hurry: bool = False) -> list[int]:
+    """Run a round of steps of 10 ids. Return how many records each has deleted."""
+    gone: list[int] = []
+    after = None
+    while not gone or after is not None:
+        step = retention.forget(Forget(now, after, 10, lambda _: settings, hurry))
+        gone.append(step.rows)
+        after = step.after
+    return gone
+
+
+def test_forgetting_passes_all_ids_in_steps(parts: Parts) -> None:
+    _settle_at(parts, NOW, *(f"{n}" for n in range(25)))
+    parts.put("stays")
+    forget = partial(_forget_in_steps, parts.retention())
+    assert forget(NOW + 5, QueueSettings(retention=10)) == [0], "none can be old enough"
     assert forget(NOW + 5.5, QueueSettings(retention=0)) == [0], "the queue was passed a moment ago"
     assert forget(NOW + 5.5, QueueSettings(retention=10, result_retention=3), hurry=True) == [0, 0, 0]
-    assert parts.database.execute(results).fetchone() == (0,)
+    assert parts.database.execute("select count(*) from result").fetchone() == (0,)
     assert forget(NOW + 20, QueueSettings(retention=10)) == [10, 10, 5]
-    assert parts.states() == {}
+    assert parts.states() == {"stays": "ready"}
+    assert parts.database.execute("select id from known_id").fetchall() == [("stays",)]
+
+
+def test_a_queue_is_passed_when_its_oldest_record_may_be_old_enough(parts: Parts) -> None:
+    _settle_at(parts, NOW, *"abcde")
+    _settle_at(parts, NOW + 8, *(f"{n}" for n in range(60)))
+    forget = partial(_forget_in_steps, parts.retention(), settings=QueueSettings(retention=10), hurry=True)
+    assert forget(NOW + 9) == [0, 0], "the first step learns of 50 records, the next of the others"
+    assert sum(forget(NOW + 12)) == 5
+    assert forget(NOW + 15) == [0]
+    assert sum(forget(NOW + 19)) == 60
+
+
+def test_a_record_that_was_settled_while_the_clock_was_ahead_is_forgotten_in_time(parts: Parts) -> None:
+    _settle_at(parts, NOW + 1000, "ahead")
+    forget = partial(_forget_in_steps, parts.retention(), settings=QueueSettings(retention=10), hurry=True)
+    assert forget(NOW + 1000) == [0]
+    _settle_at(parts, NOW, "a")  # the clock was put right
+    assert forget(NOW) == [0]
+    assert forget(NOW + 11) == [1]
 
 
 def test_a_result_that_comes_back_late_is_kept(parts: Parts) -> None:
@@ -446,7 +474,7 @@ def test_a_result_that_comes_back_late_is_kept(parts: Parts) -> None:
     parts.acks().settle(Settle(NOW, [(plain, None)], [], defaults, forwarded="away"))
     results = FarResults(parts.database, parts.queues)
     assert results.take(TakeResults("q", [FarResult("back", "done", b"paid", None)])).ended
-    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    forgetting = parts.retention()
 
     def forget(now: float) -> int:
         settings = QueueSettings(retention=10, result_retention=1)
@@ -464,7 +492,7 @@ def test_dead_letters_that_are_too_old_or_too_many_are_dropped(parts: Parts) -> 
     parts.put(*"abcde")
     for delivery in parts.claim():
         parts.returns().reject(RejectDelivery(NOW + delivery.seq, delivery, "no"))
-    forgetting = RecordRetention(parts.database, parts.messages, parts.settled, ClockNotes(parts.database))
+    forgetting = parts.retention()
     step = forgetting.forget(Forget(NOW + 13, None, 10, lambda _: QueueSettings(dead_retention=10), True))
     assert [(one.queue, one.number, one.setting) for one in step.letters] == [("q", 2, "dead_retention")]
     assert [end.id for end in step.ended] == ["a", "b"]
@@ -578,9 +606,10 @@ def test_a_queue_is_deleted_once_nothing_is_left_of_it(parts: Parts) -> None:
 def test_imports_store_what_is_new_all_or_none(parts: Parts) -> None:
     bindings = Bindings(parts.database, parts.queues)
     setups = Setups(parts.database, parts.queues, bindings, Schedules(parts.database, parts.puts, parts.totals))
+    retention = parts.retention()
     imports = Imports(
         *(parts.database, parts.queues, parts.groups, parts.contents, parts.leased, parts.seqs),
-        *(parts.space, parts.clock_notes, setups),
+        *(parts.space, parts.clock_notes, retention, setups),
     )
     entries: list[tuple[int, Entry]] = [
         (2, LiveMessage(queue="q", id="a", body="x", enqueued_at=NOW)),
@@ -591,6 +620,11 @@ def test_imports_store_what_is_new_all_or_none(parts: Parts) -> None:
     assert imports.store(Import(NOW, entries)) == 4
     assert imports.store(Import(NOW, entries)) == 0
     assert parts.states() == {"a": "ready", "b": "done"}
+    forget = partial(_forget_in_steps, retention, settings=QueueSettings(retention=10), hurry=True)
+    assert forget(NOW + 1) == [0]
+    old = EndedMessage(queue="q", id="old", digest="00" * 16, outcome="done", settled_at=NOW - 100)
+    assert imports.store(Import(NOW + 1, [(2, old)])) == 1
+    assert forget(NOW + 2) == [1], "what was imported may be older than all before"
     other: list[tuple[int, Entry]] = [
         (2, LiveMessage(queue="q", id="c", body="x", enqueued_at=NOW)),
         (3, LiveMessage(queue="q", id="a", body="y", enqueued_at=NOW)),

@@ -104,6 +104,7 @@ class SqliteStore:
             latencies.handling,
         )
         timers = Timers(database, queues, messages, leased, clock_notes)
+        retention = RecordRetention(database, messages, settled, clock_notes)
         self.methods: dict[type[Command[Any]], Callable[[Any], object]] = {
             commands.Put: self._puts.put,
             commands.Claim: claims.claim,
@@ -116,9 +117,9 @@ class SqliteStore:
             commands.Advance: timers.advance,
             commands.ShiftTimes: timers.shift,
             commands.NoteClock: timers.note_clock,
-            commands.Forget: RecordRetention(database, messages, settled, clock_notes).forget,
+            commands.Forget: retention.forget,
             commands.Shrink: self.space.shrink,
-            **self._administration(queues, messages, groups, contents, leased, settled, clock_notes),
+            **self._administration(queues, messages, groups, contents, leased, settled, clock_notes, retention),
         }
         """The method that runs each type of command."""
         self._batching = Batching(queues, self._puts, claims, totals, self.methods)
@@ -132,6 +133,7 @@ class SqliteStore:
         leased: Leased,
         settled: Settled,
         clock_notes: ClockNotes,
+        retention: RecordRetention,
     ) -> dict[type[Command[Any]], Callable[[Any], object]]:
         """Make the parts for operators, the dedup service and schedules, and return the methods for their commands."""
         database, totals = self.database, self.totals
@@ -143,7 +145,9 @@ class SqliteStore:
         remembered = RememberedIds(database, clock_notes)
         schedules = Schedules(database, self._puts, totals)
         setups = Setups(database, queues, bindings, schedules)
-        imports = Imports(database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, setups)
+        imports = Imports(
+            database, queues, groups, contents, leased, self._seqs, self.space, clock_notes, retention, setups
+        )
         return {
             commands.Pause: queues.pause,
             commands.DeleteQueue: deletion.delete,

@@ -1,12 +1,14 @@
 """Records of settled messages are deleted when their retention has passed, and so are old dead letters.
 
-The records are passed in the order of their key, in steps, so that no send waits long. No index on time is kept for
-this. A queue is passed again after a small part of its shortest retention.
+The ids of a queue are passed in their order, in steps, so that no send waits long. No index on time is kept for this. A
+queue is passed again after a small part of its shortest retention, but not while none of its records can be old enough.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from typing import Final, NamedTuple
 
 from ....config.settings import QueueSettings
@@ -23,6 +25,8 @@ SHORTEST, LONGEST, OFTEN = 1.0, 6 * 3600.0, 60.0
 """Seconds between two passes of one queue: at least, at most, and at most where its dead letters are limited."""
 MOST_QUEUES: Final = 500
 """How many queues one step looks at."""
+LEARNED: Final = 5
+"""How many outcomes a start reads in the time of one id that is passed: they are read in the order of the file."""
 
 
 class Position(NamedTuple):
@@ -42,11 +46,20 @@ class RecordRetention:
         self._clock_notes = clock_notes
         self._passed: dict[int, float] = {}
         """When each queue was passed to its end, by the wall clock."""
+        self._learned_to: int | None = 0
+        """The seq up to which this life has learned when the oldest record was settled. None: it knows that."""
+        self._oldest_of_all = math.inf
+        self._oldest: dict[int, float] = {}
+        """By queue, a moment before which none of its records was settled. Where it has none, `_oldest_of_all` is."""
+        self._oldest_kept = math.inf
+        """The same of the records that the round under way has kept in its queue."""
 
     def forget(self, command: Forget) -> Forgotten:
         """See `Forget`."""
         position = Position(0, None) if command.after is None else Position(*command.after)
         outcome = Forgotten(0, None, [], [])
+        if self._learned_to is not None and not self._learn(command, self._learned_to):
+            return outcome._replace(after=(position.queue_id, position.id))
         examined = looked = 0
         while examined < command.limit and looked < MOST_QUEUES:
             row = self._database.execute(
@@ -71,13 +84,49 @@ class RecordRetention:
                     continue
                 after = ""
                 self._drop_letters(command, queue_id, name, settings, outcome)
+                self._oldest_kept = command.now
+                if not self._may_be_old(queue_id, command.now, settings):
+                    position = Position(queue_id, None)
+                    self._passed[queue_id] = command.now
+                    continue
             count, last, gone = self._pass(command, queue_id, after, settings, command.limit - examined)
             examined += count
             outcome = outcome._replace(rows=outcome.rows + gone)
             position = Position(queue_id, last)
             if last is None:
                 self._passed[queue_id] = command.now
+                self._oldest[queue_id] = self._oldest_kept
+                self._database.on_rollback(partial(self.may_be_older, queue_id, -math.inf))
         return outcome._replace(after=(position.queue_id, position.id))
+
+    # ── the oldest records ──────────────────────────────────────────────────────────────────────────────
+
+    def _learn(self, command: Forget, after: int) -> bool:
+        """Read when the next records were settled, once in each life. Return whether these were the last ones."""
+        limit = command.limit * LEARNED
+        count, last, oldest = self._database.execute(
+            """
+            select count(*), max(seq), min(settled_at)
+            from (select seq, settled_at from outcome where seq > ? order by seq limit ?)
+            """,
+            (after, limit),
+        ).fetchone()
+        self._oldest_of_all = min(self._oldest_of_all, command.now, oldest if count else math.inf)
+        self._learned_to = last if count == limit else None
+        return self._learned_to is None
+
+    def may_be_older(self, queue_id: int, settled_at: float) -> None:
+        """Note that a queue has a record that was settled then, other than by a settle of this life."""
+        self._oldest[queue_id] = min(settled_at, self._oldest.get(queue_id, self._oldest_of_all))
+
+    def _may_be_old(self, queue_id: int, now: float, settings: QueueSettings) -> bool:
+        """Return whether a record of a queue may have passed its retention."""
+        # The clock may have been ahead. What was settled since it is right is not older than now.
+        oldest = self._oldest[queue_id] = min(self._oldest.get(queue_id, self._oldest_of_all), now)
+        retention = min(settings.retention, settings.result_retention or math.inf)
+        return oldest < self._before(now, retention)
+
+    # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_due(self, queue_id: int, now: float, settings: QueueSettings) -> bool:
         passed = self._passed.get(queue_id)
@@ -104,6 +153,8 @@ class RecordRetention:
         before = self._before(command.now, settings.retention)
         settled = [row for row in rows if row[2] is not None]
         old = [(id, seq) for id, seq, settled_at in settled if settled_at < before]
+        kept = [settled_at for _, _, settled_at in settled if settled_at >= before]
+        self._oldest_kept = min(self._oldest_kept, *kept, math.inf)
         if old:
             self._settled.forget(queue_id, old)
         if settings.result_retention is not None:

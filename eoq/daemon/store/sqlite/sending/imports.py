@@ -9,6 +9,7 @@ from ....portable import EndedMessage, Key, LiveMessage, body_of, digest_of, hea
 from ....store.commands import Import
 from ..database import Database
 from ..deliveries.leased import Leased
+from ..deliveries.record_retention import RecordRetention
 from ..space import Space
 from ..tables.clock import ClockNotes
 from ..tables.contents import Contents
@@ -34,6 +35,7 @@ class Imports:
         seqs: Seqs,
         space: Space,
         clock_notes: ClockNotes,
+        retention: RecordRetention,
         setups: Setups,
     ) -> None:
         self._database = database
@@ -44,6 +46,7 @@ class Imports:
         self._seqs = seqs
         self._space = space
         self._clock_notes = clock_notes
+        self._retention = retention
         self._setups = setups
 
     def store(self, command: Import) -> int:
@@ -134,6 +137,7 @@ class Imports:
             self._leased.may_expire(expires_at)
 
     def _put_settled(self, seq: int, entry: EndedMessage) -> None:
+        self._retention.may_be_older(self._queues.make(entry.queue), entry.settled_at)
         self._database.execute(
             """
             insert into outcome (seq, queue, outcome, settled_at, life, delivery)
