@@ -15,7 +15,7 @@ PAGE = Page("eoq/docs/speed.md")
 
 
 def _table() -> dict[str, list[str]]:
-    lines = re.findall(r"^\| (.+) \|$", PAGE.text, flags=re.MULTILINE)
+    lines = re.findall(r"^\| (.+) \|$", PAGE.section("Beside others"), flags=re.MULTILINE)
     return {label: figures for label, *figures in (line.split(" | ") for line in lines) if len(figures) > 1}
 
 
@@ -41,3 +41,11 @@ def test_the_command_prints_such_a_table(shell: Shell) -> None:
     assert ran.status == 0, ran.errors
     assert re.search(r"^send, 1 producer +[0-9.]+ +0.75$", ran.text, flags=re.MULTILINE)
     assert "eoq: synced before each confirmation" in ran.text
+
+
+@pytest.mark.slow
+def test_the_parts_are_those_that_the_command_prints(shell: Shell) -> None:
+    ran = shell.run(f"cd {ROOT} && {sys.executable} -m tests.bench.parts --rounds 1")
+    assert ran.status == 0, ran.errors
+    printed = {re.split(r"  +", line)[0] for line in ran.lines[1:]}
+    assert {row[0] for row in PAGE.rows("Where the time goes")} <= printed
