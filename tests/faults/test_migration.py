@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 import eoq
+from eoq.daemon.store.sqlite import schema
 from tests.support import Daemon, Fields, Wire, error_of
 
 OLD: Final = Path(__file__).with_name("schema5.sql").read_text()
@@ -183,6 +184,35 @@ def test_a_copy_of_the_file_is_kept(upgraded: Daemon) -> None:
     copy.unlink()
     upgraded.restart()
     assert not copy.exists(), "a file that is up to date is not copied"
+
+
+def test_a_file_that_is_not_brought_over_can_be_copied_and_is_refused_where_its_tables_are_read(folder: Path) -> None:
+    daemon = Daemon(folder)
+    make_old(daemon.db)
+    with closing(sqlite3.connect(folder / "app.db")) as app:
+        app.execute("create table eoq_outbox (seq integer primary key, queue, id, body, headers, error)")
+    shell = daemon.shell()
+    for command in (f"eoq export --db {daemon.db}", f"eoq audit {folder}/app.db --db {daemon.db}"):
+        ran = shell.run(command)
+        assert ran.status == 65, ran.errors
+        assert "is of an earlier version; start the daemon once, which brings it over" in ran.errors
+    copied = shell.run(f"eoq backup {folder}/copy.db --db {daemon.db}")
+    assert copied.status == 0, copied.errors
+
+
+@pytest.mark.slow
+def test_a_file_that_is_half_brought_over_can_be_copied(folder: Path) -> None:
+    daemon = Daemon(folder)
+    make_old(daemon.db)
+    scripts = len(list(Path(schema.__path__[0]).glob("*.sql")))
+    for nth in range(1, MOST_COMMITS):
+        _bring_over(daemon.db, (nth + 1) // 2)
+        copied = daemon.shell().run(f"eoq backup {folder}/copy{nth}.db --db {daemon.db}")
+        assert copied.status == 0, copied.errors
+        with closing(sqlite3.connect(folder / f"copy{nth}.db")) as database:
+            if database.execute("pragma user_version").fetchone() == (scripts,):
+                return
+    pytest.fail("it was killed to the end")
 
 
 def test_a_file_is_brought_over_once(upgraded: Daemon) -> None:

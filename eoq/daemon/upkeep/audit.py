@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ...errors import InvalidRequest, NotFound
 from ..store.sqlite.database import storage_error
-from .snapshots import Watch, open_read_only
+from .snapshots import Watch, open_read_only, require_current
 
 Kind: TypeAlias = Literal["acked_not_processed", "processed_not_acked", "sent_not_removed", "set_aside"]
 
@@ -50,10 +50,12 @@ def audit(database: Path, applications: Sequence[Path], watch: Watch) -> Audit:
 
     A queue is compared where one of the inboxes has processed messages of it. All inboxes of its workers have to be
     named, since each has a part of the ids. Raises `NotFound` where a file is missing, `InvalidRequest` where one is no
-    file of an application, and errors of the storage.
+    file of an application or the daemon's file is of an earlier version, and errors of the storage.
     """
     with ExitStack() as opened:
-        daemon = _DaemonFile(opened.enter_context(closing(open_read_only(database))), database)
+        file = opened.enter_context(closing(open_read_only(database)))
+        require_current(file, database)
+        daemon = _DaemonFile(file, database)
         files = [_Application(opened.enter_context(closing(_open(path))), path) for path in applications]
         return _compare(daemon, files, watch)
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from ...errors import InvalidRequest, NotFound
+from ...errors import NotFound
 from ..config.settings import StorageSettings
 from ..measures import COUNTERS
 from ..portable import (
@@ -31,10 +31,9 @@ from ..portable import (
 )
 from ..records import ScheduleRecord
 from ..rules.schedule_rules import Definition, Timing
-from ..store.sqlite.migration import migrations
 from ..store.sqlite.totals import DELETED
 from .backup import require_room
-from .snapshots import Watch, failure, open_read_only, stop_at_interrupt
+from .snapshots import Watch, failure, open_read_only, require_current, stop_at_interrupt
 
 STEP: Final = 500
 """After how many lines the room on the disk is checked, and the watcher is called."""
@@ -94,11 +93,7 @@ def export(database: Path, queues: Sequence[str], storage: StorageSettings, watc
         stop_at_interrupt(source)
         source.row_factory = sqlite3.Row
         try:
-            (version,) = source.execute("pragma user_version").fetchone()
-            if version < len(migrations()):
-                raise InvalidRequest(
-                    f"{database} is of an earlier version; start the daemon once, which brings it over, and try again"
-                )
+            require_current(source, database)
             source.execute("begin")
             reading = _Reading(source, queues)
             reading.require_queues()

@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
     """What an eoq file contains."""
 
     identity: str
-    """The identity of the file that the daemon made; a copy has the same."""
+    """The identity of the file that the daemon made; a copy has the same. A file of an early version has none."""
     messages: int
     """Messages that are not settled."""
     settled: int
@@ -69,6 +69,15 @@ def open_read_only(path: Path, *, alone: bool = False) -> sqlite3.Connection:
             "use that version"
         )
     return database
+
+
+def require_current(database: sqlite3.Connection, path: Path) -> None:
+    """Raise `InvalidRequest` where an eoq file has the tables of an earlier version."""
+    (version,) = database.execute("pragma user_version").fetchone()
+    if version < len(migrations()):
+        raise InvalidRequest(
+            f"{path} is of an earlier version; start the daemon once, which brings it over, and try again"
+        )
 
 
 def copy(source: sqlite3.Connection, path: Path, target: Path, watch: Watch) -> Snapshot:
@@ -131,12 +140,21 @@ def verify(path: Path, watch: Watch) -> Snapshot:
             problems = [text for (text,) in database.execute("pragma integrity_check(3)") if text != "ok"]
             if problems:
                 raise StorageFailed(f"{path} is damaged ({'; '.join(problems)}); use another backup")
-            (identity,) = database.execute("select identity from daemon").fetchone()
-            (messages,) = database.execute("select count(*) from message").fetchone()
-            (settled,) = database.execute("select count(*) from settled").fetchone()
+            snapshot = _snapshot(database, path)
         except sqlite3.Error as error:
             raise failure(error, path) from error
     watch("verifying", 1, 1)
+    return snapshot
+
+
+def _snapshot(database: sqlite3.Connection, path: Path) -> Snapshot:
+    """Return what a file contains, which may be of an earlier version, or half brought over from one."""
+    tables = {name for (name,) in database.execute("select name from sqlite_schema")}
+    (identity,) = database.execute("select identity from daemon").fetchone() if "daemon" in tables else ("",)
+    (messages,) = database.execute("select count(*) from message").fetchone()
+    settled = 0
+    for table in tables & {"settled", "settled_before"}:
+        (settled,) = database.execute(f"select count(*) from {table}").fetchone()  # noqa: S608 # our own tables
     return Snapshot(identity, messages, settled, path.stat().st_size)
 
 
