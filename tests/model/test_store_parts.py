@@ -589,7 +589,8 @@ def test_one_message_is_edited_and_cancelled_unless_it_is_leased(parts: Parts) -
 def test_a_queue_is_deleted_once_nothing_is_left_of_it(parts: Parts) -> None:
     parts.put("a")
     deletion = Deletion(
-        *(parts.database, parts.queues, parts.settled, parts.contents, parts.leased, parts.totals),
+        *(parts.database, parts.queues, parts.settled, parts.contents, parts.leased),
+        *(parts.retention(), parts.totals),
     )
     with pytest.raises(InvalidRequest, match="has messages"):
         deletion.delete(DeleteQueue("q", True, frozenset()))

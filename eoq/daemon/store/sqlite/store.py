@@ -138,7 +138,7 @@ class SqliteStore:
         """Make the parts for operators, the dedup service and schedules, and return the methods for their commands."""
         database, totals = self.database, self.totals
         dead_letters = DeadLetters(database, queues, messages, groups, contents, leased, self._puts)
-        deletion = Deletion(database, queues, settled, contents, leased, totals)
+        deletion = Deletion(database, queues, settled, contents, leased, retention, totals)
         changes = MessageChanges(database, queues, messages, contents, leased, settled, self.space, clock_notes)
         bindings = Bindings(database, queues)
         once = OnceKeys(database, clock_notes)

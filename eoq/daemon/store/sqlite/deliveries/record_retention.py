@@ -119,6 +119,11 @@ class RecordRetention:
         """Note that a queue has a record that was settled then, other than by a settle of this life."""
         self._oldest[queue_id] = min(settled_at, self._oldest.get(queue_id, self._oldest_of_all))
 
+    def forget_queue(self, queue_id: int) -> None:
+        """Forget what is known of a queue that is deleted. Its number is not used again."""
+        self._passed.pop(queue_id, None)
+        self._oldest.pop(queue_id, None)
+
     def _may_be_old(self, queue_id: int, now: float, settings: QueueSettings) -> bool:
         """Return whether a record of a queue may have passed its retention."""
         # The clock may have been ahead. What was settled since it is right is not older than now.

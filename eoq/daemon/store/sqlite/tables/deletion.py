@@ -9,6 +9,7 @@ from ....records import Deleted, Forgotten
 from ....store.commands import DeleteIdleQueues, DeleteQueue
 from ..database import Database
 from ..deliveries.leased import Leased
+from ..deliveries.record_retention import RecordRetention
 from ..deliveries.settled import Settled
 from ..totals import Totals
 from .contents import Contents
@@ -32,13 +33,21 @@ class Deletion:
     """The deletion of queues without messages: by an operator, and of those of which nothing is left."""
 
     def __init__(
-        self, database: Database, queues: Queues, settled: Settled, contents: Contents, leased: Leased, totals: Totals
+        self,
+        database: Database,
+        queues: Queues,
+        settled: Settled,
+        contents: Contents,
+        leased: Leased,
+        retention: RecordRetention,
+        totals: Totals,
     ) -> None:
         self._database = database
         self._queues = queues
         self._settled = settled
         self._contents = contents
         self._leased = leased
+        self._retention = retention
         self._totals = totals
 
     def delete(self, command: DeleteQueue) -> Deleted:
@@ -111,5 +120,6 @@ class Deletion:
     def _remove(self, name: str, queue_id: int) -> None:
         self._contents.drop(queue_id)
         self._leased.forget_queue(queue_id)
+        self._retention.forget_queue(queue_id)
         self._totals.move_to_deleted(queue_id)
         self._queues.delete(name, queue_id)
