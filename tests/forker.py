@@ -26,6 +26,7 @@ import signal
 import socket as sockets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -33,8 +34,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-LARGEST: Final = 1024 * 1024
-"""Bytes of a request at most: the arguments, the environment and the folder of a program."""
 WATCH_SECONDS: Final = 1.0
 """How often to look whether the parent still runs. Its end of a socket does not tell: a fork of it may have it too."""
 
@@ -111,8 +110,11 @@ class Forker:
         """Start ``python -m MODULE …`` or ``python SCRIPT …`` with three standard streams, and return its process."""
         request = json.dumps({"arguments": arguments[1:], "environment": dict(environment), "folder": str(folder)})
         ours, theirs = sockets.socketpair()
-        with theirs:
-            sockets.send_fds(self._socket, [request.encode()], [*streams, theirs.fileno()])
+        # In a file, because a long one may be read from the socket in pieces.
+        with theirs, tempfile.TemporaryFile() as file:
+            file.write(request.encode())
+            file.flush()
+            sockets.send_fds(self._socket, [b"."], [*streams, theirs.fileno(), file.fileno()])
         return Forked(ours, arguments)
 
     def close(self) -> None:
@@ -135,14 +137,18 @@ def forker() -> Forker:
 def serve(requests: sockets.socket, parent: int) -> None:
     """Fork for each request until the process ``parent`` closes its side or ends. Each child has a keeper."""
     while _runs_still(parent, requests):
-        data, streams, _, _ = sockets.recv_fds(requests, LARGEST, 4)
+        data, descriptors, _, _ = sockets.recv_fds(requests, 1, 5)
         if not data:
             return
+        *streams, request = descriptors
         if os.fork() == 0:
             requests.close()
-            _keep(json.loads(data), streams)
-        for stream in streams:
-            os.close(stream)
+            with open(request, "rb") as file:
+                file.seek(0)
+                asked = json.load(file)
+            _keep(asked, streams)
+        for descriptor in descriptors:
+            os.close(descriptor)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
