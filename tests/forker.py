@@ -143,7 +143,7 @@ def serve(requests: sockets.socket, parent: int) -> None:
         *streams, request = descriptors
         if os.fork() == 0:
             requests.close()
-            with open(request, "rb") as file:
+            with os.fdopen(request, "rb") as file:
                 file.seek(0)
                 asked = json.load(file)
             _keep(asked, streams)
