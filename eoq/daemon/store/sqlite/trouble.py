@@ -99,7 +99,9 @@ class Ownership:
 
     Another writer changes SQLite's data version. A file or log that was replaced or removed has another identity, or
     none: this daemon would go on writing to a file that has no name. A log that was truncated is shorter than it was,
-    unless the daemon has written to it again before the next check. The check takes a tenth of the time of a send (tests/bench/run.py, `send, 1 producer`), so it is made once in
+    unless the daemon has written to it again before the next check.
+
+    The check takes a tenth of the time of a send (tests/bench/run.py, `send, 1 producer`), so it is made once in
     `OWNERSHIP_SECONDS` at most.
     """
 
