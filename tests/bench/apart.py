@@ -10,6 +10,7 @@ inline: below 1, apart is quicker. `bodies.py` measures the same through the dae
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sqlite3
 import statistics
@@ -30,7 +31,7 @@ SIZES = {100: 100, 1_000: 100, 4_000: 100, 10_000: 100, 20_000: 50, 100_000: 10,
 MOST_MESSAGES = 2000
 MOST_BYTES = 10_000_000
 DIGEST = b"d" * 32
-KNOW = "insert or ignore into known_id (queue, id, seq, digest) values (1, ?, ?, ?)"
+KNOW = "insert into known_id (queue, id, seq, digest) values (1, ?, ?, ?)"
 PUT = """
     insert into message
       (seq, queue, id, state, priority, enqueued_at, due_at, fixed, expires_at, digest, "group", headers, body)
@@ -67,7 +68,7 @@ class Candidate:
 
     def put(self, first: int, count: int, body: bytes) -> None:
         """Store messages."""
-        ids = [id for id, _ in zip(new_ids(), range(count), strict=False)]
+        ids = list(itertools.islice(new_ids(), count))
         self.database.executemany(KNOW, [(id, first + index, DIGEST) for index, id in enumerate(ids)])
         inline = None if self.apart else body
         self.database.executemany(PUT, [(first + index, id, DIGEST, inline) for index, id in enumerate(ids)])

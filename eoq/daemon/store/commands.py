@@ -189,10 +189,10 @@ class StoreRemembered(Command[None], frozen=True):
 
 
 class Forget(Command[Forgotten], frozen=True):
-    """Examine up to ``limit`` settled records, and delete those whose retention has passed. Drop old dead letters.
+    """Examine up to ``limit`` ids, and forget those that have passed their retention. Drop old dead letters.
 
     ``after`` is where the last step of this round has ended; None begins a round. A round passes the queues whose last
-    pass was some time ago; with ``hurry``, all queues.
+    pass was some time ago; with ``hurry``, all queues. The first steps of a life only read when records were settled.
     """
 
     now: float

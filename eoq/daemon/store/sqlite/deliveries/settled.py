@@ -37,6 +37,11 @@ AWAITED: Final = "awaited"
 """The ``far_outcome`` of a forwarded message whose result is to come back."""
 
 
+_FORGET: Final = (
+    "delete from outcome where seq in (select value from json_each(?))",
+    "delete from failure where seq in (select value from json_each(?))",
+    "delete from result where seq in (select value from json_each(?))",
+)
 _IN_RANGE: Final = "seq between ? and ?"
 _IN_LIST: Final = "seq in (select value from json_each(?))"
 _DONE_AT: Final = {condition: _DONE.format(seqs=condition) for condition in (_IN_RANGE, _IN_LIST)}
@@ -116,8 +121,8 @@ class Settled:
         self._database.execute(
             "delete from known_id where queue = ? and id in (select value from json_each(?))", (queue_id, ids)
         )
-        for table in ("outcome", "failure", "result"):
-            self._database.execute(f"delete from {table} where seq in (select value from json_each(?))", (seqs,))  # noqa: S608 # our own tables
+        for statement in _FORGET:
+            self._database.execute(statement, (seqs,))
 
     # ── messages that were sent with an ack ─────────────────────────────────────────────────────────────
 
